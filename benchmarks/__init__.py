@@ -1,0 +1,1 @@
+"""Where the performance and accuracy figures come from: one command each."""

@@ -1,0 +1,35 @@
+"""What every command shares: exit codes and errors as one sentence on stderr instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from pipeline.errors import PipelineError, UsageError
+
+DONE, FAILED, BAD_USAGE, SOME_REJECTED = 0, 1, 2, 3
+
+
+def run(command: Callable[..., Any]) -> None:
+    """Run one command function as a program.
+
+    Exit codes: 0 done; 1 failed; 2 bad usage; 3 done, but some inputs were rejected and --strict was given. A command raises
+    `typer.Exit(code)` for the last.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(command)
+    try:
+        app()
+    except UsageError as error:
+        stop(str(error), BAD_USAGE)
+    except PipelineError as error:
+        stop(str(error), FAILED)
+    except KeyboardInterrupt:
+        stop("interrupted; run the same command again to go on", 130)
+
+
+def stop(sentence: str, code: int) -> None:
+    """Print one sentence on stderr and end the process."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,111 @@
+"""Decode and embed videos into a gallery: python -m jobs.ingest INPUT --gallery G"""
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from jobs.command_line import FAILED, SOME_REJECTED, run
+from pipeline.backbone import DEFAULT, find_backbone, parse_input_size
+from pipeline.catalog import read_catalog
+from pipeline.cluster import connected
+from pipeline.gallery import Gallery, GallerySettings
+from pipeline.ingest import IngestProgress, IngestSummary, Workers
+from pipeline.ingest import ingest as run_ingest
+from pipeline.video import Sampling
+
+
+def ingest(
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Folder (recursive), bucket prefix, manifest (.parquet, .csv, .jsonl) or one video.")
+    ],
+    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery; made if absent.")],
+    backbone: Annotated[str, typer.Option(help="Backbone by name, or path of an ONNX file with a sidecar .json.")] = DEFAULT,
+    input_size: Annotated[str | None, typer.Option(help="Frame size for the backbone, HEIGHTxWIDTH in pixels [default: its own].")] = None,
+    sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 10.0,
+    image_rate: Annotated[
+        float | None, typer.Option(help="Frames a second of folders of images [default: every image is looked at].")
+    ] = None,
+    root: Annotated[list[str] | None, typer.Option(help="Folder or prefix that inputs must lie in; may be given again.")] = None,
+    max_frames: Annotated[int, typer.Option(help="Most sampled frames of one candidate; longer ones are rejected.")] = 20_000,
+    max_bytes: Annotated[int, typer.Option(help="Largest video file, in bytes.")] = 16 << 30,
+    min_box: Annotated[int, typer.Option(help="Pixels of a box that must lie inside the frame, each way.")] = 8,
+    time_limit: Annotated[float, typer.Option(help="Seconds without progress after which a video is rejected.")] = 60.0,
+    memory_limit: Annotated[int, typer.Option(help="MiB that decoding one video may take.")] = 3072,
+    retry_rejected: Annotated[bool, typer.Option(help="Try videos again that were rejected before.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit with 3 when some inputs were rejected.")] = False,
+    decoders: Annotated[int | None, typer.Option(help="Decoding actors [default: half the CPUs].")] = None,
+    embedders: Annotated[int | None, typer.Option(help="Embedding actors [default: one a GPU, else one per 4 CPUs].")] = None,
+    shard_pieces: Annotated[int, typer.Option(help="Pieces (about: videos) of one shard and commit.", min=1)] = 128,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+) -> None:
+    """Decode, sample, crop and embed candidate videos into a gallery. Run again, it does only what is missing.
+
+    INPUT is a folder (searched recursively), a bucket prefix (s3://, gs://), one video, or a manifest with a column uri and
+    optionally video_id, camera_id, start_time, person_id, boxes_uri. A video is a file that decord opens or a folder of numbered
+    images; with a boxes file (MOT format) each track id in it becomes a candidate.
+    """
+    spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
+    sampling = Sampling(
+        rate=sample_rate,
+        image_rate=image_rate,
+        height=spec.height,
+        width=spec.width,
+        max_frames=max_frames,
+        max_bytes=max_bytes,
+        min_box=min_box,
+        time_limit=time_limit,
+        memory_limit=memory_limit << 20,
+    )
+    catalog = read_catalog(source, roots=root)
+    opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate))
+    print(f"{len(catalog.table)} inputs; starting Ray (about 15 s) ...", file=sys.stderr, flush=True)
+    with connected(address):
+        workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
+        summary = run_ingest(catalog, opened, sampling, workers, retry_rejected, ProgressLine())
+    print(describe(summary, source, gallery, spec.identity))
+    if summary.unaccounted or (summary.rejected and not summary.candidates and not summary.already):
+        raise typer.Exit(FAILED)
+    if strict and summary.rejected:
+        raise typer.Exit(SOME_REJECTED)
+
+
+class ProgressLine:
+    """Videos done, rejected, frames a second and time left: one line that renews itself, or one every 10 s into a log."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.last = 0.0
+
+    def __call__(self, state: IngestProgress) -> None:
+        finished = state.done == state.total
+        if not finished and time.monotonic() - self.last < (0.5 if self.terminal else 10):
+            return
+        self.last = time.monotonic()
+        speed = state.frames / state.seconds if state.seconds > 0 else 0.0
+        left = f"{state.seconds / state.done * (state.total - state.done):.0f} s left" if state.done else "time left unknown"
+        line = f"{state.done}/{state.total} videos, {state.rejected} rejected, {state.frames} frames, {speed:.0f} frames/s, {left}"
+        print(f"\r\x1b[K{line}" if self.terminal else line, end="\n" if finished or not self.terminal else "", file=sys.stderr, flush=True)
+
+
+def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -> str:
+    """The summary to paste into a ticket."""
+    working = max(summary.seconds - summary.startup_s, 1e-9)
+    lines = [
+        f"ingest of {source} into {gallery}",
+        f"  inputs        {summary.sources} ({summary.already} were in the gallery already)",
+        f"  candidates    {summary.candidates} added, {summary.frames} frames",
+        f"  rejected      {summary.rejected}" + "".join(f"\n    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
+        f"  backbone      {backbone}",
+        f"  time          {summary.seconds:.1f} s ({summary.startup_s:.1f} s start-up), {summary.frames / working:.0f} frames/s after it",
+    ]
+    if summary.unaccounted:
+        lines.append(f"  NOT FINISHED  {summary.unaccounted} inputs were lost on the way; run the same command again to take them up")
+    elif summary.rejected and not summary.candidates and not summary.already:
+        lines.append("  NOTHING USABLE: every input was rejected; see rejects/ in the gallery for the reasons")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(ingest)

@@ -1,0 +1,53 @@
+"""Writes a small camera network of rendered pedestrians: python -m jobs.render OUT"""
+
+import csv
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.command_line import run
+from pipeline.rendering import render_network
+
+
+def render(
+    out: Annotated[Path, typer.Argument(help="Folder to write to: absent, empty, or a network rendered before.")],
+    people: Annotated[int, typer.Option(help="People in the network.")] = 24,
+    cameras: Annotated[int, typer.Option(help="Cameras; most people come past 2 to 4 of them.")] = 4,
+    visits: Annotated[int, typer.Option(help="Clips per person and camera.")] = 1,
+    seed: Annotated[int, typer.Option(help="Number that everything random is drawn from.")] = 0,
+    hidden_share: Annotated[float, typer.Option(help="Share of clips, 0..1, in which something hides the person for a while.")] = 0.35,
+    processes: Annotated[int, typer.Option(help="Processes that render; the files do not depend on it.")] = 1,
+    full_frame: Annotated[bool, typer.Option(help="Also render one whole camera picture, with boxes of its people.")] = True,
+) -> None:
+    """Render clips of synthetic pedestrians in several cameras, with a manifest that names who is in which.
+
+    OUT/manifest.csv lists the clips (OUT/clips/camNN/*.mp4) and the full-frame video (OUT/scenes), whose boxes are in MOT
+    format and whose tracks OUT/labels.csv maps to people. Run again with the same flags, nothing is rendered.
+    """
+    manifest = render_network(
+        out,
+        people=people,
+        cameras=cameras,
+        clips_per_person_and_camera=visits,
+        seed=seed,
+        hidden_share=hidden_share,
+        processes=processes,
+        full_frame=full_frame,
+    )
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    clips = [row for row in rows if not row["boxes_uri"]]
+    roles = Counter(row["role"] for row in clips)
+    hidden = sum(float(row["hidden"]) >= 0.2 for row in clips)
+    print(f"{len(clips)} clips of {people} people in {cameras} cameras ({roles['query']} query, {roles['gallery']} gallery)")
+    print(f"{hidden} clips hide the person in a fifth of their frames or more")
+    for row in rows:
+        if row["boxes_uri"]:
+            print(f"full frame: {manifest.parent / row['uri']}, boxes {row['boxes_uri']}, labels labels.csv")
+    print(f"manifest: {manifest}")
+
+
+if __name__ == "__main__":
+    run(render)

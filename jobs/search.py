@@ -1,0 +1,138 @@
+"""Search a gallery for the person in one or more targets: python -m jobs.search TARGET ... --gallery G --out R"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from jobs.command_line import run
+from pipeline.audit import append_record, user
+from pipeline.errors import UsageError
+from pipeline.evidence import SourcePictures
+from pipeline.gallery import Gallery
+from pipeline.index import open_index
+from pipeline.report import write_report
+from pipeline.results import SearchResult, write_results
+from pipeline.scoring import ScoreSettings
+from pipeline.search import SearchSettings, opened_partitions
+from pipeline.search import search as run_search
+from pipeline.targets import read_targets
+
+
+def search(
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET", help="A video, a folder of images, or id:VIDEO_ID of the gallery.")],
+    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    out: Annotated[str | None, typer.Option(help="Folder for results.parquet, results.csv and report.html.")] = None,
+    top: Annotated[int, typer.Option(help="Leads a target; may exceed the gallery.")] = 20,
+    shortlist: Annotated[str, typer.Option(help="Videos that are scored in full: a number, or all.")] = "1000",
+    camera: Annotated[list[str] | None, typer.Option(help="Only this camera id; may be given again.")] = None,
+    after: Annotated[str | None, typer.Option(help="Only videos that start at or after this time (ISO 8601; UTC unless it says so).")] = None,
+    before: Annotated[str | None, typer.Option(help="Only videos that start before this time.")] = None,
+    ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = 0.2,
+    threshold: Annotated[float | None, typer.Option(help="Take all pair scores of at least this instead of a share (0..1).")] = None,
+    aggregate: Annotated[str, typer.Option(help="mean (compares videos of any length) or sum (as in the patent).")] = "mean",
+    pairs: Annotated[int, typer.Option(help="Segment pairs of evidence a lead.")] = 3,
+    target_length: Annotated[int | None, typer.Option(help="Frames of a target segment [default: the index's].")] = None,
+    target_stride: Annotated[int | None, typer.Option(help="Frames between target segments [default: the index's].")] = None,
+    index_version: Annotated[str | None, typer.Option(help="Index version [default: the newest].")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where the gallery's backbone is, if it has moved.")] = None,
+    actors: Annotated[int | None, typer.Option(help="Ray actors; 0: this process [default: by the gallery's size and cluster].")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds without progress after which decoding a target is given up.")] = 60.0,
+    report: Annotated[bool, typer.Option(help="Write report.html (decodes the shown frames again).")] = True,
+    show_labels: Annotated[bool, typer.Option(help="Mark leads whose label in the gallery is the target's.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Why this search is made; goes into the audit log and the report.")] = None,
+    case: Annotated[str | None, typer.Option(help="Case or ticket number; goes into the audit log and the report.")] = None,
+) -> None:
+    """Rank the gallery's videos by how likely they show the target's person, with the evidence. Leads to check, not verdicts.
+
+    The search is written to the gallery's audit log.
+    """
+    settings = SearchSettings(
+        top=top,
+        shortlist=_shortlist(shortlist),
+        cameras=tuple(camera or ()),
+        after=_time(after),
+        before=_time(before),
+        target_length=target_length,
+        target_stride=target_stride,
+        pairs=pairs,
+        score=ScoreSettings(ratio, threshold, aggregate),  # type: ignore[arg-type] # checked there
+    )
+    opened = Gallery.open(gallery)
+    index = open_index(opened, index_version)
+    found = read_targets(targets, opened, backbone, time_limit)
+    results = []
+    with opened_partitions(opened, index, actors, address) as partitions:
+        for target in found:
+            result = run_search(opened, index, partitions, target, settings)
+            results.append(replace(result, searched_by=user(), reason=reason, case=case))
+            append_record(opened, "search", _audit_fields(results[-1]))
+    for result in results:
+        print(ranked_list(result, show_labels))
+    if out is not None:
+        write_results(results, out)
+        if report:
+            pictures = SourcePictures(time_limit)
+            try:
+                print(f"report: {write_report(results, out, pictures, show_labels=show_labels)}")
+            finally:
+                pictures.close()
+    stale = sum(name not in index.manifest["commits"] for name in opened.commit_names())
+    if stale:
+        print(f"note: the gallery has {stale} commits newer than this index; jobs.index takes them in", file=sys.stderr)
+
+
+def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
+    """The leads as a table for a terminal; with labels, those of the target's person are marked with *."""
+    target = result.target
+    lines = [
+        f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, {result.shortlisted} scored in full, "
+        f"{result.seconds:.2f} s",
+        f"{'rank':>4}  {'score':>6}  {'':1} {'video':<36} {'camera':<12} time",
+    ]
+    for lead in result.leads:
+        video = lead.video
+        same = show_labels and video.person_id is not None and video.person_id == target.person_id
+        when = f"{video.start_time:%Y-%m-%d %H:%M:%S}" if video.start_time else "-"
+        lines.append(f"{lead.rank:>4}  {lead.score:6.4f}  {'*' if same else ' '} {video.video_id:<36} {video.camera_id or '-':<12} {when}")
+    if show_labels:
+        hits = sum(lead.video.person_id == target.person_id is not None for lead in result.leads)
+        lines.append(f"      * the label is the target's: {hits} of the {len(result.leads)} leads")
+    return "\n".join(lines)
+
+
+def _shortlist(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--shortlist is a number of videos or all, not {text!r}")
+    return int(text)
+
+
+def _time(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a time in ISO 8601, for example 2026-03-01T14:30:00Z") from error
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _audit_fields(result: SearchResult) -> dict[str, object]:
+    names: Sequence[str] = ("gallery", "index_version", "model", "filters", "eligible", "shortlisted", "reason", "case")
+    fields: dict[str, object] = {name: getattr(result, name) for name in names}
+    return fields | {
+        "target": result.target.video_id,
+        "target_uri": result.target.uri,
+        "seconds": round(result.seconds, 3),
+        "results": [lead.video.video_id for lead in result.leads],
+    }
+
+
+if __name__ == "__main__":
+    run(search)

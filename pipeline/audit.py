@@ -1,0 +1,76 @@
+"""The audit log of a gallery: who searched or deleted what, when and why.
+
+One JSON file a record, audit/<number>.json, each holding the hash of the one before, so that a removed or changed record is found.
+Records are written before an answer is given out. They name ids, never features or pictures.
+"""
+
+import getpass
+import hashlib
+import json
+import socket
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.gallery import Gallery
+from pipeline.storage import Location
+
+TRIES = 100  # writers that may come in between
+
+
+def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
+    """Append one record and return its name; action is "search", "forget" or "compact".
+
+    who, host and time are added. Raises PipelineError when the log cannot be written: then there must be no answer either.
+    """
+    folder = gallery.location.join("audit")
+    for _ in range(TRIES):
+        files = _records(folder)
+        record = {
+            "action": action,
+            "at": datetime.now(UTC).isoformat(),
+            "who": user(),
+            "host": socket.gethostname(),
+            **fields,
+            "previous": hashlib.sha256(files[-1].read_bytes()).hexdigest() if files else None,
+        }
+        name = f"{len(files):010d}.json"
+        if folder.join(name).write_atomically(json.dumps(record, ensure_ascii=False).encode(), exclusive=True):
+            return name
+    raise PipelineError(f"the audit log {folder.uri} is being written by too many at once; try again")
+
+
+def read_records(gallery: Gallery) -> list[dict[str, Any]]:
+    """All records, oldest first."""
+    return [json.loads(file.read_bytes()) for file in _records(gallery.location.join("audit"))]
+
+
+def verify(gallery: Gallery) -> list[str]:
+    """What is wrong with the log, in words; an empty list when the chain is whole."""
+    faults, previous = [], None
+    for number, file in enumerate(_records(gallery.location.join("audit"))):
+        data = file.read_bytes()
+        if file.name != f"{number:010d}.json":
+            faults.append(f"the record before {file.name} is missing")
+            break
+        try:
+            claimed = json.loads(data)["previous"]
+        except (ValueError, KeyError, TypeError):
+            faults.append(f"{file.name} is damaged")
+            break
+        if claimed != previous:
+            faults.append(f"the record before {file.name} was changed, or {file.name} was")
+        previous = hashlib.sha256(data).hexdigest()
+    return faults
+
+
+def user() -> str:
+    """The account that this process runs under."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # no passwd entry, as in some containers
+        return "unknown"
+
+
+def _records(folder: Location) -> list[Location]:
+    return [file for file in folder.list() if file.name.endswith(".json")]

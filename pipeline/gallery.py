@@ -1,0 +1,321 @@
+"""The gallery: Parquet shards of frame features, and the commits that say which of them count.
+
+    gallery.json     what the gallery is made with (backbone, sampling); written once
+    videos/*.parquet, frames/*.parquet, rejects/*.parquet      data, in files named by their content
+    commits/*.json   one small file an ingest step; a step happened when its commit is there, wholly or not at all
+    index/           index versions (pipeline.index)
+    audit/           who searched and deleted, and why (pipeline.audit)
+
+A gallery's state is the set of its commits, read in the order of their names: nothing is ever changed in place, so a reader,
+a retry and a kill -9 can only meet files that no commit names. The newest commit that mentions a source decides on it; a
+commit may supersede others (compaction) and may forget videos. docs/decisions.md says why no table format is used.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.backbone import BackboneSpec
+from pipeline.errors import PipelineError, UsageError
+from pipeline.storage import Location, resolve
+
+FORMAT = 1
+ROW_GROUP_ROWS = 1024  # frames; a video is read without reading its shard
+
+VIDEOS_SCHEMA = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("camera_id", pa.string()),
+        ("start_time", pa.timestamp("us", tz="UTC")),
+        ("fps", pa.float64()),
+        ("source_frames", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("person_id", pa.string()),
+        ("sampled_frames", pa.int32()),
+        ("shard", pa.string()),
+        ("first_row", pa.int64()),
+        ("backbone", pa.string()),
+        ("ingested_at", pa.timestamp("us", tz="UTC")),
+        ("source_id", pa.string()),
+        ("track", pa.int64()),
+        ("boxes_uri", pa.string()),
+    ]
+)
+REJECTS_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("video_id", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("source_id", pa.string()),
+        ("rejected_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+
+def frames_schema(feature_width: int) -> pa.Schema:
+    """Schema of frames/: one row a sampled frame; time_s in seconds from the video's first frame."""
+    feature = pa.list_(pa.float16(), feature_width)
+    return pa.schema(
+        [("video_id", pa.string()), ("frame_index", pa.int32()), ("time_s", pa.float32()), ("feature", feature)]
+    )
+
+
+@dataclass(frozen=True)
+class GallerySettings:
+    """What every video of a gallery shares, so that its features compare.
+
+    backbone: its spec. rate: sampled frames a second; image_rate: frames a second of folders of images, or None.
+    """
+
+    backbone: BackboneSpec
+    rate: float
+    image_rate: float | None
+
+    def differences(self, other: "GallerySettings") -> list[str]:
+        """What differs, in words."""
+        pairs = [
+            ("backbone", self.backbone.identity, other.backbone.identity),
+            ("sample rate", self.rate, other.rate),
+            ("image rate", self.image_rate, other.image_rate),
+        ]
+        return [f"{name} {mine} instead of {theirs}" for name, mine, theirs in pairs if mine != theirs]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A gallery at one moment: videos (VIDEOS_SCHEMA, sorted by video_id), rejects, and the ids that were forgotten."""
+
+    videos: pa.Table
+    rejects: pa.Table
+    forgotten: frozenset[str]
+    commits: tuple[str, ...]
+
+    def finished_sources(self) -> set[str]:
+        """Ids of the catalog rows that need no more work."""
+        return {*self.videos["source_id"].to_pylist(), *self.rejects["source_id"].to_pylist()}
+
+
+class Gallery:
+    """An open gallery; cheap to make, holds no data."""
+
+    def __init__(self, location: Location, settings: GallerySettings) -> None:
+        self.location = location
+        self.settings = settings
+
+    @property
+    def feature_width(self) -> int:
+        return self.settings.backbone.dim
+
+    @classmethod
+    def open(cls, uri: str | Path) -> "Gallery":
+        """Open an existing gallery. Raises UsageError when there is none, PipelineError when gallery.json is unusable."""
+        location = resolve(uri)
+        if not location.join("gallery.json").exists():
+            raise UsageError(f"{location.uri} is not a gallery (it has no gallery.json); make one with jobs.ingest")
+        try:
+            fields = json.loads(location.join("gallery.json").read_bytes())
+            if fields["format"] != FORMAT:
+                raise PipelineError(
+                    f"{location.uri} has gallery format {fields['format']}; this version reads {FORMAT}"
+                )
+            backbone = {
+                **fields["backbone"],
+                "mean": tuple(fields["backbone"]["mean"]),
+                "std": tuple(fields["backbone"]["std"]),
+            }
+            settings = GallerySettings(BackboneSpec(**backbone), fields["rate"], fields["image_rate"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PipelineError(f"{location.join('gallery.json').uri} is damaged: {error}") from error
+        return cls(location, settings)
+
+    @classmethod
+    def open_or_create(cls, uri: str | Path, settings: GallerySettings) -> "Gallery":
+        """Open the gallery, or make it. Raises UsageError when one is there that was made with other settings."""
+        location = resolve(uri)
+        if not location.join("gallery.json").exists():
+            if location.info().is_file:
+                raise UsageError(f"{location.uri} is a file; a gallery is a folder or a bucket prefix")
+            if location.list():
+                raise UsageError(f"{location.uri} is not empty and not a gallery; name a new folder")
+            fields = {"format": FORMAT, "created_at": datetime.now(UTC).isoformat(), **asdict(settings)}
+            location.join("gallery.json").write_atomically(json.dumps(fields, indent=1).encode(), exclusive=True)
+        gallery = cls.open(uri)
+        if differences := settings.differences(gallery.settings):
+            raise UsageError(
+                f"{location.uri} was made with other settings: {'; '.join(differences)}; use another gallery"
+            )
+        return gallery
+
+    def snapshot(self) -> Snapshot:
+        """The gallery now. Raises PipelineError naming the file when a committed file is missing or damaged."""
+        commits = self._commits()
+        superseded = {name for commit in commits.values() for name in commit.get("supersedes", ())}
+        live = {name: commit for name, commit in commits.items() if name not in superseded}
+        forgotten = frozenset(video_id for commit in live.values() for video_id in commit.get("forgotten", ()))
+        videos = self._read_all(live, "videos", VIDEOS_SCHEMA)
+        rejects = self._read_all(live, "rejects", REJECTS_SCHEMA)
+        videos, rejects = _latest_of_each_source(videos, rejects)
+        if forgotten:
+            videos = videos.filter(pc.invert(pc.is_in(videos["video_id"], pa.array(sorted(forgotten)))))
+        return Snapshot(videos.sort_by("video_id"), rejects.sort_by("video_id"), forgotten, tuple(sorted(live)))
+
+    def forgotten(self) -> frozenset[str]:
+        """Ids of the videos that were deleted: they are in no result from the moment of the commit on."""
+        return frozenset(video_id for commit in self._commits().values() for video_id in commit.get("forgotten", ()))
+
+    def commit_names(self) -> list[str]:
+        """Names of all commits, oldest first."""
+        return sorted(Path(file.name).stem for file in self.location.join("commits").list() if file.name.endswith(".json"))
+
+    def commit(self, videos: pa.Table, rejects: pa.Table, **fields: Any) -> str:
+        """Make videos and rejects part of the gallery in one step; the shards they name are already written.
+
+        fields: kind ("ingest", "compact", "forget"), supersedes (names of commits), forgotten (video ids). Returns the
+        commit's name.
+        """
+        stamp = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+        commit: dict[str, Any] = {"kind": "ingest", "videos": [], "rejects": [], **fields}
+        for kind, table in (("videos", videos), ("rejects", rejects)):
+            if len(table):
+                file = self.location.join(kind, f"{stamp}.parquet")
+                file.write_atomically(lambda sink, table=table: pq.write_table(table, sink, compression="zstd"))
+                commit[kind] = [f"{kind}/{stamp}.parquet"]
+        commit |= {
+            "committed_at": datetime.now(UTC).isoformat(),
+            "video_rows": len(videos),
+            "reject_rows": len(rejects),
+        }
+        self.location.join("commits", f"{stamp}.json").write_atomically(json.dumps(commit).encode())
+        return stamp
+
+    def write_shard(self, table: pa.Table) -> str:
+        """Write frames (frames_schema, a video's rows contiguous) as one shard and return its name.
+
+        The name is the hash of the content, so a retried task writes the same file again and nothing is there twice. The
+        shard counts once a commit's videos name it.
+        """
+        digest = hashlib.sha256(self.settings.backbone.identity.encode())
+        table = table.combine_chunks()
+        for column in table.columns:
+            for buffer in column.chunk(0).buffers() if column.num_chunks else ():
+                digest.update(buffer or b"")
+        name = f"{digest.hexdigest()[:24]}.parquet"
+        self.location.join("frames", name).write_atomically(
+            lambda sink: pq.write_table(
+                table, sink, row_group_size=ROW_GROUP_ROWS, compression="zstd", use_dictionary=["video_id"]
+            )
+        )
+        return name
+
+    def read_shard(self, shard: str, first_row: int, rows: int) -> pa.Table:
+        """Rows [first_row, first_row + rows) of a shard, reading only the row groups they lie in. Raises PipelineError."""
+        location = self.location.join("frames", shard)
+        try:
+            with location.open_input() as source:
+                file = pq.ParquetFile(source)
+                ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+                groups = np.arange(*np.searchsorted(ends, [first_row, first_row + rows - 1], side="right") + [0, 1])
+                start = int(ends[groups[0] - 1]) if groups[0] else 0
+                return file.read_row_groups(groups.tolist()).slice(first_row - start, rows)
+        except (OSError, pa.ArrowException, IndexError) as error:
+            raise PipelineError(f"the shard {location.uri} cannot be read: {error}") from error
+
+    def read_video(self, row: dict[str, Any]) -> pa.Table:
+        """The frames of one video (a row of Snapshot.videos), in time order. Raises PipelineError on a damaged shard."""
+        table = self.read_shard(row["shard"], row["first_row"], row["sampled_frames"])
+        if len(table) != row["sampled_frames"] or pc.any(pc.not_equal(table["video_id"], row["video_id"])).as_py():
+            raise PipelineError(
+                f"the shard {row['shard']} of {self.location.uri} does not hold {row['video_id']} as recorded"
+            )
+        return table
+
+    def iter_features(self, videos: pa.Table) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """Frames of many videos, shard by shard in file order.
+
+        videos: rows of Snapshot.videos. Yields (positions, frames): positions int64 [v] of rows in `videos`, and their
+        frames one video after another in that order. Memory: one shard.
+        """
+        shards = pd.Series(videos["shard"].to_pylist())
+        first_rows, counts = (np.asarray(videos[name]) for name in ("first_row", "sampled_frames"))
+        for shard, group in shards.groupby(shards, sort=True):
+            positions = group.index.to_numpy()
+            positions = positions[np.argsort(first_rows[positions], kind="stable")]
+            start = int(first_rows[positions[0]])
+            stop = int((first_rows[positions] + counts[positions]).max())
+            table = self.read_shard(cast(str, shard), start, stop - start)
+            rows = np.concatenate([np.arange(first_rows[p], first_rows[p] + counts[p]) - start for p in positions])
+            if len(rows) != len(table):
+                table = table.take(pa.array(rows))
+            yield positions, table
+
+    def _commits(self) -> dict[str, dict[str, Any]]:
+        commits = {}
+        for file in self.location.join("commits").list():
+            if file.name.endswith(".json"):
+                try:
+                    commits[Path(file.name).stem] = json.loads(file.read_bytes())
+                except ValueError as error:
+                    raise PipelineError(f"the commit {file.uri} is damaged: {error}") from error
+        return dict(sorted(commits.items()))
+
+    def _read_all(self, commits: dict[str, dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
+        tables = []
+        for order, commit in enumerate(commits.values()):
+            for name in commit[kind]:
+                location = self.location.join(name)
+                try:
+                    with location.open_input() as source:
+                        table = pq.read_table(source, schema=schema)
+                except (OSError, pa.ArrowException) as error:
+                    raise PipelineError(f"{location.uri} is committed but cannot be read: {error}") from error
+                tables.append(table.append_column("commit", pa.array(np.full(len(table), order, np.int64))))
+        return pa.concat_tables(tables) if tables else schema.append(pa.field("commit", pa.int64())).empty_table()
+
+
+def feature_matrix(frames: pa.Table) -> np.ndarray:
+    """The feature column as a matrix: float16 [rows, feature_width]."""
+    column = frames["feature"].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    width = column.type.list_size
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+
+
+def frames_table(
+    video_ids: list[str], lengths: list[int], frame_index: np.ndarray, time_s: np.ndarray, features: np.ndarray
+) -> pa.Table:
+    """Frames of several videos, one after another, as a table of `frames_schema`.
+
+    lengths: frames of each video. frame_index int32 [n], time_s float32 [n], features float16 [n, D]; n = sum(lengths).
+    """
+    ids = pa.array(np.repeat(np.array(video_ids, dtype=object), lengths), pa.string())
+    feature = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(features).reshape(-1)), features.shape[1])
+    columns = [ids, pa.array(frame_index, pa.int32()), pa.array(time_s, pa.float32()), feature]
+    return pa.Table.from_arrays(columns, schema=frames_schema(features.shape[1]))
+
+
+def _latest_of_each_source(videos: pa.Table, rejects: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Keep, for each source, only what its newest commit says; drop the column `commit`."""
+    mentions = pa.concat_tables([videos.select(["source_id", "commit"]), rejects.select(["source_id", "commit"])])
+    pairs = mentions.group_by(["source_id", "commit"]).aggregate([])
+    if len(pairs) > len(pc.unique(pairs["source_id"])):
+        newest = pairs.group_by("source_id").aggregate([("commit", "max")]).rename_columns(["source_id", "commit"])
+        videos, rejects = (
+            table.join(newest, ["source_id", "commit"], join_type="left semi") for table in (videos, rejects)
+        )
+    return videos.select(VIDEOS_SCHEMA.names), rejects.select(REJECTS_SCHEMA.names)

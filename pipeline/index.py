@@ -1,0 +1,294 @@
+"""Index versions: what a search needs of a gallery, cut into partitions of memory-mapped arrays.
+
+    index/<version>/manifest.json   written last: a version is there when its manifest is, complete and never changed again
+                    head/           the co-attention head (model.safetensors, model.json)
+                    videos.parquet  one row a video: its gallery row, partition, first frame and segment
+                    p0000/          keys.npy, values.npy float16 [F, d]; frame_index.npy, time_s.npy [F];
+                                    segment_start.npy int64 [S] (frame within the partition), prefilter.faiss
+"""
+
+import hashlib
+import io
+import json
+import tempfile
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.coattention import Coattention
+from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery import Gallery, feature_matrix
+from pipeline.head import head_hash, load_head, read_description, save_head, untrained_head
+from pipeline.prefilter import PrefilterMetric
+from pipeline.segments import segment_frames, segment_starts
+from pipeline.storage import Location
+
+FORMAT = 1
+ENCODE_ROWS = 8192  # frames that pass through the head at a time
+SAMPLE_VIDEOS, SAMPLE_FRAMES = 512, 20_000  # what an untrained head is made from
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """segment_length: T, frames a segment; stride: frames between segments; partition_videos: videos a partition."""
+
+    segment_length: int = 8
+    stride: int = 4
+    partition_videos: int = 20_000
+
+    def __post_init__(self) -> None:
+        segment_starts(1, self.segment_length, self.stride)  # raises UsageError for sizes below 1
+        if self.partition_videos < 1:
+            raise UsageError(f"a partition holds at least 1 video, not {self.partition_videos}")
+
+
+@dataclass(frozen=True)
+class Index:
+    """An open index version. manifest: what it is made of; videos: one row a video, partitions in order; head: its model."""
+
+    location: Location
+    manifest: dict[str, Any]
+    videos: pa.Table
+    head: Coattention
+
+    @property
+    def version(self) -> str:
+        return self.manifest["version"]
+
+    @property
+    def settings(self) -> IndexSettings:
+        return IndexSettings(**self.manifest["settings"])
+
+    @property
+    def untrained(self) -> bool:
+        return bool(self.manifest["untrained"])
+
+    @property
+    def model(self) -> str:
+        """Backbone and head, by name and content hash."""
+        return f"{self.manifest['backbone']}+head@{self.manifest['head'][:16]}"
+
+    def partition_videos(self, partition: int) -> pa.Table:
+        """The rows of `videos` that lie in one partition."""
+        part = self.manifest["partitions"][partition]
+        return self.videos.slice(part["first_video"], part["videos"])
+
+
+def build_index(
+    gallery: Gallery,
+    settings: IndexSettings | None = None,
+    head: Coattention | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Index:
+    """Make a new index version of all videos in the gallery and publish it.
+
+    head: the trained head, or None for the one that needs no training, made from a sample of the gallery. progress is told
+    videos done and in all. Raises PipelineError for an empty gallery, a damaged shard or a head of another width.
+    """
+    settings = settings or IndexSettings()
+    snapshot = gallery.snapshot()
+    if len(snapshot.videos) == 0:
+        raise PipelineError(f"{gallery.location.uri} has no videos yet; run jobs.ingest first")
+    untrained = head is None
+    head = head if head is not None else untrained_head(sample_features(gallery, snapshot.videos), segment_length=settings.segment_length)
+    if head.config.feature_width != gallery.feature_width:
+        widths = f"{head.config.feature_width}, the gallery's backbone gives {gallery.feature_width}"
+        raise PipelineError(f"the head takes frame features of width {widths}; use a head made for {gallery.settings.backbone.name}")
+    version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
+    location = gallery.location.join("index", version)
+    videos = snapshot.videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
+    partitions, tables = [], []
+    for start in range(0, len(videos), settings.partition_videos):
+        rows = videos.slice(start, settings.partition_videos)
+        with tempfile.TemporaryDirectory() as folder:
+            table, counts = _build_partition(gallery, rows, head, settings, Path(folder))
+            files = _publish_files(Path(folder), location.join(f"p{len(partitions):04d}"))
+        partitions.append({"first_video": start, "videos": len(rows), **counts, "files": files})
+        tables.append(table)
+        progress(start + len(rows), len(videos))
+    indexed = pa.concat_tables(tables)
+    with tempfile.TemporaryDirectory() as folder:
+        save_head(head, folder, {"untrained": untrained}, gallery.settings.backbone.identity)
+        files = _publish_files(Path(folder), location.join("head"))
+    location.join("videos.parquet").write_atomically(lambda sink: pq.write_table(indexed, sink, compression="zstd"))
+    manifest = {
+        "format": FORMAT,
+        "version": version,
+        "created_at": datetime.now(UTC).isoformat(),
+        "settings": asdict(settings),
+        "backbone": gallery.settings.backbone.identity,
+        "head": head_hash(head),
+        "untrained": untrained,
+        "prefilter": "exact L2" if PrefilterMetric(*_row_of(head)).is_distance else "exact inner product",
+        "videos": len(indexed),
+        "frames": sum(part["frames"] for part in partitions),
+        "segments": sum(part["segments"] for part in partitions),
+        "commits": list(snapshot.commits),
+        "head_files": files,
+        "partitions": partitions,
+    }
+    location.join("manifest.json").write_atomically(json.dumps(manifest, indent=1).encode())
+    return Index(location, manifest, indexed, head)
+
+
+def open_index(gallery: Gallery, version: str | None = None) -> Index:
+    """Open an index version, by default the newest. Raises UsageError when there is none, PipelineError when it is damaged."""
+    versions = index_versions(gallery)
+    if not versions:
+        raise UsageError(f"{gallery.location.uri} has no index yet; run jobs.index first")
+    version = version or versions[-1]
+    if version not in versions:
+        raise UsageError(f"{gallery.location.uri} has no index version {version!r}; it has {', '.join(versions[-5:])}")
+    location = gallery.location.join("index", version)
+    try:
+        manifest = json.loads(location.join("manifest.json").read_bytes())
+        if manifest["format"] != FORMAT:
+            raise PipelineError(f"{location.uri} has index format {manifest['format']}; this version reads {FORMAT}: build it again")
+        with location.join("videos.parquet").open_input() as source:
+            videos = pq.read_table(source)
+    except (ValueError, KeyError, OSError, pa.ArrowException) as error:
+        raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
+    with tempfile.TemporaryDirectory() as folder:
+        for name in manifest["head_files"]:
+            Path(folder, name).write_bytes(location.join("head", name).read_bytes())
+        head = load_head(folder)
+    return Index(location, manifest, videos, head)
+
+
+def index_versions(gallery: Gallery) -> list[str]:
+    """Published versions, oldest first."""
+    files = gallery.location.join("index").list(recursive=True)
+    return sorted(file.path.split("/")[-2] for file in files if file.name == "manifest.json")
+
+
+def find_head(path: str, gallery: Gallery) -> Coattention:
+    """A trained head from a folder. Raises PipelineError when it is damaged or belongs to another backbone."""
+    description = read_description(path)
+    identity = gallery.settings.backbone.identity
+    if description.backbone_hash not in ("", identity):
+        raise PipelineError(f"the head {path} belongs to the backbone {description.backbone_hash}; the gallery has {identity}")
+    return load_head(path)
+
+
+def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:
+    """Frame features float16 [n, D] of a sample of videos, the same for the same videos however they lie in shards.
+
+    The sample is taken by hashes of the ids, n <= SAMPLE_FRAMES unless one video alone has more.
+    """
+    ids = videos["video_id"].to_pylist()
+    order = sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())[:SAMPLE_VIDEOS]
+    frames = np.cumsum([videos["sampled_frames"][i].as_py() for i in order])
+    chosen = videos.take(order[: max(1, int((frames <= SAMPLE_FRAMES).sum()))])
+    parts: dict[str, np.ndarray] = {}
+    for positions, table in gallery.iter_features(chosen):
+        features, start = feature_matrix(table), 0
+        for position in positions:
+            count = chosen["sampled_frames"][int(position)].as_py()
+            parts[chosen["video_id"][int(position)].as_py()] = features[start : start + count]
+            start += count
+    return np.concatenate([parts[video_id] for video_id in sorted(parts)])
+
+
+def _row_of(head: Coattention) -> tuple[np.ndarray, float]:
+    weight, bias = head.score_row()
+    return weight.detach().numpy(), float(bias.detach())
+
+
+def _build_partition(
+    gallery: Gallery, videos: pa.Table, head: Coattention, settings: IndexSettings, folder: Path
+) -> tuple[pa.Table, dict[str, int]]:
+    """Write one partition's files into a local folder; returns its rows of videos.parquet and its counts."""
+    frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
+    starts = [segment_starts(int(n), settings.segment_length, settings.stride) for n in frames]
+    first_frame = np.concatenate([[0], np.cumsum(frames)])
+    first_segment = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
+    widths = (head.config.key_width, head.config.value_width)
+    keys, values = (_new_array(folder / n, np.float16, (first_frame[-1], w)) for n, w in zip(("keys", "values"), widths, strict=True))
+    frame_index = _new_array(folder / "frame_index", np.int32, (first_frame[-1],))
+    time_s = _new_array(folder / "time_s", np.float32, (first_frame[-1],))
+    metric = PrefilterMetric(*_row_of(head))
+    prefilter = metric.empty_index()
+    done = 0
+    for positions, table in gallery.iter_features(videos):  # videos are in shard order, so positions ascend from 0
+        rows = slice(int(first_frame[positions[0]]), int(first_frame[positions[-1] + 1]))
+        keys[rows], values[rows] = _encode(head, feature_matrix(table))
+        frame_index[rows], time_s[rows] = np.asarray(table["frame_index"]), np.asarray(table["time_s"])
+        of_shard = [segment_frames(starts[p], settings.segment_length, int(frames[p])) + first_frame[p] for p in positions]
+        prefilter.add(metric.stored(_segment_means(values, np.concatenate(of_shard))))
+        done += len(positions)
+    if done != len(videos):
+        raise PipelineError(f"{len(videos) - done} videos of {gallery.location.uri} have no frames; the gallery is damaged")
+    for array in (keys, values, frame_index, time_s):
+        array.flush()
+    np.save(folder / "segment_start.npy", np.concatenate([s + f for s, f in zip(starts, first_frame[:-1], strict=True)]))
+    faiss.write_index(prefilter, str(folder / "prefilter.faiss"))
+    table = videos.append_column("first_frame", pa.array(first_frame[:-1])).append_column("first_segment", pa.array(first_segment[:-1]))
+    table = table.append_column("segments", pa.array(np.diff(first_segment)))
+    return table, {"frames": int(first_frame[-1]), "segments": int(first_segment[-1])}
+
+
+def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path.with_suffix(".npy"), mode="w+", dtype=dtype, shape=tuple(int(n) for n in shape))
+
+
+@torch.inference_mode()
+def _encode(head: Coattention, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of frame features [n, D], float16 [n, d_k] and [n, d_v]."""
+    keys, values = [], []
+    for start in range(0, len(features), ENCODE_ROWS):
+        block = torch.from_numpy(np.array(features[start : start + ENCODE_ROWS]))
+        keys.append(head.keys(block).half().numpy())
+        values.append(head.values(block).half().numpy())
+    return np.concatenate(keys), np.concatenate(values)
+
+
+def _segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Mean values float32 [S, d_v] of segments, frames int64 [S, T]."""
+    blocks = [values[frames[i : i + 4096]].astype(np.float32).mean(axis=1) for i in range(0, len(frames), 4096)]
+    return np.concatenate(blocks)
+
+
+def _publish_files(folder: Path, location: Location) -> dict[str, dict[str, Any]]:
+    """Copy a folder's files to where the index lies; returns name -> size in bytes and sha256."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        digest = hashlib.sha256()
+
+        def copy(sink: Any, path: Path = path, digest: Any = digest) -> None:
+            with path.open("rb") as source:
+                while block := source.read(16 << 20):
+                    digest.update(block)
+                    sink.write(block)
+
+        location.join(path.name).write_atomically(copy)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return files
+
+
+def load_array(location: Location) -> np.ndarray:
+    """A .npy file: memory-mapped from a local disk, read whole from an object store. Raises PipelineError."""
+    try:
+        if location.is_local:
+            return np.load(location.path, mmap_mode="r", allow_pickle=False)
+        return np.load(io.BytesIO(location.read_bytes()), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
+
+
+def load_prefilter(location: Location) -> faiss.Index:
+    """A FAISS index: memory-mapped from a local disk, read whole from an object store. Raises PipelineError."""
+    try:
+        if location.is_local:
+            return faiss.read_index(location.path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        return faiss.deserialize_index(np.frombuffer(location.read_bytes(), np.uint8))
+    except RuntimeError as error:
+        raise PipelineError(f"the index file {location.uri} is damaged: {str(error).splitlines()[0]}") from error

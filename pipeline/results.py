@@ -1,0 +1,159 @@
+"""What a search gives: leads with their evidence, and the tables they are written to.
+
+A lead is a candidate that deserves a look, not a verdict: rank and score order the looking, the evidence supports or refutes it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline.storage import resolve
+
+_SPAN = [("target_start_s", pa.float32()), ("target_end_s", pa.float32()), ("candidate_start_s", pa.float32())]
+_PAIR = pa.struct([*_SPAN, ("candidate_end_s", pa.float32()), ("score", pa.float32())])
+RESULTS_SCHEMA = pa.schema(
+    [
+        ("target_id", pa.string()),
+        ("rank", pa.int32()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("camera_id", pa.string()),
+        ("start_time", pa.timestamp("us", tz="UTC")),
+        ("score", pa.float64()),
+        ("probability", pa.float64()),
+        ("prefilter_rank", pa.int32()),
+        ("best_pairs", pa.list_(_PAIR)),
+        ("index_version", pa.string()),
+        ("model", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SegmentView:
+    """One segment as evidence: its frames and how much each of them counted.
+
+    frame_index: frames of the source, from 0; a short video's last frame repeats. time_s: seconds from the video's first frame.
+    attention: sums to 1. All three have T entries.
+    """
+
+    frame_index: tuple[int, ...]
+    time_s: tuple[float, ...]
+    attention: tuple[float, ...]
+
+    @property
+    def start_s(self) -> float:
+        return self.time_s[0]
+
+    @property
+    def end_s(self) -> float:
+        return self.time_s[-1]
+
+
+@dataclass(frozen=True)
+class SegmentPair:
+    """A target segment and a candidate segment, and the score of the two, 0..1."""
+
+    target: SegmentView
+    candidate: SegmentView
+    score: float
+
+
+@dataclass(frozen=True)
+class VideoRef:
+    """Where a video is and what is known of it. track: the track id in the boxes file, or None for the whole frame."""
+
+    video_id: str
+    uri: str
+    camera_id: str | None = None
+    start_time: datetime | None = None
+    person_id: str | None = None
+    boxes_uri: str | None = None
+    track: int | None = None
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A candidate worth a look. score: the video score; probability: calibrated, None without a calibration.
+
+    prefilter_rank: place in the shortlist, from 1. best_pairs: the best segment pairs, best first.
+    """
+
+    rank: int
+    video: VideoRef
+    score: float
+    probability: float | None
+    prefilter_rank: int
+    best_pairs: tuple[SegmentPair, ...]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The leads for one target, best first, and what was searched.
+
+    target_segments: segments of the target. gallery: its uri; gallery_videos: videos in it; eligible: those that pass the
+    filters; shortlisted: those scored in full. filters: in words. untrained: no trained head was used. seconds: of the search.
+    reason, case: why it was searched, as given.
+    """
+
+    target: VideoRef
+    target_segments: int
+    leads: tuple[Lead, ...]
+    gallery: str
+    gallery_videos: int
+    eligible: int
+    shortlisted: int
+    index_version: str
+    model: str
+    untrained: bool
+    filters: tuple[str, ...] = ()
+    seconds: float = 0.0
+    searched_at: datetime | None = None
+    searched_by: str | None = None
+    reason: str | None = None
+    case: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def results_table(results: Sequence[SearchResult]) -> pa.Table:
+    """All leads of all targets, one row each (RESULTS_SCHEMA), in the order of targets and ranks."""
+    rows = [
+        {
+            "target_id": result.target.video_id,
+            "rank": lead.rank,
+            **{name: getattr(lead.video, name) for name in ("video_id", "uri", "camera_id", "start_time")},
+            **{name: getattr(lead, name) for name in ("score", "probability", "prefilter_rank")},
+            "best_pairs": [_pair_row(pair) for pair in lead.best_pairs],
+            "index_version": result.index_version,
+            "model": result.model,
+        }
+        for result in results
+        for lead in result.leads
+    ]
+    return pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA)
+
+
+def write_results(results: Sequence[SearchResult], folder: str | Path) -> None:
+    """Write results.parquet and results.csv (best_pairs as JSON) into a folder or below a bucket prefix."""
+    table = results_table(results)
+    location = resolve(folder)
+    location.join("results.parquet").write_atomically(lambda sink: pq.write_table(table, sink))
+    pairs = pa.array([json.dumps(row) for row in table["best_pairs"].to_pylist()], pa.string())
+    flat = table.set_column(table.schema.get_field_index("best_pairs"), "best_pairs", pairs)
+    location.join("results.csv").write_atomically(lambda sink: pyarrow.csv.write_csv(flat, sink))
+
+
+def _pair_row(pair: SegmentPair) -> dict[str, float]:
+    return {
+        "target_start_s": pair.target.start_s,
+        "target_end_s": pair.target.end_s,
+        "candidate_start_s": pair.candidate.start_s,
+        "candidate_end_s": pair.candidate.end_s,
+        "score": pair.score,
+    }

@@ -1,0 +1,290 @@
+"""Scores of many candidates at once: the numbers of `coattention`, without an encoding for each pair.
+
+With a = attention that target segment n gives to the T frames of candidate segment j, the square in the score opens up:
+
+    logit = c + sum_d w_d e_nd^2 - 2 sum_t a_t <w * e_n, v_t> + sum_tu a_t a_u G_tu,   G_tu = sum_d w_d v_td v_ud
+
+What touches a pair of target segment and candidate frame is two matrix products over candidate frames, and G belongs
+to the candidate alone. The identity is exact. Video scores and the ranking of videos [0054] are here too.
+
+Sizes: N target segments, K candidate segments of T frames, F candidate frames, d_k and d_v width of a key and of a
+value.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pipeline.coattention import Coattention
+from pipeline.errors import PipelineError, UsageError
+
+
+@dataclass(frozen=True)
+class TargetEncoding:
+    """What scoring needs of a target; all tensors float32 on one device.
+
+    query_vectors: [N, d_k]. encodings: e_n, [N, d_v]. attention: of the target's own frames, [N, T_p].
+    weight: the row w, [d_v]. bias: c, []. centre: [d_v], taken off both sides before any product.
+
+    Only differences of encodings count, so any centre gives the same score; one near the values keeps the terms of the
+    opened square small, so that float32 does not lose their difference.
+    """
+
+    query_vectors: Tensor
+    encodings: Tensor
+    attention: Tensor
+    weight: Tensor
+    bias: Tensor
+    centre: Tensor
+
+    def to(self, device: torch.device | str) -> "TargetEncoding":
+        """The same on another device."""
+        return TargetEncoding(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+@torch.no_grad()
+def encode_target(head: Coattention, target_features: Tensor, centre: Tensor | None = None) -> TargetEncoding:
+    """Query vectors and encodings of target segments, each under the attention of its own query vector [0044-0049].
+
+    target_features: frame features [N, T_p, D], any floating type. centre: [d_v], needed only to match a stored
+    `segment_gram`; without it, the mean of the target's encodings. Raises PipelineError for features of another width.
+    """
+    target_features = target_features.to(head.feature_mean.device)
+    query_vectors = head.query_vectors(target_features)  # [N, d_k]
+    attention = head.attention(query_vectors, head.keys(target_features))  # [N, T_p]
+    encodings = head.encode(attention, head.values(target_features))  # [N, d_v]
+    weight, bias = head.score_row()
+    centre = encodings.mean(dim=0) if centre is None else centre.to(encodings.device)
+    return TargetEncoding(*(part.float() for part in (query_vectors, encodings, attention, weight, bias, centre)))
+
+
+def pair_scores(
+    target: TargetEncoding,
+    keys: Tensor,
+    values: Tensor,
+    segment_frames: Tensor,
+    *,
+    gram: Tensor | None = None,
+    chunk: int = 4096,
+) -> Tensor:
+    """Scores float32 [N, K] in 0..1 of target against candidate segments [0052]; arguments as in `pair_logits`."""
+    return pair_logits(target, keys, values, segment_frames, gram=gram, chunk=chunk).sigmoid_()
+
+
+@torch.no_grad()
+def pair_logits(
+    target: TargetEncoding,
+    keys: Tensor,
+    values: Tensor,
+    segment_frames: Tensor,
+    *,
+    gram: Tensor | None = None,
+    chunk: int = 4096,
+) -> Tensor:
+    """Logits float32 [N, K], of which the sigmoid is the score, computed in float32 on the device of `keys`.
+
+    keys: [F, d_k], values: [F, d_v], one row a candidate frame, float16 or wider. segment_frames: int64 [K, T], rows
+    of keys and values that make up each segment; segments may share frames and may come in any order, but segments
+    that lie near each other in `segment_frames` are fastest when they do so in `keys`.
+    gram: [K, T, T] from `segment_gram` with this target's weight and centre; without it, it is computed here.
+    chunk: candidate segments in work at once; beyond the result, about 4 * chunk * T * (4 N + 2 d_v + d_k) bytes.
+    Another chunk moves the last bits of a result at most, as matrix libraries round differently for different shapes.
+
+    Where no weight is above 0, no logit exceeds the bias: rounding is cut off there.
+    Raises ValueError for shapes that do not fit each other and frame numbers outside 0..F-1.
+    """
+    _check_shapes(target, keys, values, segment_frames, gram, chunk)
+    target = target.to(keys.device)
+    ceiling = torch.where((target.weight <= 0).all(), target.bias, math.inf)
+    encodings = target.encodings - target.centre  # [N, d_v]
+    weighted = encodings * target.weight  # [N, d_v]
+    constant = target.bias + (weighted * encodings).sum(dim=1)  # [N]
+    logits = torch.empty(len(encodings), len(segment_frames), device=keys.device)  # [N, K]
+    for start, rows, segments in _chunks(segment_frames.to(keys.device), len(keys), chunk):
+        attention = _attention(target, keys[rows], segments)  # [k, T, N]
+        centred = (values[rows] - target.centre).float()  # [f, d_v]
+        cross = (centred @ weighted.T)[segments]  # [k, T, N]
+        if gram is None:
+            table = _gram(target.weight, centred, segments)  # [k, T, T]
+        else:
+            table = gram[start : start + len(segments)].to(keys.device, torch.float32)
+        square = table @ attention  # [k, T, N]
+        pairs = (attention * (square - 2 * cross)).sum(dim=1)  # [k, N]
+        logits[:, start : start + len(segments)] = torch.minimum(constant + pairs, ceiling).T
+    return logits
+
+
+@torch.no_grad()
+def segment_gram(
+    weight: Tensor, centre: Tensor, values: Tensor, segment_frames: Tensor, *, chunk: int = 4096
+) -> Tensor:
+    """G of each candidate segment, float32 [K, T, T]: weighted products of its values, the same for every target.
+
+    weight: w, [d_v]; centre: [d_v], the one that targets are encoded with. values and segment_frames as in
+    `pair_logits`.
+    """
+    weight, centre = weight.to(values.device, torch.float32), centre.to(values.device, torch.float32)
+    count, length = segment_frames.shape
+    table = torch.empty(count, length, length, device=values.device)
+    for start, rows, segments in _chunks(segment_frames.to(values.device), len(values), chunk):
+        table[start : start + len(segments)] = _gram(weight, (values[rows] - centre).float(), segments)
+    return table
+
+
+@torch.no_grad()
+def attention_weights(target: TargetEncoding, keys: Tensor, segment_frames: Tensor) -> Tensor:
+    """Attention float32 [N, K, T] that each target segment gives to each frame of candidate segments [0046].
+
+    keys: [F, d_k], segment_frames: int64 [K, T], as in `pair_logits`; meant for the few segments that a report shows.
+    The target's own frames have theirs in `TargetEncoding.attention`. Raises ValueError for frame numbers outside
+    0..F-1.
+    """
+    target = target.to(keys.device)
+    shape = (len(target.query_vectors), *segment_frames.shape)
+    weights = torch.empty(shape, device=keys.device)
+    for start, rows, segments in _chunks(segment_frames.to(keys.device), len(keys), chunk=4096):
+        weights[:, start : start + len(segments)] = _attention(target, keys[rows], segments).permute(2, 0, 1)
+    return weights
+
+
+def _attention(target: TargetEncoding, keys: Tensor, segments: Tensor) -> Tensor:
+    heat = keys.float() @ target.query_vectors.T  # [f, N]
+    return heat[segments].softmax(dim=1)  # [k, T, N]: rows of N, so that the gather copies runs and not single numbers
+
+
+def _gram(weight: Tensor, values: Tensor, segments: Tensor) -> Tensor:
+    gathered = values[segments]  # [k, T, d_v]
+    return (gathered * weight) @ gathered.mT  # [k, T, T]
+
+
+def _chunks(segment_frames: Tensor, frames: int, chunk: int) -> Iterator[tuple[int, slice | Tensor, Tensor]]:
+    """Number of the first segment, the frame rows in use, and the segments [k, T] numbered within those rows."""
+    for start in range(0, len(segment_frames), chunk):
+        segments = segment_frames[start : start + chunk]
+        first, last = int(segments.min()), int(segments.max())
+        if first < 0 or last >= frames:
+            raise ValueError(f"segments name frames {first}..{last}, but there are only 0..{frames - 1}")
+        if last - first < segments.numel():
+            yield start, slice(first, last + 1), segments - first
+        else:  # scattered segments: computing the frames between them would cost more than finding the distinct ones
+            rows, inverse = torch.unique(segments, return_inverse=True)
+            yield start, rows, inverse
+
+
+def _check_shapes(
+    target: TargetEncoding, keys: Tensor, values: Tensor, segment_frames: Tensor, gram: Tensor | None, chunk: int
+) -> None:
+    widths = (target.query_vectors.shape[1], target.encodings.shape[1])
+    if keys.ndim != 2 or values.ndim != 2 or len(keys) != len(values) or (keys.shape[1], values.shape[1]) != widths:
+        raise ValueError(
+            f"keys {list(keys.shape)} and values {list(values.shape)} must be [F, {widths[0]}] and [F, {widths[1]}]"
+        )
+    if segment_frames.ndim != 2 or segment_frames.shape[1] < 1:
+        raise ValueError(f"segment_frames must be [K, T] with T at least 1, not {list(segment_frames.shape)}")
+    count, length = segment_frames.shape
+    if gram is not None and gram.shape != (count, length, length):
+        raise ValueError(f"gram must be {[count, length, length]}, not {list(gram.shape)}")
+    if chunk < 1:
+        raise ValueError(f"a chunk needs at least 1 segment, not {chunk}")
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How a video's N x K pair scores become one video score ([0054], claim 9).
+
+    ratio: the top share that counts, ceil(ratio * N * K) scores and so at least one; above 0, at most 1. The patent's
+        text and the authors' code take 0.2.
+    threshold: if given, all scores of at least this value count instead of the share (compared in float64); a video
+        with none scores 0.
+    aggregate: "mean" or "sum" of the scores that count. The patent adds them; but a sum over a share grows with N x
+        K, so that long videos win by length. The mean compares videos of different length, is what the authors' code
+        does, and is the default.
+
+    Raises UsageError for values outside these ranges.
+    """
+
+    ratio: float = 0.2
+    threshold: float | None = None
+    aggregate: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise UsageError(f"the top share of scores must be above 0 and at most 1, not {self.ratio}")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UsageError(f"the score threshold must be a finite number, not {self.threshold}")
+        if self.aggregate not in ("mean", "sum"):
+            raise UsageError(f"scores are aggregated by mean or sum, not by {self.aggregate!r}")
+
+
+MEAN_OF_TOP_FIFTH = ScoreSettings()
+
+
+def video_score(scores: ArrayLike, settings: ScoreSettings = MEAN_OF_TOP_FIFTH) -> float:
+    """The score of one video from all its pair scores, an array of any shape ([0054], claim 9).
+
+    Raises ValueError for an array without numbers, PipelineError for NaN.
+    """
+    flat = np.asarray(scores).reshape(1, -1)
+    return float(video_scores(flat, np.array([0, flat.shape[1]]), settings)[0])
+
+
+def video_scores(
+    scores: ArrayLike, offsets: ArrayLike, settings: ScoreSettings = MEAN_OF_TOP_FIFTH
+) -> NDArray[np.float64]:
+    """The score of each video from the pair scores of many: `video_score` of each, float64 [V] ([0054], claim 9).
+
+    scores: [N, K_total], the segments of video v in columns offsets[v]:offsets[v + 1]; offsets: integers [V + 1],
+    from 0 to K_total. A video's scores are added in ascending order, so its score depends neither on its neighbours
+    in the call nor on the order of its segments. Raises ValueError for offsets that do not fit or a video without
+    scores, PipelineError for NaN.
+    """
+    scores, offsets = np.asarray(scores), np.asarray(offsets)
+    if scores.ndim != 2 or offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != scores.shape[1]:
+        raise ValueError(f"offsets must run from 0 to the {scores.shape[-1]} columns of scores [N, K_total]")
+    if np.isnan(scores).any():
+        raise PipelineError("pair scores hold NaN: the frame features or the head that made them are damaged")
+    counts = np.diff(offsets)
+    if (counts < 1).any() or (len(counts) and not len(scores)):
+        raise ValueError("every video needs at least one pair score")
+    result = np.empty(len(counts))
+    for count in np.unique(counts):  # videos of equal length form one rectangular table
+        videos = np.flatnonzero(counts == count)  # [V_count]
+        columns = offsets[videos, None] + np.arange(count)  # [V_count, count]
+        table = scores[:, columns].swapaxes(0, 1).reshape(len(videos), -1)  # [V_count, N * count]
+        result[videos] = _aggregate(table, settings)
+    return result
+
+
+def _aggregate(table: NDArray[np.floating], settings: ScoreSettings) -> NDArray[np.float64]:
+    """Video scores [V] of a table [V, pairs]."""
+    pairs = table.shape[1]
+    # Rounded before ceil: 0.07 * 100 is a little above 7 in binary, and would count 8.
+    top = pairs if settings.threshold is not None else max(1, math.ceil(round(settings.ratio * pairs, 6)))
+    if top < pairs:
+        table = np.partition(table, pairs - top, axis=1)[:, pairs - top :]
+    chosen = np.sort(table.astype(np.float64), axis=1)  # [V, top], ascending, so that every order adds up to the same
+    if settings.threshold is None:
+        total, number = chosen.sum(axis=1), np.full(len(chosen), top)
+    else:
+        counted = chosen >= settings.threshold
+        total, number = np.where(counted, chosen, 0.0).sum(axis=1), np.maximum(counted.sum(axis=1), 1)
+    return total if settings.aggregate == "sum" else total / number
+
+
+def rank_videos(scores: ArrayLike, video_ids: Sequence[str] | NDArray[np.str_]) -> NDArray[np.int64]:
+    """Positions of the videos from best to worst, int64 [V]: score descending [0054], equal ones by video_id ascending.
+
+    scores: [V]; video_ids: [V]. Raises ValueError for unequal lengths, PipelineError for NaN.
+    """
+    scores, ids = np.asarray(scores, dtype=np.float64), np.asarray(video_ids, dtype=np.str_)
+    if scores.ndim != 1 or scores.shape != ids.shape:
+        raise ValueError(f"{scores.shape} scores do not belong to {ids.shape} video ids")
+    if np.isnan(scores).any():
+        raise PipelineError("video scores hold NaN and cannot be ranked")
+    return np.lexsort((ids, -scores))

@@ -1,0 +1,360 @@
+"""Where files are: local disk, S3 or Google Cloud Storage (pyarrow.fs), by canonical uri; writes are whole or absent.
+
+A canonical uri is an absolute local path (`/data/cam1/a.mp4`) or `s3://bucket/key`, `gs://bucket/key`. The key is
+literal, as the AWS command line writes it: a blank is a blank and `%20` is three characters. Connection options that
+pyarrow knows (`?endpoint_override=...&region=...`) stay at the end of the uri, since another process needs them to open
+it; credentials never stand in a uri, since uris are written into the gallery.
+"""
+
+import errno
+import functools
+import os
+import posixpath
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import parse_qsl, unquote, urlencode
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from pipeline.errors import PipelineError, UsageError
+
+# What pyarrow.fs.FileSystem.from_uri accepts after "?". Anything else after a question mark belongs to the key.
+_OPTIONS = {
+    *("endpoint_override", "region", "scheme", "allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open"),
+    *("check_directory_existence_before_creation", "force_virtual_addressing", "tls_ca_file_path"),
+    *("retry_limit_seconds", "project_id"),
+}
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_MISSING = re.compile(r"AWS Error NO_SUCH_(KEY|BUCKET)|HTTP status 404|Status\(NOT_FOUND")
+_DENIED = re.compile(
+    r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH)|HTTP status 40[13]"
+    r"|Status\((PERMISSION_DENIED|UNAUTHENTICATED)"
+)
+_LEFTOVER_PREFIX = ".writing-"
+_SPOOL_BYTES = 64 * 2**20
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EBADF}
+
+
+class StorageError(PipelineError):
+    """A file or bucket cannot be read or written.
+
+    kind: "missing", "permission_denied", "no_space", "read_only" or "other"; the first two are also reject reasons.
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (str(self), self.kind)
+
+
+@dataclass(frozen=True)
+class Location:
+    """One file or folder: `path` is what `filesystem` (a pyarrow.fs.FileSystem) calls it, `uri` what all others do.
+
+    It can be pickled. Every method raises StorageError, naming the uri and the cause, where the storage refuses.
+    """
+
+    filesystem: Any
+    path: str
+    uri: str
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return posixpath.basename(self.path)
+
+    def join(self, *parts: str) -> "Location":
+        """The location below this one. Raises UsageError for a part that would lead out of it."""
+        tail = posixpath.join("", *parts)
+        if not tail:
+            return self
+        if any(part.startswith("/") or ".." in part.split("/") for part in parts):
+            raise UsageError(f"{tail!r} leads out of {self.uri}")
+        head, options = _split_options(self.uri)
+        return Location(self.filesystem, posixpath.join(self.path, tail), posixpath.join(head, tail) + options)
+
+    def info(self) -> pafs.FileInfo:
+        """pyarrow's FileInfo: type (File, Directory, NotFound), size, mtime."""
+        with _explained("read", self.uri):
+            return self.filesystem.get_file_info(self.path)
+
+    def exists(self) -> bool:
+        return self.info().type != pafs.FileType.NotFound
+
+    def size(self) -> int:
+        """Bytes of the file. Raises StorageError when there is none."""
+        info = self.info()
+        if info.type == pafs.FileType.NotFound:
+            raise StorageError(f"cannot read {self.uri}: there is no such file", "missing")
+        if info.type == pafs.FileType.Directory:
+            raise StorageError(f"cannot read {self.uri}: it is a folder", "other")
+        return int(info.size)
+
+    def read_bytes(self) -> bytes:
+        with self.open_input() as file, _explained("read", self.uri):
+            return file.read()
+
+    def open_input(self) -> pa.NativeFile:
+        """The file opened for reading at any position."""
+        with _explained("read", self.uri):
+            return self.filesystem.open_input_file(self.path)
+
+    def leftovers(self) -> list["Location"]:
+        """What killed writers left below this folder; delete it once no writer is at work. Object stores have none."""
+        return [file for file in self._files(recursive=True) if file.name.startswith(_LEFTOVER_PREFIX)]
+
+    def _files(self, recursive: bool) -> list["Location"]:
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        with _explained("list", self.uri):
+            infos = self.filesystem.get_file_info(selector)
+        start = len(self.path.rstrip("/")) + 1
+        return [self.join(path[start:]) for path in sorted(info.path for info in infos if info.is_file)]
+
+    def delete(self) -> None:
+        """Remove the file; nothing happens when it is already gone."""
+        with _explained("delete", self.uri), suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.path)
+
+    def write_atomically(self, content: bytes | Callable[[IO[bytes]], object], *, exclusive: bool = False) -> bool:
+        """Write the file so that readers see all of it or nothing; after the return a local file survives a power cut.
+
+        content: the bytes, or a function that writes them to the binary file it is given; when it raises, nothing has
+        been written. exclusive: leave a file that already exists alone and return False. Between processes that is
+        certain on local disks with hard links and best effort elsewhere (object stores: look, then put), so give
+        different contents different names there. Folders above the file are made.
+        Returns True when this call wrote the file. Raises StorageError; other errors of `content` pass through.
+        """
+        with _explained("write", self.uri):
+            if self.is_local:
+                return _write_local(self.path, content, exclusive)
+            if exclusive and self.exists():
+                return False
+            _put(self.filesystem, self.path, content)
+            return True
+
+    # The last method, for after it `list` means this one.
+    def list(self, recursive: bool = False) -> list["Location"]:
+        """The files below this folder, sorted by path; none where it is absent. Unfinished writes are left out."""
+        return [file for file in self._files(recursive) if not file.name.startswith(_LEFTOVER_PREFIX)]
+
+
+def resolve(uri_or_path: str | Path, base: str | None = None) -> Location:
+    """The location of a path or uri; a relative one lies below `base` (a folder) or the working directory.
+
+    Raises UsageError for an unknown scheme, credentials in the uri or a missing bucket name, and StorageError when the
+    store cannot be reached.
+    """
+    uri = canonical_uri(uri_or_path, base)
+    if uri.startswith("/"):
+        return Location(pafs.LocalFileSystem(), uri, uri)
+    head, options = _split_options(uri)
+    scheme, path = head.split("://", 1)
+    return Location(_object_store(scheme, path.split("/", 1)[0], options), path.removeprefix("anonymous@"), uri)
+
+
+def canonical_uri(uri_or_path: str | Path, base: str | None = None) -> str:
+    """The one spelling of a path or uri, as the head of this file says, found without opening anything.
+
+    `.`, `..` and doubled slashes are resolved by spelling. base: folder (path or uri) that a relative path starts from;
+    the working directory without it. Raises UsageError.
+    """
+    text = str(uri_or_path)
+    if not text or "\0" in text or not _is_utf8(text):
+        raise UsageError(f"{text!r} cannot be a path: it is empty, holds a NUL character or is not UTF-8")
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        if text.startswith("/"):
+            return _normal(text)
+        if base is None:
+            return canonical_uri(str(Path(text).absolute()))
+        if not base.startswith("/"):
+            base = canonical_uri(base)
+        head, options = _split_options(base)
+        text = f"{head}/{text}{options}"
+        if head.startswith("/"):
+            return _normal(text)
+        scheme = _SCHEME.match(text)
+        assert scheme is not None  # noqa: S101 - base is canonical: a path or a uri with a scheme
+    return _canonical_with_scheme(scheme.group(1).lower(), text[scheme.end() :], text)
+
+
+def _canonical_with_scheme(scheme: str, rest: str, text: str) -> str:
+    if scheme == "file":
+        host, slash, path = unquote(rest).partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise UsageError(f"{text!r} is not a local file: write file:///absolute/path")
+        return canonical_uri("/" + path)
+    if scheme not in ("s3", "gs", "gcs"):
+        raise UsageError(f"{text!r}: unknown scheme {scheme}://; use a path, file://, s3:// or gs://")
+    head, options = _split_options(rest)
+    bucket, _, key = head.partition("/")
+    user, at, _ = bucket.rpartition("@")
+    if at and not (user == "anonymous" and scheme != "s3"):
+        raise UsageError(
+            f"{scheme}://...@{bucket.rpartition('@')[2]} carries credentials, which would be stored with every row; "
+            "give them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a credentials file"
+        )
+    if not bucket.rpartition("@")[2]:
+        raise UsageError(f"{text!r} names no bucket")
+    return f"{scheme.replace('gcs', 'gs')}://{bucket}{_normal('/' + key)}".rstrip("/") + options
+
+
+def inside_checker(roots: Sequence[str | Path]) -> Callable[[str], bool]:
+    """A function that says whether a canonical uri lies in or below one of the roots, local symlinks followed.
+
+    Another endpoint is another place: `s3://b/x?endpoint_override=elsewhere` is not inside `s3://b`.
+    """
+    real_folder = functools.lru_cache(maxsize=65536)(os.path.realpath)  # many files, few folders
+
+    def real(uri: str) -> str:
+        if not uri.startswith("/"):
+            return uri
+        if os.path.islink(uri):  # noqa: PTH114 - a Path object a row would double the time
+            return os.path.realpath(uri)
+        folder, name = posixpath.split(uri)
+        return posixpath.join(real_folder(folder), name)
+
+    resolved = [_split_options(real(canonical_uri(root))) for root in roots]
+
+    def is_inside(uri: str) -> bool:
+        path, options = _split_options(real(uri))
+        return any(
+            options == root_options and (path == root or path.startswith(root.rstrip("/") + "/"))
+            for root, root_options in resolved
+        )
+
+    return is_inside
+
+
+@functools.lru_cache(maxsize=256)
+def _object_store(scheme: str, bucket: str, options: str) -> Any:
+    # One client for a bucket: making one costs a connection pool and, without a region, a request.
+    if scheme == "gs" and "retry_limit_seconds=" not in options:
+        options = f"{options or '?'}&retry_limit_seconds=60"  # the client's own limit is 15 minutes
+    with _explained("reach", f"{scheme}://{bucket}"):
+        return pafs.FileSystem.from_uri(f"{scheme}://{bucket}{options.replace('?&', '?')}")[0]
+
+
+def _split_options(uri: str) -> tuple[str, str]:
+    """(uri without its connection options, the options from "?" on in one spelling or ""). Local paths have none."""
+    head, mark, query = uri.rpartition("?")
+    if not mark or uri.startswith("/"):
+        return uri, ""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    if not pairs or not {name for name, _ in pairs} <= _OPTIONS:
+        return uri, ""
+    return head, "?" + urlencode(sorted(pairs), safe=":/")
+
+
+def _normal(path: str) -> str:
+    # normpath keeps two leading slashes, as POSIX allows
+    return "/" + posixpath.normpath(path).lstrip("/")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def _explained(action: str, uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        kind, cause = _cause(error)
+        raise StorageError(f"cannot {action} {uri}: {cause}", kind) from error
+
+
+def _cause(error: Exception) -> tuple[str, str]:
+    number, text = getattr(error, "errno", None), str(error)
+    if isinstance(error, FileNotFoundError) or _MISSING.search(text):
+        return "missing", "there is no such file, folder or bucket"
+    if isinstance(error, PermissionError) or _DENIED.search(text):
+        return "permission_denied", "permission denied"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "no_space", "no space is left on the device"
+    if number == errno.EROFS:
+        return "read_only", "the file system is read-only"
+    return "other", " ".join(text.split())
+
+
+def _put(filesystem: Any, path: str, content: bytes | Callable[[IO[bytes]], object]) -> None:
+    if not callable(content):
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+        return
+    # pyarrow's S3 stream publishes what it has when it is closed or collected, even after an error: so make all of the
+    # content beforehand.
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
+        content(spool)
+        spool.seek(0)
+        with filesystem.open_output_stream(path) as stream:
+            while piece := spool.read(8 * 2**20):
+                stream.write(piece)
+
+
+def _write_local(path: str, content: bytes | Callable[[IO[bytes]], object], exclusive: bool) -> bool:
+    if exclusive and os.path.lexists(path):
+        return False
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{_LEFTOVER_PREFIX}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if not exclusive:
+            temporary.replace(path)
+        elif not _link(temporary, path):
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(folder)
+    return True
+
+
+def _link(temporary: Path, path: str) -> bool:
+    """Give the finished file its name if nobody has it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        # No hard links here (exFAT, some network mounts): look, then rename.
+        if os.path.lexists(path):
+            return False
+        temporary.replace(path)
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:  # some network mounts cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,63 @@
+"""Fixtures that several test files share."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.backbone import BackboneSpec
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def toy_spec(dim: int = 24) -> BackboneSpec:
+    """A backbone that is never loaded: galleries of made-up features name it."""
+    return BackboneSpec("toy", None, "0" * 64, 32, 16, "RGB", 255.0, (0.5,) * 3, (0.5,) * 3, dim)
+
+
+def people_features(people: int, videos_each: int, dim: int, seed: int) -> list[tuple[str, np.ndarray]]:
+    """(person id, features float16 [n, dim]) of made-up videos of 3 to 40 frames, scattered about a centre a person."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(people, dim))
+    return [
+        (f"p{person:02d}", (centre + 0.4 * rng.normal(size=(rng.integers(3, 41), dim))).astype(np.float16))
+        for person, centre in enumerate(centres)
+        for _ in range(videos_each)
+    ]
+
+
+def add_videos(gallery: Gallery, videos: list[tuple[str, np.ndarray]], first: int = 0, videos_a_shard: int = 7) -> None:
+    """Commit made-up videos v000, v001, ...: two cameras in turn, one a minute."""
+    start = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    for at in range(0, len(videos), videos_a_shard):
+        part = videos[at : at + videos_a_shard]
+        ids = [f"v{first + at + i:03d}" for i in range(len(part))]
+        lengths = [len(features) for _, features in part]
+        index = np.concatenate([np.arange(n) for n in lengths])
+        shard = gallery.write_shard(frames_table(ids, lengths, index, index / 10, np.concatenate([f for _, f in part])))
+        rows = [
+            {
+                "video_id": video_id,
+                "uri": f"/videos/{video_id}.mp4",
+                "camera_id": f"cam{(first + at + i) % 2}",
+                "start_time": start + timedelta(minutes=first + at + i),
+                "person_id": person,
+                "sampled_frames": len(features),
+                "shard": shard,
+                "first_row": sum(lengths[:i]),
+                "source_id": video_id,
+            }
+            for i, (video_id, (person, features)) in enumerate(zip(ids, part, strict=True))
+        ]
+        gallery.commit(pa.Table.from_pylist(rows, schema=VIDEOS_SCHEMA), REJECTS_SCHEMA.empty_table())
+
+
+@pytest.fixture
+def toy_gallery(tmp_path: Path) -> Gallery:
+    """40 made-up videos of 10 people in shards of 7."""
+    gallery = Gallery.open_or_create(tmp_path / "gallery", GallerySettings(toy_spec(), 10.0, None))
+    add_videos(gallery, people_features(10, 4, 24, seed=1))
+    return gallery

@@ -1,0 +1,157 @@
+"""The gallery keeps its promises: whole or not at all, nothing lost, nothing twice."""
+
+import json
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
+from tests.conftest import add_videos, people_features, toy_spec
+
+NO_REJECTS = REJECTS_SCHEMA.empty_table()
+NO_VIDEOS = VIDEOS_SCHEMA.empty_table()
+
+
+def reject(video_id: str) -> pa.Table:
+    row = {"uri": f"/videos/{video_id}.mp4", "video_id": video_id, "source_id": video_id, "reason": "empty", "message": "is empty"}
+    return pa.Table.from_pylist([row], schema=REJECTS_SCHEMA)
+
+
+def row_of(gallery: Gallery, video_id: str) -> dict:
+    return next(row for row in gallery.snapshot().videos.to_pylist() if row["video_id"] == video_id)
+
+
+def test_what_was_written_is_read_back_exactly(toy_gallery: Gallery) -> None:
+    videos = people_features(10, 4, 24, seed=1)
+    for i in (0, 6, 7, 39):
+        frames = toy_gallery.read_video(row_of(toy_gallery, f"v{i:03d}"))
+        assert np.array_equal(feature_matrix(frames), videos[i][1])
+        assert frames["frame_index"].to_pylist() == list(range(len(videos[i][1])))
+
+
+def test_videos_follow_the_data_contract(toy_gallery: Gallery) -> None:
+    contract = "video_id uri camera_id start_time fps source_frames width height person_id sampled_frames shard first_row backbone"
+    assert {*contract.split(), "ingested_at"} <= set(toy_gallery.snapshot().videos.column_names)
+    shard = next(Path(toy_gallery.location.path, "frames").glob("*.parquet"))
+    schema = pq.read_schema(shard)
+    assert schema.names == ["video_id", "frame_index", "time_s", "feature"]
+    assert schema.field("feature").type == pa.list_(pa.float16(), 24)
+
+
+def test_pandas_and_duckdb_read_shards_without_this_code(toy_gallery: Gallery) -> None:
+    frames = Path(toy_gallery.location.path, "frames")
+    total = sum(toy_gallery.snapshot().videos["sampled_frames"].to_pylist())
+    assert sum(len(pd.read_parquet(shard)) for shard in frames.glob("*.parquet")) == total
+    row = row_of(toy_gallery, "v003")
+    query = f"select feature from '{frames}/{row['shard']}' where video_id = 'v003' order by frame_index limit 1"
+    stored = feature_matrix(toy_gallery.read_video(row))[0]
+    assert np.array_equal(np.array(duckdb.sql(query).fetchall()[0][0], np.float16), stored)
+
+
+def test_a_shard_counts_only_once_it_is_committed(toy_gallery: Gallery) -> None:
+    before = toy_gallery.snapshot()
+    ((_, features),) = people_features(1, 1, 24, seed=5)
+    steps = np.arange(len(features))
+    toy_gallery.write_shard(frames_table(["new"], [len(features)], steps, steps / 10, features))
+    assert toy_gallery.snapshot() == before
+
+
+def test_a_retried_task_writes_the_same_shard_again(toy_gallery: Gallery) -> None:
+    ((_, features),) = people_features(1, 1, 24, seed=5)
+    steps = np.arange(len(features))
+    names = {toy_gallery.write_shard(frames_table(["v"], [len(features)], steps, steps / 10, features)) for _ in range(2)}
+    other = toy_gallery.write_shard(frames_table(["w"], [len(features)], steps, steps / 10, features))
+    assert len(names) == 1 and other not in names
+
+
+def test_a_video_is_read_without_reading_its_shard(tmp_path: Path) -> None:
+    gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
+    features = np.random.default_rng(0).normal(size=(5000, 24)).astype(np.float16)
+    shard = gallery.write_shard(frames_table([f"v{i}" for i in range(5)], [1000] * 5, np.arange(5000), np.arange(5000) / 10, features))
+    assert pq.ParquetFile(gallery.location.join("frames", shard).path).num_row_groups >= 4
+    for first, rows in ((0, 1000), (1000, 1000), (1023, 2), (4000, 1000), (4999, 1), (0, 5000)):
+        assert np.array_equal(feature_matrix(gallery.read_shard(shard, first, rows)), features[first : first + rows])
+
+
+def test_iterating_gives_every_video_once_with_its_own_frames(toy_gallery: Gallery) -> None:
+    written = people_features(10, 4, 24, seed=1)
+    videos = toy_gallery.snapshot().videos.take(list(range(0, 40, 3)))
+    seen = {}
+    for positions, frames in toy_gallery.iter_features(videos):
+        start, matrix = 0, feature_matrix(frames)
+        for position in positions:
+            row = videos.slice(int(position), 1).to_pylist()[0]
+            seen[row["video_id"]] = matrix[start : start + row["sampled_frames"]]
+            start += row["sampled_frames"]
+    assert sorted(seen) == videos["video_id"].to_pylist()
+    assert all(np.array_equal(features, written[int(video_id[1:])][1]) for video_id, features in seen.items())
+
+
+def test_the_newest_commit_decides_on_a_source(toy_gallery: Gallery) -> None:
+    toy_gallery.commit(NO_VIDEOS, reject("late"))
+    assert toy_gallery.snapshot().rejects["video_id"].to_pylist() == ["late"]
+    assert "late" in toy_gallery.snapshot().finished_sources()
+    row = {**row_of(toy_gallery, "v000"), "video_id": "late", "source_id": "late"}
+    toy_gallery.commit(pa.Table.from_pylist([row], schema=VIDEOS_SCHEMA), NO_REJECTS)
+    snapshot = toy_gallery.snapshot()
+    assert snapshot.rejects["video_id"].to_pylist() == []
+    assert snapshot.videos["video_id"].to_pylist().count("late") == 1
+
+
+def test_a_source_committed_twice_by_two_ingests_is_there_once(toy_gallery: Gallery) -> None:
+    before = toy_gallery.snapshot().videos
+    add_videos(toy_gallery, people_features(10, 4, 24, seed=1))
+    assert toy_gallery.snapshot().videos.equals(before)
+
+
+def test_forgotten_videos_are_gone_at_once_and_count_as_finished(toy_gallery: Gallery) -> None:
+    toy_gallery.commit(NO_VIDEOS, NO_REJECTS, kind="forget", forgotten=["v003"])
+    assert "v003" not in toy_gallery.snapshot().videos["video_id"].to_pylist()
+    assert toy_gallery.forgotten() == {"v003"}
+
+
+def test_other_settings_are_refused_in_words(toy_gallery: Gallery) -> None:
+    with pytest.raises(UsageError, match=r"sample rate 5\.0 instead of 10\.0"):
+        Gallery.open_or_create(toy_gallery.location.uri, GallerySettings(toy_spec(), 5.0, None))
+    with pytest.raises(UsageError, match="backbone toy@"):
+        Gallery.open_or_create(toy_gallery.location.uri, GallerySettings(toy_spec(32), 10.0, None))
+
+
+def test_a_folder_that_is_no_gallery_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match="not empty and not a gallery"):
+        Gallery.open_or_create(tmp_path, GallerySettings(toy_spec(), 10.0, None))
+    with pytest.raises(UsageError, match="is a file"):
+        Gallery.open_or_create(tmp_path / "mine.txt", GallerySettings(toy_spec(), 10.0, None))
+    with pytest.raises(UsageError, match="is not a gallery"):
+        Gallery.open(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_damaged_files_are_named(toy_gallery: Gallery) -> None:
+    root = Path(toy_gallery.location.path)
+    shard = root / "frames" / row_of(toy_gallery, "v000")["shard"]
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(PipelineError, match=shard.name):
+        toy_gallery.read_video(row_of(toy_gallery, "v000"))
+    table = next((root / "videos").glob("*.parquet"))
+    table.unlink()
+    with pytest.raises(PipelineError, match=table.name):
+        toy_gallery.snapshot()
+    commit = next((root / "commits").glob("*.json"))
+    commit.write_text("{")
+    with pytest.raises(PipelineError, match=commit.name):
+        toy_gallery.snapshot()
+
+
+def test_a_gallery_of_another_format_is_refused(toy_gallery: Gallery) -> None:
+    path = Path(toy_gallery.location.path, "gallery.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(PipelineError, match="format 99"):
+        Gallery.open(toy_gallery.location.uri)

@@ -1,0 +1,191 @@
+"""A search gives what the network of METHOD section 1 gives, pair by pair, over the whole gallery."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
+from pipeline.index import Index, IndexSettings, build_index, index_versions, open_index, sample_features
+from pipeline.results import SearchResult
+from pipeline.scoring import ScoreSettings
+from pipeline.search import LocalPartitions, SearchSettings, opened_partitions, search
+from pipeline.segments import segment_frames, segment_starts
+from pipeline.targets import gallery_target
+from tests.conftest import add_videos, people_features, toy_spec
+
+EVERYTHING = SearchSettings(top=100, shortlist=None)
+
+
+@pytest.fixture
+def toy_index(toy_gallery: Gallery) -> Index:
+    return build_index(toy_gallery, IndexSettings(8, 4, partition_videos=9))
+
+
+def leads(gallery: Gallery, index: Index, target: str = "v000", settings: SearchSettings = EVERYTHING) -> SearchResult:
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        return search(gallery, index, partitions, gallery_target(gallery, target), settings)
+
+
+def ids(result: SearchResult) -> list[str]:
+    return [lead.video.video_id for lead in result.leads]
+
+
+def textbook_scores(gallery: Gallery, index: Index, target: str, settings: ScoreSettings = ScoreSettings()) -> dict[str, float]:
+    """Every video's score by the network itself, from the stored features, one video at a time."""
+
+    def cut(row: dict) -> torch.Tensor:
+        features = feature_matrix(gallery.read_video(row)).astype(np.float32)
+        frames = segment_frames(segment_starts(len(features), 8, 4), 8, len(features))
+        return torch.from_numpy(features[frames])
+
+    rows = {row["video_id"]: row for row in gallery.snapshot().videos.to_pylist()}
+    segments = cut(rows[target])
+    scores = {}
+    for video_id, row in rows.items():
+        pairs = np.sort(index.head(segments, cut(row)).detach().numpy().ravel())[::-1]
+        scores[video_id] = float(np.mean(pairs[: int(np.ceil(settings.ratio * len(pairs)))]))
+    return {video_id: score for video_id, score in scores.items() if video_id != target}
+
+
+@pytest.mark.parametrize("target", ["v000", "v017", "v039"])
+def test_scoring_everything_ranks_as_the_textbook_does(toy_gallery: Gallery, toy_index: Index, target: str) -> None:
+    result = leads(toy_gallery, toy_index, target)
+    truth = textbook_scores(toy_gallery, toy_index, target)
+    found = {lead.video.video_id: lead.score for lead in result.leads}
+    assert found.keys() == truth.keys()
+    assert max(abs(found[v] - truth[v]) for v in truth) < 2e-3  # keys and values lie on disk in float16
+    assert ids(result) == sorted(found, key=lambda v: (-found[v], v))
+    assert [lead.rank for lead in result.leads] == list(range(1, 40))
+
+
+def test_the_same_person_comes_first_on_separable_features(toy_gallery: Gallery, toy_index: Index) -> None:
+    people = {f"v{i:03d}": person for i, (person, _) in enumerate(people_features(10, 4, 24, seed=1))}
+    for target in people:
+        same = {v for v in people if people[v] == people[target] and v != target}
+        assert set(ids(leads(toy_gallery, toy_index, target))[:3]) == same
+
+
+def test_the_cut_into_partitions_does_not_change_the_leads(toy_gallery: Gallery, toy_index: Index) -> None:
+    whole = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=1000), toy_index.head)
+    for settings in (EVERYTHING, SearchSettings(top=5, shortlist=6)):
+        split, joined = (leads(toy_gallery, index, "v005", settings) for index in (toy_index, whole))
+        assert ids(split) == ids(joined)
+        assert [lead.prefilter_rank for lead in split.leads] == [lead.prefilter_rank for lead in joined.leads]
+        assert np.allclose([lead.score for lead in split.leads], [lead.score for lead in joined.leads], atol=1e-6)
+
+
+@pytest.mark.ray
+def test_leads_do_not_depend_on_the_number_of_actors(toy_gallery: Gallery, toy_index: Index) -> None:
+    settings = SearchSettings(top=8, shortlist=12)
+    target = gallery_target(toy_gallery, "v011")
+    here = leads(toy_gallery, toy_index, "v011", settings)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        for actors in (1, 3):
+            with opened_partitions(toy_gallery, toy_index, actors) as partitions:
+                assert search(toy_gallery, toy_index, partitions, target, settings).leads == here.leads
+    finally:
+        ray.shutdown()
+
+
+def test_a_shortlist_is_scored_like_everything(toy_gallery: Gallery, toy_index: Index) -> None:
+    everything = {lead.video.video_id: lead.score for lead in leads(toy_gallery, toy_index).leads}
+    short = leads(toy_gallery, toy_index, settings=SearchSettings(top=100, shortlist=7))
+    assert short.shortlisted == len(short.leads) == 7
+    assert sorted(lead.prefilter_rank for lead in short.leads) == list(range(1, 8))
+    assert all(lead.score == pytest.approx(everything[lead.video.video_id], abs=1e-6) for lead in short.leads)
+
+
+def test_a_target_is_never_its_own_result(toy_gallery: Gallery, toy_index: Index) -> None:
+    result = leads(toy_gallery, toy_index, "v004")
+    assert result.target.video_id == "v004" and "v004" not in ids(result) and result.eligible == 39
+
+
+def test_filters_choose_cameras_and_times(toy_gallery: Gallery, toy_index: Index) -> None:
+    settings = dataclasses.replace(EVERYTHING, cameras=("cam1",), after=datetime(2026, 3, 1, 12, 10, tzinfo=UTC))
+    settings = dataclasses.replace(settings, before=datetime(2026, 3, 1, 12, 20, tzinfo=UTC))
+    result = leads(toy_gallery, toy_index, settings=settings)
+    assert sorted(ids(result)) == ["v011", "v013", "v015", "v017", "v019"]
+    with pytest.raises(UsageError, match="no camera 'cam7'; it has cam0, cam1"):
+        leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, cameras=("cam7",)))
+    nothing = dataclasses.replace(EVERYTHING, after=datetime(2027, 1, 1, tzinfo=UTC))
+    assert leads(toy_gallery, toy_index, settings=nothing).leads == ()
+
+
+def test_forgotten_videos_are_in_no_result_from_now_on(toy_gallery: Gallery, toy_index: Index) -> None:
+    gone = ids(leads(toy_gallery, toy_index))[0]
+    toy_gallery.commit(VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table(), kind="forget", forgotten=[gone])
+    assert gone not in ids(leads(toy_gallery, toy_index))
+
+
+def test_evidence_is_the_best_pair_with_attention_that_adds_up(toy_gallery: Gallery, toy_index: Index) -> None:
+    best = leads(toy_gallery, toy_index).leads[0]
+    scores = [pair.score for pair in best.best_pairs]
+    assert scores == sorted(scores, reverse=True) and scores[0] >= best.score
+    for pair in best.best_pairs:
+        for side in (pair.target, pair.candidate):
+            assert len(side.attention) == 8 and sum(side.attention) == pytest.approx(1, abs=1e-4)
+            assert side.time_s == pytest.approx([i / 10 for i in side.frame_index])
+
+
+def test_a_score_is_what_its_settings_say(toy_gallery: Gallery, toy_index: Index) -> None:
+    by_sum = leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, score=ScoreSettings(1.0, None, "sum")))
+    by_mean = leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, score=ScoreSettings(1.0)))
+    rows = {row["video_id"]: row for row in toy_gallery.snapshot().videos.to_pylist()}
+    pairs = {v: len(segment_starts(row["sampled_frames"], 8, 4)) * by_sum.target_segments for v, row in rows.items()}
+    means = {lead.video.video_id: lead.score for lead in by_mean.leads}
+    assert all(lead.score == pytest.approx(means[lead.video.video_id] * pairs[lead.video.video_id]) for lead in by_sum.leads)
+
+
+def test_an_index_can_be_opened_again_and_an_old_search_keeps_its_version(toy_gallery: Gallery, toy_index: Index) -> None:
+    before = leads(toy_gallery, toy_index)
+    add_videos(toy_gallery, people_features(10, 1, 24, seed=9), first=40)
+    newer = build_index(toy_gallery)
+    assert index_versions(toy_gallery) == [toy_index.version, newer.version]
+    assert open_index(toy_gallery).version == newer.version and len(newer.videos) == 50
+    assert leads(toy_gallery, open_index(toy_gallery, toy_index.version)).leads == before.leads
+
+
+def test_an_index_without_its_manifest_is_not_there(toy_gallery: Gallery, toy_index: Index) -> None:
+    Path(toy_index.location.path, "manifest.json").unlink()
+    with pytest.raises(UsageError, match="no index yet"):
+        open_index(toy_gallery)
+
+
+def test_the_untrained_head_depends_on_the_videos_and_not_on_their_shards(toy_gallery: Gallery, tmp_path: Path) -> None:
+    other = Gallery.open_or_create(tmp_path / "other", GallerySettings(toy_spec(), 10.0, None))
+    add_videos(other, people_features(10, 4, 24, seed=1), videos_a_shard=3)
+    samples = [sample_features(gallery, gallery.snapshot().videos) for gallery in (toy_gallery, other)]
+    assert np.array_equal(*samples)
+    assert build_index(toy_gallery).manifest["head"] == build_index(other).manifest["head"]
+
+
+def test_damage_and_misuse_are_said_in_one_sentence(toy_gallery: Gallery, toy_index: Index, tmp_path: Path) -> None:
+    folder = Path(toy_index.location.path)
+    with pytest.raises(UsageError, match="no index version 'old'"):
+        open_index(toy_gallery, "old")
+    with pytest.raises(UsageError, match="no video 'v999'"):
+        gallery_target(toy_gallery, "v999")
+    (folder / "p0000" / "keys.npy").write_bytes(b"nonsense")
+    with pytest.raises(PipelineError, match=r"keys\.npy is damaged"):
+        LocalPartitions(toy_index, [0])
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    with pytest.raises(PipelineError, match="index format 99"):
+        open_index(toy_gallery)
+    empty = Gallery.open_or_create(tmp_path / "empty", GallerySettings(toy_spec(), 10.0, None))
+    with pytest.raises(PipelineError, match="has no videos yet"):
+        build_index(empty)
+
+
+@pytest.mark.parametrize("wrong", [{"top": 0}, {"shortlist": 0}, {"pairs": 0}])
+def test_settings_that_cannot_be_meant_are_refused(wrong: dict) -> None:
+    with pytest.raises(UsageError):
+        SearchSettings(**wrong)
