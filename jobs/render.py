@@ -17,7 +17,9 @@ def render(
     cameras: Annotated[int, typer.Option(help="Cameras; most people come past 2 to 4 of them.")] = 4,
     visits: Annotated[int, typer.Option(help="Clips per person and camera.")] = 1,
     seed: Annotated[int, typer.Option(help="Number that everything random is drawn from.")] = 0,
-    hidden_share: Annotated[float, typer.Option(help="Share of clips, 0..1, in which something hides the person for a while.")] = 0.35,
+    hidden_share: Annotated[
+        float, typer.Option(help="Share of clips, 0..1, in which something hides the person for a while.")
+    ] = 0.35,
     processes: Annotated[int, typer.Option(help="Processes that render; the files do not depend on it.")] = 1,
     full_frame: Annotated[bool, typer.Option(help="Also render one whole camera picture, with boxes of its people.")] = True,
 ) -> None:

@@ -27,12 +27,13 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address:
             ray.init(address=address, **quiet)
         else:
+            # Ray's own processes write to this one's stderr, alarming words about every actor of Ray Data among them.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if not address:

@@ -10,6 +10,7 @@ Frames stream through 2 and 3 under Ray Data's backpressure, so memory does not 
 changes the gallery, in one atomic step at a time: whatever is killed, what is not committed is simply done again.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -172,6 +173,7 @@ def missing_sources(catalog: pa.Table, gallery: Gallery, retry_rejected: bool) -
 
 def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Workers, counter: Any) -> Iterator[pa.Table]:
     """Steps 1 to 4; yields tables of WRITTEN_SCHEMA."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it announces what `progress` says better
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES

@@ -117,9 +117,7 @@ class _TargetView:
     no_leads: str
 
 
-def write_report(
-    results: Sequence[SearchResult], folder: str | Path, pictures: Pictures, *, show_labels: bool = False
-) -> str:
+def write_report(results: Sequence[SearchResult], folder: str | Path, pictures: Pictures, *, show_labels: bool = False) -> str:
     """Write report.html into a folder or below a bucket prefix and return its uri; the rest is as in `render_report`.
 
     Raises StorageError when the file cannot be written; then nothing is.
@@ -159,9 +157,7 @@ def render_report(results: Sequence[SearchResult], pictures: Pictures, *, show_l
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": _percent, "position": _position, "moment": _moment}
     return environment.from_string(resources.files("pipeline").joinpath("report.html.j2").read_text("utf-8"))
 
@@ -321,7 +317,9 @@ def _why_no_leads(result: SearchResult) -> str:
         return "No video of the gallery passes the filters, so nothing was scored. Wider filters may give leads."
     if not result.eligible:
         return "The gallery holds no video that could be searched for this target, so nothing was scored."
-    return f"{result.shortlisted:,} of {result.eligible:,} eligible videos were scored in full, and none of them was kept as a lead."
+    return (
+        f"{result.shortlisted:,} of {result.eligible:,} eligible videos were scored in full, and none of them was kept as a lead."
+    )
 
 
 def _label(target: VideoRef, candidate: VideoRef) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """Rendered pedestrians: a synthetic camera network for demonstrations, tests, training and benchmarks.
 
-    appearance   who: body, clothes, hair, bag, gait     body, figure, clothing   skeleton, surface, texture
-    camera       how one camera sees                     scene, surfaces, props   the place it watches
-    actors, raster, mesh   people in one frame           clip, full_frame, network   what is rendered and written
+appearance   who: body, clothes, hair, bag, gait     body, figure, clothing   skeleton, surface, texture
+camera       how one camera sees                     scene, surfaces, props   the place it watches
+actors, raster, mesh   people in one frame           clip, full_frame, network   what is rendered and written
 """
 
 from pipeline.rendering.appearance import Appearance, sample_appearance

@@ -127,9 +127,7 @@ def _shade_ground(scene: Scene, look: CameraLook, actors: Sequence[Actor], frame
     ground *= (1 - soft)[:, :, None]
 
 
-def compose(
-    scene: Scene, look: CameraLook, actors: Sequence[Actor], frame: int, window: Window
-) -> tuple[Floats, list[float]]:
+def compose(scene: Scene, look: CameraLook, actors: Sequence[Actor], frame: int, window: Window) -> tuple[Floats, list[float]]:
     """One frame of a window of the camera's picture, and for each actor the share of their pixels in it that shows.
 
     Returns (height, width, 3) float32 RGB under neutral light; shares are 0 where an actor is outside the window.
@@ -175,7 +173,7 @@ def compose(
             continue
         rows = slice(drawing.top, drawing.top + drawing.depth.shape[0])
         columns = slice(drawing.left, drawing.left + drawing.depth.shape[1])
-        nearer = cv2.compare(drawing.depth, depth[rows, columns], cv2.CMP_LT)
+        nearer = (drawing.depth < depth[rows, columns]).view(np.uint8) * np.uint8(255)
         cv2.copyTo(drawing.colour, nearer, colour[rows, columns])
         cv2.copyTo(drawing.depth, nearer, depth[rows, columns])
         covered[rows, columns] |= nearer
@@ -186,10 +184,8 @@ def compose(
             continue
         rows = slice(drawing.top, drawing.top + drawing.depth.shape[0])
         columns = slice(drawing.left, drawing.left + drawing.depth.shape[1])
-        whole = cv2.countNonZero(cv2.compare(drawing.depth, FAR, cv2.CMP_LT))
-        shown = cv2.countNonZero(
-            cv2.compare(drawing.depth, depth[rows, columns], cv2.CMP_LE) & cv2.compare(drawing.depth, FAR, cv2.CMP_LT)
-        )
+        own = drawing.depth < FAR
+        whole, shown = np.count_nonzero(own), np.count_nonzero(own & (drawing.depth <= depth[rows, columns]))
         shares.append(shown / whole if whole else 0.0)
     if not covered.any():
         return ground, shares

@@ -1,5 +1,6 @@
 """What a person looks like and how they walk: everything that stays the same from camera to camera."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,7 +123,7 @@ class Appearance:
     texture_seed: int
 
 
-def _colour(rng: np.random.Generator, weighted: dict[Colour, float], spread: float = 7.0) -> Colour:
+def _colour(rng: np.random.Generator, weighted: Mapping[Colour, float], spread: float = 7.0) -> Colour:
     """A colour of the table, a little lighter or darker and a little off in hue."""
     weights = np.array(list(weighted.values()))
     base = np.array(list(weighted)[int(rng.choice(len(weights), p=weights / weights.sum()))], dtype=float)
@@ -166,9 +167,7 @@ def sample_appearance(seed: int, person: int) -> Appearance:
     }
     lower = choose(
         rng,
-        {"jeans": 40, "trousers": 32, "skirt": 18, "shorts": 10}
-        if feminine
-        else {"jeans": 43, "trousers": 41, "shorts": 16},
+        {"jeans": 40, "trousers": 32, "skirt": 18, "shorts": 10} if feminine else {"jeans": 43, "trousers": 41, "shorts": 16},
     )
     if lower == "shorts" and upper in ("coat", "jacket"):
         lower = "jeans"  # nobody dresses for two seasons at once

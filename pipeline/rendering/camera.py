@@ -71,7 +71,7 @@ def sample_camera_look(seed: int, camera: int) -> CameraLook:
     rng = stream("camera", seed, camera)
     place = choose(rng, {"street": 42, "plaza": 24, "park": 16, "hall": 18})
     weather = choose(rng, {"hall": 1} if place == "hall" else {"sunny": 38, "overcast": 46, "dusk": 16})
-    sun, ambient = {"sunny": (0.62, 0.60), "overcast": (0.18, 0.86), "dusk": (0.14, 0.60), "hall": (0.22, 0.80)}[weather]
+    sun, ambient = {"sunny": (0.62, 0.60), "overcast": (0.18, 0.86), "dusk": (0.14, 0.68), "hall": (0.22, 0.80)}[weather]
     warmth = float(rng.normal({"sunny": 0.03, "overcast": -0.03, "dusk": -0.05, "hall": 0.08}[weather], 0.06))
     tint = float(rng.normal(0, 0.025))
     clip_width = int(rng.choice([48, 64, 80, 96], p=[0.18, 0.42, 0.25, 0.15]))
@@ -89,7 +89,7 @@ def sample_camera_look(seed: int, camera: int) -> CameraLook:
         sun_azimuth=float(rng.uniform(0, 2 * np.pi)),
         sun_elevation=float(np.radians(rng.uniform(32, 62) if weather == "sunny" else rng.uniform(50, 80))),
         gain=float(np.clip(rng.normal(1.0, 0.12), 0.75, 1.3)),
-        gamma=float(np.clip(rng.normal(1.0, 0.12), 0.75, 1.35)),
+        gamma=float(np.clip(rng.normal(1.0, 0.12), 0.75, 1.25)),
         contrast=float(np.clip(rng.normal(0.98, 0.10), 0.72, 1.2)),
         saturation=float(np.clip(rng.normal(0.92, 0.12), 0.6, 1.2)),
         cast=(1 + warmth - tint / 2, 1 + tint, 1 - warmth - tint / 2),

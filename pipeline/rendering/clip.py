@@ -12,8 +12,8 @@ from pipeline.rendering.appearance import Appearance, sample_appearance
 from pipeline.rendering.camera import CameraLook, develop
 from pipeline.rendering.mesh import placed
 from pipeline.rendering.props import Prop, make_prop
-from pipeline.rendering.randomness import stream
-from pipeline.rendering.raster import Pinhole, Window
+from pipeline.rendering.randomness import choose, stream
+from pipeline.rendering.raster import Pinhole, Window, silhouette
 from pipeline.rendering.scene import Scene, build_scene, fork, stand, street_axes
 
 Floats = npt.NDArray[np.float32]
@@ -62,7 +62,7 @@ def _walk_in_view(
             continue
         ends = np.concatenate([positions, np.zeros((frames, 1))], 1)
         feet = camera.view(ends)
-        head = camera.view(ends + (0, 0, person.height))
+        head = camera.view(ends + np.array([0, 0, person.height]))
         if feet[:, 2].min() < 2 or head[:, 2].min() < 2:
             continue
         feet_at, head_at = camera.pixels(feet), camera.pixels(head)
@@ -120,48 +120,60 @@ def _companion(rng: np.random.Generator, person: Appearance, path: Path, look: C
     middle = rng.uniform(0.3, 0.7) * frames
     when = (np.arange(frames) - middle) / frames
     # They overlap while their offset is below about a third of a metre: that must last `hidden` of the clip.
-    slope = 0.60 / hidden * rng.choice([-1, 1])
+    slope = 0.36 / hidden * rng.choice([-1, 1])
     offset = slope * when * (1 + 1.2 * np.abs(when))
     gap = rng.uniform(0.7, 1.0)
     return path_through(path.positions + toward * gap + sideways * offset[:, None], person.stride, float(rng.random()))
 
 
-def _cover(prop: Prop, x: float, y: float, heading: float, camera: Pinhole, actor: Actor) -> Floats:
-    """About how much of the actor's box a thing between them and the camera covers in each frame, (F,)."""
-    points = camera.project(placed(prop.mesh, x, y, heading).vertices)
-    low, high = points.min(0), points.max(0)
-    left, top, right, bottom = actor.boxes.T
-    body = 0.30 * (right - left)  # legs and arms reach farther than most of the body
-    across = np.minimum(right - body / 2, high[0]) - np.maximum(left + body / 2, low[0])
-    down = np.minimum(bottom, high[1]) - np.maximum(top, low[1])
-    return np.clip(across / (right - left - body), 0, 1) * np.clip(down / (bottom - top), 0, 1)
+def _sample_points(actor: Actor, camera: Pinhole) -> tuple[Floats, Floats]:
+    """Pixels (F, P, 2) of some of the actor's surface and the share (P,) of it that each stands for."""
+    points, corners = actor.mesh.vertices, actor.mesh.triangles
+    edges = points[corners[:, 1:]] - points[corners[:, :1]]
+    area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1)
+    owned = np.bincount(corners.ravel(), np.repeat(area, 3), minlength=len(points))[::3]
+    return camera.pixels(actor.view[:, ::3]), (owned / owned.sum()).astype(np.float32)
 
 
-def _blocked_by(
-    rng: np.random.Generator, scene: Scene, look: CameraLook, path: Path, actor: Actor
-) -> Scene | None:
+def _cover(prop: Prop, x: float, y: float, heading: float, camera: Pinhole, points: Floats, share: Floats) -> Floats:
+    """About how much of a person a thing between them and the camera covers in each frame, (F,)."""
+    mesh = placed(prop.mesh, x, y, heading)
+    view = camera.view(mesh.vertices)
+    window = Window(0, 0, 0.5, camera.picture_width // 2, camera.picture_height // 2)
+    mask = np.zeros((window.height, window.width), np.uint8)
+    silhouette(camera, window, view, camera.boxes(view), mesh.triangles, mask)
+    column = np.clip((points[..., 0] / 2).astype(np.int32), 0, window.width - 1)
+    row = np.clip((points[..., 1] / 2).astype(np.int32), 0, window.height - 1)
+    return (mask[row, column] > 0) @ share
+
+
+def _blocked_by(rng: np.random.Generator, scene: Scene, look: CameraLook, path: Path, actor: Actor) -> Scene | None:
     """The scene with a thing that hides the person for 30..60 % of the frames; None where none fits."""
     positions = path.positions
-    for _ in range(40):
-        kind = str(rng.choice(["car", "planter", "pillar", "sign", "bench", "bin", "tree", "pole"], p=[0.26, 0.2, 0.2, 0.18, 0.05, 0.07, 0.02, 0.02]))
-        prop = make_prop(rng, kind)
+    points, surface = _sample_points(actor, scene.camera)
+    kinds: dict[str, float] = {"planter": 24, "barrier": 26, "pillar": 18, "sign": 16, "bin": 6}
+    if look.place == "street":
+        kinds["car"] = 34
+    for attempt in range(100):
+        if attempt % 5 == 0:  # some places for each thing before another one is made
+            kind = choose(rng, kinds)
+            prop = make_prop(rng, kind)
+            depth = prop.half_width if kind == "car" else prop.half_depth
         point = positions[int(rng.uniform(0.25, 0.75) * len(positions))]
         toward = -point / np.linalg.norm(point)
         heading = float(np.arctan2(toward[1], toward[0]) + rng.normal(0, 0.15))  # its face to the camera
-        depth = prop.half_depth
         if kind == "car":
             heading += np.pi / 2
-            depth = prop.half_width
-        gap = depth + rng.uniform(0.35, 1.2)
-        x, y = point + toward * gap
+        x, y = (float(place) for place in point + toward * (depth + rng.uniform(0.35, 1.2)))
         c, s = np.cos(heading), np.sin(heading)
         seen_from = (positions - (x, y)) @ np.array([[c, -s], [s, c]])
         beyond = np.maximum(np.abs(seen_from) - (prop.half_depth, prop.half_width), 0)
-        if np.linalg.norm(beyond, axis=1).min() < 0.3 or np.linalg.norm((x, y)) < 3:
+        if np.linalg.norm(beyond, axis=1).min() < 0.3 or np.hypot(x, y) < 3:
             continue  # nobody walks through things
-        share = float((_cover(prop, float(x), float(y), heading, scene.camera, actor) > 1 - HIDDEN_BELOW).mean())
-        if 0.3 <= share <= 0.62:
-            return stand(fork(scene), look, prop, float(x), float(y), heading, hides=True)
+        cover = _cover(prop, x, y, heading, scene.camera, points, surface)
+        # Tracking loses who vanishes for long, so a thing may hide somebody entirely for a few frames only.
+        if 0.3 <= (cover > 1 - HIDDEN_BELOW).mean() <= 0.6 and (cover > 0.92).mean() < 0.12:
+            return stand(fork(scene), look, prop, x, y, heading, hides=True)
     return None
 
 

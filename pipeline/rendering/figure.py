@@ -175,7 +175,9 @@ def _legs(person: Appearance) -> list[Mesh]:
             hem = max(hem, _hem(person) + 0.01)
         share = np.linspace(0, 1, 6)
         z = 0.60 + (hem - 0.60) * share
-        profile = np.stack([np.interp(share, [0, 0.35, 1], [0.060, 0.072, 0.088]), np.interp(share, [0, 0.35, 1], [0.086, 0.101, 0.122])], 1)
+        profile = np.stack(
+            [np.interp(share, [0, 0.35, 1], [0.060, 0.072, 0.088]), np.interp(share, [0, 0.35, 1], [0.086, 0.101, 0.122])], 1
+        )
         mesh = loft(
             np.stack([np.zeros(6), np.zeros(6), z * h], 1),
             profile * h * np.array([0.45 + 0.55 * g, 0.6 + 0.4 * g]) * (0.85 if person.upper == "coat" else 1.0),
@@ -252,7 +254,9 @@ def _arm(person: Appearance, side: str) -> list[Mesh]:
         sleeve = np.vstack([rings[rings[:, 0] > sleeve_end + 0.01], [sleeve_end, 0.030, 0.029]])
         parts.append(tube(rings[2:], inward[2:], clothing.SKIN, 0.0))
         parts.append(tube(sleeve, np.append(inward, 0)[: len(sleeve)], region, extra + 0.003))
-    hand = np.array([[0.492, 0.015, 0.012], [0.475, 0.021, 0.013], [0.445, 0.025, 0.013], [0.415, 0.022, 0.011], [0.390, 0.012, 0.007]])
+    hand = np.array(
+        [[0.492, 0.015, 0.012], [0.475, 0.021, 0.013], [0.445, 0.025, 0.013], [0.415, 0.022, 0.011], [0.390, 0.012, 0.007]]
+    )
     parts.append(tube(hand, np.zeros(5), clothing.SKIN, 0.0))
     return parts
 

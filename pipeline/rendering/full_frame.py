@@ -38,7 +38,7 @@ def _furnish(rng: np.random.Generator, look: CameraLook, scene: Scene) -> tuple[
     middle, along, away = street_axes(look)
     scene, footprints = fork(scene), []
     for offset in rng.permutation([-3.2, -0.6, 2.4])[: int(rng.integers(2, 4))]:
-        prop = make_prop(rng, str(rng.choice(["planter", "pillar", "sign", "bin", "bench"])))
+        prop = make_prop(rng, str(rng.choice(["planter", "pillar", "sign", "bin", "bench", "barrier"])))
         x, y = middle + (offset + rng.normal(0, 0.3)) * along + rng.uniform(-1.4, -0.2) * away
         heading = look.street_angle + np.pi
         scene = stand(scene, look, prop, float(x), float(y), heading, hides=True)

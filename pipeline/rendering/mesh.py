@@ -32,15 +32,17 @@ class Mesh:
 def merge(meshes: Sequence[Mesh]) -> Mesh:
     """All of them as one mesh."""
     starts = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes[:-1]])
-    return oriented(Mesh(
-        vertices=np.concatenate([mesh.vertices for mesh in meshes]),
-        normals=np.concatenate([mesh.normals for mesh in meshes]),
-        texels=np.concatenate([mesh.texels for mesh in meshes]),
-        exposure=np.concatenate([mesh.exposure for mesh in meshes]),
-        bones=np.concatenate([mesh.bones for mesh in meshes]),
-        weight=np.concatenate([mesh.weight for mesh in meshes]),
-        triangles=np.concatenate([m.triangles + start for m, start in zip(meshes, starts, strict=True)]).astype(np.int32),
-    ))
+    return oriented(
+        Mesh(
+            vertices=np.concatenate([mesh.vertices for mesh in meshes]),
+            normals=np.concatenate([mesh.normals for mesh in meshes]),
+            texels=np.concatenate([mesh.texels for mesh in meshes]),
+            exposure=np.concatenate([mesh.exposure for mesh in meshes]),
+            bones=np.concatenate([mesh.bones for mesh in meshes]),
+            weight=np.concatenate([mesh.weight for mesh in meshes]),
+            triangles=np.concatenate([m.triangles + start for m, start in zip(meshes, starts, strict=True)]).astype(np.int32),
+        )
+    )
 
 
 def _outward(vertices: Floats, normals: Floats, triangles: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -122,9 +122,7 @@ def _render_scene(out: Path, arguments: NetworkArguments) -> tuple[dict[str, str
         "hidden": "",
     }
     tracks = sorted({int(track) for track in rendered.boxes[:, 1]})
-    labels = [
-        {"boxes_uri": boxes_uri, "track_id": str(track), "person_id": f"p{cast[track - 1]:03d}"} for track in tracks
-    ]
+    labels = [{"boxes_uri": boxes_uri, "track_id": str(track), "person_id": f"p{cast[track - 1]:03d}"} for track in tracks]
     return row, labels
 
 

@@ -34,7 +34,7 @@ def _paint(rng: np.random.Generator, colours: list[list[float]], roughness: floa
     for (left, top, width, height), colour in zip((MAIN, SECOND, THIRD, FOURTH), colours, strict=True):
         texture[top : top + height, left : left + width] = colour
     texture *= (1 + roughness * smooth_noise(rng, SIZE, SIZE, 24, 24))[:, :, None]
-    return texture + rng.normal(0, 2.0, texture.shape).astype(np.float32)
+    return texture + 2 * rng.standard_normal((SIZE, SIZE, 1), np.float32)
 
 
 def _grey(rng: np.random.Generator, low: float = 45, high: float = 170) -> list[float]:
@@ -50,7 +50,17 @@ def _car(rng: np.random.Generator) -> Prop:
         outline = [[-2.35, 0.35], [-2.35, 1.75], [-2.2, 2.0], [1.0, 2.0], [1.75, 1.15], [2.25, 1.0], [2.35, 0.7], [2.35, 0.35]]
         glass = [[0.1, 1.85], [0.95, 1.85], [1.5, 1.2], [0.1, 1.2]]
     else:
-        outline = [[-2.15, 0.35], [-2.15, 0.85], [-1.75, 1.0], [-1.15, 1.42], [0.35, 1.46], [1.1, 1.0], [1.95, 0.85], [2.15, 0.6], [2.15, 0.35]]
+        outline = [
+            [-2.15, 0.35],
+            [-2.15, 0.85],
+            [-1.75, 1.0],
+            [-1.15, 1.42],
+            [0.35, 1.46],
+            [1.1, 1.0],
+            [1.95, 0.85],
+            [2.15, 0.6],
+            [2.15, 0.35],
+        ]
         glass = [[-1.45, 1.02], [-1.0, 1.36], [0.25, 1.38], [0.85, 1.02]]
     side = np.empty((128, 256, 3), np.float32)  # the upper half of the texture shows the side, 20 mm a texel
     side[:] = paint
@@ -72,7 +82,10 @@ def _car(rng: np.random.Generator) -> Prop:
     line = np.array(outline)
     half = np.where(line[:, 1] > 1.05, width - 0.14, width)
     count = len(line)
-    vertices, texels, normals, triangles = [], [], [], []
+    vertices: list[Picture] = []
+    texels: list[Picture] = []
+    normals: list[Picture] = []
+    triangles: list[list[int]] = []
     for sign in (-1, 1):
         start = len(vertices) * count
         vertices.append(np.stack([line[:, 0], sign * half, line[:, 1]], 1))
@@ -138,7 +151,7 @@ def _planter(rng: np.random.Generator) -> Prop:
     texture = _paint(rng, [_grey(rng, 90, 180), [70, 96, 52], [58, 84, 46], _grey(rng)], 0.05)
     leaves = cv2.GaussianBlur(rng.standard_normal((128, 128)).astype(np.float32), (0, 0), 1.6)
     texture[:128, 128:] *= np.clip(1 + 1.9 * leaves, 0.35, 1.8)[:, :, None]
-    width, depth = rng.uniform(0.6, 1.3), rng.uniform(0.3, 0.45)
+    width, depth = rng.uniform(0.6, 1.7), rng.uniform(0.3, 0.45)
     rim = rng.uniform(0.45, 0.7)
     parts = [box((-depth, -width, 0), (depth, width, rim), (MAIN, MAIN, MAIN))]
     count = max(2, int(width / 0.3))
@@ -152,6 +165,21 @@ def _planter(rng: np.random.Generator) -> Prop:
         ring = np.stack([1.1 * depth * np.sin(angle), 1.25 * width / count * np.sin(angle)], 1) * rng.uniform(0.9, 1.2, (7, 1))
         parts.append(loft(np.stack([0 * z, y + 0 * z, z], 1), ring, SECOND, columns=12))
     return Prop("planter", merge(parts), as_bytes(texture), depth, width, top)
+
+
+def _barrier(rng: np.random.Generator) -> Prop:
+    """A low wall, a counter or a striped roadworks barrier."""
+    texture = _paint(rng, [_grey(rng, 70, 190), [150, 96, 78], _grey(rng, 90, 160), _grey(rng)], 0.03)
+    front = MAIN
+    if rng.random() < 0.35:
+        front = SECOND
+        for column in range(-128, 128, 32):
+            stripe = np.array([[column, 128], [column + 16, 128], [column + 56, 0], [column + 40, 0]]) + (128, 0)
+            cv2.fillConvexPoly(texture[:128], np.clip(stripe, (128, 0), (255, 127)).astype(np.int32), (222, 218, 210))
+    width, depth, height = rng.uniform(0.7, 1.9), rng.uniform(0.12, 0.3), rng.uniform(0.95, 1.3)
+    parts = [box((-depth, -width, 0), (depth, width, height - 0.06), (front, MAIN, MAIN))]
+    parts.append(box((-depth - 0.03, -width - 0.03, height - 0.06), (depth + 0.03, width + 0.03, height), (THIRD,) * 3))
+    return Prop("barrier", merge(parts), as_bytes(texture), depth, width, height)
 
 
 def _bench(rng: np.random.Generator) -> Prop:
@@ -216,7 +244,9 @@ def _tree(rng: np.random.Generator) -> Prop:
         centre, size = rng.normal(0, 0.6, 2), rng.uniform(0.7, 1.2)
         angle = np.linspace(0.1, np.pi - 0.1, 7)
         z = rng.uniform(2.9, 4.2) + size * np.cos(angle)
-        parts.append(loft(np.stack([centre[0] + 0 * z, centre[1] + 0 * z, z], 1), size * np.stack([np.sin(angle)] * 2, 1), SECOND))
+        parts.append(
+            loft(np.stack([centre[0] + 0 * z, centre[1] + 0 * z, z], 1), size * np.stack([np.sin(angle)] * 2, 1), SECOND)
+        )
     return Prop("tree", merge(parts), as_bytes(texture), 0.2, 0.2, 5.0)
 
 
@@ -224,6 +254,7 @@ MAKERS = {
     "car": _car,
     "bin": _bin,
     "planter": _planter,
+    "barrier": _barrier,
     "bench": _bench,
     "pillar": _pillar,
     "pole": _pole,

@@ -1,6 +1,7 @@
 """A pinhole camera over flat ground, and the drawing of textured, shaded meshes into a window of its picture."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -83,7 +84,7 @@ class Drawing:
     depth: Floats
 
 
-def _settings() -> object:
+def _settings() -> Any:
     if not hasattr(cv2, "TriangleRasterizeSettings"):
         raise PipelineError(f"rendering needs OpenCV 5 (pip install 'opencv-python-headless>=5'); this is {cv2.__version__}")
     settings = cv2.TriangleRasterizeSettings()
@@ -102,9 +103,7 @@ def _extent(window: Window, box: Floats) -> tuple[int, int, int, int]:
     return left, top, right - left, bottom - top
 
 
-def _sheared(
-    camera: Pinhole, window: Window, view: Floats, left: int, top: int, width: int, height: int
-) -> tuple[Floats, float]:
+def _sheared(camera: Pinhole, window: Window, view: Floats, left: int, top: int, width: int, height: int) -> tuple[Floats, float]:
     """Vertices and field of view for a buffer of the window's part that begins at left, top.
 
     The rasteriser has its axis in the middle of the buffer: a shear along the depth puts it there.
@@ -134,7 +133,7 @@ def silhouette(
     vertices, field = _sheared(camera, window, view, left, top, width, height)
     depth = np.full((height, width), FAR, np.float32)
     cv2.triangleRasterizeDepth(vertices, triangles, depth, AS_IS, field, NEAR, FAR, _settings())
-    mask[top : top + height, left : left + width] |= cv2.compare(depth, FAR, cv2.CMP_LT)
+    mask[top : top + height, left : left + width][depth < FAR] = 255
 
 
 def draw(
@@ -162,9 +161,7 @@ def draw(
     attributes[:, 2] = light
     buffer = np.zeros((height, width, 3), np.float32)
     depth = np.full((height, width), FAR, np.float32)
-    cv2.triangleRasterize(
-        vertices, triangles, attributes, buffer, depth, AS_IS, field, NEAR, FAR, _settings()
-    )
+    cv2.triangleRasterize(vertices, triangles, attributes, buffer, depth, AS_IS, field, NEAR, FAR, _settings())
     x, y, shade = cv2.split(buffer)
     colour = cv2.remap(texture, x, y, cv2.INTER_LINEAR)
     shade = cv2.convertScaleAbs(shade, alpha=127)  # of 127ths, so that both factors are bytes

@@ -85,7 +85,7 @@ def _ground_texture(rng: np.random.Generator, place: str, wall_distance: float) 
                 picture[max(0, line - 8) : line] = (172, 170, 164)
                 picture[line : line + 3] *= 0.6
             paint = [(214.0, 178.0, 70.0), (222.0, 222.0, 216.0)][int(rng.integers(2))]
-            for offset in ((12, 22) if rng.random() < 0.5 else (14,)):
+            for offset in (12, 22) if rng.random() < 0.5 else (14,):
                 cv2.line(picture, (0, top + offset), (width, top + offset), paint, 4)
             for column in range(0, width, 144):
                 cv2.line(picture, (column, (top + low) // 2), (column + 72, (top + low) // 2), (216, 216, 212), 5)
@@ -205,7 +205,7 @@ def _build_scene(look: CameraLook, width: int, height: int) -> Scene:
     flat = cv2.warpPerspective(ground, double @ _plane(camera, left_far, right_along, toward, GROUND_SCALE), size)
     seen = flat.max(-1) > 0
     picture[horizon:][seen[horizon:]] = flat[horizon:][seen[horizon:]]
-    top_left = left_far + (0, 0, WALL_HEIGHT)
+    top_left = left_far + np.array([0, 0, WALL_HEIGHT])
     upright = cv2.warpPerspective(fronts, double @ _plane(camera, top_left, right_along, (0, 0, -1), WALL_SCALE), size)
     seen = upright.max(-1) > 0
     picture[seen] = upright[seen]
@@ -213,7 +213,7 @@ def _build_scene(look: CameraLook, width: int, height: int) -> Scene:
     scene = Scene(camera, small, None, wall_distance)
     kinds = {
         "street": ["car", "pole", "bin", "sign", "tree", "car"],
-        "plaza": ["bench", "planter", "bin", "tree", "pole", "sign"],
+        "plaza": ["bench", "planter", "bin", "tree", "pole", "sign", "barrier"],
         "park": ["bench", "tree", "tree", "bin", "planter"],
         "hall": ["planter", "bench", "pillar", "bin", "sign"],
     }[look.place]

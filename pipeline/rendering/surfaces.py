@@ -167,7 +167,7 @@ def _segment(rng: np.random.Generator, kind: str, part: Picture, scale: float) -
 
 def wall(rng: np.random.Generator, place: str, width: int, height: int, scale: float) -> Picture:
     """What stands behind a place, seen from the front, (height, width, 3) float32; the last row is on the ground."""
-    kinds = {
+    kinds: dict[str, dict[str, float]] = {
         "street": {"shop": 5, "brick": 2, "plaster": 2.5, "panel": 1},
         "plaza": {"shop": 3, "panel": 2, "brick": 1, "glass": 2, "plaster": 1, "hedge": 1},
         "park": {"hedge": 5, "fence": 3, "brick": 0.6},

@@ -1,0 +1,155 @@
+"""Accuracy on real footage, end to end: every tracklet ingested, indexed, and each query searched with everything scored.
+
+    python -m benchmarks.real_footage --shared ../shared [--backbone PATH_OR_NAME ...]
+
+vtest: 48 clips of five people of one camera; left out are the query's own clip and clips of the same person less than 30 frames
+away (the rule in the data's README). mini_mars: 32 tracklets of 16 people; left out are the query and the same person in the same
+camera. vtest.avi: the full frames with their boxes file, each track a candidate, every track searched once.
+"""
+
+import csv
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from jobs.command_line import run
+from pipeline.backbone import DEFAULT, find_backbone
+from pipeline.catalog import read_catalog
+from pipeline.cluster import connected
+from pipeline.errors import UsageError
+from pipeline.evaluation import ranking_quality
+from pipeline.gallery import Gallery, GallerySettings
+from pipeline.index import build_index
+from pipeline.ingest import ingest
+from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.targets import gallery_target
+from pipeline.video import Sampling
+
+EVERYTHING = SearchSettings(top=1_000_000, shortlist=None, pairs=1)
+VTEST_AVI = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")  # where Debian's opencv-doc puts it
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A labelled gallery. queries: video ids; person: id -> label; counts(query, candidate): whether the pair is judged."""
+
+    name: str
+    manifest: Path
+    queries: list[str]
+    person: dict[str, str]
+    counts: Callable[[str, str], bool]
+
+
+def vtest(shared: Path) -> Protocol:
+    """The clips of vtest_tracklets under the rule in its README."""
+    folder = shared / "data/vtest_tracklets"
+    with (folder / "tracklets.csv").open() as file:
+        rows = {Path(row["file"]).stem: row for row in csv.DictReader(file)}
+
+    def counts(query: str, candidate: str) -> bool:
+        q, c = rows[query], rows[candidate]
+        gap = max(int(q["start_frame"]) - int(c["end_frame"]), int(c["start_frame"]) - int(q["end_frame"]))
+        return q["person_id"] != c["person_id"] or gap >= 30
+
+    person = {video_id: row["person_id"] for video_id, row in rows.items()}
+    queries = [video_id for video_id, row in rows.items() if row["role"] == "query"]
+    return Protocol("vtest clips", folder / "manifest.csv", queries, person, counts)
+
+
+def mini_mars(shared: Path, work: Path) -> Protocol:
+    """The tracklets of mini_mars, every one a query, as folders of links to their images."""
+    source = shared / "data/mini_mars"
+    person, camera = {}, {}
+    for entry in json.loads((source / "train.json").read_text()):
+        images = [source / path for path in entry["img_paths"]]
+        tracklet = images[0].name[:11]
+        person[tracklet], camera[tracklet] = str(entry["pid"]), str(entry["camid"])
+        folder = work / tracklet
+        folder.mkdir(parents=True)
+        for image in images:
+            (folder / image.name).symlink_to(image.resolve())
+    manifest = work / "manifest.csv"
+    lines = [f"{tracklet},{tracklet},{camera[tracklet]},{person[tracklet]}" for tracklet in person]
+    manifest.write_text("\n".join(["uri,video_id,camera_id,person_id", *lines]) + "\n")
+
+    def counts(query: str, candidate: str) -> bool:
+        return person[query] != person[candidate] or camera[query] != camera[candidate]
+
+    return Protocol("mini_mars", manifest, list(person), person, counts)
+
+
+def make_gallery(manifest: Path, folder: Path, backbone: str) -> Gallery:
+    """Ingest a manifest into a new gallery. Ray must be running."""
+    spec = find_backbone(backbone)
+    gallery = Gallery.open_or_create(folder, GallerySettings(spec, 10.0, None))
+    summary = ingest(read_catalog(str(manifest)), gallery, Sampling(height=spec.height, width=spec.width))
+    if summary.rejected or summary.unaccounted:
+        print(f"{manifest}: {summary.reasons}, {summary.unaccounted} unaccounted", file=sys.stderr)
+    return gallery
+
+
+def judge(protocol: Protocol, gallery: Gallery) -> dict[str, object]:
+    """Search for every query and compare the rankings with the labels."""
+    index = build_index(gallery)
+    rankings = []
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        for query in protocol.queries:
+            leads = search(gallery, index, partitions, gallery_target(gallery, query), EVERYTHING).leads
+            ranked = [lead.video.video_id for lead in leads if protocol.counts(query, lead.video.video_id)]
+            rankings.append(np.array([protocol.person[video_id] == protocol.person[query] for video_id in ranked]))
+    return asdict(ranking_quality(rankings))
+
+
+def tracks_of_the_full_frame(shared: Path, work: Path, backbone: str) -> tuple[int, list[str]]:
+    """vtest.avi with its boxes file to ranked tracks: number of tracks, and for each the best other one with its score."""
+    manifest = work / "full.csv"
+    boxes = (shared / "data/vtest_tracklets/boxes.csv").resolve()
+    manifest.write_text(f"uri,video_id,camera_id,boxes_uri\n{VTEST_AVI},vtest,pets_view1,{boxes}\n")
+    gallery = make_gallery(manifest, work / "full", backbone)
+    index = build_index(gallery)
+    lines = []
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        for video_id in index.videos["video_id"].to_pylist():
+            best = search(gallery, index, partitions, gallery_target(gallery, video_id), EVERYTHING).leads[0]
+            lines.append(f"{video_id} -> {best.video.video_id} {best.score:.3f}")
+    return len(index.videos), lines
+
+
+def main(
+    shared: Annotated[Path, typer.Option(help="Folder with the real footage.")] = Path("../shared"),
+    backbone: Annotated[list[str] | None, typer.Option(help="Backbone by name or path; may be given again.")] = None,
+) -> None:
+    """Rank-1 and mAP on real tracklets, and the full-frame footage as ranked tracks."""
+    if not (shared / "data").is_dir():
+        raise UsageError(f"{shared} has no real footage; name the folder with --shared")
+    backbones = backbone or [DEFAULT, str(shared / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx")]
+    figures: dict[str, object] = {}
+    print(f"{'footage':<12} {'backbone':<20} {'queries':>7} {'rank-1':>7} {'rank-5':>7} {'mAP':>6}")
+    with tempfile.TemporaryDirectory() as folder, connected():
+        for number, name in enumerate(backbones):
+            work = Path(folder, str(number))
+            short = find_backbone(name).name
+            for protocol in (vtest(shared), mini_mars(shared, work / "tracklets")):
+                quality = judge(protocol, make_gallery(protocol.manifest, work / protocol.name, name))
+                figures[f"{protocol.name}, {short}"] = quality
+                cmc, mean_ap = quality["cmc"], quality["mean_average_precision"]
+                print(f"{protocol.name:<12} {short:<20} {quality['queries']:>7} {cmc[1]:7.3f} {cmc[5]:7.3f} {mean_ap:6.3f}", flush=True)  # type: ignore[index]
+        if VTEST_AVI.is_file():
+            tracks, lines = tracks_of_the_full_frame(shared, Path(folder), backbones[-1])
+            print(f"vtest.avi: {tracks} tracks from full frames; each with its best lead ({find_backbone(backbones[-1]).name}):")
+            print("  " + "\n  ".join(lines))
+            figures["vtest.avi tracks"] = tracks
+        else:
+            print(f"vtest.avi is not at {VTEST_AVI}; Debian's opencv-doc installs it")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    run(main)
