@@ -130,9 +130,7 @@ def head_hash(head: Coattention) -> str:
     return digest.hexdigest()
 
 
-FORGET_BIAS = OUTPUT_BIAS = (
-    8.0  # sigmoid(8) = 0.9997: gates that are open, yet not so flat that training cannot move them
-)
+FORGET_BIAS = OUTPUT_BIAS = 8.0  # sigmoid(8) = 0.9997: gates that are open, yet not so flat that training cannot move them
 CANDIDATE_SCALE = 1 / 16  # tanh(x) is x within 0.13 % for |x| <= 1/16
 UNTRAINED_WEIGHT = UNTRAINED_BIAS = 4.0
 
@@ -225,9 +223,7 @@ def _linear(name: str, weight: NDArray[np.float64]) -> dict[str, NDArray[np.floa
     return {f"{name}.weight": weight, f"{name}.bias": np.zeros(len(weight))}
 
 
-def _accumulator(
-    rows: NDArray[np.float64], segment_length: int, temperature: float | None
-) -> dict[str, NDArray[np.float64]]:
+def _accumulator(rows: NDArray[np.float64], segment_length: int, temperature: float | None) -> dict[str, NDArray[np.float64]]:
     """LSTM and query map of `untrained_head`, rows [d_k, D]; torch orders gates input, forget, candidate, output."""
     width, feature_width = rows.shape
     input_gate = 1 / (2 * segment_length)
@@ -272,7 +268,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], config: Coattentio
     if expected.keys() != tensors.keys():
         wrong = ", ".join(sorted(expected.keys() ^ tensors.keys()))
         raise PipelineError(f"{path} does not hold the tensors of a co-attention head: {wrong} missing or unknown")
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         if tensor.shape != expected[name].shape:
             raise PipelineError(
                 f"{path} does not fit the sizes in {DESCRIPTION}: {name} is {list(tensor.shape)}, "

@@ -61,7 +61,8 @@ def encode_target(head: Coattention, target_features: Tensor, centre: Tensor | N
     encodings = head.encode(attention, head.values(target_features))  # [N, d_v]
     weight, bias = head.score_row()
     centre = encodings.mean(dim=0) if centre is None else centre.to(encodings.device)
-    return TargetEncoding(*(part.float() for part in (query_vectors, encodings, attention, weight, bias, centre)))
+    parts = (query_vectors, encodings, attention, weight, bias, centre)
+    return TargetEncoding(*(part.detach().clone().float() for part in parts))  # cloned: weight and bias are the head's
 
 
 def pair_scores(
@@ -121,9 +122,7 @@ def pair_logits(
 
 
 @torch.no_grad()
-def segment_gram(
-    weight: Tensor, centre: Tensor, values: Tensor, segment_frames: Tensor, *, chunk: int = 4096
-) -> Tensor:
+def segment_gram(weight: Tensor, centre: Tensor, values: Tensor, segment_frames: Tensor, *, chunk: int = 4096) -> Tensor:
     """G of each candidate segment, float32 [K, T, T]: weighted products of its values, the same for every target.
 
     weight: w, [d_v]; centre: [d_v], the one that targets are encoded with. values and segment_frames as in
@@ -182,9 +181,7 @@ def _check_shapes(
 ) -> None:
     widths = (target.query_vectors.shape[1], target.encodings.shape[1])
     if keys.ndim != 2 or values.ndim != 2 or len(keys) != len(values) or (keys.shape[1], values.shape[1]) != widths:
-        raise ValueError(
-            f"keys {list(keys.shape)} and values {list(values.shape)} must be [F, {widths[0]}] and [F, {widths[1]}]"
-        )
+        raise ValueError(f"keys {list(keys.shape)} and values {list(values.shape)} must be [F, {widths[0]}] and [F, {widths[1]}]")
     if segment_frames.ndim != 2 or segment_frames.shape[1] < 1:
         raise ValueError(f"segment_frames must be [K, T] with T at least 1, not {list(segment_frames.shape)}")
     count, length = segment_frames.shape
@@ -234,9 +231,7 @@ def video_score(scores: ArrayLike, settings: ScoreSettings = MEAN_OF_TOP_FIFTH) 
     return float(video_scores(flat, np.array([0, flat.shape[1]]), settings)[0])
 
 
-def video_scores(
-    scores: ArrayLike, offsets: ArrayLike, settings: ScoreSettings = MEAN_OF_TOP_FIFTH
-) -> NDArray[np.float64]:
+def video_scores(scores: ArrayLike, offsets: ArrayLike, settings: ScoreSettings = MEAN_OF_TOP_FIFTH) -> NDArray[np.float64]:
     """The score of each video from the pair scores of many: `video_score` of each, float64 [V] ([0054], claim 9).
 
     scores: [N, K_total], the segments of video v in columns offsets[v]:offsets[v + 1]; offsets: integers [V + 1],

@@ -5,12 +5,14 @@ up to `Sampling.piece` frames of one candidate; a candidate is the whole frame, 
 """
 
 import contextlib
+import itertools
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,10 +29,10 @@ BATCH_BYTES = 64 << 20  # full-size frames decoded at a time
 CONTAINER_MAGIC = re.compile(
     rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)"  # MP4, MOV, 3GP
     rb"|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV|OggS|DKIF|YUV4MPEG2|\x06\x0e\x2b\x34"  # Matroska and WebM, AVI, FLV, Ogg, IVF, Y4M, MXF
-    rb"|\x47|.{4}\x47|\x00\x00\x01[\xba\xb3]|\x30\x26\xb2\x75",  # MPEG-TS, M2TS, MPEG-PS and -1/2 video, ASF and WMV
+    rb"|\x30\x26\xb2\x75",  # ASF and WMV
     re.DOTALL,
 )
-RAW_STREAM_MAGIC = re.compile(rb"\x00\x00\x00?\x01")  # H.264 or HEVC as the camera sends it
+STREAM_MAGIC = re.compile(rb"\x47|.{4}\x47|\x00\x00\x01[\xba\xb3]|\x00\x00\x00?\x01", re.DOTALL)  # MPEG-TS, M2TS, MPEG-PS, raw
 
 
 @dataclass(frozen=True)
@@ -283,18 +285,9 @@ class FileReader(Reader):
         self.fps = float(self.video.get_avg_fps())
         if not 0 < self.fps < 1000:
             self.fps = 25.0
-        self.times = self._times()
-
-    def _times(self) -> np.ndarray:
         frames = len(self.video)
-        times = (
-            np.asarray(self.video.get_frame_timestamp(np.arange(frames)), np.float64).reshape(frames, -1)[:, 0]
-            if frames
-            else np.empty(0)
-        )
-        if not np.all(np.isfinite(times)) or np.any(np.diff(times) < 0):
-            times = np.arange(frames) / self.fps  # a container without usable time stamps
-        return times - times[0] if frames else times
+        stamps = np.asarray(self.video.get_frame_timestamp(np.arange(frames)), np.float64).reshape(-1, 2)[:, 0] if frames else []
+        self.times = checked_times(np.asarray(stamps), self.fps)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         try:
@@ -304,6 +297,57 @@ class FileReader(Reader):
             raise VideoError(
                 "truncated", f"{self.uri} is damaged or cut off {where} and cannot be decoded there"
             ) from error
+
+
+class StreamReader(Reader):
+    """A stream without an index (MPEG-TS, or raw H.264 and HEVC as cameras leave it behind) through PyAV, from front to back.
+
+    decord opens no raw stream and fails to seek in transport streams. There is no index to count the frames from, so the stream is
+    decoded once for their times and once more for the frames; packets that are damaged are passed over.
+    """
+
+    def __init__(self, path: Path, uri: str) -> None:
+        import av
+
+        self.path, self.uri, self.errors = path, uri, (av.FFmpegError, OSError)
+        self.decoded: Iterator[Any] = iter(())
+        self.next = 0
+        try:
+            with av.open(str(path)) as container:
+                if not container.streams.video:
+                    raise VideoError("not_a_video", f"{uri} has no video stream")
+                self.fps = float(container.streams.video[0].average_rate or 25)
+            stamps = [np.nan if frame.time is None else frame.time for frame in self._frames()]
+        except self.errors as error:
+            raise VideoError("truncated", f"{uri} is a damaged or cut-off stream: {error}") from error
+        self.times = checked_times(np.array(stamps, np.float64), self.fps)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        frames = []
+        for index in indices.tolist():
+            if index < self.next:
+                self.decoded, self.next = iter(()), 0
+            if self.next == 0:
+                self.decoded = self._frames()
+            frame = next(itertools.islice(self.decoded, index - self.next, None))
+            self.next = index + 1
+            frames.append(frame.to_ndarray(format="rgb24"))
+        return np.stack(frames)
+
+    def _frames(self) -> Iterator[Any]:
+        import av
+
+        with av.open(str(self.path)) as container:
+            for packet in container.demux(video=0):
+                with contextlib.suppress(av.error.InvalidDataError):
+                    yield from packet.decode()
+
+
+def checked_times(stamps: np.ndarray, fps: float) -> np.ndarray:
+    """Time stamps as seconds from the first frame, float64 [n]; counted from fps where the container's make no sense."""
+    if not np.all(np.isfinite(stamps)) or np.any(np.diff(stamps) <= 0):
+        stamps = np.arange(len(stamps)) / fps
+    return stamps - stamps[0] if len(stamps) else stamps
 
 
 class ImagesReader(Reader):
@@ -349,8 +393,7 @@ def _open(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Reader:
             )
         path = Path(location.path) if location.is_local else _local_copy(location, stack)
         with location.open_input():  # a refusal to read is told apart from damage here; decord would mix them up
-            _check_container(path, uri)
-            return FileReader(path, uri)
+            return StreamReader(path, uri) if _is_stream(path, uri) else FileReader(path, uri)
     except StorageError as error:
         reason = error.kind if error.kind in ("missing", "permission_denied") else "undecodable"
         raise VideoError(reason, str(error)) from error
@@ -366,28 +409,26 @@ def _local_copy(location: Location, stack: contextlib.ExitStack) -> Path:
     return Path(copy.name)
 
 
-def _check_container(path: Path, uri: str) -> None:
+def _is_stream(path: Path, uri: str) -> bool:
+    """Whether the file is a stream without an index rather than a container with one. Raises VideoError for what is no video."""
     with path.open("rb") as file:
         start = file.read(64)
-    if CONTAINER_MAGIC.match(start):
-        return
-    if RAW_STREAM_MAGIC.match(start):
-        remedy = "put it into a container first, for example: ffmpeg -i IN -c copy OUT.mp4"
-        raise VideoError("not_a_video", f"{uri} is a raw stream without a container; {remedy}")
-    raise VideoError("not_a_video", f"{uri} is not in a video format that is read")
+    if STREAM_MAGIC.match(start):
+        return True
+    if not CONTAINER_MAGIC.match(start):
+        raise VideoError("not_a_video", f"{uri} is not in a video format that is read")
+    return False
 
 
 def _cannot_open(path: Path, uri: str, error: Exception) -> VideoError:
-    """Why decord does not open a file that looks like a video."""
+    """Why decord does not open a file that begins like a video."""
     import av
 
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                return VideoError("not_a_video", f"{uri} has no video stream")
-    except (av.FFmpegError, OSError):
-        return VideoError("truncated", f"{uri} is a damaged or cut-off video: its index cannot be read")
-    return VideoError("undecodable", f"{uri} cannot be decoded: {str(error).strip().splitlines()[-1]}")
+    with contextlib.suppress(av.FFmpegError, OSError), av.open(str(path)) as container:
+        if not container.streams.video:
+            return VideoError("not_a_video", f"{uri} has no video stream")
+    said = str(error).strip().splitlines()[-1].split("] ")[-1]
+    return VideoError("truncated", f"{uri} is a damaged or cut-off video: {said}")
 
 
 def limit_memory(limit: int) -> None:

@@ -49,7 +49,7 @@ class Oracle:
                 + self.weights["lstm.bias_hh_l0"]
             )
             for unit_number in range(width):
-                i, f, g, o = (gates[block * width + unit_number] for block in range(4))
+                i, f, g = (gates[block * width + unit_number] for block in range(3))
                 cell[unit_number] = sigmoid(f) * cell[unit_number] + sigmoid(i) * math.tanh(g)
             hidden = np.array([sigmoid(gates[3 * width + u]) * math.tanh(cell[u]) for u in range(width)])
         return self.linear("query", hidden)

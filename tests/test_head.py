@@ -160,7 +160,7 @@ def test_tensors_of_another_width_than_the_sizes_say_are_refused(saved):
     rewrite(saved, sizes=sizes | {"value_width": 9})
     sentence = refusal(saved)
     assert "does not fit the sizes" in sentence
-    assert "[2, 5], not [2, 9]" in sentence
+    assert "classifier.weight is [2, 5], not [2, 9]" in sentence
 
 
 def test_one_flipped_bit_fails_the_checksum(saved):
@@ -261,9 +261,7 @@ def test_attention_follows_the_mean_target_key_at_the_temperature():
     mean = (unit_features(head, target[0]) @ rotation(head).T).mean(axis=0)
     expected = np.exp(keys @ mean / 0.5) / np.exp(keys @ mean / 0.5).sum()
     with torch.no_grad():
-        attention = head.attention(
-            head.query_vectors(torch.from_numpy(target)), head.keys(torch.from_numpy(candidate))[None]
-        )
+        attention = head.attention(head.query_vectors(torch.from_numpy(target)), head.keys(torch.from_numpy(candidate))[None])
     np.testing.assert_allclose(attention[0], expected, rtol=0.01)
 
 

@@ -99,9 +99,9 @@ def _crop_boxes(rng: np.random.Generator, actor: Actor, look: CameraLook) -> Flo
     y = smooth((top + bottom) / 2) + tall * 0.010 * rng.standard_normal(frames)
     if rng.random() < 0.16:  # a detector that loses a part of the body for a while
         start, length = rng.integers(0, frames), int(frames * rng.uniform(0.3, 1.0))
-        stretch = np.zeros(frames)
-        stretch[start : start + length] = 1
-        stretch = smooth(stretch)
+        lost = np.zeros(frames)
+        lost[start : start + length] = 1
+        stretch = smooth(lost)
         cut = rng.uniform(0.08, 0.22)
         part = rng.choice(["feet", "head", "side"], p=[0.6, 0.15, 0.25])
         if part == "side":
@@ -214,7 +214,7 @@ def render_clip(
     if not 0 < seconds[0] <= seconds[1]:
         raise UsageError(f"seconds is {seconds}; it must be two positive lengths, the shorter first")
     rng = stream("clip", clip_seed)
-    is_hidden, by_person, has_passer = rng.random() < hidden_share, rng.random() < 0.45, rng.random() < 0.28
+    is_hidden, by_person, has_passer = rng.random() < hidden_share, rng.random() < 0.35, rng.random() < 0.28
     frames = max(2, round(float(rng.uniform(*seconds)) * camera_look.frame_rate))
     scene = build_scene(camera_look)
     path = _walk_in_view(rng, appearance, camera_look, scene.camera, scene, frames)

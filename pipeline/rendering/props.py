@@ -174,8 +174,10 @@ def _barrier(rng: np.random.Generator) -> Prop:
     if rng.random() < 0.35:
         front = SECOND
         for column in range(-128, 128, 32):
-            stripe = np.array([[column, 128], [column + 16, 128], [column + 56, 0], [column + 40, 0]]) + (128, 0)
-            cv2.fillConvexPoly(texture[:128], np.clip(stripe, (128, 0), (255, 127)).astype(np.int32), (222, 218, 210))
+            stripe = np.array([[column, 128], [column + 16, 128], [column + 56, 0], [column + 40, 0]])
+            cv2.fillConvexPoly(
+                texture[:128], np.clip(stripe + np.array([128, 0]), (128, 0), (255, 127)).astype(np.int32), (222, 218, 210)
+            )
     width, depth, height = rng.uniform(0.7, 1.9), rng.uniform(0.12, 0.3), rng.uniform(0.95, 1.3)
     parts = [box((-depth, -width, 0), (depth, width, height - 0.06), (front, MAIN, MAIN))]
     parts.append(box((-depth - 0.03, -width - 0.03, height - 0.06), (depth + 0.03, width + 0.03, height), (THIRD,) * 3))

@@ -167,17 +167,17 @@ def _segment(rng: np.random.Generator, kind: str, part: Picture, scale: float) -
 
 def wall(rng: np.random.Generator, place: str, width: int, height: int, scale: float) -> Picture:
     """What stands behind a place, seen from the front, (height, width, 3) float32; the last row is on the ground."""
-    kinds: dict[str, dict[str, float]] = {
+    fronts: dict[str, dict[str, float]] = {
         "street": {"shop": 5, "brick": 2, "plaster": 2.5, "panel": 1},
         "plaza": {"shop": 3, "panel": 2, "brick": 1, "glass": 2, "plaster": 1, "hedge": 1},
         "park": {"hedge": 5, "fence": 3, "brick": 0.6},
         "hall": {"wall": 4, "glass": 2.5, "panel": 1},
-    }[place]
+    }
     picture = np.empty((height, width, 3), np.float32)
     left = 0
     while left < width:
         right = min(width, left + int(rng.uniform(3.0, 6.5) * scale))
-        _segment(rng, choose(rng, kinds), picture[:, left:right], scale)
+        _segment(rng, choose(rng, fronts[place]), picture[:, left:right], scale)
         if place != "park":
             picture[:, right - 2 : right] *= 0.7
         left = right

@@ -1,0 +1,226 @@
+"""Sampling, cropping and decoding; every kind of bad file has its reason."""
+
+import struct
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.catalog import REJECT_REASONS
+from pipeline.decoder import Decoder
+from pipeline.errors import UsageError, VideoError
+from pipeline.video import Event, Piece, Rejected, Sampling, VideoInfo, image_order, read_frames, read_pieces, resize, sample_times
+
+SMALL = Sampling(height=32, width=16)
+
+
+def write_video(path: Path, frames: int = 30, size: tuple[int, int] = (64, 48), rate: int = 10, codec: str = "libx264") -> Path:
+    """A clip whose frame number can be read off its brightness: frame i has the value 8 * i."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for i in range(frames):
+            picture = np.full((size[1], size[0], 3), min(8 * i, 255), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def pieces(events: list[Event]) -> list[Piece]:
+    return [event for event in events if isinstance(event, Piece)]
+
+
+def refused(path: Path | str, boxes: Path | None = None, sampling: Sampling = SMALL) -> str:
+    with pytest.raises(VideoError) as raised:
+        list(read_pieces(str(path), str(boxes) if boxes else None, sampling))
+    assert raised.value.reason in REJECT_REASONS and str(path) in raised.value.message or boxes
+    return raised.value.reason
+
+
+@given(st.lists(st.floats(0.001, 2.0), min_size=1, max_size=80), st.floats(0.5, 30))
+def test_sampling_takes_the_first_frame_of_each_period(gaps: list[float], rate: float) -> None:
+    times = np.cumsum([0.0, *gaps])
+    chosen = sample_times(times, rate)
+    assert chosen[0] == 0 and np.all(np.diff(chosen) > 0)
+    periods = np.floor(times * rate + 1e-3)
+    assert len(chosen) == len(np.unique(periods))
+    assert all(c == 0 or periods[c - 1] < periods[c] for c in chosen)
+
+
+def test_a_slow_video_gives_all_its_frames_and_a_fast_one_the_rate() -> None:
+    assert sample_times(np.arange(50) / 10, 10).tolist() == list(range(50))
+    assert sample_times(np.arange(50) / 5, 10).tolist() == list(range(50))
+    assert len(sample_times(np.arange(300) / 30, 10)) == 100
+    assert np.diff(sample_times(np.arange(250) / 25, 10)).max() == 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
+def test_frames_come_in_order_with_their_times(tmp_path: Path, suffix: str) -> None:
+    events = list(read_pieces(str(write_video(tmp_path / f"a{suffix}")), None, SMALL))
+    info = events[0]
+    assert isinstance(info, VideoInfo) and (info.width, info.height, info.source_frames) == (64, 48, 30) and info.fps == pytest.approx(10)
+    (piece,) = pieces(events)
+    assert piece.last and piece.frames.shape == (30, 32, 16, 3) and piece.frames.dtype == np.uint8
+    assert piece.time_s == pytest.approx(np.arange(30) / 10, abs=0.01)
+    assert np.abs(piece.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(30)).max() < 4
+
+
+def test_a_long_video_comes_in_pieces_that_join_up(tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "a.mp4", frames=31))
+    (whole,) = pieces(list(read_pieces(path, None, SMALL)))
+    parts = pieces(list(read_pieces(path, None, Sampling(height=32, width=16, piece=7))))
+    assert [len(part.frames) for part in parts] == [7, 7, 7, 7, 3]
+    assert [part.last for part in parts] == [False] * 4 + [True] and [part.number for part in parts] == [0, 1, 2, 3, 4]
+    assert np.array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
+
+
+def test_a_folder_of_images_is_a_video_in_the_order_of_its_numbers(tmp_path: Path) -> None:
+    for number in (1, 2, 10, 9):
+        cv2.imwrite(str(tmp_path / f"f{number}.png"), np.full((40, 20, 3), number, np.uint8))
+    (piece,) = pieces(list(read_pieces(str(tmp_path), None, SMALL)))
+    assert piece.frames.mean(axis=(1, 2, 3)).tolist() == [1, 2, 9, 10]
+    assert sorted(["b2a10", "b2a9", "b10a1"], key=image_order) == ["b2a9", "b2a10", "b10a1"]
+    sparse = Sampling(height=32, width=16, image_rate=20.0)
+    assert len(pieces(list(read_pieces(str(tmp_path), None, sparse)))[0].frames) == 2
+
+
+def test_boxes_make_one_candidate_a_track_cropped_from_the_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=20)
+    boxes = tmp_path / "boxes.txt"
+    lines = [f"{i},1,4,4,20,40" for i in range(1, 11)] + [f"{i},2,-10,0,30,48" for i in range(5, 21)]
+    boxes.write_text("\n".join([*lines, "3,3,500,500,20,40"]))
+    events = list(read_pieces(str(path), str(boxes), SMALL))
+    by_track = {piece.track: piece for piece in pieces(events)}
+    assert by_track[1].frame_index.tolist() == list(range(10)) and by_track[2].frame_index.tolist() == list(range(4, 20))
+    assert np.abs(by_track[2].frames.mean(axis=(1, 2, 3)) - 8 * np.arange(4, 20)).max() < 4
+    (rejected,) = [event for event in events if isinstance(event, Rejected)]
+    assert (rejected.track, rejected.reason) == (3, "boxes_outside_frame")
+
+
+def test_single_frames_are_those_of_the_pieces(tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "a.mp4"))
+    (whole,) = pieces(list(read_pieces(path, None, SMALL)))
+    single = pieces(list(read_frames(path, None, None, [29, 3, 99], SMALL)))
+    assert [piece.frame_index.tolist() for piece in single] == [[3], [29]]
+    assert all(np.array_equal(piece.frames[0], whole.frames[piece.frame_index[0]]) for piece in single)
+
+
+def test_resizing_averages_when_it_shrinks() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[::2] = 200
+    assert np.unique(resize(stripes, 16, 8)).tolist() == [100]
+
+
+def test_each_kind_of_bad_file_has_its_reason(tmp_path: Path) -> None:
+    good = write_video(tmp_path / "good.mp4").read_bytes()
+    cases = {
+        "empty": b"",
+        "not_a_video": b"This is a text file that FFmpeg would draw as a picture.\n" * 50,
+        "truncated": good[: len(good) * 2 // 3],
+    }
+    for reason, content in cases.items():
+        path = tmp_path / f"{reason}.mp4"
+        path.write_bytes(content)
+        assert refused(path) == reason
+    assert refused(tmp_path / "absent.mp4") == "missing"
+    assert refused(tmp_path / "good.mp4", sampling=Sampling(height=32, width=16, max_frames=10)) == "too_large"
+    assert refused(tmp_path / "good.mp4", sampling=Sampling(height=32, width=16, max_bytes=10)) == "too_large"
+    assert refused(tmp_path / "good.mp4", boxes=tmp_path / "absent.txt") == "boxes_missing"
+    (tmp_path / "boxes.txt").write_text("frame,id\n1,2\n")
+    assert refused(tmp_path / "good.mp4", boxes=tmp_path / "boxes.txt") == "boxes_invalid"
+
+
+def test_pictures_and_playlists_named_as_videos_are_not_opened(tmp_path: Path) -> None:
+    target = write_video(tmp_path / "secret.mp4")
+    _, png = cv2.imencode(".png", np.zeros((40, 20, 3), np.uint8))
+    contents = {
+        "picture.mp4": png.tobytes(),
+        "playlist.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{target}\n#EXT-X-ENDLIST\n".encode(),
+        "concat.mp4": f"ffconcat version 1.0\nfile {target}\n".encode(),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert refused(tmp_path / name) == "not_a_video"
+
+
+def test_sound_without_a_picture_is_no_video(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert refused(tmp_path / "sound.mp4") == "not_a_video"
+
+
+def test_a_raw_stream_as_a_camera_leaves_it_is_read(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "raw.h264", rate=25)
+    (piece,) = pieces(list(read_pieces(str(path), None, Sampling(rate=25, height=32, width=16))))
+    assert len(piece.frames) == 30 and piece.time_s[-1] == pytest.approx(29 / 25, abs=0.02)
+    assert np.abs(piece.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(30)).max() < 4
+
+
+def test_a_stream_that_begins_in_the_middle_is_read_from_where_it_can_be(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.ts").read_bytes()
+    (tmp_path / "cut.ts").write_bytes(whole[188:-188])
+    (piece,) = pieces(list(read_pieces(str(tmp_path / "cut.ts"), None, SMALL)))
+    assert 20 <= len(piece.frames) <= 30
+
+
+def test_a_folder_without_images_and_a_damaged_image(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    assert refused(tmp_path / "none") == "no_frames"
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/1.jpg").write_bytes(struct.pack("<8I", *range(8)))
+    with pytest.raises(VideoError, match=r"1\.jpg is not an image"):
+        list(read_pieces(str(tmp_path / "bad"), None, SMALL))
+
+
+def test_impossible_settings_are_refused() -> None:
+    for wrong in ({"rate": 0}, {"rate": float("nan")}, {"time_limit": -1}, {"image_rate": 0}, {"max_frames": 0}):
+        with pytest.raises(UsageError):
+            Sampling(**wrong)
+
+
+class FakeDecoder(Decoder):
+    """Its child plays the uri: "crash" ends it with a signal, "hang" never answers, anything else decodes."""
+
+    module = "tests.fake_decoder"
+
+
+def test_a_crash_costs_one_video_and_the_next_one_decodes(tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "a.mp4"))
+    with FakeDecoder(Sampling(height=32, width=16)) as decoder:
+        assert len(pieces(list(decoder.events(path)))) == 1
+        (event,) = decoder.events("crash")
+        assert isinstance(event, Rejected) and event.reason == "decoder_crash" and "SIGSEGV" in event.message
+        assert len(pieces(list(decoder.events(path)))) == 1
+
+
+def test_a_hang_is_ended_by_the_time_limit(tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "a.mp4"))
+    with FakeDecoder(Sampling(height=32, width=16, time_limit=5)) as decoder:
+        (event,) = decoder.events("hang")
+        assert isinstance(event, Rejected) and event.reason == "time_limit" and "5 s" in event.message
+        assert len(pieces(list(decoder.events(path)))) == 1
+
+
+def test_a_video_that_takes_too_much_memory_is_refused_and_the_next_one_decodes(tmp_path: Path) -> None:
+    large = str(write_video(tmp_path / "large.mp4", size=(3840, 2160), frames=12))
+    small = str(write_video(tmp_path / "small.mp4"))
+    with Decoder(Sampling(height=32, width=16, memory_limit=150 << 20)) as decoder:
+        events = list(decoder.events(large))
+        assert isinstance(events[-1], Rejected) and events[-1].reason in ("too_large", "decoder_crash", "truncated", "undecodable")
+        assert not pieces(events)
+        assert len(pieces(list(decoder.events(small)))) == 1
+
+
+def test_an_abandoned_video_does_not_leak_into_the_next(tmp_path: Path) -> None:
+    long, short = (str(write_video(tmp_path / f"{n}.mp4", frames=n)) for n in (30, 9))
+    with Decoder(Sampling(height=32, width=16, piece=5)) as decoder:
+        next(iter(decoder.events(long)))
+        assert sum(len(piece.frames) for piece in pieces(list(decoder.events(short)))) == 9
