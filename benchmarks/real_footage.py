@@ -140,7 +140,10 @@ def main(
                 quality = judge(protocol, make_gallery(protocol.manifest, work / protocol.name, name))
                 figures[f"{protocol.name}, {short}"] = quality
                 cmc, mean_ap = quality["cmc"], quality["mean_average_precision"]
-                print(f"{protocol.name:<12} {short:<20} {quality['queries']:>7} {cmc[1]:7.3f} {cmc[5]:7.3f} {mean_ap:6.3f}", flush=True)  # type: ignore[index]
+                print(
+                    f"{protocol.name:<12} {short:<20} {quality['queries']:>7} {cmc[1]:7.3f} {cmc[5]:7.3f} {mean_ap:6.3f}",
+                    flush=True,
+                )  # type: ignore[index]
         if VTEST_AVI.is_file():
             tracks, lines = tracks_of_the_full_frame(shared, Path(folder), backbones[-1])
             print(f"vtest.avi: {tracks} tracks from full frames; each with its best lead ({find_backbone(backbones[-1]).name}):")

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import typer
@@ -33,3 +34,14 @@ def stop(sentence: str, code: int) -> None:
     """Print one sentence on stderr and end the process."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(code)
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """A time flag as an aware datetime; UTC unless the text names a zone. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a time in ISO 8601, for example 2026-03-01T14:30:00Z") from error
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

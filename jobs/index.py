@@ -13,7 +13,9 @@ from pipeline.index import IndexSettings, build_index, find_head
 
 def index(
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
-    head: Annotated[str | None, typer.Option(help="Folder of a trained co-attention head [default: one that needs no training].")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Folder of a trained co-attention head [default: one that needs no training].")
+    ] = None,
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
     stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
     partition_videos: Annotated[int, typer.Option(help="Videos a partition; partitions are what search actors own.")] = 20_000,

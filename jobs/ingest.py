@@ -18,11 +18,16 @@ from pipeline.video import Sampling
 
 def ingest(
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Folder (recursive), bucket prefix, manifest (.parquet, .csv, .jsonl) or one video.")
+        str,
+        typer.Argument(
+            metavar="INPUT", help="Folder (recursive), bucket prefix, manifest (.parquet, .csv, .jsonl) or one video."
+        ),
     ],
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery; made if absent.")],
     backbone: Annotated[str, typer.Option(help="Backbone by name, or path of an ONNX file with a sidecar .json.")] = DEFAULT,
-    input_size: Annotated[str | None, typer.Option(help="Frame size for the backbone, HEIGHTxWIDTH in pixels [default: its own].")] = None,
+    input_size: Annotated[
+        str | None, typer.Option(help="Frame size for the backbone, HEIGHTxWIDTH in pixels [default: its own].")
+    ] = None,
     sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 10.0,
     image_rate: Annotated[
         float | None, typer.Option(help="Frames a second of folders of images [default: every image is looked at].")
@@ -85,8 +90,15 @@ class ProgressLine:
         self.last = time.monotonic()
         speed = state.frames / state.seconds if state.seconds > 0 else 0.0
         left = f"{state.seconds / state.done * (state.total - state.done):.0f} s left" if state.done else "time left unknown"
-        line = f"{state.done}/{state.total} videos, {state.rejected} rejected, {state.frames} frames, {speed:.0f} frames/s, {left}"
-        print(f"\r\x1b[K{line}" if self.terminal else line, end="\n" if finished or not self.terminal else "", file=sys.stderr, flush=True)
+        line = (
+            f"{state.done}/{state.total} videos, {state.rejected} rejected, {state.frames} frames, {speed:.0f} frames/s, {left}"
+        )
+        print(
+            f"\r\x1b[K{line}" if self.terminal else line,
+            end="\n" if finished or not self.terminal else "",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -> str:
@@ -96,12 +108,16 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
         f"ingest of {source} into {gallery}",
         f"  inputs        {summary.sources} ({summary.already} were in the gallery already)",
         f"  candidates    {summary.candidates} added, {summary.frames} frames",
-        f"  rejected      {summary.rejected}" + "".join(f"\n    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
+        f"  rejected      {summary.rejected}"
+        + "".join(f"\n    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
         f"  backbone      {backbone}",
-        f"  time          {summary.seconds:.1f} s ({summary.startup_s:.1f} s start-up), {summary.frames / working:.0f} frames/s after it",
+        f"  time          {summary.seconds:.1f} s, {summary.startup_s:.1f} s of it start-up",
+        f"  speed         {summary.frames / working:.0f} frames/s after the start-up",
     ]
     if summary.unaccounted:
-        lines.append(f"  NOT FINISHED  {summary.unaccounted} inputs were lost on the way; run the same command again to take them up")
+        lines.append(
+            f"  NOT FINISHED  {summary.unaccounted} inputs were lost on the way; run the same command again to take them up"
+        )
     elif summary.rejected and not summary.candidates and not summary.already:
         lines.append("  NOTHING USABLE: every input was rejected; see rejects/ in the gallery for the reasons")
     return "\n".join(lines)

@@ -3,12 +3,11 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import parse_time, run
 from pipeline.audit import append_record, user
 from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
@@ -23,23 +22,31 @@ from pipeline.targets import read_targets
 
 
 def search(
-    targets: Annotated[list[str], typer.Argument(metavar="TARGET", help="A video, a folder of images, or id:VIDEO_ID of the gallery.")],
+    targets: Annotated[
+        list[str], typer.Argument(metavar="TARGET", help="A video, a folder of images, or id:VIDEO_ID of the gallery.")
+    ],
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
     out: Annotated[str | None, typer.Option(help="Folder for results.parquet, results.csv and report.html.")] = None,
     top: Annotated[int, typer.Option(help="Leads a target; may exceed the gallery.")] = 20,
     shortlist: Annotated[str, typer.Option(help="Videos that are scored in full: a number, or all.")] = "1000",
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera id; may be given again.")] = None,
-    after: Annotated[str | None, typer.Option(help="Only videos that start at or after this time (ISO 8601; UTC unless it says so).")] = None,
+    after: Annotated[
+        str | None, typer.Option(help="Only videos that start at or after this time (ISO 8601; UTC unless it says so).")
+    ] = None,
     before: Annotated[str | None, typer.Option(help="Only videos that start before this time.")] = None,
     ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = 0.2,
-    threshold: Annotated[float | None, typer.Option(help="Take all pair scores of at least this instead of a share (0..1).")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Take all pair scores of at least this instead of a share (0..1).")
+    ] = None,
     aggregate: Annotated[str, typer.Option(help="mean (compares videos of any length) or sum (as in the patent).")] = "mean",
     pairs: Annotated[int, typer.Option(help="Segment pairs of evidence a lead.")] = 3,
     target_length: Annotated[int | None, typer.Option(help="Frames of a target segment [default: the index's].")] = None,
     target_stride: Annotated[int | None, typer.Option(help="Frames between target segments [default: the index's].")] = None,
     index_version: Annotated[str | None, typer.Option(help="Index version [default: the newest].")] = None,
     backbone: Annotated[str | None, typer.Option(help="Where the gallery's backbone is, if it has moved.")] = None,
-    actors: Annotated[int | None, typer.Option(help="Ray actors; 0: this process [default: by the gallery's size and cluster].")] = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Ray actors; 0: this process [default: by the gallery's size and cluster].")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds without progress after which decoding a target is given up.")] = 60.0,
     report: Annotated[bool, typer.Option(help="Write report.html (decodes the shown frames again).")] = True,
@@ -55,8 +62,8 @@ def search(
         top=top,
         shortlist=_shortlist(shortlist),
         cameras=tuple(camera or ()),
-        after=_time(after),
-        before=_time(before),
+        after=parse_time(after),
+        before=parse_time(before),
         target_length=target_length,
         target_stride=target_stride,
         pairs=pairs,
@@ -90,15 +97,17 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
     """The leads as a table for a terminal; with labels, those of the target's person are marked with *."""
     target = result.target
     lines = [
-        f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, {result.shortlisted} scored in full, "
-        f"{result.seconds:.2f} s",
+        f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, "
+        f"{result.shortlisted} scored in full, {result.seconds:.2f} s",
         f"{'rank':>4}  {'score':>6}  {'':1} {'video':<36} {'camera':<12} time",
     ]
     for lead in result.leads:
         video = lead.video
         same = show_labels and video.person_id is not None and video.person_id == target.person_id
         when = f"{video.start_time:%Y-%m-%d %H:%M:%S}" if video.start_time else "-"
-        lines.append(f"{lead.rank:>4}  {lead.score:6.4f}  {'*' if same else ' '} {video.video_id:<36} {video.camera_id or '-':<12} {when}")
+        lines.append(
+            f"{lead.rank:>4}  {lead.score:6.4f}  {'*' if same else ' '} {video.video_id:<36} {video.camera_id or '-':<12} {when}"
+        )
     if show_labels:
         hits = sum(lead.video.person_id == target.person_id is not None for lead in result.leads)
         lines.append(f"      * the label is the target's: {hits} of the {len(result.leads)} leads")
@@ -111,16 +120,6 @@ def _shortlist(text: str) -> int | None:
     if not text.isdigit() or int(text) < 1:
         raise UsageError(f"--shortlist is a number of videos or all, not {text!r}")
     return int(text)
-
-
-def _time(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise UsageError(f"{text!r} is not a time in ISO 8601, for example 2026-03-01T14:30:00Z") from error
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _audit_fields(result: SearchResult) -> dict[str, object]:

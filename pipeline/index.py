@@ -1,10 +1,10 @@
 """Index versions: what a search needs of a gallery, cut into partitions of memory-mapped arrays.
 
-    index/<version>/manifest.json   written last: a version is there when its manifest is, complete and never changed again
-                    head/           the co-attention head (model.safetensors, model.json)
-                    videos.parquet  one row a video: its gallery row, partition, first frame and segment
-                    p0000/          keys.npy, values.npy float16 [F, d]; frame_index.npy, time_s.npy [F];
-                                    segment_start.npy int64 [S] (frame within the partition), prefilter.faiss
+index/<version>/manifest.json   written last: a version is there when its manifest is, complete and never changed again
+                head/           the co-attention head (model.safetensors, model.json)
+                videos.parquet  one row a video: its gallery row, partition, first frame and segment
+                p0000/          keys.npy, values.npy float16 [F, d]; frame_index.npy, time_s.npy [F];
+                                segment_start.npy int64 [S] (frame within the partition), prefilter.faiss
 """
 
 import hashlib
@@ -99,14 +99,21 @@ def build_index(
     if len(snapshot.videos) == 0:
         raise PipelineError(f"{gallery.location.uri} has no videos yet; run jobs.ingest first")
     untrained = head is None
-    head = head if head is not None else untrained_head(sample_features(gallery, snapshot.videos), segment_length=settings.segment_length)
+    head = (
+        head
+        if head is not None
+        else untrained_head(sample_features(gallery, snapshot.videos), segment_length=settings.segment_length)
+    )
     if head.config.feature_width != gallery.feature_width:
         widths = f"{head.config.feature_width}, the gallery's backbone gives {gallery.feature_width}"
-        raise PipelineError(f"the head takes frame features of width {widths}; use a head made for {gallery.settings.backbone.name}")
+        raise PipelineError(
+            f"the head takes frame features of width {widths}; use a head made for {gallery.settings.backbone.name}"
+        )
     version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
     location = gallery.location.join("index", version)
     videos = snapshot.videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
-    partitions, tables = [], []
+    partitions: list[dict[str, Any]] = []
+    tables: list[pa.Table] = []
     for start in range(0, len(videos), settings.partition_videos):
         rows = videos.slice(start, settings.partition_videos)
         with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +159,9 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     try:
         manifest = json.loads(location.join("manifest.json").read_bytes())
         if manifest["format"] != FORMAT:
-            raise PipelineError(f"{location.uri} has index format {manifest['format']}; this version reads {FORMAT}: build it again")
+            raise PipelineError(
+                f"{location.uri} has index format {manifest['format']}; this version reads {FORMAT}: build it again"
+            )
         with location.join("videos.parquet").open_input() as source:
             videos = pq.read_table(source)
     except (ValueError, KeyError, OSError, pa.ArrowException) as error:
@@ -212,7 +221,9 @@ def _build_partition(
     first_frame = np.concatenate([[0], np.cumsum(frames)])
     first_segment = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
     widths = (head.config.key_width, head.config.value_width)
-    keys, values = (_new_array(folder / n, np.float16, (first_frame[-1], w)) for n, w in zip(("keys", "values"), widths, strict=True))
+    keys, values = (
+        _new_array(folder / n, np.float16, (first_frame[-1], w)) for n, w in zip(("keys", "values"), widths, strict=True)
+    )
     frame_index = _new_array(folder / "frame_index", np.int32, (first_frame[-1],))
     time_s = _new_array(folder / "time_s", np.float32, (first_frame[-1],))
     metric = PrefilterMetric(*_row_of(head))
@@ -231,7 +242,9 @@ def _build_partition(
         array.flush()
     np.save(folder / "segment_start.npy", np.concatenate([s + f for s, f in zip(starts, first_frame[:-1], strict=True)]))
     faiss.write_index(prefilter, str(folder / "prefilter.faiss"))
-    table = videos.append_column("first_frame", pa.array(first_frame[:-1])).append_column("first_segment", pa.array(first_segment[:-1]))
+    table = videos.append_column("first_frame", pa.array(first_frame[:-1])).append_column(
+        "first_segment", pa.array(first_segment[:-1])
+    )
     table = table.append_column("segments", pa.array(np.diff(first_segment)))
     return table, {"frames": int(first_frame[-1]), "segments": int(first_segment[-1])}
 

@@ -14,7 +14,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipeline.catalog import Catalog, candidate_id
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
-from pipeline.video import Piece, Progress, Rejected, Sampling, VideoInfo
+from pipeline.video import Piece, Rejected, Sampling, VideoInfo
 
 BLOCK_BYTES = 32 << 20  # of decoded frames in one block of the stream
 SOURCES_A_BLOCK = 4
@@ -76,11 +76,10 @@ class Workers:
     threads: int | None = None
     shard_pieces: int = 128
 
-    def resolved(self, cpus: float, gpus: float) -> "Workers":
-        """The numbers for a cluster of this many CPUs and GPUs."""
-        embedders = self.embedders or int(gpus) or max(1, int(cpus) // 4)
-        threads = self.threads or max(1, min(4, int(cpus)))
-        return replace(self, decoders=self.decoders or max(1, int(cpus) // 2), embedders=embedders, threads=threads)
+    def on(self, cpus: int, gpus: int) -> tuple[int, int, int]:
+        """(decoders, embedders, threads) on a cluster of this many CPUs and GPUs."""
+        embedders = self.embedders or gpus or max(1, cpus // 4)
+        return self.decoders or max(1, cpus // 2), embedders, self.threads or max(1, min(4, cpus))
 
 
 @dataclass
@@ -135,7 +134,7 @@ def ingest(
     if len(missing) == 0:
         return summary
     catalog_rows = {row["source_id"]: row for row in missing.select(_CATALOG_COLUMNS).to_pylist()}
-    counter = _Counter.remote()
+    counter = ray.remote(num_cpus=0)(_Counter).remote()
     stream = _stream(missing, gallery, sampling, (workers or Workers()), counter)
     committer = _Committer(gallery, catalog_rows, summary)
     state = IngestProgress(total=len(missing))
@@ -164,8 +163,7 @@ def missing_sources(catalog: pa.Table, gallery: Gallery, retry_rejected: bool) -
     if clashes:
         named = ", ".join(clashes[:5])
         raise PipelineError(f"{len(clashes)} video ids are taken by other videos in the gallery: {named}; give them other ids")
-    finished = set(snapshot.videos["source_id"].to_pylist()) if retry_rejected else snapshot.finished_sources()
-    finished |= snapshot.forgotten
+    finished = snapshot.finished_sources(count_rejected=not retry_rejected)
     wanted = pa.array([source_id not in finished for source_id in catalog["source_id"].to_pylist()], pa.bool_())
     missing = catalog.filter(wanted)
     return missing, len(catalog) - len(missing)
@@ -178,8 +176,8 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES
     resources = ray.cluster_resources()
-    gpus = resources.get("GPU", 0)
-    workers = workers.resolved(resources.get("CPU", 1), gpus)
+    gpus = int(resources.get("GPU", 0))
+    decoders, embedders, threads = workers.on(int(resources.get("CPU", 1)), gpus)
     blocks = [missing.slice(i, SOURCES_A_BLOCK) for i in range(0, len(missing), SOURCES_A_BLOCK)]
     dataset = (
         ray.data.from_arrow(blocks)
@@ -188,15 +186,15 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
             fn_constructor_args=(sampling,),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(workers.decoders, len(blocks))),
+            compute=ray.data.ActorPoolStrategy(size=min(decoders, len(blocks))),
             num_cpus=0.5,
         )
         .map_batches(
             EmbedPieces,
-            fn_constructor_args=(gallery.settings.backbone, workers.threads, counter),
+            fn_constructor_args=(gallery.settings.backbone, threads, counter),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=workers.embedders),
+            compute=ray.data.ActorPoolStrategy(size=embedders),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
         )
@@ -309,7 +307,7 @@ def write_pieces(pieces: pa.Table, gallery: Gallery) -> pa.Table:
         shard = gallery.write_shard(frames)
     written = pa.concat_tables([real, rest]).select([n for n in WRITTEN_SCHEMA.names if n not in ("shard", "first_row", "rows")])
     nothing = [None] * len(rest)
-    first_rows = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if len(real) else []
+    first_rows = (np.cumsum(lengths) - lengths).tolist()
     return (
         written.append_column("shard", pa.array([shard] * len(real) + nothing, pa.string()))
         .append_column("first_row", pa.array([*first_rows, *nothing], pa.int64()))
@@ -414,7 +412,6 @@ def join_pieces(gallery: Gallery, pieces: list[dict[str, Any]]) -> str:
     return gallery.write_shard(frames_table([pieces[0]["video_id"]], [len(frames)], index, times, feature_matrix(frames)))
 
 
-@ray.remote(num_cpus=0)
 class _Counter:
     """Counts embedded frames across the cluster, for the progress line."""
 

@@ -1,8 +1,8 @@
 """Which videos are worth scoring in full: FAISS over mean segment values, in the metric of the score itself.
 
-Under uniform attention a candidate segment's encoding is its mean value m, and the score is sigmoid(c + sum_d w_d (e_d - m_d)^2).
-With w <= 0 and x = sqrt(-w) * vector that is sigmoid(c - ||x(e) - x(m)||^2): the nearest neighbours in plain L2 are the segments
-of the highest score. With w of both signs it is an inner product, <(-2 w * e, 1), (m, sum_d w_d m_d^2)>, plus what the target adds.
+Under uniform attention a candidate segment's encoding is its mean value m, its score sigmoid(c + sum_d w_d (e_d - m_d)^2). With
+w <= 0 and x = sqrt(-w) * vector that is sigmoid(c - ||x(e) - x(m)||^2): the nearest neighbours in plain L2 are the segments of
+the highest score. With w of both signs it is an inner product, <(-2 w * e, 1), (m, sum_d w_d m_d^2)>, plus what the target adds.
 """
 
 from dataclasses import dataclass
@@ -72,7 +72,8 @@ def shortlist(
     if segments_allowed is not None:
         # FAISS keeps a pointer only: the bitmap must outlive the searches below.
         bitmap = np.packbits(segments_allowed, bitorder="little")
-        parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(len(segments_allowed), faiss.swig_ptr(bitmap)))
+        selector = faiss.IDSelectorBitmap(len(segments_allowed), faiss.swig_ptr(bitmap))
+        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
     queries = np.ascontiguousarray(metric.queries(encodings), np.float32)
     k = min(total, 4 * count)
     while True:

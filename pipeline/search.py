@@ -119,7 +119,9 @@ class ActorPartitions:
         partitions = len(index.manifest["partitions"])
         wanted = actors or gpus or max(1, int(resources.get("CPU", 1)) // 2)
         count = max(1, min(wanted, partitions))
-        owner = ray.remote(num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=2, max_task_retries=2)(_PartitionsActor)
+        owner = ray.remote(num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=2, max_task_retries=2)(
+            _PartitionsActor
+        )
         numbers = [list(range(i, partitions, count)) for i in range(count)]
         self.actors = [owner.remote(gallery_uri, index.version, mine) for mine in numbers]
 
@@ -172,7 +174,9 @@ class _PartitionsActor:
 
 
 @contextlib.contextmanager
-def opened_partitions(gallery: Gallery, index: Index, actors: int | None = None, address: str | None = None) -> Iterator[Partitions]:
+def opened_partitions(
+    gallery: Gallery, index: Index, actors: int | None = None, address: str | None = None
+) -> Iterator[Partitions]:
     """The index's partitions, ready to be searched.
 
     actors: 0 for this process, a number for that many Ray actors, None to decide: Ray when a cluster is named (address,

@@ -186,7 +186,7 @@ def _whole_frames(uri: str, reader: "Reader", selected: np.ndarray, batch: int, 
 
 def _tracks(boxes_uri: str, reader: "Reader", selected: np.ndarray, batch: int, sampling: Sampling) -> Iterator[Event]:
     tracks = read_boxes(resolve(boxes_uri))
-    boxes_of_frame: dict[int, list[tuple[int, np.ndarray]]] = {}
+    boxes_of_frame: dict[int, list[tuple[int, tuple[int, int, int, int]]]] = {}
     candidates: dict[int, _Candidate] = {}
     sampled = set(selected.tolist())
     height, width = reader.read(selected[:1]).shape[1:3]
@@ -200,9 +200,7 @@ def _tracks(boxes_uri: str, reader: "Reader", selected: np.ndarray, batch: int, 
             for frame, box in usable:
                 boxes_of_frame.setdefault(frame, []).append((track, box))
         elif seen:
-            yield Rejected(
-                track, "boxes_outside_frame", f"no box of track {track} lies inside the {width} x {height} frame"
-            )
+            yield Rejected(track, "boxes_outside_frame", f"no box of track {track} lies inside the {width} x {height} frame")
         else:
             yield Rejected(track, "no_frames", f"no sampled frame of the video has a box of track {track}")
     needed = selected[np.isin(selected, list(boxes_of_frame))]
@@ -216,9 +214,7 @@ def _tracks(boxes_uri: str, reader: "Reader", selected: np.ndarray, batch: int, 
 
 def _too_many(subject: str, frames: int, sampling: Sampling) -> str:
     limit = f"the limit is {sampling.max_frames} (--max-frames)"
-    return (
-        f"{subject} {frames} frames at {sampling.rate:g} a second; {limit}: lower the rate, cut it, or raise the limit"
-    )
+    return f"{subject} {frames} frames at {sampling.rate:g} a second; {limit}: lower the rate, cut it, or raise the limit"
 
 
 @dataclass
@@ -286,24 +282,22 @@ class FileReader(Reader):
         if not 0 < self.fps < 1000:
             self.fps = 25.0
         frames = len(self.video)
-        stamps = np.asarray(self.video.get_frame_timestamp(np.arange(frames)), np.float64).reshape(-1, 2)[:, 0] if frames else []
-        self.times = checked_times(np.asarray(stamps), self.fps)
+        spans = self.video.get_frame_timestamp(np.arange(frames)) if frames else []
+        self.times = checked_times(np.asarray(spans, np.float64).reshape(-1, 2)[:, 0], self.fps)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         try:
             return self.video.get_batch(indices.tolist()).asnumpy()
         except (RuntimeError, self.error) as error:
             where = f"between {self.times[indices[0]]:.1f} s and {self.times[indices[-1]]:.1f} s"
-            raise VideoError(
-                "truncated", f"{self.uri} is damaged or cut off {where} and cannot be decoded there"
-            ) from error
+            raise VideoError("truncated", f"{self.uri} is damaged or cut off {where} and cannot be decoded there") from error
 
 
 class StreamReader(Reader):
     """A stream without an index (MPEG-TS, or raw H.264 and HEVC as cameras leave it behind) through PyAV, from front to back.
 
-    decord opens no raw stream and fails to seek in transport streams. There is no index to count the frames from, so the stream is
-    decoded once for their times and once more for the frames; packets that are damaged are passed over.
+    decord opens no raw stream and fails to seek in transport streams. There is no index to count the frames from, so the stream
+    is decoded once for their times and once more for the frames; packets that are damaged are passed over.
     """
 
     def __init__(self, path: Path, uri: str) -> None:
@@ -388,9 +382,7 @@ def _open(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Reader:
         if info.size == 0:
             raise VideoError("empty", f"{uri} is an empty file")
         if info.size > sampling.max_bytes:
-            raise VideoError(
-                "too_large", f"{uri} has {info.size} bytes; the limit is {sampling.max_bytes} (--max-bytes)"
-            )
+            raise VideoError("too_large", f"{uri} has {info.size} bytes; the limit is {sampling.max_bytes} (--max-bytes)")
         path = Path(location.path) if location.is_local else _local_copy(location, stack)
         with location.open_input():  # a refusal to read is told apart from damage here; decord would mix them up
             return StreamReader(path, uri) if _is_stream(path, uri) else FileReader(path, uri)
@@ -401,7 +393,7 @@ def _open(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Reader:
 
 def _local_copy(location: Location, stack: contextlib.ExitStack) -> Path:
     """An object as a temporary file: decord needs to seek, and seeking over the network costs more than one pass."""
-    copy = stack.enter_context(tempfile.NamedTemporaryFile(suffix=Path(location.path).suffix))
+    copy = stack.enter_context(tempfile.NamedTemporaryFile(suffix=Path(location.path).suffix))  # noqa: SIM115
     with location.open_input() as stream:
         while block := stream.read(16 << 20):
             copy.write(block)

@@ -19,7 +19,13 @@ NO_VIDEOS = VIDEOS_SCHEMA.empty_table()
 
 
 def reject(video_id: str) -> pa.Table:
-    row = {"uri": f"/videos/{video_id}.mp4", "video_id": video_id, "source_id": video_id, "reason": "empty", "message": "is empty"}
+    row = {
+        "uri": f"/videos/{video_id}.mp4",
+        "video_id": video_id,
+        "source_id": video_id,
+        "reason": "empty",
+        "message": "is empty",
+    }
     return pa.Table.from_pylist([row], schema=REJECTS_SCHEMA)
 
 
@@ -36,7 +42,9 @@ def test_what_was_written_is_read_back_exactly(toy_gallery: Gallery) -> None:
 
 
 def test_videos_follow_the_data_contract(toy_gallery: Gallery) -> None:
-    contract = "video_id uri camera_id start_time fps source_frames width height person_id sampled_frames shard first_row backbone"
+    contract = (
+        "video_id uri camera_id start_time fps source_frames width height person_id sampled_frames shard first_row backbone"
+    )
     assert {*contract.split(), "ingested_at"} <= set(toy_gallery.snapshot().videos.column_names)
     shard = next(Path(toy_gallery.location.path, "frames").glob("*.parquet"))
     schema = pq.read_schema(shard)
@@ -49,7 +57,7 @@ def test_pandas_and_duckdb_read_shards_without_this_code(toy_gallery: Gallery) -
     total = sum(toy_gallery.snapshot().videos["sampled_frames"].to_pylist())
     assert sum(len(pd.read_parquet(shard)) for shard in frames.glob("*.parquet")) == total
     row = row_of(toy_gallery, "v003")
-    query = f"select feature from '{frames}/{row['shard']}' where video_id = 'v003' order by frame_index limit 1"
+    query = f"select feature from '{frames}/{row['shard']}' where video_id = 'v003' order by frame_index limit 1"  # noqa: S608
     stored = feature_matrix(toy_gallery.read_video(row))[0]
     assert np.array_equal(np.array(duckdb.sql(query).fetchall()[0][0], np.float16), stored)
 
@@ -73,7 +81,9 @@ def test_a_retried_task_writes_the_same_shard_again(toy_gallery: Gallery) -> Non
 def test_a_video_is_read_without_reading_its_shard(tmp_path: Path) -> None:
     gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
     features = np.random.default_rng(0).normal(size=(5000, 24)).astype(np.float16)
-    shard = gallery.write_shard(frames_table([f"v{i}" for i in range(5)], [1000] * 5, np.arange(5000), np.arange(5000) / 10, features))
+    shard = gallery.write_shard(
+        frames_table([f"v{i}" for i in range(5)], [1000] * 5, np.arange(5000), np.arange(5000) / 10, features)
+    )
     assert pq.ParquetFile(gallery.location.join("frames", shard).path).num_row_groups >= 4
     for first, rows in ((0, 1000), (1000, 1000), (1023, 2), (4000, 1000), (4999, 1), (0, 5000)):
         assert np.array_equal(feature_matrix(gallery.read_shard(shard, first, rows)), features[first : first + rows])

@@ -37,7 +37,7 @@ def ids(result: SearchResult) -> list[str]:
     return [lead.video.video_id for lead in result.leads]
 
 
-def textbook_scores(gallery: Gallery, index: Index, target: str, settings: ScoreSettings = ScoreSettings()) -> dict[str, float]:
+def textbook_scores(gallery: Gallery, index: Index, target: str) -> dict[str, float]:
     """Every video's score by the network itself, from the stored features, one video at a time."""
 
     def cut(row: dict) -> torch.Tensor:
@@ -50,7 +50,7 @@ def textbook_scores(gallery: Gallery, index: Index, target: str, settings: Score
     scores = {}
     for video_id, row in rows.items():
         pairs = np.sort(index.head(segments, cut(row)).detach().numpy().ravel())[::-1]
-        scores[video_id] = float(np.mean(pairs[: int(np.ceil(settings.ratio * len(pairs)))]))
+        scores[video_id] = float(np.mean(pairs[: int(np.ceil(0.2 * len(pairs)))]))
     return {video_id: score for video_id, score in scores.items() if video_id != target}
 
 

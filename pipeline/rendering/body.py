@@ -123,7 +123,7 @@ def _leg(phase: npt.NDArray[np.float64], reach: float) -> tuple[npt.NDArray[np.f
     """
     thigh = reach * np.cos(2 * np.pi * phase) + 0.10 * _pulse(phase, 0.82, 0.13) + 0.10
     knee = 0.10 + 0.20 * _pulse(phase, 0.14, 0.09) + 1.0 * _pulse(phase, 0.72, 0.125)
-    foot = 0.28 * _pulse(phase, 0.0, 0.06) - 0.85 * _pulse(phase, 0.62, 0.11) - 0.15 * _pulse(phase, 0.76, 0.09)
+    foot = 0.28 * _pulse(phase, 0.0, 0.06) - 0.70 * _pulse(phase, 0.66, 0.11) - 0.15 * _pulse(phase, 0.76, 0.09)
     return thigh, knee, foot
 
 

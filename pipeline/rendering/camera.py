@@ -72,7 +72,8 @@ def sample_camera_look(seed: int, camera: int) -> CameraLook:
     place = choose(rng, {"street": 42, "plaza": 24, "park": 16, "hall": 18})
     weather = choose(rng, {"hall": 1} if place == "hall" else {"sunny": 38, "overcast": 46, "dusk": 16})
     sun, ambient = {"sunny": (0.62, 0.60), "overcast": (0.18, 0.86), "dusk": (0.14, 0.68), "hall": (0.22, 0.80)}[weather]
-    warmth = float(rng.normal({"sunny": 0.03, "overcast": -0.03, "dusk": -0.05, "hall": 0.08}[weather], 0.06))
+    warmth = rng.normal({"sunny": 0.03, "overcast": -0.03, "dusk": -0.05, "hall": 0.08}[weather], 0.05)
+    warmth = float(np.clip(warmth, -0.09, 0.14))  # farther off, faces stop looking like faces
     tint = float(rng.normal(0, 0.025))
     clip_width = int(rng.choice([48, 64, 80, 96], p=[0.18, 0.42, 0.25, 0.15]))
     return CameraLook(

@@ -223,8 +223,8 @@ def paint(person: Appearance) -> npt.NDArray[np.uint8]:
     top = _fill(atlas, TOP, person.upper_colour)
     _pattern(rng, top, person, is_sleeve=False)
     _fastening(top, person, hem_share=0.45)
-    fold_strength = {"tshirt": 0.06, "shirt": 0.07, "hoodie": 0.08, "jacket": 0.10, "open_jacket": 0.09}
-    _folds(rng, top, fold_strength.get(person.upper, 0.07), 7, 6)
+    fold_strength = {"tshirt": 0.04, "shirt": 0.045, "hoodie": 0.05, "jacket": 0.065, "open_jacket": 0.06}
+    _folds(rng, top, fold_strength.get(person.upper, 0.045), 6, 4)
     if person.upper == "jacket" and person.texture_seed % 4 == 0:  # a quilted jacket
         rows = np.arange(top.shape[0])[:, None, None]
         top *= 0.9 + 0.16 * np.abs(np.sin(rows * np.pi / 12))
@@ -232,7 +232,7 @@ def paint(person: Appearance) -> npt.NDArray[np.uint8]:
     for region in (LEFT_ARM, RIGHT_ARM):
         sleeve = _fill(atlas, region, person.upper_colour)
         _pattern(rng, sleeve, person, is_sleeve=True)
-        _folds(rng, sleeve, 0.09 if person.upper in LONG_SLEEVES else 0.05, 3, 6)
+        _folds(rng, sleeve, 0.06 if person.upper in LONG_SLEEVES else 0.04, 2, 6)
         if person.upper in LONG_SLEEVES:
             sleeve[-4:] *= 0.75
     hips = _fill(atlas, HIPS, person.lower_colour)

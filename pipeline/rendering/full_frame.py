@@ -71,7 +71,7 @@ def _crossing(
     positions = np.zeros((frames, 2))
     for _ in range(200):
         direction = float(rng.choice([-1, 1]))
-        meeting = rng.uniform(0.3, 0.7) * times[-1]  # when they are in the middle of the picture
+        meeting = rng.uniform(0.15, 0.85) * times[-1]  # when they are in the middle of the picture
         depth = rng.uniform(-2.4, min(2.2, wall_distance - 1.6))
         slant = rng.normal(0, 0.12)
         walked = person.speed * direction * (times - meeting)

@@ -1,0 +1,25 @@
+"""Rewrite a gallery into few large shards without what was forgotten: python -m jobs.compact --gallery G"""
+
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from jobs.command_line import run
+from pipeline.gallery import Gallery
+from pipeline.retention import compact as run_compact
+
+
+def compact(
+    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    orphan_hours: Annotated[float, typer.Option(help="Age in hours after which files of ended ingests are deleted.")] = 24.0,
+) -> None:
+    """Make small shards large, and take what was forgotten off the disk, indexes that hold it included."""
+    done = run_compact(Gallery.open(gallery), timedelta(hours=orphan_hours))
+    print(f"{done.videos} videos, {done.shards_before} shards became {done.shards_after}, {done.deleted} files deleted")
+    if done.indexes:
+        print(f"index versions deleted because they held forgotten videos: {', '.join(done.indexes)}; run jobs.index")
+
+
+if __name__ == "__main__":
+    run(compact)

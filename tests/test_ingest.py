@@ -1,0 +1,198 @@
+"""Ingest: every source ends in exactly one place, whatever its blocks, pieces, retries and failures were."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from pipeline import ingest as ingest_module
+from pipeline.backbone import DEFAULT, find_backbone, load_backbone
+from pipeline.catalog import REJECT_REASONS, read_catalog
+from pipeline.decoder import Decoder
+from pipeline.errors import PipelineError
+from pipeline.gallery import Gallery, GallerySettings, feature_matrix
+from pipeline.ingest import PIECES_SCHEMA, WRITTEN_SCHEMA, IngestSummary, Workers, decode_source, ingest, write_pieces
+from pipeline.video import Sampling
+from tests.conftest import toy_spec
+from tests.test_video import write_video
+
+SPEC = find_backbone(DEFAULT, (64, 32))
+SAMPLING = Sampling(height=64, width=32)
+SETTINGS = GallerySettings(SPEC, 10.0, None)
+
+
+@pytest.fixture(scope="module")
+def running_ray() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven good videos of different length, one with two boxed tracks and one track outside the frame, and five bad ones."""
+    folder = tmp_path_factory.mktemp("videos")
+    rows = [{"uri": write_video(folder / f"good{i}.mp4", frames=5 + 9 * i).name, "video_id": f"good{i}"} for i in range(7)]
+    write_video(folder / "crowd.mp4", frames=20)
+    boxes = [f"{i},1,4,4,20,40" for i in range(1, 11)] + [f"{i},2,30,0,30,48" for i in range(5, 21)] + ["3,3,500,500,20,40"]
+    (folder / "crowd.txt").write_text("\n".join(boxes))
+    rows.append({"uri": "crowd.mp4", "video_id": "crowd", "boxes_uri": "crowd.txt", "person_id": "ignored"})
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("not a video")
+    (folder / "cut.mp4").write_bytes((folder / "good6.mp4").read_bytes()[:-700])
+    bad = ["empty.mp4", "text.mp4", "cut.mp4", "absent.mp4"]
+    rows += [{"uri": name, "video_id": name.removesuffix(".mp4")} for name in bad]
+    write_video(folder / "noboxes.mp4")
+    rows.append({"uri": "noboxes.mp4", "video_id": "noboxes", "boxes_uri": "absent.txt"})
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["uri", "video_id", "boxes_uri", "person_id"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def contents(gallery: Gallery) -> dict[str, np.ndarray]:
+    snapshot = gallery.snapshot()
+    return {row["video_id"]: feature_matrix(gallery.read_video(row)) for row in snapshot.videos.to_pylist()}
+
+
+GOOD = {*(f"good{i}" for i in range(7)), "crowd#1", "crowd#2"}
+BAD = {"empty": "empty", "text": "not_a_video", "cut": "truncated", "absent": "missing", "noboxes": "boxes_missing"}
+
+
+@pytest.mark.ray
+def test_every_input_ends_in_exactly_one_place_and_a_second_ingest_adds_nothing(running_ray: None, folder: Path, tmp_path: Path) -> None:
+    gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
+    catalog = read_catalog(str(folder / "manifest.csv"))
+    told = []
+    summary = ingest(catalog, gallery, SAMPLING, Workers(shard_pieces=4), progress=lambda state: told.append((state.done, state.total)))
+    snapshot = gallery.snapshot()
+    assert set(snapshot.videos["video_id"].to_pylist()) == GOOD
+    rejects = dict(zip(snapshot.rejects["video_id"].to_pylist(), snapshot.rejects["reason"].to_pylist(), strict=True))
+    assert rejects == {**BAD, "crowd#3": "boxes_outside_frame"}
+    assert (summary.sources, summary.candidates, summary.rejected, summary.unaccounted) == (13, 9, 6, 0)
+    assert told[-1] == (13, 13)
+    assert all(row["person_id"] is None for row in snapshot.videos.to_pylist())
+    files = sorted(Path(gallery.location.path).rglob("*"))
+    again = ingest(catalog, gallery, SAMPLING)
+    assert (again.already, again.candidates) == (13, 0)
+    assert sorted(Path(gallery.location.path).rglob("*")) == files
+
+
+@pytest.mark.ray
+def test_features_are_those_of_the_backbone_on_the_decoded_frames(running_ray: None, folder: Path, tmp_path: Path) -> None:
+    gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
+    ingest(read_catalog(str(folder / "manifest.csv")), gallery, SAMPLING)
+    backbone = load_backbone(SPEC)
+    with Decoder(SAMPLING) as decoder:
+        rows = pa.concat_tables(list(decode_source(decoder, "good3", str(folder / "good3.mp4"), None))).to_pylist()
+    frames = np.frombuffer(rows[0]["frames"], np.uint8).reshape(-1, 64, 32, 3)
+    stored = contents(gallery)["good3"]
+    assert np.abs(stored.astype(np.float32) - backbone.embed(frames).astype(np.float32)).max() < 2e-3 * np.abs(stored).max()
+
+
+@pytest.mark.ray
+def test_blocks_pieces_and_shards_do_not_change_what_is_stored(
+    running_ray: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = read_catalog(str(folder / "manifest.csv"))
+    one, other = (Gallery.open_or_create(tmp_path / name, SETTINGS) for name in ("one", "other"))
+    ingest(catalog, one, SAMPLING)
+    monkeypatch.setattr(ingest_module, "SOURCES_A_BLOCK", 1)
+    ingest(catalog, other, replace(SAMPLING, piece=3), Workers(decoders=2, shard_pieces=2))  # videos cut into many shards
+    assert len(list(Path(other.location.path, "frames").iterdir())) > 10
+    expected, found = contents(one), contents(other)
+    assert expected.keys() == found.keys()
+    for video_id, features in expected.items():
+        assert np.allclose(features.astype(np.float32), found[video_id].astype(np.float32), rtol=1e-2, atol=2e-3), video_id
+
+
+@pytest.mark.ray
+def test_rejected_videos_are_tried_again_when_asked(running_ray: None, folder: Path, tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes((folder / "good1.mp4").read_bytes())
+    (tmp_path / "a.mp4").write_bytes(b"")
+    gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
+    ingest(read_catalog(str(tmp_path / "a.mp4")), gallery, SAMPLING)
+    assert len(gallery.snapshot().rejects) == 1
+    (tmp_path / "a.mp4").write_bytes((folder / "good1.mp4").read_bytes())
+    assert ingest(read_catalog(str(tmp_path / "a.mp4")), gallery, SAMPLING).candidates == 0
+    assert ingest(read_catalog(str(tmp_path / "a.mp4")), gallery, SAMPLING, retry_rejected=True).candidates == 1
+    snapshot = gallery.snapshot()
+    assert (len(snapshot.videos), len(snapshot.rejects)) == (1, 0)
+
+
+def piece_row(video_id: str, piece: int, frames: int, value: float) -> dict:
+    feature = np.full((frames, 24), value, np.float16).tobytes()
+    index = list(range(10 * piece, 10 * piece + frames))
+    row = dict.fromkeys(PIECES_SCHEMA.names) | {"kind": "piece", "source_id": video_id, "video_id": video_id, "piece": piece}
+    row |= {"frame_index": index, "time_s": [i / 10 for i in index], "fps": 10.0, "source_frames": 99, "width": 8, "height": 8}
+    return {name: value for name, value in row.items() if name != "frames"} | {"feature": feature}
+
+
+def written(gallery: Gallery, rows: list[dict]) -> pa.Table:
+    schema = pa.schema([*(f for f in PIECES_SCHEMA if f.name != "frames"), pa.field("feature", pa.large_binary())])
+    return write_pieces(pa.Table.from_pylist(rows, schema=schema), gallery)
+
+
+def end_row(source_id: str, pieces: int, **values: object) -> dict:
+    row = dict.fromkeys([name for name in PIECES_SCHEMA.names if name != "frames"])
+    return row | {"kind": "end", "source_id": source_id, "pieces": pieces, "rejects": 0, "fatal": False, "feature": None, **values}
+
+
+@pytest.fixture
+def committer(tmp_path: Path) -> ingest_module._Committer:
+    gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
+    rows = {name: {"uri": f"/{name}", "camera_id": None, "start_time": None, "person_id": None, "boxes_uri": None} for name in "abc"}
+    return ingest_module._Committer(gallery, rows, IngestSummary(3))
+
+
+def test_nothing_is_committed_before_a_video_is_complete(committer: ingest_module._Committer) -> None:
+    gallery = committer.gallery
+    first = written(gallery, [piece_row("a", 0, 10, 1), piece_row("b", 0, 10, 2), end_row("b", 1)])
+    assert first.schema.equals(WRITTEN_SCHEMA)
+    committer.add(first)
+    assert list(contents(gallery)) == ["b"] and committer.sources_done == 1
+
+
+def test_rows_that_come_twice_count_once(committer: ingest_module._Committer) -> None:
+    gallery = committer.gallery
+    twice = written(gallery, [piece_row("a", 0, 10, 1), piece_row("a", 0, 10, 1)])
+    committer.add(twice)
+    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
+    assert contents(gallery)["a"].shape == (10, 24) and len(gallery.snapshot().commits) == 1
+
+
+def test_a_video_that_fails_half_way_leaves_only_its_reject(committer: ingest_module._Committer) -> None:
+    gallery = committer.gallery
+    committer.add(written(gallery, [piece_row("a", 0, 10, 1)]))
+    committer.add(written(gallery, [end_row("a", 1, fatal=True, video_id="a", reason="truncated", message="cut off")]))
+    assert contents(gallery) == {} and gallery.snapshot().rejects["reason"].to_pylist() == ["truncated"]
+
+
+@pytest.mark.ray
+def test_a_video_whose_pieces_lie_in_several_shards_becomes_one(running_ray: None, committer: ingest_module._Committer) -> None:
+    gallery = committer.gallery
+    committer.add(written(gallery, [piece_row("a", 1, 5, 2), piece_row("b", 0, 3, 9)]))
+    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 2)]))
+    row = gallery.snapshot().videos.to_pylist()[0]
+    frames = gallery.read_video(row)
+    assert frames["frame_index"].to_pylist() == list(range(15))
+    assert feature_matrix(frames)[:, 0].tolist() == [1.0] * 10 + [2.0] * 5
+
+
+def test_an_id_of_another_video_is_refused_by_name(committer: ingest_module._Committer, tmp_path: Path) -> None:
+    committer.add(written(committer.gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
+    (tmp_path / "other.mp4").write_bytes(b"x")
+    (tmp_path / "m.csv").write_text("uri,video_id\nother.mp4,a\n")
+    with pytest.raises(PipelineError, match="1 video ids are taken by other videos in the gallery: a "):
+        ingest_module.missing_sources(read_catalog(str(tmp_path / "m.csv")).table, committer.gallery, False)
+
+
+def test_reasons_are_of_the_fixed_vocabulary() -> None:
+    assert {*BAD.values(), "boxes_outside_frame"} <= set(REJECT_REASONS)
