@@ -10,6 +10,7 @@ import heapq
 import io
 import itertools
 import json
+import operator
 import os
 import posixpath
 import re
@@ -74,6 +75,7 @@ SOURCE_SCHEMA = pa.schema(
 _TEXT_MANIFEST = pa.schema([(name, pa.string()) for name in MANIFEST_COLUMNS])
 _TIME = SOURCE_SCHEMA.field("start_time").type
 _FIRST_TIME, _LAST_TIME = (pa.scalar(time.replace(tzinfo=UTC), _TIME) for time in (datetime.min, datetime.max))
+_NOT_READABLE = re.compile(r"[^A-Za-z0-9._-]+")
 _CHUNK_ROWS = 65536
 _LONGEST_ID = 200
 
@@ -158,9 +160,9 @@ def candidate_id(source_id: str, track_id: int | str) -> str:
 
 def default_video_id(uri: str) -> str:
     """A readable id that only this canonical uri has: its file's stem or folder's name and 12 hex digits of its SHA-256."""
-    name = posixpath.basename(uri.partition("?")[0]) if not uri.startswith("/") else posixpath.basename(uri)
-    stem, suffix = posixpath.splitext(name)
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", stem if suffix.lower() in VIDEO_SUFFIXES else name).strip("._-")[:60]
+    name = (uri if uri.startswith("/") else uri.partition("?")[0]).rpartition("/")[2]
+    stem, dot, suffix = name.rpartition(".")
+    readable = _NOT_READABLE.sub("_", stem if dot + suffix.lower() in VIDEO_SUFFIXES else name).strip("._-")[:60]
     return f"{readable or 'video'}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
 
 
@@ -196,9 +198,7 @@ class _Listing:
 
     def add_source(self, path: str, kind: str, refused: tuple[str, str] | None = None) -> None:
         uri = self.root.join(path).uri if path else self.root.uri
-        try:
-            uri.encode()
-        except UnicodeEncodeError:
+        if any("\ud800" <= character <= "\udfff" for character in path):
             uri = Path(uri).as_uri()  # percent-encoded: the only way to name it in a table
             refused = ("bad_name", f"the name of {uri} is not UTF-8; rename it")
         self.uris.append(uri)
@@ -368,7 +368,7 @@ def _csv_records(file: io.BytesIO, manifest: str, names: set[str]) -> _Records:
             return
         _check_header(header, manifest)
         names.update(header)
-        places = [header.index(name) if name in header else None for name in MANIFEST_COLUMNS]
+        chosen = operator.itemgetter(*(header.index(name) if name in header else -1 for name in MANIFEST_COLUMNS))
         for values in reader:
             if not values:
                 continue
@@ -376,7 +376,7 @@ def _csv_records(file: io.BytesIO, manifest: str, names: set[str]) -> _Records:
                 raise UsageError(
                     f"line {reader.line_num} of {manifest} has {len(values)} values, the header has {len(header)} columns"
                 )
-            yield tuple(None if place is None else values[place] for place in places)
+            yield chosen([*values, None])
     except csv.Error as error:
         raise UsageError(f"line {reader.line_num} of {manifest} is not CSV: {error}") from error
 

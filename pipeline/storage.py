@@ -174,14 +174,15 @@ def canonical_uri(uri_or_path: str | Path, base: str | None = None) -> str:
     text = str(uri_or_path)
     if not text or "\0" in text or not _is_utf8(text):
         raise UsageError(f"{text!r} cannot be a path: it is empty, holds a NUL character or is not UTF-8")
-    scheme = _SCHEME.match(text)
+    scheme = _SCHEME.match(text) if "://" in text else None
     if scheme is None:
         if text.startswith("/"):
             return _normal(text)
         if base is None:
             return canonical_uri(str(Path(text).absolute()))
-        if not base.startswith("/"):
-            base = canonical_uri(base)
+        if base.startswith("/"):
+            return _normal(f"{base}/{text}")
+        base = canonical_uri(base)
         head, options = _split_options(base)
         text = f"{head}/{text}{options}"
         if head.startswith("/"):
@@ -260,16 +261,14 @@ def _split_options(uri: str) -> tuple[str, str]:
 
 
 def _normal(path: str) -> str:
+    if "//" not in path and "/." not in path and not path.endswith("/"):
+        return path  # a million rows are mostly like this
     # normpath keeps two leading slashes, as POSIX allows
     return "/" + posixpath.normpath(path).lstrip("/")
 
 
 def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def random_head(seed=0, **settings):
     with torch.no_grad():
         head.feature_mean.normal_()
         head.query.weight *= 20
-        head.key.weight *= 3 if head.config.normalise_features else 0.5  # plain features are about 6 long
+        head.key.weight *= 3 if head.config.normalise_features else 0.2  # plain features are about 6 long
         head.classifier.weight.copy_(torch.randn(2, VALUE_WIDTH) * (1 if head.config.normalise_values else 3))
     return head
 
