@@ -33,7 +33,7 @@ def demo(
     step("jobs.ingest", str(network / "manifest.csv"), "--gallery", str(gallery))
     step("jobs.index", "--gallery", str(gallery))
     targets = [f"id:{video_id}" for video_id in hidden_queries(network / "manifest.csv")[:TARGETS]]
-    shown = ["--show-labels", "--reason", "demonstration on rendered people"]
+    shown = ["--other-cameras", "--show-labels", "--reason", "demonstration on rendered people"]
     step("jobs.search", *targets, "--gallery", str(gallery), "--top", "10", "--out", str(folder), *shown)
     print(f"\nOpen {folder / 'report.html'} in a browser; everything it shows is in that one file.")
 

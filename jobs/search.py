@@ -30,6 +30,7 @@ def search(
     top: Annotated[int, typer.Option(help="Leads a target; may exceed the gallery.")] = 20,
     shortlist: Annotated[str, typer.Option(help="Videos that are scored in full: a number, or all.")] = "1000",
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera id; may be given again.")] = None,
+    other_cameras: Annotated[bool, typer.Option(help="Leave out the target's own camera.")] = False,
     after: Annotated[
         str | None, typer.Option(help="Only videos that start at or after this time (ISO 8601; UTC unless it says so).")
     ] = None,
@@ -62,6 +63,7 @@ def search(
         top=top,
         shortlist=_shortlist(shortlist),
         cameras=tuple(camera or ()),
+        other_cameras=other_cameras,
         after=parse_time(after),
         before=parse_time(before),
         target_length=target_length,

@@ -105,11 +105,8 @@ def load_backbone(spec: BackboneSpec, threads: int | None = None, device: str = 
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone: Backbone
-    if spec.path is None and device == "cuda":
-        backbone = TorchBackbone(spec, device)
-    else:
-        backbone = OnnxBackbone(spec, threads, device)
+    in_torch = spec.path is None and device == "cuda"
+    backbone: Backbone = TorchBackbone(spec, device) if in_torch else OnnxBackbone(spec, threads, device)
     _check_width(backbone)
     return backbone
 

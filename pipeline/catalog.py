@@ -27,7 +27,7 @@ from pyarrow import fs as pafs
 from pyarrow import parquet
 
 from pipeline.errors import UsageError
-from pipeline.storage import Location, StorageError, canonical_uri, inside_checker, resolve
+from pipeline.storage import Location, StorageError, canonical_uri, inside_checker, is_utf8, resolve
 
 REJECT_REASONS = {
     "missing": "there is no such file",
@@ -198,7 +198,7 @@ class _Listing:
 
     def add_source(self, path: str, kind: str, refused: tuple[str, str] | None = None) -> None:
         uri = self.root.join(path).uri if path else self.root.uri
-        if any("\ud800" <= character <= "\udfff" for character in path):
+        if not is_utf8(path):
             uri = Path(uri).as_uri()  # percent-encoded: the only way to name it in a table
             refused = ("bad_name", f"the name of {uri} is not UTF-8; rename it")
         self.uris.append(uri)
@@ -401,10 +401,8 @@ def _plain_text(value: object, where: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"{where} holds half a character (a lone surrogate)") from error
+        if not is_utf8(value):
+            raise UsageError(f"{where} holds half a character (a lone surrogate)")
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise UsageError(f"{where} is {str(value)[:80]}; text or a number is needed")

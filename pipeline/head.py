@@ -212,10 +212,8 @@ def _completed(rows: NDArray[np.float64], count: int) -> NDArray[np.float64]:
         axis = int(np.round(outside, 6).argmax())  # rounded: among equals the first, whatever the last bits say
         row = np.zeros(rows.shape[1])
         row[axis] = 1.0
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            row -= rows.T @ (rows @ row)
-            row /= np.linalg.norm(row)
-        rows = np.vstack([rows, row])
+        row -= rows.T @ (rows @ row)
+        rows = np.vstack([rows, row / np.linalg.norm(row)])
     return rows
 
 

@@ -31,14 +31,16 @@ IN_PROCESS_VIDEOS = 100_000  # up to here, starting Ray costs more than it saves
 class SearchSettings:
     """What is asked for.
 
-    top: leads a target; shortlist: videos scored in full, None for all. cameras: only these; after, before: only videos that
-    start in [after, before), aware datetimes; videos without a start time then do not pass. target_length, target_stride: frames
-    of a target's segments, None for the index's own. pairs: segment pairs of evidence a lead. score: see ScoreSettings.
+    top: leads a target; shortlist: videos scored in full, None for all. cameras: only these; other_cameras: leave out the target's
+    own. after, before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
+    target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
+    lead. score: see ScoreSettings.
     """
 
     top: int = 20
     shortlist: int | None = 1000
     cameras: tuple[str, ...] = ()
+    other_cameras: bool = False
     after: datetime | None = None
     before: datetime | None = None
     target_length: int | None = None
@@ -55,6 +57,7 @@ class SearchSettings:
     def filters(self) -> tuple[str, ...]:
         """The filters in words."""
         words = [f"camera {', '.join(self.cameras)}"] if self.cameras else []
+        words += ["not the target's own camera"] if self.other_cameras else []
         words += [f"from {self.after:%Y-%m-%d %H:%M:%S} UTC"] if self.after else []
         words += [f"before {self.before:%Y-%m-%d %H:%M:%S} UTC"] if self.before else []
         return tuple(words)
@@ -252,6 +255,10 @@ def allowed_videos(gallery: Gallery, index: Index, target: Target, settings: Sea
             named = ", ".join(sorted(str(camera) for camera in known if camera is not None)[:10])
             raise UsageError(f"the gallery has no camera {unknown[0]!r}; it has {named or 'videos without camera ids only'}")
         allowed = pc.and_(allowed, pc.is_in(videos["camera_id"], pa.array(settings.cameras, pa.string())))
+    if settings.other_cameras:
+        if target.video.camera_id is None:
+            raise UsageError(f"the camera of {target.video.video_id} is not known, so it cannot be left out")
+        allowed = pc.and_(allowed, pc.fill_null(pc.not_equal(videos["camera_id"], target.video.camera_id), True))
     for bound, compare in ((settings.after, pc.greater_equal), (settings.before, pc.less)):
         if bound is not None:
             inside = compare(videos["start_time"], pa.scalar(bound, pa.timestamp("us", tz="UTC")))

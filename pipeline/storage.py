@@ -172,7 +172,7 @@ def canonical_uri(uri_or_path: str | Path, base: str | None = None) -> str:
     the working directory without it. Raises UsageError.
     """
     text = str(uri_or_path)
-    if not text or "\0" in text or not _is_utf8(text):
+    if not text or "\0" in text or not is_utf8(text):
         raise UsageError(f"{text!r} cannot be a path: it is empty, holds a NUL character or is not UTF-8")
     scheme = _SCHEME.match(text) if "://" in text else None
     if scheme is None:
@@ -267,7 +267,8 @@ def _normal(path: str) -> str:
     return "/" + posixpath.normpath(path).lstrip("/")
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a name is text: the bytes of others come from the file system as lone surrogates, which no table can hold."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 

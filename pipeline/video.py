@@ -19,10 +19,10 @@ import numpy as np
 from pyarrow.fs import FileType
 
 from pipeline.boxes import clip_box, read_boxes
+from pipeline.catalog import IMAGE_SUFFIXES
 from pipeline.errors import UsageError, VideoError
 from pipeline.storage import Location, StorageError, resolve
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 BATCH_BYTES = 64 << 20  # full-size frames decoded at a time
 # How files of the containers begin that cameras and tools write. Nothing else is opened: FFmpeg would also draw a text file as
 # a picture, and follow a playlist to other files.
@@ -349,7 +349,7 @@ class ImagesReader(Reader):
 
     def __init__(self, location: Location, sampling: Sampling) -> None:
         self.fps = sampling.image_rate or sampling.rate
-        images = [file for file in location.list() if file.name.lower().endswith(IMAGE_SUFFIXES)]
+        images = [file for file in location.list() if file.name.lower().endswith(tuple(IMAGE_SUFFIXES))]
         self.images = sorted(images, key=lambda file: image_order(file.name))
         self.times = np.arange(len(self.images)) / self.fps
 

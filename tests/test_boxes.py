@@ -64,10 +64,10 @@ class TestReading:
 
     def test_a_million_lines_take_seconds(self) -> None:
         text = b"".join(b"%d,%d,%d.5,20.25,48.0,116.6,1,-1,-1,-1\n" % (i // 10 + 1, i % 10, i % 700) for i in range(10**6))
-        begun = time.perf_counter()
+        begun = time.process_time()
         tracks = read_boxes(text)
         assert sum(len(track.frames) for track in tracks.values()) == 10**6
-        assert time.perf_counter() - begun < 20
+        assert time.process_time() - begun < 20
 
     @pytest.mark.shared
     def test_the_real_file(self) -> None:

@@ -115,6 +115,8 @@ def test_filters_choose_cameras_and_times(toy_gallery: Gallery, toy_index: Index
     assert sorted(ids(result)) == ["v011", "v013", "v015", "v017", "v019"]
     with pytest.raises(UsageError, match="no camera 'cam7'; it has cam0, cam1"):
         leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, cameras=("cam7",)))
+    elsewhere = leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, other_cameras=True))
+    assert {lead.video.camera_id for lead in elsewhere.leads} == {"cam1"} and elsewhere.eligible == 20
     nothing = dataclasses.replace(EVERYTHING, after=datetime(2027, 1, 1, tzinfo=UTC))
     assert leads(toy_gallery, toy_index, settings=nothing).leads == ()
 

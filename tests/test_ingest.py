@@ -66,11 +66,12 @@ BAD = {"empty": "empty", "text": "not_a_video", "cut": "truncated", "absent": "m
 
 
 @pytest.mark.ray
-def test_every_input_ends_in_exactly_one_place_and_a_second_ingest_adds_nothing(running_ray: None, folder: Path, tmp_path: Path) -> None:
+def test_every_input_ends_in_one_place_and_a_second_ingest_adds_nothing(running_ray: None, folder: Path, tmp_path: Path) -> None:
     gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
     catalog = read_catalog(str(folder / "manifest.csv"))
     told = []
-    summary = ingest(catalog, gallery, SAMPLING, Workers(shard_pieces=4), progress=lambda state: told.append((state.done, state.total)))
+    workers = Workers(shard_pieces=4)
+    summary = ingest(catalog, gallery, SAMPLING, workers, progress=lambda state: told.append((state.done, state.total)))
     snapshot = gallery.snapshot()
     assert set(snapshot.videos["video_id"].to_pylist()) == GOOD
     rejects = dict(zip(snapshot.rejects["video_id"].to_pylist(), snapshot.rejects["reason"].to_pylist(), strict=True))
@@ -142,13 +143,23 @@ def written(gallery: Gallery, rows: list[dict]) -> pa.Table:
 
 def end_row(source_id: str, pieces: int, **values: object) -> dict:
     row = dict.fromkeys([name for name in PIECES_SCHEMA.names if name != "frames"])
-    return row | {"kind": "end", "source_id": source_id, "pieces": pieces, "rejects": 0, "fatal": False, "feature": None, **values}
+    return row | {
+        "kind": "end",
+        "source_id": source_id,
+        "pieces": pieces,
+        "rejects": 0,
+        "fatal": False,
+        "feature": None,
+        **values,
+    }
 
 
 @pytest.fixture
 def committer(tmp_path: Path) -> ingest_module._Committer:
     gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
-    rows = {name: {"uri": f"/{name}", "camera_id": None, "start_time": None, "person_id": None, "boxes_uri": None} for name in "abc"}
+    rows = {
+        name: {"uri": f"/{name}", "camera_id": None, "start_time": None, "person_id": None, "boxes_uri": None} for name in "abc"
+    }
     return ingest_module._Committer(gallery, rows, IngestSummary(3))
 
 

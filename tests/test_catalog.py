@@ -1,0 +1,599 @@
+"""The catalog: what becomes a candidate, what is marked as refused, and what is an error with its row."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from pipeline.catalog import (
+    REJECT_REASONS,
+    SOURCE_SCHEMA,
+    Catalog,
+    Source,
+    candidate_id,
+    default_video_id,
+    read_catalog,
+    source_from_row,
+)
+from pipeline.errors import UsageError
+from pipeline.storage import StorageError, resolve
+
+SHARED = Path(__file__).parents[1].parent / "shared/data"
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def kinds(catalog: Catalog) -> dict[str, str]:
+    """Path below the root -> kind."""
+    rows = catalog.table.to_pylist()
+    return {row["uri"].removeprefix(catalog.root).partition("?")[0].lstrip("/"): row["kind"] for row in rows}
+
+
+def rows(catalog: Catalog) -> list[dict[str, Any]]:
+    return catalog.table.to_pylist()
+
+
+def write_csv(path: Path, records: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    return path
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8", newline="")
+    return path
+
+
+def write_parquet(path: Path, records: list[dict[str, Any]]) -> Path:
+    parquet.write_table(pa.Table.from_pylist(records), path)
+    return path
+
+
+WRITERS = {"m.csv": write_csv, "m.jsonl": write_jsonl, "m.ndjson": write_jsonl, "m.parquet": write_parquet}
+every_format = pytest.mark.parametrize("name", WRITERS)
+
+
+class TestFolders:
+    def test_videos_and_folders_of_numbered_images_are_candidates(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.mp4", "deep/er/b.MKV", "raw/c.264", "person 1/0001.jpg", "person 1/0002.jpg", "png/frame-7.PNG")
+        assert kinds(read_catalog(tmp_path)) == {
+            "a.mp4": "file",
+            "deep/er/b.MKV": "file",
+            "raw/c.264": "file",
+            "person 1": "images",
+            "png": "images",
+        }
+
+    def test_the_input_itself_may_be_the_folder_of_images(self, tmp_path: Path) -> None:
+        touch(tmp_path, "person/1.jpg")
+        assert [row["uri"] for row in rows(read_catalog(tmp_path / "person"))] == [str(tmp_path / "person")]
+
+    def test_only_the_innermost_folder_counts_and_images_beside_videos_do_not(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a/1.jpg", "a/b/2.jpg", "a/b/notes/readme.txt", "c/3.jpg", "c/clip.mp4", "d/cover.jpg")
+        catalog = read_catalog(tmp_path)
+        assert kinds(catalog) == {"a/b": "images", "c/clip.mp4": "file"}
+        assert catalog.ignored == 4
+
+    def test_hidden_names_are_skipped_and_other_files_counted(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.mp4", ".b.mp4", ".trash/c.mp4", "notes.txt", "list.json", "x/.1.jpg")
+        catalog = read_catalog(tmp_path)
+        assert kinds(catalog) == {"a.mp4": "file"}
+        assert catalog.ignored == 2
+
+    def test_links_in_circles_end_and_a_folder_is_read_once(self, tmp_path: Path) -> None:
+        touch(tmp_path, "z/a.mp4", "z/deep/b.mp4")
+        (tmp_path / "z/deep/up").symlink_to(tmp_path)
+        (tmp_path / "alias").symlink_to(tmp_path / "z")
+        (tmp_path / "self").symlink_to(tmp_path / "self")
+        (tmp_path / "self.mp4").symlink_to(tmp_path / "self.mp4")
+        assert set(kinds(read_catalog(tmp_path))) == {"z/a.mp4", "z/deep/b.mp4", "self.mp4"}
+
+    def test_linked_folders_outside_are_followed(self, tmp_path: Path) -> None:
+        touch(tmp_path, "disk/b.mp4")
+        (tmp_path / "input").mkdir()
+        (tmp_path / "input/link").symlink_to(tmp_path / "disk")
+        assert kinds(read_catalog(tmp_path / "input")) == {"link/b.mp4": "file"}
+
+    def test_a_link_to_nothing_stays_a_candidate_and_a_pipe_is_none(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.mp4")
+        (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+        os.mkfifo(tmp_path / "pipe.mp4")
+        catalog = read_catalog(tmp_path)
+        assert (set(kinds(catalog)), catalog.ignored) == ({"a.mp4", "gone.mp4"}, 1)
+
+    def test_a_folder_that_may_not_be_listed_is_a_refused_row(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        touch(tmp_path, "a.mp4", "locked/b.mp4")
+        scan = os.scandir
+
+        def refuse(path: str) -> Any:
+            if "locked" in str(path):
+                raise PermissionError(13, "Permission denied")
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        refused = {row["uri"]: row["reject_reason"] for row in rows(read_catalog(tmp_path))}
+        assert refused == {f"{tmp_path}/a.mp4": None, f"{tmp_path}/locked": "permission_denied"}
+        with pytest.raises(StorageError, match="permission denied"):
+            read_catalog(tmp_path / "locked")
+
+    def test_a_name_that_is_no_text_is_a_refused_row(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.mp4")
+        try:
+            (tmp_path / os.fsdecode(b"caf\xe9.mp4")).touch()
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+        refused = {row["uri"]: row["reject_reason"] for row in rows(read_catalog(tmp_path, roots=[tmp_path]))}
+        assert refused == {f"{tmp_path}/a.mp4": None, f"file://{tmp_path}/caf%E9.mp4": "bad_name"}
+
+    @pytest.mark.parametrize("names", [[], ["notes.txt"], [".hidden.mp4"], ["pictures/cover.jpg"]])
+    def test_a_folder_without_candidates_is_an_error(self, tmp_path: Path, names: list[str]) -> None:
+        touch(tmp_path, *names)
+        with pytest.raises(UsageError, match=f"{tmp_path} holds no video and no folder of numbered images"):
+            read_catalog(tmp_path)
+
+    def test_one_video_is_a_catalog_of_one(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.mp4", "b.mp4")
+        (row,) = rows(read_catalog(tmp_path / "a.mp4"))
+        assert source_from_row(row) == Source(default_video_id(f"{tmp_path}/a.mp4"), f"{tmp_path}/a.mp4", "file")
+
+    def test_another_file_is_no_input(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.txt")
+        with pytest.raises(UsageError, match="is no input: give a folder, a manifest"):
+            read_catalog(tmp_path / "a.txt")
+
+    @pytest.mark.parametrize("name", ["absent", "absent.mp4", "absent.csv"])
+    def test_a_missing_input_is_named(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(UsageError, match=f"there is no file or folder {tmp_path}/{name}"):
+            read_catalog(tmp_path / name)
+
+
+class TestBuckets:
+    @pytest.fixture(scope="class")
+    def options(self) -> Iterator[str]:
+        boto3 = pytest.importorskip("boto3")
+        server_module = pytest.importorskip("moto.server")
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("AWS_ACCESS_KEY_ID", "test")
+            environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+            server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+            server.start()
+            host, port = server.get_host_and_port()
+            client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+            client.create_bucket(Bucket="bucket")
+            for key in (
+                *("in/a.mp4", "in/deep/b c.mkv", "in/person 1/0001.jpg", "in/person 1/0002.jpg"),
+                *("in/.hidden/x.mp4", "in/notes.txt", "in/outer/1.jpg", "in/outer/inner/2.jpg", "in/what?.mp4", "in/empty/"),
+                *("input/other.mp4", "notes/only.txt"),
+            ):
+                client.put_object(Bucket="bucket", Key=key, Body=b"")
+            lines = b"uri,video_id,boxes_uri\na.mp4,one,boxes/a.txt\ns3://elsewhere/b.mp4,two,\n/local/c.mp4,three,\n"
+            client.put_object(Bucket="bucket", Key="in/list/m.csv", Body=lines)
+            yield f"?endpoint_override=http://{host}:{port}&region=us-east-1"
+            server.stop()
+
+    def test_a_prefix_follows_the_rules_of_folders(self, options: str) -> None:
+        catalog = read_catalog("s3://bucket/in" + options)
+        assert kinds(Catalog(catalog.table, "s3://bucket/in")) == {
+            "a.mp4": "file",
+            "deep/b c.mkv": "file",
+            "what": "file",  # kinds() cuts off the options
+            "person 1": "images",
+            "outer/inner": "images",
+        }
+        assert catalog.ignored == 3  # notes.txt, m.csv, outer/1.jpg
+        for row in rows(catalog):
+            assert row["kind"] == "images" or resolve(row["uri"]).exists()
+
+    def test_the_same_prefix_gives_the_same_ids(self, options: str) -> None:
+        assert read_catalog("s3://bucket/in" + options).table.equals(read_catalog("s3://bucket/in/" + options).table)
+
+    def test_a_manifest_in_a_bucket_counts_from_its_folder(self, options: str) -> None:
+        catalog = read_catalog("s3://bucket/in/list/m.csv" + options, roots=["s3://bucket/in" + options])
+        assert [(row["source_id"], row["uri"], row["boxes_uri"], row["reject_reason"]) for row in rows(catalog)] == [
+            ("one", "s3://bucket/in/list/a.mp4" + options, "s3://bucket/in/list/boxes/a.txt" + options, None),
+            ("three", "/local/c.mp4", None, "outside_roots"),
+            ("two", "s3://elsewhere/b.mp4", None, "outside_roots"),
+        ]
+
+    def test_one_video_in_a_bucket(self, options: str) -> None:
+        assert [row["kind"] for row in rows(read_catalog("s3://bucket/in/a.mp4" + options))] == ["file"]
+
+    @pytest.mark.parametrize("prefix", ["s3://bucket/absent", "s3://absent/in", "s3://bucket/notes"])
+    def test_a_prefix_without_candidates_is_an_error(self, options: str, prefix: str) -> None:
+        with pytest.raises(UsageError, match=prefix):
+            read_catalog(prefix + options)
+
+
+class TestIds:
+    def test_the_default_id_is_readable_and_belongs_to_the_uri(self) -> None:
+        uri = "/data/cam 1/Höfe & Wege.mp4"
+        assert default_video_id(uri) == "H_fe_Wege-" + hashlib.sha256(uri.encode()).hexdigest()[:12]
+        assert default_video_id("s3://b/c/person.7?region=x").startswith("person.7-")
+        assert default_video_id("/data/日本.mp4").startswith("video-")
+        assert default_video_id("/a/b.mp4") != default_video_id("/c/b.mp4")
+
+    @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
+    def test_every_default_id_can_be_an_explicit_one(self, name: str) -> None:
+        made = default_video_id("/" + name)
+        assert len(made) <= 200
+        assert set(made) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+
+    def test_a_folder_and_a_manifest_give_a_video_the_same_id(self, tmp_path: Path) -> None:
+        touch(tmp_path, "in/a.mp4")
+        manifest = write_csv(tmp_path / "m.csv", [{"uri": "in/a.mp4"}])
+        assert read_catalog(manifest).table["source_id"] == read_catalog(tmp_path / "in").table["source_id"]
+
+    def test_tracks_have_ids_of_their_own(self) -> None:
+        assert candidate_id("hall-1", 7) == "hall-1#7"
+
+
+LABEL = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+VIDEO_ID = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="#"), min_size=1, max_size=200).filter(
+    str.strip
+)
+KEY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/.?"), min_size=1, max_size=30).filter(str.strip)
+TIME = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+RECORDS = st.lists(
+    st.tuples(KEY, VIDEO_ID, st.none() | LABEL, st.none() | TIME, st.none() | LABEL, st.none() | KEY),
+    min_size=1,
+    max_size=8,
+    unique_by=(lambda record: record[0], lambda record: record[1]),
+)
+
+
+class TestManifests:
+    @every_format
+    @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(records=RECORDS)
+    def test_ids_and_labels_come_back_as_written(self, tmp_path: Path, name: str, records: list[tuple[Any, ...]]) -> None:
+        columns = ("uri", "video_id", "camera_id", "start_time", "person_id", "boxes_uri")
+        written = [dict(zip(columns, record, strict=True)) for record in records]
+        texts = [
+            row | {"uri": f"s3://bucket/{row['uri']}", "start_time": row["start_time"] and row["start_time"].isoformat()}
+            for row in written
+        ]
+        catalog = read_catalog(WRITERS[name](tmp_path / name, texts))
+        assert catalog.table.schema == SOURCE_SCHEMA
+        expected = [
+            Source(
+                source_id=row["video_id"],
+                uri=f"s3://bucket/{row['uri']}",
+                kind="auto",
+                camera_id=row["camera_id"],
+                start_time=row["start_time"],
+                person_id=row["person_id"],
+                boxes_uri=row["boxes_uri"] and f"{tmp_path}/{row['boxes_uri']}",
+            )
+            for row in sorted(written, key=lambda row: row["video_id"].encode())
+        ]
+        assert [source_from_row(row) for row in rows(catalog)] == expected
+
+    @every_format
+    def test_a_uri_is_enough_and_counts_from_the_manifest(self, tmp_path: Path, name: str) -> None:
+        manifest = WRITERS[name](tmp_path / name, [{"uri": "clips/../a.mp4"}, {"uri": "file:///x/b%20c.mp4"}, {"uri": "/y/d"}])
+        catalog = read_catalog(manifest)
+        uris = [f"{tmp_path}/a.mp4", "/x/b c.mp4", "/y/d"]
+        assert sorted(catalog.table["uri"].to_pylist()) == sorted(uris)
+        assert sorted(catalog.table["source_id"].to_pylist()) == sorted(map(default_video_id, uris))
+        assert set(catalog.table["kind"].to_pylist()) == {"auto"}
+        assert catalog.root == str(tmp_path)
+
+    @every_format
+    def test_no_video_is_opened_or_looked_for(self, tmp_path: Path, name: str) -> None:
+        manifest = WRITERS[name](tmp_path / name, [{"uri": "s3://no-such-bucket/a.mp4"}, {"uri": "gone.mp4"}])
+        assert read_catalog(manifest).table["reject_reason"].null_count == 2
+
+    @every_format
+    def test_other_columns_are_listed_and_empty_text_is_none(self, tmp_path: Path, name: str) -> None:
+        record = {
+            "uri": "a.mp4",
+            "video_id": "",
+            "role": "query",
+            "person_id": "",
+            "camera_id": "NA",
+            "boxes_uri": "",
+            "start_time": "",
+        }
+        catalog = read_catalog(WRITERS[name](tmp_path / name, [record]))
+        assert catalog.ignored_columns == ("role",)
+        (row,) = rows(catalog)
+        assert row["source_id"] == default_video_id(f"{tmp_path}/a.mp4")
+        assert (row["person_id"], row["camera_id"], row["boxes_uri"], row["start_time"]) == (None, "NA", None, None)
+
+    @every_format
+    def test_the_table_is_sorted_by_id(self, tmp_path: Path, name: str) -> None:
+        manifest = WRITERS[name](tmp_path / name, [{"uri": f"{i}.mp4", "video_id": v} for i, v in enumerate("cab")])
+        assert read_catalog(manifest).table["source_id"].to_pylist() == ["a", "b", "c"]
+
+    def test_the_layout_of_a_csv_does_not_matter(self, tmp_path: Path) -> None:
+        (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbf\r\nperson_id, uri ,note\r\n3,a.mp4,\xe2\x98\x83\r\n\r\n,b.mp4,\r\n")
+        labels = {row["uri"].rpartition("/")[2]: row["person_id"] for row in rows(read_catalog(tmp_path / "m.csv"))}
+        assert labels == {"a.mp4": "3", "b.mp4": None}
+
+    def test_two_hundred_thousand_rows_take_seconds(self, tmp_path: Path) -> None:
+        count = 200_000
+        lines = (f"cam{i % 99}/clip{i}.mp4,cam{i % 99},2026-05-01T12:{i % 60:02d}:00Z,{i % 1000}\n" for i in range(count))
+        (tmp_path / "m.csv").write_text("uri,camera_id,start_time,person_id\n" + "".join(lines))
+        begun = time.process_time()
+        assert read_catalog(tmp_path / "m.csv", roots=[tmp_path]).table.num_rows == count
+        assert time.process_time() - begun < 20
+
+
+class TestNumbersAsLabels:
+    @pytest.mark.parametrize(
+        "column",
+        [
+            pa.array([3, None, 12]),
+            pa.array([3.0, None, 12.0]),
+            pa.array([3.0, float("nan"), 12.0]),
+            pa.array([Decimal("3.00"), None, Decimal("12.00")]),
+            pa.array(["3", None, "12"], pa.large_string()),
+            pa.array(["3", "", "12"]).dictionary_encode(),
+            pa.array([3, None, 12], pa.uint8()).dictionary_encode(),
+        ],
+        ids=lambda column: str(column.type),
+    )
+    def test_in_parquet(self, tmp_path: Path, column: pa.Array) -> None:
+        table = pa.table({"uri": ["a", "b", "c"], "video_id": ["1", "2", "3"], "person_id": column})
+        parquet.write_table(table, tmp_path / "m.parquet")
+        assert read_catalog(tmp_path / "m.parquet").table["person_id"].to_pylist() == ["3", None, "12"]
+
+    def test_written_by_pandas_with_gaps(self, tmp_path: Path) -> None:
+        frame = pd.DataFrame({"uri": ["a", "b"], "video_id": [1, 2], "camera_id": [3, None]})
+        frame.to_parquet(tmp_path / "m.parquet")
+        frame.to_csv(tmp_path / "m.csv", index=False)
+        for name, camera in (("m.parquet", "3"), ("m.csv", "3.0")):  # in CSV pandas has written the text 3.0
+            got = [(row["source_id"], row["camera_id"]) for row in rows(read_catalog(tmp_path / name))]
+            assert got == [("1", camera), ("2", None)]
+
+    def test_in_json(self, tmp_path: Path) -> None:
+        (tmp_path / "m.jsonl").write_text(
+            '{"uri": "a", "video_id": 7, "person_id": 3.0}\n\n{"uri": "b", "video_id": "8", "person_id": "x", "z": {}}\n'
+            '{"uri": "c", "video_id": "9", "person_id": NaN}\n{"uri": "d", "video_id": "A", "person_id": 0.50}\n'
+            '{"uri": "e", "video_id": "B", "person_id": 123456789012345678901234567890123}\n'
+        )
+        labels = [(row["source_id"], row["person_id"]) for row in rows(read_catalog(tmp_path / "m.jsonl"))]
+        assert labels == [("7", "3"), ("8", "x"), ("9", None), ("A", "0.5"), ("B", "123456789012345678901234567890123")]
+
+
+class TestStartTimes:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("2026-05-01T12:00:06.200Z", datetime(2026, 5, 1, 12, 0, 6, 200_000, UTC)),
+            ("2026-05-01T12:00:06+02:00", datetime(2026, 5, 1, 10, 0, 6, tzinfo=UTC)),
+            ("2026-05-01 12:00", datetime(2026, 5, 1, 12, tzinfo=UTC)),
+            ("2026-05-01", datetime(2026, 5, 1, tzinfo=UTC)),
+        ],
+    )
+    def test_text_is_iso_8601_and_utc_without_a_zone(self, tmp_path: Path, text: str, expected: datetime) -> None:
+        for name, write in WRITERS.items():
+            (row,) = rows(read_catalog(write(tmp_path / name, [{"uri": "a", "start_time": text}])))
+            assert source_from_row(row).start_time == expected
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            datetime(2026, 5, 1, 12, tzinfo=UTC),
+            datetime(2026, 5, 1, 12),
+            datetime(2026, 5, 1, 14, tzinfo=timezone(timedelta(hours=2))),
+        ],
+    )
+    @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+    def test_parquet_timestamps(self, tmp_path: Path, value: datetime, unit: str) -> None:
+        times = pa.array(
+            [None, value], pa.timestamp(unit, (str(value.tzinfo).removeprefix("UTC") or "UTC") if value.tzinfo else None)
+        )
+        parquet.write_table(pa.table({"uri": ["a", "b"], "video_id": ["a", "b"], "start_time": times}), tmp_path / "m.parquet")
+        got = [source_from_row(row).start_time for row in rows(read_catalog(tmp_path / "m.parquet"))]
+        assert got == [None, datetime(2026, 5, 1, 12, tzinfo=UTC)]
+
+    def test_parquet_dates_and_nanoseconds(self, tmp_path: Path) -> None:
+        for times, expected in (
+            (pa.array([date(2026, 5, 1)]), datetime(2026, 5, 1, tzinfo=UTC)),
+            (pa.array([1_000_000_001], pa.timestamp("ns")), datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)),
+        ):
+            parquet.write_table(pa.table({"uri": ["a"], "start_time": times}), tmp_path / "m.parquet")
+            assert rows(read_catalog(tmp_path / "m.parquet"))[0]["start_time"] == expected
+
+    @pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "12:00", "0001-01-01T00:00+02:00", "1767225600000"])
+    def test_another_text_is_named_with_its_row(self, tmp_path: Path, text: str) -> None:
+        for name, write in WRITERS.items():
+            manifest = write(tmp_path / name, [{"uri": "a", "start_time": ""}, {"uri": "b", "start_time": text}])
+            with pytest.raises(UsageError, match=f"row 2 .* start_time '{text.replace('+', '.')}' is not an ISO 8601 time"):
+                read_catalog(manifest)
+
+    @pytest.mark.parametrize(
+        "times", [pa.array([5]), pa.array([2**53], pa.timestamp("s")), pa.array([2**60], pa.timestamp("us", "UTC"))]
+    )
+    def test_impossible_columns_are_named(self, tmp_path: Path, times: pa.Array) -> None:
+        parquet.write_table(pa.table({"uri": ["a"], "start_time": times}), tmp_path / "m.parquet")
+        with pytest.raises(UsageError, match="start_time"):
+            read_catalog(tmp_path / "m.parquet")
+
+
+class TestFaults:
+    @every_format
+    @pytest.mark.parametrize(
+        ("wrong", "sentence"),
+        [
+            ({"uri": ""}, "row 2 of .* has a blank uri"),
+            ({"uri": " \t"}, "row 2 of .* has a blank uri"),
+            ({"uri": "http://host/a.mp4"}, "row 2 of .*, uri: .*unknown scheme http://"),
+            ({"uri": "s3://KEY:secret@bucket/a"}, "row 2 of .*, uri: .*carries credentials"),
+            ({"boxes_uri": "ftp://host/a"}, "row 2 of .*, boxes_uri: .*unknown scheme ftp://"),
+            ({"boxes_uri": " "}, "row 2 of .* has a blank boxes_uri"),
+            ({"video_id": "a#1"}, "row 2 of .*: video_id 'a#1' cannot be used"),
+            ({"video_id": "a\nb"}, r"row 2 of .*: video_id 'a\\nb' cannot be used"),
+            ({"video_id": "  "}, "row 2 of .*: video_id '  ' cannot be used"),
+            ({"video_id": "x" * 201}, "row 2 of .*: video_id 'xxx.*' cannot be used"),
+            ({"video_id": "first"}, "1 video_id values stand more than once in .*: 'first'"),
+            ({"uri": "./x/../1.mp4"}, "1 uri values stand more than once in .*: '.*/1.mp4'"),
+        ],
+    )
+    def test_a_wrong_row_is_named(self, tmp_path: Path, name: str, wrong: dict[str, str], sentence: str) -> None:
+        good = {"uri": "1.mp4", "video_id": "first", "boxes_uri": "1.txt"}
+        second = {"uri": "2.mp4", "video_id": "second", "boxes_uri": "2.txt"} | wrong
+        with pytest.raises(UsageError, match=sentence):
+            read_catalog(WRITERS[name](tmp_path / name, [good, second]))
+
+    @every_format
+    def test_up_to_five_duplicates_are_named(self, tmp_path: Path, name: str) -> None:
+        manifest = WRITERS[name](tmp_path / name, [{"uri": f"{i // 2}.mp4"} for i in range(14)])
+        with pytest.raises(
+            UsageError, match=r"^7 uri values .*: '.*/0.mp4', .*/1.mp4', .*/2.mp4', .*/3.mp4', '.*/4.mp4', \.\.\.$"
+        ):
+            read_catalog(manifest)
+
+    def test_an_explicit_id_may_not_be_another_videos_default_one(self, tmp_path: Path) -> None:
+        taken = default_video_id(f"{tmp_path}/b.mp4")
+        manifest = write_csv(tmp_path / "m.csv", [{"uri": "a.mp4", "video_id": taken}, {"uri": "b.mp4", "video_id": ""}])
+        with pytest.raises(UsageError, match=taken):
+            read_catalog(manifest)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "sentence"),
+        [
+            ("m.csv", b"", "has no rows"),
+            ("m.csv", b"uri,video_id\n", "has no rows"),
+            ("m.jsonl", b"\n", "has no rows"),
+            ("m.csv", b"url;video_id\na;b\n", r"has no column uri \(columns: url;video_id\)"),
+            ("m.jsonl", b'{"url": "a"}\n', r"has no column uri \(columns: url\)"),
+            ("m.csv", b"uri,uri\na,b\n", "has the column uri twice"),
+            ("m.csv", b"uri,person_id\na,1\nb\n", "line 3 .* has 1 values, the header has 2 columns"),
+            ("m.csv", b"uri,person_id\na,1,2\n", "line 2 .* has 3 values"),
+            ("m.csv", b'uri,person_id\na,"1\nb,2\nc,3\n', "is not CSV: unexpected end of data"),
+            ("m.csv", b"uri,person_id\na,caf\xe9\n", "is not UTF-8"),
+            ("m.csv", "uri,person_id\na,b\n".encode("utf-16"), "is not UTF-8"),
+            ("m.jsonl", b'{"uri": "caf\xe9"}\n', "is not UTF-8"),
+            ("m.jsonl", b'{"uri": "a"}\n{"uri": "b"\n', "line 2 .* is not JSON"),
+            ("m.jsonl", b'["uri"]\n', "line 1 .* is not a JSON object"),
+            ("m.jsonl", b"[" * 100_000, "line 1 .* is not JSON"),
+            ("m.jsonl", b'{"uri": "a", "person_id": ["x"]}\n', "person_id in line 1 .* text or a number is needed"),
+            ("m.jsonl", b'{"uri": "a", "person_id": true}\n', "person_id in line 1 .* text or a number is needed"),
+            ("m.jsonl", b'{"uri": "a", "person_id": 1e999999}\n', "too large or too small for a label"),
+            ("m.jsonl", b'{"uri": "a", "person_id": "\\ud800"}\n', "lone surrogate"),
+            ("m.jsonl", b'{"uri": "a\\u0000b"}\n', "row 1 .*, uri: .*NUL"),
+            ("m.jsonl", b'{"uri": "a"}\n{"video_id": "b"}\n', "row 2 .* has a blank uri"),
+            ("m.parquet", b"", "cannot be read as Parquet"),
+            ("m.parquet", b"PAR1 is not enough PAR1", "cannot be read as Parquet"),
+        ],
+    )
+    def test_damaged_manifests_have_one_clear_sentence(self, tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match=sentence) as refused:
+            read_catalog(tmp_path / name)
+        assert name in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("columns", "sentence"),
+        [
+            ({"url": ["a"]}, r"has no column uri \(columns: url\)"),
+            ({"uri": pa.array([], pa.string())}, "has no rows"),
+            ({"uri": ["a"], "person_id": [True]}, "column person_id of .* is of type bool"),
+            ({"uri": ["a"], "person_id": [["x"]]}, "column person_id of .* is of type list"),
+            ({"uri": ["a"], "person_id": [float("inf")]}, "too large or too small"),
+        ],
+    )
+    def test_parquet_columns_that_cannot_be_meant(self, tmp_path: Path, columns: dict[str, Any], sentence: str) -> None:
+        parquet.write_table(pa.table(columns), tmp_path / "m.parquet")
+        with pytest.raises(UsageError, match=sentence):
+            read_catalog(tmp_path / "m.parquet")
+
+    def test_a_parquet_file_cut_short(self, tmp_path: Path) -> None:
+        write_parquet(tmp_path / "m.parquet", [{"uri": f"{i}.mp4"} for i in range(100)])
+        content = (tmp_path / "m.parquet").read_bytes()
+        (tmp_path / "m.parquet").write_bytes(content[:-20])
+        with pytest.raises(UsageError, match="cannot be read as Parquet"):
+            read_catalog(tmp_path / "m.parquet")
+
+    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(content=st.binary(max_size=300), name=st.sampled_from(sorted(WRITERS)))
+    def test_any_bytes_are_a_catalog_or_a_usage_error(self, tmp_path: Path, content: bytes, name: str) -> None:
+        (tmp_path / name).write_bytes(content if name == "m.parquet" else b"uri\n" + content)
+        with contextlib.suppress(UsageError):
+            assert read_catalog(tmp_path / name).table.num_rows
+
+
+class TestRoots:
+    @every_format
+    def test_rows_outside_are_marked_and_the_others_stay(self, tmp_path: Path, name: str) -> None:
+        touch(tmp_path, "secret/s.mp4", "videos/a.mp4")
+        (tmp_path / "videos/link.mp4").symlink_to(tmp_path / "secret/s.mp4")
+        (tmp_path / "videos/folder").symlink_to(tmp_path / "secret")
+        uris = {
+            "inside": "a.mp4",
+            "dots": "../secret/s.mp4",
+            "link": "link.mp4",
+            "folder": "folder/s.mp4",
+            "file": f"file://{tmp_path}/secret/x.mp4",
+            "bucket": "s3://bucket/a.mp4",
+            "boxes": "b.mp4",
+        }
+        records = [{"uri": uri, "video_id": v, "boxes_uri": "../b.txt" if v == "boxes" else ""} for v, uri in uris.items()]
+        catalog = read_catalog(WRITERS[name](tmp_path / "videos" / name, records), roots=[tmp_path / "videos"])
+        marked = {row["source_id"]: row["reject_reason"] for row in rows(catalog)}
+        assert marked == {v: None if v == "inside" else "outside_roots" for v in uris}
+        assert all((row["reject_message"] is None) == (row["reject_reason"] is None) for row in rows(catalog))
+
+    def test_links_in_a_folder_do_not_lead_out(self, tmp_path: Path) -> None:
+        touch(tmp_path, "secret/s.mp4", "videos/a.mp4")
+        (tmp_path / "videos/folder").symlink_to(tmp_path / "secret")
+        marked = {
+            row["uri"]: row["reject_reason"] for row in rows(read_catalog(tmp_path / "videos", roots=[tmp_path / "videos"]))
+        }
+        assert marked == {f"{tmp_path}/videos/a.mp4": None, f"{tmp_path}/videos/folder/s.mp4": "outside_roots"}
+
+    def test_every_reason_is_in_the_vocabulary(self) -> None:
+        assert {"outside_roots", "permission_denied", "bad_name"} <= set(REJECT_REASONS)
+        assert all(meaning and "\n" not in meaning for meaning in REJECT_REASONS.values())
+
+
+@pytest.mark.shared
+class TestRealExamples:
+    @pytest.fixture
+    def shared(self) -> Callable[[str], Path]:
+        def find(name: str) -> Path:
+            if not (SHARED / name).exists():
+                pytest.skip(f"{name} is not in ../shared/data")
+            return SHARED / name
+
+        return find
+
+    def test_the_manifest_of_real_tracklets(self, shared: Callable[[str], Path]) -> None:
+        manifest = shared("vtest_tracklets/manifest.csv")
+        catalog = read_catalog(manifest)
+        expected = pd.read_csv(manifest, dtype=str).sort_values("video_id")
+        assert catalog.ignored_columns == ("role",)
+        for ours, theirs in (("source_id", "video_id"), ("camera_id", "camera_id"), ("person_id", "person_id")):
+            assert catalog.table[ours].to_pylist() == expected[theirs].tolist()
+        assert catalog.table["start_time"].to_pylist() == pd.to_datetime(expected["start_time"]).tolist()
+        assert all(Path(uri).is_file() for uri in catalog.table["uri"].to_pylist())
+
+    def test_the_folders_of_real_images(self, shared: Callable[[str], Path]) -> None:
+        catalog = read_catalog(shared("mini_mars"))
+        folders = {path.parent for path in shared("mini_mars").rglob("*.jpg")}
+        assert {Path(uri) for uri in catalog.table["uri"].to_pylist()} == folders
+        assert set(catalog.table["kind"].to_pylist()) == {"images"}
+        assert catalog.ignored == 2
