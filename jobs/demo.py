@@ -32,7 +32,7 @@ def demo(
     step("jobs.render", str(network), *size, "--processes", processes)
     step("jobs.ingest", str(network / "manifest.csv"), "--gallery", str(gallery))
     step("jobs.index", "--gallery", str(gallery))
-    targets = [f"id:{video_id}" for video_id in hidden_queries(network / "manifest.csv")[:TARGETS]]
+    targets = [f"id:{video_id}" for video_id in queries(network / "manifest.csv")]
     shown = ["--other-cameras", "--show-labels", "--reason", "demonstration on rendered people"]
     step("jobs.search", *targets, "--gallery", str(gallery), "--top", "10", "--out", str(folder), *shown)
     print(f"\nOpen {folder / 'report.html'} in a browser; everything it shows is in that one file.")
@@ -46,13 +46,12 @@ def step(module: str, *arguments: str) -> None:
         raise PipelineError(f"{module} ended with exit code {ended.returncode}")
 
 
-def hidden_queries(manifest: Path) -> list[str]:
-    """Query clips of the manifest, those in which the person is hidden longest first, one a person."""
+def queries(manifest: Path) -> list[str]:
+    """Three query clips of different people, spread evenly over the manifest's."""
     with manifest.open(newline="") as file:
-        queries = [row for row in csv.DictReader(file) if row["role"] == "query" and not row["boxes_uri"]]
-    queries.sort(key=lambda row: (-float(row["hidden"]), row["video_id"]))
-    first_of_person = {row["person_id"]: row["video_id"] for row in reversed(queries)}
-    return [row["video_id"] for row in queries if first_of_person[row["person_id"]] == row["video_id"]]
+        first_of_person = {row["person_id"]: row["video_id"] for row in csv.DictReader(file) if row["role"] == "query"}
+    clips = sorted(first_of_person.values())
+    return [clips[(2 * i + 1) * len(clips) // (2 * TARGETS)] for i in range(TARGETS)]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import typer
 from jobs.command_line import FAILED, SOME_REJECTED, run
 from pipeline.backbone import DEFAULT, find_backbone, parse_input_size
 from pipeline.catalog import read_catalog
-from pipeline.cluster import connected
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.ingest import IngestProgress, IngestSummary, Workers
 from pipeline.ingest import ingest as run_ingest
@@ -65,10 +64,11 @@ def ingest(
     )
     catalog = read_catalog(source, roots=root)
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate))
-    print(f"{len(catalog.table)} inputs; starting Ray (about 15 s) ...", file=sys.stderr, flush=True)
-    with connected(address):
-        workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
-        summary = run_ingest(catalog, opened, sampling, workers, retry_rejected, ProgressLine())
+    print(
+        f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...", file=sys.stderr, flush=True
+    )
+    workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
+    summary = run_ingest(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), address)
     print(describe(summary, source, gallery, spec.identity))
     if summary.unaccounted or (summary.rejected and not summary.candidates and not summary.already):
         raise typer.Exit(FAILED)

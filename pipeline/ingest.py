@@ -26,6 +26,7 @@ import ray.data
 
 from pipeline.backbone import BackboneSpec, load_backbone
 from pipeline.catalog import Catalog, candidate_id
+from pipeline.cluster import connected
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
@@ -122,20 +123,35 @@ def ingest(
     workers: Workers | None = None,
     retry_rejected: bool = False,
     progress: Callable[[IngestProgress], None] = lambda _: None,
+    address: str | None = None,
 ) -> IngestSummary:
-    """Bring every source of the catalog into the gallery that is not in it yet. Ray must be running.
+    """Bring every source of the catalog into the gallery that is not in it yet.
 
-    progress is called about once a second, from this thread. Raises PipelineError for what no video is to blame for: storage
-    that refuses, a backbone that does not load.
+    progress is called about once a second, from this thread. address: see `pipeline.cluster.connected`; Ray is started only if
+    there is something to do. Raises PipelineError for what no video is to blame for: storage that refuses, a backbone that does
+    not load.
     """
     began = time.monotonic()
     missing, already = missing_sources(catalog.table, gallery, retry_rejected)
     summary = IngestSummary(sources=len(catalog.table), already=already)
-    if len(missing) == 0:
-        return summary
+    if len(missing):
+        with connected(address):
+            _run(missing, gallery, sampling, workers or Workers(), summary, progress, began)
+    return summary
+
+
+def _run(
+    missing: pa.Table,
+    gallery: Gallery,
+    sampling: Sampling,
+    workers: Workers,
+    summary: IngestSummary,
+    progress: Callable[[IngestProgress], None],
+    began: float,
+) -> None:
     catalog_rows = {row["source_id"]: row for row in missing.select(_CATALOG_COLUMNS).to_pylist()}
     counter = ray.remote(num_cpus=0)(_Counter).remote()
-    stream = _stream(missing, gallery, sampling, (workers or Workers()), counter)
+    stream = _stream(missing, gallery, sampling, workers, counter)
     committer = _Committer(gallery, catalog_rows, summary)
     state = IngestProgress(total=len(missing))
     for written in _polled(stream, counter, state, progress, summary, began):
@@ -144,7 +160,6 @@ def ingest(
     progress(state)
     summary.unaccounted = len(missing) - committer.sources_done
     summary.frames, summary.seconds = committer.frames, time.monotonic() - began
-    return summary
 
 
 _CATALOG_COLUMNS = ["source_id", "uri", "camera_id", "start_time", "person_id", "boxes_uri"]

@@ -1,0 +1,411 @@
+"""Forgetting and compaction: what was forgotten is gone and stays gone, and nothing else is lost on the way."""
+
+import os
+import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import retention
+from pipeline.audit import read_records, verify
+from pipeline.catalog import SOURCE_SCHEMA
+from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
+from pipeline.index import IndexSettings, build_index, index_versions, open_index
+from pipeline.ingest import missing_sources
+from pipeline.retention import Selection, compact, forget
+from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.targets import gallery_target
+from pipeline.verification import verify_gallery
+from tests.conftest import add_videos, people_features
+
+NO_VIDEOS, NO_REJECTS = VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table()
+OLD = timedelta(hours=24)
+
+
+def contents(gallery: Gallery) -> dict[str, tuple]:
+    """Everything the gallery says of its videos, apart from where their frames lie."""
+    rows = gallery.snapshot().videos.to_pylist()
+    described = [{name: value for name, value in row.items() if name not in ("shard", "first_row")} for row in rows]
+    frames = [gallery.read_video(row) for row in rows]
+    return {
+        row["video_id"]: (row, feature_matrix(table).tobytes(), table["frame_index"].to_pylist(), table["time_s"].to_pylist())
+        for row, table in zip(described, frames, strict=True)
+    }
+
+
+def ids(gallery: Gallery) -> list[str]:
+    return gallery.snapshot().videos["video_id"].to_pylist()
+
+
+def all_files(gallery: Gallery, folder: str = "") -> set[Path]:
+    return {path for path in Path(gallery.location.path, folder).rglob("*") if path.is_file()}
+
+
+def traces(gallery: Gallery, video_id: str, features: np.ndarray) -> list[Path]:
+    """Files below frames/, videos/ and index/ that name the video or hold one of its frames' features, read as what they are."""
+    found = []
+    wanted = {row.tobytes() for row in features}
+    for path in sorted(all_files(gallery, "frames") | all_files(gallery, "videos") | all_files(gallery, "index")):
+        data = path.read_bytes()
+        hit = video_id.encode() in data or any(row in data for row in wanted)
+        if data[:4] == b"PAR1":
+            table = pq.read_table(path)
+            hit = hit or video_id in table["video_id"].to_pylist()
+            hit = hit or ("feature" in table.column_names and any(row.tobytes() in wanted for row in feature_matrix(table)))
+        if hit:
+            found.append(path)
+    return found
+
+
+def reject_row(source_id: str) -> pa.Table:
+    row = {
+        "uri": f"/videos/{source_id}.mp4",
+        "video_id": source_id,
+        "source_id": source_id,
+        "reason": "empty",
+        "message": "is empty",
+    }
+    return pa.Table.from_pylist([row], schema=REJECTS_SCHEMA)
+
+
+def make_old(path: Path, age: timedelta) -> None:
+    then = time.time() - age.total_seconds()
+    os.utime(path, (then, then))
+
+
+def shard_of(gallery: Gallery, video_id: str, frames: int = 4) -> str:
+    """A shard that no commit names, as an ingest that is under way or was killed leaves it."""
+    steps = np.arange(frames)
+    return gallery.write_shard(frames_table([video_id], [frames], steps, steps / 10, np.ones((frames, 24), np.float16)))
+
+
+# forget
+
+
+def test_a_video_is_forgotten_by_its_id_and_no_other_goes(toy_gallery: Gallery) -> None:
+    before = contents(toy_gallery)
+    assert forget(toy_gallery, Selection(video_ids=("v003", "v017")), "asked to") == ["v003", "v017"]
+    assert contents(toy_gallery) == {name: video for name, video in before.items() if name not in ("v003", "v017")}
+    assert toy_gallery.forgotten() == {"v003", "v017"}
+
+
+def test_a_camera_is_forgotten(toy_gallery: Gallery) -> None:
+    forgotten = forget(toy_gallery, Selection(camera="cam1"), "camera taken down")
+    assert forgotten == [f"v{i:03d}" for i in range(1, 40, 2)]
+    assert ids(toy_gallery) == [f"v{i:03d}" for i in range(0, 40, 2)]
+
+
+def test_what_starts_before_a_time_is_forgotten_and_that_moment_itself_stays(toy_gallery: Gallery) -> None:
+    forgotten = forget(toy_gallery, Selection(before=datetime(2026, 3, 1, 12, 10, tzinfo=UTC)), "kept for a month")
+    assert forgotten == [f"v{i:03d}" for i in range(10)]
+
+
+def test_a_person_is_forgotten(toy_gallery: Gallery) -> None:
+    rows = toy_gallery.snapshot().videos.to_pylist()
+    expected = [row["video_id"] for row in rows if row["person_id"] == "p04"]
+    assert forget(toy_gallery, Selection(person="p04"), "asked to") == expected and len(expected) == 4
+
+
+def test_videos_without_a_camera_time_or_label_are_not_forgotten_by_them(toy_gallery: Gallery) -> None:
+    bare = {**toy_gallery.snapshot().videos.to_pylist()[0], "video_id": "bare", "source_id": "bare"}
+    bare |= dict.fromkeys(["camera_id", "start_time", "person_id"])
+    toy_gallery.commit(pa.Table.from_pylist([bare], schema=VIDEOS_SCHEMA), NO_REJECTS)
+    for selection in (Selection(camera="cam0"), Selection(before=datetime(2030, 1, 1, tzinfo=UTC)), Selection(person="p00")):
+        forget(toy_gallery, selection, "test")
+    assert ids(toy_gallery) == ["bare"]
+
+
+def test_an_unknown_id_forgets_nothing_at_all(toy_gallery: Gallery) -> None:
+    files = all_files(toy_gallery)
+    with pytest.raises(UsageError, match=r"no video 'v999'; nothing was forgotten"):
+        forget(toy_gallery, Selection(video_ids=("v001", "v999")), "typing error")
+    assert len(ids(toy_gallery)) == 40 and all_files(toy_gallery) == files
+
+
+@pytest.mark.parametrize("nothing", [Selection(), Selection(camera=""), Selection(person="")])
+def test_a_selection_by_nothing_is_refused(toy_gallery: Gallery, nothing: Selection) -> None:
+    with pytest.raises(UsageError, match="say what to forget"):
+        forget(toy_gallery, nothing, "test")
+    assert len(ids(toy_gallery)) == 40
+
+
+def test_criteria_that_no_video_meets_change_nothing(toy_gallery: Gallery) -> None:
+    files = all_files(toy_gallery)
+    assert forget(toy_gallery, Selection(before=datetime(2000, 1, 1, tzinfo=UTC)), "yearly") == []
+    assert all_files(toy_gallery) == files
+
+
+def test_the_audit_record_comes_first(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **fields: object) -> str:
+        raise PipelineError("the disk is full")
+
+    monkeypatch.setattr(Gallery, "commit", full)
+    with pytest.raises(PipelineError, match="the disk is full"):
+        forget(toy_gallery, Selection(video_ids=("v003",)), "asked to")
+    (record,) = read_records(toy_gallery)
+    assert (record["action"], record["reason"], record["videos"]) == ("forget", "asked to", ["v003"])
+    monkeypatch.undo()
+    assert "v003" in ids(toy_gallery)
+
+
+def test_nothing_is_forgotten_when_the_audit_log_cannot_be_written(toy_gallery: Gallery) -> None:
+    Path(toy_gallery.location.path, "audit").write_text("a file where the log should be")
+    with pytest.raises(PipelineError):
+        forget(toy_gallery, Selection(video_ids=("v003",)), "asked to")
+    assert "v003" in ids(toy_gallery)
+
+
+# what was forgotten does not come back
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["before compaction", "after compaction"])
+def test_a_forgotten_video_does_not_come_back_by_another_ingest(toy_gallery: Gallery, compacted: bool) -> None:
+    forget(toy_gallery, Selection(video_ids=("v003", "v004")), "asked to")
+    if compacted:
+        compact(toy_gallery)
+    rows = [
+        {"source_id": video_id, "uri": f"/videos/{video_id}.mp4", "kind": "auto"} for video_id in ("v003", "v004", "v005", "new")
+    ]
+    catalog = pa.Table.from_pylist(rows, schema=SOURCE_SCHEMA)
+    for retry_rejected in (False, True):
+        missing, already = missing_sources(catalog, toy_gallery, retry_rejected)
+        assert missing["source_id"].to_pylist() == ["new"] and already == 3
+    add_videos(toy_gallery, people_features(10, 1, 24, seed=3))  # v000 ... v009 once more, by an ingest that had begun before
+    assert not {"v003", "v004"} & set(ids(toy_gallery)) and len(ids(toy_gallery)) == 38
+
+
+def test_forgetting_one_track_leaves_the_others_of_its_video(toy_gallery: Gallery) -> None:
+    (row,) = [row for row in toy_gallery.snapshot().videos.to_pylist() if row["video_id"] == "v000"]
+    tracks = [{**row, "video_id": f"crowd#{track}", "source_id": "crowd", "track": track} for track in (1, 2, 3)]
+    toy_gallery.commit(pa.Table.from_pylist(tracks, schema=VIDEOS_SCHEMA), NO_REJECTS)
+    forget(toy_gallery, Selection(video_ids=("crowd#2",)), "asked to")
+    toy_gallery.commit(pa.Table.from_pylist(tracks, schema=VIDEOS_SCHEMA), NO_REJECTS)
+    assert [name for name in ids(toy_gallery) if "#" in name] == ["crowd#1", "crowd#3"]
+
+
+# compaction
+
+
+def test_compaction_keeps_every_video_with_its_features_in_fewer_shards(toy_gallery: Gallery) -> None:
+    toy_gallery.commit(NO_VIDEOS, reject_row("bad"))
+    before, rejects = contents(toy_gallery), toy_gallery.snapshot().rejects
+    done = compact(toy_gallery)
+    snapshot = toy_gallery.snapshot()
+    assert contents(toy_gallery) == before and snapshot.rejects.equals(rejects)
+    assert (done.videos, done.shards_before, done.shards_after, done.indexes) == (40, 6, 1, [])
+    assert len(all_files(toy_gallery, "frames")) == len(all_files(toy_gallery, "commits")) == 1
+    assert verify_gallery(toy_gallery) == []
+
+
+def test_shards_of_a_compacted_gallery_have_the_size_that_is_asked_for(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(toy_gallery)
+    add_videos(toy_gallery, people_features(10, 4, 24, seed=2), first=40, videos_a_shard=1)
+    sizes = [len(features) for _, features in people_features(10, 4, 24, seed=1) + people_features(10, 4, 24, seed=2)]
+    monkeypatch.setattr(retention, "SHARD_FRAMES", 100)
+    done = compact(toy_gallery)
+    assert done.shards_before == 46 and sum(sizes) / 300 <= done.shards_after <= sum(sizes) / 100 + 1
+    after = contents(toy_gallery)
+    assert len(after) == 80 and before.items() <= after.items()
+
+
+def test_nothing_of_a_forgotten_video_is_on_the_disk_after_compaction(toy_gallery: Gallery) -> None:
+    (person, features), *_ = people_features(10, 4, 24, seed=1)
+    build_index(toy_gallery)
+    assert len({path.parent.name for path in traces(toy_gallery, "v000", features)}) > 1
+    forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
+    compact(toy_gallery)
+    assert traces(toy_gallery, "v000", features) == []
+    assert verify_gallery(toy_gallery) == []
+
+
+def test_index_versions_with_forgotten_videos_go_and_others_stay(toy_gallery: Gallery) -> None:
+    holding = build_index(toy_gallery)
+    forget(toy_gallery, Selection(video_ids=("v000", "v001")), "asked to")
+    clean = build_index(toy_gallery)
+    assert compact(toy_gallery).indexes == [holding.version]
+    assert index_versions(toy_gallery) == [clean.version]
+    assert not all_files(toy_gallery, f"index/{holding.version}")
+
+
+def test_a_search_finds_the_same_after_compaction(toy_gallery: Gallery) -> None:
+    forget(toy_gallery, Selection(video_ids=("v020",)), "asked to")
+    build_index(toy_gallery, IndexSettings(partition_videos=9))
+
+    def leads() -> tuple:
+        index = open_index(toy_gallery)
+        with opened_partitions(toy_gallery, index, actors=0) as partitions:
+            return search(toy_gallery, index, partitions, gallery_target(toy_gallery, "v005"), SearchSettings(top=99)).leads
+
+    before = leads()
+    compact(toy_gallery)
+    assert leads() == before and len(before) == 38
+
+
+def test_compacting_twice_does_no_harm(toy_gallery: Gallery) -> None:
+    forget(toy_gallery, Selection(camera="cam1"), "camera taken down")
+    build_index(toy_gallery)
+    compact(toy_gallery)
+    before, frames, versions = contents(toy_gallery), all_files(toy_gallery, "frames"), index_versions(toy_gallery)
+    done = compact(toy_gallery)
+    assert (done.videos, done.shards_before, done.shards_after, done.indexes) == (20, 1, 1, [])
+    assert contents(toy_gallery) == before and all_files(toy_gallery, "frames") == frames
+    assert index_versions(toy_gallery) == versions and verify_gallery(toy_gallery) == []
+    assert toy_gallery.forgotten() == {f"v{i:03d}" for i in range(1, 40, 2)}
+
+
+def test_a_gallery_of_which_everything_is_forgotten_can_be_compacted(toy_gallery: Gallery) -> None:
+    build_index(toy_gallery)
+    forget(toy_gallery, Selection(before=datetime(2030, 1, 1, tzinfo=UTC)), "end of the project")
+    done = compact(toy_gallery)
+    assert (done.videos, done.shards_before, done.shards_after) == (0, 6, 0)
+    assert ids(toy_gallery) == [] and not all_files(toy_gallery, "frames") and not all_files(toy_gallery, "index")
+    add_videos(toy_gallery, people_features(1, 2, 24, seed=8), first=90)
+    assert ids(toy_gallery) == ["v090", "v091"]
+
+
+def test_compaction_is_in_the_audit_log(toy_gallery: Gallery) -> None:
+    forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
+    compact(toy_gallery)
+    records = read_records(toy_gallery)
+    assert [record["action"] for record in records] == ["forget", "compact"] and verify(toy_gallery) == []
+    assert (records[1]["videos"], records[1]["forgotten"]) == (39, 1)
+
+
+# files that no commit names
+
+
+def test_orphans_are_kept_while_their_ingest_may_be_running(toy_gallery: Gallery) -> None:
+    young = Path(toy_gallery.location.path, "frames", shard_of(toy_gallery, "young"))
+    old = Path(toy_gallery.location.path, "frames", shard_of(toy_gallery, "old"))
+    table = Path(toy_gallery.location.path, "videos", "0000-orphan.parquet")
+    pq.write_table(NO_VIDEOS, table)
+    make_old(young, OLD - timedelta(minutes=5))
+    make_old(old, OLD + timedelta(minutes=5))
+    make_old(table, OLD + timedelta(minutes=5))
+    compact(toy_gallery, OLD)
+    assert young.exists() and not old.exists() and not table.exists()
+    assert len(ids(toy_gallery)) == 40
+
+
+def test_what_killed_writers_left_is_removed_when_it_is_old(toy_gallery: Gallery) -> None:
+    young, old = (Path(toy_gallery.location.path, "frames", f".writing-{name}") for name in ("young", "old"))
+    for path in (young, old):
+        path.write_bytes(b"half a shard")
+    make_old(old, OLD + timedelta(minutes=5))
+    compact(toy_gallery, OLD)
+    assert young.exists() and not old.exists()
+
+
+def test_an_index_build_that_was_killed_is_removed_when_it_is_old(toy_gallery: Gallery) -> None:
+    old, young = build_index(toy_gallery), build_index(toy_gallery)
+    for index in (old, young):
+        Path(index.location.path, "manifest.json").unlink()
+    for path in all_files(toy_gallery, f"index/{old.version}"):
+        make_old(path, OLD + timedelta(minutes=5))
+    compact(toy_gallery, OLD)
+    assert not all_files(toy_gallery, f"index/{old.version}") and all_files(toy_gallery, f"index/{young.version}")
+
+
+# while others write, and when it is interrupted
+
+
+def during_compaction(monkeypatch: pytest.MonkeyPatch, act: object) -> None:
+    """Have something happen after a compaction has read the gallery and before it commits."""
+    rewrite = retention._rewrite
+
+    def rewrite_and_act(gallery: Gallery, videos: pa.Table) -> pa.Table:
+        done = rewrite(gallery, videos)
+        act()
+        return done
+
+    monkeypatch.setattr(retention, "_rewrite", rewrite_and_act)
+
+
+def test_videos_that_arrive_during_a_compaction_are_not_lost(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(toy_gallery)
+    during_compaction(monkeypatch, lambda: add_videos(toy_gallery, people_features(3, 1, 24, seed=7), first=40))
+    compact(toy_gallery)
+    after = contents(toy_gallery)
+    assert after.keys() - before.keys() == {"v040", "v041", "v042"} and before.items() <= after.items()
+    assert verify_gallery(toy_gallery) == []
+
+
+def test_a_reject_that_is_mended_during_a_compaction_stays_mended(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_gallery.commit(NO_VIDEOS, reject_row("v040"))
+    during_compaction(monkeypatch, lambda: add_videos(toy_gallery, people_features(1, 1, 24, seed=7), first=40))
+    compact(toy_gallery)
+    assert "v040" in ids(toy_gallery) and len(toy_gallery.snapshot().rejects) == 0
+
+
+def test_videos_forgotten_during_a_compaction_stay_forgotten(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    (_, features), *_ = people_features(10, 4, 24, seed=1)
+    during_compaction(monkeypatch, lambda: forget(toy_gallery, Selection(video_ids=("v000",)), "asked to"))
+    compact(toy_gallery)
+    assert "v000" not in ids(toy_gallery)
+    monkeypatch.undo()
+    compact(toy_gallery)
+    assert "v000" not in ids(toy_gallery) and traces(toy_gallery, "v000", features) == []
+
+
+def test_a_compaction_that_dies_before_its_commit_changes_nothing(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(toy_gallery)
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    during_compaction(monkeypatch, die)
+    with pytest.raises(KeyboardInterrupt):
+        compact(toy_gallery)
+    monkeypatch.undo()
+    assert contents(toy_gallery) == before
+    assert compact(toy_gallery).shards_before == 6 and contents(toy_gallery) == before
+
+
+def test_a_compaction_that_dies_after_its_commit_is_finished_by_the_next(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (_, features), *_ = people_features(10, 4, 24, seed=1)
+    forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
+    expected = contents(toy_gallery)
+
+    def die(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retention, "_delete_unreferenced", die)
+    with pytest.raises(KeyboardInterrupt):
+        compact(toy_gallery)
+    monkeypatch.undo()
+    assert contents(toy_gallery) == expected
+    compact(toy_gallery)
+    assert contents(toy_gallery) == expected
+    assert traces(toy_gallery, "v000", features) == []
+    assert len(all_files(toy_gallery, "commits")) == 1
+
+
+def test_the_removal_of_an_index_that_died_half_way_is_finished_by_the_next(toy_gallery: Gallery) -> None:
+    (_, features), *_ = people_features(10, 4, 24, seed=1)
+    index = build_index(toy_gallery)
+    forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
+    Path(index.location.path, "manifest.json").unlink()  # the first step of the removal
+    for path in all_files(toy_gallery, "index"):
+        make_old(path, OLD + timedelta(minutes=5))
+    compact(toy_gallery, OLD)
+    assert traces(toy_gallery, "v000", features) == []
+
+
+def test_a_damaged_index_does_not_keep_forgotten_features_on_the_disk(toy_gallery: Gallery) -> None:
+    (_, features), *_ = people_features(10, 4, 24, seed=1)
+    damaged = build_index(toy_gallery)
+    Path(damaged.location.path, "manifest.json").write_text("{")
+    forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
+    with suppress(PipelineError):  # whether it complains or not
+        compact(toy_gallery)
+    assert [path for path in traces(toy_gallery, "v000", features) if "index" not in path.parts] == []
