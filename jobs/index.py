@@ -8,7 +8,7 @@ import typer
 
 from jobs.command_line import run
 from pipeline.gallery import Gallery
-from pipeline.index import IndexSettings, build_index, find_head
+from pipeline.index import IndexSettings, build_index, current_index, find_head
 
 
 def index(
@@ -19,19 +19,26 @@ def index(
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
     stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
     partition_videos: Annotated[int, typer.Option(help="Videos a partition; partitions are what search actors own.")] = 20_000,
+    force: Annotated[bool, typer.Option(help="Build a version even if nothing has changed since the newest.")] = False,
 ) -> None:
     """Build a new index version of everything in the gallery and publish it in one step; searches under way keep theirs."""
-    from pipeline.index import open_index
-
     began = time.monotonic()
     opened = Gallery.open(gallery)
     settings = IndexSettings(segment_length, stride, partition_videos)
 
+    trained = find_head(head, opened) if head else None
+    current = None if force else current_index(opened, settings, trained)
+    if current is not None:
+        print(
+            f"index {current.version} of {gallery} is current: {len(current.videos)} videos; nothing to do (--force builds anew)"
+        )
+        return
+
     def progress(done: int, total: int) -> None:
         print(f"{done}/{total} videos indexed", file=sys.stderr, flush=True)
 
-    built = build_index(opened, settings, find_head(head, opened) if head else None, progress)
-    manifest = open_index(opened, built.version).manifest
+    built = build_index(opened, settings, trained, progress)
+    manifest = built.manifest
     print(f"index {built.version} of {gallery}")
     print(f"  videos        {manifest['videos']}, {manifest['frames']} frames, {manifest['segments']} segments")
     print(f"  segments      {segment_length} frames, stride {stride}")

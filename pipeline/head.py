@@ -202,7 +202,8 @@ def _principal_directions(features: NDArray[Any], mean: NDArray[np.float64], cou
     kept = strengths > max(features.shape) * np.finfo(np.float64).eps * max(strengths[-1], 1e-12)
     rows = columns[:, kept].T[::-1][:count]  # [at most count, D]
     largest = rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)]
-    return _completed(rows * np.sign(largest)[:, None], count)
+    # Rounded, since the last bits follow the number of threads: the same sample must give the same head on every machine.
+    return np.round(_completed(rows * np.sign(largest)[:, None], count), 7)
 
 
 def _completed(rows: NDArray[np.float64], count: int) -> NDArray[np.float64]:

@@ -147,6 +147,16 @@ def build_index(
     return Index(location, manifest, indexed, head)
 
 
+def current_index(gallery: Gallery, settings: IndexSettings, head: Coattention | None = None) -> Index | None:
+    """The newest index version if building one with these arguments would give the same again, else None."""
+    if not index_versions(gallery):
+        return None
+    index = open_index(gallery)
+    same_head = index.untrained if head is None else index.manifest["head"] == head_hash(head)
+    same_videos = index.manifest["commits"] == list(gallery.snapshot().commits)
+    return index if same_head and same_videos and index.settings == settings else None
+
+
 def open_index(gallery: Gallery, version: str | None = None) -> Index:
     """Open an index version, by default the newest. Raises UsageError when there is none, PipelineError when it is damaged."""
     versions = index_versions(gallery)

@@ -11,6 +11,7 @@ changes the gallery, in one atomic step at a time: whatever is killed, what is n
 """
 
 import logging
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_mat
 from pipeline.video import Piece, Rejected, Sampling, VideoInfo
 
 BLOCK_BYTES = 32 << 20  # of decoded frames in one block of the stream
-SOURCES_A_BLOCK = 4
+SOURCES_A_BLOCK = (4, 64)  # few for few videos, so that all workers have some; more for many, so that blocks do not become many
 
 # One row a piece (kind "piece"), a refused candidate ("reject"), or the end of a source ("end": how many of both there were).
 PIECES_SCHEMA = pa.schema(
@@ -149,20 +150,29 @@ def _run(
     progress: Callable[[IngestProgress], None],
     began: float,
 ) -> None:
-    catalog_rows = {row["source_id"]: row for row in missing.select(_CATALOG_COLUMNS).to_pylist()}
     counter = ray.remote(num_cpus=0)(_Counter).remote()
     stream = _stream(missing, gallery, sampling, workers, counter)
-    committer = _Committer(gallery, catalog_rows, summary)
+    committer = _Committer(gallery, missing, summary)
     state = IngestProgress(total=len(missing))
-    for written in _polled(stream, counter, state, progress, summary, began):
-        committer.add(written)
-        state.done, state.rejected = committer.sources_done, summary.rejected
+    try:
+        for written in _polled(stream, counter, state, progress, summary, began):
+            committer.add(written)
+            state.done, state.rejected = committer.sources_done, summary.rejected
+    except ray.exceptions.RayError as error:
+        done = f"{committer.sources_done} of {len(missing)} inputs are committed; run the same command again to go on"
+        raise PipelineError(f"the ingest stopped: {_cause(error)}; {done}") from error
     progress(state)
     summary.unaccounted = len(missing) - committer.sources_done
     summary.frames, summary.seconds = committer.frames, time.monotonic() - began
 
 
-_CATALOG_COLUMNS = ["source_id", "uri", "camera_id", "start_time", "person_id", "boxes_uri"]
+def _cause(error: BaseException) -> str:
+    """What a Ray worker's error comes down to. Only its text crosses the processes, so it is read from the traceback in it."""
+    text = str(error)
+    ours = re.findall(r"^pipeline\.\w+\.\w+Error: (.*)$", text, re.MULTILINE)
+    others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", text, re.MULTILINE)
+    found = ours or [line for line in others if "UserCodeException" not in line]
+    return found[-1] if found else f"{type(error).__name__}: {text.strip().splitlines()[0]}"
 
 
 def missing_sources(catalog: pa.Table, gallery: Gallery, retry_rejected: bool) -> tuple[pa.Table, int]:
@@ -193,7 +203,9 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     decoders, embedders, threads = workers.on(int(resources.get("CPU", 1)), gpus)
-    blocks = [missing.slice(i, SOURCES_A_BLOCK) for i in range(0, len(missing), SOURCES_A_BLOCK)]
+    few, many = SOURCES_A_BLOCK
+    sources = min(many, max(few, len(missing) // 1000))
+    blocks = [missing.slice(i, sources) for i in range(0, len(missing), sources)]
     dataset = (
         ray.data.from_arrow(blocks)
         .map_batches(
@@ -348,9 +360,10 @@ class _Pending:
 class _Committer:
     """Step 5: gathers written rows until sources are complete, and commits those."""
 
-    def __init__(self, gallery: Gallery, catalog_rows: dict[str, dict[str, Any]], summary: IngestSummary) -> None:
+    def __init__(self, gallery: Gallery, catalog: pa.Table, summary: IngestSummary) -> None:
         self.gallery = gallery
-        self.catalog_rows = catalog_rows
+        self.catalog = catalog
+        self.position = {source_id: i for i, source_id in enumerate(catalog["source_id"].to_pylist())}
         self.summary = summary
         self.pending: dict[str, _Pending] = defaultdict(_Pending)
         self.sources_done = 0
@@ -398,7 +411,7 @@ class _Committer:
         shard, first_row = row["shard"], row["first_row"]
         if any(piece["shard"] != shard for piece in pieces):
             shard, first_row = ray.get(join_pieces.remote(self.gallery, pieces)), 0
-        source = self.catalog_rows[source_id]
+        source = self._source(source_id)
         # A boxes file holds many people: the source's label, if any, is not each track's.
         person_id = source["person_id"] if row["track"] is None else None
         copied = {name: row[name] for name in ("video_id", "track", "fps", "source_frames", "width", "height")}
@@ -413,9 +426,12 @@ class _Committer:
             "source_id": source_id,
         }
 
+    def _source(self, source_id: str) -> dict[str, Any]:
+        return self.catalog.slice(self.position[source_id], 1).to_pylist()[0]
+
     def _reject_row(self, source_id: str, row: dict[str, Any]) -> dict[str, Any]:
         copied = {name: row[name] for name in ("video_id", "reason", "message")}
-        return copied | {"uri": self.catalog_rows[source_id]["uri"], "source_id": source_id, "rejected_at": datetime.now(UTC)}
+        return copied | {"uri": self._source(source_id)["uri"], "source_id": source_id, "rejected_at": datetime.now(UTC)}
 
 
 @ray.remote(num_cpus=0)

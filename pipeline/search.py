@@ -31,7 +31,7 @@ IN_PROCESS_VIDEOS = 100_000  # up to here, starting Ray costs more than it saves
 class SearchSettings:
     """What is asked for.
 
-    top: leads a target; shortlist: videos scored in full, None for all. cameras: only these; other_cameras: leave out the target's
+    top: leads a target; shortlist: videos scored in full, None for all. cameras: only these; other_cameras: all but the target's
     own. after, before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead. score: see ScoreSettings.

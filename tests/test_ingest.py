@@ -12,7 +12,7 @@ import ray
 
 from pipeline import ingest as ingest_module
 from pipeline.backbone import DEFAULT, find_backbone, load_backbone
-from pipeline.catalog import REJECT_REASONS, read_catalog
+from pipeline.catalog import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
@@ -104,7 +104,7 @@ def test_blocks_pieces_and_shards_do_not_change_what_is_stored(
     catalog = read_catalog(str(folder / "manifest.csv"))
     one, other = (Gallery.open_or_create(tmp_path / name, SETTINGS) for name in ("one", "other"))
     ingest(catalog, one, SAMPLING)
-    monkeypatch.setattr(ingest_module, "SOURCES_A_BLOCK", 1)
+    monkeypatch.setattr(ingest_module, "SOURCES_A_BLOCK", (1, 1))
     ingest(catalog, other, replace(SAMPLING, piece=3), Workers(decoders=2, shard_pieces=2))  # videos cut into many shards
     assert len(list(Path(other.location.path, "frames").iterdir())) > 10
     expected, found = contents(one), contents(other)
@@ -126,6 +126,19 @@ def test_rejected_videos_are_tried_again_when_asked(running_ray: None, folder: P
     assert ingest(read_catalog(str(tmp_path / "a.mp4")), gallery, SAMPLING, retry_rejected=True).candidates == 1
     snapshot = gallery.snapshot()
     assert (len(snapshot.videos), len(snapshot.rejects)) == (1, 0)
+
+
+@pytest.mark.ray
+def test_a_gallery_that_cannot_be_written_is_one_sentence_and_resumable(running_ray: None, folder: Path, tmp_path: Path) -> None:
+    gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
+    (tmp_path / "g" / "frames").write_text("a file in the way")
+    catalog = read_catalog(str(folder / "good0.mp4"))
+    with pytest.raises(
+        PipelineError, match=r"the ingest stopped: cannot write .*/frames/.*; 0 of 1 inputs are committed; run the same"
+    ):
+        ingest(catalog, gallery, SAMPLING)
+    (tmp_path / "g" / "frames").unlink()
+    assert ingest(catalog, gallery, SAMPLING).candidates == 1
 
 
 def piece_row(video_id: str, piece: int, frames: int, value: float) -> dict:
@@ -157,10 +170,8 @@ def end_row(source_id: str, pieces: int, **values: object) -> dict:
 @pytest.fixture
 def committer(tmp_path: Path) -> ingest_module._Committer:
     gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
-    rows = {
-        name: {"uri": f"/{name}", "camera_id": None, "start_time": None, "person_id": None, "boxes_uri": None} for name in "abc"
-    }
-    return ingest_module._Committer(gallery, rows, IngestSummary(3))
+    catalog = pa.Table.from_pylist([{"source_id": name, "uri": f"/{name}"} for name in "abc"], schema=SOURCE_SCHEMA)
+    return ingest_module._Committer(gallery, catalog, IngestSummary(3))
 
 
 def test_nothing_is_committed_before_a_video_is_complete(committer: ingest_module._Committer) -> None:

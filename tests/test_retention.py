@@ -253,10 +253,10 @@ def test_compacting_twice_does_no_harm(toy_gallery: Gallery) -> None:
     forget(toy_gallery, Selection(camera="cam1"), "camera taken down")
     build_index(toy_gallery)
     compact(toy_gallery)
-    before, frames, versions = contents(toy_gallery), all_files(toy_gallery, "frames"), index_versions(toy_gallery)
+    before, versions = contents(toy_gallery), index_versions(toy_gallery)
     done = compact(toy_gallery)
     assert (done.videos, done.shards_before, done.shards_after, done.indexes) == (20, 1, 1, [])
-    assert contents(toy_gallery) == before and all_files(toy_gallery, "frames") == frames
+    assert contents(toy_gallery) == before and len(all_files(toy_gallery, "frames")) == 1
     assert index_versions(toy_gallery) == versions and verify_gallery(toy_gallery) == []
     assert toy_gallery.forgotten() == {f"v{i:03d}" for i in range(1, 40, 2)}
 
@@ -265,10 +265,35 @@ def test_a_gallery_of_which_everything_is_forgotten_can_be_compacted(toy_gallery
     build_index(toy_gallery)
     forget(toy_gallery, Selection(before=datetime(2030, 1, 1, tzinfo=UTC)), "end of the project")
     done = compact(toy_gallery)
-    assert (done.videos, done.shards_before, done.shards_after) == (0, 6, 0)
+    assert (done.videos, done.shards_before, done.shards_after) == (0, 0, 0)
     assert ids(toy_gallery) == [] and not all_files(toy_gallery, "frames") and not all_files(toy_gallery, "index")
     add_videos(toy_gallery, people_features(1, 2, 24, seed=8), first=90)
     assert ids(toy_gallery) == ["v090", "v091"]
+
+
+def test_a_shard_is_named_by_the_rows_it_holds(toy_gallery: Gallery) -> None:
+    whole = toy_gallery.read_shard(toy_gallery.snapshot().videos["shard"][0].as_py(), 0, 20)
+    parts = [whole, whole.slice(0, 10), whole.slice(5, 10), whole.slice(10, 10)]
+    names = [toy_gallery.write_shard(part) for part in parts]
+    assert len(set(names)) == len(parts)
+    for name, part in zip(names, parts, strict=True):
+        assert toy_gallery.read_shard(name, 0, len(part)).equals(part)
+    copied = pa.concat_tables([whole.slice(0, 7), whole.slice(7)]).combine_chunks()
+    assert toy_gallery.write_shard(copied) == names[0]
+
+
+def test_a_compaction_leaves_the_shards_of_the_gallery_before_it_alone_until_it_has_committed(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        compact(toy_gallery)
+    first = min(toy_gallery.snapshot().videos.to_pylist(), key=lambda row: row["first_row"])
+    forget(toy_gallery, Selection(video_ids=(first["video_id"],)), "asked to")
+    before = contents(toy_gallery)
+    seen = []
+    during_compaction(monkeypatch, lambda: seen.append(contents(toy_gallery) == before))
+    compact(toy_gallery)
+    assert seen == [True] and contents(toy_gallery) == before
 
 
 def test_compaction_is_in_the_audit_log(toy_gallery: Gallery) -> None:
