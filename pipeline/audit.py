@@ -35,7 +35,7 @@ def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
             "previous": hashlib.sha256(files[-1].read_bytes()).hexdigest() if files else None,
         }
         name = f"{len(files):010d}.json"
-        if folder.join(name).write_atomically(json.dumps(record, ensure_ascii=False).encode(), exclusive=True):
+        if folder.join(name).write_atomically((json.dumps(record, ensure_ascii=False) + "\n").encode(), exclusive=True):
             return name
     raise PipelineError(f"the audit log {folder.uri} is being written by too many at once; try again")
 

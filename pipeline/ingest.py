@@ -196,7 +196,7 @@ def missing_sources(catalog: pa.Table, gallery: Gallery, retry_rejected: bool) -
 
 def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Workers, counter: Any) -> Iterator[pa.Table]:
     """Steps 1 to 4; yields tables of WRITTEN_SCHEMA."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it announces what `progress` says better
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `progress` and our errors say it better
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES

@@ -1,11 +1,14 @@
 """Fixtures that several test files share."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
+from moto.server import ThreadedMotoServer
 
 from pipeline.backbone import BackboneSpec
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
@@ -61,3 +64,19 @@ def toy_gallery(tmp_path: Path) -> Gallery:
     gallery = Gallery.open_or_create(tmp_path / "gallery", GallerySettings(toy_spec(), 10.0, None))
     add_videos(gallery, people_features(10, 4, 24, seed=1))
     return gallery
+
+
+@pytest.fixture(scope="module")
+def s3_options() -> Iterator[str]:
+    """The connection options of an S3 server on loopback that holds an empty bucket named `bucket`."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="bucket")
+        yield f"?endpoint_override={endpoint}&region=us-east-1"
+        server.stop()

