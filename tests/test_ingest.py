@@ -13,10 +13,12 @@ import ray
 from pipeline import ingest as ingest_module
 from pipeline.backbone import DEFAULT, find_backbone, load_backbone
 from pipeline.catalog import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
+from pipeline.commit import Committer
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
-from pipeline.ingest import PIECES_SCHEMA, WRITTEN_SCHEMA, IngestSummary, Workers, decode_source, ingest, write_pieces
+from pipeline.ingest import Workers, ingest
+from pipeline.pieces import PIECES_SCHEMA, WRITTEN_SCHEMA, decode_source, write_pieces
 from pipeline.video import Sampling
 from tests.conftest import toy_spec
 from tests.test_video import write_video
@@ -168,21 +170,21 @@ def end_row(source_id: str, pieces: int, **values: object) -> dict:
 
 
 @pytest.fixture
-def committer(tmp_path: Path) -> ingest_module._Committer:
+def committer(tmp_path: Path) -> Committer:
     gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
     catalog = pa.Table.from_pylist([{"source_id": name, "uri": f"/{name}"} for name in "abc"], schema=SOURCE_SCHEMA)
-    return ingest_module._Committer(gallery, catalog, IngestSummary(3))
+    return Committer(gallery, catalog)
 
 
-def test_nothing_is_committed_before_a_video_is_complete(committer: ingest_module._Committer) -> None:
+def test_nothing_is_committed_before_a_video_is_complete(committer: Committer) -> None:
     gallery = committer.gallery
     first = written(gallery, [piece_row("a", 0, 10, 1), piece_row("b", 0, 10, 2), end_row("b", 1)])
     assert first.schema.equals(WRITTEN_SCHEMA)
     committer.add(first)
-    assert list(contents(gallery)) == ["b"] and committer.sources_done == 1
+    assert list(contents(gallery)) == ["b"] and committer.sources == 1
 
 
-def test_rows_that_come_twice_count_once(committer: ingest_module._Committer) -> None:
+def test_rows_that_come_twice_count_once(committer: Committer) -> None:
     gallery = committer.gallery
     twice = written(gallery, [piece_row("a", 0, 10, 1), piece_row("a", 0, 10, 1)])
     committer.add(twice)
@@ -190,7 +192,7 @@ def test_rows_that_come_twice_count_once(committer: ingest_module._Committer) ->
     assert contents(gallery)["a"].shape == (10, 24) and len(gallery.snapshot().commits) == 1
 
 
-def test_a_video_that_fails_half_way_leaves_only_its_reject(committer: ingest_module._Committer) -> None:
+def test_a_video_that_fails_half_way_leaves_only_its_reject(committer: Committer) -> None:
     gallery = committer.gallery
     committer.add(written(gallery, [piece_row("a", 0, 10, 1)]))
     committer.add(written(gallery, [end_row("a", 1, fatal=True, video_id="a", reason="truncated", message="cut off")]))
@@ -198,7 +200,7 @@ def test_a_video_that_fails_half_way_leaves_only_its_reject(committer: ingest_mo
 
 
 @pytest.mark.ray
-def test_a_video_whose_pieces_lie_in_several_shards_becomes_one(running_ray: None, committer: ingest_module._Committer) -> None:
+def test_a_video_whose_pieces_lie_in_several_shards_becomes_one(running_ray: None, committer: Committer) -> None:
     gallery = committer.gallery
     committer.add(written(gallery, [piece_row("a", 1, 5, 2), piece_row("b", 0, 3, 9)]))
     committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 2)]))
@@ -208,7 +210,7 @@ def test_a_video_whose_pieces_lie_in_several_shards_becomes_one(running_ray: Non
     assert feature_matrix(frames)[:, 0].tolist() == [1.0] * 10 + [2.0] * 5
 
 
-def test_an_id_of_another_video_is_refused_by_name(committer: ingest_module._Committer, tmp_path: Path) -> None:
+def test_an_id_of_another_video_is_refused_by_name(committer: Committer, tmp_path: Path) -> None:
     committer.add(written(committer.gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
     (tmp_path / "other.mp4").write_bytes(b"x")
     (tmp_path / "m.csv").write_text("uri,video_id\nother.mp4,a\n")

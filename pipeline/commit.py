@@ -1,0 +1,115 @@
+"""The last step of an ingest: which sources are complete, and their commit (step 5 of pipeline.ingest)."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
+
+
+@dataclass
+class PendingSource:
+    """What has been written of a source that is not complete yet. Keys make a row that comes twice count once."""
+
+    pieces: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    rejects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    end: dict[str, Any] | None = None
+
+    def complete(self) -> bool:
+        if self.end is None:
+            return False
+        return self.end["fatal"] or (len(self.pieces) == self.end["pieces"] and len(self.rejects) == self.end["rejects"])
+
+
+class Committer:
+    """Gathers written rows until sources are complete, and commits those.
+
+    sources, candidates, frames: committed so far; reasons: reject reason -> candidates.
+    """
+
+    def __init__(self, gallery: Gallery, catalog: pa.Table) -> None:
+        self.gallery = gallery
+        self.catalog = catalog
+        self.position = {source_id: i for i, source_id in enumerate(catalog["source_id"].to_pylist())}
+        self.pending: dict[str, PendingSource] = defaultdict(PendingSource)
+        self.sources = 0
+        self.candidates = self.frames = 0
+        self.reasons: dict[str, int] = {}
+
+    def add(self, written: pa.Table) -> None:
+        touched: dict[str, PendingSource] = {}
+        for row in written.to_pylist():
+            source = touched[row["source_id"]] = self.pending[row["source_id"]]
+            if row["kind"] == "piece":
+                source.pieces[row["video_id"], row["piece"]] = row
+            elif row["kind"] == "reject":
+                source.rejects[row["video_id"]] = row
+            else:
+                source.end = row
+        complete = {source_id: source for source_id, source in touched.items() if source.complete()}
+        if complete:
+            self._commit(complete)
+            for source_id in complete:
+                del self.pending[source_id]
+            self.sources += len(complete)
+
+    def _commit(self, sources: dict[str, PendingSource]) -> None:
+        videos: list[dict[str, Any]] = []
+        rejects: list[dict[str, Any]] = []
+        for source_id, source in sources.items():
+            if source.end is not None and source.end["fatal"]:
+                rejects.append(self._reject_row(source_id, source.end))
+                continue
+            rejects += [self._reject_row(source_id, row) for row in source.rejects.values()]
+            by_video = defaultdict(list)
+            for (video_id, _), row in sorted(source.pieces.items()):
+                by_video[video_id].append(row)
+            videos += [self._video_row(source_id, rows) for rows in by_video.values()]
+        self.gallery.commit(
+            pa.Table.from_pylist(videos, schema=VIDEOS_SCHEMA), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA)
+        )
+        self.candidates += len(videos)
+        self.frames += sum(row["sampled_frames"] for row in videos)
+        for row in rejects:
+            self.reasons[row["reason"]] = self.reasons.get(row["reason"], 0) + 1
+
+    def _video_row(self, source_id: str, pieces: list[dict[str, Any]]) -> dict[str, Any]:
+        row = pieces[0]
+        shard, first_row = row["shard"], row["first_row"]
+        if any(piece["shard"] != shard for piece in pieces):
+            shard, first_row = ray.get(join_pieces.remote(self.gallery, pieces)), 0
+        source = self._source(source_id)
+        # A boxes file holds many people: the source's label, if any, is not each track's.
+        person_id = source["person_id"] if row["track"] is None else None
+        copied = {name: row[name] for name in ("video_id", "track", "fps", "source_frames", "width", "height")}
+        return copied | {
+            **{name: source[name] for name in ("uri", "camera_id", "start_time", "boxes_uri")},
+            "person_id": person_id,
+            "sampled_frames": sum(piece["rows"] for piece in pieces),
+            "shard": shard,
+            "first_row": first_row,
+            "backbone": self.gallery.settings.backbone.identity,
+            "ingested_at": datetime.now(UTC),
+            "source_id": source_id,
+        }
+
+    def _source(self, source_id: str) -> dict[str, Any]:
+        return self.catalog.slice(self.position[source_id], 1).to_pylist()[0]
+
+    def _reject_row(self, source_id: str, row: dict[str, Any]) -> dict[str, Any]:
+        copied = {name: row[name] for name in ("video_id", "reason", "message")}
+        return copied | {"uri": self._source(source_id)["uri"], "source_id": source_id, "rejected_at": datetime.now(UTC)}
+
+
+@ray.remote(num_cpus=0)
+def join_pieces(gallery: Gallery, pieces: list[dict[str, Any]]) -> str:
+    """A video whose pieces came to lie in several shards, as one shard of its own; returns the shard's name."""
+    tables = [gallery.read_shard(piece["shard"], piece["first_row"], piece["rows"]) for piece in pieces]
+    frames = pa.concat_tables(tables)
+    index, times = np.asarray(frames["frame_index"]), np.asarray(frames["time_s"])
+    return gallery.write_shard(frames_table([pieces[0]["video_id"]], [len(frames)], index, times, feature_matrix(frames)))

@@ -1,0 +1,239 @@
+"""Manifests: tables of candidate videos as people write them, in Parquet, CSV or JSONL, read strictly."""
+
+import csv
+import io
+import itertools
+import json
+import operator
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
+
+from pipeline.errors import UsageError
+from pipeline.storage import Location, canonical_uri, is_utf8
+
+MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
+MANIFEST_COLUMNS = ("uri", "video_id", "camera_id", "start_time", "person_id", "boxes_uri")
+
+_TEXT_MANIFEST = pa.schema([(name, pa.string()) for name in MANIFEST_COLUMNS])
+_TIME = pa.timestamp("us", tz="UTC")
+_FIRST_TIME, _LAST_TIME = (pa.scalar(time.replace(tzinfo=UTC), _TIME) for time in (datetime.min, datetime.max))
+_CHUNK_ROWS = 65536
+_LONGEST_ID = 200
+
+
+def read_manifest(location: Location, folder: str) -> tuple[pa.Table, tuple[str, ...]]:
+    """A manifest's rows and the names of the columns that were not read.
+
+    folder: what relative uris start from. The table has MANIFEST_COLUMNS: canonical uris, start_time as timestamp[us, UTC], the
+    rest text; null where a row says nothing. Raises UsageError for a manifest without rows, without the column uri or with a
+    fault, which is named with its row, from 1.
+    """
+    suffix = posixpath.splitext(location.path)[1].lower()
+    if suffix == ".parquet":
+        manifest, ignored_columns = _read_parquet(location)
+    else:
+        manifest, ignored_columns = _read_text(location, _csv_records if suffix == ".csv" else _json_records)
+    if manifest.num_rows == 0:
+        raise UsageError(f"the manifest {location.uri} has no rows")
+    columns = {name: _empty_to_null(manifest[name]) for name in MANIFEST_COLUMNS if name != "start_time"}
+    _check_ids(columns["video_id"], location.uri)
+    for name in ("uri", "boxes_uri"):
+        columns[name] = pa.chunked_array([pa.array(_canonical_uris(columns[name], folder, location.uri, name), pa.string())])
+    columns["start_time"] = _utc_times(manifest["start_time"], location.uri)
+    return pa.table({name: columns[name] for name in MANIFEST_COLUMNS}), ignored_columns
+
+
+def _read_parquet(location: Location) -> tuple[pa.Table, tuple[str, ...]]:
+    try:
+        with location.open_input() as opened:
+            file = parquet.ParquetFile(opened)
+            names = file.schema_arrow.names
+            _check_header(names, location.uri)
+            table = file.read(columns=[name for name in MANIFEST_COLUMNS if name in names])
+            table.validate(full=True)
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"{location.uri} cannot be read as Parquet: {' '.join(str(error).split())}") from error
+    columns = {}
+    for name in MANIFEST_COLUMNS:
+        column = table[name] if name in names else pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        columns[name] = column if name == "start_time" else _text_column(column, name, location.uri)
+    return pa.table(columns), _others(names)
+
+
+def _text_column(column: pa.ChunkedArray, name: str, manifest: str) -> pa.ChunkedArray:
+    """The column as text; whole numbers in any type become their plain digits."""
+    kind = column.type
+    if _is_text(kind) or pa.types.is_integer(kind):
+        return column.cast(pa.string())
+    if not pa.types.is_floating(kind) and not pa.types.is_decimal(kind):
+        raise UsageError(f"the column {name} of {manifest} is of type {kind}; text or numbers are needed")
+    encoded = pc.dictionary_encode(column.combine_chunks())
+    texts = [_plain_text(value, f"{name} in {manifest}") for value in encoded.dictionary.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string()).take(encoded.indices)])
+
+
+_Records = Iterator[tuple[str | None, ...]]
+
+
+def _read_text(
+    location: Location, records_of: Callable[[io.BytesIO, str, set[str]], _Records]
+) -> tuple[pa.Table, tuple[str, ...]]:
+    names: set[str] = set()
+    records = records_of(io.BytesIO(location.read_bytes()), location.uri, names)
+    batches = []
+    try:
+        while chunk := list(itertools.islice(records, _CHUNK_ROWS)):
+            columns = [pa.array(values, pa.string()) for values in zip(*chunk, strict=True)]
+            batches.append(pa.RecordBatch.from_arrays(columns, schema=_TEXT_MANIFEST))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{location.uri} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    if batches:
+        _check_header(sorted(names), location.uri)
+    return pa.Table.from_batches(batches, _TEXT_MANIFEST), _others(sorted(names))
+
+
+def _csv_records(file: io.BytesIO, manifest: str, names: set[str]) -> _Records:
+    # Python's reader in strict mode refuses a quote that is never closed; Arrow's takes the rest of the file for one value.
+    reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(filter(None, reader), [])]
+        if not header:
+            return
+        _check_header(header, manifest)
+        names.update(header)
+        chosen = operator.itemgetter(*(header.index(name) if name in header else -1 for name in MANIFEST_COLUMNS))
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise UsageError(
+                    f"line {reader.line_num} of {manifest} has {len(values)} values, the header has {len(header)} columns"
+                )
+            yield chosen([*values, None])
+    except csv.Error as error:
+        raise UsageError(f"line {reader.line_num} of {manifest} is not CSV: {error}") from error
+
+
+def _json_records(file: io.BytesIO, manifest: str, names: set[str]) -> _Records:
+    for number, line in enumerate(file, start=1):
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text, parse_float=Decimal)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"line {number} of {manifest} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"line {number} of {manifest} is not a JSON object")
+        names.update(row)
+        yield tuple(_plain_text(row.get(name), f"{name} in line {number} of {manifest}") for name in MANIFEST_COLUMNS)
+
+
+def _plain_text(value: object, where: str) -> str | None:
+    """Text as it is and numbers in plain digits ("3" for 3.0, as pandas writes 3 in a column with gaps); NaN is none."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if not is_utf8(value):
+            raise UsageError(f"{where} holds half a character (a lone surrogate)")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise UsageError(f"{where} is {str(value)[:80]}; text or a number is needed")
+    if isinstance(value, int):
+        return str(value)
+    number = Decimal(repr(value)) if isinstance(value, float) else value
+    if number.is_nan():
+        return None
+    if number.is_infinite() or abs(number.adjusted()) > 40:
+        raise UsageError(f"{where} is {str(value)[:80]}, too large or too small for a label")
+    digits = format(abs(number) if number == 0 else number, "f")
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def _check_header(names: Sequence[str], manifest: str) -> None:
+    if "uri" not in names:
+        raise UsageError(f"the manifest {manifest} has no column uri (columns: {', '.join(names)[:200] or 'none'})")
+    twice = sorted({name for name in MANIFEST_COLUMNS if list(names).count(name) > 1})
+    if twice:
+        raise UsageError(f"the manifest {manifest} has the column {twice[0]} twice")
+
+
+def _others(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in MANIFEST_COLUMNS)
+
+
+def _empty_to_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+
+
+def _canonical_uris(column: pa.ChunkedArray, folder: str, manifest: str, name: str) -> list[Any]:
+    """Canonical uris, None where the column has none (not allowed for the column uri)."""
+    uris: list[str | None] = []
+    for row, text in enumerate(column.to_pylist(), start=1):
+        if text is None and name != "uri":
+            uris.append(None)
+            continue
+        if text is None or not text.strip():
+            raise UsageError(f"row {row} of {manifest} has a blank {name}")
+        try:
+            uris.append(canonical_uri(text, folder))
+        except UsageError as error:
+            raise UsageError(f"row {row} of {manifest}, {name}: {error}") from error
+    return uris
+
+
+def _check_ids(ids: pa.ChunkedArray, manifest: str) -> None:
+    wrong = pc.or_(pc.greater(pc.utf8_length(ids), _LONGEST_ID), pc.match_substring_regex(ids, r"[#\p{Cc}]|^[\s\p{Z}]*$"))
+    row = pc.index(wrong, True).as_py()
+    if row >= 0:
+        raise UsageError(
+            f"row {row + 1} of {manifest}: video_id {ids[row].as_py()[:80]!r} cannot be used: it must have 1 to "
+            f"{_LONGEST_ID} characters, not only blanks, without # (which marks tracks) and control characters"
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)
+
+
+def _utc_times(column: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
+    """timestamp[us, UTC] of ISO 8601 texts, timestamps or dates; what has no zone is UTC."""
+    kind = column.type
+    if _is_text(kind):
+        return _parsed_times(_empty_to_null(column.cast(pa.string())), manifest)
+    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        raise UsageError(f"the column start_time of {manifest} is of type {kind}; ISO 8601 text or timestamps are needed")
+    zone = getattr(kind, "tz", None)
+    try:
+        times = pc.cast(column, options=pc.CastOptions(pa.timestamp("us", zone), allow_time_truncate=True))
+    except pa.ArrowException as error:
+        raise UsageError(f"the column start_time of {manifest} holds a time out of range: {error}") from error
+    times = times.cast(_TIME) if zone else pc.assume_timezone(times, "UTC")
+    wrong = pc.or_(pc.less(times, _FIRST_TIME), pc.greater(times, _LAST_TIME))
+    if (row := pc.index(wrong, True).as_py()) >= 0:
+        raise UsageError(f"row {row + 1} of {manifest}: start_time lies outside the years 1 to 9999")
+    return times
+
+
+def _parsed_times(texts: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
+    encoded = pc.dictionary_encode(texts.combine_chunks())
+    times = []
+    for text in encoded.dictionary.to_pylist():
+        try:
+            time = datetime.fromisoformat(text)
+            times.append(time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC))
+        except (ValueError, OverflowError) as error:
+            row = pc.index(texts, text).as_py() + 1
+            raise UsageError(
+                f"row {row} of {manifest}: start_time {text[:80]!r} is not an ISO 8601 time such as 2026-05-01T12:00:00Z"
+            ) from error
+    return pa.chunked_array([pa.array(times, _TIME).take(encoded.indices)])
