@@ -1,5 +1,6 @@
 """What every command shares: exit codes and errors as one sentence on stderr instead of a traceback."""
 
+import functools
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,15 +20,21 @@ def run(command: Callable[..., Any]) -> None:
     `typer.Exit(code)` for the last.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(command)
+
+    @functools.wraps(command)  # typer would end an interrupted command without a word
+    def interruptible(*arguments: Any, **flags: Any) -> None:
+        try:
+            command(*arguments, **flags)
+        except KeyboardInterrupt:
+            stop("interrupted; run the same command again to go on", 130)
+
+    app.command()(interruptible)
     try:
         app()
     except UsageError as error:
         stop(str(error), BAD_USAGE)
     except PipelineError as error:
         stop(str(error), FAILED)
-    except KeyboardInterrupt:
-        stop("interrupted; run the same command again to go on", 130)
 
 
 def stop(sentence: str, code: int) -> None:
@@ -42,6 +49,6 @@ def parse_time(text: str | None) -> datetime | None:
         return None
     try:
         time = datetime.fromisoformat(text)
-    except ValueError as error:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise UsageError(f"{text!r} is not a time in ISO 8601, for example 2026-03-01T14:30:00Z") from error
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import run
+from pipeline.errors import UsageError
 from pipeline.gallery import Gallery
 from pipeline.retention import compact as run_compact
 
@@ -15,6 +16,8 @@ def compact(
     orphan_hours: Annotated[float, typer.Option(help="Age in hours after which files of ended ingests are deleted.")] = 24.0,
 ) -> None:
     """Make small shards large, and take what was forgotten off the disk, indexes that hold it included."""
+    if not 0 <= orphan_hours < 1e6:
+        raise UsageError(f"--orphan-hours is a number of hours, 0 or more, not {orphan_hours:g}")
     done = run_compact(Gallery.open(gallery), timedelta(hours=orphan_hours))
     print(f"{done.videos} videos, {done.shards_before} shards became {done.shards_after}, {done.deleted} files deleted")
     if done.indexes:

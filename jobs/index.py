@@ -26,7 +26,7 @@ def index(
     opened = Gallery.open(gallery)
     settings = IndexSettings(segment_length, stride, partition_videos)
 
-    trained = find_head(head, opened) if head else None
+    trained = find_head(head, opened) if head is not None else None
     current = None if force else current_index(opened, settings, trained)
     if current is not None:
         print(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import FAILED, SOME_REJECTED, run
-from pipeline.backbone import DEFAULT, find_backbone, parse_input_size
+from pipeline.backbone import DEFAULT, find_backbone, load_backbone, parse_input_size
 from pipeline.catalog import read_catalog
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.ingest import IngestProgress, IngestSummary, Workers
@@ -62,17 +62,19 @@ def ingest(
         time_limit=time_limit,
         memory_limit=memory_limit << 20,
     )
+    workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
     catalog = read_catalog(source, roots=root)
+    if spec.path is not None:
+        load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate))
     print(
         f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...", file=sys.stderr, flush=True
     )
-    workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
     summary = run_ingest(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), address)
     print(describe(summary, source, gallery, spec.identity))
-    if summary.unaccounted or (summary.rejected and not summary.candidates and not summary.already):
+    if summary.unaccounted or (summary.refused and not summary.usable):
         raise typer.Exit(FAILED)
-    if strict and summary.rejected:
+    if strict and summary.refused:
         raise typer.Exit(SOME_REJECTED)
 
 
@@ -106,7 +108,7 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
     working = max(summary.seconds - summary.startup_s, 1e-9)
     lines = [
         f"ingest of {source} into {gallery}",
-        f"  inputs        {summary.sources} ({summary.already} were in the gallery already)",
+        f"  inputs        {summary.sources} ({summary.already} were dealt with before)",
         f"  candidates    {summary.candidates} added, {summary.frames} frames",
         f"  rejected      {summary.rejected}"
         + "".join(f"\n    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
@@ -118,7 +120,7 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
         lines.append(
             f"  NOT FINISHED  {summary.unaccounted} inputs were lost on the way; run the same command again to take them up"
         )
-    elif summary.rejected and not summary.candidates and not summary.already:
+    elif summary.refused and not summary.usable:
         lines.append("  NOTHING USABLE: every input was rejected; see rejects/ in the gallery for the reasons")
     return "\n".join(lines)
 

@@ -12,13 +12,15 @@ from pipeline.audit import append_record, user
 from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery
-from pipeline.index import open_index
+from pipeline.index import open_index, videos_not_in
 from pipeline.report import write_report
 from pipeline.results import SearchResult, write_results
 from pipeline.scoring import ScoreSettings
 from pipeline.search import SearchSettings, opened_partitions
 from pipeline.search import search as run_search
+from pipeline.storage import resolve
 from pipeline.targets import read_targets
+from pipeline.video import Sampling
 
 
 def search(
@@ -71,6 +73,11 @@ def search(
         pairs=pairs,
         score=ScoreSettings(ratio, threshold, aggregate),  # type: ignore[arg-type] # checked there
     )
+    if actors is not None and actors < 0:
+        raise UsageError(f"actors must be 0 or more, not {actors}")
+    Sampling(time_limit=time_limit)  # raises UsageError
+    if out is not None and resolve(out).info().is_file:
+        raise UsageError(f"{out} is a file; results are written into a folder")
     opened = Gallery.open(gallery)
     index = open_index(opened, index_version)
     found = read_targets(targets, opened, backbone, time_limit)
@@ -90,9 +97,8 @@ def search(
                 print(f"report: {write_report(results, out, pictures, show_labels=show_labels)}")
             finally:
                 pictures.close()
-    stale = sum(name not in index.manifest["commits"] for name in opened.commit_names())
-    if stale:
-        print(f"note: the gallery has {stale} commits newer than this index; jobs.index takes them in", file=sys.stderr)
+    if new := videos_not_in(opened, index):
+        print(f"note: {new} videos of the gallery are not in this index yet; jobs.index takes them in", file=sys.stderr)
 
 
 def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
@@ -119,7 +125,7 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
 def _shortlist(text: str) -> int | None:
     if text == "all":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise UsageError(f"--shortlist is a number of videos or all, not {text!r}")
     return int(text)
 

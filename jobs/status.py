@@ -7,7 +7,7 @@ import typer
 
 from jobs.command_line import FAILED, run
 from pipeline.gallery import Gallery
-from pipeline.index import index_versions, open_index
+from pipeline.index import index_versions, open_index, videos_not_in
 from pipeline.verification import verify_gallery
 
 
@@ -36,8 +36,8 @@ def status(
     print(f"  shards        {len(set(videos['shard'].to_pylist()))} in {len(snapshot.commits)} commits")
     for version in index_versions(opened):
         index = open_index(opened, version)
-        behind = len(set(snapshot.commits) - set(index.manifest["commits"]))
-        state = "current" if not behind else f"{behind} commits behind"
+        behind = videos_not_in(opened, index)
+        state = "current" if not behind else f"{behind} videos behind"
         print(f"  index         {version}: {len(index.videos)} videos, {state}" + (", untrained head" if index.untrained else ""))
     if verify:
         faults = verify_gallery(opened)

@@ -7,6 +7,7 @@ Records are written before an answer is given out. They name ids, never features
 import getpass
 import hashlib
 import json
+import re
 import socket
 from datetime import UTC, datetime
 from typing import Any
@@ -34,7 +35,8 @@ def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
             **fields,
             "previous": hashlib.sha256(files[-1].read_bytes()).hexdigest() if files else None,
         }
-        name = f"{len(files):010d}.json"
+        record["sha256"] = _hash_of(record)  # the last record has no other that vouches for it
+        name = f"{int(files[-1].name.removesuffix('.json')) + 1 if files else 0:010d}.json"
         if folder.join(name).write_atomically((json.dumps(record, ensure_ascii=False) + "\n").encode(), exclusive=True):
             return name
     raise PipelineError(f"the audit log {folder.uri} is being written by too many at once; try again")
@@ -54,10 +56,13 @@ def verify(gallery: Gallery) -> list[str]:
             faults.append(f"the record before {file.name} is missing")
             break
         try:
-            claimed = json.loads(data)["previous"]
+            record = json.loads(data)
+            claimed, own = record["previous"], record.pop("sha256")
         except (ValueError, KeyError, TypeError):
             faults.append(f"{file.name} is damaged")
             break
+        if own != _hash_of(record):
+            faults.append(f"{file.name} was changed")
         if claimed != previous:
             faults.append(f"the record before {file.name} was changed, or {file.name} was")
         previous = hashlib.sha256(data).hexdigest()
@@ -72,5 +77,9 @@ def user() -> str:
         return "unknown"
 
 
+def _hash_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, ensure_ascii=False).encode()).hexdigest()
+
+
 def _records(folder: Location) -> list[Location]:
-    return [file for file in folder.list() if file.name.endswith(".json")]
+    return [file for file in folder.list() if re.fullmatch(r"\d{10}\.json", file.name)]

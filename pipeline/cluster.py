@@ -3,11 +3,14 @@
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 
 import ray
 
 from pipeline.errors import PipelineError, UsageError
+
+CONNECT_SECONDS = 10.0
 
 
 def cluster_is_named(address: str | None = None) -> bool:
@@ -30,12 +33,13 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address:
+            _check_reachable(address)
             ray.init(address=address, **quiet)
         else:
             # Ray's own processes write to this one's stderr, alarming words about every actor of Ray Data among them.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         if not address:
             raise PipelineError(f"Ray does not start on this machine: {str(error).splitlines()[0]}") from error
         raise UsageError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
@@ -43,3 +47,10 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConnectionError for a HOST:PORT where nobody listens; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and "//" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()

@@ -100,20 +100,20 @@ class Snapshot:
     """A gallery at one moment.
 
     videos (VIDEOS_SCHEMA) and rejects (REJECTS_SCHEMA), each sorted by video_id; forgotten: ids of deleted videos, and
-    forgotten_sources: of the catalog rows they came from. commits: names of the live ones; files: the tables they name.
+    forgotten_uris: of what they were decoded from. commits: names of the live ones; files: the tables they name.
     """
 
     videos: pa.Table
     rejects: pa.Table
     forgotten: frozenset[str]
-    forgotten_sources: frozenset[str]
+    forgotten_uris: frozenset[str]
     commits: tuple[str, ...]
     files: tuple[str, ...]
 
     def finished_sources(self, count_rejected: bool = True) -> set[str]:
-        """Ids of the catalog rows that need no more work; what was forgotten must not come back."""
+        """Ids of the catalog rows that need no more work."""
         rejected = self.rejects["source_id"].to_pylist() if count_rejected else []
-        return {*self.videos["source_id"].to_pylist(), *rejected, *self.forgotten_sources}
+        return {*self.videos["source_id"].to_pylist(), *rejected}
 
 
 class Gallery:
@@ -142,7 +142,10 @@ class Gallery:
                 "mean": tuple(fields["backbone"]["mean"]),
                 "std": tuple(fields["backbone"]["std"]),
             }
-            settings = GallerySettings(BackboneSpec(**backbone), fields["rate"], fields["image_rate"])
+            image_rate = fields["image_rate"]
+            settings = GallerySettings(
+                BackboneSpec(**backbone), float(fields["rate"]), None if image_rate is None else float(image_rate)
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise PipelineError(f"{location.join('gallery.json').uri} is damaged: {error}") from error
         return cls(location, settings)
@@ -173,12 +176,11 @@ class Gallery:
         rejects = self._read_all(live, "rejects", REJECTS_SCHEMA)
         videos, rejects = _latest_of_each_source(videos, rejects)
         gone = pc.is_in(videos["video_id"], pa.array(sorted(forgotten), pa.string()))
-        sources = {source_id for commit in live.values() for source_id in commit.get("forgotten_sources", ())}
         return Snapshot(
             videos=videos.filter(pc.invert(gone)).sort_by("video_id"),
             rejects=rejects.sort_by("video_id"),
             forgotten=forgotten,
-            forgotten_sources=frozenset({*sources, *videos.filter(gone)["source_id"].to_pylist()}),
+            forgotten_uris=frozenset(uri for commit in live.values() for uri in commit.get("forgotten_uris", ())),
             commits=tuple(sorted(live)),
             files=tuple(name for commit in live.values() for kind in ("videos", "rejects") for name in commit[kind]),
         )
@@ -220,13 +222,19 @@ class Gallery:
         """
         digest = hashlib.sha256(self.settings.backbone.identity.encode())
         table = table.combine_chunks()
-        for column in table.columns:
-            for buffer in column.chunk(0).buffers() if column.num_chunks else ():
-                digest.update(buffer or b"")
+        # Of the values and not of Arrow's buffers: those of a slice are the whole table's.
+        digest.update("\0".join(table["video_id"].to_pylist()).encode())
+        for values in (*(np.asarray(table[name]) for name in ("frame_index", "time_s")), feature_matrix(table)):
+            digest.update(values.tobytes())
         name = f"{digest.hexdigest()[:24]}.parquet"
         self.location.join("frames", name).write_atomically(
             lambda sink: pq.write_table(
-                table, sink, row_group_size=ROW_GROUP_ROWS, compression="zstd", use_dictionary=["video_id"]
+                table,
+                sink,
+                row_group_size=ROW_GROUP_ROWS,
+                compression="zstd",
+                use_dictionary=["video_id"],
+                write_page_checksum=True,
             )
         )
         return name
@@ -236,7 +244,7 @@ class Gallery:
         location = self.location.join("frames", shard)
         try:
             with location.open_input() as source:
-                file = pq.ParquetFile(source)
+                file = pq.ParquetFile(source, page_checksum_verification=True)
                 ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
                 first, last = np.searchsorted(ends, [first_row, first_row + rows - 1], side="right")
                 groups = np.arange(first, last + 1)
@@ -276,10 +284,14 @@ class Gallery:
         for file in self.location.join("commits").list():
             if file.name.endswith(".json"):
                 try:
-                    commits[Path(file.name).stem] = json.loads(file.read_bytes())
-                except ValueError as error:
+                    commit = json.loads(file.read_bytes())
+                    if not all(isinstance(commit[kind], list) for kind in ("videos", "rejects")):
+                        raise ValueError("it does not list its tables")
+                    commits[Path(file.name).stem] = commit
+                except (ValueError, KeyError, TypeError) as error:
                     raise PipelineError(f"the commit {file.uri} is damaged: {error}") from error
-        return dict(sorted(commits.items()))
+        # A compaction says what was so when it began: whatever came in meanwhile is newer.
+        return dict(sorted(commits.items(), key=lambda item: (max(item[1].get("supersedes") or item[:1]), item[0])))
 
     def _read_all(self, commits: dict[str, dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
         tables = []

@@ -151,7 +151,10 @@ def current_index(gallery: Gallery, settings: IndexSettings, head: Coattention |
     """The newest index version if building one with these arguments would give the same again, else None."""
     if not index_versions(gallery):
         return None
-    index = open_index(gallery)
+    try:
+        index = open_index(gallery)
+    except PipelineError:  # damaged: building again is what mends it
+        return None
     same_head = index.untrained if head is None else index.manifest["head"] == head_hash(head)
     same_videos = index.manifest["commits"] == list(gallery.snapshot().commits)
     return index if same_head and same_videos and index.settings == settings else None
@@ -172,15 +175,24 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
             raise PipelineError(
                 f"{location.uri} has index format {manifest['format']}; this version reads {FORMAT}: build it again"
             )
+        if missing := {"settings", "backbone", "head", "head_files", "untrained", "commits", "partitions"} - manifest.keys():
+            raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")
         with location.join("videos.parquet").open_input() as source:
             videos = pq.read_table(source)
-    except (ValueError, KeyError, OSError, pa.ArrowException) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
     with tempfile.TemporaryDirectory() as folder:
         for name in manifest["head_files"]:
             Path(folder, name).write_bytes(location.join("head", name).read_bytes())
         head = load_head(folder)
     return Index(location, manifest, videos, head)
+
+
+def videos_not_in(gallery: Gallery, index: Index) -> int:
+    """How many videos of the gallery an index does not hold yet; reads the videos only if there were commits since."""
+    if set(gallery.commit_names()) <= set(index.manifest["commits"]):
+        return 0
+    return len(set(gallery.snapshot().videos["video_id"].to_pylist()) - set(index.videos["video_id"].to_pylist()))
 
 
 def index_versions(gallery: Gallery) -> list[str]:

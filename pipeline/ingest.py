@@ -25,7 +25,7 @@ import ray.data
 from pipeline.catalog import Catalog
 from pipeline.cluster import connected
 from pipeline.commit import Committer
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.pieces import DecodeSources, EmbedPieces, write_pieces
 from pipeline.video import Sampling
@@ -46,6 +46,11 @@ class Workers:
     embedders: int | None = None
     threads: int | None = None
     shard_pieces: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("decoders", "embedders", "threads", "shard_pieces"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {number}")
 
     def on(self, cpus: int, gpus: int) -> tuple[int, int, int]:
         """(decoders, embedders, threads) on a cluster of this many CPUs and GPUs."""
@@ -68,12 +73,15 @@ class IngestProgress:
 class IngestSummary:
     """What an ingest did. sources are catalog rows; candidates are what became searchable.
 
-    already: sources that the gallery had. reasons: reject reason -> candidates. unaccounted: sources that were lost (a block of
-    the stream failed); running ingest again takes them up.
+    already: sources that were dealt with before. reasons: reject reason -> candidates, of this run. refused, usable: sources that
+    stand in rejects/ and in videos/ now. unaccounted: sources that were lost (a block of the stream failed); running ingest again
+    takes them up.
     """
 
     sources: int
     already: int = 0
+    refused: int = 0
+    usable: int = 0
     candidates: int = 0
     frames: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
@@ -107,6 +115,10 @@ def ingest(
     if len(missing):
         with connected(address):
             _run(missing, gallery, sampling, workers or Workers(), summary, progress, began)
+    snapshot = gallery.snapshot()
+    ids = set(catalog.table["source_id"].to_pylist())
+    summary.refused = len(ids & set(snapshot.rejects["source_id"].to_pylist()))
+    summary.usable = len(ids & set(snapshot.videos["source_id"].to_pylist()))
     return summary
 
 
@@ -148,7 +160,7 @@ def _cause(error: BaseException) -> str:
 def missing_sources(catalog: pa.Table, gallery: Gallery, retry_rejected: bool) -> tuple[pa.Table, int]:
     """The catalog's rows that need work, and how many are finished already.
 
-    Forgotten videos stay forgotten. Raises PipelineError when an id belongs to another uri in the gallery.
+    What was forgotten, under whatever id, stays forgotten. Raises PipelineError when an id belongs to another uri in the gallery.
     """
     snapshot = gallery.snapshot()
     known = pa.concat_tables([snapshot.videos.select(["source_id", "uri"]), snapshot.rejects.select(["source_id", "uri"])])
@@ -159,7 +171,8 @@ def missing_sources(catalog: pa.Table, gallery: Gallery, retry_rejected: bool) -
         named = ", ".join(clashes[:5])
         raise PipelineError(f"{len(clashes)} video ids are taken by other videos in the gallery: {named}; give them other ids")
     finished = snapshot.finished_sources(count_rejected=not retry_rejected)
-    wanted = pa.array([source_id not in finished for source_id in catalog["source_id"].to_pylist()], pa.bool_())
+    rows = zip(catalog["source_id"].to_pylist(), catalog["uri"].to_pylist(), strict=True)
+    wanted = pa.array([i not in finished and uri not in snapshot.forgotten_uris for i, uri in rows], pa.bool_())
     missing = catalog.filter(wanted)
     return missing, len(catalog) - len(missing)
 

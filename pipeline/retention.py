@@ -1,16 +1,19 @@
 """Forgetting videos, and compaction: what was forgotten leaves the disk, and small shards become large ones."""
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.audit import append_record
 from pipeline.errors import UsageError
 from pipeline.gallery import VIDEOS_SCHEMA, Gallery, Snapshot
 from pipeline.index import index_versions, open_index
+from pipeline.storage import Location
 
 SHARD_FRAMES = 100_000  # of a compacted shard: 256 MB of 1280-wide features
 ORPHAN_AGE = timedelta(hours=24)  # a file that no commit names may belong to an ingest that is still running
@@ -30,6 +33,8 @@ class Selection:
         videos = snapshot.videos
         if not (self.video_ids or self.camera or self.before or self.person):
             raise UsageError("say what to forget: a video id, a camera, a time or a person")
+        if sum(map(bool, (self.video_ids, self.camera, self.before, self.person))) > 1:
+            raise UsageError("choose by ids, by camera, by time or by person, one at a time; nothing was forgotten")
         known = set(videos["video_id"].to_pylist())
         if unknown := [video_id for video_id in self.video_ids if video_id not in known]:
             raise UsageError(f"the gallery has no video {unknown[0]!r}; nothing was forgotten")
@@ -50,13 +55,16 @@ def forget(gallery: Gallery, selection: Selection, reason: str) -> list[str]:
 
     The audit log says who and why first. Their features leave the disk with the next compaction.
     """
+    if not reason.strip():
+        raise UsageError("a reason is needed: it goes into the audit log; nothing was forgotten")
     snapshot = gallery.snapshot()
     chosen = selection.of(snapshot)
     ids = chosen["video_id"].to_pylist()
     if not ids:
         return []
     append_record(gallery, "forget", {"reason": reason, "videos": ids})
-    gallery.commit(VIDEOS_SCHEMA.empty_table(), snapshot.rejects.slice(0, 0), kind="forget", forgotten=ids)
+    uris = sorted(set(chosen["uri"].to_pylist()))
+    gallery.commit(VIDEOS_SCHEMA.empty_table(), snapshot.rejects.slice(0, 0), kind="forget", forgotten=ids, forgotten_uris=uris)
     return ids
 
 
@@ -81,16 +89,14 @@ def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE) -> Compaction:
     videos = snapshot.videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
     before = len(pc.unique(videos["shard"]))
     rewritten = _rewrite(gallery, videos)
-    tombstones = {"forgotten": sorted(snapshot.forgotten), "forgotten_sources": sorted(snapshot.forgotten_sources)}
+    tombstones = {"forgotten": sorted(snapshot.forgotten), "forgotten_uris": sorted(snapshot.forgotten_uris)}
     append_record(gallery, "compact", {"videos": len(videos), "forgotten": len(snapshot.forgotten)})
     gallery.commit(rewritten, snapshot.rejects, kind="compact", supersedes=list(snapshot.commits), **tombstones)
+    deleted = _delete_unreferenced(gallery, orphan_age)
     doomed = [version for version in index_versions(gallery) if _holds_any(gallery, version, snapshot.forgotten)]
     for version in doomed:
-        folder = gallery.location.join("index", version)
-        folder.join("manifest.json").delete()  # first: from here on the version is not there
-        for file in folder.list(recursive=True):
-            file.delete()
-    deleted = _delete_unreferenced(gallery, snapshot, orphan_age)
+        gallery.location.join("index", version, "manifest.json").delete()  # first: from here on the version is not there
+    _delete_unpublished(gallery, orphan_age, doomed)
     return Compaction(len(videos), before, len(pc.unique(rewritten["shard"])), deleted, doomed)
 
 
@@ -131,22 +137,51 @@ def _holds_any(gallery: Gallery, version: str, video_ids: frozenset[str]) -> boo
     return bool(video_ids & set(open_index(gallery, version).videos["video_id"].to_pylist()))
 
 
-def _delete_unreferenced(gallery: Gallery, before: Snapshot, orphan_age: timedelta) -> int:
-    """Delete superseded commits, and data files that no live commit names: at once if an old commit did, else when old enough."""
+def _delete_unreferenced(gallery: Gallery, orphan_age: timedelta) -> int:
+    """Delete superseded commits, and data files that no live commit names: at once if an old commit did, else when old enough.
+
+    Commits are deleted last: what a compaction that was killed has left, the next one finds by them.
+    """
     now = gallery.snapshot()
     referenced = {f"frames/{shard}" for shard in pc.unique(now.videos["shard"]).to_pylist()} | set(now.files)
-    was_referenced = {f"frames/{shard}" for shard in pc.unique(before.videos["shard"]).to_pylist()} | set(before.files)
+    superseded = sorted(set(gallery.commit_names()) - set(now.commits))
+    was_referenced = set().union(*(_files_of(gallery, name) for name in superseded))
     deleted = 0
-    for kind in ("videos", "rejects", "frames"):
-        for file in gallery.location.join(kind).list():
+    for kind in ("frames", "videos", "rejects"):
+        folder = gallery.location.join(kind)
+        for file in [*folder.list(), *folder.leftovers()]:
             name = f"{kind}/{file.name}"
             if name not in referenced and (name in was_referenced or _age(file.info()) > orphan_age):
                 file.delete()
                 deleted += 1
-    for name in set(before.commits) - set(now.commits):
+    for name in superseded:
         gallery.location.join("commits", f"{name}.json").delete()
         deleted += 1
     return deleted
+
+
+def _files_of(gallery: Gallery, name: str) -> set[str]:
+    """Tables that a commit names, and the shards that these name, forgotten videos' included."""
+    commit = json.loads(gallery.location.join("commits", f"{name}.json").read_bytes())
+    files = {*commit["videos"], *commit["rejects"]}
+    for table in commit["videos"]:
+        if gallery.location.join(table).exists():
+            with gallery.location.join(table).open_input() as source:
+                files |= {f"frames/{shard}" for shard in pc.unique(pq.read_table(source, columns=["shard"])["shard"]).to_pylist()}
+    return files
+
+
+def _delete_unpublished(gallery: Gallery, orphan_age: timedelta, doomed: list[str]) -> None:
+    """Delete index folders without a manifest: the doomed ones, and those of builds and removals that were killed long ago."""
+    index = gallery.location.join("index")
+    published = set(index_versions(gallery))
+    versions: dict[str, list[Location]] = {}
+    for file in [*index.list(recursive=True), *index.leftovers()]:
+        versions.setdefault(file.path[len(index.path) + 1 :].split("/")[0], []).append(file)
+    for version, files in versions.items():
+        if version in doomed or (version not in published and min(_age(file.info()) for file in files) > orphan_age):
+            for file in files:
+                file.delete()
 
 
 def _age(info: Any) -> timedelta:

@@ -208,7 +208,8 @@ def search(gallery: Gallery, index: Index, partitions: Partitions, target: Targe
     filters name a camera that the gallery does not have.
     """
     began = time.monotonic()
-    length, stride = settings.target_length or index.settings.segment_length, settings.target_stride or index.settings.stride
+    length = index.settings.segment_length if settings.target_length is None else settings.target_length
+    stride = index.settings.stride if settings.target_stride is None else settings.target_stride
     segments = target.segmented(index.head, length, stride)
     allowed = allowed_videos(gallery, index, target, settings)
     eligible = int(allowed.sum())

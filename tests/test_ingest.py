@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.ingest import Workers, ingest
 from pipeline.pieces import PIECES_SCHEMA, WRITTEN_SCHEMA, decode_source, write_pieces
+from pipeline.retention import Selection, forget
 from pipeline.video import Sampling
 from tests.conftest import toy_spec
 from tests.test_video import write_video
@@ -220,3 +221,12 @@ def test_an_id_of_another_video_is_refused_by_name(committer: Committer, tmp_pat
 
 def test_reasons_are_of_the_fixed_vocabulary() -> None:
     assert {*BAD.values(), "boxes_outside_frame"} <= set(REJECT_REASONS)
+
+
+def test_what_was_forgotten_does_not_come_back_under_another_id(committer: Committer, tmp_path: Path) -> None:
+    gallery = committer.gallery
+    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
+    forget(gallery, Selection(("a",)), "a test")
+    renamed = pa.Table.from_pylist([{"source_id": "x", "uri": "/a"}, {"source_id": "y", "uri": "/y"}], schema=SOURCE_SCHEMA)
+    missing, already = ingest_module.missing_sources(renamed, gallery, retry_rejected=True)
+    assert missing["source_id"].to_pylist() == ["y"] and already == 1

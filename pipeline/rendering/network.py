@@ -153,7 +153,7 @@ def _written_before(out: Path) -> dict[str, object] | None:
     """The arguments in the folder's network.json; None where there is no such file or it cannot be read."""
     try:
         stored = json.loads((out / "network.json").read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return stored if isinstance(stored, dict) else None
 
@@ -202,8 +202,8 @@ def render_network(
     manifest = out / "manifest.csv"
     if _written_before(out) == asdict(arguments) and manifest.exists():
         return manifest
-    _clear(out)
     try:
+        _clear(out)
         for camera in range(cameras):
             (out / "clips" / f"cam{camera:02d}").mkdir(parents=True, exist_ok=True)
         (out / "scenes").mkdir(exist_ok=True)
