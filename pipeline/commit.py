@@ -29,7 +29,7 @@ class PendingSource:
 class Committer:
     """Gathers written rows until sources are complete, and commits those.
 
-    sources, candidates, frames: committed so far; reasons: reject reason -> candidates.
+    committed: source ids; candidates, frames: how many; reasons: reject reason -> candidates.
     """
 
     def __init__(self, gallery: Gallery, catalog: pa.Table) -> None:
@@ -37,13 +37,15 @@ class Committer:
         self.catalog = catalog
         self.position = {source_id: i for i, source_id in enumerate(catalog["source_id"].to_pylist())}
         self.pending: dict[str, PendingSource] = defaultdict(PendingSource)
-        self.sources = 0
+        self.committed: set[str] = set()
         self.candidates = self.frames = 0
         self.reasons: dict[str, int] = {}
 
     def add(self, written: pa.Table) -> None:
         touched: dict[str, PendingSource] = {}
         for row in written.to_pylist():
+            if row["source_id"] in self.committed:  # a task that was run again after its rows had arrived
+                continue
             source = touched[row["source_id"]] = self.pending[row["source_id"]]
             if row["kind"] == "piece":
                 source.pieces[row["video_id"], row["piece"]] = row
@@ -56,7 +58,7 @@ class Committer:
             self._commit(complete)
             for source_id in complete:
                 del self.pending[source_id]
-            self.sources += len(complete)
+            self.committed |= complete.keys()
 
     def _commit(self, sources: dict[str, PendingSource]) -> None:
         videos: list[dict[str, Any]] = []

@@ -138,12 +138,12 @@ def _run(
     try:
         for written in _polled(stream, counter, state, progress, summary, began):
             committer.add(written)
-            state.done, state.rejected = committer.sources, sum(committer.reasons.values())
+            state.done, state.rejected = len(committer.committed), sum(committer.reasons.values())
     except ray.exceptions.RayError as error:
-        done = f"{committer.sources} of {len(missing)} inputs are committed; run the same command again to go on"
+        done = f"{len(committer.committed)} of {len(missing)} inputs are committed; run the same command again to go on"
         raise PipelineError(f"the ingest stopped: {_cause(error)}; {done}") from error
     progress(state)
-    summary.unaccounted = len(missing) - committer.sources
+    summary.unaccounted = len(missing) - len(committer.committed)
     summary.candidates, summary.frames, summary.reasons = committer.candidates, committer.frames, committer.reasons
     summary.seconds = time.monotonic() - began
 

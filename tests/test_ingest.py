@@ -182,7 +182,7 @@ def test_nothing_is_committed_before_a_video_is_complete(committer: Committer) -
     first = written(gallery, [piece_row("a", 0, 10, 1), piece_row("b", 0, 10, 2), end_row("b", 1)])
     assert first.schema.equals(WRITTEN_SCHEMA)
     committer.add(first)
-    assert list(contents(gallery)) == ["b"] and committer.sources == 1
+    assert list(contents(gallery)) == ["b"] and committer.committed == {"b"}
 
 
 def test_rows_that_come_twice_count_once(committer: Committer) -> None:
@@ -190,7 +190,9 @@ def test_rows_that_come_twice_count_once(committer: Committer) -> None:
     twice = written(gallery, [piece_row("a", 0, 10, 1), piece_row("a", 0, 10, 1)])
     committer.add(twice)
     committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
+    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
     assert contents(gallery)["a"].shape == (10, 24) and len(gallery.snapshot().commits) == 1
+    assert committer.committed == {"a"}
 
 
 def test_a_video_that_fails_half_way_leaves_only_its_reject(committer: Committer) -> None:
