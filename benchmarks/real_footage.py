@@ -11,12 +11,10 @@ import csv
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from jobs.command_line import run
@@ -24,15 +22,14 @@ from pipeline.backbone import DEFAULT, find_backbone
 from pipeline.catalog import read_catalog
 from pipeline.cluster import connected
 from pipeline.errors import UsageError
-from pipeline.evaluation import ranking_quality
+from pipeline.evaluation import Counts, RankingQuality, judge, rank_by_mean, rank_by_search
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import build_index
 from pipeline.ingest import ingest
-from pipeline.search import SearchSettings, opened_partitions, search
-from pipeline.targets import gallery_target
+from pipeline.scoring import ScoreSettings
+from pipeline.search import opened_partitions
 from pipeline.video import Sampling
 
-EVERYTHING = SearchSettings(top=1_000_000, shortlist=None, pairs=1)
 VTEST_AVI = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")  # where Debian's opencv-doc puts it
 
 
@@ -44,7 +41,7 @@ class Protocol:
     manifest: Path
     queries: list[str]
     person: dict[str, str]
-    counts: Callable[[str, str], bool]
+    counts: Counts
 
 
 def vtest(shared: Path) -> Protocol:
@@ -95,31 +92,24 @@ def make_gallery(manifest: Path, folder: Path, backbone: str) -> Gallery:
     return gallery
 
 
-def judge(protocol: Protocol, gallery: Gallery) -> dict[str, object]:
-    """Search for every query and compare the rankings with the labels."""
+def qualities(protocol: Protocol, gallery: Gallery) -> dict[str, RankingQuality]:
+    """Co-attention and the baseline, every query of the protocol against everything."""
     index = build_index(gallery)
-    rankings = []
     with opened_partitions(gallery, index, actors=0) as partitions:
-        for query in protocol.queries:
-            leads = search(gallery, index, partitions, gallery_target(gallery, query), EVERYTHING).leads
-            ranked = [lead.video.video_id for lead in leads if protocol.counts(query, lead.video.video_id)]
-            rankings.append(np.array([protocol.person[video_id] == protocol.person[query] for video_id in ranked]))
-    return asdict(ranking_quality(rankings))
+        rankings = {"co-attention": rank_by_search(gallery, index, partitions, protocol.queries, ScoreSettings())}
+    rankings["mean + cosine"] = rank_by_mean(gallery, index.videos, protocol.queries)
+    return {name: judge(ranked, protocol.person, protocol.counts) for name, ranked in rankings.items()}
 
 
-def tracks_of_the_full_frame(shared: Path, work: Path, backbone: str) -> tuple[int, list[str]]:
-    """vtest.avi with its boxes file to ranked tracks: number of tracks, and for each the best other one with its score."""
+def tracks_of_the_full_frame(shared: Path, work: Path, backbone: str) -> dict[str, list[str]]:
+    """vtest.avi with its boxes file to ranked tracks: each track's ranking of the others."""
     manifest = work / "full.csv"
     boxes = (shared / "data/vtest_tracklets/boxes.csv").resolve()
     manifest.write_text(f"uri,video_id,camera_id,boxes_uri\n{VTEST_AVI},vtest,pets_view1,{boxes}\n")
     gallery = make_gallery(manifest, work / "full", backbone)
     index = build_index(gallery)
-    lines = []
     with opened_partitions(gallery, index, actors=0) as partitions:
-        for video_id in index.videos["video_id"].to_pylist():
-            best = search(gallery, index, partitions, gallery_target(gallery, video_id), EVERYTHING).leads[0]
-            lines.append(f"{video_id} -> {best.video.video_id} {best.score:.3f}")
-    return len(index.videos), lines
+        return rank_by_search(gallery, index, partitions, index.videos["video_id"].to_pylist(), ScoreSettings())
 
 
 def main(
@@ -131,24 +121,23 @@ def main(
         raise UsageError(f"{shared} has no real footage; name the folder with --shared")
     backbones = backbone or [DEFAULT, str(shared / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx")]
     figures: dict[str, object] = {}
-    print(f"{'footage':<12} {'backbone':<20} {'queries':>7} {'rank-1':>7} {'rank-5':>7} {'mAP':>6}")
+    print(f"{'footage':<12} {'backbone':<20} {'method':<14} {'queries':>7} {'rank-1':>7} {'rank-5':>7} {'mAP':>6}")
     with tempfile.TemporaryDirectory() as folder, connected():
         for number, name in enumerate(backbones):
             work = Path(folder, str(number))
             short = find_backbone(name).name
             for protocol in (vtest(shared), mini_mars(shared, work / "tracklets")):
-                quality = judge(protocol, make_gallery(protocol.manifest, work / protocol.name, name))
-                figures[f"{protocol.name}, {short}"] = quality
-                cmc, mean_ap = quality["cmc"], quality["mean_average_precision"]
-                print(
-                    f"{protocol.name:<12} {short:<20} {quality['queries']:>7} {cmc[1]:7.3f} {cmc[5]:7.3f} {mean_ap:6.3f}",
-                    flush=True,
-                )  # type: ignore[index]
+                gallery = make_gallery(protocol.manifest, work / protocol.name, name)
+                for method, quality in qualities(protocol, gallery).items():
+                    figures[f"{protocol.name}, {short}, {method}"] = asdict(quality)
+                    cells = f"{quality.queries:>7} {quality.cmc[1]:7.3f} {quality.cmc[5]:7.3f} {quality.mean_ap:6.3f}"
+                    print(f"{protocol.name:<12} {short:<20} {method:<14} {cells}", flush=True)
         if VTEST_AVI.is_file():
-            tracks, lines = tracks_of_the_full_frame(shared, Path(folder), backbones[-1])
-            print(f"vtest.avi: {tracks} tracks from full frames; each with its best lead ({find_backbone(backbones[-1]).name}):")
-            print("  " + "\n  ".join(lines))
-            figures["vtest.avi tracks"] = tracks
+            tracks = tracks_of_the_full_frame(shared, Path(folder), backbones[-1])
+            print(f"vtest.avi: {len(tracks)} tracks from full frames; each with the others, best first ({short}):")
+            for track, ranked in tracks.items():
+                print(f"  {track}: {', '.join(ranked)}")
+            figures["vtest.avi"] = tracks
         else:
             print(f"vtest.avi is not at {VTEST_AVI}; Debian's opencv-doc installs it")
     print(json.dumps(figures))

@@ -34,7 +34,7 @@ class SearchSettings:
     top: leads a target; shortlist: videos scored in full, None for all. cameras: only these; other_cameras: all but the target's
     own. after, before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
-    lead. score: see ScoreSettings.
+    lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
     """
 
     top: int = 20
@@ -46,6 +46,7 @@ class SearchSettings:
     target_length: int | None = None
     target_stride: int | None = None
     pairs: int = 3
+    evidence: bool = True
     score: ScoreSettings = field(default_factory=ScoreSettings)
 
     def __post_init__(self) -> None:
@@ -219,7 +220,7 @@ def search(gallery: Gallery, index: Index, partitions: Partitions, target: Targe
     found = found[rank_videos(logits, ids[found])][:count]
     scores = partitions.score(segments, found, settings.score)
     best = rank_videos(scores, ids[found])[: settings.top]
-    evidence = partitions.evidence(segments, found[best], settings.pairs)
+    evidence = partitions.evidence(segments, found[best], settings.pairs) if settings.evidence else [[] for _ in best]
     rows = index.videos.take(pa.array(found[best])).to_pylist()
     leads = [
         Lead(rank, _video_ref(row), float(scores[i]), None, int(i) + 1, tuple(pairs))

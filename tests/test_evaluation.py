@@ -7,7 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation import RankingQuality, average_precision, ranking_quality
+from pipeline.evaluation import (
+    RankingQuality,
+    average_precision,
+    judge,
+    rank_by_mean,
+    rank_by_search,
+    ranking_quality,
+    same_camera_left_out,
+)
+from pipeline.gallery import Gallery
+from pipeline.index import build_index
+from pipeline.scoring import ScoreSettings
+from pipeline.search import opened_partitions
+from tests.conftest import people_features
 
 RANKINGS = st.lists(st.lists(st.booleans(), max_size=60), min_size=1, max_size=12)
 
@@ -33,7 +46,7 @@ def counted_quality(rankings: list[list[bool]], ranks: tuple[int, ...]) -> Ranki
 
 def assert_same(found: RankingQuality, expected: RankingQuality) -> None:
     assert found.cmc == pytest.approx(expected.cmc, abs=1e-12)
-    assert found.mean_average_precision == pytest.approx(expected.mean_average_precision, abs=1e-12)
+    assert found.mean_ap == pytest.approx(expected.mean_ap, abs=1e-12)
     assert (found.queries, found.unmatched) == (expected.queries, expected.unmatched)
 
 
@@ -78,3 +91,28 @@ def test_queries_without_a_match_are_told_apart_and_do_not_lower_the_mean() -> N
 def test_without_any_query_there_is_no_quality() -> None:
     with pytest.raises(ValueError, match="no query has a match"):
         ranking_quality([])
+
+
+def test_ranking_by_mean_is_the_cosine_of_mean_features(toy_gallery: Gallery) -> None:
+    people = people_features(10, 4, 24, seed=1)
+    means = np.stack([features.astype(np.float64).mean(axis=0) for _, features in people])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    videos = toy_gallery.snapshot().videos
+    ranked = rank_by_mean(toy_gallery, videos, ["v000", "v017"])
+    for query in (0, 17):
+        order = [i for i in np.argsort(-(means @ means[query])) if i != query]
+        assert ranked[f"v{query:03d}"] == [f"v{i:03d}" for i in order]
+
+
+def test_the_search_ranks_every_other_video_and_is_judged_by_the_field_s_rule(toy_gallery: Gallery) -> None:
+    index = build_index(toy_gallery)
+    person = {row["video_id"]: row["person_id"] for row in index.videos.to_pylist()}
+    with opened_partitions(toy_gallery, index, actors=0) as partitions:
+        ranked = rank_by_search(toy_gallery, index, partitions, list(person), ScoreSettings())
+    assert all(sorted([query, *others]) == sorted(person) for query, others in ranked.items())
+    counts = same_camera_left_out(index.videos)
+    assert not counts("v000", "v002") and counts("v000", "v001") and counts("v000", "v004")  # same camera, other, other person
+    quality = judge(ranked, person, counts)
+    assert (quality.queries, quality.unmatched) == (40, 0) and quality.cmc[1] == 1.0
+    only = judge({"v000": ["v001", "v009"]}, {"v000": "a", "v009": "a"}, lambda query, candidate: True)
+    assert only.cmc[1] == 1.0  # v001 has no label and is left out
