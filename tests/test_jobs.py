@@ -39,11 +39,12 @@ from pipeline.head import save_head
 from pipeline.index import build_index
 from pipeline.rendering import render_network
 from pipeline.results import RESULTS_SCHEMA
+from pipeline.retention import Selection, forget
 from tests.conftest import add_videos, people_features
 from tests.test_video import write_video
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("ingest", "index", "search", "forget", "compact", "status", "render", "demo")
+COMMANDS = ("ingest", "index", "search", "evaluate", "forget", "compact", "status", "render", "demo")
 SIZE = ("--input-size", "128x64")
 
 
@@ -731,3 +732,25 @@ def test_help_explains_every_flag(name: str) -> None:
         assert parameter.param_type_name == "argument" or parameter.opts[0] in text
         explanation = getattr(parameter, "help", None)
         assert explanation and " ".join(explanation.split()) in text, f"{parameter.name} is not explained"
+
+
+def test_evaluate_judges_every_labelled_video_beside_the_baseline(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.gallery, tmp_path / "out" / "gallery")
+    ended = command("evaluate", "--data", str(world.manifest), "--out", str(tmp_path / "out"), *SIZE)
+    assert ended.code == 0, ended.err
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert set(written["methods"]) == {"co-attention", "mean + cosine"} and written["rejected"] == 2
+    for quality in written["methods"].values():
+        assert quality["queries"] + quality["unmatched"] == len(world.clips)
+        assert 0 < quality["mean_ap"] <= 1 and list(quality["cmc"]) == ["1", "5", "10", "20"]
+    assert "co-attention" in ended.out and "mean + cosine" in ended.out
+
+
+def test_evaluate_without_labels_is_refused(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.gallery, tmp_path / "out" / "gallery")
+    clip = next(iter(world.clips))
+    (tmp_path / "plain.csv").write_text(f"uri,video_id\n{world.clip(clip)},{clip}\n")
+    gallery = Gallery.open(tmp_path / "out" / "gallery")
+    forget(gallery, Selection(tuple(v for v in world.clips if v != clip)), "a test")
+    ended = command("evaluate", "--data", str(tmp_path / "plain.csv"), "--out", str(tmp_path / "out"), *SIZE)
+    assert ended.code == 2 and "no query has a match in its ranking" in ended.sentence
