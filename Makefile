@@ -8,7 +8,7 @@ help:
 	@echo "make demo    render a small camera network, ingest, index and search it; writes demo/report.html"
 	@echo "make test    every test that needs no GPU"
 	@echo "make check   ruff, mypy and the tests"
-	@echo "make bench   the performance figures"
+	@echo "make bench   accuracy on the real footage in ../shared"
 
 env:
 	@$(PYTHON) .ci/environment.py
@@ -30,7 +30,7 @@ format: env
 	@$(BIN)/ruff format .
 
 bench: env
-	@$(BIN)/python -m benchmarks.ingest
+	@$(BIN)/python -m benchmarks.real_footage
 
 clean:
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,15 +13,17 @@ from pipeline.retention import compact as run_compact
 
 def compact(
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    keep_indexes: Annotated[int, typer.Option(help="Newest index versions to keep; 0 keeps all.", min=0)] = 3,
     orphan_hours: Annotated[float, typer.Option(help="Age in hours after which files of ended ingests are deleted.")] = 24.0,
 ) -> None:
     """Make small shards large, and take what was forgotten off the disk, indexes that hold it included."""
     if not 0 <= orphan_hours < 1e6:
         raise UsageError(f"--orphan-hours is a number of hours, 0 or more, not {orphan_hours:g}")
-    done = run_compact(Gallery.open(gallery), timedelta(hours=orphan_hours))
+    done = run_compact(Gallery.open(gallery), timedelta(hours=orphan_hours), keep_indexes)
     print(f"{done.videos} videos, {done.shards_before} shards became {done.shards_after}, {done.deleted} files deleted")
     if done.indexes:
-        print(f"index versions deleted because they held forgotten videos: {', '.join(done.indexes)}; run jobs.index")
+        print(f"index versions deleted, old ones or with forgotten videos: {', '.join(done.indexes)}")
+        print("jobs.index builds one if none is left")
 
 
 if __name__ == "__main__":

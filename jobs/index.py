@@ -44,7 +44,7 @@ def index(
     print(f"  segments      {segment_length} frames, stride {stride}")
     print(f"  model         {built.model}" + (" (untrained)" if built.untrained else ""))
     print(f"  prefilter     {manifest['prefilter']}; {len(manifest['partitions'])} partitions")
-    print(f"  size          {sum(f['bytes'] for p in manifest['partitions'] for f in p['files'].values()) / 1e6:.1f} MB")
+    print(f"  size          {sum(file['bytes'] for file in manifest['files'].values()) / 1e6:.1f} MB")
     print(f"  time          {time.monotonic() - began:.1f} s")
     if built.untrained:
         print("No trained head was given: the ranking follows distances of the backbone's features.")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import FAILED, run
+from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery
 from pipeline.index import index_versions, open_index, videos_not_in
 from pipeline.verification import verify_gallery
@@ -35,7 +36,11 @@ def status(
     print(f"  forgotten     {len(snapshot.forgotten)}")
     print(f"  shards        {len(set(videos['shard'].to_pylist()))} in {len(snapshot.commits)} commits")
     for version in index_versions(opened):
-        index = open_index(opened, version)
+        try:
+            index = open_index(opened, version)
+        except PipelineError as error:
+            print(f"  index         {version}: {error}")
+            continue
         behind = videos_not_in(opened, index)
         state = "current" if not behind else f"{behind} videos behind"
         print(f"  index         {version}: {len(index.videos)} videos, {state}" + (", untrained head" if index.untrained else ""))

@@ -1,6 +1,7 @@
 """The audit log of a gallery: who searched or deleted what, when and why.
 
-One JSON file a record, audit/<number>.json, each with the hash of the one before, so that a removed or changed record is found.
+One JSON file a record, audit/<number>.json, each with its own hash and that of the one before: a changed record, or one removed
+from between others, is found. Removal of the newest ones is not; keep a copy of the log elsewhere where that matters.
 Records are written before an answer is given out. They name ids, never features or pictures.
 """
 
@@ -12,9 +13,9 @@ import socket
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
-from pipeline.storage import Location
+from pipeline.storage import Location, is_utf8
 
 TRIES = 100  # writers that may come in between
 
@@ -22,9 +23,13 @@ TRIES = 100  # writers that may come in between
 def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
     """Append one record and return its name; action is "search", "forget" or "compact".
 
-    who, host and time are added. Raises PipelineError when the log cannot be written: then there must be no answer either.
+    who, host and time are added. On local disks writers take turns; on object stores, where a file cannot be created exclusively
+    here, two writers in the same instant may take the same number. Raises UsageError for text that is not Unicode, and
+    PipelineError when the log cannot be written: then there must be no answer either.
     """
     folder = gallery.location.join("audit")
+    if not is_utf8(json.dumps(fields, ensure_ascii=False)):
+        raise UsageError("the reason, case or ids hold characters that are not Unicode; they go into the audit log")
     for _ in range(TRIES):
         files = _records(folder)
         record = {

@@ -37,6 +37,7 @@ REJECT_REASONS = {
     "too_large": "it has more pixels or frames than the settings allow",
     "time_limit": "decoding took longer than the settings allow",
     "decoder_crash": "the decoder's process died on it",
+    "bad_features": "the backbone gives no finite features for it",
     "boxes_missing": "its boxes file cannot be read",
     "boxes_invalid": "its boxes file has a fault",
     "boxes_outside_frame": "no box of the track lies inside the frame",

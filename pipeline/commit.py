@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from pipeline.errors import PipelineError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
 
 
@@ -71,7 +72,14 @@ class Committer:
             by_video = defaultdict(list)
             for (video_id, _), row in sorted(source.pieces.items()):
                 by_video[video_id].append(row)
-            videos += [self._video_row(source_id, rows) for rows in by_video.values()]
+            for rows in by_video.values():
+                bad = next((row for row in rows if row["reason"] is not None), None)
+                if bad is None:
+                    videos.append(self._video_row(source_id, rows))
+                else:
+                    rejects.append(self._reject_row(source_id, bad))
+        self._join(videos)
+        self._check_shards(videos)
         self.gallery.commit(
             pa.Table.from_pylist(videos, schema=VIDEOS_SCHEMA), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA)
         )
@@ -82,9 +90,7 @@ class Committer:
 
     def _video_row(self, source_id: str, pieces: list[dict[str, Any]]) -> dict[str, Any]:
         row = pieces[0]
-        shard, first_row = row["shard"], row["first_row"]
-        if any(piece["shard"] != shard for piece in pieces):
-            shard, first_row = ray.get(join_pieces.remote(self.gallery, pieces)), 0
+        split = any(piece["shard"] != row["shard"] for piece in pieces)
         source = self._source(source_id)
         # A boxes file holds many people: the source's label, if any, is not each track's.
         person_id = source["person_id"] if row["track"] is None else None
@@ -93,12 +99,24 @@ class Committer:
             **{name: source[name] for name in ("uri", "camera_id", "start_time", "boxes_uri")},
             "person_id": person_id,
             "sampled_frames": sum(piece["rows"] for piece in pieces),
-            "shard": shard,
-            "first_row": first_row,
+            "shard": join_pieces.remote(self.gallery, pieces) if split else row["shard"],
+            "first_row": 0 if split else row["first_row"],
             "backbone": self.gallery.settings.backbone.identity,
             "ingested_at": datetime.now(UTC),
             "source_id": source_id,
         }
+
+    @staticmethod
+    def _join(videos: list[dict[str, Any]]) -> None:
+        """Wait for the shards of videos that came in several; they are all being written by now."""
+        split = [row for row in videos if isinstance(row["shard"], ray.ObjectRef)]
+        for row, shard in zip(split, ray.get([row["shard"] for row in split]) if split else [], strict=True):
+            row["shard"] = shard
+
+    def _check_shards(self, videos: list[dict[str, Any]]) -> None:
+        for shard in sorted({row["shard"] for row in videos}):
+            if not self.gallery.location.join("frames", shard).exists():
+                raise PipelineError(f"the shard {shard} went away before it was committed; run the ingest again")
 
     def _source(self, source_id: str) -> dict[str, Any]:
         return self.catalog.slice(self.position[source_id], 1).to_pylist()[0]

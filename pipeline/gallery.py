@@ -1,7 +1,7 @@
 """The gallery: Parquet shards of frame features, and the commits that say which of them count.
 
     gallery.json     what the gallery is made with (backbone, sampling); written once
-    videos/*.parquet, frames/*.parquet, rejects/*.parquet      data, in files named by their content
+    videos/*.parquet, frames/*.parquet, rejects/*.parquet      data, in files whose names are never used again
     commits/*.json   one small file an ingest step; a step happened when its commit is there, wholly or not at all
     index/           index versions (pipeline.index)
     audit/           who searched and deleted, and why (pipeline.audit)
@@ -12,15 +12,14 @@ commit may supersede others (compaction) and may forget videos. docs/decisions.m
 """
 
 import functools
-import hashlib
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -33,7 +32,10 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.storage import Location, resolve
 
 FORMAT = 1
+READ_TRIES = 5
 ROW_GROUP_ROWS = 1024  # frames; a video is read without reading its shard
+
+Read = TypeVar("Read")
 
 VIDEOS_SCHEMA = pa.schema(
     [
@@ -100,7 +102,8 @@ class Snapshot:
     """A gallery at one moment.
 
     videos (VIDEOS_SCHEMA) and rejects (REJECTS_SCHEMA), each sorted by video_id; forgotten: ids of deleted videos, and
-    forgotten_uris: of what they were decoded from. commits: names of the live ones; files: the tables they name.
+    forgotten_uris: of what they were decoded from. commits: names of the live ones; seen: of the superseded ones too; files: the
+    tables that live ones name.
     """
 
     videos: pa.Table
@@ -108,12 +111,13 @@ class Snapshot:
     forgotten: frozenset[str]
     forgotten_uris: frozenset[str]
     commits: tuple[str, ...]
+    seen: tuple[str, ...]
     files: tuple[str, ...]
 
     def finished_sources(self, count_rejected: bool = True) -> set[str]:
-        """Ids of the catalog rows that need no more work."""
-        rejected = self.rejects["source_id"].to_pylist() if count_rejected else []
-        return {*self.videos["source_id"].to_pylist(), *rejected}
+        """Ids of the catalog rows that need no more work; without count_rejected, none that has a reject."""
+        videos, rejects = (set(table["source_id"].to_pylist()) for table in (self.videos, self.rejects))
+        return videos | rejects if count_rejected else videos - rejects
 
 
 class Gallery:
@@ -157,17 +161,19 @@ class Gallery:
         if not location.join("gallery.json").exists():
             if location.info().is_file:
                 raise UsageError(f"{location.uri} is a file; a gallery is a folder or a bucket prefix")
-            if location.list():
+            if location.list(recursive=True):
                 raise UsageError(f"{location.uri} is not empty and not a gallery; name a new folder")
             fields = {"format": FORMAT, "created_at": datetime.now(UTC).isoformat(), **asdict(settings)}
             location.join("gallery.json").write_atomically(json.dumps(fields, indent=1).encode(), exclusive=True)
-        gallery = cls.open(uri)
-        if differences := settings.differences(gallery.settings):
+        if differences := settings.differences(cls.open(uri).settings):
             raise UsageError(f"{location.uri} was made with other settings: {'; '.join(differences)}; use another gallery")
-        return gallery
+        return cls(location, settings)  # these name the backbone's file where it lies now
 
     def snapshot(self) -> Snapshot:
         """The gallery now. Raises PipelineError naming the file when a committed file is missing or damaged."""
+        return self._while_compacted(self._snapshot)
+
+    def _snapshot(self) -> Snapshot:
         commits = self._commits()
         superseded = {name for commit in commits.values() for name in commit.get("supersedes", ())}
         live = {name: commit for name, commit in commits.items() if name not in superseded}
@@ -182,12 +188,28 @@ class Gallery:
             forgotten=forgotten,
             forgotten_uris=frozenset(uri for commit in live.values() for uri in commit.get("forgotten_uris", ())),
             commits=tuple(sorted(live)),
+            seen=tuple(sorted(commits)),
             files=tuple(name for commit in live.values() for kind in ("videos", "rejects") for name in commit[kind]),
         )
 
-    def forgotten(self) -> frozenset[str]:
-        """Ids of the videos that were deleted: they are in no result from the moment of the commit on."""
-        return frozenset(video_id for commit in self._commits().values() for video_id in commit.get("forgotten", ()))
+    def forgotten(self, known: Collection[str] = ()) -> frozenset[str]:
+        """Ids of the videos that were deleted: they are in no result from the moment of the commit on.
+
+        known: names of commits that need not be read, because the caller was made from them.
+        """
+        commits = self._while_compacted(lambda: self._commits(leave_out=known))
+        return frozenset(video_id for commit in commits.values() for video_id in commit.get("forgotten", ()))
+
+    def _while_compacted(self, read: Callable[[], Read]) -> Read:
+        """What `read` gives; again from the start when a compaction took files away between listing and reading."""
+        for _ in range(READ_TRIES - 1):
+            before = self.commit_names()
+            try:
+                return read()
+            except PipelineError:
+                if before == self.commit_names():
+                    raise
+        return read()
 
     def commit_names(self) -> list[str]:
         """Names of all commits, oldest first."""
@@ -199,34 +221,29 @@ class Gallery:
         fields: kind ("ingest", "compact", "forget"), supersedes (names of commits), forgotten (video ids). Returns the
         commit's name.
         """
-        stamp = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+        unique = uuid.uuid4().hex
         commit: dict[str, Any] = {"kind": "ingest", "videos": [], "rejects": [], **fields}
         for kind, table in (("videos", videos), ("rejects", rejects)):
             if len(table):
-                file = self.location.join(kind, f"{stamp}.parquet")
+                file = self.location.join(kind, f"{unique}.parquet")
                 file.write_atomically(functools.partial(_write_table, table))
-                commit[kind] = [f"{kind}/{stamp}.parquet"]
+                commit[kind] = [f"{kind}/{unique}.parquet"]
         commit |= {
             "committed_at": datetime.now(UTC).isoformat(),
             "video_rows": len(videos),
             "reject_rows": len(rejects),
         }
-        self.location.join("commits", f"{stamp}.json").write_atomically(json.dumps(commit).encode())
-        return stamp
+        name = f"{time.time_ns():020d}-{unique[:8]}"  # of now, when all the rest is written: order is that of completion
+        self.location.join("commits", f"{name}.json").write_atomically(json.dumps(commit).encode())
+        return name
 
     def write_shard(self, table: pa.Table) -> str:
         """Write frames (frames_schema, a video's rows contiguous) as one shard and return its name.
 
-        The name is the hash of the content, so a retried task writes the same file again and nothing is there twice. The
-        shard counts once a commit's videos name it.
+        The shard counts once a commit's videos name it. Its name is its own: two writers of the same rows (a task that is run
+        again, a job submitted twice) must not share a file that a compaction may delete for one of them.
         """
-        digest = hashlib.sha256(self.settings.backbone.identity.encode())
-        table = table.combine_chunks()
-        # Of the values and not of Arrow's buffers: those of a slice are the whole table's.
-        digest.update("\0".join(table["video_id"].to_pylist()).encode())
-        for values in (*(np.asarray(table[name]) for name in ("frame_index", "time_s")), feature_matrix(table)):
-            digest.update(values.tobytes())
-        name = f"{digest.hexdigest()[:24]}.parquet"
+        name = f"{uuid.uuid4().hex}.parquet"
         self.location.join("frames", name).write_atomically(
             lambda sink: pq.write_table(
                 table,
@@ -279,10 +296,10 @@ class Gallery:
                 table = table.take(pa.array(rows))
             yield positions, table
 
-    def _commits(self) -> dict[str, dict[str, Any]]:
+    def _commits(self, leave_out: Collection[str] = ()) -> dict[str, dict[str, Any]]:
         commits = {}
         for file in self.location.join("commits").list():
-            if file.name.endswith(".json"):
+            if file.name.endswith(".json") and Path(file.name).stem not in leave_out:
                 try:
                     commit = json.loads(file.read_bytes())
                     if not all(isinstance(commit[kind], list) for kind in ("videos", "rejects")):
@@ -290,8 +307,8 @@ class Gallery:
                     commits[Path(file.name).stem] = commit
                 except (ValueError, KeyError, TypeError) as error:
                     raise PipelineError(f"the commit {file.uri} is damaged: {error}") from error
-        # A compaction says what was so when it began: whatever came in meanwhile is newer.
-        return dict(sorted(commits.items(), key=lambda item: (max(item[1].get("supersedes") or item[:1]), item[0])))
+        # A compaction says what was so when it began: whatever it does not supersede is newer.
+        return dict(sorted(commits.items(), key=lambda item: (item[1].get("kind") != "compact", item[0])))
 
     def _read_all(self, commits: dict[str, dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
         tables = []

@@ -27,14 +27,15 @@ import torch
 from pipeline.coattention import Coattention
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, feature_matrix
-from pipeline.head import head_hash, load_head, read_description, save_head, untrained_head
+from pipeline.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, save_head, untrained_head
 from pipeline.prefilter import PrefilterMetric
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage import Location
 
 FORMAT = 1
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
-SAMPLE_VIDEOS, SAMPLE_FRAMES = 512, 20_000  # what an untrained head is made from
+SAMPLE_VIDEOS, SAMPLE_FRAMES = 512, 40  # what an untrained head is made from: videos, and frames of each
+LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class IndexSettings:
 
     def __post_init__(self) -> None:
         segment_starts(1, self.segment_length, self.stride)  # raises UsageError for sizes below 1
+        if self.segment_length > LONGEST_SEGMENT:
+            raise UsageError(f"a segment has at most {LONGEST_SEGMENT} frames, not {self.segment_length}")
         if self.partition_videos < 1:
             raise UsageError(f"a partition holds at least 1 video, not {self.partition_videos}")
 
@@ -112,21 +115,24 @@ def build_index(
     version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
     location = gallery.location.join("index", version)
     videos = snapshot.videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
+    files: dict[str, dict[str, Any]] = {}
     partitions: list[dict[str, Any]] = []
     tables: list[pa.Table] = []
     for start in range(0, len(videos), settings.partition_videos):
         rows = videos.slice(start, settings.partition_videos)
         with tempfile.TemporaryDirectory() as folder:
             table, counts = _build_partition(gallery, rows, head, settings, Path(folder))
-            files = _publish_files(Path(folder), location.join(f"p{len(partitions):04d}"))
-        partitions.append({"first_video": start, "videos": len(rows), **counts, "files": files})
+            files |= _publish_files(Path(folder), location, f"p{len(partitions):04d}")
+        partitions.append({"first_video": start, "videos": len(rows), **counts})
         tables.append(table)
         progress(start + len(rows), len(videos))
     indexed = pa.concat_tables(tables)
     with tempfile.TemporaryDirectory() as folder:
         save_head(head, folder, {"untrained": untrained}, gallery.settings.backbone.identity)
-        files = _publish_files(Path(folder), location.join("head"))
-    location.join("videos.parquet").write_atomically(lambda sink: pq.write_table(indexed, sink, compression="zstd"))
+        files |= _publish_files(Path(folder), location, "head")
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(indexed, Path(folder, "videos.parquet"), compression="zstd")
+        files |= _publish_files(Path(folder), location)
     manifest = {
         "format": FORMAT,
         "version": version,
@@ -140,11 +146,22 @@ def build_index(
         "frames": sum(part["frames"] for part in partitions),
         "segments": sum(part["segments"] for part in partitions),
         "commits": list(snapshot.commits),
-        "head_files": files,
+        "shards": sorted(set(indexed["shard"].to_pylist())),
         "partitions": partitions,
+        "files": files,
     }
     location.join("manifest.json").write_atomically(json.dumps(manifest, indent=1).encode())
+    _refuse_forgotten(gallery, location, indexed)
     return Index(location, manifest, indexed, head)
+
+
+def _refuse_forgotten(gallery: Gallery, location: Location, videos: pa.Table) -> None:
+    """Take the version back if videos were forgotten while it was built: no compaction would find it afterwards."""
+    if gallery.forgotten() & set(videos["video_id"].to_pylist()):
+        location.join("manifest.json").delete()
+        for file in location.list(recursive=True):
+            file.delete()
+        raise PipelineError("videos were forgotten while the index was built; run jobs.index again")
 
 
 def current_index(gallery: Gallery, settings: IndexSettings, head: Coattention | None = None) -> Index | None:
@@ -156,7 +173,7 @@ def current_index(gallery: Gallery, settings: IndexSettings, head: Coattention |
     except PipelineError:  # damaged: building again is what mends it
         return None
     same_head = index.untrained if head is None else index.manifest["head"] == head_hash(head)
-    same_videos = index.manifest["commits"] == list(gallery.snapshot().commits)
+    same_videos = videos_not_in(gallery, index) == 0 and not gallery.forgotten() & set(index.videos["video_id"].to_pylist())
     return index if same_head and same_videos and index.settings == settings else None
 
 
@@ -175,14 +192,14 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
             raise PipelineError(
                 f"{location.uri} has index format {manifest['format']}; this version reads {FORMAT}: build it again"
             )
-        if missing := {"settings", "backbone", "head", "head_files", "untrained", "commits", "partitions"} - manifest.keys():
+        if missing := {"settings", "backbone", "head", "files", "untrained", "commits", "partitions"} - manifest.keys():
             raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")
         with location.join("videos.parquet").open_input() as source:
             videos = pq.read_table(source)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
     with tempfile.TemporaryDirectory() as folder:
-        for name in manifest["head_files"]:
+        for name in (TENSORS, DESCRIPTION):
             Path(folder, name).write_bytes(location.join("head", name).read_bytes())
         head = load_head(folder)
     return Index(location, manifest, videos, head)
@@ -213,18 +230,18 @@ def find_head(path: str, gallery: Gallery) -> Coattention:
 def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:
     """Frame features float16 [n, D] of a sample of videos, the same for the same videos however they lie in shards.
 
-    The sample is taken by hashes of the ids, n <= SAMPLE_FRAMES unless one video alone has more.
+    Up to SAMPLE_VIDEOS videos, chosen by hashes of their ids, and up to SAMPLE_FRAMES evenly spaced frames of each: a long video
+    shows one person, and must not drown the others.
     """
     ids = videos["video_id"].to_pylist()
-    order = sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())[:SAMPLE_VIDEOS]
-    frames = np.cumsum([videos["sampled_frames"][i].as_py() for i in order])
-    chosen = videos.take(order[: max(1, int((frames <= SAMPLE_FRAMES).sum()))])
+    chosen = videos.take(sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())[:SAMPLE_VIDEOS])
     parts: dict[str, np.ndarray] = {}
     for positions, table in gallery.iter_features(chosen):
         features, start = feature_matrix(table), 0
         for position in positions:
             count = chosen["sampled_frames"][int(position)].as_py()
-            parts[chosen["video_id"][int(position)].as_py()] = features[start : start + count]
+            rows = start + np.unique(np.linspace(0, count - 1, min(count, SAMPLE_FRAMES)).astype(int))
+            parts[chosen["video_id"][int(position)].as_py()] = features[rows]
             start += count
     return np.concatenate([parts[video_id] for video_id in sorted(parts)])
 
@@ -292,8 +309,8 @@ def _segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-def _publish_files(folder: Path, location: Location) -> dict[str, dict[str, Any]]:
-    """Copy a folder's files to where the index lies; returns name -> size in bytes and sha256."""
+def _publish_files(folder: Path, version: Location, below: str = "") -> dict[str, dict[str, Any]]:
+    """Copy a folder's files to where the index lies; returns path within the version -> size in bytes and sha256."""
     files = {}
     for path in sorted(folder.iterdir()):
         digest = hashlib.sha256()
@@ -304,8 +321,9 @@ def _publish_files(folder: Path, location: Location) -> dict[str, dict[str, Any]
                     digest.update(block)
                     sink.write(block)
 
-        location.join(path.name).write_atomically(copy)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        name = f"{below}/{path.name}" if below else path.name
+        version.join(name).write_atomically(copy)
+        files[name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
     return files
 
 

@@ -160,21 +160,39 @@ def _cause(error: BaseException) -> str:
 def missing_sources(catalog: pa.Table, gallery: Gallery, retry_rejected: bool) -> tuple[pa.Table, int]:
     """The catalog's rows that need work, and how many are finished already.
 
-    What was forgotten, under whatever id, stays forgotten. Raises PipelineError when an id belongs to another uri in the gallery.
+    What was forgotten, under whatever id, stays forgotten. Raises PipelineError when ids and uris are paired otherwise than in
+    the gallery.
     """
     snapshot = gallery.snapshot()
     known = pa.concat_tables([snapshot.videos.select(["source_id", "uri"]), snapshot.rejects.select(["source_id", "uri"])])
     uris = dict(zip(known["source_id"].to_pylist(), known["uri"].to_pylist(), strict=True))
-    rows = zip(catalog["source_id"].to_pylist(), catalog["uri"].to_pylist(), strict=True)
-    clashes = [f"{i} ({uri}; in the gallery: {uris[i]})" for i, uri in rows if i in uris and uris[i] != uri]
-    if clashes:
-        named = ", ".join(clashes[:5])
-        raise PipelineError(f"{len(clashes)} video ids are taken by other videos in the gallery: {named}; give them other ids")
+    ids = {uri: source_id for source_id, uri in uris.items()}
+    rows = list(zip(catalog["source_id"].to_pylist(), catalog["uri"].to_pylist(), strict=True))
+    _refuse("ids belong to other videos of the gallery", [f"{i} ({uris[i]})" for i, uri in rows if uris.get(i, uri) != uri])
+    _refuse("videos are in the gallery under other ids", [f"{uri} ({ids[uri]})" for i, uri in rows if ids.get(uri, i) != i])
+    forgotten = [i for i, uri in rows if i in snapshot.forgotten and uri not in snapshot.forgotten_uris]
+    _refuse("ids belonged to videos that were forgotten", forgotten)
     finished = snapshot.finished_sources(count_rejected=not retry_rejected)
-    rows = zip(catalog["source_id"].to_pylist(), catalog["uri"].to_pylist(), strict=True)
     wanted = pa.array([i not in finished and uri not in snapshot.forgotten_uris for i, uri in rows], pa.bool_())
     missing = catalog.filter(wanted)
     return missing, len(catalog) - len(missing)
+
+
+def _refuse(what: str, clashes: list[str]) -> None:
+    if clashes:
+        raise PipelineError(f"{len(clashes)} {what}: {', '.join(clashes[:5])}; one video has one id, and one id one video")
+
+
+def _cpu_shares(decoders: int, embedders: int, cpus: int) -> tuple[float, float, float]:
+    """CPUs that one decoder, one embedder and one write task reserve: less than they like where there are few CPUs.
+
+    Reservations that do not fit would leave one stage waiting for ever.
+    """
+    liked = (0.5, 1.0, 0.25)
+    needed = decoders * liked[0] + embedders * liked[1] + liked[2]
+    fitting = min(1.0, cpus / needed)
+    decode, embed, write = (max(0.001, int(1000 * share * fitting) / 1000) for share in liked)
+    return decode, embed, write
 
 
 def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Workers, counter: Any) -> Iterator[pa.Table]:
@@ -185,7 +203,9 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
     context.target_max_block_size = BLOCK_BYTES
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    decoders, embedders, threads = workers.on(int(resources.get("CPU", 1)), gpus)
+    cpus = int(resources.get("CPU", 1))
+    decoders, embedders, threads = workers.on(cpus, gpus)
+    decode_cpus, embed_cpus, write_cpus = _cpu_shares(decoders, embedders, cpus)
     few, many = SOURCES_A_BLOCK
     sources = min(many, max(few, len(missing) // 1000))
     blocks = [missing.slice(i, sources) for i in range(0, len(missing), sources)]
@@ -197,7 +217,7 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=min(decoders, len(blocks))),
-            num_cpus=0.5,
+            num_cpus=decode_cpus,
         )
         .map_batches(
             EmbedPieces,
@@ -205,15 +225,15 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=embedders),
-            num_cpus=1,
+            num_cpus=embed_cpus,
             num_gpus=1 if gpus else 0,
         )
         .map_batches(
             write_pieces,
             fn_args=(gallery,),
-            batch_size=workers.shard_pieces,
+            batch_size=2 * workers.shard_pieces,  # a video is a piece and an end
             batch_format="pyarrow",
-            num_cpus=0.25,
+            num_cpus=write_cpus,
         )
     )
     return dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)

@@ -119,7 +119,20 @@ class EmbedPieces:
         ends = np.cumsum(lengths)
         split = [features[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)]
         self.counter.add.remote(sum(lengths))
+        pieces = _mark(pieces, [bool(np.isfinite(features[end - n : end]).all()) for end, n in zip(ends, lengths, strict=True)])
         return pieces.drop_columns("frames").append_column("feature", pa.array(split, pa.large_binary()))
+
+
+def _mark(pieces: pa.Table, finite: list[bool]) -> pa.Table:
+    """Give pieces whose features are not finite numbers the reason why their video cannot be used."""
+    if all(finite):
+        return pieces
+    says = {"reason": "bad_features", "message": "the backbone gives frame features that are not finite numbers"}
+    for name, text in says.items():
+        old = pieces[name].to_pylist()
+        new = pa.array([value if good else text for value, good in zip(old, finite, strict=True)], pa.string())
+        pieces = pieces.set_column(pieces.schema.get_field_index(name), name, new)
+    return pieces
 
 
 def write_pieces(pieces: pa.Table, gallery: Gallery) -> pa.Table:

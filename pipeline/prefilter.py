@@ -80,7 +80,8 @@ def shortlist(
         found, segments = index.search(queries, k, params=parameters)
         logits = metric.logits(found, encodings)
         best = np.full(int(video_of_segment[-1]) + 1, -np.inf, np.float32)
-        np.maximum.at(best, video_of_segment[segments.ravel()], logits.ravel())
+        real = segments >= 0  # FAISS fills up with -1 where distances are not finite
+        np.maximum.at(best, video_of_segment[segments[real]], logits[real])
         videos = np.flatnonzero(best > -np.inf)
         videos = videos[np.argsort(-best[videos], kind="stable")]
         unseen = logits[:, -1].max()  # no segment that was not returned has a higher logit

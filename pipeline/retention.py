@@ -1,6 +1,7 @@
 """Forgetting videos, and compaction: what was forgotten leaves the disk, and small shards become large ones."""
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,12 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.audit import append_record
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import VIDEOS_SCHEMA, Gallery, Snapshot
 from pipeline.index import index_versions, open_index
 from pipeline.storage import Location
 
 SHARD_FRAMES = 100_000  # of a compacted shard: 256 MB of 1280-wide features
+KEEP_INDEXES = 3
+OURS = re.compile(r"[0-9a-f]{32}\.parquet|\.writing-[0-9a-f]{32}")  # nothing else is ever deleted from a gallery's folders
+VERSION = re.compile(r"\d{8}T\d{12}-[0-9a-f]{6}")
 ORPHAN_AGE = timedelta(hours=24)  # a file that no commit names may belong to an ingest that is still running
 
 
@@ -79,11 +83,12 @@ class Compaction:
     indexes: list[str]
 
 
-def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE) -> Compaction:
+def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE, keep_indexes: int = KEEP_INDEXES) -> Compaction:
     """Rewrite the live videos into large shards in one commit, then delete what no commit names any more.
 
-    Index versions that hold forgotten videos are deleted too. Files that were never committed are deleted once they are older
-    than orphan_age. A search that has an old version open fails if its files go away; it is safe to search again.
+    Index versions that hold forgotten videos are deleted too, and all but the newest keep_indexes (0: none for its age). Files
+    that were never committed are deleted once they are older than orphan_age. A search that has an old version open fails if its
+    files go away; it is safe to search again.
     """
     snapshot = gallery.snapshot()
     videos = snapshot.videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
@@ -91,9 +96,11 @@ def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE) -> Compaction:
     rewritten = _rewrite(gallery, videos)
     tombstones = {"forgotten": sorted(snapshot.forgotten), "forgotten_uris": sorted(snapshot.forgotten_uris)}
     append_record(gallery, "compact", {"videos": len(videos), "forgotten": len(snapshot.forgotten)})
-    gallery.commit(rewritten, snapshot.rejects, kind="compact", supersedes=list(snapshot.commits), **tombstones)
+    gallery.commit(rewritten, snapshot.rejects, kind="compact", supersedes=list(snapshot.seen), **tombstones)
     deleted = _delete_unreferenced(gallery, orphan_age)
-    doomed = [version for version in index_versions(gallery) if _holds_any(gallery, version, snapshot.forgotten)]
+    versions = index_versions(gallery)
+    old = versions[:-keep_indexes] if keep_indexes else []
+    doomed = [version for version in versions if version in old or _holds_any(gallery, version, snapshot.forgotten)]
     for version in doomed:
         gallery.location.join("index", version, "manifest.json").delete()  # first: from here on the version is not there
     _delete_unpublished(gallery, orphan_age, doomed)
@@ -134,7 +141,12 @@ def _rewrite(gallery: Gallery, videos: pa.Table) -> pa.Table:
 
 
 def _holds_any(gallery: Gallery, version: str, video_ids: frozenset[str]) -> bool:
-    return bool(video_ids & set(open_index(gallery, version).videos["video_id"].to_pylist()))
+    if not video_ids:
+        return False
+    try:
+        return bool(video_ids & set(open_index(gallery, version).videos["video_id"].to_pylist()))
+    except PipelineError:  # what cannot be read cannot be shown to be clean
+        return True
 
 
 def _delete_unreferenced(gallery: Gallery, orphan_age: timedelta) -> int:
@@ -151,7 +163,11 @@ def _delete_unreferenced(gallery: Gallery, orphan_age: timedelta) -> int:
         folder = gallery.location.join(kind)
         for file in [*folder.list(), *folder.leftovers()]:
             name = f"{kind}/{file.name}"
-            if name not in referenced and (name in was_referenced or _age(file.info()) > orphan_age):
+            if (
+                OURS.fullmatch(file.name)
+                and name not in referenced
+                and (name in was_referenced or _age(file.info()) > orphan_age)
+            ):
                 file.delete()
                 deleted += 1
     for name in superseded:
@@ -177,7 +193,9 @@ def _delete_unpublished(gallery: Gallery, orphan_age: timedelta, doomed: list[st
     published = set(index_versions(gallery))
     versions: dict[str, list[Location]] = {}
     for file in [*index.list(recursive=True), *index.leftovers()]:
-        versions.setdefault(file.path[len(index.path) + 1 :].split("/")[0], []).append(file)
+        version = file.path[len(index.path) + 1 :].split("/")[0]
+        if VERSION.fullmatch(version):
+            versions.setdefault(version, []).append(file)
     for version, files in versions.items():
         if version in doomed or (version not in published and min(_age(file.info()) for file in files) > orphan_age):
             for file in files:

@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
-from pipeline.index import Index
+from pipeline.index import Index, IndexSettings
 from pipeline.partition import Partition, TargetSegments
 from pipeline.results import Lead, SearchResult, SegmentPair, VideoRef
 from pipeline.scoring import ScoreSettings, rank_videos
 from pipeline.targets import Target
 
+START_SECONDS = 120.0  # for actors to find a place and open their partitions
 IN_PROCESS_VIDEOS = 100_000  # up to here, starting Ray costs more than it saves
 
 
@@ -121,13 +122,17 @@ class ActorPartitions:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         partitions = len(index.manifest["partitions"])
-        wanted = actors or gpus or max(1, int(resources.get("CPU", 1)) // 2)
-        count = max(1, min(wanted, partitions))
+        cpus = max(1, int(resources.get("CPU", 1)))
+        count = min(actors or gpus or max(1, cpus // 2), partitions, gpus or cpus)
         owner = ray.remote(num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=2, max_task_retries=2)(
             _PartitionsActor
         )
         numbers = [list(range(i, partitions, count)) for i in range(count)]
         self.actors = [owner.remote(gallery_uri, index.version, mine) for mine in numbers]
+        _, waiting = ray.wait([actor.ready.remote() for actor in self.actors], num_returns=count, timeout=START_SECONDS)
+        if waiting:
+            self.close()
+            raise PipelineError(f"the cluster has no room for {len(waiting)} of {count} search actors; try --actors")
 
     def close(self) -> None:
         for actor in self.actors:
@@ -166,6 +171,10 @@ class _PartitionsActor:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.partitions = LocalPartitions(open_index(Gallery.open(gallery_uri), version), numbers, device)
+
+    def ready(self) -> bool:
+        """Answers once the partitions are open."""
+        return True
 
     def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         return self.partitions.shortlist(target, count, allowed)
@@ -211,15 +220,15 @@ def search(gallery: Gallery, index: Index, partitions: Partitions, target: Targe
     began = time.monotonic()
     length = index.settings.segment_length if settings.target_length is None else settings.target_length
     stride = index.settings.stride if settings.target_stride is None else settings.target_stride
+    IndexSettings(length, stride)  # raises UsageError for sizes that cannot be meant
     segments = target.segmented(index.head, length, stride)
     allowed = allowed_videos(gallery, index, target, settings)
     eligible = int(allowed.sum())
     count = eligible if settings.shortlist is None else min(settings.shortlist, eligible)
-    ids = np.array(index.videos["video_id"].to_pylist(), dtype=np.str_)
     found, logits = partitions.shortlist(segments, count, None if eligible == len(allowed) else allowed)
-    found = found[rank_videos(logits, ids[found])][:count]
+    found = found[rank_videos(logits, _ids(index, found))][:count]
     scores = partitions.score(segments, found, settings.score)
-    best = rank_videos(scores, ids[found])[: settings.top]
+    best = rank_videos(scores, _ids(index, found))[: settings.top]
     evidence = partitions.evidence(segments, found[best], settings.pairs) if settings.evidence else [[] for _ in best]
     rows = index.videos.take(pa.array(found[best])).to_pylist()
     leads = [
@@ -246,7 +255,7 @@ def search(gallery: Gallery, index: Index, partitions: Partitions, target: Targe
 def allowed_videos(gallery: Gallery, index: Index, target: Target, settings: SearchSettings) -> np.ndarray:
     """Which videos may become leads: bool [V]."""
     videos = index.videos
-    hidden = sorted({target.video.video_id, *gallery.forgotten()})
+    hidden = sorted({target.video.video_id, *gallery.forgotten(known=frozenset(index.manifest["commits"]))})
     allowed = pc.invert(pc.is_in(videos["video_id"], pa.array(hidden, pa.string())))
     if target.video.track is None:
         same_file = pc.and_(pc.equal(videos["uri"], target.video.uri), pc.is_null(videos["track"]))
@@ -266,6 +275,10 @@ def allowed_videos(gallery: Gallery, index: Index, target: Target, settings: Sea
             inside = compare(videos["start_time"], pa.scalar(bound, pa.timestamp("us", tz="UTC")))
             allowed = pc.and_(allowed, pc.fill_null(inside, False))
     return np.asarray(allowed)
+
+
+def _ids(index: Index, videos: np.ndarray) -> list[str]:
+    return index.videos["video_id"].take(pa.array(videos)).to_pylist()
 
 
 def _video_ref(row: dict[str, Any]) -> VideoRef:

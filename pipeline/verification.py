@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import audit
@@ -21,15 +22,26 @@ def verify_gallery(gallery: Gallery) -> list[str]:
     for shard in pc.unique(videos["shard"]).to_pylist():
         rows = videos.filter(pc.equal(videos["shard"], shard))
         try:
-            for row in rows.to_pylist():
-                frames = gallery.read_video(row)
-                if np.any(np.diff(np.asarray(frames["frame_index"])) <= 0):
-                    faults.append(f"the frames of {row['video_id']} in {shard} are not in time order")
+            for positions, frames in gallery.iter_features(rows):
+                faults += _frame_faults(rows, positions, frames)
         except PipelineError as error:
             faults.append(str(error))
     for version in index_versions(gallery):
         faults += _index_faults(gallery, version)
     return faults + [f"audit log: {fault}" for fault in audit.verify(gallery)]
+
+
+def _frame_faults(videos: pa.Table, positions: np.ndarray, frames: pa.Table) -> list[str]:
+    """Videos whose frames are not theirs or not in time order; positions and frames as Gallery.iter_features gives them."""
+    faults, start = [], 0
+    for row in videos.take(pa.array(positions)).to_pylist():
+        part = frames.slice(start, row["sampled_frames"])
+        start += row["sampled_frames"]
+        if part["video_id"].to_pylist() != [row["video_id"]] * row["sampled_frames"]:
+            faults.append(f"the shard {row['shard']} does not hold {row['video_id']} as recorded")
+        elif np.any(np.diff(np.asarray(part["frame_index"])) <= 0):
+            faults.append(f"the frames of {row['video_id']} in {row['shard']} are not in time order")
+    return faults
 
 
 def _index_faults(gallery: Gallery, version: str) -> list[str]:
@@ -38,11 +50,12 @@ def _index_faults(gallery: Gallery, version: str) -> list[str]:
     except PipelineError as error:
         return [str(error)]
     faults = []
-    for number, partition in enumerate(index.manifest["partitions"]):
-        for name, expected in partition["files"].items():
-            file = index.location.join(f"p{number:04d}", name)
-            if not file.exists():
-                faults.append(f"{file.uri} is missing")
-            elif hashlib.sha256(file.read_bytes()).hexdigest() != expected["sha256"]:
+    for name, expected in index.manifest["files"].items():
+        file = index.location.join(name)
+        if not file.exists():
+            faults.append(f"{file.uri} is missing")
+            continue
+        with file.open_input() as source:
+            if hashlib.file_digest(source, "sha256").hexdigest() != expected["sha256"]:
                 faults.append(f"{file.uri} is damaged: its checksum differs")
     return faults

@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pipeline.errors import UsageError, VideoError
 from pipeline.storage import Location, StorageError, resolve
 
 BATCH_BYTES = 64 << 20  # full-size frames decoded at a time
+PROGRESS_FRAMES = 100
 # How files of the containers begin that cameras and tools write. Nothing else is opened: FFmpeg would also draw a text file as
 # a picture, and follow a playlist to other files.
 CONTAINER_MAGIC = re.compile(
@@ -139,7 +140,7 @@ def read_pieces(uri: str, boxes_uri: str | None, sampling: Sampling) -> Iterator
     the whole source; what spoils one track is a Rejected event.
     """
     with contextlib.ExitStack() as stack:
-        reader = _open(uri, sampling, stack)
+        reader = yield from _open(uri, sampling, stack)
         selected = reader.sampled(sampling)
         if len(selected) == 0:
             raise VideoError("no_frames", f"{uri} has no frames")
@@ -162,7 +163,7 @@ def read_frames(uri: str, boxes_uri: str | None, track: int | None, indices: lis
         frames, found = read_boxes(resolve(boxes_uri)).get(track, ((), ()))
         boxes = dict(zip((int(frame) for frame in frames), found, strict=True))
     with contextlib.ExitStack() as stack:
-        reader = _open(uri, sampling, stack)
+        reader = yield from _open(uri, sampling, stack)
         for index in sorted(index for index in indices if 0 <= index < len(reader.times)):
             frame = reader.read(np.array([index]))[0]
             if index in boxes:
@@ -311,9 +312,19 @@ class StreamReader(Reader):
                 if not container.streams.video:
                     raise VideoError("not_a_video", f"{uri} has no video stream")
                 self.fps = float(container.streams.video[0].average_rate or 25)
-            stamps = [np.nan if frame.time is None else frame.time for frame in self._frames()]
         except self.errors as error:
             raise VideoError("truncated", f"{uri} is a damaged or cut-off stream: {error}") from error
+
+    def count_frames(self) -> Iterator[Event]:
+        """Decode the stream once for the times of its frames; must be run through before anything is read."""
+        stamps: list[float] = []
+        try:
+            for frame in self._frames():
+                stamps.append(np.nan if frame.time is None else frame.time)
+                if len(stamps) % PROGRESS_FRAMES == 0:
+                    yield Progress()
+        except self.errors as error:
+            raise VideoError("truncated", f"{self.uri} is a damaged or cut-off stream: {error}") from error
         self.times = checked_times(np.array(stamps, np.float64), self.fps)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -323,7 +334,9 @@ class StreamReader(Reader):
                 self.decoded, self.next = iter(()), 0
             if self.next == 0:
                 self.decoded = self._frames()
-            frame = next(itertools.islice(self.decoded, index - self.next, None))
+            frame = next(itertools.islice(self.decoded, index - self.next, None), None)
+            if frame is None:
+                raise VideoError("truncated", f"{self.uri} decodes differently the second time; it is damaged")
             self.next = index + 1
             frames.append(frame.to_ndarray(format="rgb24"))
         return np.stack(frames)
@@ -371,7 +384,8 @@ def image_order(name: str) -> tuple[list[int], str]:
     return [int(digits) for digits in re.findall(r"\d+", name)], name
 
 
-def _open(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Reader:
+def _open(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Generator[Event, None, Reader]:
+    """The opened source; what takes long (a copy from an object store, counting a stream's frames) tells its progress."""
     try:
         location = resolve(uri)
         info = location.info()
@@ -383,20 +397,25 @@ def _open(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Reader:
             raise VideoError("empty", f"{uri} is an empty file")
         if info.size > sampling.max_bytes:
             raise VideoError("too_large", f"{uri} has {info.size} bytes; the limit is {sampling.max_bytes} (--max-bytes)")
-        path = Path(location.path) if location.is_local else _local_copy(location, stack)
+        path = Path(location.path) if location.is_local else (yield from _local_copy(location, stack))
         with location.open_input():  # a refusal to read is told apart from damage here; decord would mix them up
-            return StreamReader(path, uri) if _is_stream(path, uri) else FileReader(path, uri)
+            if not _is_stream(path, uri):
+                return FileReader(path, uri)
+            stream = StreamReader(path, uri)
+            yield from stream.count_frames()
+            return stream
     except StorageError as error:
         reason = error.kind if error.kind in ("missing", "permission_denied") else "undecodable"
         raise VideoError(reason, str(error)) from error
 
 
-def _local_copy(location: Location, stack: contextlib.ExitStack) -> Path:
+def _local_copy(location: Location, stack: contextlib.ExitStack) -> Generator[Event, None, Path]:
     """An object as a temporary file: decord needs to seek, and seeking over the network costs more than one pass."""
     copy = stack.enter_context(tempfile.NamedTemporaryFile(suffix=Path(location.path).suffix))  # noqa: SIM115
     with location.open_input() as stream:
         while block := stream.read(16 << 20):
             copy.write(block)
+            yield Progress()
     copy.flush()
     return Path(copy.name)
 

@@ -191,3 +191,19 @@ def test_damage_and_misuse_are_said_in_one_sentence(toy_gallery: Gallery, toy_in
 def test_settings_that_cannot_be_meant_are_refused(wrong: dict) -> None:
     with pytest.raises(UsageError):
         SearchSettings(**wrong)
+
+
+def test_one_long_video_does_not_drown_the_others_in_the_untrained_head_s_sample(tmp_path: Path) -> None:
+    gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
+    videos = people_features(6, 1, 24, seed=3)
+    videos.insert(0, ("long", np.ones((5000, 24), np.float16)))
+    add_videos(gallery, videos)
+    sample = sample_features(gallery, gallery.snapshot().videos)
+    assert (sample == 1).all(axis=1).mean() < 0.5
+
+
+def test_segments_that_cannot_be_meant_are_refused(toy_gallery: Gallery, toy_index: Index) -> None:
+    with pytest.raises(UsageError, match="at most 1024 frames"):
+        IndexSettings(10**12, 4)
+    with pytest.raises(UsageError, match="at most 1024 frames"):
+        leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, target_length=10**12))

@@ -18,7 +18,7 @@ from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.ingest import Workers, ingest
-from pipeline.pieces import PIECES_SCHEMA, WRITTEN_SCHEMA, decode_source, write_pieces
+from pipeline.pieces import PIECES_SCHEMA, WRITTEN_SCHEMA, _mark, decode_source, write_pieces
 from pipeline.retention import Selection, forget
 from pipeline.video import Sampling
 from tests.conftest import toy_spec
@@ -217,7 +217,7 @@ def test_an_id_of_another_video_is_refused_by_name(committer: Committer, tmp_pat
     committer.add(written(committer.gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
     (tmp_path / "other.mp4").write_bytes(b"x")
     (tmp_path / "m.csv").write_text("uri,video_id\nother.mp4,a\n")
-    with pytest.raises(PipelineError, match="1 video ids are taken by other videos in the gallery: a "):
+    with pytest.raises(PipelineError, match="1 ids belong to other videos of the gallery: a "):
         ingest_module.missing_sources(read_catalog(str(tmp_path / "m.csv")).table, committer.gallery, False)
 
 
@@ -232,3 +232,41 @@ def test_what_was_forgotten_does_not_come_back_under_another_id(committer: Commi
     renamed = pa.Table.from_pylist([{"source_id": "x", "uri": "/a"}, {"source_id": "y", "uri": "/y"}], schema=SOURCE_SCHEMA)
     missing, already = ingest_module.missing_sources(renamed, gallery, retry_rejected=True)
     assert missing["source_id"].to_pylist() == ["y"] and already == 1
+
+
+def test_one_video_has_one_id_and_one_id_one_video(committer: Committer) -> None:
+    gallery = committer.gallery
+    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1), piece_row("b", 0, 5, 1), end_row("b", 1)]))
+    renamed = pa.Table.from_pylist([{"source_id": "x", "uri": "/a"}], schema=SOURCE_SCHEMA)
+    with pytest.raises(PipelineError, match=r"under other ids: /a \(a\)"):
+        ingest_module.missing_sources(renamed, gallery, False)
+    forget(gallery, Selection(("b",)), "a test")
+    reused = pa.Table.from_pylist([{"source_id": "b", "uri": "/new"}], schema=SOURCE_SCHEMA)
+    with pytest.raises(PipelineError, match="ids belonged to videos that were forgotten: b"):
+        ingest_module.missing_sources(reused, gallery, False)
+
+
+def test_features_that_are_not_finite_make_a_reject(committer: Committer) -> None:
+    row = piece_row("a", 0, 10, 1)
+    features = np.frombuffer(row["feature"], np.float16).reshape(-1, 24).copy()
+    features[3, 5] = np.inf
+    columns = {name: [value] for name, value in row.items() if name != "feature"}
+    schema = pa.schema([field for field in PIECES_SCHEMA if field.name != "frames"])
+    marked = _mark(pa.table(columns, schema=schema), [bool(np.isfinite(features).all())]).to_pylist()[0]
+    committer.add(written(committer.gallery, [{**marked, "feature": features.tobytes()}, end_row("a", 1)]))
+    assert contents(committer.gallery) == {} and committer.reasons == {"bad_features": 1}
+
+
+def test_a_shard_that_went_away_is_not_committed(committer: Committer) -> None:
+    rows = written(committer.gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)])
+    for shard in Path(committer.gallery.location.path, "frames").iterdir():
+        shard.unlink()
+    with pytest.raises(PipelineError, match="went away before it was committed"):
+        committer.add(rows)
+    assert contents(committer.gallery) == {}
+
+
+@pytest.mark.parametrize(("decoders", "embedders", "cpus"), [(1, 1, 1), (1, 1, 2), (8, 8, 8), (32, 16, 64), (40, 1, 2)])
+def test_what_the_stages_reserve_fits_the_cluster(decoders: int, embedders: int, cpus: int) -> None:
+    decode, embed, write = ingest_module._cpu_shares(decoders, embedders, cpus)
+    assert decoders * decode + embedders * embed + write <= cpus and min(decode, embed, write) > 0

@@ -16,6 +16,7 @@ from pipeline.audit import read_records, verify
 from pipeline.catalog import SOURCE_SCHEMA
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
+from pipeline.head import save_head
 from pipeline.index import IndexSettings, build_index, index_versions, open_index
 from pipeline.ingest import missing_sources
 from pipeline.retention import Selection, compact, forget
@@ -278,15 +279,14 @@ def test_a_gallery_of_which_everything_is_forgotten_can_be_compacted(toy_gallery
     assert ids(toy_gallery) == ["v090", "v091"]
 
 
-def test_a_shard_is_named_by_the_rows_it_holds(toy_gallery: Gallery) -> None:
+def test_a_shard_holds_the_rows_it_was_given_and_no_two_share_a_file(toy_gallery: Gallery) -> None:
     whole = toy_gallery.read_shard(toy_gallery.snapshot().videos["shard"][0].as_py(), 0, 20)
     parts = [whole, whole.slice(0, 10), whole.slice(5, 10), whole.slice(10, 10)]
+    parts.append(pa.concat_tables([whole.slice(0, 7), whole.slice(7)]).combine_chunks())
     names = [toy_gallery.write_shard(part) for part in parts]
     assert len(set(names)) == len(parts)
     for name, part in zip(names, parts, strict=True):
         assert toy_gallery.read_shard(name, 0, len(part)).equals(part)
-    copied = pa.concat_tables([whole.slice(0, 7), whole.slice(7)]).combine_chunks()
-    assert toy_gallery.write_shard(copied) == names[0]
 
 
 def test_a_compaction_leaves_the_shards_of_the_gallery_before_it_alone_until_it_has_committed(
@@ -317,7 +317,7 @@ def test_compaction_is_in_the_audit_log(toy_gallery: Gallery) -> None:
 def test_orphans_are_kept_while_their_ingest_may_be_running(toy_gallery: Gallery) -> None:
     young = Path(toy_gallery.location.path, "frames", shard_of(toy_gallery, "young"))
     old = Path(toy_gallery.location.path, "frames", shard_of(toy_gallery, "old"))
-    table = Path(toy_gallery.location.path, "videos", "0000-orphan.parquet")
+    table = Path(toy_gallery.location.path, "videos", f"{0:032x}.parquet")
     pq.write_table(NO_VIDEOS, table)
     make_old(young, OLD - timedelta(minutes=5))
     make_old(old, OLD + timedelta(minutes=5))
@@ -328,7 +328,7 @@ def test_orphans_are_kept_while_their_ingest_may_be_running(toy_gallery: Gallery
 
 
 def test_what_killed_writers_left_is_removed_when_it_is_old(toy_gallery: Gallery) -> None:
-    young, old = (Path(toy_gallery.location.path, "frames", f".writing-{name}") for name in ("young", "old"))
+    young, old = (Path(toy_gallery.location.path, "frames", f".writing-{name:032x}") for name in (1, 2))
     for path in (young, old):
         path.write_bytes(b"half a shard")
     make_old(old, OLD + timedelta(minutes=5))
@@ -441,3 +441,69 @@ def test_a_damaged_index_does_not_keep_forgotten_features_on_the_disk(toy_galler
     with suppress(PipelineError):  # whether it complains or not
         compact(toy_gallery)
     assert [path for path in traces(toy_gallery, "v000", features) if "index" not in path.parts] == []
+
+
+def test_compaction_deletes_only_files_that_a_gallery_writes(toy_gallery: Gallery) -> None:
+    root = Path(toy_gallery.location.path)
+    mine = [root / "videos" / "holiday.mp4", root / "frames" / "notes.parquet", root / "index" / "my notes" / "a.txt"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+        make_old(path, OLD + timedelta(days=99))
+    compact(toy_gallery, timedelta(0))
+    assert all(path.read_bytes() == b"mine" for path in mine)
+
+
+def test_a_shard_that_an_ingest_has_not_committed_yet_is_not_taken_from_it(toy_gallery: Gallery) -> None:
+    row = toy_gallery.snapshot().videos.to_pylist()[0]
+    rows = toy_gallery.read_shard(row["shard"], 0, 20)
+    written = toy_gallery.write_shard(rows)  # the same rows again, as by a job that was submitted twice
+    compact(toy_gallery, OLD)
+    assert toy_gallery.read_shard(written, 0, 20).equals(rows)
+
+
+def test_a_damaged_index_version_does_not_keep_forgotten_videos_alive(toy_gallery: Gallery) -> None:
+    damaged, sound = build_index(toy_gallery), build_index(toy_gallery)
+    Path(damaged.location.path, "videos.parquet").write_bytes(b"nonsense")
+    forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
+    compact(toy_gallery)
+    assert not Path(damaged.location.path, "manifest.json").exists() and not Path(sound.location.path, "manifest.json").exists()
+
+
+def test_an_index_does_not_outlive_videos_that_were_forgotten_while_it_was_built(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget_and_save(*arguments: object) -> object:
+        forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
+        compact(toy_gallery)
+        return save_head(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pipeline.index.save_head", forget_and_save)
+    with pytest.raises(PipelineError, match="forgotten while the index was built"):
+        build_index(toy_gallery)
+    assert index_versions(toy_gallery) == []
+
+
+def test_old_index_versions_are_deleted_by_number(toy_gallery: Gallery) -> None:
+    versions = [build_index(toy_gallery).version for _ in range(4)]
+    compact(toy_gallery, keep_indexes=0)
+    assert index_versions(toy_gallery) == versions
+    compact(toy_gallery, keep_indexes=2)
+    assert index_versions(toy_gallery) == versions[2:]
+
+
+def test_a_reader_that_meets_a_compaction_reads_again(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Gallery._commits
+    tries = []
+
+    def compacted_after_listing(gallery: Gallery, leave_out: tuple[str, ...] = ()) -> dict:
+        commits = listed(gallery, leave_out)
+        tries.append(len(commits))
+        if len(tries) == 1:
+            compact(Gallery.open(toy_gallery.location.uri))
+        return commits
+
+    before = contents(toy_gallery)
+    monkeypatch.setattr(Gallery, "_commits", compacted_after_listing)
+    assert set(toy_gallery.snapshot().videos["video_id"].to_pylist()) == set(before)
+    assert len(tries) > 1

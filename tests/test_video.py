@@ -1,5 +1,6 @@
 """Sampling, cropping and decoding; every kind of bad file has its reason."""
 
+import itertools
 import struct
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipeline.errors import UsageError, VideoError
 from pipeline.video import (
     Event,
     Piece,
+    Progress,
     Rejected,
     Sampling,
     VideoInfo,
@@ -244,3 +246,9 @@ def test_an_abandoned_video_does_not_leak_into_the_next(tmp_path: Path) -> None:
     with Decoder(Sampling(height=32, width=16, piece=5)) as decoder:
         next(iter(decoder.events(long)))
         assert sum(len(piece.frames) for piece in pieces(list(decoder.events(short)))) == 9
+
+
+def test_counting_the_frames_of_a_long_stream_tells_its_progress(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "long.ts", frames=450)
+    before_info = list(itertools.takewhile(lambda event: not isinstance(event, VideoInfo), read_pieces(str(path), None, SMALL)))
+    assert len(before_info) >= 4 and all(isinstance(event, Progress) for event in before_info)
