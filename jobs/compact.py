@@ -8,6 +8,7 @@ import typer
 from jobs.command_line import run
 from pipeline.errors import UsageError
 from pipeline.gallery import Gallery
+from pipeline.index import index_versions
 from pipeline.retention import compact as run_compact
 
 
@@ -19,11 +20,13 @@ def compact(
     """Make small shards large, and take what was forgotten off the disk, indexes that hold it included."""
     if not 0 <= orphan_hours < 1e6:
         raise UsageError(f"--orphan-hours is a number of hours, 0 or more, not {orphan_hours:g}")
-    done = run_compact(Gallery.open(gallery), timedelta(hours=orphan_hours), keep_indexes)
+    opened = Gallery.open(gallery)
+    done = run_compact(opened, timedelta(hours=orphan_hours), keep_indexes)
     print(f"{done.videos} videos, {done.shards_before} shards became {done.shards_after}, {done.deleted} files deleted")
     if done.indexes:
         print(f"index versions deleted, old ones or with forgotten videos: {', '.join(done.indexes)}")
-        print("jobs.index builds one if none is left")
+    if not index_versions(opened):
+        print("there is no index; run jobs.index")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import FAILED, run
+from jobs.command_line import run
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery
 from pipeline.index import index_versions, open_index, videos_not_in
@@ -50,7 +50,7 @@ def status(
         for fault in faults:
             print(f"    {fault}")
         if faults:
-            raise typer.Exit(FAILED)
+            raise PipelineError(f"{opened.location.uri} has {len(faults)} faults, the first: {faults[0]}")
 
 
 if __name__ == "__main__":
