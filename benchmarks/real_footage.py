@@ -26,9 +26,9 @@ from pipeline.evaluation import Counts, RankingQuality, judge, rank_by_mean, ran
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import build_index
 from pipeline.ingest import ingest
+from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
 from pipeline.search import opened_partitions
-from pipeline.video import Sampling
 
 VTEST_AVI = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")  # where Debian's opencv-doc puts it
 

@@ -14,10 +14,10 @@ from pipeline.evaluation import RankingQuality, judge, rank_by_mean, rank_by_sea
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import IndexSettings, build_index, current_index, find_head
 from pipeline.ingest import ingest
+from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
 from pipeline.search import opened_partitions
 from pipeline.storage import resolve
-from pipeline.video import Sampling
 
 
 def evaluate(

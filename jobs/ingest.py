@@ -12,7 +12,7 @@ from pipeline.catalog import read_catalog
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.ingest import IngestProgress, IngestSummary, Workers
 from pipeline.ingest import ingest as run_ingest
-from pipeline.video import Sampling
+from pipeline.sampling import Sampling
 
 
 def ingest(
@@ -67,6 +67,9 @@ def ingest(
     if spec.path is not None:
         load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate))
+    if catalog.ignored or catalog.ignored_columns:
+        columns = f", the columns {', '.join(catalog.ignored_columns)}" if catalog.ignored_columns else ""
+        print(f"not read: {catalog.ignored} other files{columns}", file=sys.stderr)
     print(
         f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...", file=sys.stderr, flush=True
     )

@@ -15,12 +15,12 @@ from pipeline.gallery import Gallery
 from pipeline.index import open_index, videos_not_in
 from pipeline.report import write_report
 from pipeline.results import SearchResult, write_results
+from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
 from pipeline.search import SearchSettings, opened_partitions
 from pipeline.search import search as run_search
 from pipeline.storage import resolve
 from pipeline.targets import read_targets
-from pipeline.video import Sampling
 
 
 def search(

@@ -11,9 +11,8 @@ import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -69,23 +68,6 @@ _NOT_READABLE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
-class Source:
-    """One row of the catalog: a video file, a folder of numbered images, or ("auto") whichever of them the uri turns out to be.
-
-    start_time is in UTC. With a boxes file the source holds one candidate a track (see candidate_id), else it is the
-    candidate itself.
-    """
-
-    source_id: str
-    uri: str
-    kind: Literal["file", "images", "auto"]
-    camera_id: str | None = None
-    start_time: datetime | None = None
-    person_id: str | None = None
-    boxes_uri: str | None = None
-
-
-@dataclass(frozen=True)
 class Catalog:
     """What read_catalog found. table: SOURCE_SCHEMA, sorted by source_id. root: canonical uri of the input's folder.
 
@@ -132,13 +114,6 @@ def read_catalog(source: str | Path, *, roots: Sequence[str | Path] | None = Non
     _refuse_duplicates(catalog.table, "source_id", location.uri)
     table = _mark_outside(catalog.table, roots) if roots else catalog.table
     return Catalog(table.sort_by("source_id"), catalog.root, catalog.ignored, catalog.ignored_columns)
-
-
-def source_from_row(row: dict[str, Any]) -> Source:
-    """The Source of one row of a catalog's table, as `table.to_pylist()` gives it."""
-    start_time = row["start_time"].astimezone(UTC) if row["start_time"] is not None else None
-    same = ("source_id", "uri", "kind", "camera_id", "person_id", "boxes_uri")
-    return Source(**{name: row[name] for name in same}, start_time=start_time)
 
 
 def candidate_id(source_id: str, track_id: int | str) -> str:

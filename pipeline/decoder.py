@@ -19,7 +19,8 @@ from typing import Any, Self
 import numpy as np
 
 from pipeline.errors import VideoError
-from pipeline.video import Event, Piece, Rejected, Sampling, limit_memory, read_frames, read_pieces
+from pipeline.sampling import Sampling
+from pipeline.video import Event, Piece, Rejected, limit_memory, read_frames, read_pieces
 
 RENEW_AFTER = 200
 END = "end"

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.decoder import Decoder
 from pipeline.results import VideoRef
-from pipeline.video import Sampling
+from pipeline.sampling import Sampling
 
 HEIGHT, WIDTH = 192, 96  # pixels of a crop in a report
 

@@ -28,7 +28,7 @@ from pipeline.commit import Committer
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.pieces import DecodeSources, EmbedPieces, write_pieces
-from pipeline.video import Sampling
+from pipeline.sampling import Sampling
 
 BLOCK_BYTES = 32 << 20  # of decoded frames in one block of the stream
 SOURCES_A_BLOCK = (4, 64)  # few for few videos, so that all workers have some; more for many, so that blocks do not become many

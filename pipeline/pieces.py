@@ -12,7 +12,8 @@ from pipeline.catalog import candidate_id
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, frames_table
-from pipeline.video import Piece, Rejected, Sampling, VideoInfo
+from pipeline.sampling import Sampling
+from pipeline.video import Piece, Rejected, VideoInfo
 
 # One row a piece (kind "piece"), a refused candidate ("reject"), or the end of a source ("end": how many of both there were).
 PIECES_SCHEMA = pa.schema(

@@ -301,7 +301,6 @@ def _facts(result: SearchResult) -> list[tuple[str, str]]:
         ("Index version", result.index_version),
         ("Model", result.model),
         ("Time taken", f"{result.seconds:.1f} s"),
-        ("Remarks", "\n".join(result.notes)),
     ]
     return [(term, words) for term, words in facts if words]
 

@@ -5,7 +5,7 @@ A lead is a candidate that deserves a look, not a verdict: rank and score order 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -118,7 +118,6 @@ class SearchResult:
     searched_by: str | None = None
     reason: str | None = None
     case: str | None = None
-    notes: tuple[str, ...] = field(default=())
 
 
 def results_table(results: Sequence[SearchResult]) -> pa.Table:

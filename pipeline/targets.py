@@ -15,10 +15,11 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.partition import TargetSegments
 from pipeline.results import VideoRef
+from pipeline.sampling import Sampling
 from pipeline.scoring import encode_target
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage import canonical_uri
-from pipeline.video import Piece, Rejected, Sampling
+from pipeline.video import Piece, Rejected
 
 GALLERY_PREFIX = "id:"
 

@@ -9,7 +9,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import pipeline.decoder
-from pipeline.video import Event, Sampling, read_pieces
+from pipeline.sampling import Sampling
+from pipeline.video import Event, read_pieces
 
 
 def misbehave(request: tuple[Any, ...], sampling: Sampling) -> Iterator[Event]:

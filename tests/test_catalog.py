@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -23,16 +24,33 @@ from pipeline.catalog import (
     REJECT_REASONS,
     SOURCE_SCHEMA,
     Catalog,
-    Source,
     candidate_id,
     default_video_id,
     read_catalog,
-    source_from_row,
 )
 from pipeline.errors import UsageError
 from pipeline.storage import StorageError, resolve
 
 SHARED = Path(__file__).parents[1].parent / "shared/data"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A row of the catalog, to compare with."""
+
+    source_id: str
+    uri: str
+    kind: str
+    camera_id: str | None = None
+    start_time: datetime | None = None
+    person_id: str | None = None
+    boxes_uri: str | None = None
+
+
+def source_from_row(row: dict) -> Source:
+    start_time = row["start_time"].astimezone(UTC) if row["start_time"] is not None else None
+    same = ("source_id", "uri", "kind", "camera_id", "person_id", "boxes_uri")
+    return Source(**{name: row[name] for name in same}, start_time=start_time)
 
 
 def touch(root: Path, *names: str) -> None:

@@ -20,7 +20,7 @@ from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.ingest import Workers, ingest
 from pipeline.pieces import PIECES_SCHEMA, WRITTEN_SCHEMA, _mark, decode_source, write_pieces
 from pipeline.retention import Selection, forget
-from pipeline.video import Sampling
+from pipeline.sampling import Sampling
 from tests.conftest import toy_spec
 from tests.test_video import write_video
 

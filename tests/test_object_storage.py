@@ -15,11 +15,11 @@ from pipeline.ingest import ingest
 from pipeline.report import write_report
 from pipeline.results import write_results
 from pipeline.retention import Selection, compact, forget
+from pipeline.sampling import Sampling
 from pipeline.search import SearchSettings, opened_partitions, search
 from pipeline.storage import resolve
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
-from pipeline.video import Sampling
 from tests.test_video import write_video
 
 

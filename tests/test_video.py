@@ -14,19 +14,9 @@ from hypothesis import strategies as st
 from pipeline.catalog import REJECT_REASONS
 from pipeline.decoder import Decoder
 from pipeline.errors import UsageError, VideoError
-from pipeline.video import (
-    Event,
-    Piece,
-    Progress,
-    Rejected,
-    Sampling,
-    VideoInfo,
-    image_order,
-    read_frames,
-    read_pieces,
-    resize,
-    sample_times,
-)
+from pipeline.readers import Progress, image_order
+from pipeline.sampling import Sampling, resize, sample_times
+from pipeline.video import Event, Piece, Rejected, VideoInfo, read_frames, read_pieces
 
 SMALL = Sampling(height=32, width=16)
 

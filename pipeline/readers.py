@@ -1,0 +1,225 @@
+"""What a video can be, opened: a file through decord, a stream through PyAV, a folder of numbered images."""
+
+import contextlib
+import itertools
+import re
+import tempfile
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pyarrow.fs import FileType
+
+from pipeline.catalog import IMAGE_SUFFIXES
+from pipeline.errors import VideoError
+from pipeline.sampling import Sampling, resize, sample_times
+from pipeline.storage import Location, StorageError, resolve
+
+PROGRESS_FRAMES = 100
+# How files of the containers begin that cameras and tools write. Nothing else is opened: FFmpeg would also draw a text file as
+# a picture, and follow a playlist to other files.
+CONTAINER_MAGIC = re.compile(
+    rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)"  # MP4, MOV, 3GP
+    rb"|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV|OggS|DKIF|YUV4MPEG2|\x06\x0e\x2b\x34"  # Matroska and WebM, AVI, FLV, Ogg, IVF, Y4M, MXF
+    rb"|\x30\x26\xb2\x75",  # ASF and WMV
+    re.DOTALL,
+)
+STREAM_MAGIC = re.compile(rb"\x47|.{4}\x47|\x00\x00\x01[\xba\xb3]|\x00\x00\x00?\x01", re.DOTALL)  # MPEG-TS, M2TS, MPEG-PS, raw
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Decoding goes on; nothing to hand over yet."""
+
+
+class Reader:
+    """An open source. times: float64 [frames], seconds from the first frame; fps: frames a second."""
+
+    times: np.ndarray
+    fps: float
+
+    def sampled(self, sampling: Sampling) -> np.ndarray:
+        """int64 [m]: the frames to look at."""
+        return sample_times(self.times, sampling.rate)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 [n, height, width, 3], RGB. Raises VideoError."""
+        raise NotImplementedError
+
+
+class FileReader(Reader):
+    """A video file through decord."""
+
+    def __init__(self, path: Path, uri: str) -> None:
+        import decord
+
+        self.uri = uri
+        self.error = decord.DECORDError
+        try:
+            self.video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        except (RuntimeError, self.error) as error:
+            raise _cannot_open(path, uri, error) from error
+        self.fps = float(self.video.get_avg_fps())
+        if not 0 < self.fps < 1000:
+            self.fps = 25.0
+        frames = len(self.video)
+        spans = self.video.get_frame_timestamp(np.arange(frames)) if frames else []
+        self.times = checked_times(np.asarray(spans, np.float64).reshape(-1, 2)[:, 0], self.fps)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        try:
+            return self.video.get_batch(indices.tolist()).asnumpy()
+        except (RuntimeError, self.error) as error:
+            where = f"between {self.times[indices[0]]:.1f} s and {self.times[indices[-1]]:.1f} s"
+            raise VideoError("truncated", f"{self.uri} is damaged or cut off {where} and cannot be decoded there") from error
+
+
+class StreamReader(Reader):
+    """A stream without an index (MPEG-TS, or raw H.264 and HEVC as cameras leave it behind) through PyAV, from front to back.
+
+    decord opens no raw stream and fails to seek in transport streams. There is no index to count the frames from, so the stream
+    is decoded once for their times and once more for the frames; packets that are damaged are passed over.
+    """
+
+    def __init__(self, path: Path, uri: str) -> None:
+        import av
+
+        self.path, self.uri, self.errors = path, uri, (av.FFmpegError, OSError)
+        self.decoded: Iterator[Any] = iter(())
+        self.next = 0
+        try:
+            with av.open(str(path)) as container:
+                if not container.streams.video:
+                    raise VideoError("not_a_video", f"{uri} has no video stream")
+                self.fps = float(container.streams.video[0].average_rate or 25)
+        except self.errors as error:
+            raise VideoError("truncated", f"{uri} is a damaged or cut-off stream: {error}") from error
+
+    def count_frames(self) -> Iterator[Progress]:
+        """Decode the stream once for the times of its frames; must be run through before anything is read."""
+        stamps: list[float] = []
+        try:
+            for frame in self._frames():
+                stamps.append(np.nan if frame.time is None else frame.time)
+                if len(stamps) % PROGRESS_FRAMES == 0:
+                    yield Progress()
+        except self.errors as error:
+            raise VideoError("truncated", f"{self.uri} is a damaged or cut-off stream: {error}") from error
+        self.times = checked_times(np.array(stamps, np.float64), self.fps)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        frames = []
+        for index in indices.tolist():
+            if index < self.next:
+                self.decoded, self.next = iter(()), 0
+            if self.next == 0:
+                self.decoded = self._frames()
+            frame = next(itertools.islice(self.decoded, index - self.next, None), None)
+            if frame is None:
+                raise VideoError("truncated", f"{self.uri} decodes differently the second time; it is damaged")
+            self.next = index + 1
+            frames.append(frame.to_ndarray(format="rgb24"))
+        return np.stack(frames)
+
+    def _frames(self) -> Iterator[Any]:
+        import av
+
+        with av.open(str(self.path)) as container:
+            for packet in container.demux(video=0):
+                with contextlib.suppress(av.error.InvalidDataError):
+                    yield from packet.decode()
+
+
+def checked_times(stamps: np.ndarray, fps: float) -> np.ndarray:
+    """Time stamps as seconds from the first frame, float64 [n]; counted from fps where the container's make no sense."""
+    if not np.all(np.isfinite(stamps)) or np.any(np.diff(stamps) <= 0):
+        stamps = np.arange(len(stamps)) / fps
+    return stamps - stamps[0] if len(stamps) else stamps
+
+
+class ImagesReader(Reader):
+    """A folder of numbered images, in the order of their numbers."""
+
+    def __init__(self, location: Location, sampling: Sampling) -> None:
+        self.fps = sampling.image_rate or sampling.rate
+        images = [file for file in location.list() if file.name.lower().endswith(tuple(IMAGE_SUFFIXES))]
+        self.images = sorted(images, key=lambda file: image_order(file.name))
+        self.times = np.arange(len(self.images)) / self.fps
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        frames = [self._image(int(index)) for index in indices]
+        height, width = frames[0].shape[:2]  # images of a tracklet may differ in size; the first one's is the video's
+        return np.stack([resize(frame, height, width) for frame in frames])
+
+    def _image(self, index: int) -> np.ndarray:
+        data = self.images[index].read_bytes()
+        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        if frame is None:
+            raise VideoError("unreadable_image", f"{self.images[index].uri} is not an image that can be read")
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+def image_order(name: str) -> tuple[list[int], str]:
+    """Sort key of a numbered image: all numbers in its name, compared as numbers, then the name."""
+    return [int(digits) for digits in re.findall(r"\d+", name)], name
+
+
+def open_source(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Generator[Progress, None, Reader]:
+    """The opened source; what takes long (a copy from an object store, counting a stream's frames) tells its progress."""
+    try:
+        location = resolve(uri)
+        info = location.info()
+        if info.type == FileType.Directory:
+            return ImagesReader(location, sampling)
+        if info.type == FileType.NotFound:
+            raise VideoError("missing", f"{uri} does not exist")
+        if info.size == 0:
+            raise VideoError("empty", f"{uri} is an empty file")
+        if info.size > sampling.max_bytes:
+            raise VideoError("too_large", f"{uri} has {info.size} bytes; the limit is {sampling.max_bytes} (--max-bytes)")
+        path = Path(location.path) if location.is_local else (yield from _local_copy(location, stack))
+        with location.open_input():  # a refusal to read is told apart from damage here; decord would mix them up
+            if not _is_stream(path, uri):
+                return FileReader(path, uri)
+            stream = StreamReader(path, uri)
+            yield from stream.count_frames()
+            return stream
+    except StorageError as error:
+        reason = error.kind if error.kind in ("missing", "permission_denied") else "undecodable"
+        raise VideoError(reason, str(error)) from error
+
+
+def _local_copy(location: Location, stack: contextlib.ExitStack) -> Generator[Progress, None, Path]:
+    """An object as a temporary file: decord needs to seek, and seeking over the network costs more than one pass."""
+    copy = stack.enter_context(tempfile.NamedTemporaryFile(suffix=Path(location.path).suffix))  # noqa: SIM115
+    with location.open_input() as stream:
+        while block := stream.read(16 << 20):
+            copy.write(block)
+            yield Progress()
+    copy.flush()
+    return Path(copy.name)
+
+
+def _is_stream(path: Path, uri: str) -> bool:
+    """Whether the file is a stream without an index rather than a container with one. Raises VideoError for what is no video."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if STREAM_MAGIC.match(start):
+        return True
+    if not CONTAINER_MAGIC.match(start):
+        raise VideoError("not_a_video", f"{uri} is not in a video format that is read")
+    return False
+
+
+def _cannot_open(path: Path, uri: str, error: Exception) -> VideoError:
+    """Why decord does not open a file that begins like a video."""
+    import av
+
+    with contextlib.suppress(av.FFmpegError, OSError), av.open(str(path)) as container:
+        if not container.streams.video:
+            return VideoError("not_a_video", f"{uri} has no video stream")
+    said = str(error).strip().splitlines()[-1].split("] ")[-1]
+    return VideoError("truncated", f"{uri} is a damaged or cut-off video: {said}")

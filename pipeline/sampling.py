@@ -1,0 +1,68 @@
+"""Which frames of a video are looked at, in what size, and the limits past which a video is refused."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from pipeline.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video are looked at, in what size, and the limits past which a video is refused.
+
+    rate: sampled frames a second of video; a video with fewer frames a second gives all of them.
+    image_rate: frames a second of a folder of images; None: the folder is taken as already sampled, each image counts.
+    height, width: pixels of a frame handed to the backbone.
+    piece: frames a piece. max_frames: sampled frames a candidate. max_bytes: size of a video file in bytes.
+    min_box: pixels of a box that must lie inside the frame, in each direction, for it to count.
+    time_limit: seconds without progress after which a video is given up. memory_limit: bytes that decoding may take.
+    """
+
+    rate: float = 10.0
+    image_rate: float | None = None
+    height: int = 256
+    width: int = 128
+    piece: int = 64
+    max_frames: int = 20_000
+    max_bytes: int = 16 << 30
+    min_box: int = 8
+    time_limit: float = 60.0
+    memory_limit: int = 3 << 30
+
+    def __post_init__(self) -> None:
+        positive = (
+            "rate",
+            "height",
+            "width",
+            "piece",
+            "max_frames",
+            "max_bytes",
+            "min_box",
+            "time_limit",
+            "memory_limit",
+        )
+        for name in (*positive, *(["image_rate"] if self.image_rate is not None else [])):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {getattr(self, name)}")
+
+
+def sample_times(times: np.ndarray, rate: float) -> np.ndarray:
+    """Frames to look at: of each 1/rate seconds of video, the first frame.
+
+    times: float64 [n], seconds, ascending. Returns int64 [m], m <= n, ascending. Decided from the frames' own times, so
+    a variable frame rate is sampled evenly in time.
+    """
+    if len(times) == 0:
+        return np.empty(0, np.int64)
+    ticks = np.floor((times - times[0]) * rate + 1e-3)
+    return np.flatnonzero(np.diff(ticks, prepend=-1.0) > 0)
+
+
+def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [h, w, 3] -> uint8 [height, width, 3]; area averaging when it shrinks, bilinear when it grows."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    shrinks = frame.shape[0] * frame.shape[1] > height * width
+    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
