@@ -27,7 +27,11 @@ CONTAINER_MAGIC = re.compile(
     rb"|\x30\x26\xb2\x75",  # ASF and WMV
     re.DOTALL,
 )
-STREAM_MAGIC = re.compile(rb"\x47|.{4}\x47|\x00\x00\x01[\xba\xb3]|\x00\x00\x00?\x01", re.DOTALL)  # MPEG-TS, M2TS, MPEG-PS, raw
+STREAM_MAGIC = re.compile(
+    rb"\x47.{187}\x47|.{4}\x47.{191}\x47"  # MPEG-TS and M2TS: packets of 188 and 192 bytes
+    rb"|\x00\x00\x01[\xba\xb3]|\x00\x00\x00?\x01",  # MPEG-PS and -1/2 video; raw H.264 and HEVC
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -206,12 +210,12 @@ def _local_copy(location: Location, stack: contextlib.ExitStack) -> Generator[Pr
 def _is_stream(path: Path, uri: str) -> bool:
     """Whether the file is a stream without an index rather than a container with one. Raises VideoError for what is no video."""
     with path.open("rb") as file:
-        start = file.read(64)
+        start = file.read(256)
+    if CONTAINER_MAGIC.match(start):
+        return False
     if STREAM_MAGIC.match(start):
         return True
-    if not CONTAINER_MAGIC.match(start):
-        raise VideoError("not_a_video", f"{uri} is not in a video format that is read")
-    return False
+    raise VideoError("not_a_video", f"{uri} is not in a video format that is read")
 
 
 def _cannot_open(path: Path, uri: str, error: Exception) -> VideoError:

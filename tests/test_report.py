@@ -198,7 +198,6 @@ def test_hostile_words_are_shown_and_never_become_markup() -> None:
         result,
         **dict.fromkeys(("gallery", "index_version", "model", "searched_by", "reason", "case"), HOSTILE),
         filters=(HOSTILE,),
-        notes=(HOSTILE,),
     )
     for pictures in (figure, nothing):
         page = Page(render_report([result, search(target="b")], pictures, show_labels=True))

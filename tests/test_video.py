@@ -146,6 +146,8 @@ def test_pictures_and_playlists_named_as_videos_are_not_opened(tmp_path: Path) -
     _, png = cv2.imencode(".png", np.zeros((40, 20, 3), np.uint8))
     contents = {
         "picture.mp4": png.tobytes(),
+        "begins like a stream.ts": b"Good morning, this is a text. " * 40,
+        "begins like one in cameras.mts": b"1234Good morning, this is a text. " * 40,
         "playlist.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{target}\n#EXT-X-ENDLIST\n".encode(),
         "concat.mp4": f"ffconcat version 1.0\nfile {target}\n".encode(),
     }
