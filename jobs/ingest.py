@@ -41,7 +41,10 @@ def ingest(
     strict: Annotated[bool, typer.Option(help="Exit with 3 when some inputs were rejected.")] = False,
     decoders: Annotated[int | None, typer.Option(help="Decoding actors [default: half the CPUs].")] = None,
     embedders: Annotated[int | None, typer.Option(help="Embedding actors [default: one a GPU, else one per 4 CPUs].")] = None,
-    shard_pieces: Annotated[int, typer.Option(help="Pieces (about: videos) of one shard and commit.", min=1)] = 128,
+    shard_pieces: Annotated[
+        int | None,
+        typer.Option(help="Pieces (about: videos) of a shard and commit [default: a 20th of the inputs, 16 to 512].", min=1),
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
 ) -> None:
     """Decode, sample, crop and embed candidate videos into a gallery. Run again, it does only what is missing.

@@ -36,7 +36,7 @@ SOURCES_A_BLOCK = (4, 64)  # few for few videos, so that all workers have some; 
 
 @dataclass(frozen=True)
 class Workers:
-    """How the work is spread. None: from the cluster's CPUs and GPUs.
+    """How the work is spread. None: from the cluster's CPUs and GPUs, and from the number of inputs.
 
     decoders: decoding actors. embedders: embedding actors. threads: CPU threads of one embedder. shard_pieces: pieces (videos,
     when none is long) that one shard holds and one commit makes durable.
@@ -45,7 +45,7 @@ class Workers:
     decoders: int | None = None
     embedders: int | None = None
     threads: int | None = None
-    shard_pieces: int = 128
+    shard_pieces: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("decoders", "embedders", "threads", "shard_pieces"):
@@ -231,7 +231,7 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
         .map_batches(
             write_pieces,
             fn_args=(gallery,),
-            batch_size=2 * workers.shard_pieces,  # a video is a piece and an end
+            batch_size=2 * (workers.shard_pieces or min(512, max(16, len(missing) // 20))),  # a video is a piece and an end
             batch_format="pyarrow",
             num_cpus=write_cpus,
         )
