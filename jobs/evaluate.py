@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import run
+from pipeline.audit import append_record
 from pipeline.backbone import DEFAULT, find_backbone, parse_input_size
 from pipeline.catalog import read_catalog
 from pipeline.errors import UsageError
@@ -55,8 +56,9 @@ def evaluate(
         qualities = {name: judge(ranked, person, counts) for name, ranked in rankings.items()}
     except ValueError as error:
         raise UsageError(f"{data}: {error}; each person needs a second video, under another camera") from error
+    fields = {"data": data, "model": index.model, "index_version": index.version, "rejected": summary.refused}
+    append_record(gallery, "evaluate", {**fields, "queries": len(person)})
     print(describe(qualities, index.model, summary.refused))
-    fields = {"data": str(data), "model": index.model, "index_version": index.version, "rejected": summary.refused}
     document = fields | {"methods": {name: asdict(quality) for name, quality in qualities.items()}}
     resolve(out).join("evaluation.json").write_atomically(json.dumps(document, indent=1).encode())
 

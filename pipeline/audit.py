@@ -21,7 +21,7 @@ TRIES = 100  # writers that may come in between
 
 
 def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
-    """Append one record and return its name; action is "search", "forget" or "compact".
+    """Append one record and return its name; action is "search", "evaluate", "forget" or "compact".
 
     who, host and time are added. On local disks writers take turns; on object stores, where a file cannot be created exclusively
     here, two writers in the same instant may take the same number. Raises UsageError for text that is not Unicode, and

@@ -38,6 +38,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         else:
             # Ray's own processes write to this one's stderr, alarming words about every actor of Ray Data among them.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to leave the machine unasked
             ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         if not address:

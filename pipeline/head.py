@@ -67,8 +67,7 @@ def save_head(
 def load_head(folder: str | os.PathLike[str], backbone_hash: str | None = None) -> Coattention:
     """The head in `folder`, float32, on the CPU, in eval mode.
 
-    backbone_hash: the backbone in use; a head that names another one is refused. Raises PipelineError, with the path,
-    for
+    backbone_hash: the backbone in use; a head that names another one is refused. Raises PipelineError, with the path, for
     whatever is not a whole, undamaged head: a missing file, damaged JSON, wrong sizes, tensors of another name, type or
     width, a checksum that does not match, numbers that are not finite, and pickled weights of any name.
     """

@@ -32,6 +32,7 @@ import ray
 import typer.main
 from onnx import TensorProto, helper
 
+from pipeline.audit import read_records
 from pipeline.backbone import DEFAULT, find_backbone
 from pipeline.catalog import default_video_id
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
@@ -744,6 +745,7 @@ def test_evaluate_judges_every_labelled_video_beside_the_baseline(world: World, 
         assert quality["queries"] + quality["unmatched"] == len(world.clips)
         assert 0 < quality["mean_ap"] <= 1 and list(quality["cmc"]) == ["1", "5", "10", "20"]
     assert "co-attention" in ended.out and "mean + cosine" in ended.out
+    assert read_records(Gallery.open(tmp_path / "out" / "gallery"))[-1]["action"] == "evaluate"
 
 
 def test_evaluate_without_labels_is_refused(world: World, tmp_path: Path) -> None:
