@@ -32,7 +32,7 @@ REJECT_REASONS = {
     "truncated": "the file ends too early",
     "undecodable": "it looks like a video, but its frames cannot be decoded",
     "unreadable_image": "an image of the folder cannot be decoded",
-    "no_frames": "it holds no frames",
+    "no_frames": "it holds no frames, or no image matches its pattern",
     "too_large": "it has more pixels or frames than the settings allow",
     "time_limit": "decoding took longer than the settings allow",
     "decoder_crash": "the decoder's process died on it",
@@ -81,12 +81,13 @@ class Catalog:
 
 
 def read_catalog(source: str | Path, *, roots: Sequence[str | Path] | None = None) -> Catalog:
-    """The candidate videos of a folder or bucket prefix (searched recursively), a manifest, or one video file.
+    """The candidate videos of a folder or bucket prefix (searched recursively), a manifest, one video file or image pattern.
 
     In folders, files with one of VIDEO_SUFFIXES are candidates, and so is each folder of numbered images (a stem that ends in
     a digit) with no video in it and neither videos nor images below it. Names with a leading dot are skipped; links are
     followed once. A manifest has the column uri and may have the others of MANIFEST_COLUMNS; relative uris start from its
-    folder, times without a zone are UTC, empty text is none. Rows without video_id get default_video_id.
+    folder, times without a zone are UTC, empty text is none. Rows without video_id get default_video_id. An image pattern (see
+    is_image_pattern) is one candidate, as the input and in a manifest.
 
     roots: folders and prefixes that uris and boxes_uris must lie in; rows that do not are marked with the reject reason
     "outside_roots". None or empty: anywhere.
@@ -96,24 +97,33 @@ def read_catalog(source: str | Path, *, roots: Sequence[str | Path] | None = Non
     """
     location = resolve(source)
     info = location.info()
-    if info.type == pafs.FileType.NotFound:
+    is_pattern = info.type != pafs.FileType.Directory and is_image_pattern(location.name)
+    if info.type == pafs.FileType.NotFound and not (is_pattern and resolve(_folder_uri(location)).exists()):
         raise UsageError(f"there is no file or folder {location.uri}")
     suffix = posixpath.splitext(location.path)[1].lower()
     if info.type == pafs.FileType.Directory:
         catalog = _read_folder(location)
     elif suffix in MANIFEST_SUFFIXES:
         catalog = _from_manifest(location)
-    elif suffix in VIDEO_SUFFIXES:
-        catalog = Catalog(_source_table([location.uri], ["file"]), _folder_uri(location))
+    elif suffix in VIDEO_SUFFIXES or is_pattern:
+        catalog = Catalog(source_table([location.uri], ["images" if is_pattern else "file"]), _folder_uri(location))
     else:
         raise UsageError(
-            f"{location.uri} is no input: give a folder, a manifest ({', '.join(MANIFEST_SUFFIXES)}) "
-            "or a video file with a usual extension (.mp4, .mkv, ...)"
+            f"{location.uri} is no input: give a folder, a manifest ({', '.join(MANIFEST_SUFFIXES)}), "
+            "a video file with a usual extension (.mp4, .mkv, ...) or an image pattern (.../0001C1T0001F*.jpg)"
         )
     _refuse_duplicates(catalog.table, "uri", location.uri)
     _refuse_duplicates(catalog.table, "source_id", location.uri)
     table = _mark_outside(catalog.table, roots) if roots else catalog.table
     return Catalog(table.sort_by("source_id"), catalog.root, catalog.ignored, catalog.ignored_columns)
+
+
+def is_image_pattern(name: str) -> bool:
+    """Whether a uri's last part names images of its folder: `*`, for any characters, and an image's suffix ("0001C1T0001F*.jpg").
+
+    So one folder can hold many tracklets. No other character is special, and `*` stands for no leading dot.
+    """
+    return "*" in name and posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def candidate_id(source_id: str, track_id: int | str) -> str:
@@ -125,7 +135,8 @@ def default_video_id(uri: str) -> str:
     """A readable id that only this canonical uri has: its file's stem or folder's name and 12 hex digits of its SHA-256."""
     name = (uri if uri.startswith("/") else uri.partition("?")[0]).rpartition("/")[2]
     stem, dot, suffix = name.rpartition(".")
-    readable = _NOT_READABLE.sub("_", stem if dot + suffix.lower() in VIDEO_SUFFIXES else name).strip("._-")[:60]
+    has_suffix = dot + suffix.lower() in VIDEO_SUFFIXES or is_image_pattern(name)
+    readable = _NOT_READABLE.sub("_", stem if has_suffix else name).strip("._-")[:60]
     return f"{readable or 'video'}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
 
 
@@ -197,7 +208,7 @@ def _read_folder(location: Location) -> Catalog:
             f"{location.uri} holds no video and no folder of numbered images"
             + (f" ({listing.ignored} other files)" if listing.ignored else "")
         )
-    return Catalog(_source_table(listing.uris, listing.kinds, refused=listing.refused), location.uri, ignored=listing.ignored)
+    return Catalog(source_table(listing.uris, listing.kinds, refused=listing.refused), location.uri, ignored=listing.ignored)
 
 
 def _walk(root: str, listing: _Listing) -> None:
@@ -253,13 +264,17 @@ def _from_manifest(location: Location) -> Catalog:
     columns = {name: manifest[name] for name in ("camera_id", "start_time", "person_id", "boxes_uri")}
     uris = manifest["uri"].to_pylist()
     ids = [explicit or default_video_id(uri) for explicit, uri in zip(manifest["video_id"].to_pylist(), uris, strict=True)]
-    return Catalog(_source_table(uris, ["auto"] * len(uris), source_id=ids, **columns), folder, ignored_columns=ignored_columns)
+    return Catalog(source_table(uris, ["auto"] * len(uris), source_id=ids, **columns), folder, ignored_columns=ignored_columns)
 
 
-def _source_table(
+def source_table(
     uris: list[str], kinds: list[str], refused: dict[str, tuple[str, str]] | None = None, **columns: Any
 ) -> pa.Table:
-    """SOURCE_SCHEMA, unsorted; columns that are not given are null, ids the default ones."""
+    """SOURCE_SCHEMA, unsorted; columns that are not given are null, ids the default ones.
+
+    uris: canonical, one a source. kinds: "file", "images" or "auto" (not known before it is decoded). refused: uri -> (reject
+    reason, message). columns: others of SOURCE_SCHEMA by name, a list or column each.
+    """
     columns |= {"uri": uris, "kind": kinds}
     if "source_id" not in columns:
         columns["source_id"] = [default_video_id(uri) for uri in uris]

@@ -31,9 +31,9 @@ _LONGEST_ID = 200
 def read_manifest(location: Location, folder: str) -> tuple[pa.Table, tuple[str, ...]]:
     """A manifest's rows and the names of the columns that were not read.
 
-    folder: what relative uris start from. The table has MANIFEST_COLUMNS: canonical uris, start_time as timestamp[us, UTC], the
-    rest text; null where a row says nothing. Raises UsageError for a manifest without rows, without the column uri or with a
-    fault, which is named with its row, from 1.
+    folder: what relative uris start from, those of image patterns (tracklets/0001C1T0001F*.jpg) too. The table has
+    MANIFEST_COLUMNS: canonical uris, start_time as timestamp[us, UTC], the rest text; null where a row says nothing. Raises
+    UsageError for a manifest without rows, without the column uri or with a fault, which is named with its row, from 1.
     """
     suffix = posixpath.splitext(location.path)[1].lower()
     if suffix == ".parquet":

@@ -1,10 +1,14 @@
-"""What a video can be, opened: a file through decord, a stream through PyAV, a folder of numbered images."""
+"""What a video can be, opened: a file through decord, a stream through PyAV, numbered images of a folder."""
 
+import bisect
 import contextlib
+import functools
 import itertools
+import os
 import re
 import tempfile
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,13 @@ import cv2
 import numpy as np
 from pyarrow.fs import FileType
 
-from pipeline.catalog import IMAGE_SUFFIXES
+from pipeline.catalog import IMAGE_SUFFIXES, is_image_pattern
 from pipeline.errors import VideoError
 from pipeline.sampling import Sampling, resize, sample_times
-from pipeline.storage import Location, StorageError, resolve
+from pipeline.storage import Location, StorageError, canonical_uri, resolve
 
 PROGRESS_FRAMES = 100
+LISTING_SECONDS = 600  # for which the listing of a bucket prefix is good; local folders say when they change
 # How files of the containers begin that cameras and tools write. Nothing else is opened: FFmpeg would also draw a text file as
 # a picture, and follow a playlist to other files.
 CONTAINER_MAGIC = re.compile(
@@ -145,13 +150,13 @@ def checked_times(stamps: np.ndarray, fps: float) -> np.ndarray:
 
 
 class ImagesReader(Reader):
-    """A folder of numbered images, in the order of their numbers."""
+    """Numbered images of a folder, in the order of their numbers. names: the images that belong to the video."""
 
-    def __init__(self, location: Location, sampling: Sampling) -> None:
+    def __init__(self, folder: Location, names: Sequence[str], sampling: Sampling) -> None:
         self.fps = sampling.image_rate or sampling.rate
-        images = [file for file in location.list() if file.name.lower().endswith(tuple(IMAGE_SUFFIXES))]
-        self.images = sorted(images, key=lambda file: image_order(file.name))
-        self.times = np.arange(len(self.images)) / self.fps
+        self.folder = folder
+        self.names = sorted(names, key=image_order)
+        self.times = np.arange(len(self.names)) / self.fps
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         frames = [self._image(int(index)) for index in indices]
@@ -159,10 +164,11 @@ class ImagesReader(Reader):
         return np.stack([resize(frame, height, width) for frame in frames])
 
     def _image(self, index: int) -> np.ndarray:
-        data = self.images[index].read_bytes()
+        image = self.folder.join(self.names[index])
+        data = image.read_bytes()
         frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
         if frame is None:
-            raise VideoError("unreadable_image", f"{self.images[index].uri} is not an image that can be read")
+            raise VideoError("unreadable_image", f"{image.uri} is not an image that can be read")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
@@ -171,13 +177,78 @@ def image_order(name: str) -> tuple[list[int], str]:
     return [int(digits) for digits in re.findall(r"\d+", name)], name
 
 
+def image_names(folder: Location, pattern: str = "*") -> list[str]:
+    """Names of the images of a folder that match the pattern, sorted; `*` is any characters, but no leading dot.
+
+    The last folder's names are kept, so asking for one tracklet after another of a folder lists it once. Raises StorageError
+    when the folder is missing (an object store has none that is empty) or may not be read.
+    """
+    stamp = _last_change(folder.path) if folder.is_local else int(time.monotonic() // LISTING_SECONDS)
+    names = _listed_images(folder.uri, stamp)
+    if not names and folder.info().type != FileType.Directory:
+        raise StorageError(f"cannot read {folder.uri}: there is no such folder", "missing")
+    start = pattern.partition("*")[0]
+    first = bisect.bisect_left(names, start)
+    alike = itertools.takewhile(lambda name: name.startswith(start), itertools.islice(names, first, None))
+    return [name for name in alike if matches(name, pattern)]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether the name is the pattern with some characters, or none, in the place of each `*`. Takes linear time."""
+    start, *between = pattern.split("*")
+    if not between:
+        return name == pattern
+    end = between.pop()
+    at, stop = len(start), len(name) - len(end)
+    if at > stop or not name.startswith(start) or not name.endswith(end):
+        return False
+    for part in between:
+        at = name.find(part, at, stop)
+        if at < 0:
+            return False
+        at += len(part)
+    return True
+
+
+def _last_change(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116
+    except OSError:
+        return 0  # listing it says why
+
+
+@functools.lru_cache(maxsize=1)
+def _listed_images(uri: str, stamp: int) -> list[str]:
+    """All image names of a folder, sorted, without hidden ones. stamp: another one for a folder that may have changed."""
+    folder = resolve(uri)
+    if folder.is_local:
+        try:
+            with os.scandir(folder.path) as entries:
+                names = [entry.name for entry in entries if not entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            kind = "permission_denied" if isinstance(error, PermissionError) else "other"
+            raise StorageError(f"cannot list {uri}: {error.strerror}", kind) from error
+    else:
+        names = [file.name for file in folder.list()]
+    suffixes = tuple(IMAGE_SUFFIXES)
+    return sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
+
+
 def open_source(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Generator[Progress, None, Reader]:
     """The opened source; what takes long (a copy from an object store, counting a stream's frames) tells its progress."""
     try:
         location = resolve(uri)
         info = location.info()
         if info.type == FileType.Directory:
-            return ImagesReader(location, sampling)
+            return ImagesReader(location, image_names(location), sampling)
+        if is_image_pattern(location.name):
+            folder = resolve(canonical_uri("..", uri))
+            names = image_names(folder, location.name)
+            if not names:
+                raise VideoError("no_frames", f"no image of the folder matches {uri}")
+            return ImagesReader(folder, names, sampling)
         if info.type == FileType.NotFound:
             raise VideoError("missing", f"{uri} does not exist")
         if info.size == 0:

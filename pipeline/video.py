@@ -63,9 +63,10 @@ Event = VideoInfo | Piece | Rejected | Progress
 def read_pieces(uri: str, boxes_uri: str | None, sampling: Sampling) -> Iterator[Event]:
     """Decode one source: first its VideoInfo, then the pieces of every candidate in it.
 
-    uri: a video file or a folder of numbered images, local or in an object store. boxes_uri: a MOT boxes file (frame from 1,
-    id, x, y, w, h in pixels): each track id becomes a candidate, cropped from the frames. Raises VideoError for what spoils
-    the whole source; what spoils one track is a Rejected event.
+    uri: a video file, a folder of numbered images or a pattern of some of its images (`pipeline.catalog.is_image_pattern`), local
+    or in an object store. boxes_uri: a MOT boxes file (frame from 1, id, x, y, w, h in pixels): each track id becomes a
+    candidate, cropped from the frames. Raises VideoError for what spoils the whole source; what spoils one track is a Rejected
+    event.
     """
     with contextlib.ExitStack() as stack:
         reader = yield from open_source(uri, sampling, stack)

@@ -185,6 +185,37 @@ class TestFolders:
             read_catalog(tmp_path / name)
 
 
+class TestPatterns:
+    @every_format
+    def test_a_manifest_may_name_images_by_a_pattern(self, tmp_path: Path, name: str) -> None:
+        records = [{"uri": f"0001/0001C1T000{t}F*.jpg", "video_id": f"t{t}"} for t in (1, 2)]
+        catalog = read_catalog(WRITERS[name](tmp_path / name, records), roots=[tmp_path])
+        assert [(row["source_id"], row["uri"], row["reject_reason"]) for row in rows(catalog)] == [
+            ("t1", f"{tmp_path}/0001/0001C1T0001F*.jpg", None),
+            ("t2", f"{tmp_path}/0001/0001C1T0002F*.jpg", None),
+        ]
+
+    def test_a_pattern_outside_the_roots_is_marked(self, tmp_path: Path) -> None:
+        touch(tmp_path, "secret/1.jpg", "in/2.jpg")
+        (tmp_path / "in/link").symlink_to(tmp_path / "secret")
+        manifest = write_csv(tmp_path / "m.csv", [{"uri": f"{folder}/*.jpg"} for folder in ("in", "in/link", "secret")])
+        marked = {row["uri"]: row["reject_reason"] for row in rows(read_catalog(manifest, roots=[tmp_path / "in"]))}
+        assert marked == {
+            f"{tmp_path}/in/*.jpg": None,
+            f"{tmp_path}/in/link/*.jpg": "outside_roots",
+            f"{tmp_path}/secret/*.jpg": "outside_roots",
+        }
+
+    def test_one_pattern_is_a_catalog_of_one(self, tmp_path: Path) -> None:
+        touch(tmp_path, "0001C1T0001F001.jpg")
+        (row,) = rows(read_catalog(f"{tmp_path}/0001C1T0001F*.jpg"))
+        assert (row["uri"], row["kind"]) == (f"{tmp_path}/0001C1T0001F*.jpg", "images")
+        assert row["source_id"].startswith("0001C1T0001F-")
+        for absent in (f"{tmp_path}/absent/*.jpg", f"{tmp_path}/*.mp4", f"{tmp_path}/*"):
+            with pytest.raises(UsageError, match="there is no file or folder"):
+                read_catalog(absent)
+
+
 class TestBuckets:
     @pytest.fixture(scope="class")
     def options(self) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """Sampling, cropping and decoding; every kind of bad file has its reason."""
 
+import fnmatch
 import itertools
+import os
 import struct
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 from pipeline.catalog import REJECT_REASONS
 from pipeline.decoder import Decoder
 from pipeline.errors import UsageError, VideoError
-from pipeline.readers import Progress, image_order
+from pipeline.readers import Progress, image_names, image_order, matches
 from pipeline.sampling import Sampling, resize, sample_times
+from pipeline.storage import StorageError, resolve
 from pipeline.video import Event, Piece, Rejected, VideoInfo, read_frames, read_pieces
 
 SMALL = Sampling(height=32, width=16)
@@ -93,6 +96,99 @@ def test_a_folder_of_images_is_a_video_in_the_order_of_its_numbers(tmp_path: Pat
     assert sorted(["b2a10", "b2a9", "b10a1"], key=image_order) == ["b2a9", "b2a10", "b10a1"]
     sparse = Sampling(height=32, width=16, image_rate=20.0)
     assert len(pieces(list(read_pieces(str(tmp_path), None, sparse)))[0].frames) == 2
+
+
+def write_image(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((40, 20, 3), value, np.uint8))
+
+
+def brightness(uri: str) -> list[int]:
+    """The value of each frame of a source whose images are of one colour."""
+    (piece,) = pieces(list(read_pieces(uri, None, SMALL)))
+    return [round(value) for value in piece.frames.mean(axis=(1, 2, 3))]
+
+
+def test_a_pattern_is_the_tracklet_that_its_names_make_in_a_folder_of_many(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        write_image(tmp_path / f"0001C1T0001F{number:03d}.png", number)
+        write_image(tmp_path / f"0001C1T0002F{number:03d}.png", 100 + number)
+    write_image(tmp_path / "._0001C1T0001F003.png", 50)
+    assert brightness(f"{tmp_path}/0001C1T0001F*.png") == [1, 2, 10]
+    assert brightness(f"{tmp_path}/0001C1T0002F*.png") == [101, 102, 110]
+    assert brightness(f"{tmp_path}/*1.png") == [1, 101]
+
+
+def test_only_the_star_is_special_in_a_pattern(tmp_path: Path) -> None:
+    for number, name in enumerate(("a[1]_1.png", "a1_1.png", "a?_1.png", "ab_1.png", "a[1]_1.png.jpg")):
+        write_image(tmp_path / name, number)
+    assert brightness(f"{tmp_path}/a[1]_*.png") == [0]
+    assert brightness(f"{tmp_path}/a?_*.png") == [2]
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_stays_a_folder(tmp_path: Path) -> None:
+    write_image(tmp_path / "walk*.png/1.png", 7)
+    assert brightness(f"{tmp_path}/walk*.png") == [7]
+
+
+def test_a_pattern_that_names_nothing_has_its_reason(tmp_path: Path) -> None:
+    write_image(tmp_path / "a1.png", 7)
+    (tmp_path / "b1.jpg").mkdir()
+    assert refused(f"{tmp_path}/b*.png") == "no_frames"
+    assert refused(f"{tmp_path}/b*.jpg") == "no_frames"
+    assert refused(f"{tmp_path}/a*.mp4") == "missing"
+    for folder in (tmp_path / "absent", tmp_path / "a1.png"):
+        with pytest.raises(VideoError, match=f"{folder}: there is no such folder") as raised:
+            list(read_pieces(f"{folder}/a*.png", None, SMALL))
+        assert raised.value.reason == "missing"
+
+
+def test_single_frames_of_a_pattern_are_those_of_the_pieces(tmp_path: Path) -> None:
+    for number in range(4):
+        write_image(tmp_path / f"x{number}.png", number)
+        write_image(tmp_path / f"y{number}.png", 100 + number)
+    with Decoder(SMALL) as decoder:
+        (piece,) = pieces(list(decoder.events(f"{tmp_path}/y*.png")))
+        single = decoder.frames(f"{tmp_path}/y*.png", None, None, [1, 3, 9])
+        (rejected,) = decoder.events(f"{tmp_path}/z*.png")
+    assert sorted(single) == [1, 3] and all(np.array_equal(frame, piece.frames[i]) for i, frame in single.items())
+    assert isinstance(rejected, Rejected) and rejected.reason == "no_frames"
+
+
+def test_a_pattern_in_a_bucket(s3_options: str, tmp_path: Path) -> None:
+    for number in (2, 1):
+        for name in (f"0001C1T0001F{number:03d}.png", f"0001C2T0002F{number:03d}.png"):
+            write_image(tmp_path / name, number if "T0001" in name else 100 + number)
+            resolve(f"s3://bucket/mars/0001/{name}{s3_options}").write_atomically((tmp_path / name).read_bytes())
+    assert brightness(f"s3://bucket/mars/0001/0001C2T0002F*.png{s3_options}") == [101, 102]
+    assert refused(f"s3://bucket/mars/0001/0002*.png{s3_options}") == "no_frames"
+    with pytest.raises(VideoError, match="there is no such folder"):
+        list(read_pieces(f"s3://bucket/mars/0002/0002*.png{s3_options}", None, SMALL))
+
+
+@given(st.text("ab*.", max_size=8), st.text("ab.", max_size=12))
+def test_matching_agrees_with_the_shells(pattern: str, name: str) -> None:
+    assert matches(name, pattern) == fnmatch.fnmatchcase(name, pattern)
+
+
+def test_a_pattern_of_many_stars_ends_soon() -> None:
+    assert not matches("a" * 20_000 + ".png", "*a" * 200 + "*b.png")
+
+
+def test_a_folder_of_many_tracklets_is_listed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scan(path))
+    for track in range(50):
+        (tmp_path / f"0001C1T{track:04d}F001.jpg").touch()
+    folder = resolve(tmp_path)
+    found = [image_names(folder, f"0001C1T{track:04d}F*.jpg") for track in range(50)]
+    assert found == [[f"0001C1T{track:04d}F001.jpg"] for track in range(50)] and len(scanned) == 1
+    (tmp_path / "0001C1T0007F002.jpg").touch()
+    os.utime(tmp_path, ns=(1, 1))  # a clock too coarse to tell the two states apart would hide the change
+    assert image_names(folder, "0001C1T0007F*.jpg") == ["0001C1T0007F001.jpg", "0001C1T0007F002.jpg"] and len(scanned) == 2
+    with pytest.raises(StorageError, match="there is no such folder"):
+        image_names(folder.join("absent"))
 
 
 def test_boxes_make_one_candidate_a_track_cropped_from_the_frames(tmp_path: Path) -> None:
