@@ -8,7 +8,7 @@ This is the one definition that training uses and that the fast form in `scoring
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,19 @@ class CoattentionConfig:
                 raise UsageError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.normalisation not in ("sigmoid", "softmax"):
             raise UsageError(f"normalisation must be sigmoid or softmax, not {self.normalisation!r}")
+
+
+class Comparison(NamedTuple):
+    """All pairs of target and candidate segments, and what their logits came from.
+
+    logits: [N, K]. target_attention: [N, T_p], of the target's own frames. target_encodings: [N, d_v].
+    candidate_attention: [N, K, T_g], what each query vector gives to each candidate frame.
+    """
+
+    logits: Tensor
+    target_attention: Tensor
+    target_encodings: Tensor
+    candidate_attention: Tensor
 
 
 class Coattention(nn.Module):
@@ -124,18 +137,26 @@ class Coattention(nn.Module):
             weight, bias = weight - self.classifier.weight[DIFFERENT], bias - self.classifier.bias[DIFFERENT]
         return (-F.softplus(weight) if self.config.negative_weight else weight), bias
 
-    def pair_logits(self, target: Tensor, candidate: Tensor) -> Tensor:
-        """Logits [N, K] of target [N, T_p, D] against candidate segments [K, T_g, D]; their sigmoid is the score."""
+    def compare(self, target: Tensor, candidate: Tensor) -> Comparison:
+        """Target [N, T_p, D] against candidate segments [K, T_g, D]; both may be the same tensor, as in training."""
+        keys, values = self.keys(target), self.values(target)  # [N, T_p, d_k], [N, T_p, d_v]
         query_vectors = self.query_vectors(target)  # [N, d_k]
-        target_attention = self.attention(query_vectors, self.keys(target))  # [N, T_p]
-        target_encodings = self.encode(target_attention, self.values(target))  # [N, d_v]
+        target_attention = self.attention(query_vectors, keys)  # [N, T_p]
+        target_encodings = self.encode(target_attention, values)  # [N, d_v]
 
-        candidate_attention = self.attention(query_vectors[:, None], self.keys(candidate))  # [N, K, T_g]
-        candidate_encodings = self.encode(candidate_attention, self.values(candidate))  # [N, K, d_v]
+        if candidate is not target:
+            keys, values = self.keys(candidate), self.values(candidate)  # [K, T_g, d_k], [K, T_g, d_v]
+        candidate_attention = self.attention(query_vectors[:, None], keys)  # [N, K, T_g]
+        candidate_encodings = self.encode(candidate_attention, values)  # [N, K, d_v]
 
         difference = target_encodings[:, None] - candidate_encodings  # [N, K, d_v]
         weight, bias = self.score_row()
-        return bias + difference.square() @ weight  # [N, K]
+        logits = bias + difference.square() @ weight  # [N, K]
+        return Comparison(logits, target_attention, target_encodings, candidate_attention)
+
+    def pair_logits(self, target: Tensor, candidate: Tensor) -> Tensor:
+        """Logits [N, K] of target [N, T_p, D] against candidate segments [K, T_g, D]; their sigmoid is the score."""
+        return self.compare(target, candidate).logits
 
     def forward(self, target: Tensor, candidate: Tensor) -> Tensor:
         """Scores [N, K] in 0..1 of target segments [N, T_p, D] against candidate segments [K, T_g, D] [0052]."""

@@ -140,6 +140,13 @@ def untrained_head(
     value_width: int = 128,
     segment_length: int = 8,
     temperature: float | None = 1 / 8,
+    *,
+    centre: bool = True,
+    candidate_scale: float = CANDIDATE_SCALE,
+    key_scale: float = 1.0,
+    weight: float = UNTRAINED_WEIGHT,
+    bias: float = UNTRAINED_BIAS,
+    negative_weight: bool = True,
 ) -> Coattention:
     """A head made from a sample of a gallery's frame features, without training and without random numbers.
 
@@ -163,15 +170,20 @@ def untrained_head(
 
     features: [n, D] floating, n >= 1. key_width, value_width: at most D are used; where the sample spans fewer
     directions, P is completed to orthonormal rows from the coordinate axes. temperature: above 0; None or infinity
-    give every frame the same attention. The same sample gives the same head. Returns float32, eval mode, with
-    `negative_weight`, so that training which starts here keeps the prefilter. Raises PipelineError for a sample that
+    give every frame the same attention: the query map is 0. The same sample gives the same head. Returns float32, eval mode,
+    with `negative_weight`, so that training which starts here keeps the prefilter.
+
+    For training to start elsewhere: centre takes the sample's mean off, or leaves features as they are. candidate_scale stands
+    for the 1/16 above; key_scale multiplies the keys (and divides the query map), so that a small step of the query map moves
+    attention. weight, bias: above 0, for the two 4s; negative_weight as in `CoattentionConfig`.
+    Raises PipelineError for a sample that
     is empty or not finite, UsageError for sizes or a temperature that cannot be meant.
     """
     features = np.asarray(features)
     if features.ndim != 2 or 0 in features.shape:
         raise PipelineError(f"an untrained head needs a sample of frame features [n, D], not {list(features.shape)}")
     width = features.shape[1]
-    config = CoattentionConfig(width, min(key_width, width), min(value_width, width), negative_weight=True)
+    config = CoattentionConfig(width, min(key_width, width), min(value_width, width), negative_weight=negative_weight)
     if segment_length < 1:
         raise UsageError(f"a segment needs at least 1 frame, not {segment_length}")
     if temperature is not None and not temperature > 0:
@@ -179,13 +191,14 @@ def untrained_head(
     mean = features.mean(axis=0, dtype=np.float64)  # [D]
     if not np.isfinite(mean).all():
         raise PipelineError("an untrained head needs finite frame features: the sample has NaN or infinity")
+    mean = mean if centre else np.zeros(width)
     rows = _principal_directions(features, mean, max(config.key_width, config.value_width))
     tensors = {
         "feature_mean": mean,
-        **_linear("key", rows[: config.key_width]),
+        **_linear("key", key_scale * rows[: config.key_width]),
         **_linear("value", rows[: config.value_width]),
-        **_accumulator(rows[: config.key_width], segment_length, temperature),
-        **_distance_classifier(config.value_width),
+        **_accumulator(rows[: config.key_width], segment_length, temperature, candidate_scale, key_scale),
+        **_distance_classifier(config, weight, bias),
     }
     return _assemble(config, {name: torch.from_numpy(array).float() for name, array in tensors.items()})
 
@@ -221,17 +234,19 @@ def _linear(name: str, weight: NDArray[np.float64]) -> dict[str, NDArray[np.floa
     return {f"{name}.weight": weight, f"{name}.bias": np.zeros(len(weight))}
 
 
-def _accumulator(rows: NDArray[np.float64], segment_length: int, temperature: float | None) -> dict[str, NDArray[np.float64]]:
+def _accumulator(
+    rows: NDArray[np.float64], segment_length: int, temperature: float | None, candidate_scale: float, key_scale: float
+) -> dict[str, NDArray[np.float64]]:
     """LSTM and query map of `untrained_head`, rows [d_k, D]; torch orders gates input, forget, candidate, output."""
     width, feature_width = rows.shape
     input_gate = 1 / (2 * segment_length)
     weight = np.zeros((4, width, feature_width))
-    weight[2] = CANDIDATE_SCALE * rows
+    weight[2] = candidate_scale * rows
     bias = np.zeros((4, width))
     bias[0], bias[1], bias[3] = math.log(input_gate / (1 - input_gate)), FORGET_BIAS, OUTPUT_BIAS
     forget, output = 1 / (1 + math.exp(-FORGET_BIAS)), 1 / (1 + math.exp(-OUTPUT_BIAS))
-    constant = output * input_gate * CANDIDATE_SCALE * sum(forget**step for step in range(segment_length))
-    gain = 0.0 if temperature is None else 1 / (constant * temperature)
+    constant = output * input_gate * candidate_scale * sum(forget**step for step in range(segment_length))
+    gain = 0.0 if temperature is None else 1 / (constant * temperature * key_scale)
     return {
         "lstm.weight_ih_l0": weight.reshape(4 * width, feature_width),
         "lstm.weight_hh_l0": np.zeros((4 * width, width)),
@@ -241,11 +256,11 @@ def _accumulator(rows: NDArray[np.float64], segment_length: int, temperature: fl
     }
 
 
-def _distance_classifier(value_width: int) -> dict[str, NDArray[np.float64]]:
-    """Full connection of which the row is -4 throughout and the bias 4, stored as softplus takes it."""
-    weight, bias = np.zeros((2, value_width)), np.zeros(2)
-    weight[SAME], bias[SAME] = math.log(math.expm1(UNTRAINED_WEIGHT)), UNTRAINED_BIAS
-    return {"classifier.weight": weight, "classifier.bias": bias}
+def _distance_classifier(config: CoattentionConfig, weight: float, bias: float) -> dict[str, NDArray[np.float64]]:
+    """Full connection of which the row is -weight throughout; with `negative_weight` it is stored as softplus takes it."""
+    full, biases = np.zeros((2, config.value_width)), np.zeros(2)
+    full[SAME], biases[SAME] = -weight if not config.negative_weight else weight + math.log(-math.expm1(-weight)), bias
+    return {"classifier.weight": full, "classifier.bias": biases}
 
 
 def _float32_tensors(head: Coattention) -> dict[str, Tensor]:

@@ -1,0 +1,194 @@
+"""Labelled videos with their frame features in memory, from one gallery or several, and the split by identity."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.gallery import Gallery, feature_matrix
+
+SAME_FRAME = 0.999  # cosine of one frame's features in two versions of a clip, above which nothing covers it in either
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """V videos of labelled people, F frames in all.
+
+    features: float16 [F, D]. first_frame, frames: int64 [V], where a video's frames begin and how many they are.
+    person, camera, clip: int64 [V], numbers; camera -1 is unknown; versions of one clip (clean, hidden) share its number.
+    hidden_version: bool [V], the video is the hidden version of its clip. hidden: bool [F], the person is known to be hidden in
+    the frame; None where nothing is known. video_ids: [V]; person_names: what `person` counts, "network/person_id".
+    """
+
+    features: NDArray[np.float16]
+    first_frame: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    person: NDArray[np.int64]
+    camera: NDArray[np.int64]
+    clip: NDArray[np.int64]
+    hidden_version: NDArray[np.bool_]
+    hidden: NDArray[np.bool_] | None
+    video_ids: tuple[str, ...]
+    person_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def width(self) -> int:
+        return self.features.shape[1]
+
+    def take(self, videos: NDArray[np.int64]) -> "FeatureSet":
+        """The set of these videos (positions), in this order; numbers of people, cameras and clips stay."""
+        lengths = self.frames[videos]
+        rows = np.concatenate([np.arange(self.frames[v]) + self.first_frame[v] for v in videos] or [np.empty(0, np.int64)])
+        return replace(
+            self,
+            features=self.features[rows],
+            first_frame=np.cumsum(lengths) - lengths,
+            frames=lengths,
+            person=self.person[videos],
+            camera=self.camera[videos],
+            clip=self.clip[videos],
+            hidden_version=self.hidden_version[videos],
+            hidden=None if self.hidden is None else self.hidden[rows],
+            video_ids=tuple(self.video_ids[v] for v in videos),
+        )
+
+    def counts(self, query: NDArray[np.int64], candidate: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether pairs of videos count in an evaluation or a loss; positions that broadcast.
+
+        Left out are a clip against itself and one person under one known camera, the field's rule.
+        """
+        same_person = self.person[query] == self.person[candidate]
+        same_camera = (self.camera[query] == self.camera[candidate]) & (self.camera[query] >= 0)
+        return ~(same_person & same_camera) & (self.clip[query] != self.clip[candidate])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A gallery to learn from.
+
+    network: camera network that its person and video ids belong to; galleries of one network show the same people. hidden: its
+    videos are the hidden versions of clips whose clean version has the same id in another gallery of the network.
+    """
+
+    gallery: Gallery
+    network: str = ""
+    hidden: bool = False
+
+
+def load_features(sources: Sequence[Source]) -> FeatureSet:
+    """All videos with a person_id of one or several galleries, in the order of their ids.
+
+    Where a hidden version has as many frames as its clean one, the frames whose features differ are known to be hidden. Memory: 2
+    bytes a number, so 100,000 frames of width 512 are 100 MB. Raises UsageError for galleries of different backbones and when no
+    video has a label.
+    """
+    backbones = {source.gallery.settings.backbone.identity for source in sources}
+    if len(backbones) > 1:
+        raise UsageError(f"features of different backbones do not compare: {', '.join(sorted(backbones))}")
+    names: dict[str, dict[str, int]] = {"person": {}, "camera": {}, "clip": {}}
+    columns: dict[str, list[int]] = {"person": [], "camera": [], "clip": [], "frames": [], "hidden_version": []}
+    parts: list[np.ndarray] = []
+    ids: list[str] = []
+    for source in sources:
+        videos = source.gallery.snapshot().videos
+        videos = videos.filter(pc.is_valid(videos["person_id"])).sort_by("video_id")
+        parts += _features_of(source.gallery, videos)
+        for row in videos.to_pylist():
+            prefix = f"{source.network}/"
+            columns["person"].append(_number(names["person"], prefix + row["person_id"]))
+            columns["clip"].append(_number(names["clip"], prefix + row["video_id"]))
+            known = row["camera_id"] is not None
+            columns["camera"].append(_number(names["camera"], prefix + row["camera_id"]) if known else -1)
+            columns["frames"].append(row["sampled_frames"])
+            columns["hidden_version"].append(int(source.hidden))
+            ids.append(f"{prefix}{row['video_id']}" + ("#hidden" if source.hidden else ""))
+    if not parts:
+        raise UsageError("no video has a person_id, so there is nothing to learn from")
+    arrays = {name: np.array(column, np.int64) for name, column in columns.items()}
+    frames = arrays["frames"]
+    loaded = FeatureSet(
+        features=np.concatenate(parts),
+        first_frame=np.cumsum(frames) - frames,
+        frames=frames,
+        person=arrays["person"],
+        camera=arrays["camera"],
+        clip=arrays["clip"],
+        hidden_version=arrays["hidden_version"].astype(bool),
+        hidden=None,
+        video_ids=tuple(ids),
+        person_names=tuple(names["person"]),
+    )
+    return replace(loaded, hidden=_hidden_frames(loaded))
+
+
+def _number(names: dict[str, int], name: str) -> int:
+    return names.setdefault(name, len(names))
+
+
+def _features_of(gallery: Gallery, videos: "pc.Table") -> list[np.ndarray]:
+    """Features float16 [n, D] of each video, in the order of `videos`."""
+    parts: list[np.ndarray] = [np.empty(0)] * len(videos)
+    counts = videos["sampled_frames"].to_pylist()
+    for positions, frames in gallery.iter_features(videos):
+        features, start = feature_matrix(frames), 0
+        for position in positions:
+            parts[position] = features[start : start + counts[position]]
+            start += counts[position]
+    return parts
+
+
+def _hidden_frames(videos: FeatureSet) -> NDArray[np.bool_] | None:
+    """Frames bool [F] of hidden versions that differ from the clean version of their clip; None without hidden versions."""
+    if not videos.hidden_version.any():
+        return None
+    hidden = np.zeros(len(videos.features), bool)
+    clean = {int(videos.clip[v]): v for v in np.flatnonzero(~videos.hidden_version)}
+    for video in np.flatnonzero(videos.hidden_version):
+        twin = clean.get(int(videos.clip[video]))
+        if twin is None or videos.frames[twin] != videos.frames[video]:
+            continue
+        mine, its = (
+            videos.features[videos.first_frame[v] : videos.first_frame[v] + videos.frames[v]].astype(np.float32)
+            for v in (video, twin)
+        )
+        lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(its, axis=1)
+        cosine = (mine * its).sum(axis=1) / np.maximum(lengths, 1e-12)
+        hidden[videos.first_frame[video] : videos.first_frame[video] + videos.frames[video]] = cosine < SAME_FRAME
+    return hidden
+
+
+def split_identities(videos: FeatureSet, share: float = 0.2) -> tuple[FeatureSet, FeatureSet]:
+    """(training, validation) without a person in common; about `share` of the people validate.
+
+    A person's side follows from a hash of the name alone, so it stays when data is added. Raises UsageError for a share outside
+    0..1 (1 excluded) and when a side is left without two people that can be matched across clips.
+    """
+    if not 0 <= share < 1:
+        raise UsageError(f"the validation share of the people is from 0 to below 1, not {share}")
+    draws = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in videos.person_names]
+    validates = np.array(draws)[videos.person] < share
+    sides = videos.take(np.flatnonzero(~validates)), videos.take(np.flatnonzero(validates))
+    for name, side in zip(("training", "validation"), sides, strict=True):
+        if (name == "training" or share > 0) and len(matched_people(side)) < 2:
+            raise UsageError(
+                f"the {name} side has {len(matched_people(side))} people with two clips under different cameras and needs 2: "
+                "give more people or another validation share"
+            )
+    return sides
+
+
+def matched_people(videos: FeatureSet) -> NDArray[np.int64]:
+    """People of whom at least one pair of videos counts, ascending."""
+    found = []
+    for person in np.unique(videos.person):
+        own = np.flatnonzero(videos.person == person)
+        if videos.counts(own[:, None], own[None]).any():
+            found.append(int(person))
+    return np.array(found, np.int64)

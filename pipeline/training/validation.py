@@ -1,0 +1,102 @@
+"""A head on labelled videos it has not learnt from: rank-1 and mAP, beside mean pooling + cosine on the same videos."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.coattention import Coattention
+from pipeline.scoring import encode_target, pair_logits
+from pipeline.segments import segment_frames, segment_starts
+from pipeline.training.features import FeatureSet
+
+
+@dataclass(frozen=True)
+class Quality:
+    """rank1, mean_ap: means over queries with a match; queries: how many those are."""
+
+    rank1: float
+    mean_ap: float
+    queries: int
+
+
+def conditions(videos: FeatureSet) -> dict[str, FeatureSet]:
+    """The set's clean and hidden versions, each ranked among themselves; what is not there is left out."""
+    sides = {"clean": np.flatnonzero(~videos.hidden_version), "hidden": np.flatnonzero(videos.hidden_version)}
+    return {name: videos.take(side) for name, side in sides.items() if len(side)}
+
+
+def coattention_scores(
+    head: Coattention, videos: FeatureSet, segment_length: int, most_segments: int, ratio: float
+) -> NDArray[np.float32]:
+    """Video scores float32 [V, V], every video as target of every other: the mean of the top share of pair scores.
+
+    Videos are cut with a stride of half a segment and keep at most `most_segments` evenly spaced ones.
+    """
+    device = head.feature_mean.device
+    cut = [_segments(int(frames), segment_length, most_segments) for frames in videos.frames]
+    segments = np.concatenate([rows + first for rows, first in zip(cut, videos.first_frame, strict=True)])  # [S, T]
+    offsets = np.cumsum([0] + [len(rows) for rows in cut])
+    frames = torch.from_numpy(videos.features).to(device)
+    with torch.no_grad():
+        parts = frames.split(8192)
+        keys, values = torch.cat([head.keys(part) for part in parts]), torch.cat([head.values(part) for part in parts])
+    rows = torch.from_numpy(segments).to(device)
+    scores = np.empty((len(videos), len(videos)), np.float32)
+    for at in range(0, len(videos), 16):
+        first, last = int(offsets[at]), int(offsets[min(at + 16, len(videos))])
+        target = encode_target(head, frames[rows[first:last]])
+        table = pair_logits(target, keys, values, rows).sigmoid()  # [n, S]
+        for video in range(at, min(at + 16, len(videos))):
+            own = table[offsets[video] - first : offsets[video + 1] - first]
+            scores[video] = _video_scores(own, offsets, ratio).cpu().numpy()
+    return scores
+
+
+def _segments(frames: int, length: int, most: int) -> NDArray[np.int64]:
+    starts = segment_starts(frames, length, max(1, length // 2))
+    if len(starts) > most:
+        starts = starts[np.linspace(0, len(starts) - 1, most).round().astype(int)]
+    return segment_frames(starts, length, frames)
+
+
+def _video_scores(table: Tensor, offsets: NDArray[np.int64], ratio: float) -> Tensor:
+    """Mean of the top share of each video's columns: scores [n, S] -> [V]. Videos of equal length are taken together."""
+    counts = np.diff(offsets)
+    result = torch.empty(len(counts), device=table.device)
+    for count in np.unique(counts):
+        videos = np.flatnonzero(counts == count)
+        columns = torch.from_numpy(offsets[videos][:, None] + np.arange(count)).to(table.device)
+        block = table[:, columns].transpose(0, 1).reshape(len(videos), -1)  # [v, n * count]
+        top = max(1, int(np.ceil(round(ratio * block.shape[1], 6))))
+        result[torch.from_numpy(videos).to(table.device)] = block.topk(top, dim=1).values.mean(dim=1)
+    return result
+
+
+def mean_scores(videos: FeatureSet) -> NDArray[np.float64]:
+    """The baseline: cosine of mean frame features, float64 [V, V]."""
+    means = np.stack(
+        [
+            videos.features[first : first + frames].mean(axis=0, dtype=np.float64)
+            for first, frames in zip(videos.first_frame, videos.frames, strict=True)
+        ]
+    )
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return means @ means.T
+
+
+def quality(scores: NDArray[np.floating], videos: FeatureSet) -> Quality:
+    """Quality of scores [V, V], each row a query; pairs that do not count are left out, equal scores rank by position."""
+    positions = np.arange(len(videos))
+    counts = videos.counts(positions[:, None], positions[None])
+    same = videos.person[:, None] == videos.person[None]
+    first, precision = [], []
+    for query in np.flatnonzero((counts & same).any(axis=1)):
+        candidates = np.flatnonzero(counts[query])
+        order = np.argsort(-scores[query, candidates], kind="stable")
+        hits = np.flatnonzero(same[query, candidates[order]])
+        first.append(hits[0] == 0)
+        precision.append(np.mean(np.arange(1, len(hits) + 1) / (hits + 1)))
+    return Quality(float(np.mean(first)), float(np.mean(precision)), len(first))
