@@ -1,25 +1,30 @@
 """Frames -> frame features: the image network that turns a crop of a person into a vector.
 
-By name (`efficientnet_lite0`, the default) or by path: an ONNX file with a JSON sidecar of the same stem that says height,
-width, channels (RGB or BGR), scale (pixel values are divided by it), mean, std and dim. ONNX Runtime runs it on CPUs; on a
-CUDA device the named one runs in torch and a file runs in ONNX Runtime's CUDA provider.
+By name or by path. A name is `efficientnet_lite0`, a backbone that ships (`pipeline.weights`) or a published one that is fetched
+(`pipeline.published`). A path is an ONNX file with a JSON sidecar of the same stem that says height, width, channels (RGB or
+BGR), scale (pixel values are divided by it), mean, std and dim. ONNX Runtime runs them all, on a CUDA device with its CUDA
+provider; only efficientnet_lite0 runs there in torch.
 """
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.downloads import cache_folder, fetch
 from pipeline.errors import PipelineError, UsageError
+from pipeline.published import PUBLISHED, Published, backbones_folder, obtain, with_weights
+from pipeline.weights import shipped_backbone, shipped_backbones
 
-DEFAULT = "efficientnet_lite0"
+EFFICIENTNET = "efficientnet_lite0"
+DEFAULT = EFFICIENTNET
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 BATCH = 32  # frames a network call; larger gains nothing on a CPU and costs memory
 SIDECAR_FIELDS = ("height", "width", "channels", "scale", "mean", "std", "dim")
@@ -29,7 +34,8 @@ SIDECAR_FIELDS = ("height", "width", "channels", "scale", "mean", "std", "dim")
 class BackboneSpec:
     """What a backbone expects and gives.
 
-    name: as shown to people. path: its ONNX file, or None for one known by name. weights_sha256: of the weights' file.
+    name: as shown to people. path: its ONNX file, or None for one known by name, which every machine finds for itself.
+    weights_sha256: of the weights' file.
     height, width: pixels. channels: "RGB" or "BGR". A pixel p in 0..255 becomes (p / scale - mean) / std per channel.
     dim: width of a frame feature.
     """
@@ -71,15 +77,25 @@ class Backbone(Protocol):
         ...
 
 
-def find_backbone(name_or_path: str = DEFAULT, input_size: tuple[int, int] | None = None) -> BackboneSpec:
-    """Look a backbone up without loading it.
+def same_backbone(one: str, other: str) -> bool:
+    """Whether two identities, or the hashes at their ends, say the same weights and preprocessing, whatever their names."""
+    return one.rpartition("@")[2] == other.rpartition("@")[2]
 
-    name_or_path: "efficientnet_lite0", or the path of an ONNX file with its sidecar beside it. input_size: (height, width) in
-    pixels instead of the backbone's own. Raises UsageError when there is no such backbone or its sidecar is unusable.
+
+def find_backbone(name_or_path: str = DEFAULT, input_size: tuple[int, int] | None = None) -> BackboneSpec:
+    """Look a backbone up without loading it; a published one is downloaded if it is not in the cache.
+
+    name_or_path: a name, or the path of an ONNX file with its sidecar beside it. input_size: (height, width) in pixels instead
+    of the backbone's own. Raises UsageError when there is no such backbone or its sidecar is unusable, PipelineError when a
+    published one cannot be had.
     """
-    if name_or_path == DEFAULT:
+    if name_or_path == EFFICIENTNET:
         mean, std = (0.498,) * 3, (0.502,) * 3  # its authors' preprocessing: (p - 127) / 128
-        spec = BackboneSpec(DEFAULT, None, EFFICIENTNET_LITE0_SHA256, 256, 128, "RGB", 255.0, mean, std, 1280)
+        spec = BackboneSpec(EFFICIENTNET, None, EFFICIENTNET_LITE0_SHA256, 256, 128, "RGB", 255.0, mean, std, 1280)
+    elif (path := shipped_backbone(name_or_path)) is not None:
+        spec = replace(_read_sidecar(path), name=name_or_path, path=None)
+    elif (published := obtain(name_or_path)) is not None:
+        spec = _published_spec(published)
     else:
         spec = _read_sidecar(Path(name_or_path))
     if input_size is not None:
@@ -105,7 +121,7 @@ def load_backbone(spec: BackboneSpec, threads: int | None = None, device: str = 
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    in_torch = spec.path is None and device == "cuda"
+    in_torch = device == "cuda" and spec.path is None and spec.weights_sha256 == EFFICIENTNET_LITE0_SHA256
     backbone: Backbone = TorchBackbone(spec, device) if in_torch else OnnxBackbone(spec, threads, device)
     _check_width(backbone)
     return backbone
@@ -125,14 +141,13 @@ class OnnxBackbone:
         wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
         available = onnxruntime.get_available_providers()
         providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in available]
-        path = Path(spec.path) if spec.path is not None else _exported_efficientnet()
+        network = _network(spec)
         try:
             # From bytes: a network in memory cannot pull in other files as external data.
-            self.session = onnxruntime.InferenceSession(_checked_bytes(path, spec), options, providers=providers)
-        except PipelineError:
-            raise
+            self.session = onnxruntime.InferenceSession(network, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a family of classes of its own
-            raise PipelineError(f"{path} is not an ONNX network that can be loaded: {_first_line(error)}") from error
+            label = spec.path or spec.name
+            raise PipelineError(f"{label} is not an ONNX network that can be loaded: {_first_line(error)}") from error
         self.input_name = self.session.get_inputs()[0].name
 
     def embed(self, frames: np.ndarray) -> np.ndarray:
@@ -145,7 +160,7 @@ class OnnxBackbone:
 
 
 class TorchBackbone:
-    """The named backbone in torch, for CUDA devices."""
+    """EfficientNet-Lite0 in torch, for CUDA devices."""
 
     def __init__(self, spec: BackboneSpec, device: str) -> None:
         self.spec = spec
@@ -199,21 +214,44 @@ def efficientnet_lite0() -> Any:
     return FrameFeatures().eval()
 
 
-def _exported_efficientnet() -> Path:
-    """The named backbone as an ONNX file in the user's cache, made on first use; any height and width."""
+def _network(spec: BackboneSpec) -> bytes:
+    """The backbone's ONNX network, made or fetched if it is known by name."""
+    published = with_weights(spec.weights_sha256) if spec.path is None else None
+    if spec.path is not None:
+        return _checked_bytes(Path(spec.path), spec, "it is not the network that was looked up: its content differs")
+    if spec.weights_sha256 == EFFICIENTNET_LITE0_SHA256:
+        return _exported(spec, efficientnet_lite0)
+    if published is not None:
+        path = fetch(published.file, backbones_folder())
+        weights = _checked_bytes(path, spec, "it was changed while it was read")
+        return weights if published.file.name.endswith(".onnx") else _exported(spec, lambda: _osnet(weights, path))
+    if (shipped := shipped_backbone(spec.name)) is not None:
+        return _checked_bytes(shipped, spec, f"another version of {spec.name} ships with this installation")
+    raise PipelineError(f"this installation has no backbone {spec.name}; say where it is with --backbone")
+
+
+def _osnet(weights: bytes, path: Path) -> Any:
+    from pipeline.osnet_checkpoint import read_checkpoint
+
+    return read_checkpoint(weights, str(path))
+
+
+def _exported(spec: BackboneSpec, make: Callable[[], Any]) -> bytes:
+    """A torch network as ONNX, any height and width, kept in the user's cache from its first use on."""
     import torch
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "co-attention-search"
-    path = cache / f"efficientnet_lite0-{EFFICIENTNET_LITE0_SHA256[:16]}.onnx"
-    if path.is_file():
-        return path
+    cache = cache_folder()
+    path = cache / f"{spec.name}-{spec.weights_sha256[:16]}.onnx"
     try:
+        if path.is_file():
+            return path.read_bytes()
+        network = make()
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = Path(folder) / path.name
             torch.onnx.export(
-                efficientnet_lite0(),
+                network,
                 (torch.zeros(1, 3, 256, 128),),
                 str(exported),
                 dynamo=False,
@@ -223,18 +261,18 @@ def _exported_efficientnet() -> Path:
                 opset_version=17,
             )
             exported.replace(path)
+        return path.read_bytes()
     except OSError as error:
-        raise PipelineError(f"the cache {cache} cannot be written: {error.strerror}; set XDG_CACHE_HOME") from error
-    return path
+        raise PipelineError(f"the cache {cache} cannot be used: {error.strerror}; set XDG_CACHE_HOME") from error
 
 
-def _checked_bytes(path: Path, spec: BackboneSpec) -> bytes:
+def _checked_bytes(path: Path, spec: BackboneSpec, otherwise: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise PipelineError(f"the backbone {path} cannot be read: {error.strerror}") from error
-    if spec.path is not None and hashlib.sha256(data).hexdigest() != spec.weights_sha256:
-        raise PipelineError(f"{path} is not the network that was looked up: its content differs")
+    if hashlib.sha256(data).hexdigest() != spec.weights_sha256:
+        raise PipelineError(f"{path} cannot be used, {otherwise}")
     return data
 
 
@@ -254,7 +292,8 @@ def _first_line(error: Exception) -> str:
 
 def _read_sidecar(path: Path) -> BackboneSpec:
     if path.suffix != ".onnx":
-        kinds = f"a backbone is {DEFAULT!r} or the path of an .onnx file"
+        names = " or ".join(repr(name) for name in (EFFICIENTNET, *shipped_backbones(), *PUBLISHED))
+        kinds = f"a backbone is {names} or the path of an .onnx file"
         raise UsageError(f"{kinds}, not {str(path)!r}; other formats are not loaded, since they can run code")
     if not path.is_file():
         raise UsageError(f"the backbone {path} does not exist")
@@ -283,3 +322,18 @@ def _read_sidecar(path: Path) -> BackboneSpec:
     if min(sizes) <= 0 or spec.channels not in ("RGB", "BGR") or len(spec.mean) != 3 or len(spec.std) != 3 or 0 in spec.std:
         raise UsageError(f"{sidecar}: sizes and scale are positive, channels is RGB or BGR, mean and std are three numbers")
     return spec
+
+
+def _published_spec(published: Published) -> BackboneSpec:
+    return BackboneSpec(
+        name=published.name,
+        path=None,
+        weights_sha256=published.file.sha256,
+        height=published.height,
+        width=published.width,
+        channels="RGB",
+        scale=255.0,
+        mean=published.mean,
+        std=published.std,
+        dim=published.dim,
+    )

@@ -1,19 +1,36 @@
 """Fixtures that several test files share."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
 import numpy as np
+import onnx
 import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
+from onnx import TensorProto, helper
 
 from pipeline.backbone import BackboneSpec
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 
 SHARED = Path(__file__).parents[2] / "shared"
+TOY_SIDECAR = {"height": 8, "width": 4, "channels": "RGB", "scale": 255, "mean": [0.5, 0.25, 0], "std": [0.5, 0.25, 1], "dim": 3}
+
+
+def save_toy_backbone(path: Path) -> Path:
+    """Write an ONNX network whose 3 features are the mean of each channel as it receives them, and its sidecar TOY_SIDECAR."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 8, 4])
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    node = helper.make_node("ReduceMean", ["images", "axes"], ["features"], keepdims=0)
+    graph = helper.make_graph([node], "mean", [images], [features], [axes])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
+    path.with_suffix(".json").write_text(json.dumps(TOY_SIDECAR))
+    return path
 
 
 def toy_spec(dim: int = 24) -> BackboneSpec:
@@ -56,6 +73,12 @@ def add_videos(gallery: Gallery, videos: list[tuple[str, np.ndarray]], first: in
             for i, (video_id, (person, features)) in enumerate(zip(ids, part, strict=True))
         ]
         gallery.commit(pa.Table.from_pylist(rows, schema=VIDEOS_SCHEMA), REJECTS_SCHEMA.empty_table())
+
+
+@pytest.fixture
+def toy_backbone(tmp_path: Path) -> Path:
+    """The file of `save_toy_backbone`, mean.onnx in the test's own folder, with its sidecar beside it."""
+    return save_toy_backbone(tmp_path / "mean.onnx")
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
 
 from pipeline.backbone import (
     DEFAULT,
+    EFFICIENTNET,
     BackboneSpec,
     TorchBackbone,
     efficientnet_lite0,
@@ -21,24 +20,9 @@ from pipeline.backbone import (
     parse_input_size,
 )
 from pipeline.errors import PipelineError, UsageError
-from tests.conftest import SHARED
+from tests.conftest import SHARED, TOY_SIDECAR
 
 OSNET = SHARED / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx"
-SIDECAR = {"height": 8, "width": 4, "channels": "RGB", "scale": 255, "mean": [0.5, 0.25, 0], "std": [0.5, 0.25, 1], "dim": 3}
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A network whose features are the mean of each channel as it receives them."""
-    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 8, 4])
-    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3])
-    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
-    node = helper.make_node("ReduceMean", ["images", "axes"], ["features"], keepdims=0)
-    graph = helper.make_graph([node], "mean", [images], [features], [axes])
-    path = tmp_path / "mean.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
-    path.with_suffix(".json").write_text(json.dumps(SIDECAR))
-    return path
 
 
 def frames(height: int, width: int, n: int = 5) -> np.ndarray:
@@ -46,25 +30,25 @@ def frames(height: int, width: int, n: int = 5) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
-def test_a_file_gets_its_pixels_as_its_sidecar_says(model: Path, channels: str) -> None:
-    model.with_suffix(".json").write_text(json.dumps({**SIDECAR, "channels": channels}))
+def test_a_file_gets_its_pixels_as_its_sidecar_says(toy_backbone: Path, channels: str) -> None:
+    toy_backbone.with_suffix(".json").write_text(json.dumps({**TOY_SIDECAR, "channels": channels}))
     pixels = frames(8, 4)
     given = pixels.astype(np.float64).mean(axis=(1, 2))[:, :: 1 if channels == "RGB" else -1] / 255
     expected = (given - [0.5, 0.25, 0]) / [0.5, 0.25, 1]
-    features = load_backbone(find_backbone(str(model)), device="cpu").embed(pixels)
+    features = load_backbone(find_backbone(str(toy_backbone)), device="cpu").embed(pixels)
     assert features.dtype == np.float16 and np.abs(features - expected).max() < 2e-3
 
 
-def test_any_number_of_frames_is_embedded_like_one(model: Path) -> None:
-    backbone = load_backbone(find_backbone(str(model)), device="cpu")
+def test_any_number_of_frames_is_embedded_like_one(toy_backbone: Path) -> None:
+    backbone = load_backbone(find_backbone(str(toy_backbone)), device="cpu")
     pixels = frames(8, 4, 71)
     assert np.array_equal(backbone.embed(pixels), np.concatenate([backbone.embed(pixels[i : i + 1]) for i in range(71)]))
     assert backbone.embed(pixels[:0]).shape == (0, 3)
 
 
 @pytest.mark.parametrize("size", [(256, 128), (96, 48)])
-def test_the_default_in_onnx_runtime_is_the_one_in_torch(size: tuple[int, int]) -> None:
-    spec = find_backbone(DEFAULT, size)
+def test_efficientnet_in_onnx_runtime_is_the_one_in_torch(size: tuple[int, int]) -> None:
+    spec = find_backbone(EFFICIENTNET, size)
     pixels = frames(*size, n=3)
     with torch.no_grad():
         expected = efficientnet_lite0()(torch.from_numpy(normalise_pixels(pixels, spec))).numpy()
@@ -75,8 +59,8 @@ def test_the_default_in_onnx_runtime_is_the_one_in_torch(size: tuple[int, int]) 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_default_on_a_gpu_is_the_one_on_a_cpu() -> None:
-    spec = find_backbone(DEFAULT)
+def test_efficientnet_on_a_gpu_is_the_one_on_a_cpu() -> None:
+    spec = find_backbone(EFFICIENTNET)
     pixels = frames(256, 128, 40)
     on_gpu, on_cpu = TorchBackbone(spec, "cuda").embed(pixels), load_backbone(spec, device="cpu").embed(pixels)
     assert np.abs(on_gpu.astype(np.float32) - on_cpu.astype(np.float32)).max() < 1e-2 * np.abs(on_cpu).max()
@@ -90,14 +74,14 @@ def test_a_published_re_identification_network_loads_by_path() -> None:
     assert features.shape == (2, 512) and np.isfinite(features).all()
 
 
-def test_identity_follows_weights_and_preprocessing_and_not_the_path(model: Path, tmp_path: Path) -> None:
-    spec = find_backbone(str(model))
+def test_identity_follows_weights_and_preprocessing_and_not_the_path(toy_backbone: Path, tmp_path: Path) -> None:
+    spec = find_backbone(str(toy_backbone))
     moved = tmp_path / "elsewhere" / "mean.onnx"
     moved.parent.mkdir()
-    shutil.copy(model, moved)
-    shutil.copy(model.with_suffix(".json"), moved.with_suffix(".json"))
+    shutil.copy(toy_backbone, moved)
+    shutil.copy(toy_backbone.with_suffix(".json"), moved.with_suffix(".json"))
     assert find_backbone(str(moved)).identity == spec.identity
-    moved.with_suffix(".json").write_text(json.dumps({**SIDECAR, "mean": [0.5, 0.5, 0.5]}))
+    moved.with_suffix(".json").write_text(json.dumps({**TOY_SIDECAR, "mean": [0.5, 0.5, 0.5]}))
     assert find_backbone(str(moved)).identity != spec.identity
 
 
@@ -111,32 +95,32 @@ def test_identity_follows_weights_and_preprocessing_and_not_the_path(model: Path
         ({"scale": 0}, "sizes and scale are positive"),
     ],
 )
-def test_an_unusable_sidecar_is_refused(model: Path, change: dict, words: str) -> None:
-    fields = {name: value for name, value in {**SIDECAR, **change}.items() if value is not None}
-    model.with_suffix(".json").write_text(json.dumps(fields))
+def test_an_unusable_sidecar_is_refused(toy_backbone: Path, change: dict, words: str) -> None:
+    fields = {name: value for name, value in {**TOY_SIDECAR, **change}.items() if value is not None}
+    toy_backbone.with_suffix(".json").write_text(json.dumps(fields))
     with pytest.raises(UsageError, match=words):
-        find_backbone(str(model))
+        find_backbone(str(toy_backbone))
 
 
-def test_what_is_not_a_usable_network_is_refused(model: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_usable_network_is_refused(toy_backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="other formats are not loaded, since they can run code"):
         find_backbone(str(tmp_path / "weights.pth"))
     with pytest.raises(UsageError, match="does not exist"):
         find_backbone(str(tmp_path / "absent.onnx"))
-    model.with_suffix(".json").write_text(json.dumps({**SIDECAR, "dim": 7}))
+    toy_backbone.with_suffix(".json").write_text(json.dumps({**TOY_SIDECAR, "dim": 7}))
     with pytest.raises(PipelineError, match=r"gives features of shape \(3,\); its sidecar says 7"):
-        load_backbone(find_backbone(str(model)), device="cpu")
+        load_backbone(find_backbone(str(toy_backbone)), device="cpu")
     with pytest.raises(PipelineError, match="does not take 16 x 16 frames"):
-        load_backbone(find_backbone(str(model), (16, 16)), device="cpu")
-    spec = find_backbone(str(model))
-    model.write_bytes(b"changed")
+        load_backbone(find_backbone(str(toy_backbone), (16, 16)), device="cpu")
+    spec = find_backbone(str(toy_backbone))
+    toy_backbone.write_bytes(b"changed")
     with pytest.raises(PipelineError, match="its content differs"):
         load_backbone(spec, device="cpu")
     with pytest.raises(PipelineError, match="is not an ONNX network"):
-        load_backbone(find_backbone(str(model)), device="cpu")
-    model.with_suffix(".json").unlink()
+        load_backbone(find_backbone(str(toy_backbone)), device="cpu")
+    toy_backbone.with_suffix(".json").unlink()
     with pytest.raises(UsageError, match=r"needs a sidecar mean\.json"):
-        find_backbone(str(model))
+        find_backbone(str(toy_backbone))
 
 
 @pytest.mark.parametrize("text", ["256", "256x", "0x9", "-1x5", "256 x 128", "99999x128"])
@@ -147,5 +131,9 @@ def test_an_input_size_that_cannot_be_meant_is_refused(text: str) -> None:
 
 
 def test_a_spec_names_every_field_that_changes_features() -> None:
-    spec = find_backbone(DEFAULT)
+    spec = find_backbone(EFFICIENTNET)
     assert isinstance(spec, BackboneSpec) and (spec.height, spec.width, spec.dim) == (256, 128, 1280)
+
+
+def test_the_default_is_known_by_name_on_every_machine() -> None:
+    assert find_backbone().path is None and find_backbone().name == DEFAULT
