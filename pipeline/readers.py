@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -188,9 +189,8 @@ def image_names(folder: Location, pattern: str = "*") -> list[str]:
     if not names and folder.info().type != FileType.Directory:
         raise StorageError(f"cannot read {folder.uri}: there is no such folder", "missing")
     start = pattern.partition("*")[0]
-    first = bisect.bisect_left(names, start)
-    alike = itertools.takewhile(lambda name: name.startswith(start), itertools.islice(names, first, None))
-    return [name for name in alike if matches(name, pattern)]
+    first, last = (bisect.bisect_left(names, bound) for bound in (start, start + chr(sys.maxunicode)))
+    return [name for name in names[first:last] if matches(name, pattern)]
 
 
 def matches(name: str, pattern: str) -> bool:
