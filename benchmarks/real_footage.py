@@ -11,10 +11,12 @@ import csv
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from jobs.command_line import run
@@ -22,12 +24,13 @@ from pipeline.backbone import DEFAULT, find_backbone
 from pipeline.catalog import read_catalog
 from pipeline.cluster import connected
 from pipeline.errors import UsageError
-from pipeline.evaluation import Counts, RankingQuality, judge, rank_by_mean, rank_by_search
+from pipeline.evaluation import COATTENTION, COSINE, coattention_scores, cosine_scores, video_means
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import build_index
+from pipeline.index import Index, build_index
 from pipeline.ingest import ingest
+from pipeline.metrics import RankingQuality, query_figures, ranking_quality
 from pipeline.sampling import Sampling
-from pipeline.scoring import ScoreSettings
+from pipeline.scoring import ScoreSettings, rank_videos
 from pipeline.search import opened_partitions
 
 VTEST_AVI = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")  # where Debian's opencv-doc puts it
@@ -41,7 +44,7 @@ class Protocol:
     manifest: Path
     queries: list[str]
     person: dict[str, str]
-    counts: Counts
+    counts: Callable[[str, str], bool]
 
 
 def vtest(shared: Path) -> Protocol:
@@ -92,13 +95,33 @@ def make_gallery(manifest: Path, folder: Path, backbone: str) -> Gallery:
     return gallery
 
 
+def sorted_ids(index: Index) -> tuple[list[str], np.ndarray]:
+    """The ids of all videos in order, and the rows of Index.videos that they stand in."""
+    ids = index.videos["video_id"].to_pylist()
+    rows = np.array(sorted(range(len(ids)), key=ids.__getitem__))
+    return [ids[row] for row in rows], rows
+
+
+def search_scores(gallery: Gallery, index: Index, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Co-attention scores of rows of Index.videos."""
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        return coattention_scores(gallery, index, partitions, queries, rows, ScoreSettings())
+
+
 def qualities(protocol: Protocol, gallery: Gallery) -> dict[str, RankingQuality]:
     """Co-attention and the baseline, every query of the protocol against everything."""
     index = build_index(gallery)
-    with opened_partitions(gallery, index, actors=0) as partitions:
-        rankings = {"co-attention": rank_by_search(gallery, index, partitions, protocol.queries, ScoreSettings())}
-    rankings["mean + cosine"] = rank_by_mean(gallery, index.videos, protocol.queries)
-    return {name: judge(ranked, protocol.person, protocol.counts) for name, ranked in rankings.items()}
+    ids, rows = sorted_ids(index)
+    queries = [query for query in protocol.queries if query in ids]
+    person, query_rows = protocol.person, rows[[ids.index(query) for query in queries]]
+    valid = np.array([[v != query and v in person and protocol.counts(query, v) for v in ids] for query in queries])
+    same = np.array([[person.get(v) == person[query] for v in ids] for query in queries])
+    means, _ = video_means(gallery, index)
+    scores = {
+        COATTENTION: search_scores(gallery, index, query_rows, rows),
+        COSINE: cosine_scores(means[query_rows], means[rows]),
+    }
+    return {name: ranking_quality(query_figures(table, valid, same)) for name, table in scores.items()}
 
 
 def tracks_of_the_full_frame(shared: Path, work: Path, backbone: str) -> dict[str, list[str]]:
@@ -108,8 +131,9 @@ def tracks_of_the_full_frame(shared: Path, work: Path, backbone: str) -> dict[st
     manifest.write_text(f"uri,video_id,camera_id,boxes_uri\n{VTEST_AVI},vtest,pets_view1,{boxes}\n")
     gallery = make_gallery(manifest, work / "full", backbone)
     index = build_index(gallery)
-    with opened_partitions(gallery, index, actors=0) as partitions:
-        return rank_by_search(gallery, index, partitions, index.videos["video_id"].to_pylist(), ScoreSettings())
+    ids, rows = sorted_ids(index)
+    orders = [rank_videos(row, ids) for row in search_scores(gallery, index, rows, rows)]
+    return {track: [ids[i] for i in order if ids[i] != track] for track, order in zip(ids, orders, strict=True)}
 
 
 def main(

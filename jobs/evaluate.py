@@ -1,78 +1,154 @@
-"""Judge a ranking on labelled videos: python -m jobs.evaluate --data MANIFEST --out R"""
+"""Judge a ranking on labelled videos: python -m jobs.evaluate --data MANIFEST_OR_DATASET --out R"""
 
+import functools
 import json
+import sys
+import time
 from dataclasses import asdict
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import typer
 
 from jobs.command_line import run
 from pipeline.audit import append_record
 from pipeline.backbone import DEFAULT, find_backbone, parse_input_size
-from pipeline.catalog import read_catalog
+from pipeline.datasets import LabelledData, read_labelled
 from pipeline.errors import UsageError
-from pipeline.evaluation import RankingQuality, judge, rank_by_mean, rank_by_search, same_camera_left_out
+from pipeline.evaluation import EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores
+from pipeline.evaluation_report import evaluation_text, render_evaluation
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import IndexSettings, build_index, current_index, find_head
 from pipeline.ingest import ingest
 from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
 from pipeline.search import opened_partitions
-from pipeline.storage import resolve
+from pipeline.storage import Location, resolve
+
+SPLITS = 10  # of the data sets that are divided several times
+SCORE = ScoreSettings()  # its defaults
 
 
 def evaluate(
-    data: Annotated[str, typer.Option(help="Manifest with person_id (and camera_id), or another input of jobs.ingest.")],
-    out: Annotated[str, typer.Option(help="Folder for evaluation.json and the gallery that is made on the way.")],
+    data: Annotated[str, typer.Option(help="mars:PATH, ilids-vid:PATH, prid2011:PATH, ls-vid:PATH, or a manifest with labels.")],
+    out: Annotated[str, typer.Option(help="Folder for evaluation.json, .html and the gallery that is made on the way.")],
+    part: Annotated[str, typer.Option(help="Part of the data set: test, val, train or all.")] = "test",
+    protocol: Annotated[str, typer.Option(help="Gallery of MARS: official (with the queries) or torchreid.")] = "official",
+    split: Annotated[str, typer.Option(help="Split of iLIDS-VID and PRID2011: 0 to 9, or all (mean over the ten).")] = "0",
+    first_half: Annotated[str, typer.Option(help="What the first half of an iLIDS-VID split is: test or train.")] = "test",
     backbone: Annotated[str, typer.Option(help="Backbone by name, or path of an ONNX file with a sidecar .json.")] = DEFAULT,
     input_size: Annotated[str | None, typer.Option(help="Frame size, HEIGHTxWIDTH in pixels [default: its own].")] = None,
     sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 10.0,
     head: Annotated[str | None, typer.Option(help="Folder of a trained head [default: the one that needs no training].")] = None,
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
     stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
-    ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = 0.2,
+    ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = SCORE.ratio,
+    aggregate: Annotated[str, typer.Option(help="mean (compares videos of any length) or sum (as in the patent).")] = "mean",
+    normalise: Annotated[str, typer.Option(help="Normalisation of scores: cohort, or none (the patent's).")] = SCORE.normalise,
+    false_match_rate: Annotated[
+        float, typer.Option(help="Share of the pairs of different persons that may pass the threshold to be found.")
+    ] = 0.001,
+    false_alarm_rate: Annotated[
+        float, typer.Option(help="Share of the searches for absent people that may still give an answer.")
+    ] = 0.1,
+    shortlists: Annotated[
+        str, typer.Option(help="Sizes of shortlists to judge the prefilter at: videos or shares; empty for none.")
+    ] = "10,100,1000,1%,10%",
+    bootstrap: Annotated[int, typer.Option(help="Resamples of persons behind each interval; 0 for no intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the resamples.")] = 0,
+    save_scores: Annotated[
+        bool, typer.Option("--save-scores", help="Write scores.parquet, every pair that counts with its scores.")
+    ] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
 ) -> None:
-    """Search for every labelled video in all others and print CMC and mAP, with mean pooling + cosine beside it.
+    """Search for labelled videos in all others and print how well they are found, beside baselines on the same features.
 
     Left out of a ranking are the query and the same person under the same camera; queries without a match elsewhere are counted.
+    Writes evaluation.json and evaluation.html. The evaluation is written to the gallery's audit log.
     """
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
-    settings, score = IndexSettings(segment_length, stride), ScoreSettings(ratio)
-    catalog = read_catalog(data)
-    gallery = Gallery.open_or_create(resolve(out).join("gallery").uri, GallerySettings(spec, sample_rate, None))
-    summary = ingest(catalog, gallery, Sampling(sample_rate, None, spec.height, spec.width), address=address)
+    settings = IndexSettings(segment_length, stride)
+    score = ScoreSettings(ratio, None, aggregate, normalise)  # type: ignore[arg-type] # checked there
+    sizes = tuple(size.strip() for size in shortlists.split(",") if size.strip())
+    figures = EvaluationSettings(false_match_rate, false_alarm_rate, sizes, bootstrap, seed)
+    folder = resolve(out)
+    if folder.info().is_file:
+        raise UsageError(f"{out} is a file; an evaluation is written into a folder")
+    labelled = [
+        read_labelled(data, part=part, protocol=protocol, split=number, first_half=first_half) for number in _splits(split)
+    ]
+    gallery = Gallery.open_or_create(folder.join("gallery").uri, GallerySettings(spec, sample_rate, None))
+    sampling = Sampling(sample_rate, None, spec.height, spec.width)
+    rejected = _ingest_all(labelled, gallery, sampling, address)
     trained = find_head(head, gallery) if head is not None else None
     index = current_index(gallery, settings, trained) or build_index(gallery, settings, trained)
-    rows = [row for row in index.videos.to_pylist() if row["person_id"] is not None]
-    if not rows:
-        raise UsageError(f"{data} has no video with a person_id, so nothing can be judged")
-    person = {row["video_id"]: row["person_id"] for row in rows}
-    counts = same_camera_left_out(index.videos)
-    with opened_partitions(gallery, index, address=address) as partitions:
-        rankings = {"co-attention": rank_by_search(gallery, index, partitions, list(person), score)}
-    rankings["mean + cosine"] = rank_by_mean(gallery, index.videos, list(person))
     try:
-        qualities = {name: judge(ranked, person, counts) for name, ranked in rankings.items()}
-    except ValueError as error:
-        raise UsageError(f"{data}: {error}; each person needs a second video, under another camera") from error
-    fields = {"data": data, "model": index.model, "index_version": index.version, "rejected": summary.refused}
-    append_record(gallery, "evaluate", {**fields, "queries": len(person)})
-    print(describe(qualities, index.model, summary.refused))
-    document = fields | {"methods": {name: asdict(quality) for name, quality in qualities.items()}}
-    resolve(out).join("evaluation.json").write_atomically(json.dumps(document, indent=1).encode())
+        pairs = judged_pairs(index.videos, list(dict.fromkeys(map(_division, labelled))))  # data without splits: all are one
+    except UsageError as error:
+        raise UsageError(f"{data}: {error}") from error
+    keep: dict[str, Any] | None = {} if save_scores else None
+    with opened_partitions(gallery, index, address=address) as partitions:
+        judged = evaluate_index(gallery, index, partitions, pairs, score, figures, keep, ProgressLine())
+    named = {"data": data, "model": index.model, "index_version": index.version, "rejected": rejected}
+    asked = {"part": part, "protocol": protocol, "split": split, "first_half": first_half, "sample_rate": sample_rate}
+    document = named | {
+        "name": labelled[0].name,
+        "notes": list(dict.fromkeys(note for one in labelled for note in one.notes)),
+        "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "untrained": index.untrained,
+        "settings": asked | asdict(settings) | asdict(score) | asdict(figures),
+        **judged,
+    }
+    append_record(gallery, "evaluate", named | {"queries": judged["queries"]})
+    _write(document, folder)
+    if keep is not None:
+        folder.join("scores.parquet").write_atomically(functools.partial(write_pair_scores, keep, index, pairs))
+    print(evaluation_text(document))
+    print(f"report: {folder.join('evaluation.html').uri}")
 
 
-def describe(qualities: dict[str, RankingQuality], model: str, rejected: int) -> str:
-    """The figures as a table for people."""
-    quality = next(iter(qualities.values()))
-    lines = [
-        f"{quality.queries} queries, {quality.unmatched} without a match elsewhere, {rejected} inputs rejected; {model}",
-        f"{'':<16}" + "".join(f"rank-{rank:<4}" for rank in quality.cmc) + "mAP",
-    ]
-    for name, quality in qualities.items():
-        lines.append(f"{name:<16}" + "".join(f"{value:<9.3f}" for value in quality.cmc.values()) + f"{quality.mean_ap:.3f}")
-    return "\n".join(lines)
+def _splits(text: str) -> range:
+    if text == "all":
+        return range(SPLITS)
+    if not (text.isascii() and text.isdigit()) or int(text) >= SPLITS:
+        raise UsageError(f"--split is a number from 0 to {SPLITS - 1} or all, not {text!r}")
+    return range(int(text), int(text) + 1)
+
+
+def _ingest_all(labelled: list[LabelledData], gallery: Gallery, sampling: Sampling, address: str | None) -> int:
+    """Bring the videos of all splits into the gallery; returns how many inputs were rejected."""
+    for one in labelled:
+        summary = ingest(one.catalog, gallery, sampling, address=address)
+        if summary.unaccounted:
+            print(f"{summary.unaccounted} inputs were lost on the way; run the same command again", file=sys.stderr)
+    sources = {source for one in labelled for source in one.catalog.table["source_id"].to_pylist()}
+    return len(sources & set(gallery.snapshot().rejects["source_id"].to_pylist()))
+
+
+def _division(one: LabelledData) -> Split:
+    return Split(one.queries, one.gallery, frozenset(one.catalog.table["source_id"].to_pylist()))
+
+
+def _write(document: dict[str, Any], folder: Location) -> None:
+    folder.join("evaluation.json").write_atomically(json.dumps(document, indent=1, allow_nan=False).encode())
+    folder.join("evaluation.html").write_atomically(render_evaluation(document).encode("utf-8", "replace"))
+
+
+class ProgressLine:
+    """Queries done and time left: one line that renews itself, or one every 10 s into a log."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.last < (0.5 if self.terminal else 10) and not (done == total and self.last > self.began):
+            return
+        self.last = now
+        line = f"{done}/{total} queries scored, {(now - self.began) / done * (total - done):.0f} s left"
+        ends = "\n" if done == total or not self.terminal else ""
+        print(f"\r\x1b[K{line}" if self.terminal else line, end=ends, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

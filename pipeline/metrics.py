@@ -122,7 +122,7 @@ class CameraPair:
 
 
 def camera_pairs(
-    scores: ArrayLike, valid: ArrayLike, same: ArrayLike, query_cameras: Sequence[str], gallery_cameras: Sequence[str]
+    scores: ArrayLike, valid: ArrayLike, same: ArrayLike, query_cameras: ArrayLike, gallery_cameras: ArrayLike
 ) -> list[CameraPair]:
     """Every pair of a query camera and a gallery camera with a match, in the order of their names.
 

@@ -83,6 +83,7 @@ worlds = st.builds(random_world, st.integers(0, 10**6), st.integers(1, 12), st.i
 
 
 @given(worlds)
+@settings(deadline=None)
 def test_the_figures_of_each_query_are_what_counting_gives(world: World) -> None:
     figures = query_figures(*world.arrays)
     for q in range(len(world.queries)):
@@ -96,6 +97,7 @@ def test_the_figures_of_each_query_are_what_counting_gives(world: World) -> None
 
 
 @given(worlds)
+@settings(deadline=None)
 def test_the_means_leave_queries_without_a_match_out_and_count_them(world: World) -> None:
     matched = [q for q in range(len(world.queries)) if counted_matches(world, q)]
     figures = query_figures(*world.arrays)
@@ -202,7 +204,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 
 @given(worlds)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_a_camera_pair_is_the_ranking_of_that_camera_alone(world: World) -> None:
     cameras = [camera for _, camera in world.queries], [camera for _, camera in world.gallery]
     found = {(pair.query_camera, pair.gallery_camera): pair for pair in camera_pairs(*world.arrays, *cameras)}
@@ -222,7 +224,7 @@ def test_a_camera_pair_is_the_ranking_of_that_camera_alone(world: World) -> None
 
 
 @given(worlds, st.sampled_from(["1", "3", "10", "1000", "5%", "37.5%", "100%"]))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_shortlist_recall_is_what_counting_gives(world: World, size: str) -> None:
     scores, valid, same = world.arrays
     rng = np.random.default_rng(len(world.gallery))
@@ -259,6 +261,7 @@ def test_a_size_that_cannot_be_meant_is_refused(size: str) -> None:
     st.lists(st.integers(0, 12), max_size=20),
     st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.1, 0.5, 1.0])),
 )
+@settings(deadline=None)
 def test_the_threshold_is_the_most_lenient_one_for_the_rate(negatives: list[int], positives: list[int], rate: float) -> None:
     threshold, reachable = threshold_for_rate(np.array(negatives) / 7, rate, np.array(positives) / 7)
     limit = math.floor(round(rate * len(negatives), 6))
@@ -279,7 +282,7 @@ def test_a_rate_needs_negatives_and_lies_between_0_and_1() -> None:
 
 
 @given(worlds, st.sampled_from([0.0, 0.01, 0.2, 0.5]))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_verification_rates_are_shares_of_pairs(world: World, rate: float) -> None:
     pairs = [(q, g) for q in range(len(world.queries)) for g in range(len(world.gallery)) if world.counts(q, g)]
     different = [world.scores[q][g] for q, g in pairs if not world.same(q, g)]
@@ -297,7 +300,7 @@ def test_verification_rates_are_shares_of_pairs(world: World, rate: float) -> No
 
 
 @given(worlds, st.sampled_from([0.0, 0.1, 0.3, 1.0]))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_open_set_rates_are_shares_of_targets(world: World, rate: float) -> None:
     absent, present = [], []
     for q in range(len(world.queries)):
