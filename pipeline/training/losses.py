@@ -73,8 +73,7 @@ def ranking_loss(scores: Tensor, same: Tensor, counts: Tensor, temperature: floa
 
 def triplet_loss(encodings: Tensor, person: Tensor, counts: Tensor, margin: float) -> Tensor:
     """Batch-hard (Hermans et al., 2017): the farthest of the same person against the nearest of another, encodings [B, d]."""
-    squared = (encodings[:, None] - encodings[None]).square().sum(dim=-1)
-    distance = squared.clamp_min(1e-12).sqrt()  # [B, B]
+    distance = torch.cdist(encodings, encodings)  # [B, B]
     same = person[:, None] == person[None]
     farthest = distance.masked_fill(~(same & counts), -torch.inf).amax(dim=1)
     nearest = distance.masked_fill(same | ~counts, torch.inf).amin(dim=1)

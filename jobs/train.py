@@ -1,0 +1,247 @@
+"""Train the co-attention head on labelled videos: python -m jobs.train --data MANIFEST_OR_DATASET --out W"""
+
+import shlex
+import sys
+import tempfile
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from jobs.command_line import run
+from pipeline.backbone import DEFAULT, find_backbone
+from pipeline.cluster import cluster_is_named
+from pipeline.datasets import read_labelled
+from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery import Gallery, GallerySettings
+from pipeline.head import DESCRIPTION, TENSORS, save_head
+from pipeline.sampling import Sampling
+from pipeline.storage import Location, resolve
+from pipeline.training.checkpoint import Checkpoint, newest_checkpoint
+from pipeline.training.loop import Metrics
+from pipeline.training.run import GallerySource, TrainingPlan, run_training
+from pipeline.training.settings import TrainingSettings
+from pipeline.training.start import StartSettings
+
+TERMS = {"pair": "pair_weight", "video": "video_weight", "identity": "identity_weight", "triplet": "triplet_weight"}
+TERMS |= {"attention": "attention_weight", "mixing": "mix_share", "noise": "noise", "pull": "pull", "clipping": "clip"}
+
+
+def train(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="Gallery folder, mars:PATH, ilids-vid:PATH, prid2011:PATH, ls-vid:PATH, or a manifest; may be repeated."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="Folder or bucket prefix for head/, metrics.csv, checkpoints and what is ingested.")],
+    hidden: Annotated[
+        list[str] | None,
+        typer.Option(help="The same clips with people hidden: a gallery or a manifest, one for each --data, in the same order."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help=f"Backbone by name or ONNX path [default: the galleries', or {DEFAULT}].")
+    ] = None,
+    sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video, where videos are ingested.")] = 10.0,
+    epochs: Annotated[int, typer.Option(help="Epochs.", min=1)] = TrainingSettings.epochs,
+    batches: Annotated[int, typer.Option(help="Batches an epoch.", min=1)] = TrainingSettings.batches,
+    people: Annotated[int, typer.Option(help="People a batch (P).")] = TrainingSettings.people,
+    tracklets: Annotated[
+        int, typer.Option(help="Tracklets a person in a batch (K), across cameras.")
+    ] = TrainingSettings.tracklets,
+    segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = TrainingSettings.segment_length,
+    learning_rate: Annotated[float, typer.Option(help="Adam's largest step.")] = TrainingSettings.learning_rate,
+    key_width: Annotated[int, typer.Option(help="Width of a key (d_k).")] = StartSettings.key_width,
+    value_width: Annotated[int, typer.Option(help="Width of a value (d_v).")] = StartSettings.value_width,
+    validation_share: Annotated[
+        float, typer.Option(help="Share of the people held out to choose the best epoch; 0: the last.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
+    without: Annotated[list[str] | None, typer.Option(help=f"Switch a term off: {', '.join(TERMS)}; may be repeated.")] = None,
+    free_weight: Annotated[
+        bool, typer.Option("--free-weight", help="Let weights of the squared difference be above 0 (no prefilter by distance).")
+    ] = False,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE of any field of pipeline.training.settings or .start; may be repeated."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Workers on Ray Train; 0: in this process [default: 0, or 1 on a named cluster].", min=0)
+    ] = None,
+    cpus: Annotated[int, typer.Option(help="CPUs of one worker on Ray.", min=1)] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Each worker on Ray takes a GPU.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+) -> None:
+    """Train a co-attention head on stored frame features and write it into OUT/head.
+
+    Starts from a head that ranks like mean pooling, keeps the best epoch by mAP on people held out (never on a test part), and
+    goes on from its last checkpoint when the same command is run again. What is no gallery yet is ingested into OUT/galleries.
+    """
+    settings, start = _recipe(
+        {
+            "epochs": epochs,
+            "batches": batches,
+            "people": people,
+            "tracklets": tracklets,
+            "segment_length": segment_length,
+            "learning_rate": learning_rate,
+            "seed": seed,
+        },
+        {"key_width": key_width, "value_width": value_width, "negative_weight": not free_weight},
+        without or [],
+        change or [],
+    )
+    folder = resolve(out)
+    if folder.info().is_file:
+        raise UsageError(f"{out} is a file; a training is written into a folder")
+    if hidden and len(hidden) != len(data):
+        raise UsageError(
+            f"--hidden is given {len(hidden)} times and --data {len(data)} times; give one for each, in the same order"
+        )
+    sources = []
+    for number, name in enumerate([*data, *(hidden or [])]):
+        gallery = _gallery(name, folder.join("galleries", str(number)), backbone, sample_rate, address)
+        sources.append(GallerySource(gallery.location.uri, str(number % len(data)), number >= len(data)))
+    plan = TrainingPlan(tuple(sources), folder.uri, validation_share, start, settings)
+    progress = Progress(settings.epochs)
+    on_ray = workers if workers is not None else int(cluster_is_named(address))
+    if on_ray:
+        from pipeline.training.distributed import WorkerSettings, train_on_ray
+
+        train_on_ray(plan, WorkerSettings(on_ray, gpu, cpus), lambda: progress.follow(folder), address)
+    else:
+        run_training(plan, progress, "cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise PipelineError(f"the training left no checkpoint in {folder.uri}")
+    _write_head(checkpoint, plan, [*data, *(hidden or [])], gallery.settings, folder)
+    print(describe(checkpoint, folder.join("head").uri))
+
+
+def _recipe(
+    training: dict[str, Any], start: dict[str, Any], without: list[str], changes: list[str]
+) -> tuple[TrainingSettings, StartSettings]:
+    """Settings from the flags. Raises UsageError for a term, a name or a value that cannot be meant."""
+    for term in without:
+        if term not in TERMS:
+            raise UsageError(f"there is no term {term!r} to switch off; there are {', '.join(TERMS)}")
+        training[TERMS[term]] = 0
+    kinds = {field.name: (training, field.type) for field in fields(TrainingSettings)}
+    kinds |= {field.name: (start, field.type) for field in fields(StartSettings)}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or name not in kinds:
+            raise UsageError(f"--set {change!r} names no setting; write NAME=VALUE with one of {', '.join(kinds)}")
+        chosen, kind = kinds[name]
+        try:
+            chosen[name] = _value(text, str(kind))
+        except ValueError as error:
+            raise UsageError(f"--set {change!r}: {text!r} is no value for {name}") from error
+    return TrainingSettings(**training), StartSettings(**start)
+
+
+def _value(text: str, kind: str) -> Any:
+    if "bool" in kind:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    if "tuple" in kind:
+        return tuple(float(part) for part in text.split(","))
+    if "int" in kind:
+        return int(text)
+    return None if "None" in kind and text == "none" else float(text)
+
+
+def _gallery(data: str, place: Location, backbone: str | None, sample_rate: float, address: str | None) -> Gallery:
+    """The gallery that `data` is, or the one at `place` after its videos are ingested."""
+    if ":" not in data.split("/")[0] or "://" in data:
+        location = resolve(data)
+        if location.join("gallery.json").exists():
+            gallery = Gallery.open(data)
+            if backbone is not None and (spec := find_backbone(backbone)).identity != gallery.settings.backbone.identity:
+                raise UsageError(f"{data} was made with the backbone {gallery.settings.backbone.identity}, not {spec.identity}")
+            return gallery
+    from pipeline.ingest import ingest
+
+    spec = find_backbone(backbone or DEFAULT)
+    labelled = read_labelled(data, part="train")
+    for note in labelled.notes:
+        print(f"{labelled.name}: {note}", file=sys.stderr)
+    gallery = Gallery.open_or_create(place.uri, GallerySettings(spec, sample_rate, None))
+    summary = ingest(labelled.catalog, gallery, Sampling(sample_rate, None, spec.height, spec.width), address=address)
+    print(f"{labelled.name}: {summary.usable} videos in {place.uri}, {summary.refused} rejected", file=sys.stderr, flush=True)
+    return gallery
+
+
+class Progress:
+    """One line an epoch on stderr."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.shown = -1
+
+    def __call__(self, metrics: Metrics) -> None:
+        epoch = int(metrics["epoch"])
+        if epoch <= self.shown:
+            return
+        self.shown = epoch
+        print(f"epoch {epoch}/{self.epochs}  {_figures(metrics)}  {metrics['seconds']:.1f} s", file=sys.stderr, flush=True)
+
+    def follow(self, folder: Location) -> None:
+        """The epochs that other processes have finished."""
+        checkpoint = newest_checkpoint(folder)
+        for metrics in checkpoint.history if checkpoint is not None else []:
+            self(metrics)
+
+
+def _figures(metrics: Metrics) -> str:
+    parts = [f"loss {metrics['loss_all']:.3f}"] if "loss_all" in metrics else ["start point"]
+    for condition in ("clean", "hidden"):
+        if f"{condition}_map" in metrics:
+            ours, mean = (f"{metrics[f'{condition}_{m}rank1']:.3f}/{metrics[f'{condition}_{m}map']:.3f}" for m in ("", "mean_"))
+            parts.append(f"{condition} rank-1/mAP {ours} (mean pooling {mean})")
+    return "  ".join(parts)
+
+
+def _write_head(checkpoint: Checkpoint, plan: TrainingPlan, data: list[str], gallery: GallerySettings, folder: Location) -> None:
+    best = next(metrics for metrics in checkpoint.history if metrics["epoch"] == checkpoint.best_epoch)
+    names = ("co-attention-search", "torch", "numpy", "ray")
+    info = {
+        "untrained": False,
+        "data": data,
+        "recipe": {"training": asdict(plan.settings), "start": asdict(plan.start), "validation_share": plan.validation_share},
+        "backbone": gallery.backbone.identity,
+        "sample_rate": gallery.rate,
+        "epoch": checkpoint.best_epoch,
+        "validation": best,
+        "command": shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]),
+        "versions": {name: version(name) for name in names},
+        "trained_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        save_head(checkpoint.best_head(), temporary, info, gallery.backbone.identity)
+        for name in (TENSORS, DESCRIPTION):
+            folder.join("head", name).write_atomically(Path(temporary, name).read_bytes())
+
+
+def describe(checkpoint: Checkpoint, head: str) -> str:
+    """What came of the training, beside where it started."""
+    best = next(metrics for metrics in checkpoint.history if metrics["epoch"] == checkpoint.best_epoch)
+    seconds = sum(metrics["seconds"] for metrics in checkpoint.history)
+    lines = [
+        f"head          {head}",
+        f"epoch         {checkpoint.best_epoch} of {len(checkpoint.history) - 1}, {seconds:.0f} s of training",
+        f"at first      {_figures(checkpoint.history[0])}",
+        f"at best       {_figures(best)}",
+    ]
+    if checkpoint.best_epoch == 0:
+        lines.append("No epoch beat the start point on the people held out: the head ranks like mean pooling.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(train)
