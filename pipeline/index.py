@@ -3,8 +3,11 @@
 index/<version>/manifest.json   written last: a version is there when its manifest is, complete and never changed again
                 head/           the co-attention head (model.safetensors, model.json)
                 videos.parquet  one row a video: its gallery row, partition, first frame and segment
+                cohort/         means.npy float32 [C, d_v], video.npy int64 [C] (row of videos.parquet): what scores are
+                                normalised by
                 p0000/          keys.npy, values.npy float16 [F, d]; frame_index.npy, time_s.npy [F];
-                                segment_start.npy int64 [S] (frame within the partition), prefilter.faiss
+                                segment_start.npy int64 [S] (frame within the partition), reliability.npy, cohort_mean.npy,
+                                cohort_spread.npy float32 [S], prefilter.faiss
 """
 
 import hashlib
@@ -21,10 +24,12 @@ from typing import Any
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from pipeline.coattention import Coattention
+from pipeline.cohort import Cohort, cohort_statistics
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, save_head, untrained_head
@@ -32,9 +37,11 @@ from pipeline.prefilter import PrefilterMetric
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage import Location
 
-FORMAT = 1
+FORMAT = 2
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
+ENCODE_SEGMENTS = 1024
 SAMPLE_VIDEOS, SAMPLE_FRAMES = 512, 40  # what an untrained head is made from: videos, and frames of each
+COHORT_VIDEOS, COHORT_SEGMENTS = 512, 4  # what scores are normalised by: videos, and segments of each
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
 
 
@@ -56,12 +63,15 @@ class IndexSettings:
 
 @dataclass(frozen=True)
 class Index:
-    """An open index version. manifest: what it is made of; videos: one row a video, partitions in order; head: its model."""
+    """An open index version. manifest: what it is made of; videos: one row a video, partitions in order; head: its model;
+    cohort: what scores are normalised by.
+    """
 
     location: Location
     manifest: dict[str, Any]
     videos: pa.Table
     head: Coattention
+    cohort: Cohort
 
     @property
     def version(self) -> str:
@@ -79,6 +89,10 @@ class Index:
     def model(self) -> str:
         """Backbone and head, by name and content hash."""
         return f"{self.manifest['backbone']}+head@{self.manifest['head'][:16]}"
+
+    def position(self, video_id: str) -> int:
+        """Row of a video in `videos`, -1 where it is not indexed."""
+        return pc.index(self.videos["video_id"], video_id).as_py()
 
     def partition_videos(self, partition: int) -> pa.Table:
         """The rows of `videos` that lie in one partition."""
@@ -115,18 +129,23 @@ def build_index(
     version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
     location = gallery.location.join("index", version)
     videos = snapshot.videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
+    cohort = _sample_cohort(gallery, videos, head, settings)
     files: dict[str, dict[str, Any]] = {}
     partitions: list[dict[str, Any]] = []
     tables: list[pa.Table] = []
     for start in range(0, len(videos), settings.partition_videos):
         rows = videos.slice(start, settings.partition_videos)
         with tempfile.TemporaryDirectory() as folder:
-            table, counts = _build_partition(gallery, rows, head, settings, Path(folder))
+            table, counts = _build_partition(gallery, rows, head, settings, cohort, start, Path(folder))
             files |= _publish_files(Path(folder), location, f"p{len(partitions):04d}")
         partitions.append({"first_video": start, "videos": len(rows), **counts})
         tables.append(table)
         progress(start + len(rows), len(videos))
     indexed = pa.concat_tables(tables)
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder, "means.npy"), cohort.means.numpy())
+        np.save(Path(folder, "video.npy"), cohort.video.numpy())
+        files |= _publish_files(Path(folder), location, "cohort")
     with tempfile.TemporaryDirectory() as folder:
         save_head(head, folder, {"untrained": untrained}, gallery.settings.backbone.identity)
         files |= _publish_files(Path(folder), location, "head")
@@ -152,7 +171,7 @@ def build_index(
     }
     location.join("manifest.json").write_atomically(json.dumps(manifest, indent=1).encode())
     _refuse_forgotten(gallery, location, indexed)
-    return Index(location, manifest, indexed, head)
+    return Index(location, manifest, indexed, head, cohort)
 
 
 def _refuse_forgotten(gallery: Gallery, location: Location, videos: pa.Table) -> None:
@@ -202,7 +221,8 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
         for name in (TENSORS, DESCRIPTION):
             Path(folder, name).write_bytes(location.join("head", name).read_bytes())
         head = load_head(folder)
-    return Index(location, manifest, videos, head)
+    cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
+    return Index(location, manifest, videos, head, cohort)
 
 
 def videos_not_in(gallery: Gallery, index: Index) -> int:
@@ -233,8 +253,7 @@ def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:
     Up to SAMPLE_VIDEOS videos, chosen by hashes of their ids, and up to SAMPLE_FRAMES evenly spaced frames of each: a long video
     shows one person, and must not drown the others.
     """
-    ids = videos["video_id"].to_pylist()
-    chosen = videos.take(sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())[:SAMPLE_VIDEOS])
+    chosen = videos.take(_sample(videos, SAMPLE_VIDEOS))
     parts: dict[str, np.ndarray] = {}
     for positions, table in gallery.iter_features(chosen):
         features, start = feature_matrix(table), 0
@@ -246,15 +265,51 @@ def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:
     return np.concatenate([parts[video_id] for video_id in sorted(parts)])
 
 
+def _sample(videos: pa.Table, count: int) -> list[int]:
+    """Rows of up to `count` videos, chosen by hashes of their ids."""
+    ids = videos["video_id"].to_pylist()
+    return sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())[:count]
+
+
+@torch.no_grad()
+def _sample_cohort(gallery: Gallery, videos: pa.Table, head: Coattention, settings: IndexSettings) -> Cohort:
+    """Mean values of up to COHORT_SEGMENTS evenly spaced segments of COHORT_VIDEOS videos, in the order of their ids' hashes."""
+    rows = _sample(videos, COHORT_VIDEOS)
+    chosen = videos.take(rows)
+    parts: dict[int, torch.Tensor] = {}
+    for positions, table in gallery.iter_features(chosen):
+        features, first = feature_matrix(table), 0
+        for position in positions:
+            frames = chosen["sampled_frames"][int(position)].as_py()
+            starts = segment_starts(frames, settings.segment_length, settings.stride)
+            starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), COHORT_SEGMENTS)).round().astype(int))]
+            cut = segment_frames(starts, settings.segment_length, frames)
+            _, values = _encode(head, features[first : first + frames])
+            parts[int(position)] = torch.from_numpy(_segment_means(values, cut))
+            first += frames
+    order = sorted(parts)
+    owner = torch.cat([torch.full((len(parts[position]),), rows[position]) for position in order])
+    return Cohort(torch.cat([parts[position] for position in order]), owner)
+
+
 def _row_of(head: Coattention) -> tuple[np.ndarray, float]:
     weight, bias = head.score_row()
     return weight.detach().numpy(), float(bias.detach())
 
 
 def _build_partition(
-    gallery: Gallery, videos: pa.Table, head: Coattention, settings: IndexSettings, folder: Path
+    gallery: Gallery,
+    videos: pa.Table,
+    head: Coattention,
+    settings: IndexSettings,
+    cohort: Cohort,
+    first_video: int,
+    folder: Path,
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Write one partition's files into a local folder; returns its rows of videos.parquet and its counts."""
+    """Write one partition's files into a local folder; returns its rows of videos.parquet and its counts.
+
+    first_video: row of its first video among all of the index.
+    """
     frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
     starts = [segment_starts(int(n), settings.segment_length, settings.stride) for n in frames]
     first_frame = np.concatenate([[0], np.cumsum(frames)])
@@ -265,19 +320,32 @@ def _build_partition(
     )
     frame_index = _new_array(folder / "frame_index", np.int32, (first_frame[-1],))
     time_s = _new_array(folder / "time_s", np.float32, (first_frame[-1],))
+    segments = int(first_segment[-1])
+    reliability, cohort_mean, cohort_spread = (
+        _new_array(folder / name, np.float32, (segments,)) for name in ("reliability", "cohort_mean", "cohort_spread")
+    )
     metric = PrefilterMetric(*_row_of(head))
     prefilter = metric.empty_index()
+    weight, bias = (part.detach() for part in head.score_row())
     done = 0
     for positions, table in gallery.iter_features(videos):  # videos are in shard order, so positions ascend from 0
         rows = slice(int(first_frame[positions[0]]), int(first_frame[positions[-1] + 1]))
-        keys[rows], values[rows] = _encode(head, feature_matrix(table))
+        features = feature_matrix(table)
+        keys[rows], values[rows] = _encode(head, features)
         frame_index[rows], time_s[rows] = np.asarray(table["frame_index"]), np.asarray(table["time_s"])
         of_shard = [segment_frames(starts[p], settings.segment_length, int(frames[p])) + first_frame[p] for p in positions]
-        prefilter.add(metric.stored(_segment_means(values, np.concatenate(of_shard))))
+        cut = np.concatenate(of_shard)
+        means = _segment_means(values, cut)
+        own = slice(int(first_segment[positions[0]]), int(first_segment[positions[-1] + 1]))
+        reliability[own] = _reliability(head, features, cut - first_frame[positions[0]])
+        prefilter.add(metric.stored(means, reliability[own]))
+        owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
+        statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
+        cohort_mean[own], cohort_spread[own] = statistics.mean.numpy(), statistics.spread.numpy()
         done += len(positions)
     if done != len(videos):
         raise PipelineError(f"{len(videos) - done} videos of {gallery.location.uri} have no frames; the gallery is damaged")
-    for array in (keys, values, frame_index, time_s):
+    for array in (keys, values, frame_index, time_s, reliability, cohort_mean, cohort_spread):
         array.flush()
     np.save(folder / "segment_start.npy", np.concatenate([s + f for s, f in zip(starts, first_frame[:-1], strict=True)]))
     faiss.write_index(prefilter, str(folder / "prefilter.faiss"))
@@ -301,6 +369,16 @@ def _encode(head: Coattention, features: np.ndarray) -> tuple[np.ndarray, np.nda
         keys.append(head.keys(block).half().numpy())
         values.append(head.values(block).half().numpy())
     return np.concatenate(keys), np.concatenate(values)
+
+
+@torch.inference_mode()
+def _reliability(head: Coattention, features: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """What segments, frames int64 [S, T] of features [n, D], take off their logits: float32 [S]."""
+    blocks = [
+        head.reliability(torch.from_numpy(features[frames[i : i + ENCODE_SEGMENTS]])).numpy()
+        for i in range(0, len(frames), ENCODE_SEGMENTS)
+    ]
+    return np.concatenate(blocks)
 
 
 def _segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:

@@ -5,10 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.cohort import CohortStatistics, normalised_logits
 from pipeline.index import Index, load_array, load_prefilter
 from pipeline.prefilter import shortlist
 from pipeline.results import SegmentPair, SegmentView
-from pipeline.scoring import ScoreSettings, TargetEncoding, attention_weights, pair_scores, video_scores
+from pipeline.scoring import (
+    ScoreSettings,
+    TargetEncoding,
+    attention_weights,
+    pair_logits,
+    video_scores,
+    with_reliability,
+)
 from pipeline.segments import segment_frames
 
 SCORE_FRAMES = 65_536  # candidate frames scored at a time
@@ -18,12 +26,14 @@ SCORE_FRAMES = 65_536  # candidate frames scored at a time
 class TargetSegments:
     """A target, ready to be searched for: its encoding, and for the evidence the frames of each segment.
 
-    frame_index: int32 [N, T_p], frames of the source; time_s: float32 [N, T_p], seconds.
+    frame_index: int32 [N, T_p], frames of the source; time_s: float32 [N, T_p], seconds. cohort: of the segments' logits, or None
+    where the index has no usable cohort.
     """
 
     encoding: TargetEncoding
     frame_index: np.ndarray
     time_s: np.ndarray
+    cohort: CohortStatistics | None = None
 
 
 class Partition:
@@ -37,6 +47,9 @@ class Partition:
         self.keys, self.values = load_array(folder.join("keys.npy")), load_array(folder.join("values.npy"))
         self.frame_index, self.time_s = load_array(folder.join("frame_index.npy")), load_array(folder.join("time_s.npy"))
         self.segment_start = load_array(folder.join("segment_start.npy"))
+        self.reliability, self.cohort_mean, self.cohort_spread = (
+            load_array(folder.join(f"{name}.npy")) for name in ("reliability", "cohort_mean", "cohort_spread")
+        )
         self.prefilter = load_prefilter(folder.join("prefilter.faiss"))
         self.frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
         self.first_frame = np.asarray(videos["first_frame"])
@@ -56,14 +69,14 @@ class Partition:
         while start < len(videos):
             taken = int(ends[start - 1]) if start else 0
             stop = max(start + 1, int(np.searchsorted(ends, taken + SCORE_FRAMES, side="right")))
-            pairs, offsets = self._pair_scores(target, videos[start:stop])
+            pairs, offsets = self._pair_scores(target, videos[start:stop], settings)
             scores[start:stop] = video_scores(pairs, offsets, settings)
             start = stop
         return scores
 
-    def evidence(self, target: TargetSegments, video: int, pairs: int) -> list[SegmentPair]:
+    def evidence(self, target: TargetSegments, video: int, pairs: int, settings: ScoreSettings) -> list[SegmentPair]:
         """The best segment pairs of one video, best first, each candidate segment and each target segment at most once."""
-        scores, _ = self._pair_scores(target, np.array([video]))
+        scores, _ = self._pair_scores(target, np.array([video]), settings)
         order = np.dstack(np.unravel_index(np.argsort(-scores, axis=None, kind="stable"), scores.shape))[0]
         chosen: list[tuple[int, int]] = []
         for n, k in order.tolist():
@@ -83,13 +96,24 @@ class Partition:
             for n, k in chosen
         ]
 
-    def _pair_scores(self, target: TargetSegments, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _pair_scores(
+        self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 [N, K] against all segments of the videos, and where each video's columns begin, int64 [m + 1]."""
         counts = self.frames[videos]
         moved = np.cumsum(counts) - counts - self.first_frame[videos]  # from a row of the file to a row of what is read
         segments = np.concatenate([self._segment_rows(v) + shift for v, shift in zip(videos, moved, strict=True)])
         keys, values = (self._read(array, videos).to(self.device) for array in (self.keys, self.values))
-        pairs = pair_scores(target.encoding.to(self.device), keys, values, torch.from_numpy(segments).to(self.device))
+        encoding = target.encoding.to(self.device)
+        logits = pair_logits(encoding, keys, values, torch.from_numpy(segments).to(self.device))
+        spans = list(zip(self.first_segment[videos], self.segments[videos], strict=True))
+        reliability, mean, spread = (
+            torch.from_numpy(np.concatenate([array[first : first + n] for first, n in spans])).to(self.device)
+            for array in (self.reliability, self.cohort_mean, self.cohort_spread)
+        )
+        if settings.normalise == "cohort" and target.cohort is not None:
+            logits = normalised_logits(logits, target.cohort.to(self.device), CohortStatistics(mean, spread))
+        pairs = with_reliability(logits, encoding, reliability).sigmoid_()
         return pairs.cpu().numpy(), np.concatenate([[0], np.cumsum(self.segments[videos])])
 
     def _segment_rows(self, video: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
-from pipeline.index import Index, IndexSettings
+from pipeline.index import Index
 from pipeline.partition import Partition, TargetSegments
 from pipeline.results import Lead, SearchResult, SegmentPair, VideoRef
 from pipeline.scoring import ScoreSettings, rank_videos
@@ -72,7 +72,9 @@ class Partitions(Protocol):
 
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray: ...
 
-    def evidence(self, target: TargetSegments, videos: np.ndarray, pairs: int) -> list[list[SegmentPair]]: ...
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]: ...
 
 
 class LocalPartitions:
@@ -103,12 +105,14 @@ class LocalPartitions:
                 scores[mine] = partition.score(target, videos[mine] - first, settings)
         return scores
 
-    def evidence(self, target: TargetSegments, videos: np.ndarray, pairs: int) -> list[list[SegmentPair]]:
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]:
         """The best segment pairs of each video; an empty list for those not held here."""
         found: list[list[SegmentPair]] = [[] for _ in videos]
         for partition, first, number in zip(self.partitions, self.first, self.count, strict=True):
             for i in np.flatnonzero((videos >= first) & (videos < first + number)):
-                found[i] = partition.evidence(target, int(videos[i] - first), pairs)
+                found[i] = partition.evidence(target, int(videos[i] - first), pairs, settings)
         return found
 
 
@@ -145,8 +149,10 @@ class ActorPartitions:
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
         return np.fmax.reduce(self._ask("score", target, videos, settings))
 
-    def evidence(self, target: TargetSegments, videos: np.ndarray, pairs: int) -> list[list[SegmentPair]]:
-        parts = self._ask("evidence", target, videos, pairs)
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]:
+        parts = self._ask("evidence", target, videos, pairs, settings)
         return [next((found for found in of_video if found), []) for of_video in zip(*parts, strict=True)]
 
     def _ask(self, method: str, target: TargetSegments, *arguments: Any) -> list[Any]:
@@ -182,8 +188,10 @@ class _PartitionsActor:
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
         return self.partitions.score(target, videos, settings)
 
-    def evidence(self, target: TargetSegments, videos: np.ndarray, pairs: int) -> list[list[SegmentPair]]:
-        return self.partitions.evidence(target, videos, pairs)
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]:
+        return self.partitions.evidence(target, videos, pairs, settings)
 
 
 @contextlib.contextmanager
@@ -218,10 +226,7 @@ def search(gallery: Gallery, index: Index, partitions: Partitions, target: Targe
     filters name a camera that the gallery does not have.
     """
     began = time.monotonic()
-    length = index.settings.segment_length if settings.target_length is None else settings.target_length
-    stride = index.settings.stride if settings.target_stride is None else settings.target_stride
-    IndexSettings(length, stride)  # raises UsageError for sizes that cannot be meant
-    segments = target.segmented(index.head, length, stride)
+    segments = target.segmented(index, settings.target_length, settings.target_stride)
     allowed = allowed_videos(gallery, index, target, settings)
     eligible = int(allowed.sum())
     count = eligible if settings.shortlist is None else min(settings.shortlist, eligible)
@@ -229,7 +234,9 @@ def search(gallery: Gallery, index: Index, partitions: Partitions, target: Targe
     found = found[rank_videos(logits, _ids(index, found))][:count]
     scores = partitions.score(segments, found, settings.score)
     best = rank_videos(scores, _ids(index, found))[: settings.top]
-    evidence = partitions.evidence(segments, found[best], settings.pairs) if settings.evidence else [[] for _ in best]
+    evidence = (
+        partitions.evidence(segments, found[best], settings.pairs, settings.score) if settings.evidence else [[] for _ in best]
+    )
     rows = index.videos.take(pa.array(found[best])).to_pylist()
     leads = [
         Lead(rank, _video_ref(row), float(scores[i]), None, int(i) + 1, tuple(pairs))

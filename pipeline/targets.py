@@ -9,10 +9,11 @@ import torch
 
 from pipeline.backbone import Backbone, find_backbone, load_backbone
 from pipeline.catalog import default_video_id
-from pipeline.coattention import Coattention
+from pipeline.cohort import cohort_statistics
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, feature_matrix
+from pipeline.index import Index, IndexSettings
 from pipeline.partition import TargetSegments
 from pipeline.results import VideoRef
 from pipeline.sampling import Sampling
@@ -33,12 +34,19 @@ class Target:
     frame_index: np.ndarray
     time_s: np.ndarray
 
-    def segmented(self, head: Coattention, length: int, stride: int) -> TargetSegments:
-        """Cut into segments of `length` frames and encoded, see `pipeline.scoring.encode_target`."""
-        frames = len(self.features)
+    def segmented(self, index: Index, length: int | None = None, stride: int | None = None) -> TargetSegments:
+        """Cut into segments of `length` frames, `stride` apart (None: as the index's), encoded and measured against its cohort."""
+        head, frames = index.head, len(self.features)
+        length = index.settings.segment_length if length is None else length
+        stride = index.settings.stride if stride is None else stride
+        IndexSettings(length, stride)  # raises UsageError for sizes that cannot be meant
         rows = segment_frames(segment_starts(frames, length, stride), length, frames)
         encoding = encode_target(head, torch.from_numpy(self.features[rows]))
-        return TargetSegments(encoding, self.frame_index[rows], self.time_s[rows])
+        statistics = None
+        if index.cohort.usable:
+            own = torch.full((len(rows),), index.position(self.video.video_id))
+            statistics = cohort_statistics(index.cohort, encoding.encodings, own, encoding.weight, encoding.bias)
+        return TargetSegments(encoding, self.frame_index[rows], self.time_s[rows], statistics)
 
 
 def read_targets(names: list[str], gallery: Gallery, backbone: str | None = None, time_limit: float = 60.0) -> list[Target]:

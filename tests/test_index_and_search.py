@@ -4,6 +4,7 @@ import dataclasses
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -37,8 +38,30 @@ def ids(result: SearchResult) -> list[str]:
     return [lead.video.video_id for lead in result.leads]
 
 
-def textbook_scores(gallery: Gallery, index: Index, target: str) -> dict[str, float]:
+def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str) -> dict[str, float]:
     """Every video's score by the network itself, from the stored features, one video at a time."""
+    row_weight, bias = (part.detach().double().numpy() for part in index.head.score_row())
+    cohort, owner = index.cohort.means.double().numpy(), index.cohort.video.numpy()
+
+    def against_the_cohort(encoding: np.ndarray, video_id: str) -> tuple[float, float]:
+        """Mean and spread of a segment's logits against the nearest third of the cohort's segments of other videos."""
+        own = index.videos["video_id"].to_pylist().index(video_id)
+        logits = sorted(bias + ((encoding - other) ** 2) @ row_weight for other, v in zip(cohort, owner, strict=True) if v != own)
+        nearest = logits[-int(np.ceil(len(logits) / 3)) :]
+        return float(np.mean(nearest)), float(np.std(nearest))
+
+    def normalised(logits: np.ndarray, candidate: torch.Tensor, video_id: str) -> np.ndarray:
+        queries = index.head.query_vectors(segments)
+        encodings = index.head.encode(index.head.attention(queries, index.head.keys(segments)), index.head.values(segments))
+        of_target = [against_the_cohort(e, target) for e in encodings.detach().double().numpy()]
+        means = index.head.values(candidate).mean(dim=1).detach().double().numpy()
+        of_candidate = [against_the_cohort(m, video_id) for m in means]
+        return np.array(
+            [
+                [((s - a) / b + (s - c) / d) / 2 for s, (c, d) in zip(row, of_candidate, strict=True)]
+                for row, (a, b) in zip(logits, of_target, strict=True)
+            ]
+        )
 
     def cut(row: dict) -> torch.Tensor:
         features = feature_matrix(gallery.read_video(row)).astype(np.float32)
@@ -49,15 +72,23 @@ def textbook_scores(gallery: Gallery, index: Index, target: str) -> dict[str, fl
     segments = cut(rows[target])
     scores = {}
     for video_id, row in rows.items():
-        pairs = np.sort(index.head(segments, cut(row)).detach().numpy().ravel())[::-1]
+        candidate = cut(row)
+        logits = index.head.pair_logits(segments, candidate).detach().double().numpy()
+        if normalise == "cohort":
+            logits = normalised(logits, candidate, video_id)
+        pairs = np.sort((1 / (1 + np.exp(-logits))).ravel())[::-1]
         scores[video_id] = float(np.mean(pairs[: int(np.ceil(0.2 * len(pairs)))]))
     return {video_id: score for video_id, score in scores.items() if video_id != target}
 
 
+@pytest.mark.parametrize("normalise", ["none", "cohort"])
 @pytest.mark.parametrize("target", ["v000", "v017", "v039"])
-def test_scoring_everything_ranks_as_the_textbook_does(toy_gallery: Gallery, toy_index: Index, target: str) -> None:
-    result = leads(toy_gallery, toy_index, target)
-    truth = textbook_scores(toy_gallery, toy_index, target)
+def test_scoring_everything_ranks_as_the_textbook_does(
+    toy_gallery: Gallery, toy_index: Index, target: str, normalise: Literal["none", "cohort"]
+) -> None:
+    everything = dataclasses.replace(EVERYTHING, score=ScoreSettings(normalise=normalise))
+    result = leads(toy_gallery, toy_index, target, everything)
+    truth = textbook_scores(toy_gallery, toy_index, target, normalise)
     found = {lead.video.video_id: lead.score for lead in result.leads}
     assert found.keys() == truth.keys()
     assert max(abs(found[v] - truth[v]) for v in truth) < 2e-3  # keys and values lie on disk in float16

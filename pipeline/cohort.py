@@ -1,0 +1,102 @@
+"""Cohort normalisation: how a score stands against those of other people, so that scores of different segments compare.
+
+A segment that looks like everybody's (a hidden person, a black coat at night) scores high against all; what counts is how far a
+score stands out of its own kind. Each segment n has the mean mu_n and the spread sigma_n of its logits against the nearest third
+of a cohort, a sample of the gallery's segments; a pair's logit s becomes
+
+    s' = ((s - mu_n) / sigma_n + (s - mu_j) / sigma_j) / 2
+
+(adaptive S-norm of speaker verification, Matejka et al., Interspeech 2017). It is affine and increasing in s, so the fast form and
+the bounds carry over. For the statistics the cohort's segments are encoded with uniform attention.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+NEAREST = 1 / 3  # share of the cohort that a segment is measured against
+LEAST_VIDEOS = 8  # other videos a cohort needs: fewer say nothing about scores in general
+LEAST_SPREAD = 0.05  # on the scale of the logit; a cohort of near copies would blow up every difference
+BLOCK = 4096  # segments measured at a time
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A sample of a gallery's segments. means: mean values float32 [C, d_v]; video: int64 [C], the video of each."""
+
+    means: Tensor
+    video: Tensor
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are enough videos to measure any segment against others than its own."""
+        return len(torch.unique(self.video)) > LEAST_VIDEOS
+
+
+@dataclass(frozen=True)
+class CohortStatistics:
+    """mean and spread: float32 [S], of the logits of each of S segments against its nearest third of the cohort."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def to(self, device: torch.device | str) -> "CohortStatistics":
+        """The same on another device."""
+        return CohortStatistics(self.mean.to(device), self.spread.to(device))
+
+
+@torch.no_grad()
+def cohort_statistics(cohort: Cohort, encodings: Tensor, video: Tensor, weight: Tensor, bias: Tensor) -> CohortStatistics:
+    """How segments score against the cohort.
+
+    encodings: [S, d_v], mean values of candidate segments, encodings of target segments. video: int64 [S], the video of each as
+    in `cohort.video` (a segment is not measured against its own video), -1 for one that is not in the gallery. weight: the row
+    w [d_v], bias: c. Memory: BLOCK * C * 4 bytes.
+    """
+    means, weight = cohort.means.float(), weight.float()
+    squares = means.square() @ weight  # [C]
+    parts = []
+    for rows, owner in zip(encodings.float().split(BLOCK), video.split(BLOCK), strict=True):
+        logits = bias + (rows.square() @ weight)[:, None] - 2 * (rows * weight) @ means.T + squares  # [s, C]
+        own = owner[:, None] == cohort.video
+        others = len(means) - own.sum(dim=1)  # [s]
+        ordered = logits.masked_fill_(own, -math.inf).sort(dim=1, descending=True).values
+        count = (others * NEAREST).ceil().clamp_min(1)[:, None]  # [s, 1]
+        chosen = torch.arange(len(means), device=rows.device) < count
+        top = torch.where(chosen, ordered, 0.0).double()
+        mean = top.sum(dim=1, keepdim=True) / count
+        variance = (torch.where(chosen, top - mean, 0.0).square().sum(dim=1) / count[:, 0]).sqrt()
+        parts.append((mean[:, 0].float(), variance.float().clamp_min(LEAST_SPREAD)))
+    mean, spread = (torch.cat(column) for column in zip(*parts, strict=True))
+    return CohortStatistics(mean, spread)
+
+
+def normalised_logits(logits: Tensor, target: CohortStatistics, candidate: CohortStatistics) -> Tensor:
+    """s' [N, K] of pair logits [N, K], the target's statistics [N] and the candidate's [K]."""
+    of_target = (logits - target.mean[:, None]) / target.spread[:, None]
+    return (of_target + (logits - candidate.mean) / candidate.spread) / 2
+
+
+def normalised_scores(scores: NDArray[np.floating], same_video: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The same for scores of whole videos [Q, V] of any scale, for baselines: the gallery itself is the cohort.
+
+    same_video: bool [Q, V], the query itself among the candidates. A candidate's statistics are those of its column, so every
+    video of the gallery that is no query is measured against the queries.
+    """
+    scores = np.asarray(scores, np.float64)
+
+    def statistics(table: NDArray[np.float64], own: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        means, spreads = np.zeros(len(table)), np.ones(len(table))
+        for row, (values, mine) in enumerate(zip(table, own, strict=True)):
+            others = np.sort(values[~mine])[::-1]
+            if len(others):
+                nearest = others[: max(1, math.ceil(len(others) * NEAREST))]
+                means[row], spreads[row] = nearest.mean(), max(nearest.std(), 1e-6)
+        return means, spreads
+
+    (mean_q, spread_q), (mean_v, spread_v) = statistics(scores, same_video), statistics(scores.T, same_video.T)
+    return ((scores - mean_q[:, None]) / spread_q[:, None] + (scores - mean_v) / spread_v) / 2
