@@ -30,7 +30,7 @@ SCORE = ScoreSettings()  # its defaults
 
 
 def evaluate(
-    data: Annotated[str, typer.Option(help="mars:PATH, ilids-vid:PATH, prid2011:PATH, ls-vid:PATH, or a manifest with labels.")],
+    data: Annotated[str, typer.Option(help="Labelled manifest, or mars:PATH, prid2011:PATH, ilids-vid:PATH, ls-vid:PATH.")],
     out: Annotated[str, typer.Option(help="Folder for evaluation.json, .html and the gallery that is made on the way.")],
     part: Annotated[str, typer.Option(help="Part of the data set: test, val, train or all.")] = "test",
     protocol: Annotated[str, typer.Option(help="Gallery of MARS: official (with the queries) or torchreid.")] = "official",
@@ -39,7 +39,9 @@ def evaluate(
     backbone: Annotated[str, typer.Option(help="Backbone by name, or path of an ONNX file with a sidecar .json.")] = DEFAULT,
     input_size: Annotated[str | None, typer.Option(help="Frame size, HEIGHTxWIDTH in pixels [default: its own].")] = None,
     sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 10.0,
-    head: Annotated[str | None, typer.Option(help="Folder of a trained head [default: the one that needs no training].")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Folder of a trained head [default: the one that ships for the backbone].")
+    ] = None,
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
     stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
     ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = SCORE.ratio,
@@ -80,8 +82,9 @@ def evaluate(
     gallery = Gallery.open_or_create(folder.join("gallery").uri, GallerySettings(spec, sample_rate, None))
     sampling = Sampling(sample_rate, None, spec.height, spec.width)
     rejected = _ingest_all(labelled, gallery, sampling, address)
-    trained = find_head(head, gallery) if head is not None else None
-    index = current_index(gallery, settings, trained) or build_index(gallery, settings, trained)
+    trained, calibration = find_head(head, gallery)
+    index = current_index(gallery, settings, trained, calibration)
+    index = index or build_index(gallery, settings, trained, calibration=calibration)
     try:
         pairs = judged_pairs(index.videos, list(dict.fromkeys(map(_division, labelled))))  # data without splits: all are one
     except UsageError as error:

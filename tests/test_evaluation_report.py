@@ -158,6 +158,7 @@ def test_what_was_not_judged_is_said(document: dict[str, Any]) -> None:
     assert "Not everything could be judged" not in words(document)
     document |= {"missing": 3, "rejected": 2}
     assert "2 inputs were rejected, and 3 videos that the protocol names are not in the index" in words(document)
+    assert "3 videos" not in words(document | {"missing": 0}) and "inputs were rejected" not in words(document | {"rejected": 0})
     assert "note: 3 videos that the protocol names are not in the index" in evaluation_text(document)
 
 
@@ -177,5 +178,5 @@ def test_without_intervals_none_are_shown(document: dict[str, Any]) -> None:
         document["difference"][name]["interval"] = None
     document["settings"]["bootstrap"] = 0
     text = words(document)
-    assert not re.search(r"\d\.\d{3}–\d", text) and "…" not in text and "Intervals none" in text
+    assert not re.search(r"\d\.\d{3}–\d", text) and "…" not in text and "95 %" not in text and "Intervals none" in text
     assert not re.search(r"\d\.\d{3}–\d", evaluation_text(document))
