@@ -14,7 +14,7 @@ from pipeline.index import IndexSettings, build_index, current_index, find_head
 def index(
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
     head: Annotated[
-        str | None, typer.Option(help="Folder of a trained co-attention head [default: one that needs no training].")
+        str | None, typer.Option(help="Folder of a trained co-attention head [default: the one that ships for the backbone].")
     ] = None,
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
     stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
@@ -26,8 +26,8 @@ def index(
     opened = Gallery.open(gallery)
     settings = IndexSettings(segment_length, stride, partition_videos)
 
-    trained = find_head(head, opened) if head is not None else None
-    current = None if force else current_index(opened, settings, trained)
+    trained, calibration = find_head(head, opened)
+    current = None if force else current_index(opened, settings, trained, calibration)
     if current is not None:
         print(
             f"index {current.version} of {gallery} is current: {len(current.videos)} videos; nothing to do (--force builds anew)"
@@ -37,7 +37,7 @@ def index(
     def progress(done: int, total: int) -> None:
         print(f"{done}/{total} videos indexed", file=sys.stderr, flush=True)
 
-    built = build_index(opened, settings, trained, progress)
+    built = build_index(opened, settings, trained, progress, calibration)
     manifest = built.manifest
     print(f"index {built.version} of {gallery}")
     print(f"  videos        {manifest['videos']}, {manifest['frames']} frames, {manifest['segments']} segments")
@@ -47,7 +47,7 @@ def index(
     print(f"  size          {sum(file['bytes'] for file in manifest['files'].values()) / 1e6:.1f} MB")
     print(f"  time          {time.monotonic() - began:.1f} s")
     if built.untrained:
-        print("No trained head was given: the ranking follows distances of the backbone's features.")
+        print("No trained head ships for this backbone and none was given: the ranking follows distances of its features.")
 
 
 if __name__ == "__main__":

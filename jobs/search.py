@@ -42,6 +42,12 @@ def search(
         float | None, typer.Option(help="Take all pair scores of at least this instead of a share (0..1).")
     ] = None,
     aggregate: Annotated[str, typer.Option(help="mean (compares videos of any length) or sum (as in the patent).")] = "mean",
+    normalise: Annotated[
+        str, typer.Option(help="cohort (measure each score against a sample of the gallery) or none (the patent's plain score).")
+    ] = "cohort",
+    expected_matches: Annotated[
+        float, typer.Option(help="On how many of the eligible videos the person is expected; the prior of probabilities.")
+    ] = 1.0,
     pairs: Annotated[int, typer.Option(help="Segment pairs of evidence a lead.")] = 3,
     target_length: Annotated[int | None, typer.Option(help="Frames of a target segment [default: the index's].")] = None,
     target_stride: Annotated[int | None, typer.Option(help="Frames between target segments [default: the index's].")] = None,
@@ -71,7 +77,8 @@ def search(
         target_length=target_length,
         target_stride=target_stride,
         pairs=pairs,
-        score=ScoreSettings(ratio, threshold, aggregate),  # type: ignore[arg-type] # checked there
+        expected_matches=expected_matches,
+        score=ScoreSettings(ratio, threshold, aggregate, normalise),  # type: ignore[arg-type] # checked there
     )
     if actors is not None and actors < 0:
         raise UsageError(f"actors must be 0 or more, not {actors}")
@@ -107,15 +114,19 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
     lines = [
         f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, "
         f"{result.shortlisted} scored in full, {result.seconds:.2f} s",
-        f"{'rank':>4}  {'score':>6}  {'':1} {'video':<36} {'camera':<12} time",
+        f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} time",
     ]
     for lead in result.leads:
         video = lead.video
         same = show_labels and video.person_id is not None and video.person_id == target.person_id
         when = f"{video.start_time:%Y-%m-%d %H:%M:%S}" if video.start_time else "-"
+        probability = "-" if lead.probability is None else f"{lead.probability:.3f}"
         lines.append(
-            f"{lead.rank:>4}  {lead.score:6.4f}  {'*' if same else ' '} {video.video_id:<36} {video.camera_id or '-':<12} {when}"
+            f"{lead.rank:>4}  {lead.score:6.4f}  {probability:>11}  {'*' if same else ' '} {video.video_id:<36} "
+            f"{video.camera_id or '-':<12} {when}"
         )
+    if result.none_probability is not None:
+        lines.append(f"      none of these: probability {result.none_probability:.3f} that no eligible video shows the person")
     if show_labels:
         hits = sum(lead.video.person_id == target.person_id is not None for lead in result.leads)
         lines.append(f"      * the label is the target's: {hits} of the {len(result.leads)} leads")
@@ -131,7 +142,10 @@ def _shortlist(text: str) -> int | None:
 
 
 def _audit_fields(result: SearchResult) -> dict[str, object]:
-    names: Sequence[str] = ("gallery", "index_version", "model", "filters", "eligible", "shortlisted", "reason", "case")
+    names: Sequence[str] = (
+        *("gallery", "index_version", "model", "calibration", "normalise", "filters", "eligible", "shortlisted"),
+        *("reason", "case"),
+    )
     fields: dict[str, object] = {name: getattr(result, name) for name in names}
     return fields | {
         "target": result.target.video_id,

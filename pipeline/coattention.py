@@ -60,13 +60,15 @@ class Comparison(NamedTuple):
     """All pairs of target and candidate segments, and what their logits came from.
 
     logits: [N, K]. target_attention: [N, T_p], of the target's own frames. target_encodings: [N, d_v].
-    candidate_attention: [N, K, T_g], what each query vector gives to each candidate frame.
+    candidate_attention: [N, K, T_g], what each query vector gives to each candidate frame. visible_logits: of the target's frames
+    [N, T_p], None of a head without `reliability`.
     """
 
     logits: Tensor
     target_attention: Tensor
     target_encodings: Tensor
     candidate_attention: Tensor
+    visible_logits: Tensor | None = None
 
 
 class Coattention(nn.Module):
@@ -174,9 +176,10 @@ class Coattention(nn.Module):
         difference = target_encodings[:, None] - candidate_encodings  # [N, K, d_v]
         weight, bias = self.score_row()
         logits = bias + difference.square() @ weight  # [N, K]
-        if self.config.reliability:
-            logits = logits + self.reliability(target)[:, None] + self.reliability(candidate)
-        return Comparison(logits, target_attention, target_encodings, candidate_attention)
+        if not self.config.reliability:
+            return Comparison(logits, target_attention, target_encodings, candidate_attention)
+        logits = logits + self.reliability(target)[:, None] + self.reliability(candidate)
+        return Comparison(logits, target_attention, target_encodings, candidate_attention, self.visible_logits(target))
 
     def pair_logits(self, target: Tensor, candidate: Tensor) -> Tensor:
         """Logits [N, K] of target [N, T_p, D] against candidate segments [K, T_g, D]; their sigmoid is the score."""

@@ -6,12 +6,13 @@ of a cohort, a sample of the gallery's segments; a pair's logit s becomes
 
     s' = ((s - mu_n) / sigma_n + (s - mu_j) / sigma_j) / 2
 
-(adaptive S-norm of speaker verification, Matejka et al., Interspeech 2017). It is affine and increasing in s, so the fast form and
-the bounds carry over. For the statistics the cohort's segments are encoded with uniform attention.
+(adaptive S-norm of speaker verification, Matejka et al., Interspeech 2017). It is affine and increasing in s, so the fast form
+and the bounds carry over. For the statistics the cohort's segments are encoded with uniform attention.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def normalised_scores(scores: NDArray[np.floating], same_video: NDArray[np.bool_
     """
     scores = np.asarray(scores, np.float64)
 
-    def statistics(table: NDArray[np.float64], own: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def statistics(table: NDArray[Any], own: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         means, spreads = np.zeros(len(table)), np.ones(len(table))
         for row, (values, mine) in enumerate(zip(table, own, strict=True)):
             others = np.sort(values[~mine])[::-1]

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.backbone import same_backbone
 from pipeline.coattention import SAME, Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
 
@@ -73,7 +74,7 @@ def load_head(folder: str | os.PathLike[str], backbone_hash: str | None = None) 
     """
     folder = Path(folder)
     description = read_description(folder)
-    if backbone_hash is not None and description.backbone_hash not in ("", backbone_hash):
+    if backbone_hash is not None and description.backbone_hash and not same_backbone(description.backbone_hash, backbone_hash):
         raise PipelineError(
             f"{folder} belongs to the backbone {description.backbone_hash}, not to {backbone_hash}: "
             "frame features of another backbone mean nothing to it"

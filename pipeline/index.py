@@ -1,7 +1,7 @@
 """Index versions: what a search needs of a gallery, cut into partitions of memory-mapped arrays.
 
 index/<version>/manifest.json   written last: a version is there when its manifest is, complete and never changed again
-                head/           the co-attention head (model.safetensors, model.json)
+                head/           the co-attention head (model.safetensors, model.json, calibration.json if it has one)
                 videos.parquet  one row a video: its gallery row, partition, first frame and segment
                 cohort/         means.npy float32 [C, d_v], video.npy int64 [C] (row of videos.parquet): what scores are
                                 normalised by
@@ -28,6 +28,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.backbone import same_backbone
+from pipeline.calibration import FILE as CALIBRATION
+from pipeline.calibration import Calibration, load_calibration, save_calibration
 from pipeline.coattention import Coattention
 from pipeline.cohort import Cohort, cohort_statistics
 from pipeline.errors import PipelineError, UsageError
@@ -36,6 +39,7 @@ from pipeline.head import DESCRIPTION, TENSORS, head_hash, load_head, read_descr
 from pipeline.prefilter import PrefilterMetric
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage import Location
+from pipeline.weights import shipped_head
 
 FORMAT = 2
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
@@ -64,7 +68,7 @@ class IndexSettings:
 @dataclass(frozen=True)
 class Index:
     """An open index version. manifest: what it is made of; videos: one row a video, partitions in order; head: its model;
-    cohort: what scores are normalised by.
+    cohort: what scores are normalised by; calibration: what they are worth, None where the head has none.
     """
 
     location: Location
@@ -72,6 +76,7 @@ class Index:
     videos: pa.Table
     head: Coattention
     cohort: Cohort
+    calibration: Calibration | None = None
 
     @property
     def version(self) -> str:
@@ -105,11 +110,12 @@ def build_index(
     settings: IndexSettings | None = None,
     head: Coattention | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    calibration: Calibration | None = None,
 ) -> Index:
     """Make a new index version of all videos in the gallery and publish it.
 
-    head: the trained head, or None for the one that needs no training, made from a sample of the gallery. progress is told
-    videos done and in all. Raises PipelineError for an empty gallery, a damaged shard or a head of another width.
+    head: the trained head, or None for the one that needs no training, made from a sample of the gallery. calibration: its own.
+    progress is told videos done and in all. Raises PipelineError for an empty gallery, a damaged shard, a head of another width.
     """
     settings = settings or IndexSettings()
     snapshot = gallery.snapshot()
@@ -148,6 +154,8 @@ def build_index(
         files |= _publish_files(Path(folder), location, "cohort")
     with tempfile.TemporaryDirectory() as folder:
         save_head(head, folder, {"untrained": untrained}, gallery.settings.backbone.identity)
+        if calibration is not None:
+            save_calibration(calibration, folder)
         files |= _publish_files(Path(folder), location, "head")
     with tempfile.TemporaryDirectory() as folder:
         pq.write_table(indexed, Path(folder, "videos.parquet"), compression="zstd")
@@ -171,7 +179,7 @@ def build_index(
     }
     location.join("manifest.json").write_atomically(json.dumps(manifest, indent=1).encode())
     _refuse_forgotten(gallery, location, indexed)
-    return Index(location, manifest, indexed, head, cohort)
+    return Index(location, manifest, indexed, head, cohort, calibration)
 
 
 def _refuse_forgotten(gallery: Gallery, location: Location, videos: pa.Table) -> None:
@@ -183,7 +191,9 @@ def _refuse_forgotten(gallery: Gallery, location: Location, videos: pa.Table) ->
         raise PipelineError("videos were forgotten while the index was built; run jobs.index again")
 
 
-def current_index(gallery: Gallery, settings: IndexSettings, head: Coattention | None = None) -> Index | None:
+def current_index(
+    gallery: Gallery, settings: IndexSettings, head: Coattention | None = None, calibration: Calibration | None = None
+) -> Index | None:
     """The newest index version if building one with these arguments would give the same again, else None."""
     if not index_versions(gallery):
         return None
@@ -192,6 +202,7 @@ def current_index(gallery: Gallery, settings: IndexSettings, head: Coattention |
     except PipelineError:  # damaged: building again is what mends it
         return None
     same_head = index.untrained if head is None else index.manifest["head"] == head_hash(head)
+    same_head = same_head and index.calibration == calibration
     same_videos = videos_not_in(gallery, index) == 0 and not gallery.forgotten() & set(index.videos["video_id"].to_pylist())
     return index if same_head and same_videos and index.settings == settings else None
 
@@ -218,11 +229,12 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
     with tempfile.TemporaryDirectory() as folder:
-        for name in (TENSORS, DESCRIPTION):
-            Path(folder, name).write_bytes(location.join("head", name).read_bytes())
-        head = load_head(folder)
+        for name in (TENSORS, DESCRIPTION, CALIBRATION):
+            if f"head/{name}" in manifest["files"]:
+                Path(folder, name).write_bytes(location.join("head", name).read_bytes())
+        head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
-    return Index(location, manifest, videos, head, cohort)
+    return Index(location, manifest, videos, head, cohort, calibration)
 
 
 def videos_not_in(gallery: Gallery, index: Index) -> int:
@@ -238,13 +250,23 @@ def index_versions(gallery: Gallery) -> list[str]:
     return sorted(file.path.split("/")[-2] for file in files if file.name == "manifest.json")
 
 
-def find_head(path: str, gallery: Gallery) -> Coattention:
-    """A trained head from a folder. Raises PipelineError when it is damaged or belongs to another backbone."""
-    description = read_description(path)
+def find_head(path: str | None, gallery: Gallery) -> tuple[Coattention | None, Calibration | None]:
+    """A trained head and its calibration: of a folder, or without one of those that ship, by the gallery's backbone.
+
+    (None, None) where none ships for that backbone. Raises PipelineError when the head or its calibration is damaged, belongs to
+    another backbone, or the calibration to another head.
+    """
     identity = gallery.settings.backbone.identity
-    if description.backbone_hash not in ("", identity):
-        raise PipelineError(f"the head {path} belongs to the backbone {description.backbone_hash}; the gallery has {identity}")
-    return load_head(path)
+    folder = shipped_head(identity) if path is None else Path(path)
+    if folder is None:
+        return None, None
+    description = read_description(folder)
+    if description.backbone_hash and not same_backbone(description.backbone_hash, identity):
+        raise PipelineError(f"the head {folder} belongs to the backbone {description.backbone_hash}; the gallery has {identity}")
+    head, calibration = load_head(folder), load_calibration(folder)
+    if calibration is not None and calibration.head != head_hash(head):
+        raise PipelineError(f"{folder / CALIBRATION} belongs to another head; fit it again with jobs.calibrate or remove it")
+    return head, calibration
 
 
 def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:

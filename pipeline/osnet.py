@@ -1,8 +1,8 @@
 """The student backbone in torch: an omni-scale network (Zhou et al., ICCV 2019) that this project trains by distillation.
 
 A block sees its input through streams of 1, 2, 3 and 4 stacked 3 x 3 convolutions and lets one small gate, shared by the streams,
-weigh their channels. A side branch may give a second feature vector from the middle of the network, for a second teacher. Sizes in
-the shape comments: n frames, c channels, h x w pixels.
+weigh their channels. A side branch may give a second feature vector from the middle of the network, for a second teacher. Sizes
+in the shape comments: n frames, c channels, h x w pixels.
 """
 
 from collections import OrderedDict
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class OSNetConfig:
-    """Sizes. widths: channels after the first convolution and after each of the three stages. features: width of the trunk's vector.
+    """widths: channels after the first convolution and after each of the three stages. features: width of the trunk's vector.
 
-    branch_width: channels of the side branch, which leaves after the second stage; 0 for none. branch_features: width of its vector.
+    branch_width: channels of the side branch, which leaves after the second stage, 0 for none; branch_features: of its vector.
     """
 
     widths: tuple[int, int, int, int] = (16, 64, 96, 128)

@@ -96,9 +96,7 @@ class Partition:
             for n, k in chosen
         ]
 
-    def _pair_scores(
-        self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _pair_scores(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 [N, K] against all segments of the videos, and where each video's columns begin, int64 [m + 1]."""
         counts = self.frames[videos]
         moved = np.cumsum(counts) - counts - self.first_frame[videos]  # from a row of the file to a row of what is read

@@ -36,7 +36,7 @@ class PrefilterMetric:
         return (faiss.IndexFlatL2 if self.is_distance else faiss.IndexFlatIP)(len(self.weight) + 1)
 
     def stored(self, means: np.ndarray, reliability: np.ndarray) -> np.ndarray:
-        """What the index holds of mean segment values [S, d_v] and what they take off, [S], none above 0: float32 [S, d_v + 1]."""
+        """What the index holds of mean values [S, d_v]: float32 [S, d_v + 1]. reliability: what segments take off, [S], <= 0."""
         means = np.asarray(means, np.float32)
         if self.is_distance:
             return np.column_stack([means * np.sqrt(-self.weight), np.sqrt(-reliability)]).astype(np.float32)

@@ -32,6 +32,11 @@ _TARGET_STRIP = 12  # frames that introduce a target
 
 _Frame = tuple[VideoRef, int]
 
+SCORE_WORDS = {
+    "cohort": "measured against a sample of the gallery; 0.5: as alike as the nearest third of it",
+    "none": "the network's own, not normalised",
+}
+
 
 @dataclass(frozen=True)
 class _Picture:
@@ -300,9 +305,24 @@ def _facts(result: SearchResult) -> list[tuple[str, str]]:
         ("Filters", "\n".join(result.filters) or "none"),
         ("Index version", result.index_version),
         ("Model", result.model),
+        ("Scores", SCORE_WORDS[result.normalise]),
+        ("Probabilities", _calibration_words(result)),
+        ("None of these", _none_words(result)),
         ("Time taken", f"{result.seconds:.1f} s"),
     ]
     return [(term, words) for term, words in facts if words]
+
+
+def _calibration_words(result: SearchResult) -> str | None:
+    if result.none_probability is None:
+        return f"none: {result.calibration}" if result.calibration else None
+    return f"calibrated on {result.calibration}, for one expected match among the eligible videos unless asked otherwise"
+
+
+def _none_words(result: SearchResult) -> str | None:
+    if result.none_probability is None:
+        return None
+    return f"probability {result.none_probability:.3f} that no eligible video shows the person (1 in 2 before the search)"
 
 
 def _counts(result: SearchResult) -> tuple[int, int, int]:

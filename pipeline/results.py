@@ -99,7 +99,9 @@ class SearchResult:
 
     target_segments: segments of the target. gallery: its uri; gallery_videos: videos in it; eligible: those that pass the
     filters; shortlisted: those scored in full. filters: in words. untrained: no trained head was used. seconds: of the search.
-    reason, case: why it was searched, as given.
+    reason, case: why it was searched, as given. normalise: how scores were normalised, "cohort" or "none". none_probability: that
+    no eligible video shows the target, None without a calibration. calibration: in words, what probabilities rest on, or why
+    there are none.
     """
 
     target: VideoRef
@@ -118,6 +120,9 @@ class SearchResult:
     searched_by: str | None = None
     reason: str | None = None
     case: str | None = None
+    normalise: str = "none"
+    none_probability: float | None = None
+    calibration: str = ""
 
 
 def results_table(results: Sequence[SearchResult]) -> pa.Table:

@@ -8,7 +8,7 @@ back; features never travel. A partition's answers do not depend on who holds it
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.calibration import posterior, settings_of
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.index import Index
@@ -36,6 +37,7 @@ class SearchSettings:
     own. after, before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
+    expected_matches: on how many eligible videos the person is expected, the prior of the probabilities.
     """
 
     top: int = 20
@@ -48,11 +50,13 @@ class SearchSettings:
     target_stride: int | None = None
     pairs: int = 3
     evidence: bool = True
+    expected_matches: float = 1.0
     score: ScoreSettings = field(default_factory=ScoreSettings)
 
     def __post_init__(self) -> None:
         if self.top < 1 or self.pairs < 1 or (self.shortlist is not None and self.shortlist < 1):
             raise UsageError("top, pairs and shortlist must be at least 1")
+        posterior([0.0], 1, self.expected_matches)  # raises UsageError
         if self.after is not None and self.before is not None and self.after >= self.before:
             raise UsageError(f"the time window is empty: it starts at {self.after} and ends before {self.before}")
 
@@ -232,15 +236,25 @@ def search(gallery: Gallery, index: Index, partitions: Partitions, target: Targe
     count = eligible if settings.shortlist is None else min(settings.shortlist, eligible)
     found, logits = partitions.shortlist(segments, count, None if eligible == len(allowed) else allowed)
     found = found[rank_videos(logits, _ids(index, found))][:count]
-    scores = partitions.score(segments, found, settings.score)
+    normalise = settings.score.normalise if segments.cohort is not None else "none"
+    score_settings = replace(settings.score, normalise=normalise)
+    scores = partitions.score(segments, found, score_settings)
     best = rank_videos(scores, _ids(index, found))[: settings.top]
     evidence = (
-        partitions.evidence(segments, found[best], settings.pairs, settings.score) if settings.evidence else [[] for _ in best]
+        partitions.evidence(segments, found[best], settings.pairs, score_settings) if settings.evidence else [[] for _ in best]
     )
     rows = index.videos.take(pa.array(found[best])).to_pylist()
+    cut = (index.settings.segment_length, index.settings.stride, settings.target_length, settings.target_stride)
+    words = _why_not_calibrated(index, settings_of(score_settings, *cut))
+    probabilities: list[float] | list[None] = [None] * len(best)
+    none_probability = None
+    if index.calibration is not None and not words:
+        probabilities = index.calibration.probabilities(scores[best], eligible, settings.expected_matches).tolist()
+        none_probability = index.calibration.none_probability(scores, eligible)
+        words = f"{index.calibration.fitted_on.name}, {index.calibration.fitted_on.identities} people"
     leads = [
-        Lead(rank, _video_ref(row), float(scores[i]), None, int(i) + 1, tuple(pairs))
-        for rank, (i, row, pairs) in enumerate(zip(best, rows, evidence, strict=True), start=1)
+        Lead(rank, _video_ref(row), float(scores[i]), probability, int(i) + 1, tuple(pairs))
+        for rank, (i, row, probability, pairs) in enumerate(zip(best, rows, probabilities, evidence, strict=True), start=1)
     ]
     return SearchResult(
         target=target.video,
@@ -256,7 +270,17 @@ def search(gallery: Gallery, index: Index, partitions: Partitions, target: Targe
         filters=settings.filters(),
         seconds=time.monotonic() - began,
         searched_at=datetime.now(UTC),
+        normalise=normalise,
+        none_probability=none_probability,
+        calibration=words,
     )
+
+
+def _why_not_calibrated(index: Index, settings: dict[str, Any]) -> str:
+    """Why there are no probabilities, in words; empty where there are."""
+    if index.calibration is None:
+        return "the head has no calibration"
+    return index.calibration.mismatch(index.manifest["head"], settings)
 
 
 def allowed_videos(gallery: Gallery, index: Index, target: Target, settings: SearchSettings) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from pipeline.backbone import Backbone, find_backbone, load_backbone
+from pipeline.backbone import Backbone, find_backbone, load_backbone, same_backbone
 from pipeline.catalog import default_video_id
 from pipeline.cohort import cohort_statistics
 from pipeline.decoder import Decoder
@@ -35,7 +35,7 @@ class Target:
     time_s: np.ndarray
 
     def segmented(self, index: Index, length: int | None = None, stride: int | None = None) -> TargetSegments:
-        """Cut into segments of `length` frames, `stride` apart (None: as the index's), encoded and measured against its cohort."""
+        """Cut into segments of `length` frames, `stride` apart (None: as in the index), encoded and measured by its cohort."""
         head, frames = index.head, len(self.features)
         length = index.settings.segment_length if length is None else length
         stride = index.settings.stride if stride is None else stride
@@ -76,7 +76,7 @@ def gallery_backbone(gallery: Gallery, name_or_path: str | None = None) -> Backb
         raise UsageError(f"the gallery's backbone {spec.name} is not at {spec.path}; say where it is with --backbone")
     if name_or_path is not None:
         found = find_backbone(name_or_path, (spec.height, spec.width))
-        if found.identity != spec.identity:
+        if not same_backbone(found.identity, spec.identity):
             raise UsageError(f"the gallery was made with the backbone {spec.identity}, not with {found.identity}")
         spec = found
     return load_backbone(spec)

@@ -82,7 +82,7 @@ def test_training_beats_its_start_and_mean_pooling_where_people_are_hidden(sides
     head, history = train(learning, held_out, start, replace(SMALL, epochs=5, batches=20, learning_rate=1e-3))
     judged = validate(head, held_out, SMALL)
     assert judged["validation_map"] == max(epoch["validation_map"] for epoch in history)
-    assert judged["hidden_map"] > history[0]["hidden_map"] + 0.2
+    assert 1 - judged["hidden_map"] < (1 - history[0]["hidden_map"]) / 2  # half of what the start point missed
     assert judged["hidden_map"] > judged["hidden_mean_map"]
     assert judged["clean_map"] >= judged["clean_mean_map"] - 0.02
 
@@ -242,7 +242,7 @@ def test_galleries_of_different_backbones_do_not_mix(tmp_path):
 def test_validation_agrees_with_the_textbook_scores_and_metrics(videos):
     part = videos.take(np.arange(0, 60, 2))
     head = identity_start(part, StartSettings(temperature=0.1), segment_length=4)
-    scores = coattention_scores(head, part, segment_length=4, most_segments=100, ratio=0.2)
+    scores = coattention_scores(head, part, segment_length=4, most_segments=100, ratio=0.2, normalise=False)
     segments = []
     for first, frames in zip(part.first_frame, part.frames, strict=True):
         starts = sorted({*range(0, frames - 3, 2), frames - 4})

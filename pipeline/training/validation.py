@@ -8,9 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.coattention import Coattention
-from pipeline.scoring import encode_target, pair_logits
+from pipeline.cohort import Cohort, cohort_statistics, normalised_logits
+from pipeline.scoring import encode_target, pair_logits, with_reliability
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.training.features import FeatureSet
+
+COHORT_SEGMENTS = 2048  # that scores are normalised by
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,17 @@ def conditions(videos: FeatureSet) -> dict[str, FeatureSet]:
 
 
 def coattention_scores(
-    head: Coattention, videos: FeatureSet, segment_length: int, most_segments: int, ratio: float
+    head: Coattention,
+    videos: FeatureSet,
+    segment_length: int,
+    most_segments: int,
+    ratio: float,
+    normalise: bool = True,
 ) -> NDArray[np.float32]:
     """Video scores float32 [V, V], every video as target of every other: the mean of the top share of pair scores.
 
-    Videos are cut with a stride of half a segment and keep at most `most_segments` evenly spaced ones.
+    Videos are cut with a stride of half a segment and keep at most `most_segments` evenly spaced ones. Scores are normalised by
+    the videos themselves as cohort, as a search does, where there are enough of them and `normalise` does not forbid it.
     """
     device = head.feature_mean.device
     cut = [_segments(int(frames), segment_length, most_segments) for frames in videos.frames]
@@ -44,11 +53,24 @@ def coattention_scores(
         parts = frames.split(8192)
         keys, values = torch.cat([head.keys(part) for part in parts]), torch.cat([head.values(part) for part in parts])
     rows = torch.from_numpy(segments).to(device)
+    owner = torch.from_numpy(np.repeat(np.arange(len(videos)), np.diff(offsets))).to(device)
+    with torch.no_grad():
+        means = torch.cat([values[part].mean(dim=1) for part in rows.split(1024)])
+        reliability = torch.cat([head.reliability(frames[part]) for part in rows.split(1024)])
+    sample = torch.arange(0, len(rows), max(1, len(rows) // COHORT_SEGMENTS), device=device)
+    cohort = Cohort(means[sample], owner[sample])
+    row = tuple(part.detach() for part in head.score_row())
+    normalise = normalise and cohort.usable
+    candidate = cohort_statistics(cohort, means, owner, *row) if normalise else None
     scores = np.empty((len(videos), len(videos)), np.float32)
     for at in range(0, len(videos), 16):
         first, last = int(offsets[at]), int(offsets[min(at + 16, len(videos))])
         target = encode_target(head, frames[rows[first:last]])
-        table = pair_logits(target, keys, values, rows).sigmoid()  # [n, S]
+        logits = pair_logits(target, keys, values, rows)  # [n, S]
+        if candidate is not None:
+            own_side = cohort_statistics(cohort, target.encodings, owner[first:last], *row)
+            logits = normalised_logits(logits, own_side, candidate)
+        table = with_reliability(logits, target, reliability).sigmoid()
         for video in range(at, min(at + 16, len(videos))):
             own = table[offsets[video] - first : offsets[video + 1] - first]
             scores[video] = _video_scores(own, offsets, ratio).cpu().numpy()
