@@ -234,9 +234,9 @@ def fit_calibration(
     and the fitted log odds are the llr. The slope has a normal prior (SLOPE_PRIOR), worth one person, that keeps separable
     scores finite and is below 0 nowhere.
 
-    A straight line in the (logit of the) score is enough: a second slope, or a fit weighted towards rare matches, moved the
-    cost at priors from 1/2 to 1/10,000 by less than 1 % (OSNet features of 500 rendered people, by cosine, logit and
-    cohort-normalised scores, judged on 250 others). But beyond what was seen a line claims anything. So llr is cut where the
+    A straight line in the (logit of the) score is enough: a second slope, or a fit weighted towards rare matches, gained
+    less than 1 % of the cost at any prior from 1/2 to 1/10,000 (OSNet features; cosine, its logit, and cohort-normalised; fitted
+    on 250 rendered people, judged on 250 others). But beyond what was seen a line claims anything. So llr is cut where the
     counts end: its highest value is the largest over thresholds t of log[ S(t) / ((N D(t) + 1) / (N + 1)) ], with S and D the
     weighted shares of same and different pairs at or above t and N the pairs of different people: one more pair of strangers is
     imagined above every threshold, so N pairs of people support a ratio of N + 1 at most. The lowest likewise, N the people with
