@@ -91,8 +91,8 @@ def occlude_catalog(
 ) -> Path:
     """Write a copy of every candidate with a folder of images each, and return the path of their manifest.
 
-    out: an empty or absent folder. Frames are sampled, so that each image counts when the copies are ingested. The copy of a video
-    depends on its id, the settings and, for "person", the video before it. Sources that cannot be decoded are left out.
+    out: an empty or absent folder. Frames are sampled, so that each image counts when the copies are ingested. The copy of a
+    video depends on its id, the settings and, for "person", the video before it. Sources that cannot be decoded are left out.
     Raises UsageError for a folder that is not empty and when nothing could be decoded, PipelineError when it cannot be written.
     """
     out = Path(out)

@@ -1,0 +1,88 @@
+"""What the scores of a trained head are worth: python -m jobs.calibrate --data MANIFEST --head W/head --out C"""
+
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from jobs.command_line import run
+from pipeline.audit import append_record
+from pipeline.backbone import DEFAULT, find_backbone
+from pipeline.calibration import fit_calibration, save_calibration, settings_of
+from pipeline.datasets import read_labelled
+from pipeline.errors import UsageError
+from pipeline.evaluation import Split, coattention_scores, judged_pairs
+from pipeline.gallery import Gallery, GallerySettings
+from pipeline.index import IndexSettings, build_index, current_index, find_head
+from pipeline.ingest import ingest
+from pipeline.sampling import Sampling
+from pipeline.scoring import ScoreSettings
+from pipeline.search import opened_partitions
+from pipeline.storage import resolve
+
+
+def calibrate(
+    data: Annotated[
+        str, typer.Option(help="Labelled videos of people that the head was not trained on; a manifest or data set.")
+    ],
+    head: Annotated[str, typer.Option(help="Folder of the trained head; calibration.json is written into it.")],
+    out: Annotated[str, typer.Option(help="Folder for the gallery that is made on the way.")],
+    backbone: Annotated[str, typer.Option(help="Backbone by name or ONNX path.")] = DEFAULT,
+    part: Annotated[str, typer.Option(help="Part of a data set: train, val, test or all.")] = "test",
+    sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 10.0,
+    segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
+    stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
+    ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = (
+        ScoreSettings.ratio
+    ),
+    normalise: Annotated[str, typer.Option(help="cohort or none, as in the searches that the calibration is for.")] = "cohort",
+    name: Annotated[str | None, typer.Option(help="Name of the videos, for people who read a report [default: --data].")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+) -> None:
+    """Fit the probability of "same person" to the scores of labelled videos and keep it beside the head.
+
+    Indexes that are built with the head from then on carry it, and searches with the same settings give probabilities. Every pair
+    counts but a video with itself and one person under one camera. The error printed is that of people left out of the fit.
+    """
+    spec = find_backbone(backbone)
+    settings, score = IndexSettings(segment_length, stride), ScoreSettings(ratio, normalise=normalise)  # type: ignore[arg-type]
+    labelled = read_labelled(data, part=part)
+    gallery = Gallery.open_or_create(resolve(out).join("gallery").uri, GallerySettings(spec, sample_rate, None))
+    ingest(labelled.catalog, gallery, Sampling(sample_rate, None, spec.height, spec.width), address=address)
+    trained, _ = find_head(head, gallery)
+    index = current_index(gallery, settings, trained) or build_index(gallery, settings, trained)
+    if score.normalise == "cohort" and not index.cohort.usable:
+        raise UsageError(f"{data} has too few videos to normalise scores by a cohort; give more, or --normalise none")
+    sources = frozenset(labelled.catalog.table["source_id"].to_pylist())
+    try:
+        pairs = judged_pairs(index.videos, [Split(labelled.queries, labelled.gallery, sources)])
+    except UsageError as error:
+        raise UsageError(f"{data}: {error}") from error
+    with opened_partitions(gallery, index, address=address) as partitions:
+        scores = coattention_scores(gallery, index, partitions, pairs.query_rows, pairs.gallery_rows, score)
+    persons = np.array([person or "" for person in index.videos["person_id"].to_pylist()], np.str_)
+    q, g = np.nonzero(pairs.valid)
+    fitted = fit_calibration(
+        scores[q, g],
+        pairs.persons[q],
+        persons[pairs.gallery_rows[g]],
+        head=index.manifest["head"],
+        settings=settings_of(score, segment_length, stride),
+        bounded=score.aggregate == "mean",
+        name=name or data,
+    )
+    path = save_calibration(fitted, head)
+    quality, on = fitted.quality, fitted.fitted_on
+    fields: dict[str, Any] = {"data": data, "model": index.model, "queries": len(pairs.query_rows)}
+    append_record(gallery, "calibrate", fields)
+    print(f"calibration   {path}")
+    print(f"fitted on     {on.identities} people, {on.same_pairs} pairs of one person, {on.different_pairs} of two")
+    print(
+        f"error         {quality.ece:.3f} expected calibration error on people left out, {quality.ece_own_prior:.4f} at their share"
+    )
+    print(f"cost          Cllr {quality.cllr:.3f} bits (0 perfect, 1 useless), {quality.min_cllr:.3f} at best with these scores")
+    print(f"supports      likelihood ratios from 1:{np.exp(-fitted.lowest):.0f} to {np.exp(fitted.highest):.0f}:1")
+
+
+if __name__ == "__main__":
+    run(calibrate)
