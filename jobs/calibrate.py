@@ -77,9 +77,7 @@ def calibrate(
     append_record(gallery, "calibrate", fields)
     print(f"calibration   {path}")
     print(f"fitted on     {on.identities} people, {on.same_pairs} pairs of one person, {on.different_pairs} of two")
-    print(
-        f"error         {quality.ece:.3f} expected calibration error on people left out, {quality.ece_own_prior:.4f} at their share"
-    )
+    print(f"error         {quality.ece:.3f} expected calibration error on people left out of the fit")
     print(f"cost          Cllr {quality.cllr:.3f} bits (0 perfect, 1 useless), {quality.min_cllr:.3f} at best with these scores")
     print(f"supports      likelihood ratios from 1:{np.exp(-fitted.lowest):.0f} to {np.exp(fitted.highest):.0f}:1")
 

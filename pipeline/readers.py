@@ -43,6 +43,7 @@ STREAM_MAGIC = re.compile(
 @dataclass(frozen=True)
 class Progress:
     """Decoding goes on; nothing to hand over yet."""
+ROWS_WITH_GAPS = "The size must exactly match"  # what decord says of frames whose rows FFmpeg has padded
 
 
 class Reader:
@@ -61,13 +62,14 @@ class Reader:
 
 
 class FileReader(Reader):
-    """A video file through decord."""
+    """A video file through decord; frames of the few widths that it cannot copy (48 and 96 pixels are among them) through PyAV."""
 
     def __init__(self, path: Path, uri: str) -> None:
         import decord
 
-        self.uri = uri
+        self.uri, self.path = uri, path
         self.error = decord.DECORDError
+        self.other: StreamReader | None = None
         try:
             self.video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         except (RuntimeError, self.error) as error:
@@ -80,9 +82,14 @@ class FileReader(Reader):
         self.times = checked_times(np.asarray(spans, np.float64).reshape(-1, 2)[:, 0], self.fps)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
+        if self.other is not None:
+            return self.other.read(indices)
         try:
             return self.video.get_batch(indices.tolist()).asnumpy()
         except (RuntimeError, self.error) as error:
+            if ROWS_WITH_GAPS in str(error):  # the file is sound
+                self.other = StreamReader(self.path, self.uri)
+                return self.other.read(indices)
             where = f"between {self.times[indices[0]]:.1f} s and {self.times[indices[-1]]:.1f} s"
             raise VideoError("truncated", f"{self.uri} is damaged or cut off {where} and cannot be decoded there") from error
 

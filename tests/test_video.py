@@ -79,6 +79,17 @@ def test_frames_come_in_order_with_their_times(tmp_path: Path, suffix: str) -> N
     assert np.abs(piece.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(30)).max() < 4
 
 
+@pytest.mark.parametrize("width", [16, 48, 96, 144])
+def test_widths_that_decord_cannot_copy_are_read_all_the_same(tmp_path: Path, width: int) -> None:
+    path = write_video(tmp_path / "narrow.mp4", frames=12, size=(width, 96))
+    found = pieces(list(read_pieces(str(path), None, Sampling(height=96, width=width))))
+    assert [len(piece.frames) for piece in found] == [12]
+    brightness = found[0].frames.mean(axis=(1, 2, 3))
+    assert np.abs(brightness - 8 * np.arange(12)).max() < 3
+    single = pieces(list(read_frames(str(path), None, None, [7, 2], Sampling(height=96, width=width))))
+    assert [round(float(piece.frames.mean()) / 8) for piece in single] == [2, 7]
+
+
 def test_a_long_video_comes_in_pieces_that_join_up(tmp_path: Path) -> None:
     path = str(write_video(tmp_path / "a.mp4", frames=31))
     (whole,) = pieces(list(read_pieces(path, None, SMALL)))
