@@ -12,11 +12,8 @@ and the bounds carry over. For the statistics the cohort's segments are encoded 
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 NEAREST = 1 / 3  # share of the cohort that a segment is measured against
@@ -80,24 +77,3 @@ def normalised_logits(logits: Tensor, target: CohortStatistics, candidate: Cohor
     """s' [N, K] of pair logits [N, K], the target's statistics [N] and the candidate's [K]."""
     of_target = (logits - target.mean[:, None]) / target.spread[:, None]
     return (of_target + (logits - candidate.mean) / candidate.spread) / 2
-
-
-def normalised_scores(scores: NDArray[np.floating], same_video: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The same for scores of whole videos [Q, V] of any scale, for baselines: the gallery itself is the cohort.
-
-    same_video: bool [Q, V], the query itself among the candidates. A candidate's statistics are those of its column, so every
-    video of the gallery that is no query is measured against the queries.
-    """
-    scores = np.asarray(scores, np.float64)
-
-    def statistics(table: NDArray[Any], own: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        means, spreads = np.zeros(len(table)), np.ones(len(table))
-        for row, (values, mine) in enumerate(zip(table, own, strict=True)):
-            others = np.sort(values[~mine])[::-1]
-            if len(others):
-                nearest = others[: max(1, math.ceil(len(others) * NEAREST))]
-                means[row], spreads[row] = nearest.mean(), max(nearest.std(), 1e-6)
-        return means, spreads
-
-    (mean_q, spread_q), (mean_v, spread_v) = statistics(scores, same_video), statistics(scores.T, same_video.T)
-    return ((scores - mean_q[:, None]) / spread_q[:, None] + (scores - mean_v) / spread_v) / 2

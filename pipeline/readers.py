@@ -62,7 +62,7 @@ class Reader:
 
 
 class FileReader(Reader):
-    """A video file through decord; frames of the few widths that it cannot copy (48 and 96 pixels are among them) through PyAV."""
+    """A video file through decord; frames of the few widths that it cannot copy (48 and 96 pixels, say) through PyAV."""
 
     def __init__(self, path: Path, uri: str) -> None:
         import decord

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cohort import LEAST_SPREAD, Cohort, CohortStatistics, cohort_statistics, normalised_logits, normalised_scores
+from pipeline.cohort import LEAST_SPREAD, Cohort, CohortStatistics, cohort_statistics, normalised_logits
 
 
 def definition(cohort: np.ndarray, owner: np.ndarray, encoding: np.ndarray, own: int, weight: np.ndarray, bias: float):
@@ -38,32 +38,6 @@ def test_a_pair_is_normalised_from_both_sides() -> None:
     target = CohortStatistics(torch.tensor([1.0]), torch.tensor([0.5]))
     candidate = CohortStatistics(torch.tensor([0.0, -2.0]), torch.tensor([2.0, 1.0]))
     assert normalised_logits(logits, target, candidate).tolist() == [[(2 + 1) / 2, (-4 + 1) / 2]]
-
-
-@given(seed=st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
-def test_video_scores_are_measured_against_the_nearest_third_of_the_others(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    scores, same = rng.normal(size=(6, 9)), np.zeros((6, 9), bool)
-    same[np.arange(6), np.arange(6)] = True
-    found = normalised_scores(scores, same)
-    for q in range(6):
-        for v in range(9):
-            row = sorted(scores[q, [u for u in range(9) if u != q]])[-3:]
-            others = [r for r in range(6) if r != v]
-            column = sorted(scores[others, v])[-2:]
-            expected = (scores[q, v] - np.mean(row)) / np.std(row) + (scores[q, v] - np.mean(column)) / np.std(column)
-            assert found[q, v] == pytest.approx(expected / 2)
-
-
-def test_a_candidate_that_looks_like_everybody_loses_its_place() -> None:
-    """Scores of 40 targets against 40 candidates: one candidate is high for all and nobody's match."""
-    rng = np.random.default_rng(0)
-    scores = rng.normal(0, 0.1, size=(40, 40)) + 2.0 * np.eye(40)
-    scores[:, 0] = 3.0 + rng.normal(0, 0.1, size=40)
-    same = np.zeros((40, 40), bool)
-    assert (scores.argmax(axis=1) == 0).all()
-    assert (normalised_scores(scores, same).argmax(axis=1)[1:] == np.arange(1, 40)).all()
 
 
 def test_a_cohort_of_few_videos_is_not_usable() -> None:
