@@ -144,7 +144,7 @@ def _compress(frames: Frames, random: np.random.Generator) -> Frames:
 
     def change(frame: Frames) -> NDArray:
         _, data = cv2.imencode(".jpg", np.ascontiguousarray(frame[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
-        return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+        return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
     return _each(frames, change)
 
@@ -184,7 +184,7 @@ def _occlude(frames: Frames, random: np.random.Generator, others: Frames | None)
     result = frames.copy()
     hidden = np.zeros(count, bool)
     person = slice(round(HEAD * height), height), slice(round(0.2 * width), round(0.8 * width))
-    for number, place in enumerate(np.linspace(*places, count)):
+    for number, place in enumerate(np.linspace(places[0], places[1], count)):
         left = round((0.5 + place) * width - wide / 2)
         rows, columns = slice(max(top, 0), min(top + tall, height)), slice(max(left, 0), min(left + wide, width))
         if rows.start >= rows.stop or columns.start >= columns.stop:

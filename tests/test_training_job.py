@@ -225,6 +225,7 @@ def test_what_cannot_be_meant_is_one_sentence(gallery, tmp_path, flags, words):
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)  # two workers on a busy machine
 def test_on_ray_one_worker_trains_the_same_head_and_two_a_usable_one(gallery, tmp_path):
     from pipeline.cluster import connected
     from pipeline.training.distributed import WorkerSettings, train_on_ray

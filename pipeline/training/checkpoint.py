@@ -66,6 +66,7 @@ class Checkpoint:
                 number, field = name.split(".")
                 moments.setdefault(int(number), {})[field] = tensor
             training.optimizer.load_state_dict({**training.optimizer.state_dict(), "state": moments})
+            training.take_further_tensors(self.tensors)
         except (ValueError, KeyError, RuntimeError) as error:
             raise PipelineError(f"the checkpoint {self.uri} does not fit this training: {error}") from error
         if training.scaler.is_enabled():
@@ -199,6 +200,7 @@ def _tensors_of(training: Training) -> dict[str, torch.Tensor]:
     tensors = {f"head.{name}": tensor for name, tensor in training.head.state_dict().items()}
     tensors |= {f"neck.{name}": tensor for name, tensor in training.neck.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in training.best_tensors.items()}
+    tensors |= training.further_tensors()
     for number, moments in training.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{name}": moments[name] for name in (*MOMENTS, "step")}
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,13 +53,7 @@ class Training:
             self.neck = IdentityNeck(self.head.config.value_width, len(people)).to(self.device)
         self.sampler = Sampler(videos, settings)
         self.features = torch.from_numpy(videos.features).to(self.device)
-        rates = {"lstm": settings.attention_rate, "query": settings.attention_rate, "key": settings.attention_rate}
-        rates["classifier"] = settings.classifier_rate
-        groups = [
-            {"params": list(part.parameters()), "multiplier": rates.get(name, 1.0)} for name, part in self.head.named_children()
-        ]
-        groups.append({"params": [p for p in self.neck.parameters() if p.requires_grad], "multiplier": 1.0})
-        self.optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
+        self.optimizer = torch.optim.Adam(self.parameter_groups(), lr=settings.learning_rate)
         half = settings.mixed_precision and self.device.type == "cuda"
         self.half = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if half else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
@@ -77,7 +72,7 @@ class Training:
         self.head.train()
         for number, batch in enumerate(self.sampler.batches(random, settings.batches)):
             rate = learning_rate(self.epoch * settings.batches + number, settings)
-            for name, value in self._step(batch, rate, noise).items():
+            for name, value in self._step(batch, rate, random, noise).items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
         self.head.eval()
         self.epoch += 1
@@ -92,17 +87,46 @@ class Training:
         head.load_state_dict(self.best_tensors)
         return head.eval()
 
-    def _step(self, batch: Batch, rate: float, noise: torch.Generator) -> dict[str, Tensor]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What Adam moves, and how many times the learning rate."""
+        rates = {"lstm": self.settings.attention_rate, "query": self.settings.attention_rate, "key": self.settings.attention_rate}
+        rates["classifier"] = self.settings.classifier_rate
+        parts = self.head.named_children()
+        groups = [{"params": list(part.parameters()), "multiplier": rates.get(name, 1.0)} for name, part in parts]
+        return [*groups, {"params": [p for p in self.neck.parameters() if p.requires_grad], "multiplier": 1.0}]
+
+    def segments(self, batch: Batch, random: np.random.Generator) -> tuple[Tensor, Batch]:
+        """Frame features [B, T, D] of a batch, and the batch as it is then labelled."""
+        return self.features[torch.from_numpy(batch.rows).to(self.device)].float(), batch
+
+    def judge(self) -> Metrics:
+        """Figures on the people held out; none without them."""
+        return validate(self.head, self.validation, self.settings) if self.validation is not None else {}
+
+    def keep_best(self) -> None:
+        """Remember what is trained as it is now."""
+        self.best_tensors = self._tensors()
+
+    def further_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside head, neck and Adam."""
+        return {}
+
+    def take_further_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take back from a checkpoint what `further_tensors` gave; others may be among them."""
+
+    def _step(self, batch: Batch, rate: float, random: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
         settings = self.settings
+        with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
+            features, batch = self.segments(batch, random)  # [B, T, D]
         counts = np.ones((len(batch.video),) * 2, bool)
         if settings.across_cameras:
             counts = self.videos.counts(batch.video[:, None], batch.video[None])
         counts &= self.videos.clip[batch.video][:, None] != self.videos.clip[batch.video][None]
-        person, allowed, hidden, covered, rows = (
+        person, allowed, hidden, covered = (
             torch.from_numpy(array).to(self.device)
-            for array in (self.person_class[batch.video], counts, batch.hidden, batch.covered, batch.rows)
+            for array in (self.person_class[batch.video], counts, batch.hidden, batch.covered)
         )
-        segments = disturbed(self.features[rows].float(), settings, noise)  # [B, T, D]
+        segments = disturbed(features.float(), settings, noise)
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
             compared = self.head.compare(segments, segments)
         loss, terms = batch_loss(compared, Labels(person, allowed, hidden, covered), self.neck, settings)
@@ -135,11 +159,12 @@ class Training:
     def _finish(self, metrics: Metrics, began: float) -> Metrics:
         """Validation and the choice of the best; the epoch's metrics."""
         if self.worker == 0:
-            found = validate(self.head, self.validation, self.settings) if self.validation is not None else {}
+            found = self.judge()
             metrics |= found
             score = found.get("validation_map", float(self.epoch))
             if score > self.best:
-                self.best, self.best_epoch, self.best_tensors = score, self.epoch, self._tensors()
+                self.best, self.best_epoch = score, self.epoch
+                self.keep_best()
         return metrics | {"seconds": time.monotonic() - began}
 
 

@@ -26,8 +26,9 @@ class TrainingSettings:
     across_cameras: pairs of one person under one camera take no part in pair and video losses, as in the field's evaluation.
 
     Steps: Adam at learning_rate after warm_up epochs of linear rise, falling to 0 along a cosine; attention_rate multiplies it
-        for LSTM, query and key maps, classifier_rate for the score's row; pull, weight decay towards the start point, is the
-        share of the way that an epoch at the full rate goes back; clip, largest norm of a gradient (0: no clipping).
+        for LSTM, query and key maps, classifier_rate for the score's row, backbone_rate for a backbone that is trained too.
+        pull, weight decay towards the start point, is the share of the way that an epoch at the full rate goes back; clip, the
+        largest norm of a gradient (0: no clipping).
     mixed_precision: half precision on CUDA devices.
     validation_segments: most segments of a video that validation looks at (evenly spaced).
     """
@@ -57,6 +58,7 @@ class TrainingSettings:
     learning_rate: float = 3.5e-4
     attention_rate: float = 1.0
     classifier_rate: float = 1.0
+    backbone_rate: float = 0.1
     warm_up: float = 1.0
     pull: float = 0.02
     clip: float = 5.0
