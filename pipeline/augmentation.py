@@ -72,26 +72,6 @@ def augment(
     return np.ascontiguousarray(frames), hidden
 
 
-def hide_stretch(
-    frames: Frames, random: np.random.Generator, share: float = 0.5, head: float = HEAD
-) -> tuple[Frames, NDArray[np.bool_]]:
-    """Hide the person in one stretch of a video: a block of one colour over all but the head.
-
-    share: of the frames, rounded to whole ones, contiguous, anywhere in the video. head: share of the height that stays. Returns
-    new frames and, bool [T], which of them are covered.
-    """
-    if not 0 <= share <= 1 or not 0 <= head <= 1:
-        raise UsageError(f"the share of hidden frames and of the head are from 0 to 1, not {share} and {head}")
-    covered = round(share * len(frames))
-    start = int(random.integers(0, len(frames) - covered + 1))
-    colour = random.integers(0, 256, 3)
-    hidden = np.zeros(len(frames), bool)
-    hidden[start : start + covered] = True
-    result = frames.copy()
-    result[hidden, round(head * frames.shape[1]) :] = colour
-    return result, hidden
-
-
 def _each(frames: Frames, change: Callable[[Frames], NDArray]) -> Frames:
     return np.stack([change(frame) for frame in frames]).astype(np.uint8, copy=False)
 

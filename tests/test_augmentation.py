@@ -3,7 +3,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from pipeline.augmentation import AugmentationSettings, augment, hide_stretch
+from pipeline.augmentation import AugmentationSettings, augment
 from pipeline.errors import UsageError
 
 OFF = AugmentationSettings(**{field.name: 0.0 for field in fields(AugmentationSettings)})
@@ -101,24 +101,6 @@ def test_an_occluder_moves_smoothly_and_says_where_it_hides_the_person():
     assert hid > 10
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_a_hidden_stretch_is_one_block_of_one_colour_over_all_but_the_head(share):
-    frames = np.random.default_rng(0).integers(0, 256, (20, 50, 20, 3)).astype(np.uint8)
-    starts = set()
-    for seed in range(20):
-        out, hidden = hide_stretch(frames, np.random.default_rng(seed), share)
-        assert hidden.sum() == share * 20
-        covered = np.flatnonzero(hidden)
-        assert (np.diff(covered) == 1).all()
-        np.testing.assert_array_equal(out[~hidden], frames[~hidden])
-        np.testing.assert_array_equal(out[hidden, :9], frames[hidden, :9])  # 18 % of 50
-        assert len(np.unique(out[hidden, 9:].reshape(-1, 3), axis=0)) == (share > 0)
-        starts |= set(covered[:1])
-    assert len(starts) > 3 or share in (0.0, 1.0)
-
-
 def test_settings_outside_0_to_1_are_refused():
     with pytest.raises(UsageError, match="the augmentation blur is from 0"):
         AugmentationSettings(blur=1.5)
-    with pytest.raises(UsageError, match="from 0 to 1"):
-        hide_stretch(np.zeros((2, 4, 4, 3), np.uint8), np.random.default_rng(0), 2.0)

@@ -166,3 +166,43 @@ def test_frame_features_of_another_backbone_are_refused_with_both_widths():
 def test_sizes_and_switches_that_cannot_be_meant_are_refused_by_name(setting, value):
     with pytest.raises(UsageError, match=setting):
         CoattentionConfig(**{"feature_width": 8} | {setting: value})
+
+
+def lost(oracle, segment):
+    """What a segment takes off its logits, from the definition: softplus(reliance) * log(share of visible frames)."""
+    seen = [1 / (1 + np.exp(-oracle.linear("visible", frame)[0])) for frame in oracle.features(segment)]
+    return np.log1p(np.exp(oracle.weights["reliance.weight"][0, 0])) * np.log(max(np.mean(seen), 1e-3))
+
+
+def test_unreliable_segments_lose_what_the_definition_says():
+    head = random_head(reliability=True, negative_weight=True)
+    target, candidate = random_segments(3, 4, seed=1), random_segments(5, 6, seed=2)
+    oracle = oracle_of(head)
+    plain = oracle.scores(target.numpy(), candidate.numpy())
+    expected = (
+        np.log(plain / (1 - plain))
+        + np.array([[lost(oracle, segment)] for segment in target.numpy()])
+        + np.array([lost(oracle, segment) for segment in candidate.numpy()])
+    )
+    np.testing.assert_allclose(head.pair_logits(target, candidate).detach().numpy(), expected, rtol=0, atol=1e-10)
+    assert np.ptp(head.reliability(candidate).detach().numpy()) > 0.05
+
+
+def test_reliability_takes_off_more_the_fewer_frames_are_visible_and_never_gives():
+    head = random_head(reliability=True)
+    with torch.no_grad():
+        head.visible.weight.zero_()
+        head.visible.bias.fill_(-20.0)
+    segments = random_segments(2, 4)
+    assert (head.reliability(segments) == head.reliability(segments)[0]).all()
+    assert float(head.reliability(segments)[0].detach()) == pytest.approx(
+        float(torch.nn.functional.softplus(head.reliance.weight[0, 0]).detach()) * np.log(1e-3)
+    )
+    assert (random_head(1, reliability=True).reliability(random_segments(20, 4)) <= 0).all()
+    assert not random_head().reliability(segments).any()
+
+
+def test_gradients_reach_the_reliability():
+    head = random_head(reliability=True, negative_weight=True)
+    head.pair_logits(random_segments(2, 3), random_segments(2, 3, seed=2)).sum().backward()
+    assert head.visible.weight.grad.abs().sum() > 0 and head.reliance.weight.grad.abs() > 0
