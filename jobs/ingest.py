@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import FAILED, SOME_REJECTED, run
-from pipeline.backbone import DEFAULT, find_backbone, load_backbone, parse_input_size
+from pipeline.backbone import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
 from pipeline.catalog import read_catalog
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.ingest import IngestProgress, IngestSummary, Workers
@@ -67,7 +67,7 @@ def ingest(
     )
     workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
     catalog = read_catalog(source, roots=root)
-    if spec.path is not None:
+    if spec.name != EFFICIENTNET:
         load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate))
     if catalog.ignored or catalog.ignored_columns:

@@ -24,7 +24,7 @@ from pipeline.published import PUBLISHED, Published, backbones_folder, obtain, w
 from pipeline.weights import shipped_backbone, shipped_backbones
 
 EFFICIENTNET = "efficientnet_lite0"
-DEFAULT = EFFICIENTNET
+DEFAULT = "osnet_x0_25_distilled"
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 BATCH = 32  # frames a network call; larger gains nothing on a CPU and costs memory
 SIDECAR_FIELDS = ("height", "width", "channels", "scale", "mean", "std", "dim")

@@ -622,7 +622,7 @@ BAD_INPUT = [
     ("ingest|{t}/good.csv|--gallery|ftp://host/gallery", 2, "unknown scheme ftp://"),
     ("ingest|{t}/good.csv|--gallery|s3://key:secret@bucket/gallery", 2, "carries credentials"),
     ("ingest|{t}/good.csv|--gallery|{g}|--input-size|64x32|--sample-rate|5", 2, "sample rate 5.0 instead of 10.0"),
-    ("ingest|{t}/good.csv|--gallery|{g}|--input-size|64x48", 2, "made with other settings: backbone efficientnet_lite0@"),
+    ("ingest|{t}/good.csv|--gallery|{g}|--input-size|64x48", 2, "made with other settings: backbone osnet_x0_25_distilled@"),
     ("ingest|{t}/good.csv|--gallery|{t}/cut gallery|--input-size|64x32", 1, "{t}/cut gallery/gallery.json is damaged"),
     ("index|--gallery|{t}/absent", 2, "{t}/absent is not a gallery"),
     ("index|--gallery|{t}/without videos", 1, "has no videos yet; run jobs.ingest first"),
