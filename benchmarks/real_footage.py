@@ -20,13 +20,13 @@ import numpy as np
 import typer
 
 from jobs.command_line import run
-from pipeline.backbone import DEFAULT, find_backbone
+from pipeline.backbone import DEFAULT, EFFICIENTNET, find_backbone
 from pipeline.catalog import read_catalog
 from pipeline.cluster import connected
 from pipeline.errors import UsageError
 from pipeline.evaluation import COATTENTION, COSINE, coattention_scores, cosine_scores, video_means
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import Index, build_index
+from pipeline.index import Index, build_index, find_head
 from pipeline.ingest import ingest
 from pipeline.metrics import RankingQuality, query_figures, ranking_quality
 from pipeline.sampling import Sampling
@@ -95,6 +95,12 @@ def make_gallery(manifest: Path, folder: Path, backbone: str) -> Gallery:
     return gallery
 
 
+def indexed(gallery: Gallery) -> Index:
+    """An index with the head that ships for the gallery's backbone, or the untrained one."""
+    head, calibration = find_head(None, gallery)
+    return build_index(gallery, head=head, calibration=calibration)
+
+
 def sorted_ids(index: Index) -> tuple[list[str], np.ndarray]:
     """The ids of all videos in order, and the rows of Index.videos that they stand in."""
     ids = index.videos["video_id"].to_pylist()
@@ -110,7 +116,7 @@ def search_scores(gallery: Gallery, index: Index, queries: np.ndarray, rows: np.
 
 def qualities(protocol: Protocol, gallery: Gallery) -> dict[str, RankingQuality]:
     """Co-attention and the baseline, every query of the protocol against everything."""
-    index = build_index(gallery)
+    index = indexed(gallery)
     ids, rows = sorted_ids(index)
     queries = [query for query in protocol.queries if query in ids]
     person, query_rows = protocol.person, rows[[ids.index(query) for query in queries]]
@@ -130,7 +136,7 @@ def tracks_of_the_full_frame(shared: Path, work: Path, backbone: str) -> dict[st
     boxes = (shared / "data/vtest_tracklets/boxes.csv").resolve()
     manifest.write_text(f"uri,video_id,camera_id,boxes_uri\n{VTEST_AVI},vtest,pets_view1,{boxes}\n")
     gallery = make_gallery(manifest, work / "full", backbone)
-    index = build_index(gallery)
+    index = indexed(gallery)
     ids, rows = sorted_ids(index)
     orders = [rank_videos(row, ids) for row in search_scores(gallery, index, rows, rows)]
     return {track: [ids[i] for i in order if ids[i] != track] for track, order in zip(ids, orders, strict=True)}
@@ -143,9 +149,9 @@ def main(
     """Rank-1 and mAP on real tracklets, and the full-frame footage as ranked tracks."""
     if not (shared / "data").is_dir():
         raise UsageError(f"{shared} has no real footage; name the folder with --shared")
-    backbones = backbone or [DEFAULT, str(shared / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx")]
+    backbones = backbone or [EFFICIENTNET, str(shared / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx"), DEFAULT]
     figures: dict[str, object] = {}
-    print(f"{'footage':<12} {'backbone':<20} {'method':<14} {'queries':>7} {'rank-1':>7} {'rank-5':>7} {'mAP':>6}")
+    print(f"{'footage':<12} {'backbone':<22} {'method':<14} {'queries':>7} {'rank-1':>7} {'rank-5':>7} {'mAP':>6}")
     with tempfile.TemporaryDirectory() as folder, connected():
         for number, name in enumerate(backbones):
             work = Path(folder, str(number))
@@ -155,7 +161,7 @@ def main(
                 for method, quality in qualities(protocol, gallery).items():
                     figures[f"{protocol.name}, {short}, {method}"] = asdict(quality)
                     cells = f"{quality.queries:>7} {quality.cmc[1]:7.3f} {quality.cmc[5]:7.3f} {quality.mean_ap:6.3f}"
-                    print(f"{protocol.name:<12} {short:<20} {method:<14} {cells}", flush=True)
+                    print(f"{protocol.name:<12} {short:<22} {method:<14} {cells}", flush=True)
         if VTEST_AVI.is_file():
             tracks = tracks_of_the_full_frame(shared, Path(folder), backbones[-1])
             print(f"vtest.avi: {len(tracks)} tracks from full frames; each with the others, best first ({short}):")

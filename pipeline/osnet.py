@@ -22,7 +22,7 @@ class OSNetConfig:
 
     widths: tuple[int, int, int, int] = (16, 64, 96, 128)
     features: int = 512
-    branch_width: int = 192
+    branch_width: int = 0
     branch_features: int = 256
 
     @property
