@@ -72,7 +72,6 @@ def ablation(
     row("all terms", settings, start)
     for name, change in OFF.items():
         row(f"without {name}", replace(settings, **change), start)
-    row("without reliability", settings, replace(start, reliability=False))
     row("weights free of sign", settings, replace(start, negative_weight=False))
     print(json.dumps({"epochs": epochs, "batches": batches, "seeds": seeds, "rows": rows}))
 

@@ -28,7 +28,7 @@ from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
 
 TERMS = {"pair": "pair_weight", "video": "video_weight", "identity": "identity_weight", "triplet": "triplet_weight"}
-TERMS |= {"attention": "attention_weight", "visible": "visible_weight", "mixing": "mix_share", "noise": "noise"}
+TERMS |= {"attention": "attention_weight", "mixing": "mix_share", "noise": "noise"}
 TERMS |= {"pull": "pull", "clipping": "clip"}
 
 

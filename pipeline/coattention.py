@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError, UsageError
 
-LEAST_VISIBLE = 1e-3  # share of visible frames below which a segment loses no more
 DIFFERENT, SAME = 0, 1  # the two outputs of the classifier: different person, same person
 
 
@@ -30,7 +29,6 @@ class CoattentionConfig:
     normalisation: "sigmoid" of the output `SAME` [0052], or "softmax" over both outputs as in that code.
     negative_weight: keeps every weight of the squared difference below 0 (a larger difference, a lower score), which
         the prefilter and its bounds build on.
-    reliability: logits lose what the two segments lack in visible frames, see `Coattention.reliability` (not in the patent).
 
     Raises UsageError for a width below 1, a switch that is no bool and a normalisation of another name.
     """
@@ -42,14 +40,13 @@ class CoattentionConfig:
     normalise_values: bool = False
     normalisation: Literal["sigmoid", "softmax"] = "sigmoid"
     negative_weight: bool = False
-    reliability: bool = False
 
     def __post_init__(self) -> None:
         for name in ("feature_width", "key_width", "value_width"):
             width = getattr(self, name)
             if type(width) is not int or width < 1:
                 raise UsageError(f"{name} must be a whole number of at least 1, not {width!r}")
-        for name in ("normalise_features", "normalise_values", "negative_weight", "reliability"):
+        for name in ("normalise_features", "normalise_values", "negative_weight"):
             if type(getattr(self, name)) is not bool:
                 raise UsageError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.normalisation not in ("sigmoid", "softmax"):
@@ -60,15 +57,13 @@ class Comparison(NamedTuple):
     """All pairs of target and candidate segments, and what their logits came from.
 
     logits: [N, K]. target_attention: [N, T_p], of the target's own frames. target_encodings: [N, d_v].
-    candidate_attention: [N, K, T_g], what each query vector gives to each candidate frame. visible_logits: of the target's frames
-    [N, T_p], None of a head without `reliability`.
+    candidate_attention: [N, K, T_g], what each query vector gives to each candidate frame.
     """
 
     logits: Tensor
     target_attention: Tensor
     target_encodings: Tensor
     candidate_attention: Tensor
-    visible_logits: Tensor | None = None
 
 
 class Coattention(nn.Module):
@@ -89,9 +84,6 @@ class Coattention(nn.Module):
         self.key = nn.Linear(config.feature_width, config.key_width)
         self.value = nn.Linear(config.feature_width, config.value_width)
         self.classifier = nn.Linear(config.value_width, 2)
-        if config.reliability:
-            self.visible = nn.Linear(config.feature_width, 1)
-            self.reliance = nn.Linear(1, 1, bias=False)  # one number
 
     def normalised(self, frame_features: Tensor) -> Tensor:
         """Frame features [..., D] as the linear maps take them; PipelineError if D is not the network's width."""
@@ -145,22 +137,6 @@ class Coattention(nn.Module):
             weight, bias = weight - self.classifier.weight[DIFFERENT], bias - self.classifier.bias[DIFFERENT]
         return (-F.softplus(weight) if self.config.negative_weight else weight), bias
 
-    def visible_logits(self, frame_features: Tensor) -> Tensor:
-        """Logits [...] of frames [..., D] that the person is to be seen in; only of a head with `reliability`."""
-        return self.visible(self.normalised(frame_features))[..., 0]
-
-    def reliability(self, segments: Tensor) -> Tensor:
-        """What the logits of segments [K, T, D] lose: softplus(reliance) * log(share of visible frames), [K], none above 0.
-
-        Two segments in which both people are hidden by the same kind of thing look alike, and nothing in a squared difference
-        can tell. This term can: it belongs to one segment alone, so that the fast form, the prefilter and the bounds keep. A head
-        without `reliability` loses nothing.
-        """
-        if not self.config.reliability:
-            return torch.zeros(segments.shape[:-2], dtype=self.feature_mean.dtype, device=segments.device)
-        share = self.visible_logits(segments).sigmoid().mean(dim=-1)  # [K]
-        return F.softplus(self.reliance.weight[0, 0]) * share.clamp_min(LEAST_VISIBLE).log()
-
     def compare(self, target: Tensor, candidate: Tensor) -> Comparison:
         """Target [N, T_p, D] against candidate segments [K, T_g, D]; both may be the same tensor, as in training."""
         keys, values = self.keys(target), self.values(target)  # [N, T_p, d_k], [N, T_p, d_v]
@@ -176,10 +152,7 @@ class Coattention(nn.Module):
         difference = target_encodings[:, None] - candidate_encodings  # [N, K, d_v]
         weight, bias = self.score_row()
         logits = bias + difference.square() @ weight  # [N, K]
-        if not self.config.reliability:
-            return Comparison(logits, target_attention, target_encodings, candidate_attention)
-        logits = logits + self.reliability(target)[:, None] + self.reliability(candidate)
-        return Comparison(logits, target_attention, target_encodings, candidate_attention, self.visible_logits(target))
+        return Comparison(logits, target_attention, target_encodings, candidate_attention)
 
     def pair_logits(self, target: Tensor, candidate: Tensor) -> Tensor:
         """Logits [N, K] of target [N, T_p, D] against candidate segments [K, T_g, D]; their sigmoid is the score."""

@@ -148,7 +148,6 @@ def untrained_head(
     weight: float = UNTRAINED_WEIGHT,
     bias: float = UNTRAINED_BIAS,
     negative_weight: bool = True,
-    reliability: bool = False,
 ) -> Coattention:
     """A head made from a sample of a gallery's frame features, without training and without random numbers.
 
@@ -178,7 +177,6 @@ def untrained_head(
     For training to start elsewhere: centre takes the sample's mean off, or leaves features as they are. candidate_scale stands
     for the 1/16 above; key_scale multiplies the keys (and divides the query map), so that a small step of the query map moves
     attention. weight, bias: above 0, for the two 4s; negative_weight as in `CoattentionConfig`.
-    reliability: with the maps of `Coattention.reliability`, set so that every frame counts as visible.
     Raises PipelineError for a sample that
     is empty or not finite, UsageError for sizes or a temperature that cannot be meant.
     """
@@ -186,8 +184,7 @@ def untrained_head(
     if features.ndim != 2 or 0 in features.shape:
         raise PipelineError(f"an untrained head needs a sample of frame features [n, D], not {list(features.shape)}")
     width = features.shape[1]
-    widths = min(key_width, width), min(value_width, width)
-    config = CoattentionConfig(width, *widths, negative_weight=negative_weight, reliability=reliability)
+    config = CoattentionConfig(width, min(key_width, width), min(value_width, width), negative_weight=negative_weight)
     if segment_length < 1:
         raise UsageError(f"a segment needs at least 1 frame, not {segment_length}")
     if temperature is not None and not temperature > 0:
@@ -203,7 +200,6 @@ def untrained_head(
         **_linear("value", rows[: config.value_width]),
         **_accumulator(rows[: config.key_width], segment_length, temperature, candidate_scale, key_scale),
         **_distance_classifier(config, weight, bias),
-        **(_all_visible(width) if reliability else {}),
     }
     return _assemble(config, {name: torch.from_numpy(array).float() for name, array in tensors.items()})
 
@@ -266,12 +262,6 @@ def _distance_classifier(config: CoattentionConfig, weight: float, bias: float) 
     full, biases = np.zeros((2, config.value_width)), np.zeros(2)
     full[SAME], biases[SAME] = -weight if not config.negative_weight else weight + math.log(-math.expm1(-weight)), bias
     return {"classifier.weight": full, "classifier.bias": biases}
-
-
-def _all_visible(width: int) -> dict[str, NDArray[np.float64]]:
-    """Maps of the reliability term: sigmoid(4) = 0.98 for every frame, which takes 0.02 off a logit."""
-    visible = {"visible.weight": np.zeros((1, width)), "visible.bias": np.full(1, 4.0)}
-    return visible | {"reliance.weight": np.full((1, 1), math.log(math.expm1(1.0)))}
 
 
 def _float32_tensors(head: Coattention) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ index/<version>/manifest.json   written last: a version is there when its manife
                 cohort/         means.npy float32 [C, d_v], video.npy int64 [C] (row of videos.parquet): what scores are
                                 normalised by
                 p0000/          keys.npy, values.npy float16 [F, d]; frame_index.npy, time_s.npy [F];
-                                segment_start.npy int64 [S] (frame within the partition), reliability.npy, cohort_mean.npy,
+                                segment_start.npy int64 [S] (frame within the partition), cohort_mean.npy and
                                 cohort_spread.npy float32 [S], prefilter.faiss
 """
 
@@ -43,7 +43,6 @@ from pipeline.weights import shipped_head
 
 FORMAT = 2
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
-ENCODE_SEGMENTS = 1024
 SAMPLE_VIDEOS, SAMPLE_FRAMES = 512, 40  # what an untrained head is made from: videos, and frames of each
 COHORT_VIDEOS, COHORT_SEGMENTS = 512, 4  # what scores are normalised by: videos, and segments of each
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
@@ -343,31 +342,27 @@ def _build_partition(
     frame_index = _new_array(folder / "frame_index", np.int32, (first_frame[-1],))
     time_s = _new_array(folder / "time_s", np.float32, (first_frame[-1],))
     segments = int(first_segment[-1])
-    reliability, cohort_mean, cohort_spread = (
-        _new_array(folder / name, np.float32, (segments,)) for name in ("reliability", "cohort_mean", "cohort_spread")
-    )
+    cohort_mean, cohort_spread = (_new_array(folder / name, np.float32, (segments,)) for name in ("cohort_mean", "cohort_spread"))
     metric = PrefilterMetric(*_row_of(head))
     prefilter = metric.empty_index()
     weight, bias = (part.detach() for part in head.score_row())
     done = 0
     for positions, table in gallery.iter_features(videos):  # videos are in shard order, so positions ascend from 0
         rows = slice(int(first_frame[positions[0]]), int(first_frame[positions[-1] + 1]))
-        features = feature_matrix(table)
-        keys[rows], values[rows] = _encode(head, features)
+        keys[rows], values[rows] = _encode(head, feature_matrix(table))
         frame_index[rows], time_s[rows] = np.asarray(table["frame_index"]), np.asarray(table["time_s"])
         of_shard = [segment_frames(starts[p], settings.segment_length, int(frames[p])) + first_frame[p] for p in positions]
         cut = np.concatenate(of_shard)
         means = _segment_means(values, cut)
         own = slice(int(first_segment[positions[0]]), int(first_segment[positions[-1] + 1]))
-        reliability[own] = _reliability(head, features, cut - first_frame[positions[0]])
-        prefilter.add(metric.stored(means, reliability[own]))
+        prefilter.add(metric.stored(means))
         owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
         statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
         cohort_mean[own], cohort_spread[own] = statistics.mean.numpy(), statistics.spread.numpy()
         done += len(positions)
     if done != len(videos):
         raise PipelineError(f"{len(videos) - done} videos of {gallery.location.uri} have no frames; the gallery is damaged")
-    for array in (keys, values, frame_index, time_s, reliability, cohort_mean, cohort_spread):
+    for array in (keys, values, frame_index, time_s, cohort_mean, cohort_spread):
         array.flush()
     np.save(folder / "segment_start.npy", np.concatenate([s + f for s, f in zip(starts, first_frame[:-1], strict=True)]))
     faiss.write_index(prefilter, str(folder / "prefilter.faiss"))
@@ -391,16 +386,6 @@ def _encode(head: Coattention, features: np.ndarray) -> tuple[np.ndarray, np.nda
         keys.append(head.keys(block).half().numpy())
         values.append(head.values(block).half().numpy())
     return np.concatenate(keys), np.concatenate(values)
-
-
-@torch.inference_mode()
-def _reliability(head: Coattention, features: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """What segments, frames int64 [S, T] of features [n, D], take off their logits: float32 [S]."""
-    blocks = [
-        head.reliability(torch.from_numpy(features[frames[i : i + ENCODE_SEGMENTS]])).numpy()
-        for i in range(0, len(frames), ENCODE_SEGMENTS)
-    ]
-    return np.concatenate(blocks)
 
 
 def _segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:

@@ -62,7 +62,8 @@ class OmniScaleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         reduced = self.reduce(x)  # [n, outside / 4, h, w]
-        first, *others = (seen * self.gate(F.adaptive_avg_pool2d(seen, 1)).sigmoid() for seen in (s(reduced) for s in self.streams))
+        streams = (stream(reduced) for stream in self.streams)
+        first, *others = (seen * self.gate(F.adaptive_avg_pool2d(seen, 1)).sigmoid() for seen in streams)
         return F.relu(self.expand(sum(others, first)) + self.shortcut(x))  # [n, outside, h, w]
 
 

@@ -15,7 +15,6 @@ from pipeline.scoring import (
     attention_weights,
     pair_logits,
     video_scores,
-    with_reliability,
 )
 from pipeline.segments import segment_frames
 
@@ -47,9 +46,7 @@ class Partition:
         self.keys, self.values = load_array(folder.join("keys.npy")), load_array(folder.join("values.npy"))
         self.frame_index, self.time_s = load_array(folder.join("frame_index.npy")), load_array(folder.join("time_s.npy"))
         self.segment_start = load_array(folder.join("segment_start.npy"))
-        self.reliability, self.cohort_mean, self.cohort_spread = (
-            load_array(folder.join(f"{name}.npy")) for name in ("reliability", "cohort_mean", "cohort_spread")
-        )
+        self.cohort_mean, self.cohort_spread = (load_array(folder.join(f"{n}.npy")) for n in ("cohort_mean", "cohort_spread"))
         self.prefilter = load_prefilter(folder.join("prefilter.faiss"))
         self.frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
         self.first_frame = np.asarray(videos["first_frame"])
@@ -104,15 +101,14 @@ class Partition:
         keys, values = (self._read(array, videos).to(self.device) for array in (self.keys, self.values))
         encoding = target.encoding.to(self.device)
         logits = pair_logits(encoding, keys, values, torch.from_numpy(segments).to(self.device))
-        spans = list(zip(self.first_segment[videos], self.segments[videos], strict=True))
-        reliability, mean, spread = (
-            torch.from_numpy(np.concatenate([array[first : first + n] for first, n in spans])).to(self.device)
-            for array in (self.reliability, self.cohort_mean, self.cohort_spread)
-        )
         if settings.normalise == "cohort" and target.cohort is not None:
+            spans = list(zip(self.first_segment[videos], self.segments[videos], strict=True))
+            mean, spread = (
+                torch.from_numpy(np.concatenate([array[first : first + n] for first, n in spans])).to(self.device)
+                for array in (self.cohort_mean, self.cohort_spread)
+            )
             logits = normalised_logits(logits, target.cohort.to(self.device), CohortStatistics(mean, spread))
-        pairs = with_reliability(logits, encoding, reliability).sigmoid_()
-        return pairs.cpu().numpy(), np.concatenate([[0], np.cumsum(self.segments[videos])])
+        return logits.sigmoid_().cpu().numpy(), np.concatenate([[0], np.cumsum(self.segments[videos])])
 
     def _segment_rows(self, video: int) -> np.ndarray:
         """Rows of the partition's arrays that make up each segment of a video, int64 [K, T]."""

@@ -3,8 +3,7 @@
 Under uniform attention a candidate segment's encoding is its mean value m, its score sigmoid(c + sum_d w_d (e_d - m_d)^2). With
 w <= 0 and x = sqrt(-w) * vector that is sigmoid(c - ||x(e) - x(m)||^2): the nearest neighbours in plain L2 are the segments of
 the highest score. With w of both signs it is an inner product, <(-2 w * e, 1), (m, sum_d w_d m_d^2)>, plus what the target adds.
-What a segment takes off its logits (`Coattention.reliability`, R <= 0) is one coordinate more: sqrt(-R) of the stored segment
-against 0 of the target. Cohort normalisation is left to the full scores.
+Cohort normalisation is left to the full scores.
 """
 
 from dataclasses import dataclass
@@ -33,19 +32,19 @@ class PrefilterMetric:
 
     def empty_index(self) -> faiss.Index:
         """An exact FAISS index of this metric."""
-        return (faiss.IndexFlatL2 if self.is_distance else faiss.IndexFlatIP)(len(self.weight) + 1)
+        return faiss.IndexFlatL2(len(self.weight)) if self.is_distance else faiss.IndexFlatIP(len(self.weight) + 1)
 
-    def stored(self, means: np.ndarray, reliability: np.ndarray) -> np.ndarray:
-        """What the index holds of mean values [S, d_v]: float32 [S, d_v + 1]. reliability: what segments take off, [S], <= 0."""
+    def stored(self, means: np.ndarray) -> np.ndarray:
+        """What the index holds of mean segment values [S, d_v]: float32 [S, d_v], or [S, d_v + 1] for inner products."""
         means = np.asarray(means, np.float32)
         if self.is_distance:
-            return np.column_stack([means * np.sqrt(-self.weight), np.sqrt(-reliability)]).astype(np.float32)
-        return np.column_stack([means, means**2 @ self.weight + reliability]).astype(np.float32)
+            return means * np.sqrt(-self.weight)
+        return np.column_stack([means, means**2 @ self.weight]).astype(np.float32)
 
     def queries(self, encodings: np.ndarray) -> np.ndarray:
         """What is asked for target encodings [N, d_v]: float32, as wide as `stored`."""
         if self.is_distance:
-            return np.column_stack([encodings * np.sqrt(-self.weight), np.zeros(len(encodings))]).astype(np.float32)
+            return encodings * np.sqrt(-self.weight)
         return np.column_stack([-2 * self.weight * encodings, np.ones(len(encodings))]).astype(np.float32)
 
     def logits(self, found: np.ndarray, encodings: np.ndarray) -> np.ndarray:
@@ -80,7 +79,7 @@ def shortlist(
     k = min(total, 4 * count)
     while True:
         found, segments = index.search(queries, k, params=parameters)
-        logits = metric.logits(found, encodings) + target.reliability.cpu().numpy().reshape(-1, 1)
+        logits = metric.logits(found, encodings)
         best = np.full(int(video_of_segment[-1]) + 1, -np.inf, np.float32)
         real = segments >= 0  # FAISS fills up with -1 where distances are not finite
         np.maximum.at(best, video_of_segment[segments[real]], logits[real])

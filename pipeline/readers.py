@@ -43,6 +43,8 @@ STREAM_MAGIC = re.compile(
 @dataclass(frozen=True)
 class Progress:
     """Decoding goes on; nothing to hand over yet."""
+
+
 ROWS_WITH_GAPS = "The size must exactly match"  # what decord says of frames whose rows FFmpeg has padded
 
 

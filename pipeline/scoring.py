@@ -13,7 +13,7 @@ value.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -33,8 +33,7 @@ class TargetEncoding:
     """What scoring needs of a target; all tensors float32 on one device.
 
     query_vectors: [N, d_k]. encodings: e_n, [N, d_v]. attention: of the target's own frames, [N, T_p].
-    weight: the row w, [d_v]. bias: c, []. centre: [d_v], taken off both sides before any product. reliability: what each segment
-    takes off its logits, [N] (`Coattention.reliability`), or [] for nothing.
+    weight: the row w, [d_v]. bias: c, []. centre: [d_v], taken off both sides before any product.
 
     Only differences of encodings count, so any centre gives the same score; one near the values keeps the terms of the
     opened square small, so that float32 does not lose their difference.
@@ -46,7 +45,6 @@ class TargetEncoding:
     weight: Tensor
     bias: Tensor
     centre: Tensor
-    reliability: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def to(self, device: torch.device | str) -> "TargetEncoding":
         """The same on another device."""
@@ -66,7 +64,7 @@ def encode_target(head: Coattention, target_features: Tensor, centre: Tensor | N
     encodings = head.encode(attention, head.values(target_features))  # [N, d_v]
     weight, bias = head.score_row()
     centre = encodings.mean(dim=0) if centre is None else centre.to(encodings.device)
-    parts = (query_vectors, encodings, attention, weight, bias, centre, head.reliability(target_features))
+    parts = (query_vectors, encodings, attention, weight, bias, centre)
     return TargetEncoding(*(part.detach().clone().float() for part in parts))  # cloned: weight and bias are the head's
 
 
@@ -76,22 +74,11 @@ def pair_scores(
     values: Tensor,
     segment_frames: Tensor,
     *,
-    reliability: Tensor | None = None,
     gram: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Scores float32 [N, K] in 0..1 of target against candidate segments [0052]; arguments as in `pair_logits`.
-
-    reliability: what the candidate segments take off their logits, [K] (`Coattention.reliability`); without it, nothing.
-    """
-    logits = pair_logits(target, keys, values, segment_frames, gram=gram, chunk=chunk)
-    return with_reliability(logits, target, reliability).sigmoid_()
-
-
-def with_reliability(logits: Tensor, target: TargetEncoding, reliability: Tensor | None) -> Tensor:
-    """Logits [N, K] less what either segment takes off; reliability: of the candidate segments, [K]."""
-    logits = logits + target.reliability.to(logits.device).reshape(-1, 1)
-    return logits if reliability is None else logits + reliability.to(logits.device)
+    """Scores float32 [N, K] in 0..1 of target against candidate segments [0052]; arguments as in `pair_logits`."""
+    return pair_logits(target, keys, values, segment_frames, gram=gram, chunk=chunk).sigmoid_()
 
 
 @torch.no_grad()
@@ -104,7 +91,7 @@ def pair_logits(
     gram: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Logits float32 [N, K], of which the sigmoid is the score, computed in float32 on the device of `keys`; without reliability.
+    """Logits float32 [N, K], of which the sigmoid is the score, computed in float32 on the device of `keys`.
 
     keys: [F, d_k], values: [F, d_v], one row a candidate frame, float16 or wider. segment_frames: int64 [K, T], rows
     of keys and values that make up each segment; segments may share frames and may come in any order, but segments

@@ -17,27 +17,15 @@ def case(seed: int, signs: str) -> tuple[TargetEncoding, np.ndarray, np.ndarray]
     weight = -np.abs(weight) if signs == "negative" else weight
     encodings = torch.from_numpy(rng.normal(size=(3, 6)).astype(np.float32))
     empty = torch.empty(0)
-    lost = torch.from_numpy(-rng.exponential(size=3).astype(np.float32))
-    target = TargetEncoding(empty, encodings, empty, torch.from_numpy(weight), torch.tensor(1.5), empty, lost)
+    target = TargetEncoding(empty, encodings, empty, torch.from_numpy(weight), torch.tensor(1.5), empty)
     video_of_segment = np.repeat(np.arange(50), rng.integers(1, 6, size=50))
     return target, rng.normal(size=(len(video_of_segment), 6)).astype(np.float32), video_of_segment
-
-
-def reliability(means: np.ndarray) -> np.ndarray:
-    """What each of the segments [S, d] takes off its logits: float32 [S]."""
-    return -np.random.default_rng(9).exponential(size=len(means)).astype(np.float32)
 
 
 def brute_force(target: TargetEncoding, means: np.ndarray, video_of_segment: np.ndarray) -> np.ndarray:
     """The best logit of each video under uniform attention, written out."""
     encodings, weight = target.encodings.numpy().astype(float), target.weight.numpy().astype(float)
-    segments = list(zip(means.astype(float), reliability(means).astype(float), strict=True))
-    logits = np.array(
-        [
-            [1.5 + (weight * (e - m) ** 2).sum() + float(own) + r for m, r in segments]
-            for e, own in zip(encodings, target.reliability, strict=True)
-        ]
-    )
+    logits = np.array([[1.5 + (weight * (e - m) ** 2).sum() for m in means.astype(float)] for e in encodings])
     return np.array([logits[:, video_of_segment == v].max() for v in range(video_of_segment[-1] + 1)])
 
 
@@ -48,7 +36,7 @@ def test_it_is_the_exact_top_of_the_score_under_uniform_attention(signs: str, se
     target, means, video_of_segment = case(seed, signs)
     metric = PrefilterMetric.of_target(target)
     index = metric.empty_index()
-    index.add(metric.stored(means, reliability(means)))
+    index.add(metric.stored(means))
     videos, logits = shortlist(index, target, video_of_segment, count)
     truth = brute_force(target, means, video_of_segment)
     assert videos.tolist() == np.argsort(-truth)[:count].tolist()
@@ -62,7 +50,7 @@ def test_a_filter_gives_the_top_of_what_it_allows_and_never_fewer(seed: int, cou
     allowed = np.random.default_rng(seed).random(50) < share
     metric = PrefilterMetric.of_target(target)
     index = metric.empty_index()
-    index.add(metric.stored(means, reliability(means)))
+    index.add(metric.stored(means))
     videos, _ = shortlist(index, target, video_of_segment, count, allowed)
     truth = np.where(allowed, brute_force(target, means, video_of_segment), -np.inf)
     assert videos.tolist() == np.argsort(-truth)[: min(count, allowed.sum())].tolist()
@@ -72,6 +60,6 @@ def test_equal_logits_at_the_end_of_the_list_are_all_returned() -> None:
     target, _, _ = case(0, "negative")
     metric = PrefilterMetric.of_target(target)
     index = metric.empty_index()
-    index.add(metric.stored(np.zeros((30, 6)), np.zeros(30)))
+    index.add(metric.stored(np.zeros((30, 6))))
     videos, _ = shortlist(index, target, np.arange(30), 5)
     assert videos.tolist() == list(range(30))

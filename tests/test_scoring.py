@@ -113,18 +113,6 @@ def test_scores_of_overlapping_segments_are_the_textbook_s(head, count, storage,
     assert np.ptp(expected) > 0.02  # far above the tolerance
 
 
-def test_a_head_that_distrusts_segments_scores_as_the_network_does():
-    head = random_head(5, negative_weight=True, reliability=True)
-    with torch.no_grad():
-        head.visible.weight.mul_(10)
-    gallery, target = Gallery(head), torch.from_numpy(targets(4)).float()
-    candidate = torch.from_numpy(np.stack(gallery.oracle_segments())).float()
-    encoded = encode_target(head, target)
-    scores = pair_scores(encoded, *gallery.stored, reliability=head.reliability(candidate).detach())
-    np.testing.assert_allclose(scores.numpy(), head(target, candidate).detach().numpy(), rtol=0, atol=1e-5)
-    assert encoded.reliability.min() < -0.1
-
-
 @pytest.mark.parametrize("temperature", [1 / 8, None])
 def test_float16_storage_moves_the_untrained_head_s_scores_by_less_than_1e_4(temperature):
     head = untrained_head(np.concatenate([features(30, seed) for seed in range(40)]), temperature=temperature)

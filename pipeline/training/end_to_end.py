@@ -155,7 +155,7 @@ class EndToEnd(Training):
             covered.append(hidden)
         features = self.backbone(torch.from_numpy(np.concatenate(pixels)).to(self.device))
         occluded = np.stack(covered)
-        changed = replace(batch, hidden=batch.hidden | occluded, covered=batch.covered | occluded)
+        changed = replace(batch, hidden=batch.hidden | occluded)
         return features.view(*rows.shape, -1), changed
 
     def judge(self) -> Metrics:

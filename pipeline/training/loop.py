@@ -122,14 +122,13 @@ class Training:
         if settings.across_cameras:
             counts = self.videos.counts(batch.video[:, None], batch.video[None])
         counts &= self.videos.clip[batch.video][:, None] != self.videos.clip[batch.video][None]
-        person, allowed, hidden, covered = (
-            torch.from_numpy(array).to(self.device)
-            for array in (self.person_class[batch.video], counts, batch.hidden, batch.covered)
+        person, allowed, hidden = (
+            torch.from_numpy(array).to(self.device) for array in (self.person_class[batch.video], counts, batch.hidden)
         )
         segments = disturbed(features.float(), settings, noise)
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
             compared = self.head.compare(segments, segments)
-        loss, terms = batch_loss(compared, Labels(person, allowed, hidden, covered), self.neck, settings)
+        loss, terms = batch_loss(compared, Labels(person, allowed, hidden), self.neck, settings)
 
         self.optimizer.zero_grad(set_to_none=False)
         self.scaler.scale(loss).backward()

@@ -14,14 +14,12 @@ from pipeline.training.settings import TrainingSettings
 class Labels:
     """Of B segments from V = B / S tracklets, tracklet after tracklet.
 
-    person: int64 [B], classes from 0. counts: bool [B, B], pairs that take part. hidden: bool [B, T]; covered: bool [B, T], those
-    of them that are hidden in the footage itself and not behind a frame of another person.
+    person: int64 [B], classes from 0. counts: bool [B, B], pairs that take part. hidden: bool [B, T].
     """
 
     person: Tensor
     counts: Tensor
     hidden: Tensor
-    covered: Tensor
 
     @property
     def same(self) -> Tensor:
@@ -100,16 +98,6 @@ def attention_loss(compared: Comparison, hidden: Tensor, same: Tensor, counts: T
     return (own - pairs.clamp_min(1e-6).log()[judged].mean()) / 2
 
 
-def visible_loss(visible_logits: Tensor, labels: Labels) -> Tensor:
-    """Binary cross-entropy of visible_logits [B, T], covered frames and visible ones weighing the same in all."""
-    terms = [
-        F.softplus(sign * visible_logits[chosen]).mean()
-        for sign, chosen in ((1, labels.covered), (-1, ~labels.hidden))
-        if chosen.any()
-    ]
-    return torch.stack(terms).mean() if len(terms) == 2 else visible_logits.sum() * 0
-
-
 def batch_loss(
     compared: Comparison, labels: Labels, neck: IdentityNeck, settings: TrainingSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -131,8 +119,6 @@ def batch_loss(
         terms["triplet"] = settings.triplet_weight, triplet_loss(encodings, labels.person, counts, settings.triplet_margin)
     if settings.attention_weight:
         terms["attention"] = settings.attention_weight, attention_loss(compared, labels.hidden, same, counts)
-    if settings.visible_weight and compared.visible_logits is not None:
-        terms["visible"] = settings.visible_weight, visible_loss(compared.visible_logits.float(), labels)
     total = logits.sum() * 0
     for weight, term in terms.values():
         total = total + weight * term

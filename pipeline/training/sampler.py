@@ -18,13 +18,12 @@ class Batch:
     """B = P * K * S segments, tracklet after tracklet.
 
     rows: int64 [B, T], frames of the set. video: int64 [B], position of the video each segment was cut from. hidden: bool [B, T],
-    frames known not to show the segment's person. covered: bool [B, T], those of them that something covers in the footage.
+    frames known not to show the segment's person.
     """
 
     rows: NDArray[np.int64]
     video: NDArray[np.int64]
     hidden: NDArray[np.bool_]
-    covered: NDArray[np.bool_]
 
 
 class Sampler:
@@ -53,11 +52,10 @@ class Sampler:
         video = np.repeat(tracklets, self.settings.segments)  # [B]
         rows = self._segments(video, random)
         hidden = np.zeros(rows.shape, bool) if self.videos.hidden is None else self.videos.hidden[rows]
-        covered = hidden.copy()
         donors = np.flatnonzero(~np.isin(self.videos.person, people))
         if len(donors):
-            self._mix(rows, hidden, covered, donors, random)
-        return Batch(rows, video, hidden, covered)
+            self._mix(rows, hidden, donors, random)
+        return Batch(rows, video, hidden)
 
     def _tracklets(self, own: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
         """K videos of one person: cameras in turn, so that as many as possible differ; versions of a clip by hidden_share."""
@@ -91,7 +89,6 @@ class Sampler:
         self,
         rows: NDArray[np.int64],
         hidden: NDArray[np.bool_],
-        covered: NDArray[np.bool_],
         donors: NDArray[np.int64],
         random: np.random.Generator,
     ) -> None:
@@ -107,4 +104,3 @@ class Sampler:
             numbers = np.minimum(first + np.arange(stretch), frames - 1)
             rows[segment, start : start + stretch] = self.videos.first_frame[donor] + numbers
             hidden[segment, start : start + stretch] = True
-            covered[segment, start : start + stretch] = False

@@ -21,8 +21,6 @@ class TrainingSettings:
         top share `ratio` as in a search; identity_weight, cross-entropy with label smoothing behind a BNNeck, and triplet_weight,
         batch-hard with margin triplet_margin, both on the segment's encoding under its own attention; attention_weight,
         -log of the attention that visible frames get, where hidden frames are known.
-    visible_weight: cross-entropy of a frame's visibility (`Coattention.reliability`), both classes weighing the same; frames that
-        another person covers are not judged.
     across_cameras: pairs of one person under one camera take no part in pair and video losses, as in the field's evaluation.
 
     Steps: Adam at learning_rate after warm_up epochs of linear rise, falling to 0 along a cosine; attention_rate multiplies it
@@ -53,7 +51,6 @@ class TrainingSettings:
     triplet_weight: float = 0.1
     triplet_margin: float = 0.3
     attention_weight: float = 0.1
-    visible_weight: float = 0.3
     across_cameras: bool = True
     learning_rate: float = 3.5e-4
     attention_rate: float = 1.0

@@ -23,8 +23,7 @@ class StartSettings:
     centre: take the features' mean off first (False: as mean pooling + cosine does). key_scale: length of the keys, the more the
     sooner the query map moves attention. temperature: of attention <mean key, key> / temperature, both of unit vectors; None
     starts with a query map of 0, attention is uniform and the score a monotone function of the distance of means.
-    negative_weight: every weight of the squared difference stays below 0. reliability: segments with few visible frames lose (see
-    `Coattention.reliability`); at the start every frame counts as visible.
+    negative_weight: every weight of the squared difference stays below 0.
     """
 
     key_width: int = 128
@@ -33,7 +32,6 @@ class StartSettings:
     key_scale: float = 8.0
     temperature: float | None = None
     negative_weight: bool = True
-    reliability: bool = True
 
 
 def identity_start(videos: FeatureSet, settings: StartSettings | None = None, segment_length: int = 8) -> Coattention:
@@ -56,7 +54,6 @@ def identity_start(videos: FeatureSet, settings: StartSettings | None = None, se
             key_scale=settings.key_scale,
             weight=weight,
             negative_weight=settings.negative_weight,
-            reliability=settings.reliability,
         )
 
     middle = max(_middle_distance(head(1.0), videos), LEAST_DISTANCE)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.coattention import Coattention
 from pipeline.cohort import Cohort, cohort_statistics, normalised_logits
-from pipeline.scoring import encode_target, pair_logits, with_reliability
+from pipeline.scoring import encode_target, pair_logits
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.training.features import FeatureSet
 
@@ -56,7 +56,6 @@ def coattention_scores(
     owner = torch.from_numpy(np.repeat(np.arange(len(videos)), np.diff(offsets))).to(device)
     with torch.no_grad():
         means = torch.cat([values[part].mean(dim=1) for part in rows.split(1024)])
-        reliability = torch.cat([head.reliability(frames[part]) for part in rows.split(1024)])
     sample = torch.arange(0, len(rows), max(1, len(rows) // COHORT_SEGMENTS), device=device)
     cohort = Cohort(means[sample], owner[sample])
     row = tuple(part.detach() for part in head.score_row())
@@ -70,7 +69,7 @@ def coattention_scores(
         if candidate is not None:
             own_side = cohort_statistics(cohort, target.encodings, owner[first:last], *row)
             logits = normalised_logits(logits, own_side, candidate)
-        table = with_reliability(logits, target, reliability).sigmoid()
+        table = logits.sigmoid()
         for video in range(at, min(at + 16, len(videos))):
             own = table[offsets[video] - first : offsets[video + 1] - first]
             scores[video] = _video_scores(own, offsets, ratio).cpu().numpy()
