@@ -24,6 +24,7 @@ from pipeline.sampling import Sampling, resize, sample_times
 from pipeline.storage import Location, StorageError, canonical_uri, resolve
 
 PROGRESS_FRAMES = 100
+ROWS_WITH_GAPS = "The size must exactly match"  # what decord says of frames whose rows FFmpeg has padded
 LISTING_SECONDS = 600  # for which the listing of a bucket prefix is good; local folders say when they change
 # How files of the containers begin that cameras and tools write. Nothing else is opened: FFmpeg would also draw a text file as
 # a picture, and follow a playlist to other files.
@@ -43,9 +44,6 @@ STREAM_MAGIC = re.compile(
 @dataclass(frozen=True)
 class Progress:
     """Decoding goes on; nothing to hand over yet."""
-
-
-ROWS_WITH_GAPS = "The size must exactly match"  # what decord says of frames whose rows FFmpeg has padded
 
 
 class Reader:
