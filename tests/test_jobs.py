@@ -37,7 +37,7 @@ from pipeline.backbone import DEFAULT, find_backbone
 from pipeline.catalog import default_video_id
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.head import save_head
-from pipeline.index import build_index
+from pipeline.index import FORMAT, build_index
 from pipeline.rendering import render_network
 from pipeline.results import RESULTS_SCHEMA
 from pipeline.retention import Selection, forget
@@ -173,7 +173,7 @@ def test_index_says_what_it_holds(world: World) -> None:
     assert world.indexed.code == 0, world.indexed.err
     videos = Gallery.open(world.gallery).snapshot().videos
     assert re.search(rf"videos +{len(videos)}, {sum(videos['sampled_frames'].to_pylist())} frames", world.indexed.out)
-    assert "No trained head was given" in world.indexed.out
+    assert "No trained head ships for this backbone and none was given" in world.indexed.out
 
 
 class References(HTMLParser):
@@ -519,8 +519,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     settings = GallerySettings(spec, 10.0, None)
     good, unindexed = (Gallery.open_or_create(t / name, settings) for name in ("gallery", "unindexed"))
     Gallery.open_or_create(t / "without videos", settings)
-    add_videos(good, people_features(3, 4, 1280, seed=1))
-    add_videos(unindexed, people_features(1, 2, 1280, seed=1))
+    add_videos(good, people_features(3, 4, spec.dim, seed=1))
+    add_videos(unindexed, people_features(1, 2, spec.dim, seed=1))
     index = build_index(good)
     save_head(index.head, t / "foreign head", {}, "osnet@0123456789abcdef")
     (t / "head.pt").write_bytes(pickle.dumps({}))
@@ -539,7 +539,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     copied("bare commit", "commits/*.json", "{}")
     copied("list commit", "commits/*.json", "[]")
     copied("list manifest", "index/*/manifest.json", "[]")
-    copied("bare manifest", "index/*/manifest.json", json.dumps({"format": 1, "version": index.version}))
+    copied("bare manifest", "index/*/manifest.json", json.dumps({"format": FORMAT, "version": index.version}))
 
     write_video(t / "good.mp4")
     (t / "text.mp4").write_text("not a video")
