@@ -56,7 +56,9 @@ class OmniScaleBlock(nn.Module):
         self.reduce = convolution(inside, middle)
         self.streams = nn.ModuleList(nn.Sequential(*(light_convolution(middle) for _ in range(depth))) for depth in (1, 2, 3, 4))
         narrow = max(middle // 16, 1)
-        self.gate = nn.Sequential(nn.Conv2d(middle, narrow, 1), nn.ReLU(inplace=True), nn.Conv2d(narrow, middle, 1))
+        hidden = nn.Conv2d(middle, narrow, 1)
+        nn.init.constant_(hidden.bias, 1.0)  # type: ignore[arg-type] # one or two numbers: none may start, and stay, behind its ReLU
+        self.gate = nn.Sequential(hidden, nn.ReLU(inplace=True), nn.Conv2d(narrow, middle, 1))
         self.expand = convolution(middle, outside, active=False)
         self.shortcut = nn.Identity() if inside == outside else convolution(inside, outside, active=False)
 

@@ -1,0 +1,143 @@
+"""Teach a small backbone by larger ones on unlabelled footage: python -m jobs.distil --data INPUT --teacher T.onnx --out W"""
+
+import re
+import shlex
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from jobs.command_line import run
+from pipeline.datasets import read_labelled
+from pipeline.distillation.loop import DistillationSettings, Metrics, hints_phase, whole_phase
+from pipeline.distillation.run import Outcome, PoolSettings, distil
+from pipeline.distillation.teachers import HintTeacher, load_vector_teacher
+from pipeline.errors import UsageError
+from pipeline.sampling import Sampling
+from pipeline.storage import resolve
+
+
+def main(
+    data: Annotated[
+        list[str],
+        typer.Option(help="What jobs.ingest takes (folder, prefix, manifest, video) or a data set (mars:PATH); may be repeated."),
+    ],
+    teacher: Annotated[str, typer.Option(help="OSNet in ONNX with its sidecar; its inner maps teach the student's trunk.")],
+    out: Annotated[str, typer.Option(help="Local folder for the pool, checkpoints, metrics.csv and the backbone.")],
+    second_teacher: Annotated[
+        str | None,
+        typer.Option(help="OpenVINO network (.xml) or backbone (.onnx) whose vectors teach a branch of the student."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the backbone; OUT/NAME.onnx is written.")] = "distilled_osnet",
+    minutes_hints: Annotated[float, typer.Option(help="Minutes in which every piece learns on its own, on crops.", min=0)] = 20.0,
+    minutes_whole: Annotated[float, typer.Option(help="Minutes in which the whole learns, on whole frames.", min=0)] = 30.0,
+    rate_hints: Annotated[float, typer.Option(help="Largest learning rate of the first phase.")] = 6e-3,
+    rate_whole: Annotated[float, typer.Option(help="Largest learning rate of the second phase.")] = 3e-3,
+    batch_hints: Annotated[int, typer.Option(help="Crops a step of the first phase.", min=2)] = 32,
+    batch_whole: Annotated[int, typer.Option(help="Frames a step of the second phase.", min=2)] = 24,
+    branch_width: Annotated[int, typer.Option(help="Channels of the branch for the second teacher.", min=4)] = 192,
+    pool: Annotated[int, typer.Option(help="Augmented images to learn from; 98 kB of disk each.", min=1)] = 24_000,
+    frames: Annotated[int, typer.Option(help="Most frames kept of a candidate; 98 kB of disk each.", min=1)] = 12,
+    sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 2.0,
+    share: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of the pool for each --data, in the same order [default: the same for all]."),
+    ] = None,
+    held_out_share: Annotated[
+        float, typer.Option(help="Share of the people (by person_id) kept out, on whom agreement is measured.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.", min=0)] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: one a core].", min=1)] = None,
+) -> None:
+    """Distil an OSNet into a student of the same channels, with a second teacher into a branch of it, and export it to ONNX.
+
+    No labels are needed; person_id, where it is given, decides who is held out. Run again, it goes on where it was killed. The
+    backbone goes wherever a backbone's path is asked for: python -m jobs.ingest INPUT --backbone OUT/NAME.onnx --gallery G
+    """
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise UsageError(f"--name {name!r} is no file name of letters, digits, dots, dashes and underscores")
+    if "://" in out and not out.startswith("file://"):
+        raise UsageError(f"{out} is not local; the pool is memory-mapped, so --out is a folder on a disk")
+    folder = resolve(out)
+    if folder.info().is_file:
+        raise UsageError(f"{out} is a file; a distillation is written into a folder")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = DistillationSettings(
+        (hints_phase(minutes_hints, rate_hints, batch_hints), whole_phase(minutes_whole, rate_whole, batch_whole)),
+        seed,
+        branch_width,
+    )
+    pool_settings = PoolSettings(
+        pool, frames, held_out_share, shares=tuple(share or ()), sampling=Sampling(rate=sample_rate), seed=seed
+    )
+    labelled = [read_labelled(source, part="train") for source in data]
+    about = {
+        "command": shlex.join(["python", "-m", "jobs.distil", *sys.argv[1:]]),
+        "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+    }
+    outcome = distil(
+        [source.catalog for source in labelled],
+        Path(folder.path),
+        name,
+        HintTeacher(teacher, threads),
+        load_vector_teacher(second_teacher) if second_teacher is not None else None,
+        pool_settings,
+        settings,
+        about,
+        ProgressLine(),
+        lambda metrics: print(describe_metrics(metrics), file=sys.stderr, flush=True),
+    )
+    print(describe(outcome))
+
+
+class ProgressLine:
+    """How far a stage is and how fast: a line every 10 s and one at its end."""
+
+    def __init__(self) -> None:
+        self.stage, self.began, self.first, self.last = "", 0.0, 0, 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self.began, self.first, self.last = stage, now, done, now
+        if done < total and now - self.last < 10:
+            return
+        self.last = now
+        speed = f", {(done - self.first) / (now - self.began):.1f}/s" if now - self.began > 1 else ""
+        print(f"{stage}: {done} of {total}{speed}", file=sys.stderr, flush=True)
+
+
+def describe_metrics(metrics: Metrics) -> str:
+    """One line a checkpoint."""
+    loss = sum(value for name, value in metrics.items() if name.startswith("loss_"))
+    return (
+        f"phase {metrics['phase']:.0f}  {metrics['minutes']:.1f} min  step {metrics['step']:.0f}  "
+        f"{metrics['images_per_second']:.0f} images/s  losses {loss:.3f}  {_agreement(metrics)}"
+    )
+
+
+def _agreement(metrics: Metrics) -> str:
+    found = [f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in ("first_teacher", "second_teacher") if name in metrics]
+    return f"held-out cosine with {', '.join(found)}" if found else "no labelled people held out"
+
+
+def describe(outcome: Outcome) -> str:
+    """What came of it."""
+    size = outcome.backbone.stat().st_size / 1e6
+    lines = [
+        f"backbone      {outcome.backbone}, {size:.1f} MB; ONNX Runtime differs by {outcome.difference:.1e} from torch",
+        f"candidates    {outcome.candidates} learned from, {outcome.held_out_candidates} held out",
+        f"rejected      {', '.join(f'{n} {reason}' for reason, n in outcome.rejected.most_common()) or 'none'}",
+    ]
+    if outcome.history:
+        lines.append(f"at the end    {_agreement(outcome.history[-1])}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)
