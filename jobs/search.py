@@ -37,7 +37,9 @@ def search(
         str | None, typer.Option(help="Only videos that start at or after this time (ISO 8601; UTC unless it says so).")
     ] = None,
     before: Annotated[str | None, typer.Option(help="Only videos that start before this time.")] = None,
-    ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = 0.2,
+    ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = (
+        ScoreSettings.ratio
+    ),
     threshold: Annotated[
         float | None, typer.Option(help="Take all pair scores of at least this instead of a share (0..1).")
     ] = None,

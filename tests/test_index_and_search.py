@@ -77,7 +77,7 @@ def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str)
         if normalise == "cohort":
             logits = normalised(logits, candidate, video_id)
         pairs = np.sort((1 / (1 + np.exp(-logits))).ravel())[::-1]
-        scores[video_id] = float(np.mean(pairs[: int(np.ceil(0.2 * len(pairs)))]))
+        scores[video_id] = float(np.mean(pairs[: int(np.ceil(round(0.05 * len(pairs), 6)))]))
     return {video_id: score for video_id, score in scores.items() if video_id != target}
 
 

@@ -45,7 +45,7 @@ class TrainingSettings:
     pair_weight: float = 1.0
     video_weight: float = 1.0
     video_temperature: float = 1.0
-    ratio: float = 0.2
+    ratio: float = 0.05
     identity_weight: float = 0.1
     label_smoothing: float = 0.1
     triplet_weight: float = 0.1
