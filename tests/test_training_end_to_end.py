@@ -5,17 +5,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import typer
 from torch import nn
+from typer.testing import CliRunner
 
+from jobs.train import NAME, train
 from pipeline.augmentation import AugmentationSettings
-from pipeline.errors import PipelineError
+from pipeline.backbone import DEFAULT, find_backbone, load_backbone, normalise_pixels
+from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
+from pipeline.head import load_head
 from pipeline.storage import resolve
-from pipeline.training.checkpoint import RunFolder, newest_checkpoint
-from pipeline.training.end_to_end import cache_frames, train_end_to_end
+from pipeline.training.checkpoint import newest_checkpoint
+from pipeline.training.end_to_end import cache_frames, run_end_to_end, train_end_to_end
 from pipeline.training.features import Source
+from pipeline.training.run import GallerySource, TrainingPlan
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
+from pipeline.weights import read_network, shipped_network
 from tests.conftest import toy_spec
 
 SPEC = toy_spec(8)  # 32 x 16 pixels
@@ -128,6 +135,17 @@ def test_a_backbone_that_may_not_move_stays(frames):
     assert torch.equal(backbone.layers[0].weight, tiny_network().layers[0].weight)
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_batch_normalisation_keeps_its_running_statistics_unless_told_otherwise(frames, running):
+    settings = replace(SETTINGS, epochs=1, batches=1)
+    backbone, _, _ = train_end_to_end(
+        tiny_network(), SPEC, frames, settings, validation_share=0.0, start=START, running_statistics=running
+    )
+    before = tiny_network().layers[1].running_mean
+    assert torch.equal(backbone.layers[1].running_mean, before) == running
+    assert not torch.equal(backbone.layers[1].weight, torch.ones(8))  # its own parameters learn in either case
+
+
 def test_occluded_frames_are_known_to_the_attention_loss(frames):
     _, _, off = train_end_to_end(
         tiny_network(), SPEC, frames, replace(SETTINGS, epochs=1, mix_share=0), validation_share=0.0, start=START,
@@ -141,24 +159,89 @@ def test_occluded_frames_are_known_to_the_attention_loss(frames):
     assert on[1]["loss_attention"] > 0
 
 
-def test_end_to_end_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(frames, tmp_path):
-    whole, _, _ = train_end_to_end(tiny_network(), SPEC, frames, SETTINGS, validation_share=0.4, start=START)
-    folder = RunFolder(resolve(tmp_path), {"settings": "the same"})
-    trainings = []
+@pytest.mark.parametrize("last", [0, 1])
+def test_end_to_end_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(gallery, tmp_path, last):
+    def plan(name):
+        return TrainingPlan((GallerySource(gallery.location.uri),), str(tmp_path / name), 0.0, START, SETTINGS)
 
     def stop(metrics):
-        folder.save(trainings[-1], metrics)
-        if metrics["epoch"] == 1:
+        if metrics["epoch"] == last:
             raise KeyboardInterrupt
 
+    whole = run_end_to_end(plan("whole"), tiny_network(), SPEC)
     with pytest.raises(KeyboardInterrupt):
-        train_end_to_end(
-            tiny_network(), SPEC, frames, SETTINGS, validation_share=0.4, start=START, report=stop, begin=trainings.append
-        )
-    assert newest_checkpoint(resolve(tmp_path)).state["epoch"] == 1
-    again = RunFolder(resolve(tmp_path), {"settings": "the same"})
-    resumed, _, history = train_end_to_end(
-        tiny_network(5), SPEC, frames, SETTINGS, validation_share=0.4, start=START, begin=lambda training: again.restore(training)
-    )
-    assert [metrics["epoch"] for metrics in history] == [2]
+        run_end_to_end(plan("parts"), tiny_network(), SPEC, stop)
+    assert newest_checkpoint(resolve(tmp_path / "parts")).state["epoch"] == last
+    seen = []
+    resumed = run_end_to_end(plan("parts"), tiny_network(), SPEC, seen.append)
+    assert [metrics["epoch"] for metrics in seen] == list(range(last + 1, 3))
+    assert not torch.equal(whole.layers[0].weight, tiny_network().layers[0].weight)
     assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    heads = [newest_checkpoint(resolve(tmp_path / name)).best_head().state_dict() for name in ("whole", "parts")]
+    assert all(torch.equal(tensor, heads[1][name]) for name, tensor in heads[0].items())
+    assert [row.split(",")[0] for row in (tmp_path / "parts/metrics.csv").read_text().splitlines()] == ["epoch", "0", "1", "2"]
+    with pytest.raises(UsageError, match="holds a training of other batch normalisation"):
+        run_end_to_end(plan("parts"), tiny_network(), SPEC, running_statistics=False)
+
+
+def job(*arguments):
+    """(what it printed, None) or ("", the error) of jobs.train."""
+    app = typer.Typer()
+    app.command()(train)
+    outcome = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert outcome.exception is None or isinstance(outcome.exception, PipelineError), outcome.exception
+    return outcome.output, outcome.exception
+
+
+FLAGS = ["--end-to-end", "--epochs", "2", "--batches", "2", "--people", "4", "--segment-length", "4"]
+FLAGS += ["--key-width", "8", "--value-width", "8", "--input-size", "32x32"]
+
+
+def test_the_job_leaves_a_backbone_that_ingest_takes_and_a_head_for_it(gallery, tmp_path):
+    flags = ["--data", gallery.location.uri, *FLAGS, "--validation-share", "0"]
+    output, error = job(*flags, "--out", tmp_path / "one", "--set", "backbone_rate=1", "--name", "mine")
+    assert error is None
+    path = tmp_path / "one/backbone/mine.onnx"
+    assert f"jobs.ingest INPUT --backbone {path}" in output
+    assert f"jobs.index --gallery GALLERY --head {tmp_path / 'one/head'}" in output
+    spec = find_backbone(str(path))
+    assert (spec.name, spec.height, spec.width, spec.dim) == ("mine", 32, 32, 512)
+    head = load_head(tmp_path / "one/head", spec.identity)
+    assert head.config.feature_width == 512
+    with pytest.raises(PipelineError):
+        load_head(tmp_path / "one/head", gallery.settings.backbone.identity)
+
+    trained = read_network(path.with_suffix(".safetensors"))
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    with torch.no_grad():
+        pixels = torch.from_numpy(normalise_pixels(frames, spec))
+        expected, before = trained(pixels).numpy(), shipped_network(DEFAULT)(pixels).numpy()
+    features = load_backbone(spec, 1, "cpu").embed(frames)
+    assert np.abs(features - expected).max() < 1e-3 < np.abs(expected - before).max()
+
+    assert job(*flags, "--out", tmp_path / "one", "--set", "backbone_rate=1", "--name", "mine")[1] is None
+    assert find_backbone(str(path)).identity == spec.identity  # a finished training run again changes nothing
+
+    still = ["--set", "backbone_rate=0", "--epochs", "1", "--batches", "1", "--from", tmp_path / "one", "--out", tmp_path / "two"]
+    assert job(*flags, *still)[1] is None
+    again = read_network(tmp_path / f"two/backbone/{NAME}.safetensors").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in trained.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([*FLAGS, "--backbone", DEFAULT], "it takes no --backbone"),
+        ([*FLAGS, "--workers", "2"], "leave --workers out"),
+        ([*FLAGS, "--name", "a/b"], "no file name"),
+        ([*FLAGS, "--name", DEFAULT], "a backbone of that name ships"),
+        ([*FLAGS, "--input-size", "50x32"], "multiples of 16 pixels and at least 32"),
+        ([*FLAGS, "--input-size", "32x16"], "multiples of 16 pixels and at least 32"),
+        ([*FLAGS, "--from", "nowhere"], "nowhere is no folder of one finished --end-to-end training"),
+        (["--input-size", "32x16", "--batch-statistics"], "--input-size, --batch-statistics is for a training with --end-to-end"),
+    ],
+)
+def test_what_does_not_go_with_end_to_end_is_one_sentence(gallery, tmp_path, flags, words):
+    _, error = job("--data", gallery.location.uri, "--out", tmp_path, *flags)
+    assert isinstance(error, UsageError)
+    assert words in str(error) and "\n" not in str(error)

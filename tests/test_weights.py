@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from onnx import numpy_helper
 
@@ -104,6 +106,25 @@ def test_each_head_that_ships_loads_and_names_a_backbone(folder: str) -> None:
     assert weights.shipped_head(description["backbone_hash"]) == REAL / "heads" / folder
     if folder in weights.shipped_backbones():
         assert same_backbone(description["backbone_hash"], find_backbone(folder).identity)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (REAL / "backbones").glob("*.safetensors")])
+def test_the_torch_network_that_ships_gives_the_numbers_of_its_onnx_file(name: str) -> None:
+    frames = np.random.default_rng(0).normal(size=(4, 3, 256, 128)).astype(np.float32)
+    session = onnxruntime.InferenceSession(REAL / "backbones" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+    expected = session.run(None, {"frames": frames})[0]
+    with torch.no_grad():
+        features = weights.shipped_network(name)(torch.from_numpy(frames)).numpy()
+    assert expected.std() > 0.01 and np.abs(features - expected).max() < 1e-4
+
+
+def test_tensors_that_do_not_ship_or_are_damaged_are_one_sentence(shipped: Path) -> None:
+    with pytest.raises(UsageError, match="no tensors of a backbone 'toy' ship"):
+        weights.shipped_network("toy")
+    for content in (b"no tensors", pickle.dumps({"weight": 1}), safetensors.torch.save({"weight": torch.zeros(1)})):
+        (shipped / "backbones" / "toy.safetensors").write_bytes(content)
+        with pytest.raises(PipelineError, match=r"toy\.safetensors does not hold the tensors of an OSNet"):
+            weights.shipped_network("toy")
 
 
 def test_what_ships_is_small() -> None:

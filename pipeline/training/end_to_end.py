@@ -3,13 +3,16 @@
 cache_frames     galleries' videos -> one file of uint8 frames, beside the labels that the galleries have
 EndToEnd         the loop; each batch is cut, augmented, embedded and compared
 train_end_to_end ties both together in one process; `pipeline.export` makes the network a backbone for ingest
+run_end_to_end   the same from a plan, with a cache and checkpoints in its folder, so that it goes on where it was killed
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +23,18 @@ from pipeline.augmentation import AugmentationSettings, augment
 from pipeline.backbone import BackboneSpec, normalise_pixels
 from pipeline.coattention import Coattention
 from pipeline.decoder import Decoder
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery import Gallery
 from pipeline.sampling import Sampling
 from pipeline.storage import resolve
+from pipeline.training.checkpoint import EventFiles, RunFolder
 from pipeline.training.features import FeatureSet, Source, load_features, split_identities
 from pipeline.training.loop import Metrics, Training, validate
+from pipeline.training.run import TrainingPlan
 from pipeline.training.sampler import Batch
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings, identity_start
-from pipeline.video import Piece
+from pipeline.video import Piece, Rejected
 
 EMBED_FRAMES = 64  # frames a network call, outside training
 START_VIDEOS = 256  # videos that the head's start point is made from
@@ -80,7 +86,10 @@ def cache_frames(sources: Sequence[Source], folder: str | Path, height: int, wid
     labels = load_features(sources)
     labels = replace(labels, features=np.empty((len(labels.features), 0), np.float16))
     shape = (int(labels.frames.sum()), height, width, 3)
-    made_of = hashlib.sha256(json.dumps([labels.video_ids, labels.frames.tolist(), shape]).encode()).hexdigest()
+    rates = [(source.gallery.settings.rate, source.gallery.settings.image_rate) for source in sources]
+    places = [(row["uri"], row["boxes_uri"], row["track"]) for source in sources for row in _labelled_rows(source)]
+    parts = [labels.video_ids, labels.frames.tolist(), shape, rates, places]
+    made_of = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     path, mark = folder / "frames.npy", folder / "frames.sha256"
     if not mark.exists() or mark.read_text() != made_of:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,16 +103,21 @@ def cache_frames(sources: Sequence[Source], folder: str | Path, height: int, wid
     return FrameSet(labels, np.load(path, mmap_mode="r", allow_pickle=False), np.arange(shape[0]))
 
 
+def _labelled_rows(source: Source) -> list[dict[str, Any]]:
+    rows = source.gallery.snapshot().videos.sort_by("video_id").to_pylist()
+    return [row for row in rows if row["person_id"] is not None]
+
+
 def _decode_all(source: Source, frames: NDArray[np.uint8]) -> int:
     """Write the frames of a gallery's labelled videos, in the order of their ids, to the front of `frames`; returns how many."""
     settings = source.gallery.settings
     sampling = Sampling(settings.rate, settings.image_rate, frames.shape[1], frames.shape[2])
-    rows = source.gallery.snapshot().videos.sort_by("video_id").to_pylist()
-    rows = [row for row in rows if row["person_id"] is not None]
+    rows = _labelled_rows(source)
     ends = np.cumsum([row["sampled_frames"] for row in rows])
     places = {(row["uri"], row["track"]): end - row["sampled_frames"] for row, end in zip(rows, ends, strict=True)}
     wanted = {(row["uri"], row["track"]): row["sampled_frames"] for row in rows}
     written = dict.fromkeys(places, 0)
+    refused: dict[str, str] = {}
     with Decoder(sampling) as decoder:
         for uri, boxes_uri in dict.fromkeys((row["uri"], row["boxes_uri"]) for row in rows):
             for event in decoder.events(uri, boxes_uri):
@@ -112,9 +126,11 @@ def _decode_all(source: Source, frames: NDArray[np.uint8]) -> int:
                     fitting = event.frames[: max(wanted[uri, event.track] - found, 0)]
                     frames[places[uri, event.track] + found :][: len(fitting)] = fitting
                     written[uri, event.track] += len(event.frames)
+                elif isinstance(event, Rejected):
+                    refused[uri] = f": {event.message}"
     for (uri, track), count in wanted.items():
         if written[uri, track] != count:
-            raise PipelineError(f"{uri} gave {written[uri, track]} frames and {count} when it was ingested")
+            raise PipelineError(f"{uri} gave {written[uri, track]} frames and {count} when it was ingested{refused.get(uri, '')}")
     return int(ends[-1]) if len(ends) else 0
 
 
@@ -123,7 +139,8 @@ class EndToEnd(Training):
     """A training in which the backbone learns too, at settings.backbone_rate times the head's rate.
 
     backbone: frames float32 [n, 3, h, w] -> features [n, D]; trained in place. learning, held_out: the pixels of `videos` and of
-    `validation`. spec: how pixels enter the network.
+    `validation`. spec: how pixels enter the network. running_statistics: batch normalisation in the backbone uses, and keeps, the
+    statistics that it came with, as the exported network does; in distillation the error on a batch's own was ten times as high.
     """
 
     backbone: nn.Module
@@ -131,6 +148,7 @@ class EndToEnd(Training):
     learning: FrameSet
     held_out: FrameSet | None
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    running_statistics: bool = True
 
     def __post_init__(self) -> None:
         self.backbone = self.backbone.to(self.device)
@@ -146,6 +164,10 @@ class EndToEnd(Training):
     def segments(self, batch: Batch, random: np.random.Generator) -> tuple[Tensor, Batch]:
         """Frame features [B, T, D] of augmented frames, and the batch with the frames that occluders hide."""
         self.backbone.train()
+        if self.running_statistics:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         rows = self.learning.rows[batch.rows]  # [B, T]
         others = self.learning.frames[np.sort(random.choice(self.learning.rows, OTHERS))]
         pixels, covered = [], []
@@ -192,14 +214,16 @@ def train_end_to_end(
     validation_share: float = 0.2,
     start: StartSettings | None = None,
     augmentation: AugmentationSettings | None = None,
+    running_statistics: bool = True,
     device: torch.device | str = "cpu",
     report: Callable[[Metrics], None] = lambda metrics: None,
     begin: Callable[[EndToEnd], None] = lambda training: None,
 ) -> tuple[nn.Module, Coattention, list[Metrics]]:
     """Train backbone and head together: (backbone, in place, and head of the best epoch; metrics, the start point first).
 
-    begin: called before the first epoch, for example to restore a checkpoint. Raises as `split_identities` and
-    `Training.run_epoch` do.
+    begin: called before the first epoch, for example to restore a checkpoint; `backbone` must then be what it first was, since
+    the head's start is made from it. running_statistics: as in `EndToEnd`. Raises as `split_identities` and `Training.run_epoch`
+    do.
     """
     settings, where = settings or TrainingSettings(), torch.device(device)
     learning, held_out = frames.split(validation_share)
@@ -216,14 +240,93 @@ def train_end_to_end(
         learning=learning,
         held_out=held_out,
         augmentation=augmentation or AugmentationSettings(),
+        running_statistics=running_statistics,
     )
     begin(training)
     history: list[Metrics] = []
     while training.epoch < settings.epochs:
-        if training.epoch == 0 and not history:
+        if not math.isfinite(training.best):  # no checkpoint was restored, not even that of the start point
             history.append(training.start_point())
             report(history[-1])
         history.append(training.run_epoch())
         report(history[-1])
     backbone.load_state_dict(training.best_backbone)
     return backbone.eval(), training.result(), history
+
+
+def run_end_to_end(
+    plan: TrainingPlan,
+    backbone: nn.Module,
+    spec: BackboneSpec,
+    report: Callable[[Metrics], None] = lambda metrics: None,
+    device: torch.device | str = "cpu",
+    *,
+    augmentation: AugmentationSettings | None = None,
+    running_statistics: bool = True,
+) -> nn.Module:
+    """The backbone of the best epoch, trained in place; plan.out/run has checkpoints, with the head, plan.out/frames the pixels.
+
+    spec: the backbone as it starts and the size of its frames. Goes on from the newest checkpoint; report is called with the
+    metrics of each epoch of this run. Raises UsageError when plan.out is not local or holds another training, else as
+    `cache_frames` and `train_end_to_end` do.
+    """
+    out = resolve(plan.out)
+    if not out.is_local:
+        raise UsageError(f"{plan.out} is not local; frames are memory-mapped, so an end-to-end training needs a folder on a disk")
+    cache = Path(out.path) / "frames"
+    sources = [Source(Gallery.open(source.uri), source.network, source.hidden) for source in plan.galleries]
+    frames = cache_frames(sources, cache, spec.height, spec.width)
+    augmentation = augmentation or AugmentationSettings()
+    folder = RunFolder(
+        out,
+        {
+            "settings": asdict(plan.settings),
+            "start": asdict(plan.start),
+            "validation share": plan.validation_share,
+            "data": [(cache / "frames.sha256").read_text(), _labels_hash(frames.labels)],
+            "backbone": spec.identity,
+            "augmentation": asdict(augmentation),
+            "batch normalisation": "running statistics" if running_statistics else "statistics of the batch",
+        },
+    )
+    training: EndToEnd
+    events: EventFiles | None = None
+
+    def begin(started: EndToEnd) -> None:
+        nonlocal training, events
+        training = started
+        if folder.restore(training):
+            folder.write_metrics()  # killed between checkpoint and table
+        events = EventFiles(out, folder.history)
+
+    def keep(metrics: Metrics) -> None:
+        folder.save(training, metrics)
+        if events is not None:
+            events.add(metrics)
+        report(metrics)
+
+    try:
+        trained, _, _ = train_end_to_end(
+            backbone,
+            spec,
+            frames,
+            plan.settings,
+            validation_share=plan.validation_share,
+            start=plan.start,
+            augmentation=augmentation,
+            running_statistics=running_statistics,
+            device=device,
+            report=keep,
+            begin=begin,
+        )
+    finally:
+        if events is not None:
+            events.close()
+    return trained
+
+
+def _labels_hash(labels: FeatureSet) -> str:
+    found = hashlib.sha256(json.dumps([labels.video_ids, labels.person_names]).encode())
+    for array in (labels.person, labels.camera, labels.clip, labels.hidden):
+        found.update(array.tobytes() if array is not None else b"")
+    return found.hexdigest()
