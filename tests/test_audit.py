@@ -157,7 +157,7 @@ def test_writers_at_the_same_time_give_one_whole_chain(
 
 def ranked_ids(output: str) -> list[str]:
     """The video ids of the tables that jobs.search prints."""
-    return re.findall(r"^ *\d+  [\d.]+  [ *] (\S+)", output, re.MULTILINE)
+    return re.findall(r"^ *\d+  [\d.]+  +[\d.-]+  [ *] (\S+)", output, re.MULTILINE)
 
 
 def test_a_search_is_recorded_with_its_reason_case_user_and_results(toy_gallery: Gallery) -> None:

@@ -504,7 +504,7 @@ def test_a_command_that_is_interrupted_says_how_to_go_on(tmp_path: Path, started
     rendering = started("render", str(tmp_path / "network"), "--people", "60")
     assert waited_for(lambda: list((tmp_path / "network").rglob("*.mp4")) or rendering.poll() is not None, 60)
     rendering.send_signal(signal.SIGINT)
-    _, err = rendering.communicate(timeout=30)
+    _, err = rendering.communicate(timeout=90)
     assert (rendering.returncode, err) == (130, "error: interrupted; run the same command again to go on\n")
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pipeline.coattention import Comparison
 from pipeline.errors import UsageError
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.scoring import video_score
+from pipeline.scoring import ScoreSettings, video_score
 from pipeline.training.features import FeatureSet, Source, load_features, matched_people, split_identities
 from pipeline.training.loop import learning_rate, train, validate
 from pipeline.training.losses import attention_loss, pair_loss, ranking_loss, triplet_loss, video_logits
@@ -249,7 +249,7 @@ def test_validation_agrees_with_the_textbook_scores_and_metrics(videos):
         segments.append(torch.from_numpy(np.stack([part.features[first + s : first + s + 4] for s in starts])))
     with torch.no_grad():
         for a, b in ((0, 1), (4, 20), (29, 3)):
-            expected = video_score(head(segments[a], segments[b]).numpy())
+            expected = video_score(head(segments[a], segments[b]).numpy(), ScoreSettings(ratio=0.2))
             assert scores[a, b] == pytest.approx(expected, abs=1e-5)
     rankings = []
     for query in range(len(part)):
