@@ -316,7 +316,7 @@ def _facts(result: SearchResult) -> list[tuple[str, str]]:
 def _calibration_words(result: SearchResult) -> str | None:
     if result.none_probability is None:
         return f"none: {result.calibration}" if result.calibration else None
-    return f"calibrated on {result.calibration}, for one expected match among the eligible videos unless asked otherwise"
+    return f"calibrated on {result.calibration}; one match is expected among the eligible videos unless asked otherwise"
 
 
 def _none_words(result: SearchResult) -> str | None:

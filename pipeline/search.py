@@ -251,7 +251,7 @@ def search(gallery: Gallery, index: Index, partitions: Partitions, target: Targe
     if index.calibration is not None and not words:
         probabilities = index.calibration.probabilities(scores[best], eligible, settings.expected_matches).tolist()
         none_probability = index.calibration.none_probability(scores, eligible)
-        words = f"{index.calibration.fitted_on.name}, {index.calibration.fitted_on.identities} people"
+        words = index.calibration.fitted_on.name
     leads = [
         Lead(rank, _video_ref(row), float(scores[i]), probability, int(i) + 1, tuple(pairs))
         for rank, (i, row, probability, pairs) in enumerate(zip(best, rows, probabilities, evidence, strict=True), start=1)
