@@ -5,13 +5,16 @@ import importlib
 import json
 import shutil
 import warnings
+from copy import deepcopy
 from dataclasses import replace
+from itertools import pairwise
 
 import cv2
 import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import jobs.distil
@@ -19,7 +22,7 @@ from pipeline.backbone import find_backbone, load_backbone, normalise_pixels
 from pipeline.catalog import read_catalog
 from pipeline.distillation.checkpoint import Checkpoints, claim
 from pipeline.distillation.frame_augmentation import augment_frame
-from pipeline.distillation.hints import channel_scales, piece_losses, whole_losses
+from pipeline.distillation.hints import channel_scales, divided, piece_losses, whole_losses
 from pipeline.distillation.loop import Distillation, DistillationSettings, HeldOut, hints_phase, run_phases, whole_phase
 from pipeline.distillation.people import EvenlySpaced, gather_people, is_held_out
 from pipeline.distillation.pool import build_pool, fill_rows
@@ -187,19 +190,77 @@ def test_scales_are_root_mean_squares_by_channel_and_added_streams_share_theirs(
     assert all((scale > 0).all() for scale in scales.values())
 
 
+def rescaled(network, scales):
+    """A copy that computes the divided maps: every layer takes its input's scale back and puts its own on."""
+    copied = deepcopy(network)
+
+    def carry(weights, normalisation, scale_in, scale_out):
+        weights.mul_(scale_in.view(1, -1, *[1] * (weights.ndim - 2)))
+        if normalisation is not None:
+            normalisation.weight.div_(scale_out)
+            normalisation.bias.div_(scale_out)
+
+    before = torch.ones(3)
+    with torch.no_grad():
+        for name, piece in copied.parts.named_children():
+            after = scales[name]
+            if name.startswith("stage"):
+                carry(piece.reduce[0].weight, piece.reduce[1], before, scales[f"{name}.reduce"])
+                for k, stream in enumerate(piece.streams):
+                    seen = scales[f"{name}.reduce"]
+                    for j, layer in enumerate(stream):
+                        carry(layer[0].weight, layer[2], seen, seen := scales[f"{name}.streams.{k}.{j}"])
+                carry(piece.gate[0].weight, None, seen, seen)  # all streams end on one scale
+                carry(piece.expand[0].weight, piece.expand[1], seen, after)
+                if not isinstance(piece.shortcut, nn.Identity):
+                    carry(piece.shortcut[0].weight, piece.shortcut[1], before, after)
+            elif name == FEATURE:
+                carry(piece[2].weight, piece[3], before, after)
+            else:
+                convolution = piece if name == "last" else piece[0]
+                carry(convolution[0].weight, convolution[1], before, after)
+            before = after
+    return copied
+
+
+def test_the_divided_maps_are_those_of_an_equally_good_network(network, teacher):
+    pixels = torch.randn(4, 3, 64, 32)
+    maps = teacher.maps(pixels.numpy())
+    scales = {name: scale * torch.linspace(0.7, 1.4, len(scale)) for name, scale in channel_scales(maps).items()}
+    hints = divided(maps, scales, torch.device("cpu"))
+    with torch.no_grad():
+        good, unscaled = piece_losses(rescaled(network, scales), pixels, hints), piece_losses(network, pixels, hints)
+    assert all(abs(value.item()) < 1e-6 for value in good.values()) and sum(unscaled.values()) > 1
+
+
 # Learning
 
 
 def test_a_few_steps_of_either_phase_lower_its_losses(teacher, pool):
     second = np.random.default_rng(1).normal(size=(len(pool), 6)).astype(np.float32)
     for number in (0, 1):
-        phase = replace(SMALL.phases[number], warm_up=1, batch=12, minutes=1.0)
+        phase = replace(SMALL.phases[number], warm_up=1, batch=12, minutes=1.0, learning_rate=4e-3)
         work = Distillation(teacher, pool, second, replace(SMALL, phases=(phase,)))
         losses = [work.learn() for _ in range(8)]
         assert all(np.isfinite(list(step.values())).all() for step in losses)
         assert losses[-1]["feature.cosine"] < losses[0]["feature.cosine"]
         assert sum(losses[-1].values()) < sum(losses[0].values())
         assert any(name.startswith("branch") for name in losses[0]) == (number == 1)
+
+
+def test_a_normalisation_keeps_its_statistics_once_it_has_seen_enough_of_them(teacher, pool, monkeypatch):
+    monkeypatch.setattr("pipeline.distillation.loop.SETTLED", 2)
+    work = Distillation(teacher, pool, np.ones((len(pool), 6), np.float32), SMALL)
+    trunk, branch = work.student.parts.down1[0][1], work.student.branch[0].reduce[1]
+    means = []
+    for number in (0, 1):
+        work.number = number
+        work.begin_phase()
+        for _ in range(3):
+            work.learn()
+            means.append((trunk.running_mean.clone(), branch.running_mean.clone()))
+    moves = [[not torch.equal(one, two) for one, two in zip(*pair, strict=True)] for pair in pairwise(means)]
+    assert moves == [[True, False], [False, False], [False, True], [False, True], [False, False]]
 
 
 def state_of(work):

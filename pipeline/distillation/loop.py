@@ -22,7 +22,7 @@ from pipeline.osnet import OSNet
 SCALE_FRAMES = 160  # of the pool, from which the channels' scales are taken
 GRID = 16  # crops start at multiples of this many pixels, so that every piece's map of them is whole
 EVALUATED = 64  # frames a call
-SETTLED = 300  # steps of the first phase after which batch normalisation keeps to its running statistics
+SETTLED = 300  # batches after which a batch normalisation keeps to its running statistics
 
 Metrics = dict[str, float]
 
@@ -50,7 +50,7 @@ def hints_phase(minutes: float = 20.0, learning_rate: float = 6e-3, batch: int =
     return Phase(minutes, learning_rate, batch, True, {f"{FEATURE}.cosine": 4.0}, 1.0)
 
 
-def whole_phase(minutes: float = 30.0, learning_rate: float = 3e-3, batch: int = 24) -> Phase:
+def whole_phase(minutes: float = 30.0, learning_rate: float = 1e-3, batch: int = 32) -> Phase:
     """The second phase: vectors and tables of cosines, hints with a small weight."""
     weights = {FEATURE: 2.0, f"{FEATURE}.cosine": 8.0, f"{FEATURE}.table": 10.0, "branch.cosine": 5.2, "branch.table": 3.0}
     return Phase(minutes, learning_rate, batch, False, weights, 0.3)
@@ -159,15 +159,15 @@ class Distillation:
         return {name: value.item() for name, value in losses.items()}
 
     def _train(self) -> None:
-        """Training mode; batch normalisation on its running statistics once they have settled.
+        """Training mode; each batch normalisation on its running statistics once they have settled.
 
-        The teacher's are fixed, and on a batch's own statistics no student can follow it: the error stayed ten times as high.
+        The teacher's are fixed, and on a batch's own statistics no student can follow it: the error stayed ten times as high. The
+        count is the layer's own, since a branch begins to learn in the second phase.
         """
         self.student.train()
-        if self.number > 0 or self.step >= SETTLED:
-            for module in self.student.modules():
-                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                    module.eval()
+        for module in self.student.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.train(int(module.num_batches_tracked or 0) < SETTLED)
 
     def _rows(self) -> slice:
         """The pool's rows of this step: neighbours, for the pool lies on a disk, in random order; every round in a new order."""
