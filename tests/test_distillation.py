@@ -18,7 +18,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import jobs.distil
+from benchmarks.boxes_from_detector import Tracks, overlap
+from benchmarks.boxes_from_detector import main as boxes_from_detector
 from pipeline.backbone import find_backbone, load_backbone, normalise_pixels
+from pipeline.boxes import read_boxes
 from pipeline.catalog import read_catalog
 from pipeline.distillation.checkpoint import Checkpoints, claim
 from pipeline.distillation.frame_augmentation import augment_frame
@@ -541,3 +544,45 @@ def test_the_command_makes_a_backbone_and_run_again_goes_on_from_it(footage, tea
         CliRunner().invoke(app, [*arguments, "--seed", "5"], catch_exceptions=False)
     with pytest.raises(UsageError, match="pool is memory-mapped"):
         CliRunner().invoke(app, [*arguments, "--out", "s3://bucket/out"], catch_exceptions=False)
+
+
+# Footage without boxes
+
+
+def test_boxes_are_linked_to_the_track_that_they_overlap_most():
+    tracks = Tracks()
+    left, right = np.array([10.0, 10, 50, 110]), np.array([200.0, 10, 240, 110])
+    step = np.array([12.0, 0, 12, 0])
+    assert tracks.link(0, np.stack([left, right])) == [1, 2]
+    assert tracks.link(1, np.stack([right - step, left + step])) == [2, 1]
+    assert tracks.link(4, np.stack([left + 2 * step])) == [1]  # two frames missed
+    assert tracks.link(5, np.stack([left + 300])) == [3]
+    assert tracks.link(10, np.stack([right - step])) == [4]  # out of sight for too long
+    assert overlap(left, left + step) == pytest.approx(28 / 52) and overlap(left, right) == 0
+
+
+def test_footage_of_a_detector_becomes_candidates(tmp_path, monkeypatch, capsys):
+    for i in range(6):
+        scene = np.zeros((120, 160, 3), np.uint8)
+        scene[20:110, 10 + 6 * i : 50 + 6 * i] = (0, 0, 255)  # BGR
+        cv2.imwrite(str(tmp_path / f"{i}.png"), scene)
+
+    class RedPeople:
+        """A detector: one box about what is red."""
+
+        def input(self, number):
+            return type("Port", (), {"shape": [1, 3, 60, 80]})
+
+        def __call__(self, pixels):
+            rows, columns = (pixels[0, 2] > 128).nonzero()
+            edges = columns.min() / 80, rows.min() / 60, (columns.max() + 1) / 80, (rows.max() + 1) / 60
+            return [np.array([[[[0, 1, 0.9, *edges], [0, 1, 0.3, 0, 0, 1, 1]]]], np.float32)]
+
+    core = type("Core", (), {"compile_model": lambda self, path, device: RedPeople()})
+    monkeypatch.setattr("benchmarks.boxes_from_detector.import_openvino", lambda: type("OpenVino", (), {"Core": core}))
+    (tmp_path / "detector.xml").touch()
+    boxes_from_detector(str(tmp_path), tmp_path / "detector.xml", tmp_path / "boxes.txt")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["tracks"] == 1
+    (track,) = read_boxes((tmp_path / "boxes.txt").read_bytes()).items()
+    assert track[0] == 1 and track[1].frames.tolist() == list(range(6))
+    np.testing.assert_allclose(track[1].boxes, [[10 + 6 * i, 20, 40, 90] for i in range(6)], atol=0.1)
