@@ -9,6 +9,7 @@ query, the same person under the same camera left out. The last line is the same
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,10 @@ def occlusion(
         for share in shares.split(","):
             copies = work / f"{kind}-{share}"
             if not (copies / "manifest.csv").exists():
-                occlude_catalog(read_labelled(data, part=part).catalog, copies, OcclusionSettings(float(share), kind))
+                _, left_out = occlude_catalog(
+                    read_labelled(data, part=part).catalog, copies, OcclusionSettings(float(share), kind)
+                )
+                print(f"{share}: {len(left_out)} videos left out {left_out[:3]}", file=sys.stderr)
             place = work / f"{kind}-{share}-{spec.identity.replace('@', '-')}"
             gallery = Gallery.open_or_create(place, GallerySettings(spec, 10.0, None))
             catalog = read_catalog(copies / "manifest.csv")

@@ -1,5 +1,6 @@
 """What the scores of a trained head are worth: python -m jobs.calibrate --data MANIFEST --head W/head --out C"""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.datasets import read_labelled
 from pipeline.errors import UsageError
 from pipeline.evaluation import Split, coattention_scores, judged_pairs
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import IndexSettings, build_index, current_index, find_head
+from pipeline.index import IndexSettings, build_index, current_index, head_for
 from pipeline.ingest import ingest
 from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
@@ -48,8 +49,8 @@ def calibrate(
     settings, score = IndexSettings(segment_length, stride), ScoreSettings(ratio, normalise=normalise)  # type: ignore[arg-type]
     labelled = read_labelled(data, part=part)
     gallery = Gallery.open_or_create(resolve(out).join("gallery").uri, GallerySettings(spec, sample_rate, None))
-    ingest(labelled.catalog, gallery, Sampling(sample_rate, None, spec.height, spec.width), address=address)
-    trained, _ = find_head(head, gallery)
+    summary = ingest(labelled.catalog, gallery, Sampling(sample_rate, None, spec.height, spec.width), address=address)
+    trained = head_for(gallery, Path(head))  # whatever calibration lies there is about to be replaced
     index = current_index(gallery, settings, trained) or build_index(gallery, settings, trained)
     if score.normalise == "cohort" and not index.cohort.usable:
         raise UsageError(f"{data} has too few videos to normalise scores by a cohort; give more, or --normalise none")
@@ -76,6 +77,7 @@ def calibrate(
     fields: dict[str, Any] = {"data": data, "model": index.model, "queries": len(pairs.query_rows)}
     append_record(gallery, "calibrate", fields)
     print(f"calibration   {path}")
+    print(f"videos        {len(index.videos)}, {summary.refused} rejected")
     print(f"fitted on     {on.identities} people, {on.same_pairs} pairs of one person, {on.different_pairs} of two")
     print(f"error         {quality.ece:.3f} expected calibration error on people left out of the fit")
     print(f"cost          Cllr {quality.cllr:.3f} bits (0 perfect, 1 useless), {quality.min_cllr:.3f} at best with these scores")

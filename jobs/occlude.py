@@ -11,6 +11,8 @@ from pipeline.datasets import read_labelled
 from pipeline.occlusion import OcclusionSettings, occlude_catalog
 from pipeline.sampling import Sampling
 
+SHOWN = 10  # videos that were left out, by name
+
 
 def occlude(
     data: Annotated[str, typer.Argument(help="A manifest, a folder of videos, or a data set such as mars:FOLDER.")],
@@ -34,9 +36,12 @@ def occlude(
         if done % 50 == 0 or done == total:
             print(f"{done}/{total} videos", file=sys.stderr, flush=True)
 
-    manifest = occlude_catalog(
+    manifest, left_out = occlude_catalog(
         labelled.catalog, out, OcclusionSettings(share, kind, seed), Sampling(sample_rate, None, 256, 128), progress
     )
+    for line in left_out[:SHOWN]:
+        print(f"left out: {line}", file=sys.stderr)
+    print(f"{len(labelled.catalog.table) - len(left_out)} videos copied, {len(left_out)} left out")
     print(f"manifest: {manifest}")
 
 

@@ -159,11 +159,14 @@ def settings_of(
 
 
 def save_calibration(calibration: Calibration, folder: str | os.PathLike[str]) -> Path:
-    """Write calibration.json into a head's folder; it appears whole."""
+    """Write calibration.json into a head's folder; it appears whole. Raises PipelineError when it cannot be written."""
     path = Path(folder) / FILE
     partial = path.with_name(f".{FILE}.{os.getpid()}")
-    partial.write_text(calibration.to_json(), encoding="utf-8")
-    return partial.replace(path)
+    try:
+        partial.write_text(calibration.to_json(), encoding="utf-8")
+        return partial.replace(path)
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def load_calibration(folder: str | os.PathLike[str]) -> Calibration | None:

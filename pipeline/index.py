@@ -255,17 +255,22 @@ def find_head(path: str | None, gallery: Gallery) -> tuple[Coattention | None, C
     (None, None) where none ships for that backbone. Raises PipelineError when the head or its calibration is damaged, belongs to
     another backbone, or the calibration to another head.
     """
-    identity = gallery.settings.backbone.identity
-    folder = shipped_head(identity) if path is None else Path(path)
+    folder = shipped_head(gallery.settings.backbone.identity) if path is None else Path(path)
     if folder is None:
         return None, None
-    description = read_description(folder)
-    if description.backbone_hash and not same_backbone(description.backbone_hash, identity):
-        raise PipelineError(f"the head {folder} belongs to the backbone {description.backbone_hash}; the gallery has {identity}")
-    head, calibration = load_head(folder), load_calibration(folder)
+    head, calibration = head_for(gallery, folder), load_calibration(folder)
     if calibration is not None and calibration.head != head_hash(head):
         raise PipelineError(f"{folder / CALIBRATION} belongs to another head; fit it again with jobs.calibrate or remove it")
     return head, calibration
+
+
+def head_for(gallery: Gallery, folder: Path) -> Coattention:
+    """The head in a folder. Raises PipelineError when it is damaged or belongs to another backbone than the gallery's."""
+    identity = gallery.settings.backbone.identity
+    description = read_description(folder)
+    if description.backbone_hash and not same_backbone(description.backbone_hash, identity):
+        raise PipelineError(f"the head {folder} belongs to the backbone {description.backbone_hash}; the gallery has {identity}")
+    return load_head(folder)
 
 
 def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:

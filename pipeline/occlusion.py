@@ -6,23 +6,24 @@ outside the stretch stay as they are, so that a copy has its original's frames o
 
 import csv
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow.compute as pc
 
 from pipeline.catalog import Catalog
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError, UsageError
 from pipeline.sampling import Sampling
-from pipeline.video import Piece
+from pipeline.video import Piece, Rejected
 
 KINDS = ("block", "thing", "person")
 HEAD = (0.12, 0.22)  # share of the picture's height that stays visible at the top, from .. to
 QUALITY = 95  # of the JPEG files
+UNFINISHED = "occlusion.unfinished"  # lies in a folder until its manifest is written: a run that was killed starts afresh
 COLUMNS = ("uri", "video_id", "camera_id", "start_time", "person_id", "hidden")
 
 
@@ -88,39 +89,68 @@ def occlude_catalog(
     settings: OcclusionSettings,
     sampling: Sampling | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:
-    """Write a copy of every candidate with a folder of images each, and return the path of their manifest.
+) -> tuple[Path, list[str]]:
+    """Write a copy of every candidate with a folder of images each; returns the path of their manifest and what was left out.
 
-    out: an empty or absent folder. Frames are sampled, so that each image counts when the copies are ingested. The copy of a
-    video depends on its id, the settings and, for "person", the video before it. Sources that cannot be decoded are left out.
-    Raises UsageError for a folder that is not empty and when nothing could be decoded, PipelineError when it cannot be written.
+    out: an empty or absent folder, or one that a run of this function left unfinished, which is emptied. Frames are sampled, so
+    that each image counts when the copies are ingested. The copy of a video depends on its id, the settings and, for "person",
+    the video before it. Left out, by id and reason: sources that cannot be decoded and those with a boxes file. Raises UsageError
+    for a folder that is not empty and when nothing could be copied, PipelineError when it cannot be written.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not an empty folder")
+    _start(out)
     sampling = sampling or Sampling()
-    table = catalog.table.filter(pc.is_null(catalog.table["reject_reason"]))
-    rows = []
+    rows: list[dict[str, str]] = []
+    left_out: list[str] = []
     others: np.ndarray | None = None
     try:
         with Decoder(sampling) as decoder:
-            for number, source in enumerate(table.to_pylist(), 1):
-                if source["boxes_uri"] is None:
-                    pieces = [e.frames for e in decoder.events(source["uri"]) if isinstance(e, Piece)]
-                    if pieces:
-                        frames = np.concatenate(pieces)
-                        rows.append(_write_copy(source, frames, others, settings, out))
-                        others = frames
-                progress(number, len(table))
+            for number, source in enumerate(catalog.table.to_pylist(), 1):
+                frames = _frames(decoder, source)
+                if isinstance(frames, str):
+                    left_out.append(f"{source['source_id']}: {frames}")
+                else:
+                    rows.append(_write_copy(source, frames, others, settings, out))
+                    others = frames
+                progress(number, len(catalog.table))
         if not rows:
-            raise UsageError("no video of the input could be decoded (videos with boxes are not copied)")
+            raise UsageError(f"no video of the input could be copied; {left_out[0]}")
         with (out / "manifest.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+        (out / UNFINISHED).unlink()
     except OSError as error:
         raise PipelineError(f"{out} cannot be written: {error.strerror}") from error
-    return out / "manifest.csv"
+    return out / "manifest.csv", left_out
+
+
+def _start(out: Path) -> None:
+    """Empty the folder if a run that was killed left it, and mark it as unfinished."""
+    try:
+        if (out / UNFINISHED).exists():
+            shutil.rmtree(out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out} is not an empty folder")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / UNFINISHED).touch()
+    except OSError as error:
+        raise PipelineError(f"{out} cannot be written: {error.strerror}") from error
+
+
+def _frames(decoder: Decoder, source: dict) -> np.ndarray | str:
+    """All sampled frames of a catalog row, uint8 [n, h, w, 3], or why there are none."""
+    if source["reject_reason"] is not None:
+        return source["reject_reason"]
+    if source["boxes_uri"] is not None:
+        return "videos with a boxes file are not copied"
+    pieces = []
+    for event in decoder.events(source["uri"]):
+        if isinstance(event, Rejected):
+            return event.reason
+        if isinstance(event, Piece):
+            pieces.append(event.frames)
+    return np.concatenate(pieces) if pieces else "no_frames"
 
 
 def _write_copy(

@@ -1,6 +1,7 @@
 """jobs.calibrate keeps what scores are worth beside the head; an index built with it gives probabilities."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -8,9 +9,9 @@ from typer.testing import CliRunner
 import jobs.calibrate as command
 from pipeline.backbone import DEFAULT, find_backbone
 from pipeline.calibration import load_calibration
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.head import save_head
+from pipeline.head import head_hash, save_head
 from pipeline.index import build_index, find_head
 from pipeline.scoring import ScoreSettings
 from pipeline.search import SearchSettings, opened_partitions, search
@@ -27,7 +28,7 @@ def ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [f"v{i:03d}.mp4,v{i:03d},{person},cam{i % 2}" for i, (person, _) in enumerate(videos)]
     (tmp_path / "labels.csv").write_text("\n".join(["uri,video_id,person_id,camera_id", *rows]) + "\n")
     save_head(build_index(gallery).head, tmp_path / "head", {}, gallery.settings.backbone.identity)
-    monkeypatch.setattr(command, "ingest", lambda *arguments, **settings: None)
+    monkeypatch.setattr(command, "ingest", lambda *arguments, **settings: SimpleNamespace(refused=0))
     return tmp_path
 
 
@@ -60,14 +61,17 @@ def test_searches_give_probabilities_once_the_head_is_calibrated(ingested: Path)
     assert other.calibration == "the calibration is for ratio 0.05, not 0.5"
 
 
-def test_a_calibration_of_another_head_is_refused(ingested: Path) -> None:
+def test_a_calibration_of_another_head_is_refused_until_it_is_fitted_again(ingested: Path) -> None:
     run(ingested)
     gallery = Gallery.open(ingested / "out/gallery")
     head, _ = find_head(str(ingested / "head"), gallery)
     head.classifier.bias.data += 1
     save_head(head, ingested / "head", {}, gallery.settings.backbone.identity)
-    with pytest.raises(Exception, match="belongs to another head"):
+    with pytest.raises(PipelineError, match=r"belongs to another head; fit it again with jobs\.calibrate"):
         find_head(str(ingested / "head"), gallery)
+    run(ingested)  # as the sentence says
+    again, calibration = find_head(str(ingested / "head"), gallery)
+    assert calibration is not None and calibration.head == head_hash(again)
 
 
 def test_too_few_people_are_one_sentence(ingested: Path) -> None:

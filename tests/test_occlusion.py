@@ -49,7 +49,8 @@ def test_copies_of_a_catalog_have_ids_and_labels_and_are_the_same_again(tmp_path
     )
     catalog, sampling = read_catalog(tmp_path / "in/manifest.csv"), Sampling(height=80, width=40)
     for out in ("one", "two"):
-        occlude_catalog(catalog, tmp_path / out, OcclusionSettings(0.5, "mixed"), sampling)
+        _, left_out = occlude_catalog(catalog, tmp_path / out, OcclusionSettings(0.5, "mixed"), sampling)
+        assert left_out == ["c: missing"]
     lines = (tmp_path / "one/manifest.csv").read_text().splitlines()
     assert [line.split(",")[1:3] + line.split(",")[4:] for line in lines[1:]] == [
         ["a", "c1", "p1", "0.500"],
@@ -67,3 +68,25 @@ def test_copies_of_a_catalog_have_ids_and_labels_and_are_the_same_again(tmp_path
 def test_settings_that_cannot_be_meant_are_refused(settings: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         OcclusionSettings(**settings)
+
+
+def test_a_run_that_was_killed_starts_afresh_and_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        write_video(tmp_path / f"in/v{number}.mp4", np.repeat(picture(1, number), 12, axis=0).repeat(2, 1).repeat(2, 2), 10, 20)
+    catalog, sampling = read_catalog(tmp_path / "in"), Sampling(height=80, width=40)
+
+    def killed(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        occlude_catalog(catalog, tmp_path / "killed", OcclusionSettings(kind="mixed"), sampling, killed)
+    assert not (tmp_path / "killed/manifest.csv").exists()  # nothing that could be taken for a whole one
+    for out in ("killed", "whole"):
+        occlude_catalog(catalog, tmp_path / out, OcclusionSettings(kind="mixed"), sampling)
+    contents = [
+        {path.relative_to(tmp_path / out): path.read_bytes() for path in (tmp_path / out).rglob("*") if path.is_file()}
+        for out in ("killed", "whole")
+    ]
+    assert contents[0] == contents[1] and len(contents[0]) == 37

@@ -265,7 +265,7 @@ def test_validation_agrees_with_the_textbook_scores_and_metrics(videos):
     precisions = [np.mean([hits[: n + 1].mean() for n in np.flatnonzero(hits)]) for hits in matched]
     expected = (np.mean([hits[0] for hits in matched]), np.mean(precisions), len(matched))
     found = quality(scores, part)
-    assert (found.rank1, found.mean_ap, found.queries) == pytest.approx(expected)
+    assert (found.cmc[1], found.mean_ap, found.queries) == pytest.approx(expected)
     assert np.allclose(np.diag(mean_scores(part)), 1)
 
 

@@ -217,6 +217,6 @@ def validate(head: Coattention, videos: FeatureSet, settings: TrainingSettings) 
         scores = coattention_scores(head, side, settings.segment_length, settings.validation_segments, settings.ratio)
         for method, table in (("", scores), ("mean_", mean_scores(side))):
             found = quality(table, side)
-            metrics |= {f"{name}_{method}rank1": found.rank1, f"{name}_{method}map": found.mean_ap}
+            metrics |= {f"{name}_{method}rank1": found.cmc[1], f"{name}_{method}map": found.mean_ap}
         maps.append(metrics[f"{name}_map"])
     return metrics | {"validation_map": float(np.mean(maps))}

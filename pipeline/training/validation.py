@@ -1,7 +1,5 @@
 """A head on labelled videos it has not learnt from: rank-1 and mAP, beside mean pooling + cosine on the same videos."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,20 +7,12 @@ from torch import Tensor
 
 from pipeline.coattention import Coattention
 from pipeline.cohort import Cohort, cohort_statistics, normalised_logits
+from pipeline.metrics import RankingQuality, query_figures, ranking_quality
 from pipeline.scoring import encode_target, pair_logits
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.training.features import FeatureSet
 
 COHORT_SEGMENTS = 2048  # that scores are normalised by
-
-
-@dataclass(frozen=True)
-class Quality:
-    """rank1, mean_ap: means over queries with a match; queries: how many those are."""
-
-    rank1: float
-    mean_ap: float
-    queries: int
 
 
 def conditions(videos: FeatureSet) -> dict[str, FeatureSet]:
@@ -108,16 +98,8 @@ def mean_scores(videos: FeatureSet) -> NDArray[np.float64]:
     return means @ means.T
 
 
-def quality(scores: NDArray[np.floating], videos: FeatureSet) -> Quality:
+def quality(scores: NDArray[np.floating], videos: FeatureSet) -> RankingQuality:
     """Quality of scores [V, V], each row a query; pairs that do not count are left out, equal scores rank by position."""
     positions = np.arange(len(videos))
     counts = videos.counts(positions[:, None], positions[None])
-    same = videos.person[:, None] == videos.person[None]
-    first, precision = [], []
-    for query in np.flatnonzero((counts & same).any(axis=1)):
-        candidates = np.flatnonzero(counts[query])
-        order = np.argsort(-scores[query, candidates], kind="stable")
-        hits = np.flatnonzero(same[query, candidates[order]])
-        first.append(hits[0] == 0)
-        precision.append(np.mean(np.arange(1, len(hits) + 1) / (hits + 1)))
-    return Quality(float(np.mean(first)), float(np.mean(precision)), len(first))
+    return ranking_quality(query_figures(scores, counts, videos.person[:, None] == videos.person[None]), (1,))
