@@ -10,15 +10,16 @@ from pipeline.cohort import Cohort, cohort_statistics, normalised_logits
 from pipeline.metrics import RankingQuality, query_figures, ranking_quality
 from pipeline.scoring import encode_target, pair_logits
 from pipeline.segments import segment_frames, segment_starts
-from pipeline.training.features import FeatureSet
+from pipeline.training.features import FeatureSet, matched_people
 
 COHORT_SEGMENTS = 2048  # that scores are normalised by
 
 
 def conditions(videos: FeatureSet) -> dict[str, FeatureSet]:
-    """The set's clean and hidden versions, each ranked among themselves; what is not there is left out."""
+    """The set's clean and hidden versions, each ranked among themselves; a side without any pair that counts is left out."""
     sides = {"clean": np.flatnonzero(~videos.hidden_version), "hidden": np.flatnonzero(videos.hidden_version)}
-    return {name: videos.take(side) for name, side in sides.items() if len(side)}
+    taken = {name: videos.take(side) for name, side in sides.items()}
+    return {name: side for name, side in taken.items() if len(matched_people(side))}
 
 
 def coattention_scores(
