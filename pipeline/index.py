@@ -11,7 +11,6 @@ index/<version>/manifest.json   written last: a version is there when its manife
 """
 
 import hashlib
-import io
 import json
 import tempfile
 import uuid
@@ -21,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,17 +30,17 @@ from pipeline.backbone import same_backbone
 from pipeline.calibration import FILE as CALIBRATION
 from pipeline.calibration import Calibration, load_calibration, save_calibration
 from pipeline.coattention import Coattention
-from pipeline.cohort import Cohort, cohort_statistics
+from pipeline.cohort import Cohort
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, save_head, untrained_head
+from pipeline.partition_files import encode_frames, load_array, score_row, segment_means, write_partition
 from pipeline.prefilter import PrefilterMetric
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage import Location
 from pipeline.weights import shipped_head
 
 FORMAT = 2
-ENCODE_ROWS = 8192  # frames that pass through the head at a time
 SAMPLE_VIDEOS, SAMPLE_FRAMES = 512, 40  # what an untrained head is made from: videos, and frames of each
 COHORT_VIDEOS, COHORT_SEGMENTS = 512, 4  # what scores are normalised by: videos, and segments of each
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
@@ -141,7 +139,9 @@ def build_index(
     for start in range(0, len(videos), settings.partition_videos):
         rows = videos.slice(start, settings.partition_videos)
         with tempfile.TemporaryDirectory() as folder:
-            table, counts = _build_partition(gallery, rows, head, settings, cohort, start, Path(folder))
+            table, counts = write_partition(
+                gallery, rows, head, settings.segment_length, settings.stride, cohort, start, Path(folder)
+            )
             files |= _publish_files(Path(folder), location, f"p{len(partitions):04d}")
         partitions.append({"first_video": start, "videos": len(rows), **counts})
         tables.append(table)
@@ -167,7 +167,7 @@ def build_index(
         "backbone": gallery.settings.backbone.identity,
         "head": head_hash(head),
         "untrained": untrained,
-        "prefilter": "exact L2" if PrefilterMetric(*_row_of(head)).is_distance else "exact inner product",
+        "prefilter": "exact L2" if PrefilterMetric(*score_row(head)).is_distance else "exact inner product",
         "videos": len(indexed),
         "frames": sum(part["frames"] for part in partitions),
         "segments": sum(part["segments"] for part in partitions),
@@ -310,93 +310,12 @@ def _sample_cohort(gallery: Gallery, videos: pa.Table, head: Coattention, settin
             starts = segment_starts(frames, settings.segment_length, settings.stride)
             starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), COHORT_SEGMENTS)).round().astype(int))]
             cut = segment_frames(starts, settings.segment_length, frames)
-            _, values = _encode(head, features[first : first + frames])
-            parts[int(position)] = torch.from_numpy(_segment_means(values, cut))
+            _, values = encode_frames(head, features[first : first + frames])
+            parts[int(position)] = torch.from_numpy(segment_means(values, cut))
             first += frames
     order = sorted(parts)
     owner = torch.cat([torch.full((len(parts[position]),), rows[position]) for position in order])
     return Cohort(torch.cat([parts[position] for position in order]), owner)
-
-
-def _row_of(head: Coattention) -> tuple[np.ndarray, float]:
-    weight, bias = head.score_row()
-    return weight.detach().numpy(), float(bias.detach())
-
-
-def _build_partition(
-    gallery: Gallery,
-    videos: pa.Table,
-    head: Coattention,
-    settings: IndexSettings,
-    cohort: Cohort,
-    first_video: int,
-    folder: Path,
-) -> tuple[pa.Table, dict[str, int]]:
-    """Write one partition's files into a local folder; returns its rows of videos.parquet and its counts.
-
-    first_video: row of its first video among all of the index.
-    """
-    frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
-    starts = [segment_starts(int(n), settings.segment_length, settings.stride) for n in frames]
-    first_frame = np.concatenate([[0], np.cumsum(frames)])
-    first_segment = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
-    widths = (head.config.key_width, head.config.value_width)
-    keys, values = (
-        _new_array(folder / n, np.float16, (first_frame[-1], w)) for n, w in zip(("keys", "values"), widths, strict=True)
-    )
-    frame_index = _new_array(folder / "frame_index", np.int32, (first_frame[-1],))
-    time_s = _new_array(folder / "time_s", np.float32, (first_frame[-1],))
-    segments = int(first_segment[-1])
-    cohort_mean, cohort_spread = (_new_array(folder / name, np.float32, (segments,)) for name in ("cohort_mean", "cohort_spread"))
-    metric = PrefilterMetric(*_row_of(head))
-    prefilter = metric.empty_index()
-    weight, bias = (part.detach() for part in head.score_row())
-    done = 0
-    for positions, table in gallery.iter_features(videos):  # videos are in shard order, so positions ascend from 0
-        rows = slice(int(first_frame[positions[0]]), int(first_frame[positions[-1] + 1]))
-        keys[rows], values[rows] = _encode(head, feature_matrix(table))
-        frame_index[rows], time_s[rows] = np.asarray(table["frame_index"]), np.asarray(table["time_s"])
-        of_shard = [segment_frames(starts[p], settings.segment_length, int(frames[p])) + first_frame[p] for p in positions]
-        cut = np.concatenate(of_shard)
-        means = _segment_means(values, cut)
-        own = slice(int(first_segment[positions[0]]), int(first_segment[positions[-1] + 1]))
-        prefilter.add(metric.stored(means))
-        owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
-        statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
-        cohort_mean[own], cohort_spread[own] = statistics.mean.numpy(), statistics.spread.numpy()
-        done += len(positions)
-    if done != len(videos):
-        raise PipelineError(f"{len(videos) - done} videos of {gallery.location.uri} have no frames; the gallery is damaged")
-    for array in (keys, values, frame_index, time_s, cohort_mean, cohort_spread):
-        array.flush()
-    np.save(folder / "segment_start.npy", np.concatenate([s + f for s, f in zip(starts, first_frame[:-1], strict=True)]))
-    faiss.write_index(prefilter, str(folder / "prefilter.faiss"))
-    table = videos.append_column("first_frame", pa.array(first_frame[:-1])).append_column(
-        "first_segment", pa.array(first_segment[:-1])
-    )
-    table = table.append_column("segments", pa.array(np.diff(first_segment)))
-    return table, {"frames": int(first_frame[-1]), "segments": int(first_segment[-1])}
-
-
-def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path.with_suffix(".npy"), mode="w+", dtype=dtype, shape=tuple(int(n) for n in shape))
-
-
-@torch.inference_mode()
-def _encode(head: Coattention, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values of frame features [n, D], float16 [n, d_k] and [n, d_v]."""
-    keys, values = [], []
-    for start in range(0, len(features), ENCODE_ROWS):
-        block = torch.from_numpy(np.array(features[start : start + ENCODE_ROWS]))
-        keys.append(head.keys(block).half().numpy())
-        values.append(head.values(block).half().numpy())
-    return np.concatenate(keys), np.concatenate(values)
-
-
-def _segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Mean values float32 [S, d_v] of segments, frames int64 [S, T]."""
-    blocks = [values[frames[i : i + 4096]].astype(np.float32).mean(axis=1) for i in range(0, len(frames), 4096)]
-    return np.concatenate(blocks)
 
 
 def _publish_files(folder: Path, version: Location, below: str = "") -> dict[str, dict[str, Any]]:
@@ -415,23 +334,3 @@ def _publish_files(folder: Path, version: Location, below: str = "") -> dict[str
         version.join(name).write_atomically(copy)
         files[name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
     return files
-
-
-def load_array(location: Location) -> np.ndarray:
-    """A .npy file: memory-mapped from a local disk, read whole from an object store. Raises PipelineError."""
-    try:
-        if location.is_local:
-            return np.load(location.path, mmap_mode="r", allow_pickle=False)
-        return np.load(io.BytesIO(location.read_bytes()), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
-
-
-def load_prefilter(location: Location) -> faiss.Index:
-    """A FAISS index: memory-mapped from a local disk, read whole from an object store. Raises PipelineError."""
-    try:
-        if location.is_local:
-            return faiss.read_index(location.path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        return faiss.deserialize_index(np.frombuffer(location.read_bytes(), np.uint8))
-    except RuntimeError as error:
-        raise PipelineError(f"the index file {location.uri} is damaged: {str(error).splitlines()[0]}") from error

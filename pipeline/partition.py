@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from pipeline.cohort import CohortStatistics, normalised_logits
-from pipeline.index import Index, load_array, load_prefilter
+from pipeline.index import Index
+from pipeline.partition_files import load_array, load_prefilter
 from pipeline.prefilter import shortlist
 from pipeline.results import SegmentPair, SegmentView
 from pipeline.scoring import (

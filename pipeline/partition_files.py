@@ -1,0 +1,124 @@
+"""The files of one partition of an index: how they are made from a gallery's frame features, and how they are opened.
+
+See `pipeline.index` for what a version consists of.
+"""
+
+import io
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.coattention import Coattention
+from pipeline.cohort import Cohort, cohort_statistics
+from pipeline.errors import PipelineError
+from pipeline.gallery import Gallery, feature_matrix
+from pipeline.prefilter import PrefilterMetric
+from pipeline.segments import segment_frames, segment_starts
+from pipeline.storage import Location
+
+ENCODE_ROWS = 8192  # frames that pass through the head at a time
+
+
+def write_partition(
+    gallery: Gallery,
+    videos: pa.Table,
+    head: Coattention,
+    segment_length: int,
+    stride: int,
+    cohort: Cohort,
+    first_video: int,
+    folder: Path,
+) -> tuple[pa.Table, dict[str, int]]:
+    """Write one partition's files into a local folder; returns its rows of videos.parquet and its counts.
+
+    first_video: row of its first video among all of the index.
+    """
+    frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
+    starts = [segment_starts(int(n), segment_length, stride) for n in frames]
+    first_frame = np.concatenate([[0], np.cumsum(frames)])
+    first_segment = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
+    widths = (head.config.key_width, head.config.value_width)
+    keys, values = (
+        _new_array(folder / n, np.float16, (first_frame[-1], w)) for n, w in zip(("keys", "values"), widths, strict=True)
+    )
+    frame_index = _new_array(folder / "frame_index", np.int32, (first_frame[-1],))
+    time_s = _new_array(folder / "time_s", np.float32, (first_frame[-1],))
+    segments = int(first_segment[-1])
+    cohort_mean, cohort_spread = (_new_array(folder / name, np.float32, (segments,)) for name in ("cohort_mean", "cohort_spread"))
+    metric = PrefilterMetric(*score_row(head))
+    prefilter = metric.empty_index()
+    weight, bias = (part.detach() for part in head.score_row())
+    done = 0
+    for positions, table in gallery.iter_features(videos):  # videos are in shard order, so positions ascend from 0
+        rows = slice(int(first_frame[positions[0]]), int(first_frame[positions[-1] + 1]))
+        keys[rows], values[rows] = encode_frames(head, feature_matrix(table))
+        frame_index[rows], time_s[rows] = np.asarray(table["frame_index"]), np.asarray(table["time_s"])
+        of_shard = [segment_frames(starts[p], segment_length, int(frames[p])) + first_frame[p] for p in positions]
+        cut = np.concatenate(of_shard)
+        means = segment_means(values, cut)
+        own = slice(int(first_segment[positions[0]]), int(first_segment[positions[-1] + 1]))
+        prefilter.add(metric.stored(means))
+        owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
+        statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
+        cohort_mean[own], cohort_spread[own] = statistics.mean.numpy(), statistics.spread.numpy()
+        done += len(positions)
+    if done != len(videos):
+        raise PipelineError(f"{len(videos) - done} videos of {gallery.location.uri} have no frames; the gallery is damaged")
+    for array in (keys, values, frame_index, time_s, cohort_mean, cohort_spread):
+        array.flush()
+    np.save(folder / "segment_start.npy", np.concatenate([s + f for s, f in zip(starts, first_frame[:-1], strict=True)]))
+    faiss.write_index(prefilter, str(folder / "prefilter.faiss"))
+    table = videos.append_column("first_frame", pa.array(first_frame[:-1])).append_column(
+        "first_segment", pa.array(first_segment[:-1])
+    )
+    table = table.append_column("segments", pa.array(np.diff(first_segment)))
+    return table, {"frames": int(first_frame[-1]), "segments": int(first_segment[-1])}
+
+
+def score_row(head: Coattention) -> tuple[np.ndarray, float]:
+    weight, bias = head.score_row()
+    return weight.detach().numpy(), float(bias.detach())
+
+
+def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path.with_suffix(".npy"), mode="w+", dtype=dtype, shape=tuple(int(n) for n in shape))
+
+
+@torch.inference_mode()
+def encode_frames(head: Coattention, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of frame features [n, D], float16 [n, d_k] and [n, d_v]."""
+    keys, values = [], []
+    for start in range(0, len(features), ENCODE_ROWS):
+        block = torch.from_numpy(np.array(features[start : start + ENCODE_ROWS]))
+        keys.append(head.keys(block).half().numpy())
+        values.append(head.values(block).half().numpy())
+    return np.concatenate(keys), np.concatenate(values)
+
+
+def segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Mean values float32 [S, d_v] of segments, frames int64 [S, T]."""
+    blocks = [values[frames[i : i + 4096]].astype(np.float32).mean(axis=1) for i in range(0, len(frames), 4096)]
+    return np.concatenate(blocks)
+
+
+def load_array(location: Location) -> np.ndarray:
+    """A .npy file: memory-mapped from a local disk, read whole from an object store. Raises PipelineError."""
+    try:
+        if location.is_local:
+            return np.load(location.path, mmap_mode="r", allow_pickle=False)
+        return np.load(io.BytesIO(location.read_bytes()), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
+
+
+def load_prefilter(location: Location) -> faiss.Index:
+    """A FAISS index: memory-mapped from a local disk, read whole from an object store. Raises PipelineError."""
+    try:
+        if location.is_local:
+            return faiss.read_index(location.path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        return faiss.deserialize_index(np.frombuffer(location.read_bytes(), np.uint8))
+    except RuntimeError as error:
+        raise PipelineError(f"the index file {location.uri} is damaged: {str(error).splitlines()[0]}") from error
