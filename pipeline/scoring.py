@@ -1,11 +1,14 @@
 """Scores of many candidates at once: the numbers of `coattention`, without an encoding for each pair.
 
-With a = attention that target segment n gives to the T frames of candidate segment j, the square in the score opens up:
+With a = attention that target segment n gives to the T frames of candidate segment j (so sum_t a_t = 1), and writing |x|^2 for
+sum_d w_d x_d^2, the square in the score opens up:
 
-    logit = c + sum_d w_d e_nd^2 - 2 sum_t a_t <w * e_n, v_t> + sum_tu a_t a_u G_tu,   G_tu = sum_d w_d v_td v_ud
+    logit = c + |e_n - sum_t a_t v_t|^2 = c + sum_t a_t |e_n - v_t|^2 - 1/2 sum_tu a_t a_u D_tu,   D_tu = |v_t - v_u|^2
 
-What touches a pair of target segment and candidate frame is two matrix products over candidate frames, and G belongs
-to the candidate alone. The identity is exact. Video scores and the ranking of videos [0054] are here too.
+What touches a pair of target segment and candidate frame is two matrix products over candidate frames, and D belongs to the
+candidate alone. The identity is exact. Distances between frames of one segment are small where its frames are alike, whatever
+the origin, so that they keep as float16 what products of values would lose. Video scores and the ranking of videos [0054] are
+here too.
 
 Sizes: N target segments, K candidate segments of T frames, F candidate frames, d_k and d_v width of a key and of a
 value.
@@ -21,6 +24,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from pipeline import pair_kernel
 from pipeline.coattention import Coattention
 from pipeline.errors import PipelineError, UsageError
 
@@ -55,8 +59,8 @@ class TargetEncoding:
 def encode_target(head: Coattention, target_features: Tensor, centre: Tensor | None = None) -> TargetEncoding:
     """Query vectors and encodings of target segments, each under the attention of its own query vector [0044-0049].
 
-    target_features: frame features [N, T_p, D], any floating type. centre: [d_v], needed only to match a stored
-    `segment_gram`; without it, the mean of the target's encodings. Raises PipelineError for features of another width.
+    target_features: frame features [N, T_p, D], any floating type. centre: [d_v]; without it, the mean of the target's encodings.
+    Raises PipelineError for features of another width.
     """
     target_features = target_features.to(head.feature_mean.device)
     query_vectors = head.query_vectors(target_features)  # [N, d_k]
@@ -74,11 +78,11 @@ def pair_scores(
     values: Tensor,
     segment_frames: Tensor,
     *,
-    gram: Tensor | None = None,
+    distances: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """Scores float32 [N, K] in 0..1 of target against candidate segments [0052]; arguments as in `pair_logits`."""
-    return pair_logits(target, keys, values, segment_frames, gram=gram, chunk=chunk).sigmoid_()
+    return pair_logits(target, keys, values, segment_frames, distances=distances, chunk=chunk).sigmoid_()
 
 
 @torch.no_grad()
@@ -88,7 +92,7 @@ def pair_logits(
     values: Tensor,
     segment_frames: Tensor,
     *,
-    gram: Tensor | None = None,
+    distances: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """Logits float32 [N, K], of which the sigmoid is the score, computed in float32 on the device of `keys`.
@@ -96,7 +100,7 @@ def pair_logits(
     keys: [F, d_k], values: [F, d_v], one row a candidate frame, float16 or wider. segment_frames: int64 [K, T], rows
     of keys and values that make up each segment; segments may share frames and may come in any order, but segments
     that lie near each other in `segment_frames` are fastest when they do so in `keys`.
-    gram: [K, T, T] from `segment_gram` with this target's weight and centre; without it, it is computed here.
+    distances: D, [K, T, T], from `segment_distances`; without it, it is computed here.
     chunk: candidate segments in work at once, by default 1024 on a CPU and 16384 elsewhere; beyond the result, about
     4 * chunk * T * (4 N + 3 d_v + d_k) bytes. Another chunk moves the last bits of a result at most, as matrix
     libraries round differently for different shapes.
@@ -104,7 +108,7 @@ def pair_logits(
     Where no weight is above 0, no logit exceeds the bias: rounding is cut off there.
     Raises ValueError for shapes that do not fit each other and frame numbers outside 0..F-1.
     """
-    _check_shapes(target, keys, values, segment_frames, gram, chunk)
+    _check_shapes(target, keys, values, segment_frames, distances, chunk)
     target = target.to(keys.device)
     ceiling = torch.where((target.weight <= 0).all(), target.bias, math.inf)
     encodings = target.encodings - target.centre  # [N, d_v]
@@ -114,30 +118,89 @@ def pair_logits(
     for start, rows, segments in _chunks(segment_frames.to(keys.device), len(keys), chunk):
         attention = _attention(target, keys[rows], segments)  # [k, T, N]
         centred = (values[rows] - target.centre).float()  # [f, d_v]
-        cross = (centred @ weighted.T)[segments]  # [k, T, N]
-        if gram is None:
-            table = _gram(target.weight, centred, segments)  # [k, T, T]
+        cross = (centred @ (-2 * weighted).T + (centred.square() @ target.weight)[:, None])[segments]  # [k, T, N]
+        if distances is None:
+            table = _distances(target.weight, centred, segments)  # [k, T, T]
         else:
-            table = gram[start : start + len(segments)].to(keys.device, torch.float32)
+            table = distances[start : start + len(segments)].to(keys.device, torch.float32)
         square = table @ attention  # [k, T, N]
-        pairs = (attention * (square - 2 * cross)).sum(dim=1)  # [k, N]
+        pairs = (attention * (cross - square / 2)).sum(dim=1)  # [k, N]
         logits[:, start : start + len(segments)] = torch.minimum(constant + pairs, ceiling).T
     return logits
 
 
 @torch.no_grad()
-def segment_gram(weight: Tensor, centre: Tensor, values: Tensor, segment_frames: Tensor, *, chunk: int | None = None) -> Tensor:
-    """G of each candidate segment, float32 [K, T, T]: weighted products of its values, the same for every target.
+def candidate_logits(
+    target: TargetEncoding, keys: Tensor, values: Tensor, band: Tensor, start: Tensor, last: Tensor, length: int
+) -> Tensor:
+    """`pair_logits` of segments of consecutive frames with stored distances, float32 [K, N], the fastest way there is.
 
-    weight: w, [d_v]; centre: [d_v], the one that targets are encoded with. values and segment_frames as in
-    `pair_logits`.
+    keys: [F, d_k], values: [F, d_v], band: [F, length - 1] from `frame_band`, all float16 or all float32 and on one device.
+    start, last: int64 [K], ascending by start: a segment is the frames start .. start + length - 1, where numbers beyond `last`,
+    its video's last frame, mean `last`. On a CPU this is the compiled kernel (`pipeline.pair_kernel`) where there is a compiler.
+    Raises ValueError for shapes that do not fit and frame numbers outside 0..F-1.
     """
-    weight, centre = weight.to(values.device, torch.float32), centre.to(values.device, torch.float32)
-    count, length = segment_frames.shape
-    table = torch.empty(count, length, length, device=values.device)
-    for start, rows, segments in _chunks(segment_frames.to(values.device), len(values), chunk):
-        table[start : start + len(segments)] = _gram(weight, (values[rows] - centre).float(), segments)
-    return table
+    count = len(start)
+    if count == 0:
+        return torch.empty(0, len(target.encodings), device=keys.device)
+    if band.shape != (len(keys), length - 1) or last.shape != start.shape:
+        raise ValueError(
+            f"a band {list(band.shape)} and {list(last.shape)} ends do not fit {len(keys)} frames and {count} segments"
+        )
+    if int(start.min()) < 0 or int(last.max()) >= len(keys) or bool((last < start).any()):
+        raise ValueError(f"segments name frames {int(start.min())}..{int(last.max())}, but there are only 0..{len(keys) - 1}")
+    if keys.device.type == "cpu" and keys.dtype in (torch.float16, torch.float32) and pair_kernel.available():
+        _check_shapes(target, keys, values, segment_rows(start[:1], last[:1], length), None, None)
+        if not keys.dtype == values.dtype == band.dtype or not all(part.is_contiguous() for part in (keys, values, band)):
+            raise ValueError("keys, values and band must be contiguous and of one type")
+        target = target.to("cpu")
+        encodings = target.encodings - target.centre
+        weighted = encodings * target.weight
+        constant = target.bias + (weighted * encodings).sum(dim=1)
+        ceiling = float(target.bias) if bool((target.weight <= 0).all()) else math.inf
+        shared = (target.weight, target.centre, ceiling)
+        return pair_kernel.pair_logits(
+            keys, values, band, length, start, last, target.query_vectors, -2 * weighted, constant, *shared
+        )
+    rows = segment_rows(start, last, length)
+    parts = []
+    for first in range(0, count, GPU_CHUNK):
+        piece = rows[first : first + GPU_CHUNK]
+        parts.append(pair_logits(target, keys, values, piece, distances=segment_distances(band, piece)).T)
+    return torch.cat(parts)
+
+
+def segment_rows(start: Tensor, last: Tensor, length: int) -> Tensor:
+    """Frame numbers int64 [K, length] of segments: consecutive from `start`, `last` repeated where a video is short."""
+    return torch.minimum(start[:, None] + torch.arange(length, device=start.device), last[:, None])
+
+
+@torch.no_grad()
+def frame_band(weight: Tensor, values: Tensor, after: Tensor, length: int) -> Tensor:
+    """D of each frame to the length - 1 frames after it, float32 [F, length - 1]: all that segments of `length` frames need.
+
+    weight: w, [d_v]; values: [F, d_v]; after: int64 [F], frames that the frame's video has after it; entries beyond are 0.
+    """
+    weight = weight.to(values.device, torch.float32)
+    band = torch.zeros(len(values), length - 1, device=values.device)
+    for first in range(0, len(values), CPU_CHUNK):
+        block = values[first : first + CPU_CHUNK + length - 1].float()
+        rows = min(CPU_CHUNK, len(values) - first)
+        for i in range(1, length):
+            count = min(rows, len(block) - i)
+            if count > 0:
+                band[first : first + count, i - 1] = (block[i : i + count] - block[:count]).square() @ weight
+    return band.masked_fill_(torch.arange(1, length, device=values.device) > after[:, None].to(values.device), 0.0)
+
+
+@torch.no_grad()
+def segment_distances(band: Tensor, segment_frames: Tensor) -> Tensor:
+    """D of candidate segments, float32 [K, T, T], out of a `frame_band`; segment_frames: int64 [K, T], ascending."""
+    first, second = segment_frames[:, :, None], segment_frames[:, None, :]
+    gap = (second - first).abs()  # [K, T, T]
+    lower = torch.minimum(first, second)
+    found = band[lower, (gap - 1).clamp_min(0)] if band.shape[1] else torch.zeros_like(gap, dtype=band.dtype)
+    return torch.where(gap > 0, found.float(), 0.0)
 
 
 @torch.no_grad()
@@ -161,9 +224,11 @@ def _attention(target: TargetEncoding, keys: Tensor, segments: Tensor) -> Tensor
     return heat[segments].softmax(dim=1)  # [k, T, N]: rows of N, so that the gather copies runs and not single numbers
 
 
-def _gram(weight: Tensor, values: Tensor, segments: Tensor) -> Tensor:
+def _distances(weight: Tensor, values: Tensor, segments: Tensor) -> Tensor:
     gathered = values[segments]  # [k, T, d_v]
-    return (gathered * weight) @ gathered.mT  # [k, T, T]
+    products = (gathered * weight) @ gathered.mT  # [k, T, T]
+    squares = products.diagonal(dim1=1, dim2=2)  # [k, T]
+    return squares[:, :, None] + squares[:, None, :] - 2 * products
 
 
 def _chunks(segment_frames: Tensor, frames: int, chunk: int | None) -> Iterator[tuple[int, slice | Tensor, Tensor]]:
@@ -182,7 +247,7 @@ def _chunks(segment_frames: Tensor, frames: int, chunk: int | None) -> Iterator[
 
 
 def _check_shapes(
-    target: TargetEncoding, keys: Tensor, values: Tensor, segment_frames: Tensor, gram: Tensor | None, chunk: int | None
+    target: TargetEncoding, keys: Tensor, values: Tensor, segment_frames: Tensor, distances: Tensor | None, chunk: int | None
 ) -> None:
     widths = (target.query_vectors.shape[1], target.encodings.shape[1])
     if keys.ndim != 2 or values.ndim != 2 or len(keys) != len(values) or (keys.shape[1], values.shape[1]) != widths:
@@ -190,8 +255,8 @@ def _check_shapes(
     if segment_frames.ndim != 2 or segment_frames.shape[1] < 1:
         raise ValueError(f"segment_frames must be [K, T] with T at least 1, not {list(segment_frames.shape)}")
     count, length = segment_frames.shape
-    if gram is not None and gram.shape != (count, length, length):
-        raise ValueError(f"gram must be {[count, length, length]}, not {list(gram.shape)}")
+    if distances is not None and distances.shape != (count, length, length):
+        raise ValueError(f"distances must be {[count, length, length]}, not {list(distances.shape)}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"a chunk needs at least 1 segment, not {chunk}")
 

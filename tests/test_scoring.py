@@ -1,7 +1,11 @@
 import copy
 import itertools
 import math
+import subprocess
+import sys
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,17 +13,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import pair_kernel
 from pipeline.coattention import Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
 from pipeline.head import untrained_head
 from pipeline.scoring import (
     ScoreSettings,
     attention_weights,
+    candidate_logits,
     encode_target,
+    frame_band,
     pair_logits,
     pair_scores,
     rank_videos,
-    segment_gram,
+    segment_distances,
     video_score,
     video_scores,
 )
@@ -49,6 +56,12 @@ HEADS = {
     "negative w, softmax": random_head(3, negative_weight=True, normalisation="softmax"),
     "plain features": random_head(4, normalise_features=False, normalise_values=True),
 }
+COMPILED = [
+    False,
+    pytest.param(True, marks=pytest.mark.skipif(not pair_kernel.available(), reason=f"no kernel: {pair_kernel.why_not()}")),
+]
+ROOT = Path(__file__).parents[1]
+
 every_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
 
 
@@ -78,9 +91,11 @@ def overlapping_segments(lengths, length=LENGTH):
 class Gallery:
     """Candidate frames with stored keys and values, as an index holds them; the third video is shorter than a segment."""
 
-    def __init__(self, head, lengths=(21, 8, 5, 30), storage=torch.float32, seed=50):
+    def __init__(self, head, lengths=(21, 8, 5, 30), storage=torch.float32, seed=50, segment_length=LENGTH):
+        self.length = segment_length
+        self.after = torch.cat([torch.arange(frames - 1, -1, -1) for frames in lengths])
         self.features = np.concatenate([features(frames, seed + video) for video, frames in enumerate(lengths)])
-        self.segments = overlapping_segments(lengths)
+        self.segments = overlapping_segments(lengths, segment_length)
         with torch.no_grad():
             self.keys = head.keys(torch.from_numpy(self.features)).to(storage)
             self.values = head.values(torch.from_numpy(self.features)).to(storage)
@@ -88,6 +103,13 @@ class Gallery:
     @property
     def stored(self):
         return self.keys, self.values, self.segments
+
+    def banded(self, head):
+        """What `candidate_logits` takes."""
+        weight = head.score_row()[0].detach()
+        band = frame_band(weight, self.values, self.after, self.length).to(self.values.dtype)
+        start = self.segments[:, 0]
+        return self.keys, self.values, band, start, start + self.after[start], self.length
 
     def oracle_segments(self):
         return self.features[self.segments.numpy()]
@@ -187,17 +209,107 @@ def test_segments_far_apart_among_the_frames_score_the_same():
     torch.testing.assert_close(few, whole[:, ends], rtol=0, atol=1e-6)
 
 
-def test_a_stored_gram_gives_the_same_scores():
-    head = HEADS["w of both signs"]
-    gallery = Gallery(head)
-    centre = gallery.values.mean(dim=0)
-    target = encode_target(head, torch.from_numpy(targets(3)), centre=centre)
-    gram = segment_gram(target.weight, centre, gallery.values, gallery.segments, chunk=4)
+def test_stored_distances_give_the_same_scores():
+    head, gallery = HEADS["negative w"], Gallery(HEADS["negative w"])
+    target = encode_target(head, torch.from_numpy(targets(3)))
+    band = frame_band(target.weight, gallery.values, gallery.after, LENGTH)
+    distances = segment_distances(band, gallery.segments)
     expected = pair_scores(target, *gallery.stored)
-    torch.testing.assert_close(pair_scores(target, *gallery.stored, gram=gram, chunk=5), expected, rtol=0, atol=1e-6)
-    centred = (gallery.values - centre).double().numpy()[gallery.segments[0].numpy()]
-    plain = [[sum(target.weight.double().numpy() * v * u) for u in centred] for v in centred]
-    np.testing.assert_allclose(gram[0], plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pair_scores(target, *gallery.stored, distances=distances, chunk=5), expected, rtol=0, atol=1e-6)
+    rows = gallery.values[gallery.segments[0]].double().numpy()
+    plain = ((rows[:, None] - rows[None]) ** 2) @ target.weight.double().numpy()
+    np.testing.assert_allclose(distances[0], plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_band_holds_nothing_beyond_the_end_of_a_video():
+    gallery = Gallery(HEADS["negative w"])
+    band = frame_band(torch.full((VALUE_WIDTH,), -1.0), gallery.values, gallery.after, LENGTH)
+    beyond = torch.arange(1, LENGTH) > gallery.after[:, None]
+    assert (band[beyond] == 0).all()
+    assert (band[~beyond] < 0).all()
+
+
+@every_head
+@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize("count", [1, 9, 33])
+@pytest.mark.parametrize(("storage", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-4)])
+def test_stored_candidates_score_as_the_textbook_says(head, compiled, count, storage, tolerance, monkeypatch):
+    monkeypatch.setattr(pair_kernel, "available", lambda: compiled)
+    if storage == torch.float16 and not head.config.normalise_features:
+        tolerance = 3e-4  # its keys are long, and float16 keeps a share of their length; heads that ship take unit features
+    gallery, target = Gallery(head, (21, 8, 5, 1, 140), storage), targets(count)
+    scores = candidate_logits(encode_target(head, torch.from_numpy(target)), *gallery.banded(head)).sigmoid()
+    expected = oracle_of(head).scores(target, gallery.oracle_segments())
+    np.testing.assert_allclose(scores.T, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize("length", [1, 2, 7, 100])
+def test_segments_of_any_length_are_scored(compiled, length, monkeypatch):
+    monkeypatch.setattr(pair_kernel, "available", lambda: compiled)
+    head = HEADS["negative w"]
+    gallery, target = Gallery(head, (21, 8, 5, 330), segment_length=length), targets(11)
+    scores = candidate_logits(encode_target(head, torch.from_numpy(target)), *gallery.banded(head)).sigmoid()
+    np.testing.assert_allclose(scores.T, oracle_of(head).scores(target, gallery.oracle_segments()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize("copies", [1, 300])
+def test_frames_that_nearly_coincide_lose_nothing_to_rounding(compiled, copies, monkeypatch):
+    """The target's own frames as the candidate, far from the origin: distances are next to 0, products are large."""
+    monkeypatch.setattr(pair_kernel, "available", lambda: compiled)
+    head = HEADS["negative w"]
+    gallery = Gallery(head, (30,) * copies)
+    own = torch.from_numpy(gallery.oracle_segments()[:3])
+    target = encode_target(head, own)
+    far = 50 * torch.ones(VALUE_WIDTH)
+    target = replace(target, encodings=target.encodings + far, centre=target.centre + far)
+    keys, _, band, start, last, length = gallery.banded(head)
+    logits = candidate_logits(target, keys, gallery.values + far, band, start, last, length)
+    expected = oracle_of(head).scores(own.numpy(), gallery.oracle_segments())
+    np.testing.assert_allclose(logits.sigmoid().T, expected, rtol=0, atol=1e-5)
+    assert (logits <= target.bias).all()
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_a_damaged_frame_shows_as_nan_in_its_segments_only(compiled, monkeypatch):
+    monkeypatch.setattr(pair_kernel, "available", lambda: compiled)
+    head = HEADS["negative w"]
+    for array in ("keys", "values"):
+        gallery = Gallery(head)
+        arrays = gallery.banded(head)
+        getattr(gallery, array)[10, 3] = torch.nan
+        logits = candidate_logits(encode_target(head, torch.from_numpy(targets(2))), *arrays)
+        holds = (gallery.segments == 10).any(dim=1)
+        assert logits[holds].isnan().all()
+        assert logits[~holds].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda k, v, b, s, e, n: (k, v, b[1:], s, e, n),
+        lambda k, v, b, s, e, n: (k, v, b, s, e[1:], n),
+        lambda k, v, b, s, e, n: (k, v, b, s, e + len(k), n),
+        lambda k, v, b, s, e, n: (k, v, b, s - 1, e, n),
+        lambda k, v, b, s, e, n: (k[:, 1:].contiguous(), v, b, s, e, n),
+        lambda k, v, b, s, e, n: (k[:-1], v, b, s, e, n),
+    ],
+)
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_arrays_that_do_not_fit_are_refused(change, compiled, monkeypatch):
+    monkeypatch.setattr(pair_kernel, "available", lambda: compiled)
+    head = HEADS["negative w"]
+    target = encode_target(head, torch.from_numpy(targets(2)))
+    with pytest.raises(ValueError, match=r"fit|must be|frames"):
+        candidate_logits(target, *change(*Gallery(head).banded(head)))
+
+
+def test_a_machine_without_a_compiler_says_so_and_scores_in_torch(tmp_path):
+    code = "from pipeline import pair_kernel; print(pair_kernel.available(), pair_kernel.why_not())"
+    python = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=python, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False there is no C compiler; install gcc and libc6-dev\n"
 
 
 def test_the_centre_changes_nothing_but_rounding():
@@ -258,11 +370,11 @@ def test_shapes_that_do_not_fit_are_refused_by_name(change, word):
         pair_scores(target, *change(*Gallery(head).stored))
 
 
-def test_a_gram_of_other_segments_and_an_empty_chunk_are_refused():
+def test_distances_of_other_segments_and_an_empty_chunk_are_refused():
     head = HEADS["negative w"]
     target, gallery = encode_target(head, torch.from_numpy(targets(1))), Gallery(head)
-    with pytest.raises(ValueError, match="gram"):
-        pair_scores(target, *gallery.stored, gram=torch.zeros(3, LENGTH, LENGTH))
+    with pytest.raises(ValueError, match="distances"):
+        pair_scores(target, *gallery.stored, distances=torch.zeros(3, LENGTH, LENGTH))
     with pytest.raises(ValueError, match="chunk"):
         pair_scores(target, *gallery.stored, chunk=0)
 
