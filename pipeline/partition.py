@@ -1,5 +1,7 @@
 """One partition of an index, open: its share of the shortlist, its full scores, its evidence. No Ray here."""
 
+import mmap
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +16,13 @@ from pipeline.scoring import (
     ScoreSettings,
     TargetEncoding,
     attention_weights,
-    pair_logits,
+    candidate_logits,
+    segment_rows,
     video_scores,
 )
-from pipeline.segments import segment_frames
 
-SCORE_FRAMES = 65_536  # candidate frames scored at a time
+SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time
+NEARBY = 1 << 16  # bytes between two videos that are read ahead as one piece
 
 
 @dataclass(frozen=True)
@@ -35,25 +38,38 @@ class TargetSegments:
     time_s: np.ndarray
     cohort: CohortStatistics | None = None
 
+    def __len__(self) -> int:
+        return len(self.frame_index)
+
 
 class Partition:
-    """The arrays of one partition. Videos are numbered from 0 within it."""
+    """The arrays of one partition: memory-mapped where they are scored on a CPU, resident where on a GPU.
+
+    Videos are numbered from 0 within it.
+    """
 
     def __init__(self, index: Index, number: int, device: str = "cpu") -> None:
-        folder = index.location.join(f"p{number:04d}")
+        folder = index.partition_location(number)
         videos = index.partition_videos(number)
         self.device = device
-        self.length = index.settings.segment_length
-        self.keys, self.values = load_array(folder.join("keys.npy")), load_array(folder.join("values.npy"))
+        self.length, self.stride = index.settings.segment_length, index.settings.stride
+        self.arrays = {name: load_array(folder.join(f"{name}.npy")) for name in ("keys", "values", "band")}
+        self.keys, self.values, self.band = (_tensor(array).to(device) for array in self.arrays.values())
         self.frame_index, self.time_s = load_array(folder.join("frame_index.npy")), load_array(folder.join("time_s.npy"))
-        self.segment_start = load_array(folder.join("segment_start.npy"))
-        self.cohort_mean, self.cohort_spread = (load_array(folder.join(f"{n}.npy")) for n in ("cohort_mean", "cohort_spread"))
+        self.cohort_mean, self.cohort_spread = (
+            _tensor(load_array(folder.join(f"{n}.npy"))) for n in ("cohort_mean", "cohort_spread")
+        )
         self.prefilter = load_prefilter(folder.join("prefilter.faiss"))
         self.frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
         self.first_frame = np.asarray(videos["first_frame"])
         self.segments = np.asarray(videos["segments"])
         self.first_segment = np.asarray(videos["first_segment"])
-        self.video_of_segment = np.repeat(np.arange(len(videos)), self.segments)
+        self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the arrays that scoring reads."""
+        return sum(array.nbytes for array in self.arrays.values())
 
     def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """(videos, prefilter logits) of the best `count` videos, see `pipeline.prefilter.shortlist`. allowed: bool [V]."""
@@ -62,28 +78,62 @@ class Partition:
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
         """Video scores float64 [m] of the videos int64 [m], each ascending: read in file order and in large pieces."""
         scores = np.empty(len(videos))
-        ends = np.cumsum(self.frames[videos])
+        ends = np.cumsum(self.segments[videos]) * len(target)
         start = 0
         while start < len(videos):
             taken = int(ends[start - 1]) if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, taken + SCORE_FRAMES, side="right")))
-            pairs, offsets = self._pair_scores(target, videos[start:stop], settings)
+            stop = max(start + 1, int(np.searchsorted(ends, taken + SCORE_PAIRS, side="right")))
+            pairs, offsets = self.pair_scores(target, videos[start:stop], settings)
             scores[start:stop] = video_scores(pairs, offsets, settings)
             start = stop
         return scores
 
+    def pair_scores(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 [N, K] against all segments of the videos, and where each video's columns begin, int64 [m + 1]."""
+        start, last, segments = self._cut(videos)
+        first, final = (torch.from_numpy(numbers).to(self.device) for numbers in (start, last))
+        logits = candidate_logits(target.encoding, self.keys, self.values, self.band, first, final, self.length).T
+        if settings.normalise == "cohort" and target.cohort is not None:
+            rows = torch.from_numpy(segments)
+            candidate = CohortStatistics(self.cohort_mean[rows], self.cohort_spread[rows]).to(self.device)
+            logits = normalised_logits(logits, target.cohort.to(self.device), candidate)
+        offsets = np.concatenate([[0], np.cumsum(self.segments[videos])])
+        return logits.sigmoid().cpu().numpy(), offsets
+
+    def read_ahead(self, videos: np.ndarray) -> None:
+        """Let the system fetch what scoring these videos, ascending, will read, several pieces at a time."""
+        for array in self.arrays.values():
+            mapped = getattr(array, "_mmap", None)
+            if not isinstance(array, np.memmap) or mapped is None or not len(videos):
+                continue
+            row = array.strides[0]
+            begin = array.offset + self.first_frame[videos] * row
+            end = begin + self.frames[videos] * row
+            breaks = np.flatnonzero(begin[1:] - end[:-1] > NEARBY) + 1
+            for first, stop in zip(begin[np.r_[0, breaks]], end[np.r_[breaks - 1, len(end) - 1]], strict=True):
+                first = int(first) // mmap.PAGESIZE * mmap.PAGESIZE
+                mapped.madvise(mmap.MADV_WILLNEED, first, int(stop) - first)
+
+    def release(self) -> None:
+        """Give back the memory that reading has mapped; what the system keeps of the files stays in its cache."""
+        for array in self.arrays.values():
+            if (mapped := getattr(array, "_mmap", None)) is not None:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def evidence(self, target: TargetSegments, video: int, pairs: int, settings: ScoreSettings) -> list[SegmentPair]:
         """The best segment pairs of one video, best first, each candidate segment and each target segment at most once."""
-        scores, _ = self._pair_scores(target, np.array([video]), settings)
+        videos = np.array([video])
+        scores, _ = self.pair_scores(target, videos, settings)
         order = np.dstack(np.unravel_index(np.argsort(-scores, axis=None, kind="stable"), scores.shape))[0]
         chosen: list[tuple[int, int]] = []
         for n, k in order.tolist():
             if len(chosen) < pairs and all(n != m and k != j for m, j in chosen):
                 chosen.append((n, k))
-        rows = self._segment_rows(video)
-        first = int(self.first_frame[video])
-        keys = torch.from_numpy(np.array(self.keys[first : first + int(self.frames[video])]))
-        weights = attention_weights(target.encoding.to("cpu"), keys, torch.from_numpy(rows - first)).numpy()
+        start, last, _ = self._cut(videos)
+        rows = segment_rows(torch.from_numpy(start), torch.from_numpy(last), self.length)
+        first, frames = int(self.first_frame[video]), int(self.frames[video])
+        keys = self.keys[first : first + frames].cpu()
+        weights = attention_weights(target.encoding.to("cpu"), keys, rows - first).numpy()
         own = target.encoding.attention.cpu().numpy()
         return [
             SegmentPair(
@@ -94,32 +144,23 @@ class Partition:
             for n, k in chosen
         ]
 
-    def _pair_scores(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [N, K] against all segments of the videos, and where each video's columns begin, int64 [m + 1]."""
-        counts = self.frames[videos]
-        moved = np.cumsum(counts) - counts - self.first_frame[videos]  # from a row of the file to a row of what is read
-        segments = np.concatenate([self._segment_rows(v) + shift for v, shift in zip(videos, moved, strict=True)])
-        keys, values = (self._read(array, videos).to(self.device) for array in (self.keys, self.values))
-        encoding = target.encoding.to(self.device)
-        logits = pair_logits(encoding, keys, values, torch.from_numpy(segments).to(self.device))
-        if settings.normalise == "cohort" and target.cohort is not None:
-            spans = list(zip(self.first_segment[videos], self.segments[videos], strict=True))
-            mean, spread = (
-                torch.from_numpy(np.concatenate([array[first : first + n] for first, n in spans])).to(self.device)
-                for array in (self.cohort_mean, self.cohort_spread)
-            )
-            logits = normalised_logits(logits, target.cohort.to(self.device), CohortStatistics(mean, spread))
-        return logits.sigmoid_().cpu().numpy(), np.concatenate([[0], np.cumsum(self.segments[videos])])
+    def _cut(self, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """First and last frame of the video of each segment of the videos, rows of the arrays, and its number; int64 [K].
 
-    def _segment_rows(self, video: int) -> np.ndarray:
-        """Rows of the partition's arrays that make up each segment of a video, int64 [K, T]."""
-        first = int(self.first_segment[video])
-        starts = self.segment_start[first : first + int(self.segments[video])] - self.first_frame[video]
-        return segment_frames(starts, self.length, int(self.frames[video])) + self.first_frame[video]
+        The same starts as `pipeline.segments.segment_starts` gives.
+        """
+        counts = self.segments[videos]
+        nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        first, frames = np.repeat(self.first_frame[videos], counts), np.repeat(self.frames[videos], counts)
+        start = first + np.minimum(nth * self.stride, np.maximum(frames - self.length, 0))
+        return start, first + frames - 1, np.repeat(self.first_segment[videos], counts) + nth
 
-    def _read(self, array: np.ndarray, videos: np.ndarray) -> torch.Tensor:
-        pieces = [array[f : f + n] for f, n in zip(self.first_frame[videos], self.frames[videos], strict=True)]
-        return torch.from_numpy(np.concatenate(pieces))
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor over the same memory; nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def _view(frame_index: np.ndarray, time_s: np.ndarray, attention: np.ndarray) -> SegmentView:

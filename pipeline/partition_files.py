@@ -3,7 +3,10 @@
 See `pipeline.index` for what a version consists of.
 """
 
-import io
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -16,10 +19,12 @@ from pipeline.cohort import Cohort, cohort_statistics
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.prefilter import PrefilterMetric
+from pipeline.scoring import frame_band
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage import Location
 
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
+LARGEST_DISTANCE = 65_000.0  # what float16 holds
 
 
 def write_partition(
@@ -31,10 +36,13 @@ def write_partition(
     cohort: Cohort,
     first_video: int,
     folder: Path,
+    prefilter: faiss.Index | None = None,
 ) -> tuple[pa.Table, dict[str, int]]:
     """Write one partition's files into a local folder; returns its rows of videos.parquet and its counts.
 
-    first_video: row of its first video among all of the index.
+    first_video: row of its first video among all of the index. prefilter: a trained, empty index
+    (`pipeline.prefilter.compressed_index`) that the partition's segments are added to a copy of; None for a flat one. Memory: a
+    shard's frame features, and what FAISS keeps.
     """
     frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
     starts = [segment_starts(int(n), segment_length, stride) for n in frames]
@@ -44,22 +52,28 @@ def write_partition(
     keys, values = (
         _new_array(folder / n, np.float16, (first_frame[-1], w)) for n, w in zip(("keys", "values"), widths, strict=True)
     )
+    band = _new_array(folder / "band", np.float16, (first_frame[-1], segment_length - 1))
     frame_index = _new_array(folder / "frame_index", np.int32, (first_frame[-1],))
     time_s = _new_array(folder / "time_s", np.float32, (first_frame[-1],))
     segments = int(first_segment[-1])
     cohort_mean, cohort_spread = (_new_array(folder / name, np.float32, (segments,)) for name in ("cohort_mean", "cohort_spread"))
     metric = PrefilterMetric(*score_row(head))
-    prefilter = metric.empty_index()
+    prefilter = metric.empty_index() if prefilter is None else faiss.clone_index(prefilter)
     weight, bias = (part.detach() for part in head.score_row())
     done = 0
     for positions, table in gallery.iter_features(videos):  # videos are in shard order, so positions ascend from 0
         rows = slice(int(first_frame[positions[0]]), int(first_frame[positions[-1] + 1]))
-        keys[rows], values[rows] = encode_frames(head, feature_matrix(table))
+        new_keys, new_values = encode_frames(head, feature_matrix(table))
+        keys[rows], values[rows] = new_keys, new_values
+        after = np.concatenate([np.arange(n - 1, -1, -1) for n in frames[positions]])
+        distances = frame_band(weight, torch.from_numpy(new_values), torch.from_numpy(after), segment_length)
+        if not bool((distances.abs() < LARGEST_DISTANCE).all()):
+            raise PipelineError("the head's values lie too far apart to be stored; train it with values of about unit length")
+        band[rows] = distances.half().numpy()
         frame_index[rows], time_s[rows] = np.asarray(table["frame_index"]), np.asarray(table["time_s"])
-        of_shard = [segment_frames(starts[p], segment_length, int(frames[p])) + first_frame[p] for p in positions]
-        cut = np.concatenate(of_shard)
-        means = segment_means(values, cut)
         own = slice(int(first_segment[positions[0]]), int(first_segment[positions[-1] + 1]))
+        of_shard = [segment_frames(starts[p], segment_length, int(frames[p])) + first_frame[p] for p in positions]
+        means = segment_means(new_values, np.concatenate(of_shard) - rows.start)
         prefilter.add(metric.stored(means))
         owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
         statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
@@ -67,9 +81,8 @@ def write_partition(
         done += len(positions)
     if done != len(videos):
         raise PipelineError(f"{len(videos) - done} videos of {gallery.location.uri} have no frames; the gallery is damaged")
-    for array in (keys, values, frame_index, time_s, cohort_mean, cohort_spread):
+    for array in (keys, values, band, frame_index, time_s, cohort_mean, cohort_spread):
         array.flush()
-    np.save(folder / "segment_start.npy", np.concatenate([s + f for s, f in zip(starts, first_frame[:-1], strict=True)]))
     faiss.write_index(prefilter, str(folder / "prefilter.faiss"))
     table = videos.append_column("first_frame", pa.array(first_frame[:-1])).append_column(
         "first_segment", pa.array(first_segment[:-1])
@@ -105,20 +118,33 @@ def segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:
 
 
 def load_array(location: Location) -> np.ndarray:
-    """A .npy file: memory-mapped from a local disk, read whole from an object store. Raises PipelineError."""
+    """A .npy file, memory-mapped: from where it lies, or from a copy of an object on the local disk. Raises PipelineError."""
     try:
         if location.is_local:
             return np.load(location.path, mmap_mode="r", allow_pickle=False)
-        return np.load(io.BytesIO(location.read_bytes()), allow_pickle=False)
+        with _local_copy(location) as path:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
 
 
 def load_prefilter(location: Location) -> faiss.Index:
-    """A FAISS index: memory-mapped from a local disk, read whole from an object store. Raises PipelineError."""
+    """A FAISS index, memory-mapped as `load_array` does. Raises PipelineError."""
+    flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
     try:
         if location.is_local:
-            return faiss.read_index(location.path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        return faiss.deserialize_index(np.frombuffer(location.read_bytes(), np.uint8))
-    except RuntimeError as error:
+            return faiss.read_index(location.path, flags)
+        with _local_copy(location) as path:
+            return faiss.read_index(str(path), flags)
+    except (RuntimeError, OSError) as error:
         raise PipelineError(f"the index file {location.uri} is damaged: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _local_copy(location: Location) -> Iterator[Path]:
+    """An object as a file; what has been mapped of it stays readable, and its disk space goes back when it is closed."""
+    with tempfile.TemporaryDirectory(prefix="co-attention-search-") as folder:
+        path = Path(folder, location.name)
+        with location.open_input() as source, path.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 16 << 20)
+        yield path

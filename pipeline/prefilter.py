@@ -6,12 +6,19 @@ the highest score. With w of both signs it is an inner product, <(-2 w * e, 1), 
 Cohort normalisation is left to the full scores.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
 
 from pipeline.scoring import TargetEncoding
+
+FLAT_SEGMENTS = 500_000  # up to here every vector is compared: 0.1 s on two cores, and nothing is lost
+MOST_LISTS = 4096
+PROBED, LEAST_PROBES = 1 / 32, 16  # share of the lists that a search looks into, and how many at least
+EVERY_BLOCK = 16_384  # segments compared at a time where all are
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,53 @@ class PrefilterMetric:
         return self.bias + (encodings**2 @ self.weight)[:, None] + found
 
 
+def is_flat(index: faiss.Index) -> bool:
+    """Whether the index compares with every vector itself."""
+    return not isinstance(faiss.downcast_index(index), faiss.IndexIVF)
+
+
+def compressed_index(metric: PrefilterMetric, means: np.ndarray, segments: int) -> faiss.Index:
+    """A trained, empty inverted-file index for galleries of about `segments` segments: what each partition adds its own to.
+
+    means: mean segment values float32 [n, d_v] of a sample. Vectors are kept as product-quantised residuals, a byte for three
+    numbers; where the width does not divide by three (inner product), as a byte a number. Lists: 2 sqrt(segments) as a power of
+    two, at most what the sample trains with 39 vectors each.
+    """
+    vectors = metric.stored(means)
+    width = vectors.shape[1]
+    wanted = min(max(2 * math.sqrt(segments), 16), MOST_LISTS, max(len(vectors) / 39, 1))
+    lists = 2 ** int(math.log2(wanted))
+    code = f"PQ{width // 3}x8" if width % 3 == 0 and len(vectors) >= 256 else "SQ8"
+    kind = faiss.METRIC_L2 if metric.is_distance else faiss.METRIC_INNER_PRODUCT
+    index = faiss.index_factory(width, f"IVF{lists},{code}", kind)
+    found: Any = faiss.downcast_index(index)  # FAISS types the base class only
+    found.cp.seed = 1234
+    index.train(vectors)
+    return index
+
+
+def described(index: faiss.Index) -> str:
+    """What the prefilter is, in words."""
+    found: Any = faiss.downcast_index(index)
+    if not isinstance(found, faiss.IndexIVF):
+        return "exact L2" if found.metric_type == faiss.METRIC_L2 else "exact inner product"
+    return f"{found.nlist} inverted lists, {found.code_size} bytes a segment, {_probes(found.nlist, 1.0)} lists probed"
+
+
+def _probes(lists: int, share: float) -> int:
+    """Lists to look into where a filter leaves `share` of the segments: as many candidates for a narrow filter as for none."""
+    return min(lists, math.ceil(max(LEAST_PROBES, lists * PROBED) / max(share, 1e-9)))
+
+
 def shortlist(
     index: faiss.Index, target: TargetEncoding, video_of_segment: np.ndarray, count: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` videos with the best segment: exactly those of the highest prefilter logit.
+    """The `count` videos with the best segment: those of the highest prefilter logit, exactly where the index is flat.
 
     video_of_segment: int [S], ascending from 0. allowed: bool [V], or None for all videos. Returns (videos int64 [m], logits
     float32 [m]), best first, equal ones by position; m = count unless fewer are allowed. Equal logits at the end of the list are
-    all returned (m may exceed count), so that a merge of several partitions can order them by id.
+    all returned (m may exceed count), so that a merge of several partitions can order them by id. An inverted file is asked for
+    all its lists before fewer videos than `count` are returned.
     """
     segments_allowed = None if allowed is None else allowed[video_of_segment]
     total = len(video_of_segment) if segments_allowed is None else int(segments_allowed.sum())
@@ -69,25 +115,84 @@ def shortlist(
         return np.empty(0, np.int64), np.empty(0, np.float32)
     metric = PrefilterMetric.of_target(target)
     encodings = target.encodings.cpu().numpy()
-    parameters = None
-    if segments_allowed is not None:
-        # FAISS keeps a pointer only: the bitmap must outlive the searches below.
-        bitmap = np.packbits(segments_allowed, bitorder="little")
-        selector = faiss.IDSelectorBitmap(len(segments_allowed), faiss.swig_ptr(bitmap))
-        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
     queries = np.ascontiguousarray(metric.queries(encodings), np.float32)
+    if is_flat(index) and 8 * count >= total:
+        return _best(_every_logit(index, metric, queries, encodings, video_of_segment), count, allowed)
+    searched = _Searched(index, queries, segments_allowed, total / len(video_of_segment))
     k = min(total, 4 * count)
     while True:
-        found, segments = index.search(queries, k, params=parameters)
+        found, segments = searched.nearest(k)
         logits = metric.logits(found, encodings)
         best = np.full(int(video_of_segment[-1]) + 1, -np.inf, np.float32)
-        real = segments >= 0  # FAISS fills up with -1 where distances are not finite
+        real = segments >= 0  # FAISS fills up with -1 where it finds no more
         np.maximum.at(best, video_of_segment[segments[real]], logits[real])
-        videos = np.flatnonzero(best > -np.inf)
-        videos = videos[np.argsort(-best[videos], kind="stable")]
-        unseen = logits[:, -1].max()  # no segment that was not returned has a higher logit
-        if k == total or (len(videos) >= count and best[videos[count - 1]] > unseen):
-            if len(videos) > count:
-                videos = videos[best[videos] >= best[videos[count - 1]]]
-            return videos, best[videos]
+        full = int((best > -np.inf).sum()) >= count
+        if is_flat(index):
+            unseen = logits[:, -1].max()  # no segment that was not returned has a higher logit
+            if k == total or (full and np.partition(best, -count)[-count] > unseen):
+                return _best(best, count, allowed)
+        elif full or (k == total and searched.exhausted):
+            return _best(best, count, allowed)
+        else:
+            searched.widen()
         k = min(total, 4 * k)
+
+
+class _Searched:
+    """One index as it is asked for one target: with the filter, and with more lists each time too little was found."""
+
+    def __init__(self, index: faiss.Index, queries: np.ndarray, allowed: np.ndarray | None, share: float) -> None:
+        self.index, self.queries = index, queries
+        found: Any = faiss.downcast_index(index)
+        self.lists = 0 if is_flat(index) else found.nlist
+        self.probes = _probes(self.lists, share)
+        self.selector = None
+        if allowed is not None:
+            # FAISS keeps a pointer only: the bitmap must outlive the searches.
+            self.bitmap = np.packbits(allowed, bitorder="little")
+            self.selector = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(self.bitmap))
+
+    @property
+    def exhausted(self) -> bool:
+        return self.probes >= self.lists
+
+    def widen(self) -> None:
+        self.probes = min(self.lists, 4 * self.probes)
+
+    def nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(FAISS's numbers, segments) of the k nearest of each query."""
+        parameters: Any = faiss.SearchParametersIVF() if self.lists else faiss.SearchParameters()
+        if self.lists:
+            parameters.nprobe = self.probes
+        if self.selector is not None:
+            parameters.sel = self.selector
+        return self.index.search(self.queries, k, params=parameters)
+
+
+def _every_logit(
+    index: faiss.Index, metric: PrefilterMetric, queries: np.ndarray, encodings: np.ndarray, video_of_segment: np.ndarray
+) -> np.ndarray:
+    """The best logit of each video float32 [V], from all vectors of a flat index: no list of nearest ones is kept."""
+    flat: Any = faiss.downcast_index(index)
+    vectors = faiss.rev_swig_ptr(flat.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+    best = np.empty(index.ntotal, np.float32)
+    squares = (queries**2).sum(axis=1)
+    for first in range(0, index.ntotal, EVERY_BLOCK):
+        block = vectors[first : first + EVERY_BLOCK]
+        products = block @ queries.T  # [s, N]
+        if metric.is_distance:
+            products = squares - 2 * products + (block**2).sum(axis=1)[:, None]
+        best[first : first + len(block)] = metric.logits(products.T, encodings).max(axis=0)
+    starts = np.flatnonzero(np.diff(video_of_segment, prepend=-1))
+    return np.maximum.reduceat(best, starts)
+
+
+def _best(logits: np.ndarray, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The best `count` videos of logits [V], and those equal to the last of them; -inf and not allowed ones are not there."""
+    there = logits > -np.inf if allowed is None else (logits > -np.inf) & allowed
+    videos = np.flatnonzero(there)
+    if len(videos) > count:
+        least = np.partition(logits[videos], -count)[-count]
+        videos = videos[logits[videos] >= least]
+    videos = videos[np.argsort(-logits[videos], kind="stable")]
+    return videos, logits[videos]

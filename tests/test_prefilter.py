@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.prefilter import PrefilterMetric, shortlist
+from pipeline.prefilter import PrefilterMetric, compressed_index, is_flat, shortlist
 from pipeline.scoring import TargetEncoding
 
 
@@ -63,3 +63,64 @@ def test_equal_logits_at_the_end_of_the_list_are_all_returned() -> None:
     index.add(metric.stored(np.zeros((30, 6))))
     videos, _ = shortlist(index, target, np.arange(30), 5)
     assert videos.tolist() == list(range(30))
+
+
+def people(seed: int, videos: int, width: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Mean segment values [S, width] of people who are seen in several videos, and the video of each, ascending."""
+    rng = np.random.default_rng(seed)
+    persons = rng.normal(size=(videos // 5, width))
+    video_of_segment = np.repeat(np.arange(videos), rng.integers(1, 10, size=videos))
+    means = persons[video_of_segment % len(persons)] + 0.4 * rng.normal(size=(len(video_of_segment), width))
+    return means.astype(np.float32), video_of_segment
+
+
+def asked(means: np.ndarray, weight: np.ndarray) -> TargetEncoding:
+    empty = torch.empty(0)
+    return TargetEncoding(empty, torch.from_numpy(means), empty, torch.from_numpy(weight), torch.tensor(1.5), empty)
+
+
+@pytest.mark.parametrize("signs", [-1.0, 1.0])
+def test_a_compressed_index_keeps_nearly_all_of_the_exact_shortlist(signs: float) -> None:
+    means, video_of_segment = people(1, 1500)
+    weight = np.full(24, -0.5, np.float32)
+    weight[0] *= signs
+    metric = PrefilterMetric(weight, 1.5)
+    exact, compressed = metric.empty_index(), compressed_index(metric, means, len(means))
+    exact.add(metric.stored(means))
+    compressed.add(metric.stored(means))
+    assert not is_flat(compressed)
+    kept = []
+    for video in range(30):
+        target = asked(means[video_of_segment == video], weight)
+        best, _ = shortlist(exact, target, video_of_segment, 10)
+        few, logits = shortlist(compressed, target, video_of_segment, 100)
+        assert (np.diff(logits) <= 0).all()
+        kept.append(np.isin(best, few).mean())
+    assert np.mean(kept) > 0.95
+
+
+@pytest.mark.parametrize("share", [0.5, 0.02, 0.001])
+def test_a_compressed_index_never_gives_fewer_than_the_filter_allows(share: float) -> None:
+    means, video_of_segment = people(2, 1500)
+    weight = np.full(24, -0.5, np.float32)
+    metric = PrefilterMetric(weight, 1.5)
+    index = compressed_index(metric, means, len(means))
+    index.add(metric.stored(means))
+    allowed = np.random.default_rng(3).random(1500) < share
+    target = asked(means[:5], weight)
+    videos, _ = shortlist(index, target, video_of_segment, 50, allowed)
+    assert len(set(videos.tolist())) >= min(50, allowed.sum())
+    assert allowed[videos].all()
+
+
+def test_a_flat_index_is_asked_for_everything_as_for_a_part() -> None:
+    means, video_of_segment = people(4, 300)
+    metric = PrefilterMetric(np.full(24, -0.5, np.float32), 1.5)
+    index = metric.empty_index()
+    index.add(metric.stored(means))
+    target = asked(means[7:12], metric.weight)
+    some, logits = shortlist(index, target, video_of_segment, 20)
+    everything, every_logit = shortlist(index, target, video_of_segment, 300)
+    assert everything[:20].tolist() == some.tolist()
+    assert sorted(everything.tolist()) == list(range(300))
+    assert np.allclose(every_logit[:20], logits, atol=1e-4)
