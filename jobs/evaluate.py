@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.command_line import run
-from pipeline.audit import append_record
+from pipeline.audit import append_record, check_policy
 from pipeline.backbone import DEFAULT, find_backbone, parse_input_size
 from pipeline.datasets import LabelledData, read_labelled
 from pipeline.errors import UsageError
@@ -62,6 +62,8 @@ def evaluate(
         bool, typer.Option("--save-scores", help="Write scores.parquet, every pair that counts with its scores.")
     ] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why it is evaluated; goes into the audit log.")] = None,
+    case: Annotated[str | None, typer.Option(help="Case or ticket number; goes into the audit log.")] = None,
 ) -> None:
     """Search for labelled videos in all others and print how well they are found, beside baselines on the same features.
 
@@ -80,6 +82,8 @@ def evaluate(
         read_labelled(data, part=part, protocol=protocol, split=number, first_half=first_half) for number in _splits(split)
     ]
     gallery = Gallery.open_or_create(folder.join("gallery").uri, GallerySettings(spec, sample_rate, None))
+    check_policy(gallery, reason, case)
+    started_at = datetime.now(UTC).isoformat()
     sampling = Sampling(sample_rate, None, spec.height, spec.width)
     rejected = _ingest_all(labelled, gallery, sampling, address)
     trained, calibration = find_head(head, gallery)
@@ -102,7 +106,8 @@ def evaluate(
         "settings": asked | asdict(settings) | asdict(score) | asdict(figures),
         **judged,
     }
-    append_record(gallery, "evaluate", named | {"queries": judged["queries"]})
+    why = {"reason": reason, "case": case, "started_at": started_at}
+    append_record(gallery, "evaluate", named | {"queries": judged["queries"]} | why)
     _write(document, folder)
     if keep is not None:
         folder.join("scores.parquet").write_atomically(functools.partial(write_pair_scores, keep, index, pairs))

@@ -19,10 +19,11 @@ def forget(
         str | None, typer.Option(help="Forget what starts before this time (ISO 8601; UTC unless it says so).")
     ] = None,
     person: Annotated[str | None, typer.Option(help="Forget everything with this person label.")] = None,
+    case: Annotated[str | None, typer.Option(help="Case or ticket number; goes into the audit log.")] = None,
 ) -> None:
     """Forget videos: gone from results at once and for later ingests too, gone from the disk after jobs.compact."""
     selection = Selection(tuple(video_id or ()), camera, parse_time(before), person)
-    forgotten = run_forget(Gallery.open(gallery), selection, reason)
+    forgotten = run_forget(Gallery.open(gallery), selection, reason, case)
     print(f"{len(forgotten)} videos forgotten" + (f": {', '.join(forgotten[:10])}" if forgotten else ""))
     if forgotten:
         print("They are in no result from now on; jobs.compact takes their features off the disk.")

@@ -3,16 +3,18 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from jobs.command_line import parse_time, run
-from pipeline.audit import append_record, user
+from pipeline.audit import append_record, check_policy, user
 from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery
 from pipeline.index import open_index, videos_not_in
+from pipeline.provenance import calibration_version, gallery_version, target_hash
 from pipeline.report import write_report
 from pipeline.results import SearchResult, write_results
 from pipeline.sampling import Sampling
@@ -88,14 +90,17 @@ def search(
     if out is not None and resolve(out).info().is_file:
         raise UsageError(f"{out} is a file; results are written into a folder")
     opened = Gallery.open(gallery)
+    check_policy(opened, reason, case)
     index = open_index(opened, index_version)
     found = read_targets(targets, opened, backbone, time_limit)
+    common = {"gallery_version": gallery_version(opened), "calibration_version": calibration_version(index), "out": out}
     results = []
     with opened_partitions(opened, index, actors, address) as partitions:
-        for target in found:
+        for name, target in zip(targets, found, strict=True):
+            common |= {"started_at": datetime.now(UTC).isoformat(), "target_hash": target_hash(name, target)}
             result = run_search(opened, index, partitions, target, settings)
             results.append(replace(result, searched_by=user(), reason=reason, case=case))
-            append_record(opened, "search", _audit_fields(results[-1]))
+            append_record(opened, "search", _audit_fields(results[-1]) | common | {"ended_at": datetime.now(UTC).isoformat()})
     for result in results:
         print(ranked_list(result, show_labels))
     if out is not None:

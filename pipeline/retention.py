@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.audit import append_record
+from pipeline.audit import append_record, check_policy
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import VIDEOS_SCHEMA, Gallery, Snapshot
 from pipeline.index import index_versions, open_index
@@ -54,19 +54,20 @@ class Selection:
         return videos.filter(chosen)
 
 
-def forget(gallery: Gallery, selection: Selection, reason: str) -> list[str]:
+def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None = None) -> list[str]:
     """Forget videos: they are in no result from now on, and never come back by another ingest. Returns their ids.
 
     The audit log says who and why first. Their features leave the disk with the next compaction.
     """
     if not reason.strip():
         raise UsageError("a reason is needed: it goes into the audit log; nothing was forgotten")
+    check_policy(gallery, reason, case)
     snapshot = gallery.snapshot()
     chosen = selection.of(snapshot)
     ids = chosen["video_id"].to_pylist()
     if not ids:
         return []
-    append_record(gallery, "forget", {"reason": reason, "videos": ids})
+    append_record(gallery, "forget", {"reason": reason, "case": case, "videos": ids})
     uris = sorted(set(chosen["uri"].to_pylist()))
     gallery.commit(VIDEOS_SCHEMA.empty_table(), snapshot.rejects.slice(0, 0), kind="forget", forgotten=ids, forgotten_uris=uris)
     return ids

@@ -5,8 +5,8 @@
     with timed("coattention_search_seconds", stage="score"): ...
     gauge("coattention_partitions_open", 12)
 
-Each is safe anywhere: without a running Ray it does nothing, and Ray is never imported for it. Ray's Prometheus endpoint gives the
-names a prefix ray_ and counters a suffix _total; cluster/grafana-dashboard.json shows them.
+Each is safe anywhere: without a running Ray it does nothing, and Ray is never imported for it. Ray's Prometheus endpoint gives
+names the prefix ray_ and counters a suffix _total; cluster/grafana-dashboard.json shows them.
 """
 
 import sys
@@ -47,9 +47,7 @@ METRICS = {
     "coattention_ingest_seconds": Metric("histogram", "Seconds of one step of a stage of an ingest.", {"stage": INGEST_STAGES}),
     "coattention_index_videos": Metric("counter", "Videos that were written into an index.", {}),
     "coattention_index_seconds": Metric("histogram", "Seconds of one step of an index build.", {"stage": INDEX_STAGES}),
-    "coattention_searches": Metric(
-        "counter", "Targets that were searched for, by how it ended.", {"outcome": ("done", "failed")}
-    ),
+    "coattention_searches": Metric("counter", "Targets searched for, by how it ended.", {"outcome": ("done", "failed")}),
     "coattention_search_seconds": Metric("histogram", "Seconds of a stage of one search.", {"stage": SEARCH_STAGES}),
     "coattention_partitions_open": Metric("gauge", "Partitions of an index that a process holds open.", {}),
     "coattention_audit_records": Metric("counter", "Records appended to audit logs, by action.", {"action": ()}),

@@ -1,9 +1,11 @@
 """The audit log: nothing is answered without a record, and a record that was removed, changed or moved is found."""
 
 import getpass
+import hashlib
 import json
 import re
 import socket
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -12,11 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.audit import append_record, read_records, user, verify
-from pipeline.errors import PipelineError
-from pipeline.gallery import Gallery
+from pipeline import audit
+from pipeline.audit import NEED_POLICY, append_record, head, read_records, required, set_policy, user, verify
+from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.index import build_index
+from pipeline.provenance import source_hash
+from pipeline.storage import Location
 from pipeline.verification import verify_gallery
+from tests.conftest import toy_spec
 from tests.test_jobs import command
 
 RECORDS = 5
@@ -33,7 +39,7 @@ def logged(toy_gallery: Gallery) -> Gallery:
 
 
 def files(gallery: Gallery) -> list[Path]:
-    return sorted(Path(gallery.location.path, "audit").glob("*.json"))
+    return sorted(Path(gallery.location.path, "audit").glob("0*.json"))
 
 
 def change(file: Path) -> None:
@@ -48,7 +54,7 @@ def swap(one: Path, other: Path) -> None:
 
 def close_the_gap(removed: Path) -> None:
     """Remove a record and give those after it the numbers before theirs."""
-    following = [file for file in sorted(removed.parent.glob("*.json")) if file > removed]
+    following = [file for file in sorted(removed.parent.glob("0*.json")) if file > removed]
     removed.unlink()
     for file in following:
         file.rename(file.with_name(f"{int(file.name[:10]) - 1:010d}{file.name[10:]}"))
@@ -81,14 +87,13 @@ def test_a_log_without_records_is_whole(toy_gallery: Gallery) -> None:
     assert verify(toy_gallery) == [] and read_records(toy_gallery) == []
 
 
-# The last record cannot be here: nothing that is left knows of it.
-@pytest.mark.parametrize("number", range(RECORDS - 1))
+@pytest.mark.parametrize("number", range(RECORDS))
 def test_a_removed_record_is_found(logged: Gallery, number: int) -> None:
     files(logged)[number].unlink()
     assert verify(logged) and verify_gallery(logged) == [f"audit log: {fault}" for fault in verify(logged)]
 
 
-@pytest.mark.parametrize("number", range(RECORDS - 1))
+@pytest.mark.parametrize("number", range(RECORDS))
 def test_a_removed_record_is_found_when_the_rest_is_numbered_anew(logged: Gallery, number: int) -> None:
     close_the_gap(files(logged)[number])
     assert len(files(logged)) == RECORDS - 1 and verify(logged)
@@ -126,6 +131,170 @@ def test_the_log_goes_on_after_a_record_was_removed_and_the_fault_stays_visible(
     assert verify(logged)
 
 
+@pytest.mark.parametrize("removed", range(1, RECORDS + 1))
+def test_removing_the_newest_records_is_found_and_stays_visible_when_the_log_goes_on(logged: Gallery, removed: int) -> None:
+    for file in files(logged)[RECORDS - removed :]:
+        file.unlink()
+    assert any("newest records are missing" in fault for fault in verify(logged))
+    append_record(logged, "search", {"target": "later"})
+    assert verify(logged)
+
+
+def test_a_log_that_was_cut_back_with_its_head_contradicts_the_head_that_was_kept(logged: Gallery) -> None:
+    kept, head_file = head(logged), files(logged)[0].with_name("head.json")
+    assert kept is not None and verify(logged, kept) == []
+    shorter = Gallery(logged.location, logged.settings)
+    files(logged)[-1].unlink()
+    last = hashlib.sha256(files(logged)[-1].read_bytes()).hexdigest()
+    head_file.write_text(json.dumps({"records": RECORDS - 1, "sha256": last}))
+    assert verify(shorter) == []  # what head.json cannot protect from
+    assert any("head that was kept" in fault for fault in verify(shorter, kept))
+    append_record(logged, "search", {"target": "in its place"})
+    assert verify(logged) == [] and any("head that was kept" in fault for fault in verify(logged, kept))
+
+
+def test_a_head_that_was_kept_holds_for_a_log_that_has_grown(logged: Gallery) -> None:
+    kept = head(logged)
+    append_record(logged, "search", {"target": "later"})
+    assert kept is not None and verify(logged, kept) == [] and head(logged) != kept
+
+
+@pytest.mark.parametrize("text", ["5", "x:1", f"0:{'0' * 64}", f"5:{'g' * 64}"])
+def test_a_head_of_another_form_is_refused(logged: Gallery, text: str) -> None:
+    with pytest.raises(UsageError, match="COUNT:SHA256"):
+        verify(logged, text)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}"])
+def test_a_missing_or_damaged_head_is_found_and_mended_by_the_next_record(logged: Gallery, content: bytes | None) -> None:
+    file = files(logged)[0].with_name("head.json")
+    file.unlink() if content is None else file.write_bytes(content)
+    assert any("head.json" in fault for fault in verify(logged))
+    append_record(logged, "search", {"target": "later"})
+    assert verify(logged) == [] and len(read_records(logged)) == RECORDS + 1
+
+
+def test_a_log_of_the_format_before_the_head_is_whole_and_goes_on(toy_gallery: Gallery) -> None:
+    folder, previous = Path(toy_gallery.location.path, "audit"), None
+    folder.mkdir()
+    for number in range(3):
+        record = {"action": "search", "target": f"v00{number}", "previous": previous}
+        record["sha256"] = hashlib.sha256(json.dumps(record).encode()).hexdigest()
+        (folder / f"{number:010d}.json").write_text(json.dumps(record) + "\n")
+        previous = hashlib.sha256((folder / f"{number:010d}.json").read_bytes()).hexdigest()
+    assert verify(toy_gallery) == []
+    append_record(toy_gallery, "search", {"target": "v003"})
+    assert verify(toy_gallery) == [] and len(read_records(toy_gallery)) == 4
+
+
+def test_an_append_does_not_read_or_list_the_whole_log(logged: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **flags: object) -> list[Location]:
+        raise AssertionError("the log was listed")
+
+    monkeypatch.setattr(Location, "list", refused)
+    append_record(logged, "search", {"target": "later"})
+    monkeypatch.undo()
+    assert verify(logged) == []
+
+
+# object stores: no exclusive writes, so a number may be taken twice
+
+
+@pytest.fixture
+def bucket(s3_options: str, request: pytest.FixtureRequest) -> Gallery:
+    number = hashlib.sha256(request.node.name.encode()).hexdigest()[:8]
+    return Gallery.open_or_create(f"s3://bucket/{number}{s3_options}", GallerySettings(toy_spec(), 10.0, None))
+
+
+def test_two_writers_of_one_instant_keep_both_records_and_the_next_one_names_both(
+    bucket: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_record(bucket, "search", {"target": "first"})
+    place = audit._place(bucket.location.join("audit"))
+    monkeypatch.setattr(audit, "_place", lambda _: place)  # both look before either writes
+    names = [append_record(bucket, "search", {"target": target}) for target in ("one", "other")]
+    monkeypatch.undo()
+    assert names[0] != names[1] and names[0][:10] == names[1][:10] == "0000000001"
+    assert verify(bucket) == []
+    append_record(bucket, "search", {"target": "last"})
+    records = read_records(bucket)
+    assert sorted(record["target"] for record in records) == ["first", "last", "one", "other"]
+    assert len(records[-1]["previous"]) == 2 and verify(bucket) == []
+    for name in names:
+        removed = bucket.location.join("audit", name)
+        data = removed.read_bytes()
+        removed.delete()
+        assert verify(bucket)
+        removed.write_atomically(data)
+    assert verify(bucket) == []
+
+
+def test_a_record_that_arrives_late_is_named_by_the_next_one(bucket: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    append_record(bucket, "search", {"target": "first"})
+    place = audit._place(bucket.location.join("audit"))
+    for target in ("second", "third"):
+        append_record(bucket, "search", {"target": target})
+    monkeypatch.setattr(audit, "_place", lambda _: place)
+    late = append_record(bucket, "search", {"target": "late"})
+    monkeypatch.undo()
+    append_record(bucket, "search", {"target": "last"})
+    assert verify(bucket) == [] and len(read_records(bucket)) == 5
+    bucket.location.join("audit", late).delete()
+    assert verify(bucket)
+
+
+def test_many_writers_into_a_bucket_lose_nothing(bucket: Gallery) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(append_many, bucket, writer, 5) for writer in range(4)]:
+            done.result(120)
+    written = sorted((record["writer"], record["number_of_writer"]) for record in read_records(bucket))
+    assert written == [(writer, number) for writer in range(4) for number in range(5)] and verify(bucket) == []
+
+
+# what a gallery requires
+
+
+@pytest.mark.parametrize(
+    ("names", "reason", "case", "missing"),
+    [
+        (["reason"], None, "7", "--reason"),
+        (["case"], "lost child", None, "--case"),
+        (["reason", "case"], " ", "", "--reason and --case"),
+    ],
+)
+def test_what_a_gallery_requires_must_be_given(
+    toy_gallery: Gallery, names: list[str], reason: str | None, case: str | None, missing: str
+) -> None:
+    set_policy(toy_gallery, names)
+    for action in NEED_POLICY:
+        with pytest.raises(UsageError, match=f"requires {missing} for its audit log"):
+            append_record(toy_gallery, action, {"reason": reason, "case": case})
+    append_record(toy_gallery, "search", {"reason": "lost child", "case": "7"})
+    assert [record["action"] for record in read_records(toy_gallery)] == ["policy", "search"] and verify(toy_gallery) == []
+
+
+def test_a_policy_that_was_changed_behind_the_log_is_found(toy_gallery: Gallery) -> None:
+    set_policy(toy_gallery, ["reason"], "by order")
+    Path(toy_gallery.location.path, "audit", "policy.json").unlink()
+    assert verify(toy_gallery) == ["policy.json was changed without a record"]
+    set_policy(toy_gallery, [])
+    assert verify(toy_gallery) == [] and required(toy_gallery) == ()
+
+
+def test_only_a_reason_and_a_case_can_be_required(toy_gallery: Gallery) -> None:
+    with pytest.raises(UsageError, match="'colour' cannot be required"):
+        set_policy(toy_gallery, ["colour"])
+    assert read_records(toy_gallery) == []
+
+
+def test_a_search_without_what_is_required_is_refused_before_anything_is_read(toy_gallery: Gallery) -> None:
+    set_policy(toy_gallery, ["reason", "case"])
+    asked = ["search", "/no/such/target.mp4", "--gallery", toy_gallery.location.uri, "--reason", "x"]
+    ended = command(*asked)
+    assert ended.code == 2 and "requires --case" in ended.sentence and len(read_records(toy_gallery)) == 1
+    assert "requires" not in command(*asked, "--case", "7").sentence
+
+
 def test_unfinished_writes_are_no_records(logged: Gallery) -> None:
     (files(logged)[0].parent / ".writing-0123").write_bytes(b"{")
     assert verify(logged) == [] and len(read_records(logged)) == RECORDS
@@ -133,7 +302,7 @@ def test_unfinished_writes_are_no_records(logged: Gallery) -> None:
 
 def append_many(gallery: Gallery, writer: int, count: int) -> None:
     for number in range(count):
-        append_record(gallery, "search", {"writer": writer, "number": number})
+        append_record(gallery, "search", {"writer": writer, "number_of_writer": number})
 
 
 @pytest.mark.parametrize(
@@ -149,7 +318,7 @@ def test_writers_at_the_same_time_give_one_whole_chain(
         for done in [pool.submit(append_many, toy_gallery, writer, each) for writer in range(writers)]:
             done.result(120)
     assert verify(toy_gallery) == []
-    written = [(record["writer"], record["number"]) for record in read_records(toy_gallery)]
+    written = [(record["writer"], record["number_of_writer"]) for record in read_records(toy_gallery)]
     assert sorted(written) == [(writer, number) for writer in range(writers) for number in range(each)]
     for writer in range(writers):
         assert [number for other, number in written if other == writer] == list(range(each))
@@ -177,6 +346,25 @@ def test_a_search_is_recorded_with_its_reason_case_user_and_results(toy_gallery:
         )
     assert [video_id for record in records for video_id in record["results"]] == ranked_ids(ended.out)
     assert len(ranked_ids(ended.out)) == 12 and verify(toy_gallery) == []
+    for record in records:
+        assert datetime.fromisoformat(record["started_at"]) < datetime.fromisoformat(record["ended_at"])
+        row = next(row for row in toy_gallery.snapshot().videos.to_pylist() if row["video_id"] == record["target"])
+        features = feature_matrix(toy_gallery.read_video(row)).tobytes()
+        assert record["target_hash"] == f"features:{hashlib.sha256(features).hexdigest()}"
+        commits = hashlib.sha256(" ".join(toy_gallery.commit_names()).encode()).hexdigest()
+        assert record["gallery_version"] == f"{len(toy_gallery.commit_names())}:{commits[:16]}"
+        assert record["calibration_version"] is None and record["model"] == index.model
+
+
+def test_a_source_is_named_by_what_sha256sum_says_of_it(tmp_path: Path) -> None:
+    (tmp_path / "video.mp4").write_bytes(b"bytes of a video")
+    assert source_hash(str(tmp_path / "video.mp4")) == f"file:{hashlib.sha256(b'bytes of a video').hexdigest()}"
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("0002.jpg", "0001.jpg", "notes.txt"):
+        (folder / name).write_bytes(name.encode())
+    listed = subprocess.run(["sha256sum", "0001.jpg", "0002.jpg"], cwd=folder, capture_output=True, check=True).stdout
+    assert source_hash(str(folder)) == source_hash(f"{folder}/*.jpg") == f"images:{hashlib.sha256(listed).hexdigest()}"
 
 
 def test_a_search_without_a_reason_is_recorded_too(toy_gallery: Gallery) -> None:
@@ -198,3 +386,20 @@ def test_a_log_that_cannot_be_written_is_an_error_that_names_it(toy_gallery: Gal
     Path(toy_gallery.location.path, "audit").write_text("a file where the log should be")
     with pytest.raises(PipelineError, match="audit"):
         append_record(toy_gallery, "search", {})
+
+
+def test_a_policy_is_set_shown_and_kept_to_by_the_commands(toy_gallery: Gallery) -> None:
+    gallery = ("--gallery", toy_gallery.location.uri)
+    assert "neither" in command("policy", *gallery).out
+    refused = command("policy", *gallery, "--require", "case")
+    assert refused.code == 2 and "--reason" in refused.sentence and required(toy_gallery) == ()
+    assert command("policy", *gallery, "--require", "colour", "--reason", "x").code == 2
+    assert "requires case\n" in command("policy", *gallery, "--require", "case", "--reason", "by order").out
+    forgetting = ("forget", *gallery, "--video-id", "v001", "--reason", "asked to")
+    ended = command(*forgetting)
+    assert ended.code == 2 and "requires --case" in ended.sentence
+    assert "v001" in toy_gallery.snapshot().videos["video_id"].to_pylist()
+    assert command(*forgetting, "--case", "2026/7").code == 0
+    assert read_records(toy_gallery)[-1]["case"] == "2026/7"
+    assert command("policy", *gallery, "--require", "none", "--reason", "order withdrawn").code == 0
+    assert required(toy_gallery) == () and verify(toy_gallery) == []

@@ -1,0 +1,32 @@
+"""What searches and deletions of a gallery must say: python -m jobs.policy --gallery G [--require reason,case --reason TEXT]"""
+
+from typing import Annotated
+
+import typer
+
+from jobs.command_line import run
+from pipeline.audit import required, set_policy
+from pipeline.errors import UsageError
+from pipeline.gallery import Gallery
+
+
+def policy(
+    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    require: Annotated[
+        str | None,
+        typer.Option(help="What must be given from now on: reason, case, reason,case or none [default: only show it]."),
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why it is changed; goes into the audit log.")] = None,
+) -> None:
+    """Show or set what jobs.search, jobs.evaluate and jobs.forget must be given for this gallery's audit log, or they refuse."""
+    opened = Gallery.open(gallery)
+    if require is not None:
+        if not (reason or "").strip():
+            raise UsageError("say why with --reason: the change goes into the audit log; nothing was changed")
+        names = [] if require == "none" else [name.strip() for name in require.split(",")]
+        set_policy(opened, names, reason)
+    print(f"{opened.location.uri} requires {' and '.join(required(opened)) or 'neither a reason nor a case'}")
+
+
+if __name__ == "__main__":
+    run(policy)
