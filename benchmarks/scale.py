@@ -1,0 +1,680 @@
+"""Building, opening and searching galleries of growing size: time, memory, disk and recall, on synthetic features or a gallery.
+
+    python -m benchmarks.scale --work FOLDER --videos 10000 --videos 100000 --videos 1000000
+    python -m benchmarks.scale --work FOLDER --gallery GALLERY [--head HEAD]
+
+Each size is written, built and searched in processes of its own, so that memory is that of the step alone; what is finished is
+used again when the command is repeated (--rebuild makes the indexes anew). Figures are added to FOLDER/results.jsonl. The size on
+disk is that of the gallery's whole index folder.
+
+Searches run in one process (--actors N: on Ray), with the evidence that a person would get. "First time": the first search for
+each target, with whatever of the index the page cache holds. "Warm": the second search for it in the same process. "Cold": the
+index's files were dropped from the page cache (posix_fadvise DONTNEED on each, none of them mapped) before the index was opened;
+opening is not in the time. The exhaustive top 10 is that of the same search with the whole gallery as its shortlist. FAISS alone:
+its own ranking by the best segment, which is the shortlist of ten videos; and its ranking by one vector a video, the mean of the
+segments' mean values in the score's own metric, in a flat index.
+
+The head of synthetic galleries is trained by jobs.train on a synthetic gallery of other people and cameras, with the widths and
+the recipe of those that ship (--untrained: the one without training). The last line is the same as JSON.
+"""
+
+import cProfile
+import gc
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import pstats
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import torch
+import typer
+
+from benchmarks.synthetic_gallery import SyntheticSettings, comparison, cosine_statistics, write_gallery
+from jobs.command_line import run
+from pipeline.coattention import Coattention
+from pipeline.errors import UsageError
+from pipeline.gallery import Gallery, feature_matrix
+from pipeline.head import load_head, untrained_head
+from pipeline.index import Index, IndexSettings, build_index, current_index, find_head, open_index, sample_features
+from pipeline.results import SearchResult, VideoRef
+from pipeline.search import Partitions, SearchSettings, opened_partitions, search
+from pipeline.segments import segment_frames, segment_starts
+from pipeline.targets import Target
+
+try:
+    from pipeline.search import search_many
+except ImportError:
+
+    def search_many(
+        gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], settings: SearchSettings
+    ) -> list[SearchResult]:
+        return [search(gallery, index, partitions, target, settings) for target in targets]
+
+
+BEST = 10
+SHARES = (0.001, 0.01, 0.05)
+USUAL_SHARE = 0.01
+BATCH = 16
+KEY_WIDTH, VALUE_WIDTH = 64, 192  # of the heads that ship
+TRAINED_ON = SyntheticSettings(3000, cameras=40, seed=1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured on one gallery. targets: for warm latencies; judged: for recall, since each is scored exhaustively."""
+
+    gallery: str
+    head: str | None
+    targets: int
+    judged: int
+    cold: int
+    actors: int
+    seed: int = 0
+
+
+def memory_of_tree(process: int) -> dict[str, int]:
+    """Resident bytes of a process and its descendants: anonymous, and in all with mapped files and shared memory."""
+    found = {"anonymous": 0, "total": 0}
+    for number in _tree(process):
+        try:
+            lines = Path(f"/proc/{number}/status").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        fields = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines) if "Rss" in name}
+        fields |= {"VmRSS": sum(size for name, size in fields.items() if name.startswith("Rss"))}
+        found["anonymous"] += fields.get("RssAnon", 0)
+        found["total"] += fields["VmRSS"]
+    return found
+
+
+def _tree(process: int) -> Iterator[int]:
+    yield process
+    try:
+        threads = sorted(Path(f"/proc/{process}/task").iterdir())
+        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:
+        return
+    for child in children:
+        yield from _tree(child)
+
+
+class PeakMemory:
+    """The most that a process and its descendants held at once while the context was open, looked at ten times a second."""
+
+    def __init__(self) -> None:
+        self.peak = {"anonymous": 0, "total": 0}
+
+    def __enter__(self) -> "PeakMemory":
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while True:
+            now = memory_of_tree(os.getpid())
+            self.peak = {name: max(size, now[name]) for name, size in self.peak.items()}
+            if self.ended.wait(0.1):
+                return
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+
+def in_own_process(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What the step gives, from a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(step, *arguments).result()
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Ask the kernel to drop the folder's files from its page cache; pages that are mapped would stay."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # what is not yet written would stay, too
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bytes_read() -> int:
+    """Bytes that this process has had read from disks."""
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["read_bytes"])
+
+
+def index_folder(gallery: Gallery) -> Path:
+    """Where the files of all index versions lie."""
+    return Path(gallery.location.path, "index")
+
+
+def size_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def make_head(work: str, width: int, trained: bool) -> dict[str, Any]:
+    """The folder of the head for synthetic galleries, made unless it is there."""
+    folder = Path(work, f"head-{width}")
+    if not trained:
+        return {"head": None, "head_made": "untrained"}
+    settings = replace(TRAINED_ON, width=width)
+    began = time.monotonic()
+    if not (folder / "head" / "model.json").exists():
+        gallery = write_gallery(Path(work, f"training-{width}"), settings, workers=0)
+        widths = ["--key-width", str(KEY_WIDTH), "--value-width", str(VALUE_WIDTH)]
+        recipe = ["--epochs", "10", "--batches", "60", "--set", "ratio=0.2"]
+        command = [sys.executable, "-m", "jobs.train", "--data", gallery.location.path, "--out", str(folder), *widths, *recipe]
+        subprocess.run(command, check=True)
+    words = f"trained on {settings.persons} other synthetic people, 10 epochs of 60 batches"
+    return {"head": str(folder / "head"), "head_made": words, "head_seconds": time.monotonic() - began}
+
+
+def head_of(gallery: Gallery, folder: str | None, synthetic: bool) -> tuple[Coattention, Any]:
+    """The head that an index is built with, and its calibration."""
+    if not synthetic:
+        head, calibration = find_head(folder, gallery)
+        if head is not None:
+            return head, calibration
+    if folder is not None:
+        return load_head(folder), None
+    sample = sample_features(gallery, gallery.snapshot().videos)
+    return untrained_head(sample, KEY_WIDTH, min(VALUE_WIDTH, gallery.feature_width)), None
+
+
+def write_step(place: str, settings: SyntheticSettings, like: str | None) -> dict[str, Any]:
+    """Write a synthetic gallery."""
+    began = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        print(f"{settings.videos} videos: {done} of {total} shards, {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+    with PeakMemory() as memory:
+        gallery = write_gallery(place, settings, progress=progress)
+    seconds = time.monotonic() - began
+    if like is not None:
+        print(comparison(cosine_statistics(gallery), cosine_statistics(Gallery.open(like))), flush=True)
+    return {"write_seconds": seconds, "write_peak_bytes": memory.peak["total"]}
+
+
+def build_step(plan: Plan, synthetic: bool, rebuild: bool) -> dict[str, Any]:
+    """Build the index and measure it, or give the figures of one that is there."""
+    gallery = Gallery.open(plan.gallery)
+    record = Path(gallery.location.path, "build.json")
+    head, calibration = head_of(gallery, plan.head, synthetic)
+    if not rebuild and record.exists():
+        index = current_index(gallery, IndexSettings(), head, calibration)
+        figures = json.loads(record.read_text())
+        if index is not None and index.version == figures["index_version"]:
+            return figures
+    if synthetic:
+        shutil.rmtree(index_folder(gallery), ignore_errors=True)
+    began = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        print(f"built {done} of {total} videos, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    with PeakMemory() as memory:
+        index = build_index(gallery, IndexSettings(), head, progress, calibration)
+    seconds = time.monotonic() - began
+    raw = 2 * index.manifest["frames"] * (head.config.key_width + head.config.value_width)
+    size = size_on_disk(index_folder(gallery))
+    figures = {
+        "index_version": index.version,
+        "videos": len(index.videos),
+        "frames": index.manifest["frames"],
+        "segments": index.manifest["segments"],
+        "model": index.model,
+        "prefilter": index.manifest.get("prefilter"),
+        "build_seconds": seconds,
+        "build_peak_bytes": memory.peak["total"],
+        "build_peak_anonymous_bytes": memory.peak["anonymous"],
+        "index_bytes": size,
+        "index_to_raw": size / raw,
+        "gallery_bytes": size_on_disk(Path(gallery.location.path, "frames")),
+    }
+    record.write_text(json.dumps(figures))
+    return figures
+
+
+def open_step(plan: Plan) -> dict[str, Any]:
+    """Seconds to open the index and its partitions, cold."""
+    gallery = Gallery.open(plan.gallery)
+    drop_from_cache(index_folder(gallery))
+    began, read = time.monotonic(), bytes_read()
+    index = open_index(gallery)
+    opened = time.monotonic() - began
+    with opened_partitions(gallery, index, plan.actors):
+        seconds = time.monotonic() - began
+    return {"open_index_seconds": opened, "open_seconds": seconds, "open_read_bytes": bytes_read() - read}
+
+
+def cold_step(plan: Plan) -> dict[str, Any]:
+    """Latencies of the first search after the index was dropped from the page cache, for 1 target and for a batch."""
+    gallery = Gallery.open(plan.gallery)
+    index = open_index(gallery)
+    targets = some_targets(gallery, index, plan.cold * (1 + BATCH), plan.seed + 1)
+    settings = shortlist_of(index, USUAL_SHARE)
+    warm_up(gallery, index, targets, plan.actors)  # imports and thread pools, so that what is measured is the disk
+    figures: dict[str, Any] = {}
+    for name, size in (("cold_1", 1), (f"cold_{BATCH}", BATCH)):
+        seconds, read = [], []
+        for _ in range(plan.cold):
+            batch, targets = targets[:size], targets[size:]
+            gc.collect()
+            drop_from_cache(index_folder(gallery))
+            with opened_partitions(gallery, index, plan.actors) as partitions:
+                before, began = bytes_read(), time.monotonic()
+                search_many(gallery, index, partitions, batch, settings)
+                seconds.append(time.monotonic() - began)
+                read.append(bytes_read() - before)
+            del partitions
+        figures |= {f"{name}_p50": median(seconds), f"{name}_p95": quantile(seconds, 0.95)}
+        figures[f"{name}_read_bytes"] = int(median(read))
+    return figures
+
+
+def warm_up(gallery: Gallery, index: Index, targets: Sequence[Target], actors: int) -> None:
+    with opened_partitions(gallery, index, actors) as partitions:
+        search_many(gallery, index, partitions, targets[:1], SearchSettings(shortlist=1))
+
+
+def warm_step(plan: Plan) -> dict[str, Any]:
+    """Warm latencies, where the time goes, a narrow filter, and memory after it all."""
+    gallery = Gallery.open(plan.gallery)
+    index = open_index(gallery)
+    settings = shortlist_of(index, USUAL_SHARE)
+    targets = some_targets(gallery, index, max(plan.targets, BATCH), plan.seed)
+    figures: dict[str, Any] = {}
+    with opened_partitions(gallery, index, plan.actors) as partitions:
+        search(gallery, index, partitions, targets[0], replace(settings, shortlist=BEST))  # starts what a first search starts
+        before = bytes_read()
+        figures |= latencies("new_1", [timed(search, gallery, index, partitions, target, settings) for target in targets])
+        figures["new_1_read_bytes"] = (bytes_read() - before) // len(targets)
+        one = [timed(search, gallery, index, partitions, target, settings) for target in targets]
+        figures |= latencies("warm_1", one)
+        batches = [
+            np.roll(np.arange(len(targets)), -shift)[:BATCH] for shift in range(0, len(targets), max(1, len(targets) // 5))
+        ]
+        many = [timed(search_many, gallery, index, partitions, [targets[i] for i in batch], settings) for batch in batches]
+        figures |= latencies(f"warm_{BATCH}", many)
+        figures["targets"], figures["target_segments"] = len(targets), median([result.target_segments for _, result in one])
+        figures["shortlist"] = settings.shortlist
+        thousandth = [timed(search, gallery, index, partitions, target, shortlist_of(index, 0.001)) for target in targets]
+        figures |= latencies("warm_1_shortlist_0.001", thousandth)
+        alone = replace(settings, shortlist=BEST, top=BEST, evidence=False)
+        figures |= latencies("faiss_segments", [timed(search, gallery, index, partitions, t, alone) for t in targets])
+        figures |= narrow_filter(gallery, index, partitions, targets, settings)
+        figures["stages"], figures["functions"] = where_time_goes(gallery, index, partitions, targets, settings)
+        memory = memory_of_tree(os.getpid())
+    return figures | {"search_anonymous_bytes": memory["anonymous"], "search_resident_bytes": memory["total"]}
+
+
+def recall_step(plan: Plan, means: str) -> dict[str, Any]:
+    """Recall of the exhaustive top in shortlists by the best segment and by means of videos; FAISS's own rankings; times."""
+    gallery = Gallery.open(plan.gallery)
+    index = open_index(gallery)
+    targets = some_targets(gallery, index, plan.judged, plan.seed)
+    count = len(index.videos)
+    best = min(BEST, count - 1)
+    everything = replace(shortlist_of(index, 1.0), shortlist=None, top=best, evidence=False)
+    figures: dict[str, Any] = {"judged": len(targets), "best": best}
+    with opened_partitions(gallery, index, plan.actors) as partitions:
+        search(gallery, index, partitions, targets[0], replace(everything, shortlist=BEST))  # starts what a first search starts
+        seconds, first = timed(search, gallery, index, partitions, targets[0], everything)
+        figures["exhaustive_1_seconds"] = seconds
+        exhaustive = [ids_of(first)]
+        at_once, total = min(BATCH, len(targets)), 0.0
+        for start in range(0, len(targets), at_once):
+            seconds, results = timed(search_many, gallery, index, partitions, targets[start : start + at_once], everything)
+            total += seconds
+            exhaustive[start:] = [ids_of(result) for result in results]
+        figures["exhaustive_batch_seconds_a_target"] = total / len(targets)
+        sizes = {share: max(best, math.ceil(share * count)) for share in SHARES}
+        shortlists = {}
+        for share, size in sizes.items():
+            wanted = replace(everything, shortlist=size)
+            shortlists[share] = [ids_of(r) for r in search_many(gallery, index, partitions, targets, wanted)]
+        figures["recall_segments"] = {str(share): recall(exhaustive, found) for share, found in shortlists.items()}
+        own = [ids_of(r) for r in search_many(gallery, index, partitions, targets, replace(everything, shortlist=best))]
+    figures["faiss_segments_recall"] = recall(exhaustive, own)
+    vectors = video_means(gallery, index, Path(means))
+    flat = faiss.IndexFlatL2(vectors.shape[1])
+    flat.add(vectors)
+    queries = [np.ascontiguousarray(target.segmented(index).encoding.encodings.numpy() * metric_of(index)) for target in targets]
+    figures["faiss_videos_seconds"] = median([timed(flat.search, query, best + 1)[0] for query in queries])
+    ranked = [nearest_videos(vectors, query, max(sizes.values()) + 1) for query in queries]
+    ids = index.videos["video_id"]
+    by_video = [
+        [name for name in ids.take(pa.array(found)).to_pylist() if name != t.video.video_id]
+        for found, t in zip(ranked, targets, strict=True)
+    ]
+    figures["recall_videos"] = {
+        str(share): recall(exhaustive, [found[:size] for found in by_video]) for share, size in sizes.items()
+    }
+    figures["faiss_videos_recall"] = recall(exhaustive, [found[:best] for found in by_video])
+    figures["shortlist_sizes"] = {str(share): size for share, size in sizes.items()}
+    person = dict(zip(ids.to_pylist(), index.videos["person_id"].to_pylist(), strict=True))
+    rankings = {"exhaustive": exhaustive, "shortlist": shortlists[USUAL_SHARE], "faiss_segments": own, "faiss_videos": by_video}
+    figures["same_person_in_top"] = {
+        name: float(
+            np.mean(
+                [
+                    np.mean([person[i] == person[t.video.video_id] for i in found[:best]])
+                    for found, t in zip(of, targets, strict=True)
+                ]
+            )
+        )
+        for name, of in rankings.items()
+    }
+    return figures
+
+
+def some_targets(gallery: Gallery, index: Index, count: int, seed: int) -> list[Target]:
+    """Videos of the index as targets, chosen at random."""
+    chosen = np.random.default_rng([seed, len(index.videos)]).permutation(len(index.videos))[:count]
+    targets = []
+    for row in index.videos.take(pa.array(chosen)).to_pylist():
+        frames = gallery.read_video(row)
+        ref = VideoRef(**{name: row[name] for name in VideoRef.__dataclass_fields__})
+        targets.append(Target(ref, feature_matrix(frames), np.asarray(frames["frame_index"]), np.asarray(frames["time_s"])))
+    return targets
+
+
+def shortlist_of(index: Index, share: float) -> SearchSettings:
+    return SearchSettings(top=BEST, shortlist=max(BEST, math.ceil(share * len(index.videos))))
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = function(*arguments)
+    return time.perf_counter() - began, result
+
+
+def latencies(name: str, runs: Sequence[tuple[float, Any]]) -> dict[str, float]:
+    seconds = [spent for spent, _ in runs]
+    return {f"{name}_p50": median(seconds), f"{name}_p95": quantile(seconds, 0.95)}
+
+
+def median(numbers: Sequence[float]) -> float:
+    return float(np.median(numbers))
+
+
+def quantile(numbers: Sequence[float], share: float) -> float:
+    return float(np.quantile(numbers, share))
+
+
+def ids_of(result: SearchResult) -> list[str]:
+    return [lead.video.video_id for lead in result.leads]
+
+
+def recall(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> float:
+    """Mean share of each target's wanted videos that are among the found ones."""
+    return float(np.mean([len(set(w) & set(f)) / len(w) for w, f in zip(wanted, found, strict=True)]))
+
+
+def narrow_filter(
+    gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], settings: SearchSettings
+) -> dict[str, Any]:
+    """One camera: its time beside that of the same search without a filter, and whether as many leads came back as there are."""
+    cameras = np.asarray(index.videos["camera_id"].to_pylist(), np.str_)
+    names, counts = np.unique(cameras, return_counts=True)
+    rng = np.random.default_rng(0)
+    runs, short = [], 0
+    for target in targets:
+        camera = names[rng.integers(len(names))]
+        spent, result = timed(search, gallery, index, partitions, target, replace(settings, cameras=(str(camera),)))
+        there = int(counts[names == camera][0]) - int(target.video.camera_id == camera)
+        short += len(result.leads) < min(settings.top, there)
+        runs.append((spent, result))
+    return {**latencies("one_camera", runs), "one_camera_videos": float(np.median(counts)), "one_camera_too_few": short}
+
+
+class Stopwatch:
+    """Partitions that note how long each of their methods took."""
+
+    def __init__(self, partitions: Partitions) -> None:
+        self.partitions = partitions
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.partitions, name)
+        if not callable(method):
+            return method
+
+        def measured(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return method(*arguments, **named)
+            finally:
+                self.seconds[name] += time.perf_counter() - began
+
+        return measured
+
+
+def where_time_goes(
+    gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], settings: SearchSettings
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds a search by stage (methods of the partitions, the rest), and by function under a profiler: own time, the top 12."""
+    watch = Stopwatch(partitions)
+    began = time.perf_counter()
+    for target in targets:
+        search(gallery, index, watch, target, settings)  # type: ignore[arg-type]
+    whole = time.perf_counter() - began
+    stages = {**watch.seconds, "the rest": whole - sum(watch.seconds.values())}
+    profile = cProfile.Profile()
+    profile.enable()
+    for target in targets:
+        search(gallery, index, partitions, target, settings)
+    profile.disable()
+    own = {
+        f"{Path(file).name}:{name}" if file != "~" else name: spent
+        for (file, _, name), (_, _, spent, _, _) in pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
+    }
+    top = sorted(own.items(), key=lambda item: -item[1])[:12]
+    return {n: s / len(targets) for n, s in stages.items()}, {n: s / len(targets) for n, s in top}
+
+
+def metric_of(index: Index) -> np.ndarray:
+    """sqrt(-w), float32 [d_v]: times a value, what the score is a distance of. Raises UsageError for a head with w above 0."""
+    weight = index.head.score_row()[0].detach().numpy()
+    if (weight > 0).any():
+        raise UsageError(
+            "the head has weights above 0: its score is no distance, and there is no mean of a video to compare with"
+        )
+    return np.sqrt(-weight)
+
+
+@torch.inference_mode()
+def video_means(gallery: Gallery, index: Index, place: Path) -> np.ndarray:
+    """One vector a video in the score's own metric, the mean of its segments' mean values: float32 [V, d_v]."""
+    if place.exists():
+        return np.load(place)
+    rows, length, stride = index.videos, index.settings.segment_length, index.settings.stride
+    vectors = np.empty((len(rows), index.head.config.value_width), np.float32)
+    lengths = np.asarray(rows["sampled_frames"])
+    for positions, table in gallery.iter_features(rows):
+        values = [
+            index.head.values(torch.from_numpy(part.copy())) for part in np.array_split(feature_matrix(table), 32) if len(part)
+        ]
+        parts = torch.cat(values).split(lengths[positions].tolist())
+        for position, part in zip(positions, parts, strict=True):
+            cut = segment_frames(segment_starts(len(part), length, stride), length, len(part))
+            vectors[position] = part[torch.from_numpy(cut.ravel())].mean(dim=0).numpy()
+    vectors *= metric_of(index)
+    np.save(place, vectors)
+    return vectors
+
+
+def nearest_videos(vectors: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
+    """Rows int64 [count] of `vectors` [V, d_v] that are nearest to any of the queries [N, d_v], nearest first."""
+    distances = np.square(vectors).sum(axis=1)
+    distances += (np.square(queries).sum(axis=1) - 2 * vectors @ queries.T).min(axis=1)
+    return np.argsort(distances, kind="stable")[:count]
+
+
+def measure(plan: Plan, work: Path, synthetic: bool, rebuild: bool) -> dict[str, Any]:
+    """All figures of one gallery that is written."""
+    built = in_own_process(build_step, plan, synthetic, rebuild)
+    means = work / f"video-means-{built['index_version']}.npy"
+    figures: dict[str, Any] = {}
+    for step, more in ((open_step, ()), (warm_step, ()), (cold_step, ()), (recall_step, (str(means),))):
+        began = time.monotonic()
+        figures |= in_own_process(step, plan, *more)
+        print(f"{built['videos']} videos: {step.__name__} took {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return built | figures
+
+
+def growth(small: dict[str, Any], large: dict[str, Any], name: str) -> float:
+    """How many times longer it takes when the gallery grows ten times, on the line through two sizes in logarithms."""
+    exponent = math.log(large[name] / small[name]) / math.log(large["videos"] / small["videos"])
+    return 10**exponent
+
+
+def scale(
+    work: Annotated[Path, typer.Option(help="Folder for galleries, indexes and results.jsonl; what is finished is used again.")],
+    videos: Annotated[list[int] | None, typer.Option(help="Videos of a synthetic gallery; may be repeated.")] = None,
+    gallery: Annotated[list[str] | None, typer.Option(help="A gallery to measure; gets an index. May be repeated.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Folder of the head [default: the one that ships, or is trained here].")
+    ] = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Synthetic galleries: a head without training.")] = False,
+    width: Annotated[int, typer.Option(help="Synthetic galleries: width of a frame feature (D).")] = SyntheticSettings.width,
+    cameras: Annotated[int, typer.Option(help="Synthetic galleries: cameras.")] = SyntheticSettings.cameras,
+    targets: Annotated[int, typer.Option(help="Targets of warm latencies.")] = 20,
+    judged: Annotated[int, typer.Option(help="Targets whose exhaustive top 10 is found.")] = 16,
+    cold: Annotated[int, typer.Option(help="Cold searches, and cold batches.")] = 5,
+    actors: Annotated[int, typer.Option(help="Ray actors that search; 0: this process.")] = 0,
+    like: Annotated[str | None, typer.Option(help="A gallery whose cosines synthetic ones are compared with.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build the indexes again.")] = False,
+    keep: Annotated[bool, typer.Option(help="Keep galleries and indexes of finished sizes.")] = True,
+) -> None:
+    """Measure building, opening and searching at each size, and print a table."""
+    work.mkdir(parents=True, exist_ok=True)
+    results = []
+    made: dict[str, Any] = {"head": head}
+    if videos and head is None:
+        made = in_own_process(make_head, str(work), width, not untrained)
+    for size in sorted(videos or []):
+        place = work / f"{size}-{width}"
+        settings = SyntheticSettings(size, cameras=cameras, width=width)
+        written = in_own_process(write_step, str(place), settings, like)
+        plan = Plan(str(place), made["head"], targets, judged, cold, actors)
+        results.append({"gallery": "synthetic", **made, **written, **measure(plan, work, True, rebuild)})
+        _keep(work, results[-1])
+        if not keep:
+            shutil.rmtree(place)
+    for name in gallery or []:
+        plan = Plan(name, head, targets, judged, cold, actors)
+        results.append({"gallery": name, **measure(plan, work, False, rebuild)})
+        _keep(work, results[-1])
+    print(report(results))
+    print(json.dumps({"machine": machine(), "sizes": results, "growth": growths(results)}))
+
+
+def _keep(work: Path, figures: dict[str, Any]) -> None:
+    line = {"measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine(), **figures}
+    with (work / "results.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def machine() -> str:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = f"{len(os.sched_getaffinity(0))} cores {names[0] if names else ''}"
+    return f"{cores}, {memory:.0f} GiB, torch {torch.__version__} on {torch.get_num_threads()} threads"
+
+
+def growths(results: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Between neighbouring synthetic sizes, what ten times the gallery does to each time."""
+    sizes = [result for result in results if result["gallery"] == "synthetic"]
+    names = ("warm_1_p50", f"warm_{BATCH}_p50", "cold_1_p50", "exhaustive_1_seconds", "build_seconds")
+    return [
+        {"from": small["videos"], "to": large["videos"], **{name: growth(small, large, name) for name in names}}
+        for small, large in itertools.pairwise(sizes)
+    ]
+
+
+def report(results: Sequence[dict[str, Any]]) -> str:
+    """The figures as tables for people, a column a size."""
+    gb, mb, ms = 1e9, 1e6, 1e-3
+    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("frames, segments (million)", lambda r: f"{r['frames'] / 1e6:.2f}, {r['segments'] / 1e6:.2f}"),
+        ("gallery written (s)", lambda r: f"{r['write_seconds']:.0f}" if "write_seconds" in r else "-"),
+        ("index built (s)", lambda r: f"{r['build_seconds']:.1f}"),
+        (
+            "  peak memory, anonymous of it (MB)",
+            lambda r: f"{r['build_peak_bytes'] / mb:.0f}, {r['build_peak_anonymous_bytes'] / mb:.0f}",
+        ),
+        ("index on disk (GB)", lambda r: f"{r['index_bytes'] / gb:.3f}"),
+        ("  of raw float16 keys + values", lambda r: f"{r['index_to_raw']:.3f}"),
+        ("opened, cold (s): index, with partitions", lambda r: f"{r['open_index_seconds']:.2f}, {r['open_seconds']:.2f}"),
+        (
+            "search memory: resident, anonymous (MB)",
+            lambda r: f"{r['search_resident_bytes'] / mb:.0f}, {r['search_anonymous_bytes'] / mb:.0f}",
+        ),
+        ("first time, 1 target, 1 %: p50, p95 (ms)", lambda r: _two(r, "new_1", ms)),
+        ("  read from disk, on average (MB)", lambda r: f"{r['new_1_read_bytes'] / mb:.0f}"),
+        ("warm, 1 target, 1 %: p50, p95 (ms)", lambda r: _two(r, "warm_1", ms)),
+        (f"warm, {BATCH} targets, 1 %: p50, p95 (ms)", lambda r: _two(r, f"warm_{BATCH}", ms)),
+        ("warm, 1 target, 0.1 %: p50, p95 (ms)", lambda r: _two(r, "warm_1_shortlist_0.001", ms)),
+        ("cold, 1 target, 1 %: p50, p95 (ms)", lambda r: _two(r, "cold_1", ms)),
+        ("  read from disk (MB)", lambda r: f"{r['cold_1_read_bytes'] / mb:.0f}"),
+        (f"cold, {BATCH} targets, 1 %: p50, p95 (ms)", lambda r: _two(r, f"cold_{BATCH}", ms)),
+        ("one camera, 1 target: p50, p95 (ms)", lambda r: _two(r, "one_camera", ms)),
+        ("  its videos; searches with too few leads", lambda r: f"{r['one_camera_videos']:.0f}; {r['one_camera_too_few']}"),
+        ("exhaustive, 1 target (s)", lambda r: f"{r['exhaustive_1_seconds']:.2f}"),
+        (f"exhaustive, of {BATCH} together, a target (s)", lambda r: f"{r['exhaustive_batch_seconds_a_target']:.2f}"),
+        ("FAISS alone, best segment: p50, p95 (ms)", lambda r: _two(r, "faiss_segments", ms)),
+        ("FAISS alone, means of videos (ms)", lambda r: f"{r['faiss_videos_seconds'] / ms:.1f}"),
+    ]
+    shares = {str(share): f"{share:.1%}" for share in SHARES}
+    for kind, words in (("segments", "best segment"), ("videos", "mean of video")):
+        for share, percent in shares.items():
+            rows.append(
+                (
+                    f"recall in {percent} by {words}",
+                    lambda r, k=kind, s=share: f"{r[f'recall_{k}'][s]:.3f} ({r['shortlist_sizes'][s]})",
+                )
+            )
+        rows.append((f"recall of FAISS's own top by {words}", lambda r, k=kind: f"{r[f'faiss_{k}_recall']:.3f}"))
+    for name in ("exhaustive", "shortlist", "faiss_segments", "faiss_videos"):
+        rows.append((f"same person in the top 10: {name}", lambda r, n=name: f"{r['same_person_in_top'][n]:.3f}"))
+    titles = [f"{r['videos']:,} videos" for r in results]
+    lines = [machine(), "".join([f"{'':<48}", *(f"{title:>22}" for title in titles)])]
+    lines += ["".join([f"{words:<48}", *(f"{cell(r):>22}" for r in results)]) for words, cell in rows]
+    for r in results:
+        lines += [
+            "",
+            f"One search of {r['videos']:,} videos, shortlist {r['shortlist']}, {r['target_segments']:.0f} target segments (ms)",
+        ]
+        lines += [f"  {name:<60}{seconds / ms:>10.2f}" for name, seconds in r["stages"].items()]
+        lines += ["  under a profiler, own time (ms)"]
+        lines += [f"    {name[:57]:<58}{seconds / ms:>10.2f}" for name, seconds in r["functions"].items()]
+    for step in growths(results):
+        words = ", ".join(f"{name} x{factor:.2f}" for name, factor in step.items() if name not in ("from", "to"))
+        lines += ["", f"Ten times the gallery, from {step['from']:,} to {step['to']:,} videos: {words}"]
+    return "\n".join(lines)
+
+
+def _two(result: dict[str, Any], name: str, unit: float) -> str:
+    return f"{result[f'{name}_p50'] / unit:.1f}, {result[f'{name}_p95'] / unit:.1f}"
+
+
+if __name__ == "__main__":
+    run(scale)
