@@ -25,6 +25,8 @@ def compact(
     print(f"{done.videos} videos, {done.shards_before} shards became {done.shards_after}, {done.deleted} files deleted")
     if done.indexes:
         print(f"index versions deleted, old ones or with forgotten videos: {', '.join(done.indexes)}")
+    if done.reduced is not None:
+        print(f"index version {done.reduced} holds what could be kept; run jobs.index to take in the rest")
     if not index_versions(opened):
         print("there is no index; run jobs.index")
 

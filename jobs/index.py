@@ -8,7 +8,7 @@ import typer
 
 from jobs.command_line import run
 from pipeline.gallery import Gallery
-from pipeline.index import IndexSettings, build_index, current_index, find_head
+from pipeline.index import Index, IndexSettings, build_index, current_index, extensible_index, find_head, version_files
 
 
 def index(
@@ -19,9 +19,19 @@ def index(
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
     stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
     partition_videos: Annotated[int, typer.Option(help="Videos a partition; partitions are what search actors own.")] = 20_000,
-    force: Annotated[bool, typer.Option(help="Build a version even if nothing has changed since the newest.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "--rebuild", help="Build everything anew, even if nothing has changed, with a new cohort.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Partitions built at a time [default: 1; on a cluster one a CPU].", min=1)
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this process].")] = None,
 ) -> None:
-    """Build a new index version of everything in the gallery and publish it in one step; searches under way keep theirs."""
+    """Make an index version of everything in the gallery and publish it in one step; searches under way keep theirs.
+
+    What the newest version of the same settings and head holds is kept; only new videos, and those that share a partition with a
+    forgotten one, are worked on.
+    """
     began = time.monotonic()
     opened = Gallery.open(gallery)
     settings = IndexSettings(segment_length, stride, partition_videos)
@@ -32,22 +42,38 @@ def index(
         print(
             f"index {current.version} of {gallery} is current: {len(current.videos)} videos; nothing to do (--force builds anew)"
         )
+        advise(current)
         return
 
     def progress(done: int, total: int) -> None:
         print(f"{done}/{total} videos indexed", file=sys.stderr, flush=True)
 
-    built = build_index(opened, settings, trained, progress, calibration)
+    base = None if force else extensible_index(opened, settings, trained)
+    built = build_index(opened, settings, trained, progress, calibration, base=base, workers=workers, address=address)
     manifest = built.manifest
     print(f"index {built.version} of {gallery}")
     print(f"  videos        {manifest['videos']}, {manifest['frames']} frames, {manifest['segments']} segments")
     print(f"  segments      {segment_length} frames, stride {stride}")
     print(f"  model         {built.model}" + (" (untrained)" if built.untrained else ""))
-    print(f"  prefilter     {manifest['prefilter']}; {len(manifest['partitions'])} partitions")
-    print(f"  size          {sum(file['bytes'] for file in manifest['files'].values()) / 1e6:.1f} MB")
+    print(f"  prefilter     {manifest['prefilter']}; {describe_partitions(built, base)}")
+    print(f"  size          {sum(entry['bytes'] for _, entry in version_files(opened, manifest)) / 1e6:.1f} MB")
     print(f"  time          {time.monotonic() - began:.1f} s")
     if built.untrained:
         print("No trained head ships for this backbone and none was given: the ranking follows distances of its features.")
+    advise(built)
+
+
+def describe_partitions(index: Index, base: Index | None) -> str:
+    """How many partitions there are, and how many of them were there before."""
+    before = {part["id"] for part in base.manifest["partitions"]} if base is not None else set()
+    kept = sum(part["id"] in before for part in index.manifest["partitions"])
+    return f"{len(index.manifest['partitions'])} partitions" + (f", {kept} of them kept" if base is not None else "")
+
+
+def advise(index: Index) -> None:
+    """Say so when building everything anew would now give better results."""
+    if advice := index.rebuild_advice():
+        print(f"advice: {advice}; build everything anew with --rebuild")
 
 
 if __name__ == "__main__":

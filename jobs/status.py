@@ -43,7 +43,11 @@ def status(
             continue
         behind = videos_not_in(opened, index)
         state = "current" if not behind else f"{behind} videos behind"
-        print(f"  index         {version}: {len(index.videos)} videos, {state}" + (", untrained head" if index.untrained else ""))
+        parts = f"{len(index.manifest['partitions'])} partitions"
+        print(
+            f"  index         {version}: {len(index.videos)} videos in {parts}, {state}"
+            + (", untrained head" if index.untrained else "")
+        )
     if verify:
         faults = verify_gallery(opened)
         print("  verified      " + ("no faults" if not faults else f"{len(faults)} faults"))

@@ -200,6 +200,12 @@ class Gallery:
         commits = self._while_compacted(lambda: self._commits(leave_out=known))
         return frozenset(video_id for commit in commits.values() for video_id in commit.get("forgotten", ()))
 
+    def has_videos_since(self, known: Collection[str]) -> bool:
+        """Whether any commit brought videos but the known ones and compactions of only these; known: names of commits."""
+        known = set(known)
+        commits = self._while_compacted(lambda: self._commits(leave_out=known))
+        return any(commit["videos"] and not known.issuperset(commit.get("supersedes") or [""]) for commit in commits.values())
+
     def _while_compacted(self, read: Callable[[], Read]) -> Read:
         """What `read` gives; again from the start when a compaction took files away between listing and reading."""
         for _ in range(READ_TRIES - 1):

@@ -1,20 +1,20 @@
-"""Index versions: what a search needs of a gallery, cut into partitions of memory-mapped arrays.
+"""Index versions: what a search needs of a gallery, cut into partitions of memory-mapped arrays that versions share.
 
 index/<version>/manifest.json   written last: a version is there when its manifest is, complete and never changed again
                 head/           the co-attention head (model.safetensors, model.json, calibration.json if it has one)
-                videos.parquet  one row a video: its gallery row, partition, first frame and segment
-                cohort/         means.npy float32 [C, d_v], video.npy int64 [C] (row of videos.parquet): what scores are
-                                normalised by
-                p0000/          keys.npy, values.npy float16 [F, d]; frame_index.npy, time_s.npy [F];
-                                segment_start.npy int64 [S] (frame within the partition), cohort_mean.npy and
-                                cohort_spread.npy float32 [S], prefilter.faiss
+                cohort/         what scores are normalised by: means.npy float32 [C, d_v]; video.npy int64 [C], row in this
+                                version's videos (below -1: not among them); video_id.json, their ids
+index/partitions/<id>/          named by the manifests of one or more versions
+                videos.arrow    one row a video: its gallery row, first frame and segment within the partition
+                ...             keys, values and the rest, see `pipeline.partition_files`
+
+The videos of a version are numbered through its partitions in the order of its manifest.
 """
 
-import hashlib
 import json
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from pipeline.backbone import same_backbone
@@ -32,18 +31,29 @@ from pipeline.calibration import Calibration, load_calibration, save_calibration
 from pipeline.coattention import Coattention
 from pipeline.cohort import Cohort
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import Gallery, feature_matrix
+from pipeline.gallery import Gallery
 from pipeline.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, save_head, untrained_head
-from pipeline.partition_files import encode_frames, load_array, score_row, segment_means, write_partition
+from pipeline.index_samples import sample_cohort, sample_features
+from pipeline.partition_files import load_array, score_row
+from pipeline.partition_store import (
+    VIDEOS,
+    PartitionWork,
+    build_partitions,
+    delete_partition,
+    partition_store,
+    plan_partitions,
+    publish_files,
+    read_videos,
+)
 from pipeline.prefilter import PrefilterMetric
-from pipeline.segments import segment_frames, segment_starts
+from pipeline.segments import segment_starts
 from pipeline.storage import Location
 from pipeline.weights import shipped_head
 
-FORMAT = 2
-SAMPLE_VIDEOS, SAMPLE_FRAMES = 512, 40  # what an untrained head is made from: videos, and frames of each
-COHORT_VIDEOS, COHORT_SEGMENTS = 512, 4  # what scores are normalised by: videos, and segments of each
+FORMAT = 3
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
+MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
+LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
 
 
 @dataclass(frozen=True)
@@ -64,11 +74,13 @@ class IndexSettings:
 
 @dataclass(frozen=True)
 class Index:
-    """An open index version. manifest: what it is made of; videos: one row a video, partitions in order; head: its model;
-    cohort: what scores are normalised by; calibration: what they are worth, None where the head has none.
+    """An open index version. store: where the partitions of all versions lie; manifest: what it is made of; videos: one row a
+    video, partitions in order, of which a column is read when it is used; head: its model; cohort: what scores are normalised
+    by; calibration: what they are worth, None where the head has none.
     """
 
     location: Location
+    store: Location
     manifest: dict[str, Any]
     videos: pa.Table
     head: Coattention
@@ -101,6 +113,48 @@ class Index:
         part = self.manifest["partitions"][partition]
         return self.videos.slice(part["first_video"], part["videos"])
 
+    def partition_location(self, partition: int) -> Location:
+        """The folder of a partition's files."""
+        return self.store.join(self.manifest["partitions"][partition]["id"])
+
+    def partitions_matching(
+        self, cameras: Sequence[str] = (), after: datetime | None = None, before: datetime | None = None
+    ) -> list[int]:
+        """Numbers of the partitions that may hold a video of these cameras (none named: any) that starts in [after, before).
+
+        after, before: aware datetimes or None. Told from the manifest; no partition is opened.
+        """
+        return [
+            number
+            for number, part in enumerate(self.manifest["partitions"])
+            if (not cameras or part["cameras"] is None or not set(cameras).isdisjoint(part["cameras"]))
+            and (after is None or (part["last_start"] is not None and datetime.fromisoformat(part["last_start"]) >= after))
+            and (before is None or (part["first_start"] is not None and datetime.fromisoformat(part["first_start"]) < before))
+        ]
+
+    def rebuild_advice(self) -> str | None:
+        """Why all of it should be built anew, in words; None where it need not be."""
+        drawn = self.manifest["drawn"]
+        if self.manifest["videos"] >= MOST_GROWTH * drawn["gallery_videos"]:
+            return f"the gallery has grown from {drawn['gallery_videos']} to {self.manifest['videos']} videos"
+        if len(torch.unique(self.cohort.video)) < LEAST_COHORT * drawn["cohort_videos"]:
+            return f"more than {1 - LEAST_COHORT:.0%} of the videos that scores are normalised by were forgotten"
+        return None
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the partitions of a version share. cohort_ids: the video of each of the cohort's segments; drawn: how many videos
+    the gallery and the cohort had when the cohort (and an untrained head) were drawn.
+    """
+
+    head: Coattention
+    untrained: bool
+    calibration: Calibration | None
+    cohort: Cohort
+    cohort_ids: pa.Array
+    drawn: dict[str, int]
+
 
 def build_index(
     gallery: Gallery,
@@ -108,92 +162,188 @@ def build_index(
     head: Coattention | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     calibration: Calibration | None = None,
+    *,
+    base: Index | None = None,
+    workers: int | None = None,
+    address: str | None = None,
 ) -> Index:
     """Make a new index version of all videos in the gallery and publish it.
 
     head: the trained head, or None for the one that needs no training, made from a sample of the gallery. calibration: its own.
-    progress is told videos done and in all. Raises PipelineError for an empty gallery, a damaged shard, a head of another width.
+    base: an index of the same settings and head (see `extensible_index`), of which head, cohort and what has not changed are
+    kept, see `plan_partitions`; without it everything is made anew. workers, address: see `build_partitions`. progress is told
+    videos done and in all. Raises PipelineError for an empty gallery, a damaged shard, a head of another width, or when videos
+    were forgotten while it was built.
     """
     settings = settings or IndexSettings()
     snapshot = gallery.snapshot()
     if len(snapshot.videos) == 0:
         raise PipelineError(f"{gallery.location.uri} has no videos yet; run jobs.ingest first")
+    old = base.manifest["partitions"] if base is not None else []
+    plan = plan_partitions(snapshot.videos, settings.partition_videos, base and base.videos, old)
+    entries, kept = [], 0
+    for number in plan.kept:
+        entries.append({**old[number], "first_video": kept})
+        kept += old[number]["videos"]
+    tables = [base.partition_videos(number).select(["video_id"]) for number in plan.kept] if base is not None else []
+    ids = pa.concat_tables([*tables, *(rows.select(["video_id"]) for rows in plan.fresh)])["video_id"]
+    if base is None:
+        shared = _draw(gallery, pa.concat_tables(plan.fresh), settings, head, calibration)
+    else:
+        alive = pc.is_in(_cohort_ids(base), snapshot.videos["video_id"].combine_chunks())
+        shared = _carry(base, alive, ids, calibration)
+    work = PartitionWork(gallery, shared.head, settings.segment_length, settings.stride, shared.cohort)
+    built: dict[int, dict[str, Any]] = {}
+    done = kept
+    try:
+        for number, entry in build_partitions(work, plan.fresh, kept, workers, address):
+            built[number] = entry
+            done += entry["videos"]
+            progress(done, len(ids))
+        entries += [built[number] for number in sorted(built)]
+        version = _publish(gallery, shared, settings, entries, sorted(snapshot.seen), ids)
+    except BaseException:
+        for entry in built.values():
+            delete_partition(gallery, entry["id"])
+        raise
+    return open_index(gallery, version)
+
+
+def _draw(
+    gallery: Gallery, videos: pa.Table, settings: IndexSettings, head: Coattention | None, calibration: Calibration | None
+) -> _Shared:
+    """Head and cohort of an index that is built anew of `videos`."""
     untrained = head is None
-    head = (
-        head
-        if head is not None
-        else untrained_head(sample_features(gallery, snapshot.videos), segment_length=settings.segment_length)
-    )
+    length, stride = settings.segment_length, settings.stride
+    head = head if head is not None else untrained_head(sample_features(gallery, videos), segment_length=length)
     if head.config.feature_width != gallery.feature_width:
         widths = f"{head.config.feature_width}, the gallery's backbone gives {gallery.feature_width}"
         raise PipelineError(
             f"the head takes frame features of width {widths}; use a head made for {gallery.settings.backbone.name}"
         )
+    cohort = sample_cohort(gallery, videos, head, length, stride)
+    drawn = {"gallery_videos": len(videos), "cohort_videos": len(torch.unique(cohort.video))}
+    cohort_ids = videos["video_id"].take(pa.array(cohort.video.numpy())).combine_chunks()
+    return _Shared(head, untrained, calibration, cohort, cohort_ids, drawn)
+
+
+def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Calibration | None) -> _Shared:
+    """Head and cohort of an older index for one of the videos `ids`, without the cohort's segments that are not `alive`.
+
+    What was measured by them in the partitions that are kept stays: means and spreads over hundreds of videos, none's features.
+    """
+    cohort_ids = _cohort_ids(base).filter(alive)
+    videos = pc.unique(cohort_ids)
+    rows = pc.index_in(videos, value_set=ids.combine_chunks())
+    absent = pa.array(-2 - np.arange(len(videos)), pa.int64())  # -1 is a target that is not in the gallery
+    video = pc.if_else(pc.is_valid(rows), rows.cast(pa.int64()), absent).take(pc.index_in(cohort_ids, value_set=videos))
+    means = base.cohort.means[torch.from_numpy(np.array(alive, bool))]
+    cohort = Cohort(means, torch.from_numpy(np.array(video, np.int64)))
+    return _Shared(base.head, base.untrained, calibration, cohort, cohort_ids, base.manifest["drawn"])
+
+
+def _cohort_ids(index: Index) -> pa.Array:
+    return pa.array(json.loads(index.location.join("cohort", "video_id.json").read_bytes()), pa.string())
+
+
+def _publish(
+    gallery: Gallery,
+    shared: _Shared,
+    settings: IndexSettings,
+    partitions: list[dict[str, Any]],
+    commits: Sequence[str],
+    ids: pa.ChunkedArray,
+) -> str:
+    """Publish a version of partitions that are there; returns its name. ids: of its videos, to look for forgotten ones."""
     version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
     location = gallery.location.join("index", version)
-    videos = snapshot.videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
-    cohort = _sample_cohort(gallery, videos, head, settings)
     files: dict[str, dict[str, Any]] = {}
-    partitions: list[dict[str, Any]] = []
-    tables: list[pa.Table] = []
-    for start in range(0, len(videos), settings.partition_videos):
-        rows = videos.slice(start, settings.partition_videos)
-        with tempfile.TemporaryDirectory() as folder:
-            table, counts = write_partition(
-                gallery, rows, head, settings.segment_length, settings.stride, cohort, start, Path(folder)
-            )
-            files |= _publish_files(Path(folder), location, f"p{len(partitions):04d}")
-        partitions.append({"first_video": start, "videos": len(rows), **counts})
-        tables.append(table)
-        progress(start + len(rows), len(videos))
-    indexed = pa.concat_tables(tables)
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder, "means.npy"), cohort.means.numpy())
-        np.save(Path(folder, "video.npy"), cohort.video.numpy())
-        files |= _publish_files(Path(folder), location, "cohort")
-    with tempfile.TemporaryDirectory() as folder:
-        save_head(head, folder, {"untrained": untrained}, gallery.settings.backbone.identity)
-        if calibration is not None:
-            save_calibration(calibration, folder)
-        files |= _publish_files(Path(folder), location, "head")
-    with tempfile.TemporaryDirectory() as folder:
-        pq.write_table(indexed, Path(folder, "videos.parquet"), compression="zstd")
-        files |= _publish_files(Path(folder), location)
+    with tempfile.TemporaryDirectory() as name:
+        folders = {below: Path(name, below) for below in ("cohort", "head")}
+        for folder in folders.values():
+            folder.mkdir()
+        np.save(folders["cohort"] / "means.npy", shared.cohort.means.numpy())
+        np.save(folders["cohort"] / "video.npy", shared.cohort.video.numpy())
+        (folders["cohort"] / "video_id.json").write_text(json.dumps(shared.cohort_ids.to_pylist()))
+        save_head(shared.head, folders["head"], {"untrained": shared.untrained}, gallery.settings.backbone.identity)
+        if shared.calibration is not None:
+            save_calibration(shared.calibration, folders["head"])
+        for below, folder in folders.items():
+            files |= {f"{below}/{file}": entry for file, entry in publish_files(folder, location.join(below)).items()}
     manifest = {
         "format": FORMAT,
         "version": version,
         "created_at": datetime.now(UTC).isoformat(),
         "settings": asdict(settings),
         "backbone": gallery.settings.backbone.identity,
-        "head": head_hash(head),
-        "untrained": untrained,
-        "prefilter": "exact L2" if PrefilterMetric(*score_row(head)).is_distance else "exact inner product",
-        "videos": len(indexed),
-        "frames": sum(part["frames"] for part in partitions),
-        "segments": sum(part["segments"] for part in partitions),
-        "commits": list(snapshot.commits),
-        "shards": sorted(set(indexed["shard"].to_pylist())),
+        "head": head_hash(shared.head),
+        "untrained": shared.untrained,
+        "prefilter": "exact L2" if PrefilterMetric(*score_row(shared.head)).is_distance else "exact inner product",
+        **{total: sum(part[total] for part in partitions) for total in ("videos", "frames", "segments")},
+        "drawn": shared.drawn,
+        "commits": list(commits),
         "partitions": partitions,
         "files": files,
     }
     location.join("manifest.json").write_atomically(json.dumps(manifest, indent=1).encode())
-    _refuse_forgotten(gallery, location, indexed)
-    return Index(location, manifest, indexed, head, cohort, calibration)
+    _withdraw_if_overtaken(gallery, location, partitions, pa.chunked_array([*ids.chunks, shared.cohort_ids], pa.string()))
+    return version
 
 
-def _refuse_forgotten(gallery: Gallery, location: Location, videos: pa.Table) -> None:
-    """Take the version back if videos were forgotten while it was built: no compaction would find it afterwards."""
-    if gallery.forgotten() & set(videos["video_id"].to_pylist()):
+def _withdraw_if_overtaken(gallery: Gallery, location: Location, partitions: list[dict[str, Any]], ids: pa.ChunkedArray) -> None:
+    """Take the version back if videos were forgotten or partitions removed meanwhile: no compaction would find it afterwards."""
+    forgotten = pa.array(sorted(gallery.forgotten()), pa.string())
+    overtaken = ""
+    if pc.any(pc.is_in(ids, forgotten)).as_py():
+        overtaken = "videos were forgotten while the index was built"
+    elif not all(partition_store(gallery).join(part["id"], VIDEOS).exists() for part in partitions):
+        overtaken = "a compaction removed partitions while the index was built"
+    if overtaken:
         location.join("manifest.json").delete()
         for file in location.list(recursive=True):
             file.delete()
-        raise PipelineError("videos were forgotten while the index was built; run jobs.index again")
+        raise PipelineError(f"{overtaken}; run jobs.index again")
+
+
+def publish_without(gallery: Gallery, index: Index, video_ids: pa.Array) -> str | None:
+    """Publish a version of an index without the partitions and the cohort's segments that hold any of the videos.
+
+    Returns its name, None where no partition is left. The other videos of these partitions are missing until the next build.
+    """
+    gone = np.asarray(pc.is_in(index.videos["video_id"], video_ids))
+    partitions: list[dict[str, Any]] = []
+    tables = []
+    first = 0
+    for number, part in enumerate(index.manifest["partitions"]):
+        if not gone[part["first_video"] : part["first_video"] + part["videos"]].any():
+            partitions.append({**part, "first_video": first})
+            tables.append(index.partition_videos(number).select(["video_id"]))
+            first += part["videos"]
+    if not partitions:
+        return None
+    ids = pa.concat_tables(tables)["video_id"]
+    shared = _carry(index, pc.invert(pc.is_in(_cohort_ids(index), video_ids)), ids, index.calibration)
+    return _publish(gallery, shared, index.settings, partitions, (), ids)
+
+
+def extensible_index(gallery: Gallery, settings: IndexSettings, head: Coattention | None = None) -> Index | None:
+    """The newest index version if one of these arguments can be made of it by adding and removing videos, else None.
+
+    An index of so few videos that nothing can be normalised by them is not worth keeping.
+    """
+    index = _newest_of(gallery, settings, head)
+    return index if index is not None and index.cohort.usable else None
 
 
 def current_index(
     gallery: Gallery, settings: IndexSettings, head: Coattention | None = None, calibration: Calibration | None = None
 ) -> Index | None:
-    """The newest index version if building one with these arguments would give the same again, else None."""
+    """The newest index version if building one with these arguments would bring nothing new, else None."""
+    index = _newest_of(gallery, settings, head)
+    return index if index is not None and index.calibration == calibration and is_complete(gallery, index) else None
+
+
+def _newest_of(gallery: Gallery, settings: IndexSettings, head: Coattention | None) -> Index | None:
     if not index_versions(gallery):
         return None
     try:
@@ -201,30 +351,35 @@ def current_index(
     except PipelineError:  # damaged: building again is what mends it
         return None
     same_head = index.untrained if head is None else index.manifest["head"] == head_hash(head)
-    same_head = same_head and index.calibration == calibration
-    same_videos = videos_not_in(gallery, index) == 0 and not gallery.forgotten() & set(index.videos["video_id"].to_pylist())
-    return index if same_head and same_videos and index.settings == settings else None
+    return index if same_head and index.settings == settings else None
+
+
+def is_complete(gallery: Gallery, index: Index) -> bool:
+    """Whether an index holds the gallery's videos, all and no others; reads the gallery only if there were commits since."""
+    if set(gallery.commit_names()) <= set(index.manifest["commits"]):
+        return True
+    videos = gallery.snapshot().videos
+    if len(videos) == 0:
+        return False
+    plan = plan_partitions(videos, index.settings.partition_videos, index.videos, index.manifest["partitions"])
+    return not plan.fresh and len(plan.kept) == len(index.manifest["partitions"])
 
 
 def open_index(gallery: Gallery, version: str | None = None) -> Index:
-    """Open an index version, by default the newest. Raises UsageError when there is none, PipelineError when it is damaged."""
+    """Open an index version, by default the newest. Raises UsageError when there is none, PipelineError when it is damaged.
+
+    Of the partitions only the heads of their tables of videos are read (on an object store the tables).
+    """
     versions = index_versions(gallery)
     if not versions:
         raise UsageError(f"{gallery.location.uri} has no index yet; run jobs.index first")
     version = version or versions[-1]
     if version not in versions:
         raise UsageError(f"{gallery.location.uri} has no index version {version!r}; it has {', '.join(versions[-5:])}")
-    location = gallery.location.join("index", version)
+    location, store = gallery.location.join("index", version), partition_store(gallery)
+    manifest = read_manifest(gallery, version)
     try:
-        manifest = json.loads(location.join("manifest.json").read_bytes())
-        if manifest["format"] != FORMAT:
-            raise PipelineError(
-                f"{location.uri} has index format {manifest['format']}; this version reads {FORMAT}: build it again"
-            )
-        if missing := {"settings", "backbone", "head", "files", "untrained", "commits", "partitions"} - manifest.keys():
-            raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")
-        with location.join("videos.parquet").open_input() as source:
-            videos = pq.read_table(source)
+        videos = pa.concat_tables([_partition_table(store, part) for part in manifest["partitions"]])
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
     with tempfile.TemporaryDirectory() as folder:
@@ -233,14 +388,65 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
                 Path(folder, name).write_bytes(location.join("head", name).read_bytes())
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
-    return Index(location, manifest, videos, head, cohort, calibration)
+    return Index(location, store, manifest, videos, head, cohort, calibration)
+
+
+def _partition_table(store: Location, part: dict[str, Any]) -> pa.Table:
+    location = store.join(part["id"])
+    try:
+        table = read_videos(location)
+    except (OSError, pa.ArrowException) as error:
+        raise PipelineError(f"the index file {location.join(VIDEOS).uri} is damaged: {error}") from error
+    if len(table) != part["videos"]:
+        raise PipelineError(f"the index file {location.join(VIDEOS).uri} is damaged: it has {len(table)} rows")
+    return table
+
+
+def read_manifest(gallery: Gallery, version: str) -> dict[str, Any]:
+    """The manifest of an index version. Raises PipelineError when it is damaged or of another format."""
+    location = gallery.location.join("index", version)
+    try:
+        manifest = json.loads(location.join("manifest.json").read_bytes())
+        if manifest["format"] != FORMAT:
+            raise PipelineError(
+                f"{location.uri} has index format {manifest['format']}; this version reads {FORMAT}: build it again"
+            )
+        needed = {"settings", "backbone", "head", "files", "untrained", "commits", "drawn", "partitions"}
+        if missing := needed - manifest.keys():
+            raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
+    return manifest
+
+
+def version_files(gallery: Gallery, manifest: dict[str, Any]) -> Iterator[tuple[Location, dict[str, Any]]]:
+    """All files of an index version, each with its size in bytes and sha256; those of its partitions last."""
+    location, store = gallery.location.join("index", manifest["version"]), partition_store(gallery)
+    yield from ((location.join(name), entry) for name, entry in manifest["files"].items())
+    for part in manifest["partitions"]:
+        yield from ((store.join(part["id"], name), entry) for name, entry in part["files"].items())
+
+
+def partition_ids(gallery: Gallery, version: str) -> set[str]:
+    """Ids of the partitions that a version's manifest names, whatever its format; none where it cannot be read."""
+    try:
+        manifest = json.loads(gallery.location.join("index", version, "manifest.json").read_bytes())
+        return {part["id"] for part in manifest["partitions"]}
+    except (PipelineError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def holds_any(index: Index, video_ids: pa.Array) -> bool:
+    """Whether a partition or the cohort of an index holds features of any of the videos."""
+    return any(pc.any(pc.is_in(ids, video_ids)).as_py() for ids in (index.videos["video_id"], _cohort_ids(index)))
 
 
 def videos_not_in(gallery: Gallery, index: Index) -> int:
     """How many videos of the gallery an index does not hold yet; reads the videos only if there were commits since."""
-    if set(gallery.commit_names()) <= set(index.manifest["commits"]):
+    if not gallery.has_videos_since(index.manifest["commits"]):
         return 0
-    return len(set(gallery.snapshot().videos["video_id"].to_pylist()) - set(index.videos["video_id"].to_pylist()))
+    held = pc.is_in(gallery.snapshot().videos["video_id"], index.videos["video_id"].combine_chunks())
+    return len(held) - (pc.sum(held).as_py() or 0)
 
 
 def index_versions(gallery: Gallery) -> list[str]:
@@ -271,66 +477,3 @@ def head_for(gallery: Gallery, folder: Path) -> Coattention:
     if description.backbone_hash and not same_backbone(description.backbone_hash, identity):
         raise PipelineError(f"the head {folder} belongs to the backbone {description.backbone_hash}; the gallery has {identity}")
     return load_head(folder)
-
-
-def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:
-    """Frame features float16 [n, D] of a sample of videos, the same for the same videos however they lie in shards.
-
-    Up to SAMPLE_VIDEOS videos, chosen by hashes of their ids, and up to SAMPLE_FRAMES evenly spaced frames of each: a long video
-    shows one person, and must not drown the others.
-    """
-    chosen = videos.take(_sample(videos, SAMPLE_VIDEOS))
-    parts: dict[str, np.ndarray] = {}
-    for positions, table in gallery.iter_features(chosen):
-        features, start = feature_matrix(table), 0
-        for position in positions:
-            count = chosen["sampled_frames"][int(position)].as_py()
-            rows = start + np.unique(np.linspace(0, count - 1, min(count, SAMPLE_FRAMES)).astype(int))
-            parts[chosen["video_id"][int(position)].as_py()] = features[rows]
-            start += count
-    return np.concatenate([parts[video_id] for video_id in sorted(parts)])
-
-
-def _sample(videos: pa.Table, count: int) -> list[int]:
-    """Rows of up to `count` videos, chosen by hashes of their ids."""
-    ids = videos["video_id"].to_pylist()
-    return sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())[:count]
-
-
-@torch.no_grad()
-def _sample_cohort(gallery: Gallery, videos: pa.Table, head: Coattention, settings: IndexSettings) -> Cohort:
-    """Mean values of up to COHORT_SEGMENTS evenly spaced segments of COHORT_VIDEOS videos, in the order of their ids' hashes."""
-    rows = _sample(videos, COHORT_VIDEOS)
-    chosen = videos.take(rows)
-    parts: dict[int, torch.Tensor] = {}
-    for positions, table in gallery.iter_features(chosen):
-        features, first = feature_matrix(table), 0
-        for position in positions:
-            frames = chosen["sampled_frames"][int(position)].as_py()
-            starts = segment_starts(frames, settings.segment_length, settings.stride)
-            starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), COHORT_SEGMENTS)).round().astype(int))]
-            cut = segment_frames(starts, settings.segment_length, frames)
-            _, values = encode_frames(head, features[first : first + frames])
-            parts[int(position)] = torch.from_numpy(segment_means(values, cut))
-            first += frames
-    order = sorted(parts)
-    owner = torch.cat([torch.full((len(parts[position]),), rows[position]) for position in order])
-    return Cohort(torch.cat([parts[position] for position in order]), owner)
-
-
-def _publish_files(folder: Path, version: Location, below: str = "") -> dict[str, dict[str, Any]]:
-    """Copy a folder's files to where the index lies; returns path within the version -> size in bytes and sha256."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        digest = hashlib.sha256()
-
-        def copy(sink: Any, path: Path = path, digest: Any = digest) -> None:
-            with path.open("rb") as source:
-                while block := source.read(16 << 20):
-                    digest.update(block)
-                    sink.write(block)
-
-        name = f"{below}/{path.name}" if below else path.name
-        version.join(name).write_atomically(copy)
-        files[name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-    return files

@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 from pipeline import audit
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery
-from pipeline.index import index_versions, open_index
+from pipeline.index import index_versions, open_index, read_manifest, version_files
+from pipeline.storage import Location
 
 
 def verify_gallery(gallery: Gallery) -> list[str]:
@@ -26,8 +27,9 @@ def verify_gallery(gallery: Gallery) -> list[str]:
                 faults += _frame_faults(rows, positions, frames)
         except PipelineError as error:
             faults.append(str(error))
+    checked: dict[tuple[str, str], str | None] = {}
     for version in index_versions(gallery):
-        faults += _index_faults(gallery, version)
+        faults += _index_faults(gallery, version, checked)
     return faults + [f"audit log: {fault}" for fault in audit.verify(gallery)]
 
 
@@ -44,18 +46,25 @@ def _frame_faults(videos: pa.Table, positions: np.ndarray, frames: pa.Table) -> 
     return faults
 
 
-def _index_faults(gallery: Gallery, version: str) -> list[str]:
-    try:
-        index = open_index(gallery, version)
-    except PipelineError as error:
-        return [str(error)]
+def _index_faults(gallery: Gallery, version: str, checked: dict[tuple[str, str], str | None]) -> list[str]:
+    """Faults of one version. checked: (uri, sha256) -> fault of files that were looked at before: partitions are shared."""
     faults = []
-    for name, expected in index.manifest["files"].items():
-        file = index.location.join(name)
-        if not file.exists():
-            faults.append(f"{file.uri} is missing")
-            continue
-        with file.open_input() as source:
-            if hashlib.file_digest(source, "sha256").hexdigest() != expected["sha256"]:
-                faults.append(f"{file.uri} is damaged: its checksum differs")
+    try:
+        for file, expected in version_files(gallery, read_manifest(gallery, version)):
+            key = file.uri, expected["sha256"]
+            if key not in checked:
+                checked[key] = _file_fault(file, expected["sha256"])
+                faults += [fault for fault in (checked[key],) if fault is not None]
+        if not faults:
+            open_index(gallery, version)
+    except PipelineError as error:
+        faults.append(str(error))
     return faults
+
+
+def _file_fault(file: Location, sha256: str) -> str | None:
+    if not file.exists():
+        return f"{file.uri} is missing"
+    with file.open_input() as source:
+        same = hashlib.file_digest(source, "sha256").hexdigest() == sha256
+    return None if same else f"{file.uri} is damaged: its checksum differs"

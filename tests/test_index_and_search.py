@@ -206,7 +206,7 @@ def test_damage_and_misuse_are_said_in_one_sentence(toy_gallery: Gallery, toy_in
         open_index(toy_gallery, "old")
     with pytest.raises(UsageError, match="no video 'v999'"):
         gallery_target(toy_gallery, "v999")
-    (folder / "p0000" / "keys.npy").write_bytes(b"nonsense")
+    Path(toy_index.partition_location(0).path, "keys.npy").write_bytes(b"nonsense")
     with pytest.raises(PipelineError, match=r"keys\.npy is damaged"):
         LocalPartitions(toy_index, [0])
     manifest = folder / "manifest.json"

@@ -464,7 +464,7 @@ def test_a_shard_that_an_ingest_has_not_committed_yet_is_not_taken_from_it(toy_g
 
 def test_a_damaged_index_version_does_not_keep_forgotten_videos_alive(toy_gallery: Gallery) -> None:
     damaged, sound = build_index(toy_gallery), build_index(toy_gallery)
-    Path(damaged.location.path, "videos.parquet").write_bytes(b"nonsense")
+    Path(damaged.partition_location(0).path, "videos.arrow").write_bytes(b"nonsense")
     forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
     compact(toy_gallery)
     assert not Path(damaged.location.path, "manifest.json").exists() and not Path(sound.location.path, "manifest.json").exists()
