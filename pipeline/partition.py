@@ -2,15 +2,17 @@
 
 import mmap
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from pipeline.bounds import attention_logits, ball_logits, radii, squared_distances, video_bounds
 from pipeline.cohort import CohortStatistics, normalised_logits
 from pipeline.index import Index
 from pipeline.partition_files import load_array, load_prefilter
-from pipeline.prefilter import shortlist
+from pipeline.prefilter import is_flat, shortlist, stored_vectors
 from pipeline.results import SegmentPair, SegmentView
 from pipeline.scoring import (
     ScoreSettings,
@@ -21,6 +23,9 @@ from pipeline.scoring import (
     video_scores,
 )
 
+STAGES = 2  # of bounds: the ball around a segment's mean; its true attention
+RADII_SEGMENTS = 65_536  # measured at a time
+SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
 SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time
 NEARBY = 1 << 16  # bytes between two videos that are read ahead as one piece
 
@@ -64,6 +69,7 @@ class Partition:
         self.first_frame = np.asarray(videos["first_frame"])
         self.segments = np.asarray(videos["segments"])
         self.first_segment = np.asarray(videos["first_segment"])
+        self.radius: torch.Tensor | None = None
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
 
     @property
@@ -78,15 +84,79 @@ class Partition:
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
         """Video scores float64 [m] of the videos int64 [m], each ascending: read in file order and in large pieces."""
         scores = np.empty(len(videos))
-        ends = np.cumsum(self.segments[videos]) * len(target)
+        for part in self._parts(videos, len(target)):
+            scores[part] = video_scores(*self.pair_scores(target, videos[part], settings), settings)
+        return scores
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]:
+        """`score` of each target and its videos; in one pass over the frames where most ask for the same videos."""
+        union = np.unique(np.concatenate(videos))
+        if len(targets) == 1 or len(union) * len(targets) > SHARED * sum(map(len, videos)):
+            return [self.score(target, mine, settings) for target, mine in zip(targets, videos, strict=True)]
+        ends = np.cumsum([len(target) for target in targets])
+        scores = np.empty((len(targets), len(union)))
+        joined = _joined(targets)
+        for part in self._parts(union, int(ends[-1])):
+            pairs, offsets = self.pair_scores(joined, union[part], settings)
+            for row, (end, target) in enumerate(zip(ends, targets, strict=True)):
+                scores[row, part] = video_scores(pairs[end - len(target) : end], offsets, settings)
+        return [row[np.searchsorted(union, mine)] for row, mine in zip(scores, videos, strict=True)]
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        """Upper bounds of the scores float64 [m] of the videos int64 [m], each ascending; stages tighten from 0 to STAGES - 1.
+
+        Infinite where the prefilter does not hold the segments' means.
+        """
+        if not is_flat(self.prefilter):
+            return np.full(len(videos), np.inf)
+        bounds = np.empty(len(videos))
+        for part in self._parts(videos, len(target) * (1 if stage == 0 else self.length)):
+            bounds[part] = self._bounds(target, videos[part], settings, stage)
+        return bounds
+
+    def _bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        start, last, numbers = self._cut(videos)
+        rows = torch.from_numpy(numbers)
+        means = _tensor(stored_vectors(self.prefilter))[rows]
+        encoding = target.encoding.to("cpu")
+        if stage == 0:
+            logits = ball_logits(encoding, means, self._radii()[rows])
+        else:
+            frames = segment_rows(torch.from_numpy(start), torch.from_numpy(last), self.length)
+            used, frames_of_used = torch.unique(frames, return_inverse=True)
+            table = squared_distances(-self.band.cpu(), frames)
+            logits = attention_logits(encoding, means, self.keys[used].cpu(), table, frames_of_used)
+        offsets = np.concatenate([[0], np.cumsum(self.segments[videos])])
+        candidate = CohortStatistics(self.cohort_mean[rows], self.cohort_spread[rows])
+        of_cohort = settings.normalise == "cohort" and target.cohort is not None
+        return video_bounds(logits, offsets, settings, *((target.cohort, candidate) if of_cohort else ()))
+
+    def _radii(self) -> torch.Tensor:
+        """Of all segments, computed when they are first asked for."""
+        if self.radius is None:
+            videos = np.arange(len(self.frames))
+            start, last, _ = self._cut(videos)
+            means, parts = _tensor(stored_vectors(self.prefilter)), []
+            for first in range(0, len(start), RADII_SEGMENTS):
+                some = slice(first, first + RADII_SEGMENTS)
+                frames = segment_rows(torch.from_numpy(start[some]), torch.from_numpy(last[some]), self.length)
+                base = int(frames.min())
+                band = -self.band[base : int(frames.max()) + 1].cpu()
+                parts.append(radii(squared_distances(band, frames - base), means[some]))
+            self.radius = torch.cat(parts)
+        return self.radius
+
+    def _parts(self, videos: np.ndarray, rows: int) -> Iterator[slice]:
+        """The videos in pieces of about SCORE_PAIRS numbers, where each of their segments makes `rows` numbers."""
+        ends = np.cumsum(self.segments[videos]) * rows
         start = 0
         while start < len(videos):
             taken = int(ends[start - 1]) if start else 0
             stop = max(start + 1, int(np.searchsorted(ends, taken + SCORE_PAIRS, side="right")))
-            pairs, offsets = self.pair_scores(target, videos[start:stop], settings)
-            scores[start:stop] = video_scores(pairs, offsets, settings)
+            yield slice(start, stop)
             start = stop
-        return scores
 
     def pair_scores(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 [N, K] against all segments of the videos, and where each video's columns begin, int64 [m + 1]."""
@@ -154,6 +224,18 @@ class Partition:
         first, frames = np.repeat(self.first_frame[videos], counts), np.repeat(self.frames[videos], counts)
         start = first + np.minimum(nth * self.stride, np.maximum(frames - self.length, 0))
         return start, first + frames - 1, np.repeat(self.first_segment[videos], counts) + nth
+
+
+def _joined(targets: Sequence[TargetSegments]) -> TargetSegments:
+    """The segments of several targets as those of one, for scores only."""
+    first = targets[0].encoding
+    joined = {name: torch.cat([getattr(target.encoding, name) for target in targets]) for name in ("query_vectors", "encodings")}
+    encoding = replace(first, **joined, attention=first.attention[:0], centre=joined["encodings"].mean(dim=0))
+    cohort = None
+    if statistics := [target.cohort for target in targets if target.cohort is not None]:
+        cohort = CohortStatistics(torch.cat([one.mean for one in statistics]), torch.cat([one.spread for one in statistics]))
+    frames = np.empty((len(joined["encodings"]), 0))
+    return TargetSegments(encoding, frames, frames, cohort)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

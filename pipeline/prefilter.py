@@ -66,6 +66,12 @@ def is_flat(index: faiss.Index) -> bool:
     return not isinstance(faiss.downcast_index(index), faiss.IndexIVF)
 
 
+def stored_vectors(index: faiss.Index) -> np.ndarray:
+    """What a flat index holds, float32 [S, d], in its own memory."""
+    flat: Any = faiss.downcast_index(index)
+    return faiss.rev_swig_ptr(flat.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+
+
 def compressed_index(metric: PrefilterMetric, means: np.ndarray, segments: int) -> faiss.Index:
     """A trained, empty inverted-file index for galleries of about `segments` segments: what each partition adds its own to.
 
@@ -173,8 +179,7 @@ def _every_logit(
     index: faiss.Index, metric: PrefilterMetric, queries: np.ndarray, encodings: np.ndarray, video_of_segment: np.ndarray
 ) -> np.ndarray:
     """The best logit of each video float32 [V], from all vectors of a flat index: no list of nearest ones is kept."""
-    flat: Any = faiss.downcast_index(index)
-    vectors = faiss.rev_swig_ptr(flat.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+    vectors = stored_vectors(index)
     best = np.empty(index.ntotal, np.float32)
     squares = (queries**2).sum(axis=1)
     for first in range(0, index.ntotal, EVERY_BLOCK):

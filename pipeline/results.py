@@ -94,6 +94,20 @@ class Lead:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """Why no other eligible video can be among the leads of an exact search.
+
+    scored: videos that were scored in full; threshold: the score of the last lead, -inf where fewer are eligible; largest_bound:
+    no other video can score above it, -inf where all were scored; bounded: videos that each stage of bounds looked at.
+    """
+
+    scored: int
+    threshold: float
+    largest_bound: float
+    bounded: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The leads for one target, best first, and what was searched.
 
@@ -101,7 +115,7 @@ class SearchResult:
     filters; shortlisted: those scored in full. filters: in words. untrained: no trained head was used. seconds: of the search.
     reason, case: why it was searched, as given. normalise: how scores were normalised, "cohort" or "none". none_probability: that
     no eligible video shows the target, None without a calibration. calibration: in words, what probabilities rest on, or why
-    there are none.
+    there are none. proof: of an exact search, else None.
     """
 
     target: VideoRef
@@ -123,6 +137,7 @@ class SearchResult:
     normalise: str = "none"
     none_probability: float | None = None
     calibration: str = ""
+    proof: Proof | None = None
 
 
 def results_table(results: Sequence[SearchResult]) -> pa.Table:

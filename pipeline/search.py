@@ -1,13 +1,16 @@
-"""Target -> shortlist -> full scores -> leads with evidence, in this process or on Ray actors that own the partitions.
+"""Targets -> shortlists -> full scores -> leads with evidence, in this process or on Ray actors that own the partitions.
 
 The order of work is the same everywhere: every partition names its best videos by the prefilter, the shortlist is the best of
 those, every partition scores its share in full, and the best are asked for their evidence. Query vectors go out, scores come
-back; features never travel. A partition's answers do not depend on who holds it, so neither do the leads.
+back; features never travel. A partition's answers do not depend on who holds it, so neither do the leads. Several targets share
+the passes over the partitions. An exact search goes on from the shortlist until the bounds of all other videos lie below the
+last lead (`pipeline.bounds`).
 """
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -16,17 +19,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import telemetry
+from pipeline.bounds import boundable, certified_top
 from pipeline.calibration import posterior, settings_of
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.index import Index
-from pipeline.partition import Partition, TargetSegments
-from pipeline.results import Lead, SearchResult, SegmentPair, VideoRef
+from pipeline.partition import STAGES, Partition, TargetSegments
+from pipeline.results import Lead, Proof, SearchResult, SegmentPair, VideoRef
 from pipeline.scoring import ScoreSettings, rank_videos
 from pipeline.targets import Target
 
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
-IN_PROCESS_VIDEOS = 100_000  # up to here, starting Ray costs more than it saves
+IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
+MAPPED_BYTES = 4 << 30  # of arrays, from where on searches read ahead, and give mapped memory back after each
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,13 @@ class SearchSettings:
     own. after, before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
-    expected_matches: on how many eligible videos the person is expected, the prior of the probabilities.
+    expected_matches: on how many eligible videos the person is expected, the prior of the probabilities. exact: the true first
+    `top` of all eligible videos, with a proof; the shortlist is where it starts.
     """
 
     top: int = 20
     shortlist: int | None = 1000
+    exact: bool = False
     cameras: tuple[str, ...] = ()
     other_cameras: bool = False
     after: datetime | None = None
@@ -76,47 +84,113 @@ class Partitions(Protocol):
 
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray: ...
 
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]: ...
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray: ...
+
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
     ) -> list[list[SegmentPair]]: ...
 
 
 class LocalPartitions:
-    """Some or all partitions, open in this process."""
+    """Some or all partitions, in this process; each is opened when it is first asked for something."""
 
     def __init__(self, index: Index, numbers: Sequence[int], device: str = "cpu") -> None:
         self.first = np.array([index.manifest["partitions"][n]["first_video"] for n in numbers], np.int64)
         self.count = np.array([index.manifest["partitions"][n]["videos"] for n in numbers], np.int64)
-        self.partitions = [Partition(index, n, device) for n in numbers]
+        self.index, self.numbers, self.device = index, list(numbers), device
+        self.opened: dict[int, Partition] = {}
+
+    def open(self, place: int) -> Partition:
+        """The partition at a place in `numbers`."""
+        if place not in self.opened:
+            self.opened[place] = Partition(self.index, self.numbers[place], self.device)
+            telemetry.gauge("coattention_partitions_open", len(self.opened))
+        return self.opened[place]
 
     def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Best videos by the prefilter, a superset of the best `count`: (videos int64 [m], logits float32 [m])."""
-        videos, logits = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-        for partition, first, number in zip(self.partitions, self.first, self.count, strict=True):
-            inside = None if allowed is None else allowed[first : first + number]
-            found, values = partition.shortlist(target, count, inside)
-            videos.append(found + first)
-            logits.append(values)
-        return np.concatenate(videos), np.concatenate(logits)
+        """Best videos by the prefilter, a superset of the best `count`: (videos int64 [m], logits float32 [m]).
+
+        Each partition is asked for somewhat more than its share, and again where it may hold more of the best.
+        """
+        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        inside = [None if allowed is None else allowed[f : f + n] for f, n in zip(self.first, self.count, strict=True)]
+        asked = {p: count for p, mine in enumerate(inside) if mine is None or mine.any()}
+        if len(asked) > 1:
+            asked = dict.fromkeys(asked, min(count, 2 * -(-count // len(asked)) + 32))
+        wanted = list(asked)
+        while wanted:
+            for place in wanted:
+                found[place] = self.open(place).shortlist(target, asked[place], inside[place])
+            best = np.concatenate([logits for _, logits in found.values()])
+            last = np.partition(best, -count)[-count] if len(best) > count else -np.inf
+            wanted = [
+                place
+                for place, (videos, logits) in found.items()
+                if asked[place] <= len(videos) < self.count[place] and asked[place] < count and logits[-1] >= last
+            ]
+            asked |= {place: min(count, 4 * asked[place]) for place in wanted}
+        videos = [np.empty(0, np.int64)] + [videos + self.first[place] for place, (videos, _) in found.items()]
+        return np.concatenate(videos), np.concatenate([np.empty(0, np.float32)] + [logits for _, logits in found.values()])
 
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
         """Video scores float64 [m] of the videos int64 [m]; NaN for those that lie in partitions not held here."""
-        scores = np.full(len(videos), np.nan)
-        for partition, first, number in zip(self.partitions, self.first, self.count, strict=True):
+        return self.score_many([target], [videos], settings)[0]
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]:
+        """`score` of each target and its videos, partition by partition, so that what they share is read once."""
+        scores = [np.full(len(mine), np.nan) for mine in videos]
+        orders = [np.argsort(mine, kind="stable") for mine in videos]
+        work = []
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
+            parts = []
+            for mine, order in zip(videos, orders, strict=True):
+                begin, end = np.searchsorted(mine, (first, first + number), sorter=order)
+                parts.append(order[begin:end])
+            if any(map(len, parts)):
+                work.append((place, parts))
+        mapped = self._is_large()
+        if mapped:
+            for place, parts in work:
+                here = np.unique(np.concatenate([mine[part] for mine, part in zip(videos, parts, strict=True)]))
+                self.open(place).read_ahead(here - self.first[place])
+        for place, parts in work:
+            partition = self.open(place)
+            asked = [mine[part] - self.first[place] for mine, part in zip(videos, parts, strict=True)]
+            for one, part, answer in zip(scores, parts, partition.score_many(targets, asked, settings), strict=True):
+                one[part] = answer
+            if mapped:
+                partition.release()
+        return scores
+
+    def _is_large(self) -> bool:
+        frames = sum(self.index.manifest["partitions"][number]["frames"] for number in self.numbers)
+        config = self.index.head.config
+        return self.device == "cpu" and 2 * frames * (config.key_width + config.value_width) > MAPPED_BYTES
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        """Upper bounds of the scores, float64 [m], of the videos int64 [m]; NaN for those not held here."""
+        bounds = np.full(len(videos), np.nan)
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
             mine = np.flatnonzero((videos >= first) & (videos < first + number))
             mine = mine[np.argsort(videos[mine], kind="stable")]
             if len(mine):
-                scores[mine] = partition.score(target, videos[mine] - first, settings)
-        return scores
+                bounds[mine] = self.open(place).bounds(target, videos[mine] - first, settings, stage)
+        return bounds
 
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
     ) -> list[list[SegmentPair]]:
         """The best segment pairs of each video; an empty list for those not held here."""
         found: list[list[SegmentPair]] = [[] for _ in videos]
-        for partition, first, number in zip(self.partitions, self.first, self.count, strict=True):
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
             for i in np.flatnonzero((videos >= first) & (videos < first + number)):
-                found[i] = partition.evidence(target, int(videos[i] - first), pairs, settings)
+                found[i] = self.open(place).evidence(target, int(videos[i] - first), pairs, settings)
         return found
 
 
@@ -153,13 +227,22 @@ class ActorPartitions:
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
         return np.fmax.reduce(self._ask("score", target, videos, settings))
 
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]:
+        parts = self._ask("score_many", list(targets), list(videos), settings)
+        return [np.fmax.reduce(answers) for answers in zip(*parts, strict=True)]
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        return np.fmax.reduce(self._ask("bounds", target, videos, settings, stage))
+
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
     ) -> list[list[SegmentPair]]:
         parts = self._ask("evidence", target, videos, pairs, settings)
         return [next((found for found in of_video if found), []) for of_video in zip(*parts, strict=True)]
 
-    def _ask(self, method: str, target: TargetSegments, *arguments: Any) -> list[Any]:
+    def _ask(self, method: str, target: TargetSegments | list[TargetSegments], *arguments: Any) -> list[Any]:
         shared = self.ray.put(target)
         try:
             return self.ray.get([getattr(actor, method).remote(shared, *arguments) for actor in self.actors])
@@ -184,6 +267,8 @@ class _PartitionsActor:
 
     def ready(self) -> bool:
         """Answers once the partitions are open."""
+        for place in range(len(self.partitions.numbers)):
+            self.partitions.open(place)
         return True
 
     def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -191,6 +276,14 @@ class _PartitionsActor:
 
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
         return self.partitions.score(target, videos, settings)
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]:
+        return self.partitions.score_many(targets, videos, settings)
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        return self.partitions.bounds(target, videos, settings, stage)
 
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
@@ -229,51 +322,121 @@ def search(gallery: Gallery, index: Index, partitions: Partitions, target: Targe
     The target itself (its id or its uri without a track) and forgotten videos are never among them. Raises UsageError when the
     filters name a camera that the gallery does not have.
     """
+    return search_many(gallery, index, partitions, [target], settings)[0]
+
+
+def search_many(
+    gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], settings: SearchSettings
+) -> list[SearchResult]:
+    """`search` for several targets, which share the passes over the partitions; `seconds` is then of all of them."""
     began = time.monotonic()
-    segments = target.segmented(index, settings.target_length, settings.target_stride)
-    allowed = allowed_videos(gallery, index, target, settings)
-    eligible = int(allowed.sum())
-    count = eligible if settings.shortlist is None else min(settings.shortlist, eligible)
-    found, logits = partitions.shortlist(segments, count, None if eligible == len(allowed) else allowed)
-    found = found[rank_videos(logits, _ids(index, found))][:count]
-    normalise = settings.score.normalise if segments.cohort is not None else "none"
-    score_settings = replace(settings.score, normalise=normalise)
-    scores = partitions.score(segments, found, score_settings)
-    best = rank_videos(scores, _ids(index, found))[: settings.top]
-    evidence = (
-        partitions.evidence(segments, found[best], settings.pairs, score_settings) if settings.evidence else [[] for _ in best]
-    )
-    rows = index.videos.take(pa.array(found[best])).to_pylist()
-    cut = (index.settings.segment_length, index.settings.stride, settings.target_length, settings.target_stride)
-    words = _why_not_calibrated(index, settings_of(score_settings, *cut))
-    probabilities: list[float] | list[None] = [None] * len(best)
-    none_probability = None
-    if index.calibration is not None and not words:
-        probabilities = index.calibration.probabilities(scores[best], eligible, settings.expected_matches).tolist()
-        none_probability = index.calibration.none_probability(scores, eligible)
-        words = index.calibration.fitted_on.name
-    leads = [
-        Lead(rank, _video_ref(row), float(scores[i]), probability, int(i) + 1, tuple(pairs))
-        for rank, (i, row, probability, pairs) in enumerate(zip(best, rows, probabilities, evidence, strict=True), start=1)
-    ]
-    return SearchResult(
-        target=target.video,
-        target_segments=len(segments.frame_index),
-        leads=tuple(leads),
-        gallery=gallery.location.uri,
-        gallery_videos=len(index.videos),
-        eligible=eligible,
-        shortlisted=count,
-        index_version=index.version,
-        model=index.model,
-        untrained=index.untrained,
-        filters=settings.filters(),
-        seconds=time.monotonic() - began,
-        searched_at=datetime.now(UTC),
-        normalise=normalise,
-        none_probability=none_probability,
-        calibration=words,
-    )
+    asked = [_Asked.of(gallery, index, target, settings) for target in targets]
+    with telemetry.timed("coattention_search_seconds", stage="shortlist"):
+        for one in asked:
+            one.find(index, partitions)
+    with telemetry.timed("coattention_search_seconds", stage="score"):
+        for normalise in ("cohort", "none"):
+            group = [one for one in asked if one.score.normalise == normalise]
+            if settings.exact:
+                for one in group:
+                    one.certify(index, partitions)
+            elif group:
+                scores = partitions.score_many([o.segments for o in group], [o.found for o in group], group[0].score)
+                for one, mine in zip(group, scores, strict=True):
+                    one.scores = mine
+    with telemetry.timed("coattention_search_seconds", stage="evidence"):
+        results = [one.result(gallery, index, partitions) for one in asked]
+    seconds = time.monotonic() - began
+    telemetry.observe("coattention_search_seconds", seconds, stage="all")
+    telemetry.count("coattention_searches", len(results), outcome="done")
+    return [replace(result, seconds=seconds) for result in results]
+
+
+@dataclass
+class _Asked:
+    """One target on its way through a search."""
+
+    target: Target
+    settings: SearchSettings
+    segments: TargetSegments
+    score: ScoreSettings
+    allowed: np.ndarray
+    eligible: int
+    found: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    scores: np.ndarray = field(default_factory=lambda: np.empty(0))
+    proof: Proof | None = None
+
+    @classmethod
+    def of(cls, gallery: Gallery, index: Index, target: Target, settings: SearchSettings) -> "_Asked":
+        segments = target.segmented(index, settings.target_length, settings.target_stride)
+        allowed = allowed_videos(gallery, index, target, settings)
+        normalise = settings.score.normalise if segments.cohort is not None else "none"
+        return cls(target, settings, segments, replace(settings.score, normalise=normalise), allowed, int(allowed.sum()))
+
+    def find(self, index: Index, partitions: Partitions) -> None:
+        """The shortlist, best first by the prefilter."""
+        count = self.eligible if self.settings.shortlist is None else min(self.settings.shortlist, self.eligible)
+        allowed = None if self.eligible == len(self.allowed) else self.allowed
+        found, logits = partitions.shortlist(self.segments, count, allowed)
+        self.found = found[rank_videos(logits, _ids(index, found))][:count]
+
+    def certify(self, index: Index, partitions: Partitions) -> None:
+        """Score until no video that is left can be among the leads."""
+
+        def score(videos: np.ndarray) -> np.ndarray:
+            return partitions.score(self.segments, videos, self.score)
+
+        stages: list[Callable[[np.ndarray], np.ndarray]] = []
+        if boundable(self.segments.encoding) and self.score.threshold is None:
+            stages = [
+                functools.partial(partitions.bounds, self.segments, settings=self.score, stage=stage) for stage in range(STAGES)
+            ]
+        candidates = np.flatnonzero(self.allowed)
+        ids = np.asarray(index.videos["video_id"].to_pylist(), np.str_)
+        top = certified_top(self.settings.top, candidates, ids, self.found, stages, score)
+        self.found = np.concatenate([self.found, np.setdiff1d(top.videos, self.found)])
+        place = {video: i for i, video in enumerate(top.videos.tolist())}
+        self.scores = top.scores[[place[video] for video in self.found.tolist()]]
+        self.proof = Proof(len(top.videos), top.threshold, top.largest_bound_left, top.reached)
+
+    def result(self, gallery: Gallery, index: Index, partitions: Partitions) -> SearchResult:
+        settings = self.settings
+        best = rank_videos(self.scores, _ids(index, self.found))[: settings.top]
+        pairs: list[list[SegmentPair]] = [[] for _ in best]
+        if settings.evidence:
+            pairs = partitions.evidence(self.segments, self.found[best], settings.pairs, self.score)
+        rows = index.videos.take(pa.array(self.found[best])).to_pylist()
+        cut = (index.settings.segment_length, index.settings.stride, settings.target_length, settings.target_stride)
+        words = _why_not_calibrated(index, settings_of(self.score, *cut))
+        probabilities: list[float] | list[None] = [None] * len(best)
+        none_probability = None
+        if index.calibration is not None and not words:
+            probabilities = index.calibration.probabilities(self.scores[best], self.eligible, settings.expected_matches).tolist()
+            none_probability = index.calibration.none_probability(self.scores, self.eligible)
+            words = index.calibration.fitted_on.name
+        leads = [
+            Lead(rank, _video_ref(row), float(self.scores[i]), probability, int(i) + 1, tuple(of_lead))
+            for rank, (i, row, probability, of_lead) in enumerate(zip(best, rows, probabilities, pairs, strict=True), start=1)
+        ]
+        return SearchResult(
+            target=self.target.video,
+            target_segments=len(self.segments),
+            leads=tuple(leads),
+            gallery=gallery.location.uri,
+            gallery_videos=len(index.videos),
+            eligible=self.eligible,
+            shortlisted=len(self.found),
+            index_version=index.version,
+            model=index.model,
+            untrained=index.untrained,
+            filters=settings.filters(),
+            seconds=0.0,
+            searched_at=datetime.now(UTC),
+            normalise=self.score.normalise,
+            none_probability=none_probability,
+            calibration=words,
+            proof=self.proof,
+        )
 
 
 def _why_not_calibrated(index: Index, settings: dict[str, Any]) -> str:
