@@ -19,9 +19,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 
+from pipeline import telemetry
+from pipeline.audit import append_record
 from pipeline.catalog import Catalog
 from pipeline.cluster import connected
 from pipeline.commit import Committer
@@ -30,6 +33,7 @@ from pipeline.gallery import Gallery
 from pipeline.pieces import DecodeSources, EmbedPieces, write_pieces
 from pipeline.sampling import Sampling
 
+LOGGER = logging.getLogger("coattention.ingest")
 BLOCK_BYTES = 32 << 20  # of decoded frames in one block of the stream
 SOURCES_A_BLOCK = (4, 64)  # few for few videos, so that all workers have some; more for many, so that blocks do not become many
 
@@ -38,8 +42,9 @@ SOURCES_A_BLOCK = (4, 64)  # few for few videos, so that all workers have some; 
 class Workers:
     """How the work is spread. None: from the cluster's CPUs and GPUs, and from the number of inputs.
 
-    decoders: decoding actors. embedders: embedding actors. threads: CPU threads of one embedder. shard_pieces: pieces (videos,
-    when none is long) that one shard holds and one commit makes durable.
+    decoders: decoding actors. embedders: embedding actors, one a GPU or else one a CPU: networks of one thread each embed more
+    than one network of many threads, which wait for each other at every layer. threads: CPU threads of one embedder.
+    shard_pieces: pieces (videos, when none is long) that one shard holds and one commit makes durable.
     """
 
     decoders: int | None = None
@@ -54,8 +59,8 @@ class Workers:
 
     def on(self, cpus: int, gpus: int) -> tuple[int, int, int]:
         """(decoders, embedders, threads) on a cluster of this many CPUs and GPUs."""
-        embedders = self.embedders or gpus or max(1, cpus // 4)
-        return self.decoders or max(1, cpus // 2), embedders, self.threads or max(1, min(4, cpus))
+        embedders = self.embedders or gpus or max(1, cpus)
+        return self.decoders or max(1, cpus // 2), embedders, self.threads or max(1, min(4, cpus // embedders))
 
 
 @dataclass
@@ -102,17 +107,21 @@ def ingest(
     retry_rejected: bool = False,
     progress: Callable[[IngestProgress], None] = lambda _: None,
     address: str | None = None,
+    source: str | None = None,
 ) -> IngestSummary:
     """Bring every source of the catalog into the gallery that is not in it yet.
 
     progress is called about once a second, from this thread. address: see `pipeline.cluster.connected`; Ray is started only if
-    there is something to do. Raises PipelineError for what no video is to blame for: storage that refuses, a backbone that does
-    not load.
+    there is something to do. source: what the inputs are called in the audit log, which is told that an ingest begins and how far
+    the gallery is by then; None tells it nothing. Raises PipelineError for what no video is to blame for: storage that refuses, a
+    backbone that does not load.
     """
     began = time.monotonic()
     missing, already = missing_sources(catalog.table, gallery, retry_rejected)
     summary = IngestSummary(sources=len(catalog.table), already=already)
     if len(missing):
+        if source is not None:
+            append_record(gallery, "ingest", {"source": source, "inputs": len(catalog.table), "already": already})
         with connected(address):
             _run(missing, gallery, sampling, workers or Workers(), summary, progress, began)
     snapshot = gallery.snapshot()
@@ -135,9 +144,12 @@ def _run(
     stream = _stream(missing, gallery, sampling, workers, counter)
     committer = Committer(gallery, missing)
     state = IngestProgress(total=len(missing))
+    tell = _Telling()
     try:
         for written in _polled(stream, counter, state, progress, summary, began):
-            committer.add(written)
+            with telemetry.timed("coattention_ingest_seconds", stage="commit"):
+                committer.add(written)
+            tell.of(written, committer)
             state.done, state.rejected = len(committer.committed), sum(committer.reasons.values())
     except ray.exceptions.RayError as error:
         done = f"{len(committer.committed)} of {len(missing)} inputs are committed; run the same command again to go on"
@@ -186,9 +198,10 @@ def _refuse(what: str, clashes: list[str]) -> None:
 def _cpu_shares(decoders: int, embedders: int, cpus: int) -> tuple[float, float, float]:
     """CPUs that one decoder, one embedder and one write task reserve: less than they like where there are few CPUs.
 
-    Reservations that do not fit would leave one stage waiting for ever.
+    Reservations that do not fit would leave one stage waiting for ever. Embedders use more than they reserve: with one a CPU,
+    what is left is spread over the nodes, and a write task must fit on one of them.
     """
-    liked = (0.5, 1.0, 0.25)
+    liked = (0.25, 0.5, 0.25)
     needed = decoders * liked[0] + embedders * liked[1] + liked[2]
     fitting = min(1.0, cpus / needed)
     decode, embed, write = (max(0.001, int(1000 * share * fitting) / 1000) for share in liked)
@@ -212,7 +225,7 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
     dataset = (
         ray.data.from_arrow(blocks)
         .map_batches(
-            DecodeSources,
+            _TimedDecode,
             fn_constructor_args=(sampling,),
             batch_size=None,
             batch_format="pyarrow",
@@ -220,16 +233,16 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
             num_cpus=decode_cpus,
         )
         .map_batches(
-            EmbedPieces,
+            _TimedEmbed,
             fn_constructor_args=(gallery.settings.backbone, threads, counter),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=embedders),
+            compute=ray.data.ActorPoolStrategy(size=min(embedders, len(blocks))),
             num_cpus=embed_cpus,
             num_gpus=1 if gpus else 0,
         )
         .map_batches(
-            write_pieces,
+            _timed_write,
             fn_args=(gallery,),
             batch_size=2 * (workers.shard_pieces or min(512, max(16, len(missing) // 20))),  # a video is a piece and an end
             batch_format="pyarrow",
@@ -237,6 +250,44 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
         )
     )
     return dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
+
+
+class _TimedDecode(DecodeSources):
+    def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
+        yield from telemetry.timed_items(super().__call__(sources), "coattention_ingest_seconds", stage="decode")
+
+
+class _TimedEmbed(EmbedPieces):
+    def __call__(self, pieces: pa.Table) -> pa.Table:
+        with telemetry.timed("coattention_ingest_seconds", stage="embed"):
+            return super().__call__(pieces)
+
+
+def _timed_write(pieces: pa.Table, gallery: Gallery) -> pa.Table:
+    with telemetry.timed("coattention_ingest_seconds", stage="write"):
+        return write_pieces(pieces, gallery)
+
+
+class _Telling:
+    """Metrics and log lines of what the committer has done since it was last asked."""
+
+    def __init__(self) -> None:
+        self.candidates = self.frames = self.sources = 0
+        self.reasons: dict[str, int] = {}
+
+    def of(self, written: pa.Table, committer: Committer) -> None:
+        telemetry.count("coattention_ingest_videos", committer.candidates - self.candidates)
+        telemetry.count("coattention_ingest_frames", committer.frames - self.frames)
+        for reason, count in committer.reasons.items():
+            telemetry.count("coattention_ingest_rejects", count - self.reasons.get(reason, 0), reason=reason)
+        for row in written.filter(pc.is_valid(written["reason"])).to_pylist():
+            fields = {name: row[name] for name in ("source_id", "video_id", "reason")}
+            LOGGER.warning("rejected: %s", row["message"], extra=fields)
+        if len(committer.committed) > self.sources:
+            fields = {"videos": committer.candidates, "frames": committer.frames, "rejected": sum(committer.reasons.values())}
+            LOGGER.info("committed", extra={"sources": len(committer.committed), **fields})
+        self.candidates, self.frames, self.sources = committer.candidates, committer.frames, len(committer.committed)
+        self.reasons = dict(committer.reasons)
 
 
 class _Counter:

@@ -1,0 +1,26 @@
+"""How an ingest is spread over a cluster by default: every stage finds room, in whatever order its workers are placed."""
+
+import random
+
+import pytest
+
+from pipeline.ingest import Workers, _cpu_shares
+
+
+def test_without_a_gpu_one_embedder_of_one_thread_a_cpu() -> None:
+    assert [Workers().on(cpus, 0) for cpus in (1, 2, 64)] == [(1, 1, 1), (1, 2, 1), (32, 64, 1)]
+
+
+def test_gpus_get_one_embedder_each_and_few_embedders_share_the_cpus() -> None:
+    assert Workers().on(16, 2)[1] == 2
+    assert Workers(embedders=1).on(2, 0)[1:] == (1, 2)
+
+
+@pytest.mark.parametrize("nodes", [[1], [2], [1, 1, 1], [2, 2], [3, 3, 2], [4] * 8, [16, 1, 1], [64, 2]])
+def test_a_write_task_fits_on_a_node_wherever_the_actors_are(nodes: list[int]) -> None:
+    decoders, embedders, _ = Workers().on(sum(nodes), 0)
+    decode, embed, write = _cpu_shares(decoders, embedders, sum(nodes))
+    for seed in range(50):
+        rng, free = random.Random(seed), [float(cpus) for cpus in nodes]
+        for share in [*rng.sample([decode] * decoders + [embed] * embedders, decoders + embedders), write]:
+            free[rng.choice([i for i, cpus in enumerate(free) if cpus >= share - 1e-9])] -= share
