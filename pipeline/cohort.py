@@ -62,10 +62,14 @@ def cohort_statistics(cohort: Cohort, encodings: Tensor, video: Tensor, weight: 
         logits = bias + (rows.square() @ weight)[:, None] - 2 * (rows * weight) @ means.T + squares  # [s, C]
         own = owner[:, None] == cohort.video
         others = len(means) - own.sum(dim=1)  # [s]
-        ordered = logits.masked_fill_(own, -math.inf).sort(dim=1, descending=True).values
-        count = (others * NEAREST).ceil().clamp_min(1)[:, None]  # [s, 1]
-        chosen = torch.arange(len(means), device=rows.device) < count
-        top = torch.where(chosen, ordered, 0.0).double()
+        count = (others * NEAREST).ceil().clamp_min(1)  # [s]
+        most = int(count.max())
+        nearest = logits.masked_fill_(own, -math.inf).topk(most, dim=1, sorted=False).values
+        fewer = count < most  # segments of the cohort's own videos, a few
+        nearest[fewer] = nearest[fewer].sort(dim=1, descending=True).values
+        chosen = torch.arange(most, device=rows.device) < count[:, None]
+        count = count[:, None]
+        top = torch.where(chosen, nearest, 0.0).double()
         mean = top.sum(dim=1, keepdim=True) / count
         variance = (torch.where(chosen, top - mean, 0.0).square().sum(dim=1) / count[:, 0]).sqrt()
         parts.append((mean[:, 0].float(), variance.float().clamp_min(LEAST_SPREAD)))
