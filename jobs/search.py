@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,8 +19,7 @@ from pipeline.report import write_report
 from pipeline.results import SearchResult, write_results
 from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
-from pipeline.search import SearchSettings, opened_partitions
-from pipeline.search import search as run_search
+from pipeline.search import SearchSettings, opened_partitions, search_many
 from pipeline.storage import resolve
 from pipeline.targets import read_targets
 
@@ -32,7 +31,13 @@ def search(
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
     out: Annotated[str | None, typer.Option(help="Folder for results.parquet, results.csv and report.html.")] = None,
     top: Annotated[int, typer.Option(help="Leads a target; may exceed the gallery.")] = 20,
-    shortlist: Annotated[str, typer.Option(help="Videos that are scored in full: a number, or all.")] = "1000",
+    shortlist: Annotated[
+        str,
+        typer.Option(help="Videos that are scored in full: a number, a share such as 5%, or all [default: 1%, at least 1000]."),
+    ] = "auto",
+    exact: Annotated[
+        bool, typer.Option(help="The true first leads of all eligible videos, with a proof: goes on from the shortlist.")
+    ] = False,
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera id; may be given again.")] = None,
     other_cameras: Annotated[bool, typer.Option(help="Leave out the target's own camera.")] = False,
     after: Annotated[
@@ -73,7 +78,8 @@ def search(
     """
     settings = SearchSettings(
         top=top,
-        shortlist=_shortlist(shortlist),
+        **_shortlist(shortlist),
+        exact=exact,
         cameras=tuple(camera or ()),
         other_cameras=other_cameras,
         after=parse_time(after),
@@ -95,12 +101,12 @@ def search(
     found = read_targets(targets, opened, backbone, time_limit)
     common = {"gallery_version": gallery_version(opened), "calibration_version": calibration_version(index), "out": out}
     results = []
+    started = {"started_at": datetime.now(UTC).isoformat()}
     with opened_partitions(opened, index, actors, address) as partitions:
-        for name, target in zip(targets, found, strict=True):
-            common |= {"started_at": datetime.now(UTC).isoformat(), "target_hash": target_hash(name, target)}
-            result = run_search(opened, index, partitions, target, settings)
+        for name, target, result in zip(targets, found, search_many(opened, index, partitions, found, settings), strict=True):
             results.append(replace(result, searched_by=user(), reason=reason, case=case))
-            append_record(opened, "search", _audit_fields(results[-1]) | common | {"ended_at": datetime.now(UTC).isoformat()})
+            common |= started | {"target_hash": target_hash(name, target), "ended_at": datetime.now(UTC).isoformat()}
+            append_record(opened, "search", _audit_fields(results[-1]) | common)
     for result in results:
         print(ranked_list(result, show_labels))
     if out is not None:
@@ -121,6 +127,7 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
     lines = [
         f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, "
         f"{result.shortlisted} scored in full, {result.seconds:.2f} s",
+        *_proof(result),
         f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} time",
     ]
     for lead in result.leads:
@@ -140,12 +147,26 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _shortlist(text: str) -> int | None:
+def _proof(result: SearchResult) -> list[str]:
+    if (proof := result.proof) is None:
+        return []
+    if proof.scored == result.eligible:
+        return ["exact: every eligible video was scored"]
+    return [f"exact: no other video can score above {proof.largest_bound:.4f}; the last lead has {proof.threshold:.4f}"]
+
+
+def _shortlist(text: str) -> dict[str, Any]:
+    """The settings that a --shortlist means."""
+    if text == "auto":
+        return {}
     if text == "all":
-        return None
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise UsageError(f"--shortlist is a number of videos or all, not {text!r}")
-    return int(text)
+        return {"shortlist": None}
+    number, share = text.removesuffix("%"), text.endswith("%")
+    if not (number.isascii() and number.replace(".", "", 1 if share else 0).isdigit()) or float(number) == 0:
+        raise UsageError(f"--shortlist is a number of videos, a share such as 5%, or all, not {text!r}")
+    return (
+        {"shortlist": 1, "shortlist_share": float(number) / 100} if share else {"shortlist": int(number), "shortlist_share": 0.0}
+    )
 
 
 def _audit_fields(result: SearchResult) -> dict[str, object]:

@@ -9,6 +9,7 @@ last lead (`pipeline.bounds`).
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,8 @@ MAPPED_BYTES = 4 << 30  # of arrays, from where on searches read ahead, and give
 class SearchSettings:
     """What is asked for.
 
-    top: leads a target; shortlist: videos scored in full, None for all. cameras: only these; other_cameras: all but the target's
+    top: leads a target; shortlist: videos scored in full, None for all, and at least shortlist_share of those that pass the
+    filters. cameras: only these; other_cameras: all but the target's
     own. after, before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
@@ -49,6 +51,7 @@ class SearchSettings:
 
     top: int = 20
     shortlist: int | None = 1000
+    shortlist_share: float = 0.01
     exact: bool = False
     cameras: tuple[str, ...] = ()
     other_cameras: bool = False
@@ -64,6 +67,8 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if self.top < 1 or self.pairs < 1 or (self.shortlist is not None and self.shortlist < 1):
             raise UsageError("top, pairs and shortlist must be at least 1")
+        if not 0 <= self.shortlist_share <= 1:
+            raise UsageError(f"a shortlist is a share from 0 to 1 of the videos, not {self.shortlist_share}")
         posterior([0.0], 1, self.expected_matches)  # raises UsageError
         if self.after is not None and self.before is not None and self.after >= self.before:
             raise UsageError(f"the time window is empty: it starts at {self.after} and ends before {self.before}")
@@ -375,7 +380,9 @@ class _Asked:
 
     def find(self, index: Index, partitions: Partitions) -> None:
         """The shortlist, best first by the prefilter."""
-        count = self.eligible if self.settings.shortlist is None else min(self.settings.shortlist, self.eligible)
+        count = self.eligible
+        if self.settings.shortlist is not None:
+            count = min(count, max(self.settings.shortlist, math.ceil(self.settings.shortlist_share * count)))
         allowed = None if self.eligible == len(self.allowed) else self.allowed
         found, logits = partitions.shortlist(self.segments, count, allowed)
         self.found = found[rank_videos(logits, _ids(index, found))][:count]
@@ -449,26 +456,30 @@ def _why_not_calibrated(index: Index, settings: dict[str, Any]) -> str:
 def allowed_videos(gallery: Gallery, index: Index, target: Target, settings: SearchSettings) -> np.ndarray:
     """Which videos may become leads: bool [V]."""
     videos = index.videos
-    hidden = sorted({target.video.video_id, *gallery.forgotten(known=frozenset(index.manifest["commits"]))})
-    allowed = pc.invert(pc.is_in(videos["video_id"], pa.array(hidden, pa.string())))
+    allowed = np.ones(len(videos), np.bool_)
+    if (row := index.position(target.video.video_id)) >= 0:
+        allowed[row] = False
+    if forgotten := gallery.forgotten(known=frozenset(index.manifest["commits"])):
+        allowed &= ~np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten), pa.string())))
     if target.video.track is None:
-        same_file = pc.and_(pc.equal(videos["uri"], target.video.uri), pc.is_null(videos["track"]))
-        allowed = pc.and_(allowed, pc.invert(same_file))
+        same_file = np.asarray(pc.equal(videos["uri"], target.video.uri))
+        if same_file.any():
+            allowed[same_file & np.asarray(pc.is_null(videos["track"]))] = False
     if settings.cameras:
         known = set(pc.unique(videos["camera_id"]).to_pylist())
         if unknown := [camera for camera in settings.cameras if camera not in known]:
             named = ", ".join(sorted(str(camera) for camera in known if camera is not None)[:10])
             raise UsageError(f"the gallery has no camera {unknown[0]!r}; it has {named or 'videos without camera ids only'}")
-        allowed = pc.and_(allowed, pc.is_in(videos["camera_id"], pa.array(settings.cameras, pa.string())))
+        allowed &= np.asarray(pc.is_in(videos["camera_id"], pa.array(settings.cameras, pa.string())))
     if settings.other_cameras:
         if target.video.camera_id is None:
             raise UsageError(f"the camera of {target.video.video_id} is not known, so it cannot be left out")
-        allowed = pc.and_(allowed, pc.fill_null(pc.not_equal(videos["camera_id"], target.video.camera_id), True))
+        allowed &= np.asarray(pc.fill_null(pc.not_equal(videos["camera_id"], target.video.camera_id), True))
     for bound, compare in ((settings.after, pc.greater_equal), (settings.before, pc.less)):
         if bound is not None:
             inside = compare(videos["start_time"], pa.scalar(bound, pa.timestamp("us", tz="UTC")))
-            allowed = pc.and_(allowed, pc.fill_null(inside, False))
-    return np.asarray(allowed)
+            allowed &= np.asarray(pc.fill_null(inside, False))
+    return allowed
 
 
 def _ids(index: Index, videos: np.ndarray) -> list[str]:
