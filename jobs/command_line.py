@@ -1,16 +1,37 @@
 """What every command shares: exit codes and errors as one sentence on stderr instead of a traceback."""
 
+import contextlib
 import functools
+import inspect
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pipeline import logs
 from pipeline.errors import PipelineError, UsageError
 
 DONE, FAILED, BAD_USAGE, SOME_REJECTED = 0, 1, 2, 3
+LOG_FLAGS: dict[str, tuple[str | None, Any]] = {
+    "log_format": (
+        "text",
+        Annotated[
+            str,
+            typer.Option(
+                envvar="COATTENTION_LOG_FORMAT", help="Logs for people (text), or one JSON object a line on stderr (json)."
+            ),
+        ],
+    ),
+    "log_file": (
+        None,
+        Annotated[
+            str | None, typer.Option(envvar="COATTENTION_LOG_FILE", help="File that JSON logs are appended to instead of stderr.")
+        ],
+    ),
+}
 
 
 def run(command: Callable[..., Any]) -> None:
@@ -22,22 +43,64 @@ def run(command: Callable[..., Any]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     @functools.wraps(command)  # typer would end an interrupted command without a word
-    def interruptible(*arguments: Any, **flags: Any) -> None:
-        try:
-            command(*arguments, **flags)
-        except KeyboardInterrupt:
-            stop("interrupted; run the same command again to go on", 130)
+    def interruptible(*arguments: Any, log_format: str = "text", log_file: str | None = None, **flags: Any) -> None:
+        with logged(command.__name__, log_format, log_file, flags):
+            try:
+                command(*arguments, **flags)
+            except KeyboardInterrupt:
+                stop("interrupted; run the same command again to go on", 130)
+            except UsageError as error:
+                stop(str(error), BAD_USAGE)
+            except PipelineError as error:
+                stop(str(error), FAILED)
 
+    own = inspect.signature(command)
+    flags = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (default, annotation) in LOG_FLAGS.items()
+    ]
+    interruptible.__signature__ = own.replace(parameters=[*own.parameters.values(), *flags])  # type: ignore[attr-defined]
+    interruptible.__annotations__ = {**command.__annotations__, **{name: flag[1] for name, flag in LOG_FLAGS.items()}}
     app.command()(interruptible)
+    app()
+
+
+@contextlib.contextmanager
+def logged(command: str, log_format: str, log_file: str | None, flags: dict[str, Any]) -> Iterator[None]:
+    """Structured logs for the time of a command, if asked for, with a line when it starts and one when it ends."""
+    if log_format not in ("text", "json"):
+        stop(f"--log-format is text or json, not {log_format!r}", BAD_USAGE)
+    if log_format == "text":
+        yield
+        return
     try:
-        app()
+        handler = logs.start(log_file)
     except UsageError as error:
         stop(str(error), BAD_USAGE)
-    except PipelineError as error:
-        stop(str(error), FAILED)
+    logger, began, code = logs.ROOT.getChild(command), time.monotonic(), FAILED
+    redirected = contextlib.nullcontext() if log_file else contextlib.redirect_stderr(logs.StderrLines(command))
+    given = {name: value for name, value in flags.items() if value is not None}
+    logger.info("started", extra={"command": command, "flags": given})
+    try:
+        with redirected:
+            yield
+        code = DONE
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else FAILED
+        raise
+    except typer.Exit as end:
+        code = end.exit_code
+        raise
+    except Exception:
+        logger.exception("crashed", extra={"command": command})
+        raise
+    finally:
+        seconds = round(time.monotonic() - began, 3)
+        logger.info("ended", extra={"command": command, "exit_code": code, "seconds": seconds})
+        logs.stop(handler)
 
 
-def stop(sentence: str, code: int) -> None:
+def stop(sentence: str, code: int) -> NoReturn:
     """Print one sentence on stderr and end the process."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(code)

@@ -76,7 +76,7 @@ def ingest(
     print(
         f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...", file=sys.stderr, flush=True
     )
-    summary = run_ingest(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), address)
+    summary = run_ingest(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), address, source)
     print(describe(summary, source, gallery, spec.identity))
     if summary.unaccounted or (summary.refused and not summary.usable):
         raise typer.Exit(FAILED)
