@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env demo test check format bench clean
+.PHONY: help env demo test check format bench bench-scoring bench-scale bench-ingest drills clean
 
 help:
 	@echo "make demo    render a small camera network, ingest, index and search it; writes demo/report.html"
 	@echo "make test    every test that needs no GPU"
 	@echo "make check   ruff, mypy and the tests"
-	@echo "make bench   accuracy on the real footage in ../shared"
+	@echo "make bench   accuracy on the real footage in ../shared, and the default backbone beside its teacher"
+	@echo "make bench-scoring, bench-scale, bench-ingest"
+	@echo "             scoring beside its peers and its limit; galleries of 10,000 to VIDEOS; ingest beside a plain loop"
+	@echo "make drills  kills on a real two-node cluster and hostile videos, at length"
 
 env:
 	@$(PYTHON) .ci/environment.py
@@ -31,6 +34,21 @@ format: env
 
 bench: env
 	@$(BIN)/python -m benchmarks.real_footage
+	@$(BIN)/python -m benchmarks.default_backbone
+
+bench-scoring: env
+	@$(BIN)/python -m benchmarks.scoring
+
+VIDEOS ?= 100000
+bench-scale: env
+	@$(BIN)/python -m benchmarks.scale --work bench --videos 10000 --videos $(VIDEOS)
+
+bench-ingest: env
+	@$(BIN)/python -m benchmarks.ingest
+
+drills: env
+	@$(BIN)/python -m benchmarks.kill_drill
+	@$(BIN)/python -m benchmarks.hostile_drill
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
