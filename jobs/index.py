@@ -19,6 +19,9 @@ def index(
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
     stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
     partition_videos: Annotated[int, typer.Option(help="Videos a partition; partitions are what search actors own.")] = 20_000,
+    prefilter: Annotated[
+        str, typer.Option(help="How a shortlist is found: exact, compressed, or auto (exact up to 500,000 segments).")
+    ] = "auto",
     force: Annotated[
         bool, typer.Option("--force", "--rebuild", help="Build everything anew, even if nothing has changed, with a new cohort.")
     ] = False,
@@ -34,7 +37,7 @@ def index(
     """
     began = time.monotonic()
     opened = Gallery.open(gallery)
-    settings = IndexSettings(segment_length, stride, partition_videos)
+    settings = IndexSettings(segment_length, stride, partition_videos, prefilter)
 
     trained, calibration = find_head(head, opened)
     current = None if force else current_index(opened, settings, trained, calibration)

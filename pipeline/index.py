@@ -4,6 +4,7 @@ index/<version>/manifest.json   written last: a version is there when its manife
                 head/           the co-attention head (model.safetensors, model.json, calibration.json if it has one)
                 cohort/         what scores are normalised by: means.npy float32 [C, d_v]; video.npy int64 [C], row in this
                                 version's videos (below -1: not among them); video_id.json, their ids
+                prefilter/      trained.faiss, which those of the partitions are copies of; absent where they are flat
 index/partitions/<id>/          named by the manifests of one or more versions
                 videos.arrow    one row a video: its gallery row, first frame and segment within the partition
                 ...             keys, values and the rest, see `pipeline.partition_files`
@@ -20,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,7 +35,7 @@ from pipeline.cohort import Cohort
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, save_head, untrained_head
-from pipeline.index_samples import sample_cohort, sample_features
+from pipeline.index_samples import count_segments, sample_cohort, sample_features, sample_means
 from pipeline.partition_files import load_array, score_row
 from pipeline.partition_store import (
     VIDEOS,
@@ -45,12 +47,14 @@ from pipeline.partition_store import (
     publish_files,
     read_videos,
 )
-from pipeline.prefilter import PrefilterMetric
+from pipeline.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
 from pipeline.segments import segment_starts
 from pipeline.storage import Location
 from pipeline.weights import shipped_head
 
 FORMAT = 3
+PREFILTER = "prefilter/trained.faiss"
+PREFILTERS = ("auto", "exact", "compressed")
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
 LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
@@ -58,16 +62,23 @@ LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """segment_length: T, frames a segment; stride: frames between segments; partition_videos: videos a partition."""
+    """segment_length: T, frames a segment; stride: frames between segments; partition_videos: videos a partition.
+
+    prefilter: "exact" compares a target with the mean of every segment; "compressed" with those in the nearest inverted lists, as
+    product-quantised vectors; "auto" is compressed where a new index has more than FLAT_SEGMENTS segments.
+    """
 
     segment_length: int = 8
     stride: int = 4
     partition_videos: int = 20_000
+    prefilter: str = "auto"
 
     def __post_init__(self) -> None:
         segment_starts(1, self.segment_length, self.stride)  # raises UsageError for sizes below 1
         if self.segment_length > LONGEST_SEGMENT:
             raise UsageError(f"a segment has at most {LONGEST_SEGMENT} frames, not {self.segment_length}")
+        if self.prefilter not in PREFILTERS:
+            raise UsageError(f"a prefilter is one of {', '.join(PREFILTERS)}, not {self.prefilter!r}")
         if self.partition_videos < 1:
             raise UsageError(f"a partition holds at least 1 video, not {self.partition_videos}")
 
@@ -139,13 +150,16 @@ class Index:
             return f"the gallery has grown from {drawn['gallery_videos']} to {self.manifest['videos']} videos"
         if len(torch.unique(self.cohort.video)) < LEAST_COHORT * drawn["cohort_videos"]:
             return f"more than {1 - LEAST_COHORT:.0%} of the videos that scores are normalised by were forgotten"
+        flat = PREFILTER not in self.manifest["files"]
+        if flat and self.settings.prefilter == "auto" and self.manifest["segments"] > MOST_GROWTH * FLAT_SEGMENTS:
+            return "the index has grown so large that its prefilter should be a compressed one"
         return None
 
 
 @dataclass(frozen=True)
 class _Shared:
     """What the partitions of a version share. cohort_ids: the video of each of the cohort's segments; drawn: how many videos
-    the gallery and the cohort had when the cohort (and an untrained head) were drawn.
+    the gallery and the cohort had when the cohort (and an untrained head) were drawn. prefilter: see `PartitionWork`.
     """
 
     head: Coattention
@@ -154,6 +168,7 @@ class _Shared:
     cohort: Cohort
     cohort_ids: pa.Array
     drawn: dict[str, int]
+    prefilter: np.ndarray | None
 
 
 def build_index(
@@ -192,7 +207,7 @@ def build_index(
     else:
         alive = pc.is_in(_cohort_ids(base), snapshot.videos["video_id"].combine_chunks())
         shared = _carry(base, alive, ids, calibration)
-    work = PartitionWork(gallery, shared.head, settings.segment_length, settings.stride, shared.cohort)
+    work = PartitionWork(gallery, shared.head, settings.segment_length, settings.stride, shared.cohort, shared.prefilter)
     built: dict[int, dict[str, Any]] = {}
     done = kept
     try:
@@ -224,7 +239,11 @@ def _draw(
     cohort = sample_cohort(gallery, videos, head, length, stride)
     drawn = {"gallery_videos": len(videos), "cohort_videos": len(torch.unique(cohort.video))}
     cohort_ids = videos["video_id"].take(pa.array(cohort.video.numpy())).combine_chunks()
-    return _Shared(head, untrained, calibration, cohort, cohort_ids, drawn)
+    prefilter, segments = None, count_segments(videos, length, stride)
+    if settings.prefilter == "compressed" or (settings.prefilter == "auto" and segments > FLAT_SEGMENTS):
+        means = sample_means(gallery, videos, head, length, stride)
+        prefilter = faiss.serialize_index(compressed_index(PrefilterMetric(*score_row(head)), means, segments))
+    return _Shared(head, untrained, calibration, cohort, cohort_ids, drawn, prefilter)
 
 
 def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Calibration | None) -> _Shared:
@@ -239,7 +258,10 @@ def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Cali
     video = pc.if_else(pc.is_valid(rows), rows.cast(pa.int64()), absent).take(pc.index_in(cohort_ids, value_set=videos))
     means = base.cohort.means[torch.from_numpy(np.array(alive, bool))]
     cohort = Cohort(means, torch.from_numpy(np.array(video, np.int64)))
-    return _Shared(base.head, base.untrained, calibration, cohort, cohort_ids, base.manifest["drawn"])
+    prefilter = None
+    if PREFILTER in base.manifest["files"]:
+        prefilter = np.frombuffer(base.location.join(PREFILTER).read_bytes(), np.uint8)
+    return _Shared(base.head, base.untrained, calibration, cohort, cohort_ids, base.manifest["drawn"], prefilter)
 
 
 def _cohort_ids(index: Index) -> pa.Array:
@@ -259,7 +281,7 @@ def _publish(
     location = gallery.location.join("index", version)
     files: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
-        folders = {below: Path(name, below) for below in ("cohort", "head")}
+        folders = {below: Path(name, below) for below in ("cohort", "head", "prefilter")}
         for folder in folders.values():
             folder.mkdir()
         np.save(folders["cohort"] / "means.npy", shared.cohort.means.numpy())
@@ -268,8 +290,12 @@ def _publish(
         save_head(shared.head, folders["head"], {"untrained": shared.untrained}, gallery.settings.backbone.identity)
         if shared.calibration is not None:
             save_calibration(shared.calibration, folders["head"])
+        if shared.prefilter is not None:
+            Path(name, PREFILTER).write_bytes(shared.prefilter.tobytes())
         for below, folder in folders.items():
             files |= {f"{below}/{file}": entry for file, entry in publish_files(folder, location.join(below)).items()}
+    metric = PrefilterMetric(*score_row(shared.head))
+    prefilter = metric.empty_index() if shared.prefilter is None else faiss.deserialize_index(shared.prefilter)
     manifest = {
         "format": FORMAT,
         "version": version,
@@ -278,7 +304,7 @@ def _publish(
         "backbone": gallery.settings.backbone.identity,
         "head": head_hash(shared.head),
         "untrained": shared.untrained,
-        "prefilter": "exact L2" if PrefilterMetric(*score_row(shared.head)).is_distance else "exact inner product",
+        "prefilter": described(prefilter),
         **{total: sum(part[total] for part in partitions) for total in ("videos", "frames", "segments")},
         "drawn": shared.drawn,
         "commits": list(commits),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -102,13 +103,17 @@ def _by_time_of_shard(videos: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class PartitionWork:
-    """All that the partitions of one index version share while they are built. length, stride: of segments, in frames."""
+    """All that the partitions of one index version share while they are built.
+
+    length, stride: of segments, in frames. prefilter: a trained, empty FAISS index, serialised uint8; None for flat ones.
+    """
 
     gallery: Gallery
     head: Coattention
     length: int
     stride: int
     cohort: Cohort
+    prefilter: np.ndarray | None = None
 
     def build(self, videos: pa.Table, first_video: int) -> dict[str, Any]:
         """Write one partition; returns its entry in the manifest. first_video: its first row among all videos of the version.
@@ -118,9 +123,10 @@ class PartitionWork:
         sha256.
         """
         name = uuid.uuid4().hex
+        trained = None if self.prefilter is None else faiss.deserialize_index(self.prefilter)
         with _new_folder(partition_store(self.gallery).join(name)) as (folder, files):
             table, counts = write_partition(
-                self.gallery, videos, self.head, self.length, self.stride, self.cohort, first_video, folder
+                self.gallery, videos, self.head, self.length, self.stride, self.cohort, first_video, folder, trained
             )
             write_videos(table, folder / VIDEOS)
         cameras = sorted(set(pc.unique(videos["camera_id"]).to_pylist()) - {None})
