@@ -1,14 +1,18 @@
 """What is in a gallery, and whether it is sound: python -m jobs.status --gallery G [--verify]"""
 
-from collections import Counter
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import typer
 
 from jobs.command_line import run
+from pipeline import audit
 from pipeline.errors import PipelineError
-from pipeline.gallery import Gallery
-from pipeline.index import index_versions, open_index, videos_not_in
+from pipeline.gallery import Gallery, Snapshot
+from pipeline.index import index_versions, open_index, read_manifest, videos_not_in
+from pipeline.remains import files_with_forgotten
 from pipeline.verification import verify_gallery
 
 
@@ -17,8 +21,11 @@ def status(
     verify: Annotated[
         bool, typer.Option(help="Read every file and check it, and the audit log; exit with 1 on a fault.")
     ] = False,
+    audit_head: Annotated[
+        str | None, typer.Option(help="COUNT:SHA256 that was kept; with --verify, the audit log must still hold that record.")
+    ] = None,
 ) -> None:
-    """Say what a gallery holds, what was rejected and why, and how current its index is."""
+    """Say what a gallery holds, how far its newest ingest is, what was rejected and why, and how current its index is."""
     opened = Gallery.open(gallery)
     snapshot = opened.snapshot()
     videos = snapshot.videos
@@ -26,35 +33,78 @@ def status(
     print(f"gallery {opened.location.uri}")
     print(f"  backbone      {settings.backbone.identity}, {settings.backbone.height} x {settings.backbone.width} pixels")
     print(f"  sampling      {settings.rate:g} frames a second")
-    cameras, people = (len(set(videos[name].to_pylist()) - {None}) for name in ("camera_id", "person_id"))
-    print(
-        f"  videos        {len(videos)}, {sum(videos['sampled_frames'].to_pylist())} frames, {cameras} cameras, {people} labels"
-    )
+    cameras, people = (pc.count_distinct(videos[name]).as_py() for name in ("camera_id", "person_id"))
+    frames = pc.sum(videos["sampled_frames"].cast(pa.int64())).as_py() or 0
+    print(f"  videos        {len(videos)}, {frames} frames, {cameras} cameras, {people} labels")
     print(f"  rejected      {len(snapshot.rejects)}")
-    for reason, count in sorted(Counter(snapshot.rejects["reason"].to_pylist()).items()):
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(snapshot.rejects["reason"]).to_pylist()}
+    for reason, count in sorted(counts.items()):
         print(f"    {count:5d} {reason}")
     print(f"  forgotten     {len(snapshot.forgotten)}")
-    print(f"  shards        {len(set(videos['shard'].to_pylist()))} in {len(snapshot.commits)} commits")
-    for version in index_versions(opened):
-        try:
-            index = open_index(opened, version)
-        except PipelineError as error:
-            print(f"  index         {version}: {error}")
-            continue
-        behind = videos_not_in(opened, index)
-        state = "current" if not behind else f"{behind} videos behind"
-        parts = f"{len(index.manifest['partitions'])} partitions"
-        print(
-            f"  index         {version}: {len(index.videos)} videos in {parts}, {state}"
-            + (", untrained head" if index.untrained else "")
-        )
+    print(f"  shards        {pc.count_distinct(videos['shard']).as_py()} in {len(snapshot.commits)} commits")
+    if snapshot.commits:
+        newest = datetime.fromtimestamp(max(int(name[:20]) for name in snapshot.commits) / 1e9, UTC)
+        print(f"  last commit   {newest:%Y-%m-%d %H:%M:%S} UTC, {_ago(newest)}")
+    if (record := audit.newest(opened, "ingest")) is not None:
+        print(f"  last ingest   {ingest_state(record, snapshot)}")
+    for line in _indexes(opened):
+        print(f"  index         {line}")
+    print(f"  audit log     {audit.head(opened) or 'no records'}")
+    if names := audit.required(opened):
+        print(f"  required      {' and '.join(names)}, see jobs.policy")
     if verify:
         faults = verify_gallery(opened)
+        faults += [f"audit log: {fault}" for fault in audit.verify(opened, audit_head)] if audit_head else []
+        faults = list(dict.fromkeys(faults))
+        if held := files_with_forgotten(opened):
+            print(
+                f"  on disk       {max(held.values())} or more forgotten videos in {len(held)} files; jobs.compact removes them"
+            )
+            for uri in sorted(held)[:20]:
+                print(f"    {uri}")
+        elif snapshot.forgotten:
+            print("  on disk       no file holds a forgotten video")
         print("  verified      " + ("no faults" if not faults else f"{len(faults)} faults"))
         for fault in faults:
             print(f"    {fault}")
         if faults:
             raise PipelineError(f"{opened.location.uri} has {len(faults)} faults, the first: {faults[0]}")
+
+
+def ingest_state(record: dict[str, Any], snapshot: Snapshot) -> str:
+    """How far an ingest is, in words. record: what it wrote into the audit log when it began."""
+    since = pa.scalar(datetime.fromisoformat(record["at"]), pa.timestamp("us", tz="UTC"))
+    times = ((snapshot.videos, "ingested_at"), (snapshot.rejects, "rejected_at"))
+    done = [table.filter(pc.fill_null(pc.greater_equal(table[name], since), False))["source_id"] for table, name in times]
+    finished = record["already"] + pc.count_distinct(pa.chunked_array([*done[0].chunks, *done[1].chunks], pa.string())).as_py()
+    return f"{record['source']}: {finished} of {record['inputs']} inputs, begun {record['at'][:19]} UTC by {record['who']}"
+
+
+def _indexes(gallery: Gallery) -> list[str]:
+    """A line a version; only the newest is opened, to say what is not in it yet."""
+    lines, versions = [], index_versions(gallery)
+    for version in versions:
+        try:
+            manifest = read_manifest(gallery, version)
+            behind = videos_not_in(gallery, open_index(gallery, version)) if version == versions[-1] else None
+        except PipelineError as error:
+            lines.append(f"{version}: {error}")
+            continue
+        state = "older" if behind is None else f"{behind} videos behind" if behind else "current"
+        untrained = ", untrained head" if manifest["untrained"] else ""
+        lines.append(f"{version}: {manifest['videos']} videos in {len(manifest['partitions'])} partitions, {state}{untrained}")
+    return lines
+
+
+def _ago(moment: datetime) -> str:
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    return (
+        f"{seconds:.0f} s ago"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min ago"
+        if seconds < 7200
+        else f"{seconds / 3600:.0f} h ago"
+    )
 
 
 if __name__ == "__main__":

@@ -76,6 +76,14 @@ def read_records(gallery: Gallery) -> list[dict[str, Any]]:
     return [json.loads(data) for _, data in _contents(_records(gallery.location.join("audit")))]
 
 
+def newest(gallery: Gallery, action: str, among: int = 1000) -> dict[str, Any] | None:
+    """The newest record of an action among so many of the newest records, None where there is none."""
+    for file in reversed(_records(gallery.location.join("audit"))[-among:]):
+        if (record := json.loads(file.read_bytes())).get("action") == action:
+            return record
+    return None
+
+
 def head(gallery: Gallery) -> str | None:
     """The newest record as COUNT:SHA256, to be kept elsewhere and given to `verify` later; None without records."""
     folder = gallery.location.join("audit")
