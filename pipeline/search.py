@@ -465,21 +465,40 @@ def allowed_videos(gallery: Gallery, index: Index, target: Target, settings: Sea
         same_file = np.asarray(pc.equal(videos["uri"], target.video.uri))
         if same_file.any():
             allowed[same_file & np.asarray(pc.is_null(videos["track"]))] = False
+    if settings.other_cameras and target.video.camera_id is None:
+        raise UsageError(f"the camera of {target.video.video_id} is not known, so it cannot be left out")
+    if settings.cameras or settings.other_cameras or settings.after is not None or settings.before is not None:
+        _check_cameras(index, settings.cameras)
+        matching = set(index.partitions_matching(settings.cameras, settings.after, settings.before))
+        for number, part in enumerate(index.manifest["partitions"]):
+            rows = slice(part["first_video"], part["first_video"] + part["videos"])
+            allowed[rows] &= _passes(index.partition_videos(number), target, settings) if number in matching else False
+    return allowed
+
+
+def _check_cameras(index: Index, cameras: Sequence[str]) -> None:
+    """Raises UsageError for a camera that no indexed video has."""
+    named = [part["cameras"] for part in index.manifest["partitions"]]
+    if not cameras or (None not in named and set(cameras) <= set().union(*named)):
+        return
+    known = set(pc.unique(index.videos["camera_id"]).to_pylist())
+    if unknown := [camera for camera in cameras if camera not in known]:
+        some = ", ".join(sorted(str(camera) for camera in known if camera is not None)[:10])
+        raise UsageError(f"the gallery has no camera {unknown[0]!r}; it has {some or 'videos without camera ids only'}")
+
+
+def _passes(videos: pa.Table, target: Target, settings: SearchSettings) -> np.ndarray:
+    """Which of the videos the filters on cameras and times let through: bool [v]."""
+    passes = np.ones(len(videos), np.bool_)
     if settings.cameras:
-        known = set(pc.unique(videos["camera_id"]).to_pylist())
-        if unknown := [camera for camera in settings.cameras if camera not in known]:
-            named = ", ".join(sorted(str(camera) for camera in known if camera is not None)[:10])
-            raise UsageError(f"the gallery has no camera {unknown[0]!r}; it has {named or 'videos without camera ids only'}")
-        allowed &= np.asarray(pc.is_in(videos["camera_id"], pa.array(settings.cameras, pa.string())))
+        passes &= np.asarray(pc.is_in(videos["camera_id"], pa.array(settings.cameras, pa.string())))
     if settings.other_cameras:
-        if target.video.camera_id is None:
-            raise UsageError(f"the camera of {target.video.video_id} is not known, so it cannot be left out")
-        allowed &= np.asarray(pc.fill_null(pc.not_equal(videos["camera_id"], target.video.camera_id), True))
+        passes &= np.asarray(pc.fill_null(pc.not_equal(videos["camera_id"], target.video.camera_id), True))
     for bound, compare in ((settings.after, pc.greater_equal), (settings.before, pc.less)):
         if bound is not None:
             inside = compare(videos["start_time"], pa.scalar(bound, pa.timestamp("us", tz="UTC")))
-            allowed &= np.asarray(pc.fill_null(inside, False))
-    return allowed
+            passes &= np.asarray(pc.fill_null(inside, False))
+    return passes
 
 
 def _ids(index: Index, videos: np.ndarray) -> list[str]:

@@ -11,7 +11,7 @@ from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import Index, IndexSettings, build_index
 from pipeline.results import SearchResult
 from pipeline.scoring import ScoreSettings
-from pipeline.search import SearchSettings, opened_partitions, search, search_many
+from pipeline.search import LocalPartitions, SearchSettings, opened_partitions, search, search_many
 from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features, toy_spec
 
@@ -124,3 +124,18 @@ def test_actors_certify_what_this_process_does(gallery: Gallery, index: Index) -
         ray.shutdown()
     assert [leads(result) for result in there] == [leads(result) for result in here]
     assert np.allclose([r.proof.largest_bound for r in there], [r.proof.largest_bound for r in here])  # type: ignore[union-attr]
+
+
+def test_a_filter_on_time_opens_only_the_partitions_that_can_match_and_gives_k_of_them(gallery: Gallery, index: Index) -> None:
+    target = gallery_target(gallery, "v200")
+    first = index.partition_videos(0)["start_time"].to_pylist()
+    settings = SearchSettings(top=7, shortlist=7, before=max(first), evidence=False)
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        result = search(gallery, index, partitions, target, settings)
+        assert isinstance(partitions, LocalPartitions)
+        assert set(partitions.opened) == {0}
+    assert len(result.leads) == 7
+    assert result.eligible == len(first) - 1
+    everything = dataclasses.replace(EXHAUSTIVE, before=max(first), top=7)
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        assert {lead.video.start_time for lead in search(gallery, index, partitions, target, everything).leads} <= set(first)
