@@ -5,6 +5,7 @@ renewed after a crash, after a time-out and every `RENEW_AFTER` videos (decoders
 """
 
 import ctypes
+import itertools
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from pipeline.errors import VideoError
+from pipeline.readers import Progress
 from pipeline.sampling import Sampling
 from pipeline.video import Event, Piece, Rejected, limit_memory, read_frames, read_pieces
 
@@ -62,8 +64,11 @@ class Decoder:
                 found.update(zip(event.frame_index.tolist(), event.frames, strict=True))
         return found
 
-    def _answers(self, uri: str, request: tuple[Any, ...]) -> Iterator[Event]:
-        finished = False
+    def _answers(self, uri: str, request: tuple[Any, ...], again: bool = True) -> Iterator[Event]:
+        """The events that a child answers. again: when it is killed from outside (SIGKILL, as by a machine short of memory, which
+        no video sends), another one goes on once where it was.
+        """
+        finished, given = False, 0
         try:
             connection = self._connect()
             connection.send(request)
@@ -72,10 +77,16 @@ class Decoder:
                 if event == END:
                     finished = True
                     return
+                given += not isinstance(event, Progress)
                 yield event
             limit = f"{self.sampling.time_limit:g} s (--time-limit)"
             yield Rejected(None, "time_limit", f"decoding {uri} made no progress for {limit}")
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # OSError too: it died in the middle of an answer
+            if again and self._exit_code() == -signal.SIGKILL:
+                self.close()
+                events = (event for event in self._answers(uri, request, again=False) if not isinstance(event, Progress))
+                yield from itertools.islice(events, given, None)
+                return
             yield Rejected(None, "decoder_crash", f"the decoder {self._how_it_ended()} on {uri}")
         finally:
             if not finished:
@@ -111,8 +122,15 @@ class Decoder:
         self._videos += 1
         return self._connection
 
+    def _exit_code(self) -> int | None:
+        """How the child ended; None where there is none, or it goes on although it closed its end of the connection."""
+        try:
+            return self._process.wait(5) if self._process is not None else None
+        except subprocess.TimeoutExpired:
+            return None
+
     def _how_it_ended(self) -> str:
-        code = self._process.wait(5) if self._process is not None else None
+        code = self._exit_code()
         return f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else "stopped"
 
 

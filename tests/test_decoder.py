@@ -1,0 +1,59 @@
+"""The decoding child under kills from outside: a kill -9 costs no video."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.decoder import Decoder
+from pipeline.sampling import Sampling
+from pipeline.video import Piece, Rejected
+from tests.test_video import write_video
+
+SAMPLING = Sampling(height=128, width=64, piece=5)
+
+
+def decoded(decoder: Decoder, path: Path, kills: tuple[int, ...]) -> tuple[list[int], np.ndarray, list[Rejected]]:
+    """(piece numbers, frames, rejects) of a clip whose child is killed after so many of its pieces."""
+    numbers, frames, rejects = [], [np.empty((0, 128, 64, 3), np.uint8)], []
+    for event in decoder.events(str(path)):
+        if isinstance(event, Piece):
+            numbers.append(event.number)
+            frames.append(event.frames)
+            if len(numbers) in kills and decoder._process is not None:
+                os.kill(decoder._process.pid, signal.SIGKILL)
+        elif isinstance(event, Rejected):
+            rejects.append(event)
+    return numbers, np.concatenate(frames), rejects
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough that the child has not sent all of it before it is killed: a pipe holds some 200 kB."""
+    return write_video(tmp_path_factory.mktemp("clip") / "a.mp4", frames=100)
+
+
+def test_a_killed_child_is_replaced_and_goes_on_where_it_was(clip: Path) -> None:
+    with Decoder(SAMPLING) as decoder:
+        numbers, frames, rejects = decoded(decoder, clip, kills=())
+        assert numbers == list(range(20)) and not rejects
+        again, same, none = decoded(decoder, clip, kills=(6,))
+        assert again == numbers and np.array_equal(same, frames) and not none
+
+
+def test_a_child_that_is_killed_again_on_the_same_video_gives_it_up(clip: Path) -> None:
+    with Decoder(SAMPLING) as decoder:
+        numbers, _, rejects = decoded(decoder, clip, kills=(6, 10))
+        assert numbers == list(range(len(numbers))) and [reject.reason for reject in rejects] == ["decoder_crash"]
+        assert "SIGKILL" in rejects[0].message
+
+
+def test_a_child_killed_between_videos_is_not_noticed(clip: Path) -> None:
+    with Decoder(SAMPLING) as decoder:
+        short = write_video(clip.with_name("short.mp4"), frames=12)
+        assert decoded(decoder, short, kills=())[0] == [0, 1, 2]
+        assert decoder._process is not None
+        os.kill(decoder._process.pid, signal.SIGKILL)
+        assert decoded(decoder, short, kills=())[0] == [0, 1, 2]
