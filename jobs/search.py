@@ -9,18 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from jobs.command_line import parse_time, run
-from pipeline.audit import append_record, check_policy, user
+from pipeline.audit import append_record, check_policy, head, user
 from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery
 from pipeline.index import open_index, videos_not_in
-from pipeline.provenance import calibration_version, gallery_version, target_hash
+from pipeline.provenance import calibration_version, gallery_version, source_hash, target_hash
 from pipeline.report import write_report
 from pipeline.results import SearchResult, write_results
 from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
 from pipeline.search import SearchSettings, opened_partitions, search_many
-from pipeline.storage import resolve
+from pipeline.storage import StorageError, resolve
 from pipeline.targets import read_targets
 
 
@@ -69,6 +69,9 @@ def search(
     time_limit: Annotated[float, typer.Option(help="Seconds without progress after which decoding a target is given up.")] = 60.0,
     report: Annotated[bool, typer.Option(help="Write report.html (decodes the shown frames again).")] = True,
     show_labels: Annotated[bool, typer.Option(help="Mark leads whose label in the gallery is the target's.")] = False,
+    hash_sources: Annotated[
+        bool, typer.Option(help="Put the SHA-256 of each lead's source into the results; reads local sources once.")
+    ] = True,
     reason: Annotated[str | None, typer.Option(help="Why this search is made; goes into the audit log and the report.")] = None,
     case: Annotated[str | None, typer.Option(help="Case or ticket number; goes into the audit log and the report.")] = None,
 ) -> None:
@@ -107,9 +110,11 @@ def search(
             results.append(replace(result, searched_by=user(), reason=reason, case=case))
             common |= started | {"target_hash": target_hash(name, target), "ended_at": datetime.now(UTC).isoformat()}
             append_record(opened, "search", _audit_fields(results[-1]) | common)
+            results[-1] = replace(results[-1], audit_head=head(opened))
     for result in results:
         print(ranked_list(result, show_labels))
     if out is not None:
+        results = [_with_hashes(result) for result in results] if hash_sources else results
         write_results(results, out)
         if report:
             pictures = SourcePictures(time_limit)
@@ -167,6 +172,18 @@ def _shortlist(text: str) -> dict[str, Any]:
     return (
         {"shortlist": 1, "shortlist_share": float(number) / 100} if share else {"shortlist": int(number), "shortlist_share": 0.0}
     )
+
+
+def _with_hashes(result: SearchResult) -> SearchResult:
+    """With the hashes of the leads' sources as they are now; none for sources in object stores or that went away."""
+
+    def hashed(uri: str) -> str | None:
+        try:
+            return source_hash(uri) if uri.startswith("/") else None
+        except StorageError:
+            return None
+
+    return replace(result, leads=tuple(replace(lead, source_hash=hashed(lead.video.uri)) for lead in result.leads))
 
 
 def _audit_fields(result: SearchResult) -> dict[str, object]:

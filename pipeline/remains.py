@@ -1,5 +1,6 @@
 """What is left on disk of videos that were forgotten: the check behind "gone from the disk after compaction"."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,24 +8,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, feature_matrix
-from pipeline.storage import Location
+from pipeline.storage import Location, StorageError
 
 
 def files_with_forgotten(gallery: Gallery) -> dict[str, int]:
-    """Uri of each Parquet file of the gallery, committed or not, that still holds forgotten videos -> how many of them.
+    """Uri of each file of the gallery, committed or not, that still names forgotten videos -> how many of them.
 
-    Features lie in files that name their videos (shards), or beside one that does (partitions of an index), so this finds them
-    all. After jobs.compact only files of writers that were killed within its --orphan-hours may be left. Raises PipelineError
-    for a file that cannot be read: what cannot be read cannot be shown to be clean.
+    Features lie in files that name their videos (shards) or beside one that does (partitions and cohorts of an index), so this
+    finds them all. 0: a file that cannot be read, and so cannot be shown to be clean. After jobs.compact only what writers left
+    who were killed within its --orphan-hours may be here.
     """
     forgotten = pa.array(sorted(gallery.forgotten()), pa.string())
     found: dict[str, int] = {}
     for file in _files(gallery) if len(forgotten) else ():
-        if (ids := _video_ids(file)) is not None:
-            held = len(pc.unique(ids.filter(pc.is_in(ids, forgotten))))
-            found |= {file.uri: held} if held else {}
+        try:
+            ids = _video_ids(file)
+        except (OSError, ValueError, pa.ArrowException, StorageError):
+            found[file.uri] = 0
+            continue
+        if ids is not None and (held := len(pc.unique(ids.filter(pc.is_in(ids, forgotten))))):
+            found[file.uri] = held
     return found
 
 
@@ -46,21 +50,19 @@ def _files(gallery: Gallery) -> list[Location]:
     return [*gallery.location.list(recursive=True), *gallery.location.leftovers()]
 
 
-def _video_ids(file: Location) -> pa.ChunkedArray | None:
-    """The column video_id of a Parquet file; None for files of other kinds."""
+def _video_ids(file: Location) -> pa.ChunkedArray | pa.Array | None:
+    """The video ids that a Parquet file, an Arrow file or a list of ids in JSON names; None for files of other kinds."""
+    if file.name == "video_id.json":
+        return pa.array(json.loads(file.read_bytes()), pa.string())
     with file.open_input() as source:
-        if source.read(4) != b"PAR1":
-            return None
-    try:
-        with file.open_input() as source:
-            table = pq.ParquetFile(source)
-            return table.read(columns=["video_id"])["video_id"] if "video_id" in table.schema_arrow.names else None
-    except (OSError, pa.ArrowException) as error:
-        if file.name.startswith("."):  # of a writer that was killed before its end: no Parquet reader opens it
-            return None
-        raise PipelineError(
-            f"{file.uri} cannot be read, so it cannot be shown to be free of forgotten videos: {error}"
-        ) from error
+        kind = source.read(6)
+        if kind == b"ARROW1":
+            table = pa.ipc.open_file(source).read_all()
+            return table["video_id"] if "video_id" in table.schema.names else None
+        if kind[:4] == b"PAR1":
+            parquet = pq.ParquetFile(source)
+            return parquet.read(columns=["video_id"])["video_id"] if "video_id" in parquet.schema_arrow.names else None
+    return None
 
 
 def _stored_rows(data: bytes) -> set[bytes]:

@@ -308,6 +308,7 @@ def _facts(result: SearchResult) -> list[tuple[str, str]]:
         ("Scores", SCORE_WORDS[result.normalise]),
         ("Probabilities", _calibration_words(result)),
         ("None of these", _none_words(result)),
+        ("Audit record", result.audit_head),
         ("Time taken", f"{result.seconds:.1f} s"),
     ]
     return [(term, words) for term, words in facts if words]

@@ -31,6 +31,13 @@ RESULTS_SCHEMA = pa.schema(
         ("best_pairs", pa.list_(_PAIR)),
         ("index_version", pa.string()),
         ("model", pa.string()),
+        ("source_hash", pa.string()),
+        ("boxes_uri", pa.string()),
+        ("track", pa.int64()),
+        ("calibration", pa.string()),
+        ("gallery", pa.string()),
+        ("gallery_videos", pa.int64()),
+        ("audit_head", pa.string()),
     ]
 )
 
@@ -82,7 +89,8 @@ class VideoRef:
 class Lead:
     """A candidate worth a look. score: the video score; probability: calibrated, None without a calibration.
 
-    prefilter_rank: place in the shortlist, from 1. best_pairs: the best segment pairs, best first.
+    prefilter_rank: place in the shortlist, from 1. best_pairs: the best segment pairs, best first. source_hash: of the source as
+    it was when the search was made (see `pipeline.provenance.source_hash`), None where it was not read.
     """
 
     rank: int
@@ -91,6 +99,7 @@ class Lead:
     probability: float | None
     prefilter_rank: int
     best_pairs: tuple[SegmentPair, ...]
+    source_hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,8 @@ class SearchResult:
     filters; shortlisted: those scored in full. filters: in words. untrained: no trained head was used. seconds: of the search.
     reason, case: why it was searched, as given. normalise: how scores were normalised, "cohort" or "none". none_probability: that
     no eligible video shows the target, None without a calibration. calibration: in words, what probabilities rest on, or why
-    there are none. proof: of an exact search, else None.
+    there are none. proof: of an exact search, else None. audit_head: of the audit log with the record of this search in
+    it, as `pipeline.audit.verify` takes it.
     """
 
     target: VideoRef
@@ -138,6 +148,7 @@ class SearchResult:
     none_probability: float | None = None
     calibration: str = ""
     proof: Proof | None = None
+    audit_head: str | None = None
 
 
 def results_table(results: Sequence[SearchResult]) -> pa.Table:
@@ -151,6 +162,10 @@ def results_table(results: Sequence[SearchResult]) -> pa.Table:
             "best_pairs": [_pair_row(pair) for pair in lead.best_pairs],
             "index_version": result.index_version,
             "model": result.model,
+            "source_hash": lead.source_hash,
+            **{name: getattr(lead.video, name) for name in ("boxes_uri", "track")},
+            "calibration": result.calibration if lead.probability is not None else None,
+            **{name: getattr(result, name) for name in ("gallery", "gallery_videos", "audit_head")},
         }
         for result in results
         for lead in result.leads

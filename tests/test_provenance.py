@@ -1,0 +1,55 @@
+"""What it takes to check a lead stands beside it: source and hash, calibration, gallery, audit record; in careful words."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import audit
+from pipeline.gallery import REJECTS_SCHEMA, Gallery
+from pipeline.index import build_index
+from tests.test_jobs import command
+
+PIPELINE = Path(__file__).parent.parent / "pipeline"
+
+
+@pytest.fixture
+def with_sources(toy_gallery: Gallery, tmp_path: Path) -> Gallery:
+    """A gallery whose videos v001 and on have files that hold their ids; v000's is gone."""
+    videos = toy_gallery.snapshot().videos
+    ids = videos["video_id"].to_pylist()
+    for video_id in ids[1:]:
+        (tmp_path / video_id).write_text(video_id)
+    uris = pa.array([str(tmp_path / video_id) for video_id in ids])
+    toy_gallery.commit(videos.set_column(1, "uri", uris), REJECTS_SCHEMA.empty_table())
+    build_index(toy_gallery)
+    return toy_gallery
+
+
+def test_results_say_what_it_takes_to_check_them(with_sources: Gallery, tmp_path: Path) -> None:
+    gallery = ("--gallery", with_sources.location.uri)
+    ended = command("search", "id:v001", *gallery, "--out", str(tmp_path / "r"), "--top", "40", "--no-report")
+    assert ended.code == 0, ended.err
+    rows = pq.read_table(tmp_path / "r" / "results.parquet").to_pylist()
+    assert len(rows) == 39
+    for row in rows:
+        expected = None if row["video_id"] == "v000" else f"file:{hashlib.sha256(row['video_id'].encode()).hexdigest()}"
+        assert row["source_hash"] == expected
+        assert (row["gallery"], row["gallery_videos"]) == (with_sources.location.uri, 40)
+        assert audit.verify(with_sources, row["audit_head"]) == []
+    assert (tmp_path / "r" / "results.csv").read_text().count("file:") == 38
+
+
+def test_sources_are_left_alone_when_asked(with_sources: Gallery, tmp_path: Path) -> None:
+    asked = ("--gallery", with_sources.location.uri, "--out", str(tmp_path / "r"), "--no-report", "--no-hash-sources")
+    assert command("search", "id:v001", *asked).code == 0
+    assert set(pq.read_table(tmp_path / "r" / "results.parquet")["source_hash"].to_pylist()) == {None}
+
+
+def test_the_words_shown_to_people_are_lead_and_never_match_found() -> None:
+    shown = (PIPELINE / "report.html.j2").read_text() + (PIPELINE / "report.py").read_text()
+    assert "These are leads, to be checked by a person." in shown
+    assert not re.search(r"match(es)? found|identified as|positive match", shown, re.IGNORECASE)
