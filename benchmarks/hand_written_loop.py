@@ -19,17 +19,17 @@ from pipeline.backbone import DEFAULT, BackboneSpec, find_backbone, load_backbon
 
 
 def embed_clips(clips: list[Path], out: Path, spec: BackboneSpec, rate: float) -> tuple[int, float, float]:
-    """Features of the clips' sampled frames, into `out` (float16 [n, dim]); (frames, seconds decoding, seconds embedding)."""
+    """Features of the clips' sampled frames, into `out` (float16 [n, dim]); (frames, CPU seconds decoding, and embedding)."""
     backbone = load_backbone(spec, threads=1, device="cpu")
     features, decoding, embedding = [], 0.0, 0.0
     for clip in clips:
-        began = time.perf_counter()
+        began = time.process_time()
         video = decord.VideoReader(str(clip), width=spec.width, height=spec.height, num_threads=1)
         step = max(1.0, video.get_avg_fps() / rate)
         frames = video.get_batch(np.arange(0, len(video), step).astype(int)).asnumpy()
-        decoded = time.perf_counter()
+        decoded = time.process_time()
         features.append(backbone.embed(frames))
-        decoding, embedding = decoding + decoded - began, embedding + time.perf_counter() - decoded
+        decoding, embedding = decoding + decoded - began, embedding + time.process_time() - decoded
     np.save(out, np.concatenate(features))
     return sum(map(len, features)), decoding, embedding
 
@@ -42,7 +42,7 @@ def main(
     sample_rate: Annotated[float, typer.Option(help="Frames a second of video.")] = 10.0,
     processes: Annotated[int | None, typer.Option(help="Processes [default: one a core].")] = None,
 ) -> None:
-    """Print how many frames were embedded, and what a second of one core decodes and embeds."""
+    """Print how many frames were embedded, and what a CPU second decodes and embeds."""
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     clips = sorted(folder.glob("*.mp4"))
     count = min(processes or multiprocessing.cpu_count(), len(clips))

@@ -3,9 +3,9 @@
     python -m benchmarks.ingest [--clips FOLDER] [--shared ../shared] [--count 500] [--repeats 3] [--memory-counts 500,5000]
 
 Both are timed from outside, as commands, over the first fifth of the clips and over all of them, in turn, --repeats times. The
-speed is the slope, (frames of all - frames of a fifth) / (seconds of all - seconds of a fifth); the start-up is what is left of
-the seconds of a fifth. Ratios and medians are over the repeats. Also the CPU seconds of all processes, which other work on the
-machine disturbs less. Memory is the sum over all processes every 2 s: private (USS), and with shared memory counted once (PSS,
+speed is the slope through the medians, (frames of all - frames of a fifth) / (seconds of all - seconds of a fifth); the start-up
+is what is left of the seconds of a fifth. CPU seconds are those of all processes; other work on the machine disturbs them less.
+Memory is the sum over all processes every 2 s: private (USS), and with shared memory counted once (PSS,
 Ray's object store among it). More clips than there are become links under other names. The last line is the same as JSON.
 """
 
@@ -114,51 +114,57 @@ def run_loop(clips: Path, scratch: Path, flags: Sequence[str]) -> tuple[Run, lis
     return made, [int(number) for number in re.findall(r"(\d+)/s a core", output)]
 
 
-def speed(few: Run, many: Run) -> Speed:
-    """The line through two runs of different size."""
-    frames, seconds = many.frames - few.frames, many.seconds - few.seconds
-    cpu = many.cpu_seconds - few.cpu_seconds
+def speed(few: Sequence[Run], many: Sequence[Run]) -> Speed:
+    """The line through the medians of runs over few clips and over many."""
+    frames = many[0].frames - few[0].frames
+    seconds, cpu = (
+        statistics.median(getattr(made, name) for made in many) - statistics.median(getattr(made, name) for made in few)
+        for name in ("seconds", "cpu_seconds")
+    )
     if min(frames, seconds, cpu) <= 0:
         raise PipelineError("the runs are too short to tell the speed from the start-up; give more clips (--count)")
-    return Speed(frames / seconds, few.seconds - few.frames * seconds / frames, frames / cpu)
-
-
-def median_speed(speeds: Sequence[Speed]) -> Speed:
-    return Speed(*(statistics.median(values) for values in zip(*(asdict(s).values() for s in speeds), strict=True)))
+    startup = statistics.median(made.seconds for made in few) - few[0].frames * seconds / frames
+    return Speed(frames / seconds, startup, frames / cpu)
 
 
 def compare(name: str, clips: Sequence[Path], count: int, repeats: int, scratch: Path, flags: Sequence[str]) -> dict[str, object]:
     """jobs.ingest and the loop over a fifth of `count` clips and over all, in turn; prints a line each."""
     sizes = [link_clips(clips, number, scratch / f"{name}-{number}") for number in (max(2, count // 5), count)]
-    ingests, loops, units = [], [], []
+    ingests: tuple[list[Run], list[Run]] = ([], [])
+    loops: tuple[list[Run], list[Run]] = ([], [])
+    units = []
     for _ in range(repeats):
-        looped = [run_loop(size, scratch, flags) for size in sizes]
-        ingested = [run_ingest(size, scratch, flags) for size in sizes]
-        if [made.frames for made in ingested] != [made.frames for made, _ in looped]:
-            print(f"{name}: jobs.ingest embeds {ingested[-1].frames} frames, the loop {looped[-1][0].frames}", file=sys.stderr)
-        loops.append(speed(*(made for made, _ in looped)))
-        ingests.append(speed(*ingested))
-        units.append(looped[-1][1])
-    ratios = [ours.frames_per_second / theirs.frames_per_second for ours, theirs in zip(ingests, loops, strict=True)]
-    cpu = [ours.frames_per_cpu_second / theirs.frames_per_cpu_second for ours, theirs in zip(ingests, loops, strict=True)]
-    for label, made in (("jobs.ingest", median_speed(ingests)), ("loop by hand", median_speed(loops))):
+        for place, folder in enumerate(sizes):
+            looped, rates = run_loop(folder, scratch, flags)
+            loops[place].append(looped)
+            ingests[place].append(run_ingest(folder, scratch, flags))
+        units.append(rates)
+    ours, theirs = speed(*ingests), speed(*loops)
+    ratio = ours.frames_per_second / theirs.frames_per_second
+    cpu_ratio = ours.frames_per_cpu_second / theirs.frames_per_cpu_second
+    for label, made, runs in (("jobs.ingest", ours, ingests), ("loop by hand", theirs, loops)):
         figures = f"{made.frames_per_second:10.0f} {made.frames_per_cpu_second:13.0f} {made.startup_seconds:10.1f}"
-        print(f"{name:<10} {label:<14} {figures}", flush=True)
-    ratio, cpu_ratio = statistics.median(ratios), statistics.median(cpu)
-    print(f"{name:<10} {'ratio':<14} {ratio:10.2f} {cpu_ratio:13.2f}   of each repeat: {', '.join(f'{r:.2f}' for r in ratios)}")
+        print(f"{name:<10} {label:<14} {figures}   {runs[-1][-1].frames} frames; s: {_seconds(runs[0])}; {_seconds(runs[1])}")
+    print(f"{name:<10} {'ratio':<14} {ratio:10.2f} {cpu_ratio:13.2f}")
     decoded, embedded = (statistics.median(values) for values in zip(*units, strict=True))
-    print(f"{name:<10} a core of the loop decodes {decoded:.0f} frames/s, or embeds {embedded:.0f}", flush=True)
+    print(f"{name:<10} a CPU second of the loop decodes {decoded:.0f} frames, or embeds {embedded:.0f}", flush=True)
     return {
         "clips": count,
-        "frames": ingested[-1].frames,
-        "ingest": asdict(median_speed(ingests)),
-        "loop": asdict(median_speed(loops)),
+        "frames": ingests[-1][-1].frames,
+        "frames_of_the_loop": loops[-1][-1].frames,
+        "ingest": asdict(ours),
+        "loop": asdict(theirs),
         "ratio": ratio,
-        "ratios": ratios,
         "cpu_ratio": cpu_ratio,
-        "decode_frames_per_core_second": decoded,
-        "embed_frames_per_core_second": embedded,
+        "seconds": {"ingest": [[made.seconds for made in size] for size in ingests]}
+        | {"loop": [[made.seconds for made in size] for size in loops]},
+        "decode_frames_per_cpu_second": decoded,
+        "embed_frames_per_cpu_second": embedded,
     }
+
+
+def _seconds(runs: Sequence[Run]) -> str:
+    return " ".join(f"{made.seconds:.1f}" for made in runs)
 
 
 def memory_of(clips: Sequence[Path], counts: Sequence[int], scratch: Path, flags: Sequence[str]) -> dict[str, object]:
