@@ -57,11 +57,9 @@ def status(
         faults += [f"audit log: {fault}" for fault in audit.verify(opened, audit_head)] if audit_head else []
         faults = list(dict.fromkeys(faults))
         if held := files_with_forgotten(opened):
-            print(
-                f"  on disk       {max(held.values())} or more forgotten videos in {len(held)} files; jobs.compact removes them"
-            )
-            for uri in sorted(held)[:20]:
-                print(f"    {uri}")
+            print(f"  on disk       {len(held)} files hold forgotten videos; jobs.compact removes them")
+            for uri, count in sorted(held.items()):
+                print(f"    {count or 'unreadable'} in {uri}")
         elif snapshot.forgotten:
             print("  on disk       no file holds a forgotten video")
         print("  verified      " + ("no faults" if not faults else f"{len(faults)} faults"))
