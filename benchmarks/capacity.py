@@ -37,9 +37,7 @@ UNIT_COSTS: dict[str, UnitCost] = {
     "source_rate": UnitCost(10, "frames/s of a video", "choice", "rendered clips have 10; cameras often 25"),
     "sample_rate": UnitCost(10, "sampled frames/s", "choice", "jobs.ingest --sample-rate"),
     "people": UnitCost(1, "candidates a video", "choice", "1 for clips of one person; tracks of a boxes file for full frames"),
-    "decode_frames": UnitCost(
-        2_800, "frames/s a core", "preliminary", "hand_written_loop: clips of 192 x 96, made 256 x 128"
-    ),
+    "decode_frames": UnitCost(2_800, "frames/s a core", "preliminary", "hand_written_loop: clips of 192 x 96, made 256 x 128"),
     "embed_frames": UnitCost(290, "frames/s a core", "preliminary", "hand_written_loop: the default backbone, 256 x 128"),
     "ingest_ratio": UnitCost(0.9, "of the loop's speed", "goal", "benchmarks.ingest: ratio"),
     "gpu_embed_frames": UnitCost(
