@@ -37,6 +37,8 @@ def read_boxes(source: Location | bytes) -> Tracks:
     """
     if isinstance(source, Location):
         try:
+            if source.is_local and source.exists() and not source.info().is_file:  # reading a pipe would wait for ever
+                raise VideoError("boxes_missing", f"the boxes file {source.uri} is not a file")
             source = source.read_bytes()
         except StorageError as error:
             raise VideoError("boxes_missing", f"the boxes file cannot be read: {error}") from error

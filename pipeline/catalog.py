@@ -4,6 +4,7 @@ Nothing is decoded here and no video is opened: a million rows read in seconds, 
 or a folder of images shows when it is decoded.
 """
 
+import functools
 import hashlib
 import heapq
 import os
@@ -301,15 +302,28 @@ def _refuse_duplicates(table: pa.Table, name: str, source: str) -> None:
 
 
 def _mark_outside(table: pa.Table, roots: Sequence[str | Path]) -> pa.Table:
-    is_inside = inside_checker(roots)
+    is_inside, linked = inside_checker(roots), functools.lru_cache(maxsize=4096)(_linked_images)
     reasons, messages = table["reject_reason"].to_pylist(), table["reject_message"].to_pylist()
     for row, places in enumerate(zip(table["uri"].to_pylist(), table["boxes_uri"].to_pylist(), strict=True)):
-        outside = [place for place in places if place is not None and reasons[row] is None and not is_inside(place)]
+        links = linked(places[0]) if reasons[row] is None else []
+        outside = [place for place in (*places, *links) if place is not None and reasons[row] is None and not is_inside(place)]
         if outside:
             reasons[row], messages[row] = "outside_roots", f"{outside[0]} lies outside the allowed roots"
     for name, values in (("reject_reason", reasons), ("reject_message", messages)):
         table = table.set_column(table.schema.get_field_index(name), SOURCE_SCHEMA.field(name), pa.array(values, pa.string()))
     return table
+
+
+def _linked_images(uri: str) -> list[str]:
+    """Links among the files of a local folder of images or of a pattern's folder: each may lead elsewhere than the folder."""
+    if not uri.startswith("/"):
+        return []
+    folder = posixpath.dirname(uri) if is_image_pattern(uri) and not os.path.isdir(uri) else uri  # noqa: PTH112
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if entry.is_symlink() and entry.name.lower().endswith(tuple(IMAGE_SUFFIXES))]
+    except OSError:
+        return []  # a video, or nothing that can be read: decoding it says so
 
 
 def _folder_uri(location: Location) -> str:

@@ -27,15 +27,15 @@ PROGRESS_FRAMES = 100
 ROWS_WITH_GAPS = "The size must exactly match"  # what decord says of frames whose rows FFmpeg has padded
 LISTING_SECONDS = 600  # for which the listing of a bucket prefix is good; local folders say when they change
 # How files of the containers begin that cameras and tools write. Nothing else is opened: FFmpeg would also draw a text file as
-# a picture, and follow a playlist to other files.
+# a picture, and follow a playlist to other files; one in XML can have any of these words in a comment in its first bytes.
 CONTAINER_MAGIC = re.compile(
-    rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)"  # MP4, MOV, 3GP
+    rb"(?!<!--).{4}(ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)"  # MP4, MOV, 3GP
     rb"|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV|OggS|DKIF|YUV4MPEG2|\x06\x0e\x2b\x34"  # Matroska and WebM, AVI, FLV, Ogg, IVF, Y4M, MXF
     rb"|\x30\x26\xb2\x75",  # ASF and WMV
     re.DOTALL,
 )
 STREAM_MAGIC = re.compile(
-    rb"\x47.{187}\x47|.{4}\x47.{191}\x47"  # MPEG-TS and M2TS: packets of 188 and 192 bytes
+    rb"\x47.{187}\x47|(?!<!--).{4}\x47.{191}\x47"  # MPEG-TS and M2TS: packets of 188 and 192 bytes
     rb"|\x00\x00\x01[\xba\xb3]|\x00\x00\x00?\x01",  # MPEG-PS and -1/2 video; raw H.264 and HEVC
     re.DOTALL,
 )
@@ -78,7 +78,10 @@ class FileReader(Reader):
         if not 0 < self.fps < 1000:
             self.fps = 25.0
         frames = len(self.video)
-        spans = self.video.get_frame_timestamp(np.arange(frames)) if frames else []
+        try:
+            spans = self.video.get_frame_timestamp(np.arange(frames)) if frames else []
+        except IndexError as error:
+            raise VideoError("truncated", f"{uri} is cut off: of its {frames} frames none is in the file") from error
         self.times = checked_times(np.asarray(spans, np.float64).reshape(-1, 2)[:, 0], self.fps)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -108,7 +111,7 @@ class StreamReader(Reader):
         self.decoded: Iterator[Any] = iter(())
         self.next = 0
         try:
-            with av.open(str(path)) as container:
+            with _opened(path) as container:
                 if not container.streams.video:
                     raise VideoError("not_a_video", f"{uri} has no video stream")
                 self.fps = float(container.streams.video[0].average_rate or 25)
@@ -144,7 +147,7 @@ class StreamReader(Reader):
     def _frames(self) -> Iterator[Any]:
         import av
 
-        with av.open(str(self.path)) as container:
+        with _opened(self.path) as container:
             for packet in container.demux(video=0):
                 with contextlib.suppress(av.error.InvalidDataError):
                     yield from packet.decode()
@@ -173,8 +176,15 @@ class ImagesReader(Reader):
 
     def _image(self, index: int) -> np.ndarray:
         image = self.folder.join(self.names[index])
-        data = image.read_bytes()
-        frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        try:
+            is_pipe = image.is_local and not image.info().is_file  # opening it would wait for ever
+            data = b"" if is_pipe else image.read_bytes()
+            frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        except StorageError as error:
+            reason = "permission_denied" if error.kind == "permission_denied" else "unreadable_image"
+            raise VideoError(reason, str(error)) from error
+        except cv2.error as error:  # what OpenCV refuses before it decodes: too many pixels, or no memory for them
+            raise VideoError("too_large", f"{image.uri} has more pixels than can be decoded") from error
         if frame is None:
             raise VideoError("unreadable_image", f"{image.uri} is not an image that can be read")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
@@ -258,6 +268,8 @@ def open_source(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Ge
             return ImagesReader(folder, names, sampling)
         if info.type == FileType.NotFound:
             raise VideoError("missing", f"{uri} does not exist")
+        if not info.is_file:
+            raise VideoError("not_a_video", f"{uri} is a pipe, a device or a socket")
         if info.size == 0:
             raise VideoError("empty", f"{uri} is an empty file")
         if info.size > sampling.max_bytes:
@@ -296,11 +308,18 @@ def _is_stream(path: Path, uri: str) -> bool:
     raise VideoError("not_a_video", f"{uri} is not in a video format that is read")
 
 
+def _opened(path: Path) -> Any:
+    """The file as a PyAV container; titles and the like that are not UTF-8 do no harm."""
+    import av
+
+    return av.open(str(path), metadata_errors="ignore")
+
+
 def _cannot_open(path: Path, uri: str, error: Exception) -> VideoError:
     """Why decord does not open a file that begins like a video."""
     import av
 
-    with contextlib.suppress(av.FFmpegError, OSError), av.open(str(path)) as container:
+    with contextlib.suppress(av.FFmpegError, OSError), _opened(path) as container:
         if not container.streams.video:
             return VideoError("not_a_video", f"{uri} has no video stream")
     said = str(error).strip().splitlines()[-1].split("] ")[-1]

@@ -373,7 +373,7 @@ class _Maker:
         numbers = (0, 1, 2, 5, 16, -1, -3.5, 40, 1e9, -1e9, 1e38, 1e308, 2**31, 2**53, 2**63, "nan", "inf", "", "0x10", "1e999")
         usual = ((str(f), "1", "4", "4", "30", "40") for f in range(1, 12))
         lines = [
-            ",".join(str(self.random.choice(numbers)) if self.random.random() < 0.06 else field for field in row) for row in usual
+            ",".join(str(self.random.choice(numbers)) if self.random.random() < 0.01 else field for field in row) for row in usual
         ]
         data = bytearray("\n".join(lines).encode())
         if self.random.random() < 0.3:
