@@ -11,15 +11,16 @@ segment's frames, which the index keeps as a band. Principal directions of the v
 exact, and the triangle inequality is left for the rest. Cohort normalisation and the video scores are monotone, so that the same
 functions of bounds are bounds. With a weight above 0 none of this holds, and an exact search scores everything.
 
-What is bounded is the score in real arithmetic of the keys, values and target as stored. Every bound adds what float16 tables
-and float32 arithmetic can take from it (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+What is bounded is the score in real arithmetic of the keys, values and target as stored, and the one computed with the float16
+band. Every bound adds what float16 tables and float32 arithmetic can take from it (Higham, Accuracy and Stability of Numerical
+Algorithms, section 3.1).
 
 Sizes: N target segments, K candidate segments of T frames, F frames, V videos.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from pipeline.scoring import ScoreSettings, TargetEncoding, rank_videos, video_s
 ROUNDING = 2.0**-24  # relative, float32
 TABLE_ROUNDING = 2.0**-10  # relative, of a float16 squared distance and of float32 arithmetic with it
 TABLE_LEAST = 2.0**-24  # absolute, of float16 numbers near 0
-SCORE_MARGIN = 2e-5  # scores are computed in float32, to 1e-5
+SCORE_MARGIN = 2e-5  # pair scores are computed in float32, to 1e-5
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -46,8 +47,8 @@ def boundable(target: TargetEncoding) -> bool:
 def squared_distances(band: Tensor, segment_frames: Tensor) -> Tensor:
     """D of each segment, float32 [K, T, T], from the index's band.
 
-    band: float16 or wider [F, T - 1], ||x(v_f) - x(v_{f + i})||^2 in column i - 1. segment_frames: int64 [K, T], ascending rows of
-    `band`, the last repeated where a video is shorter than a segment.
+    band: float16 or wider [F, T - 1], ||x(v_f) - x(v_{f + i})||^2 in column i - 1. segment_frames: int64 [K, T], ascending rows
+    of `band`, the last repeated where a video is shorter than a segment.
     """
     apart = segment_frames[:, None, :] - segment_frames[:, :, None]  # [K, T, T]
     first = torch.minimum(segment_frames[:, None, :], segment_frames[:, :, None])
@@ -76,7 +77,7 @@ def ball_logits(target: TargetEncoding, means: Tensor, radius: Tensor) -> Tensor
     means: x(m) float32 [K, d_v], as the exact prefilter stores them; radius: [K] of `radii`.
     """
     near, _ = _centre_distances(target, means)
-    return _logits(target, (near - radius).clamp_min_(0))
+    return _logits(target, (near - radius).clamp_min_(0), radius)
 
 
 def attention_logits(
@@ -84,7 +85,7 @@ def attention_logits(
 ) -> Tensor:
     """Upper bounds float32 [N, K] of logits from the true attention: keys, means and distances, no values.
 
-    means: x(m) float32 [K, d_v]; keys: [F, d_k]; table: [K, T, T] of `squared_distances`; segment_frames: int64 [K, T], rows of keys.
+    means: x(m) float32 [K, d_v]; keys: [F, d_k]; table: [K, T, T] of `squared_distances`; segment_frames: int64 [K, T], of keys.
     projected: x(v) on a few orthonormal directions, [F, r], as `Projection` makes them, to tighten the bound; means and the
     target must then be rotated into them (`rotated_target`), so that their first r numbers are their projections.
     """
@@ -105,7 +106,7 @@ def attention_logits(
     if projected is not None:
         tighter = _projected_distances(target, means, attention, segment_frames, projected, square.T, near, far)
         distance = torch.maximum(distance, (tighter - means_off).nan_to_num(nan=0.0))
-    return _logits(target, distance)
+    return _logits(target, distance, radius)
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,9 @@ def video_bounds(
         wide = (CohortStatistics(part.mean.double(), part.spread.double()) for part in (target, candidate))
         logits = normalised_logits(logits, *wide)
     scores = (logits.sigmoid_() + SCORE_MARGIN).numpy()
+    if settings.threshold is not None and settings.aggregate == "mean":
+        # One more score above the threshold may lower this mean, so it is not monotone; the best pair bounds it.
+        settings = replace(settings, threshold=None, ratio=1 / scores.size)
     return video_scores(scores, offsets, settings)
 
 
@@ -249,9 +253,11 @@ def _with_rounding_of_means(radius: Tensor, means: Tensor, length: int) -> Tenso
     return radius + (length + 16) * ROUNDING * (means.norm(dim=1) + radius)
 
 
-def _logits(target: TargetEncoding, distance: Tensor) -> Tensor:
+def _logits(target: TargetEncoding, distance: Tensor, radius: Tensor) -> Tensor:
+    """No logit exceeds the bias. Scores computed with the band take a'Da/2 <= radius^2 from float16 numbers."""
     square = distance.square() * (1 - 8 * ROUNDING)
-    return target.bias - square + (target.bias.abs() + square) * (4 * ROUNDING)
+    band = radius.square() * TABLE_ROUNDING + TABLE_LEAST  # [K]
+    return torch.minimum(target.bias - square + (target.bias.abs() + square) * (4 * ROUNDING) + band, target.bias)
 
 
 def _projected_distances(
