@@ -18,12 +18,12 @@ import typer
 from tests.cluster_drills import as_json, ingest_under_kills, two_nodes, undisturbed, write_clips
 from tests.conftest import save_toy_backbone
 
-CLIPS, FRAMES = 48, 100
+CLIPS, FRAMES = 60, 120
 PLANS = (  # in turn; a run kills in this order, each at a random instant
     ("decode actor", "embed actor", "decoder child", "write task", "embed actor", "decode actor", "decoder child", "embed actor"),
-    ("driver", "driver", "driver"),
-    ("node", "embed actor", "decode actor"),
-    ("head", "decode actor"),
+    ("driver", "driver", "driver", "write task"),
+    ("node", "embed actor", "decode actor", "join task"),
+    ("head", "decode actor", "embed actor"),
 )
 
 

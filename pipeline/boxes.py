@@ -41,7 +41,8 @@ def read_boxes(source: Location | bytes) -> Tracks:
                 raise VideoError("boxes_missing", f"the boxes file {source.uri} is not a file")
             source = source.read_bytes()
         except StorageError as error:
-            raise VideoError("boxes_missing", f"the boxes file cannot be read: {error}") from error
+            reason = "unavailable" if error.reject_reason("") == "unavailable" else "boxes_missing"
+            raise VideoError(reason, f"the boxes file cannot be read: {error}") from error
     rows = _parse(source)
     if len(rows) == 0:
         raise VideoError("boxes_invalid", "the boxes file has no rows")

@@ -26,6 +26,7 @@ from pipeline.storage import Location, StorageError, canonical_uri, inside_check
 REJECT_REASONS = {
     "missing": "there is no such file",
     "permission_denied": "the file or folder may not be read",
+    "unavailable": "its storage, or the disk of who decodes it, does not answer; the next ingest tries it again",
     "outside_roots": "it lies outside the folders and buckets that are allowed",
     "bad_name": "the file name is not UTF-8",
     "empty": "the file holds no bytes",

@@ -115,9 +115,13 @@ class Snapshot:
     files: tuple[str, ...]
 
     def finished_sources(self, count_rejected: bool = True) -> set[str]:
-        """Ids of the catalog rows that need no more work; without count_rejected, none that has a reject."""
-        videos, rejects = (set(table["source_id"].to_pylist()) for table in (self.videos, self.rejects))
-        return videos | rejects if count_rejected else videos - rejects
+        """Ids of the catalog rows that need no more work; without count_rejected, none that has a reject.
+
+        What was refused because its storage did not answer ("unavailable") is no video's fault and never finished.
+        """
+        again = pc.equal(self.rejects["reason"], "unavailable") if count_rejected else None
+        unfinished = set((self.rejects.filter(again) if again is not None else self.rejects)["source_id"].to_pylist())
+        return ({*self.videos["source_id"].to_pylist()} | {*self.rejects["source_id"].to_pylist()}) - unfinished
 
 
 class Gallery:
@@ -267,7 +271,8 @@ class Gallery:
         location = self.location.join("frames", shard)
         try:
             with location.open_input() as source:
-                file = pq.ParquetFile(source, page_checksum_verification=True)
+                # A row group in one request where requests are slow, and none so small that pyarrow does not try it again.
+                file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=not location.is_local)
                 ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
                 first, last = np.searchsorted(ends, [first_row, first_row + rows - 1], side="right")
                 groups = np.arange(first, last + 1)

@@ -21,7 +21,7 @@ from pyarrow.fs import FileType
 from pipeline.catalog import IMAGE_SUFFIXES, is_image_pattern
 from pipeline.errors import VideoError
 from pipeline.sampling import Sampling, resize, sample_times
-from pipeline.storage import Location, StorageError, canonical_uri, resolve
+from pipeline.storage import Location, StorageError, canonical_uri, explained, resolve
 
 PROGRESS_FRAMES = 100
 ROWS_WITH_GAPS = "The size must exactly match"  # what decord says of frames whose rows FFmpeg has padded
@@ -181,8 +181,8 @@ class ImagesReader(Reader):
             data = b"" if is_pipe else image.read_bytes()
             frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
         except StorageError as error:
-            reason = "permission_denied" if error.kind == "permission_denied" else "unreadable_image"
-            raise VideoError(reason, str(error)) from error
+            reason = error.reject_reason("unreadable_image")
+            raise VideoError("unreadable_image" if reason == "missing" else reason, str(error)) from error
         except cv2.error as error:  # what OpenCV refuses before it decodes: too many pixels, or no memory for them
             raise VideoError("too_large", f"{image.uri} has more pixels than can be decoded") from error
         if frame is None:
@@ -282,18 +282,17 @@ def open_source(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Ge
             yield from stream.count_frames()
             return stream
     except StorageError as error:
-        reason = error.kind if error.kind in ("missing", "permission_denied") else "undecodable"
-        raise VideoError(reason, str(error)) from error
+        raise VideoError(error.reject_reason("undecodable"), str(error)) from error
 
 
 def _local_copy(location: Location, stack: contextlib.ExitStack) -> Generator[Progress, None, Path]:
     """An object as a temporary file: decord needs to seek, and seeking over the network costs more than one pass."""
     copy = stack.enter_context(tempfile.NamedTemporaryFile(suffix=Path(location.path).suffix))  # noqa: SIM115
-    with location.open_input() as stream:
-        while block := stream.read(16 << 20):
+    for block in location.blocks(16 << 20):
+        with explained(f"copy {location.uri} to", copy.name):
             copy.write(block)
-            yield Progress()
-    copy.flush()
+            copy.flush()
+        yield Progress()
     return Path(copy.name)
 
 

@@ -10,8 +10,10 @@ import errno
 import functools
 import os
 import posixpath
+import random
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,15 +39,25 @@ _DENIED = re.compile(
     r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH)|HTTP status 40[13]"
     r"|Status\((PERMISSION_DENIED|UNAUTHENTICATED)"
 )
+_BUSY = re.compile(
+    r"AWS Error (SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|NETWORK_CONNECTION|REQUEST_TIMEOUT)"
+    r"|HTTP status (429|5\d\d)|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL)"
+)
 _LEFTOVER_PREFIX = ".writing-"
+S3_TRIES = (
+    10  # with pauses that grow to 20 s: about a minute, as for Google's store; pyarrow's own end after 6 s, a worker's after 2 s
+)
+_SMALL_BYTES = 2**20
 _SPOOL_BYTES = 64 * 2**20
+_NOT_ANSWERING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EBADF}
 
 
 class StorageError(PipelineError):
     """A file or bucket cannot be read or written.
 
-    kind: "missing", "permission_denied", "no_space", "read_only" or "other"; the first two are also reject reasons.
+    kind: "missing", "permission_denied", "no_space", "read_only", "unavailable" (a store that throttles, fails or does not
+    answer, after retries) or "other".
     """
 
     def __init__(self, message: str, kind: str) -> None:
@@ -55,17 +67,27 @@ class StorageError(PipelineError):
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (str(self), self.kind)
 
+    def reject_reason(self, otherwise: str) -> str:
+        """Why a video is refused that this keeps from being read; `otherwise` where the file is to blame."""
+        if self.kind in ("missing", "permission_denied"):
+            return self.kind
+        return "unavailable" if self.kind in ("unavailable", "no_space", "read_only") else otherwise
+
 
 @dataclass(frozen=True)
 class Location:
     """One file or folder: `path` is what `filesystem` (a pyarrow.fs.FileSystem) calls it, `uri` what all others do.
 
-    It can be pickled. Every method raises StorageError, naming the uri and the cause, where the storage refuses.
+    It can be pickled; another process opens it by its uri. Every method raises StorageError, naming the uri and the cause, where
+    the storage refuses.
     """
 
     filesystem: Any
     path: str
     uri: str
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return resolve, (self.uri,)  # pyarrow's S3 client would leave its retries behind
 
     @property
     def is_local(self) -> bool:
@@ -88,7 +110,7 @@ class Location:
 
     def info(self) -> pafs.FileInfo:
         """pyarrow's FileInfo: type (File, Directory, NotFound), size, mtime."""
-        with _explained("read", self.uri):
+        with explained("read", self.uri):
             return self.filesystem.get_file_info(self.path)
 
     def exists(self) -> bool:
@@ -104,13 +126,20 @@ class Location:
         return int(info.size)
 
     def read_bytes(self) -> bytes:
-        with self.open_input() as file, _explained("read", self.uri):
+        with self.open_input() as file, explained("read", self.uri):
             return file.read()
 
     def open_input(self) -> pa.NativeFile:
-        """The file opened for reading at any position."""
-        with _explained("read", self.uri):
-            return self.filesystem.open_input_file(self.path)
+        """The file opened for reading at any position; a small object is read now, as a whole."""
+        with explained("read", self.uri):
+            file = self.filesystem.open_input_file(self.path)
+            return file if self.is_local or file.size() > _SMALL_BYTES else pa.BufferReader(_read_small(file))
+
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """The file's content from the start, `size` bytes at a time."""
+        with self.open_input() as file, explained("read", self.uri):
+            while block := file.read(size):
+                yield block
 
     def leftovers(self) -> list["Location"]:
         """What killed writers left below this folder; delete it once no writer is at work. Object stores have none."""
@@ -118,14 +147,14 @@ class Location:
 
     def _files(self, recursive: bool) -> list["Location"]:
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        with _explained("list", self.uri):
+        with explained("list", self.uri):
             infos = self.filesystem.get_file_info(selector)
         start = len(self.path.rstrip("/")) + 1
         return [self.join(path[start:]) for path in sorted(info.path for info in infos if info.is_file)]
 
     def delete(self) -> None:
         """Remove the file; nothing happens when it is already gone."""
-        with _explained("delete", self.uri), suppress(FileNotFoundError):
+        with explained("delete", self.uri), suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path)
 
     def write_atomically(self, content: bytes | Callable[[IO[bytes]], object], *, exclusive: bool = False) -> bool:
@@ -137,7 +166,7 @@ class Location:
         different contents different names there. Folders above the file are made.
         Returns True when this call wrote the file. Raises StorageError; other errors of `content` pass through.
         """
-        with _explained("write", self.uri):
+        with explained("write", self.uri):
             if self.is_local:
                 return _write_local(self.path, content, exclusive)
             if exclusive and self.exists():
@@ -245,8 +274,13 @@ def _object_store(scheme: str, bucket: str, options: str) -> Any:
     # One client for a bucket: making one costs a connection pool and, without a region, a request.
     if scheme == "gs" and "retry_limit_seconds=" not in options:
         options = f"{options or '?'}&retry_limit_seconds=60"  # the client's own limit is 15 minutes
-    with _explained("reach", f"{scheme}://{bucket}"):
-        return pafs.FileSystem.from_uri(f"{scheme}://{bucket}{options.replace('?&', '?')}")[0]
+    with explained("reach", f"{scheme}://{bucket}"):
+        store = pafs.FileSystem.from_uri(f"{scheme}://{bucket}{options.replace('?&', '?')}")[0]
+        if scheme == "s3":
+            settings = store.__reduce__()[1][0]
+            settings["allow_delayed_open"] |= "allow_delayed_open=" not in options  # a small file is one request, not three
+            store = pafs.S3FileSystem(**settings, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES))
+        return store
 
 
 def _split_options(uri: str) -> tuple[str, str]:
@@ -273,7 +307,8 @@ def is_utf8(text: str) -> bool:
 
 
 @contextmanager
-def _explained(action: str, uri: str) -> Iterator[None]:
+def explained(action: str, uri: str) -> Iterator[None]:
+    """Within the block, what the storage refuses is a StorageError: "cannot ACTION URI: the cause"."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -289,9 +324,25 @@ def _cause(error: Exception) -> tuple[str, str]:
         return "permission_denied", "permission denied"
     if number in (errno.ENOSPC, errno.EDQUOT):
         return "no_space", "no space is left on the device"
+    if number in _NOT_ANSWERING:
+        return "unavailable", f"the file system does not answer: {os.strerror(number)}"
     if number == errno.EROFS:
         return "read_only", "the file system is read-only"
+    if _BUSY.search(text):
+        return "unavailable", f"the store throttles, fails or does not answer, after {S3_TRIES} tries: {' '.join(text.split())}"
     return "other", " ".join(text.split())
+
+
+def _read_small(file: pa.NativeFile) -> bytes:
+    """The content of an object. pyarrow does not try again when the store's refusal is longer than what was asked for."""
+    for attempt in range(1, S3_TRIES):
+        try:
+            return file.read_at(file.size(), 0)
+        except OSError as error:
+            if "Failed to flush response stream" not in str(error):
+                raise
+            time.sleep(min(20.0, 0.1 * 2**attempt * random.random()))
+    return file.read_at(file.size(), 0)
 
 
 def _put(filesystem: Any, path: str, content: bytes | Callable[[IO[bytes]], object]) -> None:

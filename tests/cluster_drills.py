@@ -39,11 +39,13 @@ from pipeline.verification import verify_gallery
 CHECKOUT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
 HEAD, WORKER = 0, 1
+WAIT_SECONDS = 900  # for one command; a busy machine takes minutes to start Ray's workers
 PROCESSES = {  # kind of kill -> what its processes are called
-    "decode actor": re.compile(r"ray::MapWorker\(MapBatches\(DecodeSources"),
+    "decode actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Decode"),
     "decoder child": re.compile(r"-m pipeline\.decoder"),
-    "embed actor": re.compile(r"ray::MapWorker\(MapBatches\(EmbedPieces"),
-    "write task": re.compile(r"ray::.*write_pieces"),
+    "embed actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Embed"),
+    "write task": re.compile(r"ray::MapBatches\(\w*write"),
+    "join task": re.compile(r"ray::join_pieces"),
     "search actor": re.compile(r"ray::_PartitionsActor"),
 }
 
@@ -82,8 +84,6 @@ class NamespaceCluster:
             _ip("-n", name, "addr", "add", f"{self.hosts[node]}/24", "dev", "eth0")
             for device in ("eth0", "lo"):
                 _ip("-n", name, "link", "set", device, "up")
-        self.start_node(HEAD)
-        self.start_node(WORKER)
 
     def start_node(self, node: int) -> None:
         self.starts += 1
@@ -92,7 +92,7 @@ class NamespaceCluster:
         temporary = ["--temp-dir", f"/tmp/{self.names[node]}.{self.starts}"]  # noqa: S108
         sizes = [f"--num-cpus={self.cpus}", "--object-store-memory=150000000", "--disable-usage-stats"]
         command = [PROGRAMS / "ray", "start", *where, f"--node-ip-address={self.hosts[node]}", *temporary, *sizes]
-        for _ in range(3):  # the port of a head that was just killed may not be free yet
+        for _ in range(4):  # the port of a head that was just killed may not be free yet; Ray gives up on a busy machine
             done = subprocess.run(self._inside(node, command), env=self.environment, capture_output=True, text=True)
             if done.returncode == 0:
                 return
@@ -141,8 +141,6 @@ class LoopbackCluster:
         self.environment = {**ray_environment(folder), **(environment or {})}
         os.environ.update(self.environment)  # ray.cluster_utils starts its nodes from this process
         self.nodes: list[Any] = [None, None]
-        self.start_node(HEAD)
-        self.start_node(WORKER)
 
     def start_node(self, node: int) -> None:
         from ray.cluster_utils import Cluster
@@ -168,6 +166,8 @@ class LoopbackCluster:
         return parents + [child for parent in parents for child in parent.children(recursive=True)]
 
     def kill_node(self, node: int) -> None:
+        if self.nodes[node] is None:
+            return
         for process in self.processes(node):
             _kill(process)
         self.nodes[node].kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
@@ -186,6 +186,8 @@ def two_nodes(folder: Path, **settings: Any) -> Iterator[TwoNodes]:
     folder.mkdir(parents=True, exist_ok=True)
     cluster = NamespaceCluster(folder, **settings) if namespaces_allowed() else LoopbackCluster(folder, **settings)
     try:
+        cluster.start_node(HEAD)
+        cluster.start_node(WORKER)
         yield cluster
     finally:
         cluster.close()
@@ -377,11 +379,11 @@ def ingest_under_kills(
                     driver.wait()
                     driver = cluster.run(*command, stdout=sink, stderr=sink)
                     drill.starts += 1
-            code = driver.wait(timeout=300)
+            code = driver.wait(timeout=WAIT_SECONDS)
             while code != 0 and drill.starts < 4 + len(kinds):
                 drill.starts += 1
                 driver = cluster.run(*command, stdout=sink, stderr=sink)
-                code = driver.wait(timeout=300)
+                code = driver.wait(timeout=WAIT_SECONDS)
         finally:
             _kill(driver)
             driver.wait()
@@ -403,7 +405,7 @@ def _wait_for(
         if driver.poll() is not None:
             return None
         time.sleep(0.02)
-    until = time.monotonic() + chance.uniform(0, 8)
+    until = time.monotonic() + chance.uniform(0, 3)
     while driver.poll() is None:
         if time.monotonic() >= until:
             if kind == "driver":

@@ -188,7 +188,7 @@ class TestWholeOrNothing:
             (errno.ENOSPC, "no_space", "no space is left"),
             (errno.EROFS, "read_only", "read-only"),
             (errno.EACCES, "permission_denied", "permission denied"),
-            (errno.EIO, "other", "Input/output error"),
+            (errno.EIO, "unavailable", "Input/output error"),
         ],
     )
     def test_a_disk_that_refuses_is_named_and_left_clean(
