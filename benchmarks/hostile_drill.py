@@ -1,10 +1,11 @@
-"""Thousands of damaged, forged and misnamed videos against the decoder and against a whole ingest.
+"""Thousands of damaged, forged and misnamed videos against the decoder and a whole ingest; then damage to a gallery's files.
 
     python -m benchmarks.hostile_drill --count 2000 --seed 7
 
 Each mutant is decoded under a limit of time and memory; what becomes of it, how long it took and what memory the decoder's
 process took at most is held to the promises of `tests.mutants.Judge`. Then a share of them goes through jobs.ingest in one
 manifest, and each must stand in videos/ or in rejects/ once. Mutants that broke a promise are kept; the seed makes them again.
+Last, files of a gallery and its index are damaged one at a time, and a search and a check are asked after each (`tests.damage`).
 """
 
 import collections
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from pipeline.decoder import Decoder
 from pipeline.sampling import Sampling
+from tests.damage import Damage, Witness, made_up_gallery, try_damage
 from tests.mutants import KINDS, SIZE, Judge, Mutant, Outcome, ingest_faults, write_mutants, write_sources
 
 LIBRARIES = 300 << 20  # resident bytes of a decoder process before its first video, generously
@@ -32,6 +34,7 @@ def drill(
     count: Annotated[int, typer.Option(help="Mutants in all.", min=1)] = 2000,
     seed: Annotated[int, typer.Option(help="What the mutants are drawn from.")] = 7,
     ingested: Annotated[int, typer.Option(help="How many of them go through a whole ingest too.", min=0)] = 300,
+    damages: Annotated[int, typer.Option(help="Damages to files of a gallery and its index.", min=0)] = 500,
     time_limit: Annotated[float, typer.Option(help="Seconds without progress after which a video is given up.")] = 20.0,
     memory_limit: Annotated[int, typer.Option(help="MiB that decoding one video may take.")] = 1024,
     decoders: Annotated[int, typer.Option(help="Decoder processes at a time.", min=1)] = 2,
@@ -62,14 +65,20 @@ def drill(
         ingesting = time.monotonic() - began
         for fault in lost:
             print(f"BROKEN in the ingest: {fault}", file=sys.stderr, flush=True)
+        tried = damage(Path(scratch, "gallery"), damages, seed)
     print_table(outcomes)
+    print_damage(tried)
     print(
         f"seed {seed}: {count} decoded in {decoding:.0f} s, {len(chosen)} ingested in {ingesting:.0f} s; limit {memory_limit} MiB"
     )
+    faults = [one.fault for one in tried if one.fault]
+    for fault in faults:
+        print(f"BROKEN by damage: {fault}", file=sys.stderr, flush=True)
     totals = {"count": count, "seed": seed, "ingested": len(chosen), "broken": len(broken), "broken_in_ingest": len(lost)}
+    totals |= {"damages": len(tried), "broken_by_damage": len(faults)}
     speeds = {"decode_seconds": round(decoding, 1), "ingest_seconds": round(ingesting, 1)}
     print(json.dumps({**totals, **speeds, "classes": {kind: figures(outcomes, kind) for kind in KINDS}}))
-    if broken or lost:
+    if broken or lost or faults:
         raise typer.Exit(1)
 
 
@@ -77,6 +86,28 @@ def judged(mutants: list[Mutant], sampling: Sampling) -> list[Outcome]:
     """The outcomes of mutants, one after another in one decoder."""
     with Judge(Decoder(sampling), 4 * sampling.time_limit, LIBRARIES + sampling.memory_limit) as judge:
         return [judge.outcome(mutant) for mutant in mutants]
+
+
+def damage(folder: Path, count: int, seed: int) -> list[Damage]:
+    """What a search and a check of a made-up gallery say while its files are damaged."""
+    if count == 0:
+        return []
+    witness = Witness()
+    try:
+        return try_damage(made_up_gallery(folder), witness, count, seed)
+    finally:
+        witness.pool.shutdown()
+
+
+def print_damage(tried: list[Damage]) -> None:
+    table = Table("file", "damages", "outcomes", "broken")
+    for kind in sorted({one.kind for one in tried}):
+        own = [one for one in tried if one.kind == kind]
+        results = ", ".join(
+            f"{number} {result}" for result, number in collections.Counter(one.result for one in own).most_common()
+        )
+        table.add_row(kind, str(len(own)), results, str(sum(bool(one.fault) for one in own)))
+    Console(width=130).print(table)
 
 
 def keep_mutant(outcome: Outcome, folder: Path, seed: int) -> Path:
