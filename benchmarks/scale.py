@@ -52,19 +52,9 @@ from pipeline.gallery import Gallery, feature_matrix
 from pipeline.head import load_head, untrained_head
 from pipeline.index import Index, IndexSettings, build_index, current_index, find_head, open_index, sample_features
 from pipeline.results import SearchResult, VideoRef
-from pipeline.search import Partitions, SearchSettings, opened_partitions, search
+from pipeline.search import Partitions, SearchSettings, opened_partitions, search, search_many
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.targets import Target
-
-try:
-    from pipeline.search import search_many
-except ImportError:
-
-    def search_many(
-        gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], settings: SearchSettings
-    ) -> list[SearchResult]:
-        return [search(gallery, index, partitions, target, settings) for target in targets]
-
 
 BEST = 10
 SHARES = (0.001, 0.01, 0.05)
@@ -76,12 +66,15 @@ TRAINED_ON = SyntheticSettings(3000, cameras=40, seed=1)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured on one gallery. targets: for warm latencies; judged: for recall, since each is scored exhaustively."""
+    """What is measured on one gallery. targets: for warm latencies; judged: for recall, since each is scored exhaustively; exact:
+    for certified searches; cold: searches and batches after the cache was dropped.
+    """
 
     gallery: str
     head: str | None
     targets: int
     judged: int
+    exact: int
     cold: int
     actors: int
     seed: int = 0
@@ -289,7 +282,7 @@ def cold_step(plan: Plan) -> dict[str, Any]:
 
 def warm_up(gallery: Gallery, index: Index, targets: Sequence[Target], actors: int) -> None:
     with opened_partitions(gallery, index, actors) as partitions:
-        search_many(gallery, index, partitions, targets[:1], SearchSettings(shortlist=1))
+        search_many(gallery, index, partitions, targets[:1], SearchSettings(shortlist=1, shortlist_share=0.0))
 
 
 def warm_step(plan: Plan) -> dict[str, Any]:
@@ -350,6 +343,7 @@ def recall_step(plan: Plan, means: str) -> dict[str, Any]:
             shortlists[share] = [ids_of(r) for r in search_many(gallery, index, partitions, targets, wanted)]
         figures["recall_segments"] = {str(share): recall(exhaustive, found) for share, found in shortlists.items()}
         own = [ids_of(r) for r in search_many(gallery, index, partitions, targets, replace(everything, shortlist=best))]
+        figures |= certified(gallery, index, partitions, targets[: plan.exact], exhaustive)
     figures["faiss_segments_recall"] = recall(exhaustive, own)
     vectors = video_means(gallery, index, Path(means))
     flat = faiss.IndexFlatL2(vectors.shape[1])
@@ -395,7 +389,7 @@ def some_targets(gallery: Gallery, index: Index, count: int, seed: int) -> list[
 
 
 def shortlist_of(index: Index, share: float) -> SearchSettings:
-    return SearchSettings(top=BEST, shortlist=max(BEST, math.ceil(share * len(index.videos))))
+    return SearchSettings(top=BEST, shortlist=max(BEST, math.ceil(share * len(index.videos))), shortlist_share=0.0)
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -424,6 +418,29 @@ def ids_of(result: SearchResult) -> list[str]:
 def recall(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> float:
     """Mean share of each target's wanted videos that are among the found ones."""
     return float(np.mean([len(set(w) & set(f)) / len(w) for w, f in zip(wanted, found, strict=True)]))
+
+
+def certified(
+    gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], exhaustive: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """Exact searches beside those of the 1 % shortlist in the same process: time, share of the videos scored and bounded."""
+    if not targets:
+        return {}
+    usual = shortlist_of(index, USUAL_SHARE)
+    exact = replace(usual, exact=True)
+    for settings in (usual, exact):
+        search(gallery, index, partitions, targets[0], settings)
+    short = [timed(search, gallery, index, partitions, target, usual)[0] for target in targets]
+    runs = [timed(search, gallery, index, partitions, target, exact) for target in targets]
+    proofs = [result.proof for _, result in runs]
+    return {
+        **latencies("exact", runs),
+        "exact_to_shortlist_time": median([spent for spent, _ in runs]) / median(short),
+        "exact_scored_share": float(np.mean([proof.scored for proof in proofs])) / len(index.videos),
+        "exact_bounded_shares": [float(x) / len(index.videos) for x in np.mean([proof.bounded for proof in proofs], axis=0)],
+        "exact_is_exhaustive": recall(exhaustive[: len(targets)], [ids_of(result) for _, result in runs]),
+        "exact_targets": len(targets),
+    }
 
 
 def narrow_filter(
@@ -556,6 +573,7 @@ def scale(
     cameras: Annotated[int, typer.Option(help="Synthetic galleries: cameras.")] = SyntheticSettings.cameras,
     targets: Annotated[int, typer.Option(help="Targets of warm latencies.")] = 20,
     judged: Annotated[int, typer.Option(help="Targets whose exhaustive top 10 is found.")] = 16,
+    exact: Annotated[int, typer.Option(help="Targets of certified searches (--exact).")] = 8,
     cold: Annotated[int, typer.Option(help="Cold searches, and cold batches.")] = 5,
     actors: Annotated[int, typer.Option(help="Ray actors that search; 0: this process.")] = 0,
     like: Annotated[str | None, typer.Option(help="A gallery whose cosines synthetic ones are compared with.")] = None,
@@ -572,13 +590,13 @@ def scale(
         place = work / f"{size}-{width}"
         settings = SyntheticSettings(size, cameras=cameras, width=width)
         written = in_own_process(write_step, str(place), settings, like)
-        plan = Plan(str(place), made["head"], targets, judged, cold, actors)
+        plan = Plan(str(place), made["head"], targets, judged, exact, cold, actors)
         results.append({"gallery": "synthetic", **made, **written, **measure(plan, work, True, rebuild)})
         _keep(work, results[-1])
         if not keep:
             shutil.rmtree(place)
     for name in gallery or []:
-        plan = Plan(name, head, targets, judged, cold, actors)
+        plan = Plan(name, head, targets, judged, exact, cold, actors)
         results.append({"gallery": name, **measure(plan, work, False, rebuild)})
         _keep(work, results[-1])
     print(report(results))
@@ -640,6 +658,11 @@ def report(results: Sequence[dict[str, Any]]) -> str:
         ("  its videos; searches with too few leads", lambda r: f"{r['one_camera_videos']:.0f}; {r['one_camera_too_few']}"),
         ("exhaustive, 1 target (s)", lambda r: f"{r['exhaustive_1_seconds']:.2f}"),
         (f"exhaustive, of {BATCH} together, a target (s)", lambda r: f"{r['exhaustive_batch_seconds_a_target']:.2f}"),
+        ("exact (certified), 1 target: p50, p95 (ms)", lambda r: _two(r, "exact", ms) if "exact_p50" in r else "-"),
+        ("  of the time of the 1 % shortlist", lambda r: _one(r, "exact_to_shortlist_time", ".2f")),
+        ("  share scored in full", lambda r: _one(r, "exact_scored_share", ".4f")),
+        ("  share bounded, stage by stage", lambda r: ", ".join(f"{x:.3f}" for x in r.get("exact_bounded_shares", []))),
+        ("  recall of the exhaustive top 10", lambda r: _one(r, "exact_is_exhaustive", ".3f")),
         ("FAISS alone, best segment: p50, p95 (ms)", lambda r: _two(r, "faiss_segments", ms)),
         ("FAISS alone, means of videos (ms)", lambda r: f"{r['faiss_videos_seconds'] / ms:.1f}"),
     ]
@@ -670,6 +693,10 @@ def report(results: Sequence[dict[str, Any]]) -> str:
         words = ", ".join(f"{name} x{factor:.2f}" for name, factor in step.items() if name not in ("from", "to"))
         lines += ["", f"Ten times the gallery, from {step['from']:,} to {step['to']:,} videos: {words}"]
     return "\n".join(lines)
+
+
+def _one(result: dict[str, Any], name: str, how: str) -> str:
+    return f"{result[name]:{how}}" if name in result else "-"
 
 
 def _two(result: dict[str, Any], name: str, unit: float) -> str:

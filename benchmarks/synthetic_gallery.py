@@ -97,7 +97,7 @@ def write_gallery(
     missing = [shard for shard in range(settings.shards) if video_id(shard * settings.shard_videos) not in there]
     done = settings.shards - len(missing)
     progress(done, settings.shards)
-    if workers == 0:
+    if workers == 0 or len(missing) < 2:
         for shard in missing:
             write_shard(place, settings, shard)
             progress(done := done + 1, settings.shards)

@@ -128,22 +128,24 @@ def test_peak_memory_sees_what_was_held_and_let_go() -> None:
 def test_a_scale_run_measures_every_figure_and_uses_again_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(scale, "BATCH", 2)
     monkeypatch.setattr(scale, "in_own_process", lambda step, *arguments: step(*arguments))
-    arguments = {**DEFAULTS, "width": 32, "cameras": 5, "untrained": True, "targets": 2, "judged": 2, "cold": 1}
-    versions = []
-    for videos in ([60, 120], [120]):
-        scale.scale(tmp_path, **{**arguments, "videos": videos})
-        figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert [size["videos"] for size in figures["sizes"]] == videos
-        for size in figures["sizes"]:
-            assert 0 <= size["recall_videos"]["0.01"] <= size["recall_videos"]["0.05"] <= 1
-            assert size["one_camera_too_few"] == 0
-            assert size["index_bytes"] == scale.size_on_disk(tmp_path / f"{size['videos']}-32" / "index")
-            for name in ("build_seconds", "warm_1_p50", "warm_16_p50", "cold_1_p50", "exhaustive_1_seconds", "open_seconds"):
-                assert size[name] > 0
-        versions.append(figures["sizes"][-1]["index_version"])
-    assert versions[0] == versions[1]
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
+    arguments = {**DEFAULTS, "width": 32, "cameras": 5, "untrained": True, "targets": 2, "judged": 2, "exact": 2, "cold": 1}
+    scale.scale(tmp_path, **{**arguments, "videos": [60, 120]})
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [size["videos"] for size in figures["sizes"]] == [60, 120]
+    for size in figures["sizes"]:
+        place = tmp_path / f"{size['videos']}-32"
+        assert 0 <= size["recall_videos"]["0.01"] <= size["recall_videos"]["0.05"] <= 1
+        assert size["one_camera_too_few"] == 0
+        assert size["exact_is_exhaustive"] == 1
+        assert 10 / size["videos"] <= size["exact_scored_share"] <= 1
+        assert size["index_bytes"] == scale.size_on_disk(place / "index")
+        for name in ("build_seconds", "warm_1_p50", "warm_2_p50", "cold_1_p50", "exhaustive_1_seconds", "open_seconds"):
+            assert size[name] > 0
+        again = scale.build_step(scale.Plan(str(place), None, 2, 2, 2, 1, 0), True, False)
+        assert (again["index_version"], again["build_seconds"]) == (size["index_version"], size["build_seconds"])
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
 
 
 DEFAULTS = {"gallery": None, "head": None, "actors": 0, "like": None, "rebuild": False, "keep": True}
