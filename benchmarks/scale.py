@@ -189,10 +189,12 @@ def head_of(gallery: Gallery, folder: str | None, synthetic: bool) -> tuple[Coat
 
 
 def write_step(place: str, settings: SyntheticSettings, like: str | None) -> dict[str, Any]:
-    """Write a synthetic gallery."""
-    began = time.monotonic()
+    """Write a synthetic gallery; its time and memory are those of the run that wrote all of it, if one did."""
+    began, record = time.monotonic(), Path(place, "write.json")
+    already: list[int] = []
 
     def progress(done: int, total: int) -> None:
+        already.append(done)
         print(f"{settings.videos} videos: {done} of {total} shards, {time.monotonic() - began:.0f} s", file=sys.stderr)
 
     with PeakMemory() as memory:
@@ -200,7 +202,9 @@ def write_step(place: str, settings: SyntheticSettings, like: str | None) -> dic
     seconds = time.monotonic() - began
     if like is not None:
         print(comparison(cosine_statistics(gallery), cosine_statistics(Gallery.open(like))), flush=True)
-    return {"write_seconds": seconds, "write_peak_bytes": memory.peak["total"]}
+    if already[0] == 0:
+        record.write_text(json.dumps({"write_seconds": seconds, "write_peak_bytes": memory.peak["total"]}))
+    return json.loads(record.read_text()) if record.exists() else {}
 
 
 def build_step(plan: Plan, synthetic: bool, rebuild: bool) -> dict[str, Any]:
