@@ -40,7 +40,7 @@ def ingest(
     retry_rejected: Annotated[bool, typer.Option(help="Try videos again that were rejected before.")] = False,
     strict: Annotated[bool, typer.Option(help="Exit with 3 when some inputs were rejected.")] = False,
     decoders: Annotated[int | None, typer.Option(help="Decoding actors [default: half the CPUs].")] = None,
-    embedders: Annotated[int | None, typer.Option(help="Embedding actors [default: one a GPU, else one per 4 CPUs].")] = None,
+    embedders: Annotated[int | None, typer.Option(help="Embedding actors [default: one a GPU, else one a CPU].")] = None,
     shard_pieces: Annotated[
         int | None,
         typer.Option(help="Pieces (about: videos) of a shard and commit [default: a 20th of the inputs, 16 to 512].", min=1),

@@ -283,16 +283,28 @@ class Gallery:
 
     def read_video(self, row: dict[str, Any]) -> pa.Table:
         """The frames of one video (a row of Snapshot.videos), in time order. Raises PipelineError on a damaged shard."""
-        table = self.read_shard(row["shard"], row["first_row"], row["sampled_frames"])
+        try:
+            table = self.read_shard(row["shard"], row["first_row"], row["sampled_frames"])
+        except PipelineError as error:
+            moved = self._moved(pa.Table.from_pylist([row], schema=VIDEOS_SCHEMA), error)
+            return self.read_video(moved.to_pylist()[0])
         if len(table) != row["sampled_frames"] or pc.any(pc.not_equal(table["video_id"], row["video_id"])).as_py():
             raise PipelineError(f"the shard {row['shard']} of {self.location.uri} does not hold {row['video_id']} as recorded")
         return table
+
+    def _moved(self, videos: pa.Table, error: PipelineError) -> pa.Table:
+        """Rows of a shard that cannot be read, as they stand after a compaction. Raises `error` when they have not moved."""
+        now = self.snapshot().videos
+        places = pc.index_in(videos["video_id"], value_set=now["video_id"].combine_chunks())
+        if places.null_count or pc.any(pc.equal(now["shard"].take(places), videos["shard"])).as_py():
+            raise error
+        return now.take(places)
 
     def iter_features(self, videos: pa.Table) -> Iterator[tuple[np.ndarray, pa.Table]]:
         """Frames of many videos, shard by shard in file order.
 
         videos: rows of Snapshot.videos. Yields (positions, frames): positions int64 [v] of rows in `videos`, and their
-        frames one video after another in that order. Memory: one shard.
+        frames one video after another in that order. Memory: one shard. What a compaction has moved since is found again.
         """
         shards = pd.Series(videos["shard"].to_pylist())
         first_rows, counts = (np.asarray(videos[name]) for name in ("first_row", "sampled_frames"))
@@ -301,7 +313,12 @@ class Gallery:
             positions = positions[np.argsort(first_rows[positions], kind="stable")]
             start = int(first_rows[positions[0]])
             stop = int((first_rows[positions] + counts[positions]).max())
-            table = self.read_shard(cast(str, shard), start, stop - start)
+            try:
+                table = self.read_shard(cast(str, shard), start, stop - start)
+            except PipelineError as error:
+                moved = self._moved(videos.take(pa.array(positions)), error)
+                yield from ((positions[places], frames) for places, frames in self.iter_features(moved))
+                continue
             rows = np.concatenate([np.arange(first_rows[p], first_rows[p] + counts[p]) - start for p in positions])
             if len(rows) != len(table):
                 table = table.take(pa.array(rows))
@@ -318,8 +335,13 @@ class Gallery:
                     commits[Path(file.name).stem] = commit
                 except (ValueError, KeyError, TypeError) as error:
                     raise PipelineError(f"the commit {file.uri} is damaged: {error}") from error
-        # A compaction says what was so when it began: whatever it does not supersede is newer.
-        return dict(sorted(commits.items(), key=lambda item: (item[1].get("kind") != "compact", item[0])))
+
+        # A compaction says what was so when it began: whatever it does not supersede is newer, and so is what began later.
+        def order(item: tuple[str, dict[str, Any]]) -> tuple[bool, str, str]:
+            compaction = item[1].get("kind") == "compact"
+            return not compaction, max(item[1].get("supersedes", ()), default="") if compaction else "", item[0]
+
+        return dict(sorted(commits.items(), key=order))
 
     def _read_all(self, commits: dict[str, dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
         tables = []

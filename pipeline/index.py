@@ -119,6 +119,10 @@ class Index:
         """Row of a video in `videos`, -1 where it is not indexed."""
         return pc.index(self.videos["video_id"], video_id).as_py()
 
+    def rows(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Rows of `videos` as dictionaries; of the tables they lie in only these rows are read."""
+        return [self.videos.slice(int(number), 1).to_pylist()[0] for number in numbers]
+
     def partition_videos(self, partition: int) -> pa.Table:
         """The rows of `videos` that lie in one partition."""
         part = self.manifest["partitions"][partition]
@@ -150,7 +154,7 @@ class Index:
             return f"the gallery has grown from {drawn['gallery_videos']} to {self.manifest['videos']} videos"
         if len(torch.unique(self.cohort.video)) < LEAST_COHORT * drawn["cohort_videos"]:
             return f"more than {1 - LEAST_COHORT:.0%} of the videos that scores are normalised by were forgotten"
-        flat = PREFILTER not in self.manifest["files"]
+        flat = not is_compressed(self)
         if flat and self.settings.prefilter == "auto" and self.manifest["segments"] > MOST_GROWTH * FLAT_SEGMENTS:
             return "the index has grown so large that its prefilter should be a compressed one"
         return None
@@ -460,6 +464,11 @@ def partition_ids(gallery: Gallery, version: str) -> set[str]:
         return {part["id"] for part in manifest["partitions"]}
     except (PipelineError, ValueError, KeyError, TypeError):
         return set()
+
+
+def is_compressed(index: Index) -> bool:
+    """Whether its newest partitions have a compressed prefilter."""
+    return PREFILTER in index.manifest["files"]
 
 
 def holds_any(index: Index, video_ids: pa.Array) -> bool:

@@ -11,10 +11,11 @@ memory does not grow with the number of videos. Only step 5 changes the gallery,
 what is not committed is simply done again.
 """
 
+import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.pieces import DecodeSources, EmbedPieces, write_pieces
 from pipeline.sampling import Sampling
+from pipeline.storage import StorageError
 
 LOGGER = logging.getLogger("coattention.ingest")
 BLOCK_BYTES = 32 << 20  # of decoded frames in one block of the stream
@@ -140,20 +142,23 @@ def _run(
     progress: Callable[[IngestProgress], None],
     began: float,
 ) -> None:
-    counter = ray.remote(num_cpus=0)(_Counter).remote()
+    counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
     stream = _stream(missing, gallery, sampling, workers, counter)
     committer = Committer(gallery, missing)
     state = IngestProgress(total=len(missing))
     tell = _Telling()
     try:
-        for written in _polled(stream, counter, state, progress, summary, began):
-            with telemetry.timed("coattention_ingest_seconds", stage="commit"):
-                committer.add(written)
-            tell.of(written, committer)
-            state.done, state.rejected = len(committer.committed), sum(committer.reasons.values())
-    except ray.exceptions.RayError as error:
+        # Closed while Ray is there: a stream that is collected later, at the process's end, joins the cluster again and hangs.
+        with contextlib.closing(_polled(stream, counter, state, progress, summary, began)) as tables:
+            for written in tables:
+                with telemetry.timed("coattention_ingest_seconds", stage="commit"):
+                    committer.add(written)
+                tell.of(written, committer)
+                state.done, state.rejected = len(committer.committed), sum(committer.reasons.values())
+    except (ray.exceptions.RayError, StorageError) as error:
         done = f"{len(committer.committed)} of {len(missing)} inputs are committed; run the same command again to go on"
-        raise PipelineError(f"the ingest stopped: {_cause(error)}; {done}") from error
+        cause = str(error) if isinstance(error, StorageError) else _cause(error)
+        raise PipelineError(f"the ingest stopped: {cause}; {done}") from error
     progress(state)
     summary.unaccounted = len(missing) - len(committer.committed)
     summary.candidates, summary.frames, summary.reasons = committer.candidates, committer.frames, committer.reasons
@@ -306,24 +311,25 @@ class _Counter:
 
 
 def _polled(
-    stream: Iterator[pa.Table],
+    stream: Iterable[pa.Table],
     counter: Any,
     state: IngestProgress,
     progress: Callable[[IngestProgress], None],
     summary: IngestSummary,
     began: float,
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """The stream's tables; while the next one is awaited, progress is told about once a second."""
     from concurrent.futures import ThreadPoolExecutor, wait
 
-    batches = iter(stream)
-    with ThreadPoolExecutor(1) as pool:
+    batches: Any = iter(stream)  # a generator
+    with contextlib.closing(batches), ThreadPoolExecutor(1) as pool:
         while True:
             following = pool.submit(next, batches, None)
             while not wait([following], timeout=1.0).done:
-                state.frames, first = ray.get(counter.read.remote())
-                if first is not None and summary.startup_s == 0:
-                    summary.startup_s = time.monotonic() - began
+                with contextlib.suppress(ray.exceptions.RayError):  # no work is lost with the counter and its node
+                    state.frames, first = ray.get(counter.read.remote(), timeout=10.0)
+                    if first is not None and summary.startup_s == 0:
+                        summary.startup_s = time.monotonic() - began
                 state.seconds = time.monotonic() - began - summary.startup_s
                 progress(state)
             table = following.result()

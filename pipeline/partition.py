@@ -125,9 +125,10 @@ class Partition:
             logits = ball_logits(encoding, means, self._radii()[rows])
         else:
             frames = segment_rows(torch.from_numpy(start), torch.from_numpy(last), self.length)
-            used, frames_of_used = torch.unique(frames, return_inverse=True)
-            table = squared_distances(-self.band.cpu(), frames)
-            logits = attention_logits(encoding, means, self.keys[used].cpu(), table, frames_of_used)
+            used, of_used = torch.unique(frames, return_inverse=True)
+            base = int(used[0])
+            table = squared_distances(-self.band[base : int(used[-1]) + 1].cpu(), frames - base)
+            logits = attention_logits(encoding, means, self.keys[used].cpu(), table, of_used)
         offsets = np.concatenate([[0], np.cumsum(self.segments[videos])])
         candidate = CohortStatistics(self.cohort_mean[rows], self.cohort_spread[rows])
         of_cohort = settings.normalise == "cohort" and target.cohort is not None

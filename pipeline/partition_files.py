@@ -129,8 +129,8 @@ def load_array(location: Location) -> np.ndarray:
 
 
 def load_prefilter(location: Location) -> faiss.Index:
-    """A FAISS index, memory-mapped as `load_array` does. Raises PipelineError."""
-    flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+    """A FAISS index, memory-mapped as `load_array` does, without tables that FAISS would compute. Raises PipelineError."""
+    flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
     try:
         if location.is_local:
             return faiss.read_index(location.path, flags)

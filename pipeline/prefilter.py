@@ -75,9 +75,10 @@ def stored_vectors(index: faiss.Index) -> np.ndarray:
 def compressed_index(metric: PrefilterMetric, means: np.ndarray, segments: int) -> faiss.Index:
     """A trained, empty inverted-file index for galleries of about `segments` segments: what each partition adds its own to.
 
-    means: mean segment values float32 [n, d_v] of a sample. Vectors are kept as product-quantised residuals, a byte for three
-    numbers; where the width does not divide by three (inner product), as a byte a number. Lists: 2 sqrt(segments) as a power of
-    two, at most what the sample trains with 39 vectors each.
+    means: mean segment values float32 [n, d_v] of a sample. Vectors are product-quantised, a byte for three numbers, and not as
+    residuals of their lists' centres: those need a table for each list and query, or 13 GB of tables at a million videos. Where
+    the width does not divide by three (inner product) they are a byte a number. Lists: 2 sqrt(segments) as a power of two, at most
+    what the sample trains with 39 vectors each.
     """
     vectors = metric.stored(means)
     width = vectors.shape[1]
@@ -88,6 +89,7 @@ def compressed_index(metric: PrefilterMetric, means: np.ndarray, segments: int) 
     index = faiss.index_factory(width, f"IVF{lists},{code}", kind)
     found: Any = faiss.downcast_index(index)  # FAISS types the base class only
     found.cp.seed = 1234
+    found.by_residual = False
     index.train(vectors)
     return index
 

@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import telemetry
+from pipeline import pair_kernel, telemetry
 from pipeline.bounds import boundable, certified_top
 from pipeline.calibration import posterior, settings_of
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
-from pipeline.index import Index
+from pipeline.index import Index, is_compressed
 from pipeline.partition import STAGES, Partition, TargetSegments
 from pipeline.results import Lead, Proof, SearchResult, SegmentPair, VideoRef
 from pipeline.scoring import ScoreSettings, rank_videos
@@ -46,13 +46,15 @@ class SearchSettings:
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
     expected_matches: on how many eligible videos the person is expected, the prior of the probabilities. exact: the true first
-    `top` of all eligible videos, with a proof; the shortlist is where it starts.
+    `top` of all eligible videos, with a proof. bounded: by bounds, from the shortlist on, rather than by scoring everything;
+    None: where there is no kernel, without which bounds are the faster way.
     """
 
     top: int = 20
     shortlist: int | None = 1000
     shortlist_share: float = 0.01
     exact: bool = False
+    bounded: bool | None = None
     cameras: tuple[str, ...] = ()
     other_cameras: bool = False
     after: datetime | None = None
@@ -383,6 +385,10 @@ class _Asked:
         count = self.eligible
         if self.settings.shortlist is not None:
             count = min(count, max(self.settings.shortlist, math.ceil(self.settings.shortlist_share * count)))
+        if count == self.eligible and is_compressed(index):  # an order of everything would take as long as scores
+            everything = np.flatnonzero(self.allowed)
+            self.found = everything[np.argsort(np.asarray(_ids(index, everything), np.str_), kind="stable")]
+            return
         allowed = None if self.eligible == len(self.allowed) else self.allowed
         found, logits = partitions.shortlist(self.segments, count, allowed)
         self.found = found[rank_videos(logits, _ids(index, found))][:count]
@@ -394,13 +400,18 @@ class _Asked:
             return partitions.score(self.segments, videos, self.score)
 
         stages: list[Callable[[np.ndarray], np.ndarray]] = []
-        if boundable(self.segments.encoding) and self.score.threshold is None:
+        bounded = not pair_kernel.available() if self.settings.bounded is None else self.settings.bounded
+        bounded = bounded and not is_compressed(index) and boundable(self.segments.encoding) and self.score.threshold is None
+        if bounded:
             stages = [
                 functools.partial(partitions.bounds, self.segments, settings=self.score, stage=stage) for stage in range(STAGES)
             ]
         candidates = np.flatnonzero(self.allowed)
         ids = np.asarray(index.videos["video_id"].to_pylist(), np.str_)
-        top = certified_top(self.settings.top, candidates, ids, self.found, stages, score)
+        try:
+            top = certified_top(self.settings.top, candidates, ids, self.found if bounded else candidates, stages, score)
+        except ValueError as error:
+            raise PipelineError(f"the index {index.location.uri} is damaged: {error}; build it again with jobs.index") from error
         self.found = np.concatenate([self.found, np.setdiff1d(top.videos, self.found)])
         place = {video: i for i, video in enumerate(top.videos.tolist())}
         self.scores = top.scores[[place[video] for video in self.found.tolist()]]
@@ -412,7 +423,7 @@ class _Asked:
         pairs: list[list[SegmentPair]] = [[] for _ in best]
         if settings.evidence:
             pairs = partitions.evidence(self.segments, self.found[best], settings.pairs, self.score)
-        rows = index.videos.take(pa.array(self.found[best])).to_pylist()
+        rows = index.rows(self.found[best])
         cut = (index.settings.segment_length, index.settings.stride, settings.target_length, settings.target_stride)
         words = _why_not_calibrated(index, settings_of(self.score, *cut))
         probabilities: list[float] | list[None] = [None] * len(best)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
@@ -56,10 +57,12 @@ def read_targets(names: list[str], gallery: Gallery, backbone: str | None = None
     for a target that does not exist or cannot be used, and for two targets of the same id.
     """
     loaded: Backbone | None = None
+    snapshot_videos: pa.Table | None = None
     targets = []
     for name in names:
         if name.startswith(GALLERY_PREFIX):
-            targets.append(gallery_target(gallery, name.removeprefix(GALLERY_PREFIX)))
+            snapshot_videos = gallery.snapshot().videos if snapshot_videos is None else snapshot_videos
+            targets.append(gallery_target(gallery, name.removeprefix(GALLERY_PREFIX), snapshot_videos))
         else:
             loaded = loaded or gallery_backbone(gallery, backbone)
             targets.append(video_target(name, gallery, loaded, time_limit))
@@ -82,9 +85,12 @@ def gallery_backbone(gallery: Gallery, name_or_path: str | None = None) -> Backb
     return load_backbone(spec)
 
 
-def gallery_target(gallery: Gallery, video_id: str) -> Target:
-    """A video of the gallery as the target, from its stored features. Raises UsageError when it is not there."""
-    videos = gallery.snapshot().videos
+def gallery_target(gallery: Gallery, video_id: str, videos: pa.Table | None = None) -> Target:
+    """A video of the gallery as the target, from its stored features. Raises UsageError when it is not there.
+
+    videos: of a snapshot of the gallery, where there is one already.
+    """
+    videos = gallery.snapshot().videos if videos is None else videos
     rows = videos.filter(pc.equal(videos["video_id"], video_id)).to_pylist()
     if not rows:
         raise UsageError(f"{gallery.location.uri} has no video {video_id!r}")

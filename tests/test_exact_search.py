@@ -17,7 +17,7 @@ from tests.conftest import add_videos, people_features, toy_spec
 
 PEOPLE, EACH = 60, 4
 EXHAUSTIVE = SearchSettings(top=5, shortlist=None, evidence=False)
-EXACT = SearchSettings(top=5, shortlist=5, exact=True, evidence=False)
+EXACT = SearchSettings(top=5, shortlist=5, exact=True, bounded=True, evidence=False)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,17 @@ def test_its_leads_are_those_of_scoring_everything(gallery: Gallery, index: Inde
     assert proof is not None
     assert proof.scored == exact.shortlisted < exact.eligible
     assert proof.largest_bound < proof.threshold == exact.leads[-1].score
+
+
+def test_scoring_everything_is_exact_too(gallery: Gallery, index: Index) -> None:
+    target = gallery_target(gallery, "v050")
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        everything = search(gallery, index, partitions, target, EXHAUSTIVE)
+        exact = search(gallery, index, partitions, target, dataclasses.replace(EXACT, bounded=False))
+    assert leads(exact) == leads(everything)
+    assert exact.proof is not None
+    assert exact.proof.scored == exact.eligible
+    assert exact.proof.largest_bound == -math.inf
 
 
 def test_a_bad_start_costs_scores_but_not_the_answer(gallery: Gallery, index: Index) -> None:

@@ -16,7 +16,7 @@ from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySett
 from pipeline.index import Index, IndexSettings, build_index, index_versions, open_index, sample_features
 from pipeline.results import SearchResult
 from pipeline.scoring import ScoreSettings
-from pipeline.search import LocalPartitions, SearchSettings, opened_partitions, search
+from pipeline.search import SearchSettings, opened_partitions, search
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features, toy_spec
@@ -208,7 +208,7 @@ def test_damage_and_misuse_are_said_in_one_sentence(toy_gallery: Gallery, toy_in
         gallery_target(toy_gallery, "v999")
     Path(toy_index.partition_location(0).path, "keys.npy").write_bytes(b"nonsense")
     with pytest.raises(PipelineError, match=r"keys\.npy is damaged"):
-        LocalPartitions(toy_index, [0])
+        leads(toy_gallery, toy_index)
     manifest = folder / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
     with pytest.raises(PipelineError, match="index format 99"):

@@ -45,7 +45,7 @@ from tests.conftest import add_videos, people_features
 from tests.test_video import write_video
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("ingest", "index", "search", "evaluate", "forget", "compact", "status", "render", "demo")
+COMMANDS = ("ingest", "index", "search", "evaluate", "forget", "compact", "status", "policy", "render", "demo")
 SIZE = ("--input-size", "128x64")
 
 
