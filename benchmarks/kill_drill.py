@@ -21,7 +21,7 @@ from tests.conftest import save_toy_backbone
 CLIPS, FRAMES = 60, 120
 PLANS = (  # in turn; a run kills in this order, each at a random instant
     ("decode actor", "embed actor", "decoder child", "write task", "embed actor", "decode actor", "decoder child", "embed actor"),
-    ("driver", "driver", "driver", "write task"),
+    ("driver", "counter", "driver", "driver", "write task"),
     ("node", "embed actor", "decode actor", "join task"),
     ("head", "decode actor", "embed actor"),
 )

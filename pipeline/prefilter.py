@@ -77,8 +77,8 @@ def compressed_index(metric: PrefilterMetric, means: np.ndarray, segments: int) 
 
     means: mean segment values float32 [n, d_v] of a sample. Vectors are product-quantised, a byte for three numbers, and not as
     residuals of their lists' centres: those need a table for each list and query, or 13 GB of tables at a million videos. Where
-    the width does not divide by three (inner product) they are a byte a number. Lists: 2 sqrt(segments) as a power of two, at most
-    what the sample trains with 39 vectors each.
+    the width does not divide by three (inner product) they are a byte a number. Lists: 2 sqrt(segments) as a power of two, at
+    most what the sample trains with 39 vectors each.
     """
     vectors = metric.stored(means)
     width = vectors.shape[1]

@@ -46,6 +46,7 @@ PROCESSES = {  # kind of kill -> what its processes are called
     "embed actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Embed"),
     "write task": re.compile(r"ray::MapBatches\(\w*write"),
     "join task": re.compile(r"ray::join_pieces"),
+    "counter": re.compile(r"ray::_Counter"),
     "search actor": re.compile(r"ray::_PartitionsActor"),
 }
 

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
+from pipeline.retention import compact
 from tests.conftest import add_videos, people_features, toy_spec
 
 NO_REJECTS = REJECTS_SCHEMA.empty_table()
@@ -172,3 +173,36 @@ def test_a_gallery_of_another_format_is_refused(toy_gallery: Gallery) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     with pytest.raises(PipelineError, match="format 99"):
         Gallery.open(toy_gallery.location.uri)
+
+
+def test_what_a_compaction_has_moved_is_found_again(toy_gallery: Gallery) -> None:
+    before = toy_gallery.snapshot().videos
+    features = {row["video_id"]: feature_matrix(toy_gallery.read_video(row)) for row in before.to_pylist()}
+    compact(toy_gallery)
+    for row in before.to_pylist():
+        assert np.array_equal(feature_matrix(toy_gallery.read_video(row)), features[row["video_id"]])
+    found = {}
+    for positions, frames in toy_gallery.iter_features(before):
+        ends = np.cumsum([before["sampled_frames"][int(position)].as_py() for position in positions])
+        for position, part in zip(positions, np.split(feature_matrix(frames), ends[:-1]), strict=True):
+            found[before["video_id"][int(position)].as_py()] = part
+    assert found.keys() == features.keys()
+    assert all(np.array_equal(found[video_id], features[video_id]) for video_id in features)
+
+
+def test_a_shard_that_is_lost_and_not_moved_is_named(toy_gallery: Gallery) -> None:
+    row = toy_gallery.snapshot().videos.to_pylist()[0]
+    toy_gallery.location.join("frames", row["shard"]).delete()
+    with pytest.raises(PipelineError, match=row["shard"]):
+        toy_gallery.read_video(row)
+    with pytest.raises(PipelineError, match=row["shard"]):
+        list(toy_gallery.iter_features(toy_gallery.snapshot().videos))
+
+
+def test_of_two_compactions_at_once_the_one_that_began_later_decides(toy_gallery: Gallery) -> None:
+    first, *others = toy_gallery.snapshot().commits
+    videos = toy_gallery.snapshot().videos
+    relabelled = videos.set_column(videos.schema.get_field_index("person_id"), "person_id", pa.array(["new"] * len(videos)))
+    toy_gallery.commit(relabelled, REJECTS_SCHEMA.empty_table(), kind="compact", supersedes=[first, *others])
+    toy_gallery.commit(videos, REJECTS_SCHEMA.empty_table(), kind="compact", supersedes=[first])  # began before, ended after
+    assert set(toy_gallery.snapshot().videos["person_id"].to_pylist()) == {"new"}
