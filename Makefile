@@ -47,7 +47,7 @@ bench-ingest: env
 	@$(BIN)/python -m benchmarks.ingest
 
 drills: env
-	@$(BIN)/python -m benchmarks.kill_drill
+	@$(BIN)/python -m benchmarks.kill_drill --work drills
 	@$(BIN)/python -m benchmarks.hostile_drill
 
 clean:
