@@ -43,7 +43,7 @@ from pipeline.evaluation import (
     write_pair_scores,
 )
 from pipeline.gallery import Gallery, feature_matrix
-from pipeline.index import Index, IndexSettings, build_index
+from pipeline.index import Index, IndexSettings, build_index, open_index
 from pipeline.metrics import identity_interval, query_figures, ranking_quality
 from pipeline.scoring import ScoreSettings
 from pipeline.search import Partitions, SearchSettings, opened_partitions, search
@@ -164,7 +164,7 @@ def test_the_baselines_are_the_formulae_on_each_video_s_mean(toy_gallery: Galler
     weight = index.head.score_row()[0].detach().double()
     head = index.head.double()
     ids = index.videos["video_id"].to_pylist()
-    scores = dict(baseline_scores(toy_gallery, build_index(toy_gallery), pairs))
+    scores = dict(baseline_scores(toy_gallery, open_index(toy_gallery), pairs))
     assert list(scores) == [COSINE, COSINE + NORMALISED, METRIC, METRIC + NORMALISED]
     values = {v: head.values(torch.from_numpy(frames)).mean(dim=0).detach() for v, frames in features.items()}
     for q, g in itertools.product((0, 7, 39), (1, 8, 20)):

@@ -154,6 +154,11 @@ def searched(world: World, out: Path, *arguments: str, gallery: Path | None = No
     return found(out)
 
 
+def ranking(rows: list[dict]) -> list[tuple]:
+    """What two searches for the same must agree on; scores of batches differ in the last bits."""
+    return [(row["target_id"], row["rank"], row["video_id"], pytest.approx(row["score"], abs=1e-5)) for row in rows]
+
+
 def stored_features(gallery: Path) -> dict[str, np.ndarray]:
     opened = Gallery.open(gallery)
     return {row["video_id"]: feature_matrix(opened.read_video(row)) for row in opened.snapshot().videos.to_pylist()}
@@ -206,7 +211,8 @@ def test_search_writes_tables_by_the_contract_and_a_report_that_opens_offline(wo
     table = pq.read_table(tmp_path / "out" / "results.parquet")
     assert table.schema.equals(RESULTS_SCHEMA)
     contract = "target_id rank video_id uri camera_id start_time score probability prefilter_rank best_pairs index_version model"
-    assert table.column_names == contract.split()
+    provenance = "source_hash boxes_uri track calibration gallery gallery_videos audit_head"
+    assert table.column_names == [*contract.split(), *provenance.split()]
     rows = table.to_pylist()
     gallery = {row["video_id"]: row for row in Gallery.open(world.gallery).snapshot().videos.to_pylist()}
     assert {row["video_id"] for row in rows} == gallery.keys() - {"cam00_p001_0"}
@@ -301,7 +307,8 @@ def test_filters_leave_only_their_cameras_and_times(world: World, tmp_path: Path
     inside = {row["video_id"] for row in rows if "#" not in row["video_id"]}
     assert inside == world.clips_of(lambda row: after <= row["start_time"] < before, target)
     local = after.replace("Z", "+00:00")
-    assert searched(world, tmp_path / "zone", f"id:{target}", "--after", local, "--before", before) == rows
+    again = searched(world, tmp_path / "zone", f"id:{target}", "--after", local, "--before", before)
+    assert ranking(again) == ranking(rows)
     nothing = command("search", f"id:{target}", "--gallery", str(world.gallery), "--after", "2100-01-01")
     assert nothing.code == 0 and "0 of" in nothing.out
 
@@ -310,7 +317,7 @@ def test_filters_leave_only_their_cameras_and_times(world: World, tmp_path: Path
 def test_two_targets_are_ranked_as_each_alone(world: World, tmp_path: Path) -> None:
     targets = ["id:cam00_p001_0", str(world.clip("cam01_p002_0"))]
     alone = [row for number, target in enumerate(targets) for row in searched(world, tmp_path / str(number), target)]
-    assert searched(world, tmp_path / "both", *targets) == alone
+    assert ranking(searched(world, tmp_path / "both", *targets)) == ranking(alone)
 
 
 @pytest.mark.ray
@@ -346,7 +353,7 @@ def test_verify_finds_a_damaged_shard_and_exits_with_1(own_gallery: Path, damage
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("file", ["keys.npy", "prefilter.faiss", "model.safetensors", "manifest.json", "videos.parquet"])
+@pytest.mark.parametrize("file", ["keys.npy", "prefilter.faiss", "model.safetensors", "manifest.json", "videos.arrow"])
 def test_verify_finds_a_damaged_index_and_exits_with_1(own_gallery: Path, file: str) -> None:
     (damaged,) = (own_gallery / "index").rglob(file)
     damaged.write_bytes(damaged.read_bytes()[:-7])
