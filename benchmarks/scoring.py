@@ -33,7 +33,7 @@ from pipeline.segments import segment_starts
 from pipeline.weights import FOLDER
 
 LENGTH, STRIDE = 8, 4
-BLOCK = 512  # segments of the vectorised definition at a time: its encodings [N, 512, d_v] are the largest table
+BLOCK = 128  # segments of the vectorised definition at a time: of 64, 128, 256 and 512 the fastest for 64 target segments
 ORACLE_SEGMENTS = 2000
 
 

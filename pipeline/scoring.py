@@ -147,8 +147,10 @@ def candidate_logits(
         raise ValueError(
             f"a band {list(band.shape)} and {list(last.shape)} ends do not fit {len(keys)} frames and {count} segments"
         )
-    if int(start.min()) < 0 or int(last.max()) >= len(keys) or bool((last < start).any()):
-        raise ValueError(f"segments name frames {int(start.min())}..{int(last.max())}, but there are only 0..{len(keys) - 1}")
+    first, final = (part.cpu().numpy() for part in (start, last))  # torch's threads would spin on beside the kernel's
+    lowest, highest = int(first.min()), int(final.max())
+    if lowest < 0 or highest >= len(keys) or bool((final < first).any()):
+        raise ValueError(f"segments name frames {lowest}..{highest}, but there are only 0..{len(keys) - 1}")
     if keys.device.type == "cpu" and keys.dtype in (torch.float16, torch.float32) and pair_kernel.available():
         _check_shapes(target, keys, values, segment_rows(start[:1], last[:1], length), None, None)
         if not keys.dtype == values.dtype == band.dtype or not all(part.is_contiguous() for part in (keys, values, band)):
@@ -164,8 +166,8 @@ def candidate_logits(
         )
     rows = segment_rows(start, last, length)
     parts = []
-    for first in range(0, count, GPU_CHUNK):
-        piece = rows[first : first + GPU_CHUNK]
+    for begin in range(0, count, GPU_CHUNK):
+        piece = rows[begin : begin + GPU_CHUNK]
         parts.append(pair_logits(target, keys, values, piece, distances=segment_distances(band, piece)).T)
     return torch.cat(parts)
 
