@@ -33,7 +33,7 @@ from pipeline.segments import segment_starts
 from pipeline.weights import FOLDER
 
 LENGTH, STRIDE = 8, 4
-BLOCK = 128  # segments of the vectorised definition at a time: of 64, 128, 256 and 512 the fastest for 64 target segments
+BLOCK = 4096  # pairs of segments of the vectorised definition at a time: its encodings, 3 MB then, fit the cache
 ORACLE_SEGMENTS = 2000
 
 
@@ -81,7 +81,7 @@ class Candidates:
 def definition(target: TargetEncoding, keys: Tensor, values: Tensor, rows: Tensor) -> Tensor:
     """Logits [N, K] as METHOD section 1 says: an encoding for each pair of segments."""
     parts = []
-    for block in rows.split(BLOCK):
+    for block in rows.split(max(1, BLOCK // len(target.encodings))):
         attention = (keys[block].to(target.bias.dtype) @ target.query_vectors.T).softmax(dim=1)  # [k, T, N]
         encodings = attention.mT @ values[block].to(target.bias.dtype)  # [k, N, d_v]
         parts.append((target.bias + (target.encodings - encodings).square() @ target.weight).T)
@@ -194,7 +194,7 @@ def scoring(
             "definition": lambda t=target: definition(t, candidates.keys, candidates.values, candidates.rows),
             "loop": lambda t=target: video_by_video(t, candidates),
         }
-        beside = medians(slow, max(3, repeats // 2))
+        beside = medians(slow, repeats)
         limit = max(times["products"], times["reading"])
         row = [times["this code"], beside["definition"], beside["loop"], times["products"], times["reading"]]
         print(f"{segments:>4} segments   " + "".join(f"{seconds / count * 1e6:>13.4f}" for seconds in row))
