@@ -10,6 +10,7 @@ import torch
 
 from pipeline.bounds import attention_logits, ball_logits, radii, squared_distances, video_bounds
 from pipeline.cohort import CohortStatistics, normalised_logits
+from pipeline.errors import PipelineError
 from pipeline.index import Index
 from pipeline.partition_files import load_array, load_prefilter
 from pipeline.prefilter import is_flat, shortlist, stored_vectors
@@ -69,6 +70,9 @@ class Partition:
         self.first_frame = np.asarray(videos["first_frame"])
         self.segments = np.asarray(videos["segments"])
         self.first_segment = np.asarray(videos["first_segment"])
+        _check_lengths(
+            folder.uri, self.frames, self.segments, (*self.arrays.values(), self.frame_index, self.time_s), self.cohort_mean
+        )
         self.radius: torch.Tensor | None = None
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
 
@@ -225,6 +229,14 @@ class Partition:
         first, frames = np.repeat(self.first_frame[videos], counts), np.repeat(self.frames[videos], counts)
         start = first + np.minimum(nth * self.stride, np.maximum(frames - self.length, 0))
         return start, first + frames - 1, np.repeat(self.first_segment[videos], counts) + nth
+
+
+def _check_lengths(
+    uri: str, frames: np.ndarray, segments: np.ndarray, of_frames: Sequence[np.ndarray], of_segments: torch.Tensor
+) -> None:
+    """Raises PipelineError where arrays are shorter or longer than their videos need."""
+    if any(len(array) != frames.sum() for array in of_frames) or len(of_segments) != segments.sum():
+        raise PipelineError(f"the index partition {uri} is damaged: its files do not fit each other; run jobs.index --rebuild")
 
 
 def _joined(targets: Sequence[TargetSegments]) -> TargetSegments:

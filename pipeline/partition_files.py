@@ -6,6 +6,7 @@ See `pipeline.index` for what a version consists of.
 import contextlib
 import shutil
 import tempfile
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def load_array(location: Location) -> np.ndarray:
             return np.load(location.path, mmap_mode="r", allow_pickle=False)
         with _local_copy(location) as path:
             return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
 
 

@@ -101,7 +101,6 @@ def damaged(data: bytes, rng: random.Random) -> bytes | None:
 # Damage met by an error that nothing catches yet, by the end of a file's name: what its traceback holds. Mapped Arrow
 # tables are not checked before they are read, so anything can come of them. All stop the search; none gives other leads.
 UNCAUGHT = {
-    ".npy": r"tokenize\.TokenError|IndexError",
     "manifest.json": "KeyError",
     ".parquet": "UnicodeDecodeError|the process died",
     "videos.arrow": "",
