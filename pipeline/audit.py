@@ -205,7 +205,7 @@ def _place(folder: Location) -> tuple[int, str | list[str] | None]:
         return number + 1, digests[-1] if digests else None
     contents = {hashlib.sha256(data).hexdigest(): json.loads(data) for _, data in _contents(recent)}
     named = {one for record in contents.values() for one in _listed(record["previous"])}
-    tips = [digest for digest in contents if digest not in named]
+    tips = [digest for digest in dict.fromkeys([*contents, *digests]) if digest not in named]  # a listing may lag behind the head
     return number + 1, tips[0] if len(tips) == 1 else tips
 
 
