@@ -243,6 +243,24 @@ def test_a_record_that_arrives_late_is_named_by_the_next_one(bucket: Gallery, mo
     assert verify(bucket)
 
 
+def test_a_listing_that_lags_behind_the_head_keeps_the_chain_whole(bucket: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two records of one number, one that names both, and a writer whose listing does not show that one yet."""
+    folder = bucket.location.join("audit")
+    append_record(bucket, "search", {"target": "first"})
+    place = audit._place(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "_place", lambda _: place)
+        for target in ("one", "other"):
+            append_record(bucket, "search", {"target": target})
+    stale = audit._records(folder)
+    append_record(bucket, "search", {"target": "names both"})
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "_records", lambda _: stale)
+        late = append_record(bucket, "search", {"target": "late"})
+    assert late[:10] == "0000000003"
+    assert verify(bucket) == []
+
+
 def test_many_writers_into_a_bucket_lose_nothing(bucket: Gallery) -> None:
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(append_many, bucket, writer, 5) for writer in range(4)]:
