@@ -11,15 +11,14 @@ a retry and a kill -9 can only meet files that no commit names. The newest commi
 commit may supersede others (compaction) and may forget videos. docs/decisions.md says why no table format is used.
 """
 
-import functools
-import json
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 
 from pipeline.backbone import BackboneSpec
 from pipeline.errors import PipelineError, UsageError
+from pipeline.seals import sealed, unsealed
 from pipeline.storage import Location, resolve
 
 FORMAT = 1
@@ -142,7 +142,7 @@ class Gallery:
         if not location.join("gallery.json").exists():
             raise UsageError(f"{location.uri} is not a gallery (it has no gallery.json); make one with jobs.ingest")
         try:
-            fields = json.loads(location.join("gallery.json").read_bytes())
+            fields = unsealed(location.join("gallery.json").read_bytes())
             if fields["format"] != FORMAT:
                 raise PipelineError(f"{location.uri} has gallery format {fields['format']}; this version reads {FORMAT}")
             backbone = {
@@ -168,7 +168,7 @@ class Gallery:
             if location.list(recursive=True):
                 raise UsageError(f"{location.uri} is not empty and not a gallery; name a new folder")
             fields = {"format": FORMAT, "created_at": datetime.now(UTC).isoformat(), **asdict(settings)}
-            location.join("gallery.json").write_atomically(json.dumps(fields, indent=1).encode(), exclusive=True)
+            location.join("gallery.json").write_atomically(sealed(fields, indent=1), exclusive=True)
         if differences := settings.differences(cls.open(uri).settings):
             raise UsageError(f"{location.uri} was made with other settings: {'; '.join(differences)}; use another gallery")
         return cls(location, settings)  # these name the backbone's file where it lies now
@@ -232,20 +232,22 @@ class Gallery:
         commit's name.
         """
         unique = uuid.uuid4().hex
-        commit: dict[str, Any] = {"kind": "ingest", "videos": [], "rejects": [], **fields}
+        commit: dict[str, Any] = {"kind": "ingest", "videos": [], "rejects": [], "sha256": {}, **fields}
         for kind, table in (("videos", videos), ("rejects", rejects)):
             if len(table):
-                file = self.location.join(kind, f"{unique}.parquet")
-                file.write_atomically(functools.partial(_write_table, table))
-                commit[kind] = [f"{kind}/{unique}.parquet"]
+                name = f"{kind}/{unique}.parquet"
+                content = _table_bytes(table)
+                self.location.join(name).write_atomically(content)
+                commit[kind] = [name]
+                commit["sha256"][name] = hashlib.sha256(content).hexdigest()
         commit |= {
             "committed_at": datetime.now(UTC).isoformat(),
             "video_rows": len(videos),
             "reject_rows": len(rejects),
         }
-        name = f"{time.time_ns():020d}-{unique[:8]}"  # of now, when all the rest is written: order is that of completion
-        self.location.join("commits", f"{name}.json").write_atomically(json.dumps(commit).encode())
-        return name
+        commit_name = f"{time.time_ns():020d}-{unique[:8]}"  # of now, all the rest is written: order is that of completion
+        self.location.join("commits", f"{commit_name}.json").write_atomically(sealed(commit))
+        return commit_name
 
     def write_shard(self, table: pa.Table) -> str:
         """Write frames (frames_schema, a video's rows contiguous) as one shard and return its name.
@@ -278,7 +280,7 @@ class Gallery:
                 groups = np.arange(first, last + 1)
                 start = int(ends[groups[0] - 1]) if groups[0] else 0
                 return file.read_row_groups(groups.tolist()).slice(first_row - start, rows)
-        except (OSError, pa.ArrowException, IndexError) as error:
+        except (OSError, pa.ArrowException, IndexError, ValueError) as error:
             raise PipelineError(f"the shard {location.uri} cannot be read: {error}") from error
 
     def read_video(self, row: dict[str, Any]) -> pa.Table:
@@ -329,7 +331,7 @@ class Gallery:
         for file in self.location.join("commits").list():
             if file.name.endswith(".json") and Path(file.name).stem not in leave_out:
                 try:
-                    commit = json.loads(file.read_bytes())
+                    commit = unsealed(file.read_bytes())
                     if not all(isinstance(commit[kind], list) for kind in ("videos", "rejects")):
                         raise ValueError("it does not list its tables")
                     commits[Path(file.name).stem] = commit
@@ -349,16 +351,21 @@ class Gallery:
             for name in commit[kind]:
                 location = self.location.join(name)
                 try:
-                    with location.open_input() as source:
-                        table = pq.read_table(source, schema=schema)
-                except (OSError, pa.ArrowException) as error:
+                    content = location.read_bytes()
+                    expected = commit.get("sha256", {}).get(name)  # commits of the first version have none
+                    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+                        raise ValueError("its checksum differs")
+                    table = pq.read_table(pa.BufferReader(content), schema=schema)
+                except (OSError, ValueError, pa.ArrowException) as error:
                     raise PipelineError(f"{location.uri} is committed but cannot be read: {error}") from error
                 tables.append(table.append_column("commit", pa.array(np.full(len(table), order, np.int64))))
         return pa.concat_tables(tables) if tables else schema.append(pa.field("commit", pa.int64())).empty_table()
 
 
-def _write_table(table: pa.Table, sink: IO[bytes]) -> None:
+def _table_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
 
 
 def feature_matrix(frames: pa.Table) -> np.ndarray:

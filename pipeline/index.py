@@ -12,10 +12,12 @@ index/partitions/<id>/          named by the manifests of one or more versions
 The videos of a version are numbered through its partitions in the order of its manifest.
 """
 
+import functools
 import json
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,11 +50,13 @@ from pipeline.partition_store import (
     read_videos,
 )
 from pipeline.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
+from pipeline.seals import sealed, unsealed
 from pipeline.segments import segment_starts
 from pipeline.storage import Location
 from pipeline.weights import shipped_head
 
 FORMAT = 3
+OPENED_AT_ONCE = 8  # tables of partitions
 PREFILTER = "prefilter/trained.faiss"
 PREFILTERS = ("auto", "exact", "compressed")
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
@@ -315,7 +319,7 @@ def _publish(
         "partitions": partitions,
         "files": files,
     }
-    location.join("manifest.json").write_atomically(json.dumps(manifest, indent=1).encode())
+    location.join("manifest.json").write_atomically(sealed(manifest, indent=1))
     _withdraw_if_overtaken(gallery, location, partitions, pa.chunked_array([*ids.chunks, shared.cohort_ids], pa.string()))
     return version
 
@@ -398,7 +402,7 @@ def is_complete(gallery: Gallery, index: Index) -> bool:
 def open_index(gallery: Gallery, version: str | None = None) -> Index:
     """Open an index version, by default the newest. Raises UsageError when there is none, PipelineError when it is damaged.
 
-    Of the partitions only the heads of their tables of videos are read (on an object store the tables).
+    Of the partitions only their tables of videos are read, and checked.
     """
     versions = index_versions(gallery)
     if not versions:
@@ -409,7 +413,8 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     location, store = gallery.location.join("index", version), partition_store(gallery)
     manifest = read_manifest(gallery, version)
     try:
-        videos = pa.concat_tables([_partition_table(store, part) for part in manifest["partitions"]])
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            videos = pa.concat_tables(pool.map(functools.partial(_partition_table, store), manifest["partitions"]))
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
     with tempfile.TemporaryDirectory() as folder:
@@ -424,8 +429,8 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
 def _partition_table(store: Location, part: dict[str, Any]) -> pa.Table:
     location = store.join(part["id"])
     try:
-        table = read_videos(location)
-    except (OSError, pa.ArrowException) as error:
+        table = read_videos(location, part["files"][VIDEOS]["sha256"])
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise PipelineError(f"the index file {location.join(VIDEOS).uri} is damaged: {error}") from error
     if len(table) != part["videos"]:
         raise PipelineError(f"the index file {location.join(VIDEOS).uri} is damaged: it has {len(table)} rows")
@@ -436,7 +441,7 @@ def read_manifest(gallery: Gallery, version: str) -> dict[str, Any]:
     """The manifest of an index version. Raises PipelineError when it is damaged or of another format."""
     location = gallery.location.join("index", version)
     try:
-        manifest = json.loads(location.join("manifest.json").read_bytes())
+        manifest = unsealed(location.join("manifest.json").read_bytes())
         if manifest["format"] != FORMAT:
             raise PipelineError(
                 f"{location.uri} has index format {manifest['format']}; this version reads {FORMAT}: build it again"

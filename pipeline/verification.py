@@ -48,14 +48,15 @@ def _frame_faults(videos: pa.Table, positions: np.ndarray, frames: pa.Table) -> 
 
 def _index_faults(gallery: Gallery, version: str, checked: dict[tuple[str, str], str | None]) -> list[str]:
     """Faults of one version. checked: (uri, sha256) -> fault of files that were looked at before: partitions are shared."""
-    faults = []
+    faults, sound = list[str](), True
     try:
         for file, expected in version_files(gallery, read_manifest(gallery, version)):
             key = file.uri, expected["sha256"]
             if key not in checked:
                 checked[key] = _file_fault(file, expected["sha256"])
                 faults += [fault for fault in (checked[key],) if fault is not None]
-        if not faults:
+            sound = sound and checked[key] is None
+        if sound:
             open_index(gallery, version)
     except PipelineError as error:
         faults.append(str(error))

@@ -1,6 +1,5 @@
 """The gallery keeps its promises: whole or not at all, nothing lost, nothing twice."""
 
-import json
 from pathlib import Path
 
 import duckdb
@@ -13,6 +12,7 @@ import pytest
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
 from pipeline.retention import compact
+from pipeline.seals import sealed, unsealed
 from tests.conftest import add_videos, people_features, toy_spec
 
 NO_REJECTS = REJECTS_SCHEMA.empty_table()
@@ -170,7 +170,7 @@ def test_damaged_files_are_named(toy_gallery: Gallery) -> None:
 
 def test_a_gallery_of_another_format_is_refused(toy_gallery: Gallery) -> None:
     path = Path(toy_gallery.location.path, "gallery.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    path.write_bytes(sealed({**unsealed(path.read_bytes()), "format": 99}))
     with pytest.raises(PipelineError, match="format 99"):
         Gallery.open(toy_gallery.location.uri)
 

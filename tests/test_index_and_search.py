@@ -1,7 +1,6 @@
 """A search gives what the network of METHOD section 1 gives, pair by pair, over the whole gallery."""
 
 import dataclasses
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySett
 from pipeline.index import Index, IndexSettings, build_index, index_versions, open_index, sample_features
 from pipeline.results import SearchResult
 from pipeline.scoring import ScoreSettings
+from pipeline.seals import sealed, unsealed
 from pipeline.search import SearchSettings, opened_partitions, search
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.targets import gallery_target
@@ -210,7 +210,7 @@ def test_damage_and_misuse_are_said_in_one_sentence(toy_gallery: Gallery, toy_in
     with pytest.raises(PipelineError, match=r"keys\.npy is damaged"):
         leads(toy_gallery, toy_index)
     manifest = folder / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    manifest.write_bytes(sealed({**unsealed(manifest.read_bytes()), "format": 99}))
     with pytest.raises(PipelineError, match="index format 99"):
         open_index(toy_gallery)
     empty = Gallery.open_or_create(tmp_path / "empty", GallerySettings(toy_spec(), 10.0, None))

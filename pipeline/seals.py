@@ -1,0 +1,33 @@
+"""JSON documents that tell when they are damaged: each carries the SHA-256 of all else that it holds."""
+
+import hashlib
+import json
+from typing import Any
+
+SEAL = "seal"
+
+
+def sealed(document: dict[str, Any], indent: int | None = None) -> bytes:
+    """The document as JSON, with its seal."""
+    return json.dumps({**document, SEAL: _digest(document)}, indent=indent).encode()
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The document of `sealed`, without its seal; of one that never had a seal, what it holds.
+
+    Raises ValueError for what is no JSON object or has been changed since it was sealed.
+    """
+    try:
+        document = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(document, dict):
+        raise ValueError("it is no JSON object")
+    seal = document.pop(SEAL, None)
+    if seal is not None and seal != _digest(document):
+        raise ValueError("its checksum differs")
+    return document
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
