@@ -224,24 +224,24 @@ def test_what_cannot_be_meant_is_one_sentence(gallery, tmp_path, flags, words):
     assert "\n" not in str(outcome.exception)
 
 
+# The job in a process of its own, as users run it: Ray's state of other tests is not in it.
 @pytest.mark.ray
 @pytest.mark.timeout(900)  # Ray's workers start slowly on a busy machine
 def test_one_worker_on_ray_trains_the_same_head(gallery, tmp_path):
-    from pipeline.training.distributed import WorkerSettings, train_on_ray
-
+    done = run_job(gallery, tmp_path / "ray", "--workers", "1")
+    assert done.returncode == 0, done.stderr
     run_training(plan_of(gallery, tmp_path / "here"))
-    train_on_ray(plan_of(gallery, tmp_path / "ray"), WorkerSettings(1))
     here, ray = (newest_checkpoint(resolve(tmp_path / name)) for name in ("here", "ray"))
     assert all(torch.equal(tensor, here.tensors[name]) for name, tensor in ray.tensors.items())
+    assert "epoch 3/3" in done.stderr
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_two_workers_on_ray_train_a_head_of_their_own(gallery, tmp_path):
-    from pipeline.training.distributed import WorkerSettings, train_on_ray
-
+    done = run_job(gallery, tmp_path / "ray", "--workers", "2", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
     run_training(plan_of(gallery, tmp_path / "here", epochs=1))
-    train_on_ray(plan_of(gallery, tmp_path / "ray", epochs=1), WorkerSettings(2))
     here, ray = (newest_checkpoint(resolve(tmp_path / name)) for name in ("here", "ray"))
     assert not torch.equal(ray.tensors["head.value.weight"], here.tensors["head.value.weight"])
     assert epochs_in(tmp_path / "ray") == [0, 1]
