@@ -21,7 +21,7 @@ from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
 from pipeline.search import SearchSettings, opened_partitions, search_many
 from pipeline.storage import StorageError, resolve
-from pipeline.targets import read_targets
+from pipeline.targets import Target, read_targets
 
 
 def search(
@@ -104,13 +104,20 @@ def search(
     found = read_targets(targets, opened, backbone, time_limit)
     common = {"gallery_version": gallery_version(opened), "calibration_version": calibration_version(index), "out": out}
     results = []
-    started = {"started_at": datetime.now(UTC).isoformat()}
-    with opened_partitions(opened, index, actors, address) as partitions:
-        for name, target, result in zip(targets, found, search_many(opened, index, partitions, found, settings), strict=True):
-            results.append(replace(result, searched_by=user(), reason=reason, case=case))
-            common |= started | {"target_hash": target_hash(name, target), "ended_at": datetime.now(UTC).isoformat()}
-            append_record(opened, "search", _audit_fields(results[-1]) | common)
-            results[-1] = replace(results[-1], audit_head=head(opened))
+    common["started_at"] = datetime.now(UTC).isoformat()
+    try:
+        with opened_partitions(opened, index, actors, address) as partitions:
+            answers = search_many(opened, index, partitions, found, settings)
+    except BaseException as error:
+        for name, target in zip(targets, found, strict=True):
+            asked = {"gallery": opened.location.uri, "index_version": index.version, "model": index.model, "reason": reason}
+            asked |= {"case": case, "target": target.video.video_id, "target_uri": target.video.uri, "failed": _words(error)}
+            append_record(opened, "search", {"filters": settings.filters()} | asked | common | _of_target(name, target))
+        raise
+    for name, target, result in zip(targets, found, answers, strict=True):
+        results.append(replace(result, searched_by=user(), reason=reason, case=case))
+        append_record(opened, "search", _audit_fields(results[-1]) | common | _of_target(name, target))
+        results[-1] = replace(results[-1], audit_head=head(opened))
     for result in results:
         print(ranked_list(result, show_labels))
     if out is not None:
@@ -184,6 +191,14 @@ def _with_hashes(result: SearchResult) -> SearchResult:
             return None
 
     return replace(result, leads=tuple(replace(lead, source_hash=hashed(lead.video.uri)) for lead in result.leads))
+
+
+def _of_target(name: str, target: Target) -> dict[str, str | None]:
+    return {"target_hash": target_hash(name, target), "ended_at": datetime.now(UTC).isoformat()}
+
+
+def _words(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def _audit_fields(result: SearchResult) -> dict[str, object]:

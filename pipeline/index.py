@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from pipeline import telemetry
 from pipeline.backbone import same_backbone
 from pipeline.calibration import FILE as CALIBRATION
 from pipeline.calibration import Calibration, load_calibration, save_calibration
@@ -211,7 +212,8 @@ def build_index(
     tables = [base.partition_videos(number).select(["video_id"]) for number in plan.kept] if base is not None else []
     ids = pa.concat_tables([*tables, *(rows.select(["video_id"]) for rows in plan.fresh)])["video_id"]
     if base is None:
-        shared = _draw(gallery, pa.concat_tables(plan.fresh), settings, head, calibration)
+        with telemetry.timed("coattention_index_seconds", stage="draw"):
+            shared = _draw(gallery, pa.concat_tables(plan.fresh), settings, head, calibration)
     else:
         alive = pc.is_in(_cohort_ids(base), snapshot.videos["video_id"].combine_chunks())
         shared = _carry(base, alive, ids, calibration)
@@ -224,7 +226,8 @@ def build_index(
             done += entry["videos"]
             progress(done, len(ids))
         entries += [built[number] for number in sorted(built)]
-        version = _publish(gallery, shared, settings, entries, sorted(snapshot.seen), ids)
+        with telemetry.timed("coattention_index_seconds", stage="publish"):
+            version = _publish(gallery, shared, settings, entries, sorted(snapshot.seen), ids)
     except BaseException:
         for entry in built.values():
             delete_partition(gallery, entry["id"])

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import telemetry
 from pipeline.coattention import Coattention
 from pipeline.cohort import Cohort
 from pipeline.errors import PipelineError
@@ -122,6 +123,12 @@ class PartitionWork:
         more than MOST_CAMERAS; first_start, last_start, ISO 8601, None where no start time is known; files, name -> bytes and
         sha256.
         """
+        with telemetry.timed("coattention_index_seconds", stage="partition"):
+            entry = self._write(videos, first_video)
+        telemetry.count("coattention_index_videos", entry["videos"])
+        return entry
+
+    def _write(self, videos: pa.Table, first_video: int) -> dict[str, Any]:
         name = uuid.uuid4().hex
         trained = None if self.prefilter is None else faiss.deserialize_index(self.prefilter)
         with _new_folder(partition_store(self.gallery).join(name)) as (folder, files):

@@ -336,6 +336,18 @@ def search_many(
     gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], settings: SearchSettings
 ) -> list[SearchResult]:
     """`search` for several targets, which share the passes over the partitions; `seconds` is then of all of them."""
+    try:
+        results = _search_many(gallery, index, partitions, targets, settings)
+    except BaseException:
+        telemetry.count("coattention_searches", len(targets), outcome="failed")
+        raise
+    telemetry.count("coattention_searches", len(results), outcome="done")
+    return results
+
+
+def _search_many(
+    gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], settings: SearchSettings
+) -> list[SearchResult]:
     began = time.monotonic()
     asked = [_Asked.of(gallery, index, target, settings) for target in targets]
     with telemetry.timed("coattention_search_seconds", stage="shortlist"):
@@ -355,7 +367,6 @@ def search_many(
         results = [one.result(gallery, index, partitions) for one in asked]
     seconds = time.monotonic() - began
     telemetry.observe("coattention_search_seconds", seconds, stage="all")
-    telemetry.count("coattention_searches", len(results), outcome="done")
     return [replace(result, seconds=seconds) for result in results]
 
 

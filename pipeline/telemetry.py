@@ -37,8 +37,8 @@ class Metric:
 
 
 INGEST_STAGES = ("decode", "embed", "write", "commit")
-INDEX_STAGES = ("read", "encode", "prefilter", "publish", "all")
-SEARCH_STAGES = ("target", "shortlist", "score", "evidence", "all")
+INDEX_STAGES = ("draw", "partition", "publish")
+SEARCH_STAGES = ("shortlist", "score", "evidence", "all")
 
 METRICS = {
     "coattention_ingest_videos": Metric("counter", "Candidates that were committed to a gallery.", {}),
@@ -46,7 +46,9 @@ METRICS = {
     "coattention_ingest_rejects": Metric("counter", "Candidates that were rejected, by reason.", {"reason": ()}),
     "coattention_ingest_seconds": Metric("histogram", "Seconds of one step of a stage of an ingest.", {"stage": INGEST_STAGES}),
     "coattention_index_videos": Metric("counter", "Videos that were written into an index.", {}),
-    "coattention_index_seconds": Metric("histogram", "Seconds of one step of an index build.", {"stage": INDEX_STAGES}),
+    "coattention_index_seconds": Metric(
+        "histogram", "Seconds of an index build: to draw what is shared, of one partition, to publish.", {"stage": INDEX_STAGES}
+    ),
     "coattention_searches": Metric("counter", "Targets searched for, by how it ended.", {"outcome": ("done", "failed")}),
     "coattention_search_seconds": Metric("histogram", "Seconds of a stage of one search.", {"stage": SEARCH_STAGES}),
     "coattention_partitions_open": Metric("gauge", "Partitions of an index that a process holds open.", {}),

@@ -18,7 +18,7 @@ from pipeline import audit
 from pipeline.audit import NEED_POLICY, append_record, head, read_records, required, set_policy, user, verify
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
-from pipeline.index import build_index
+from pipeline.index import IndexSettings, build_index
 from pipeline.provenance import source_hash
 from pipeline.storage import Location
 from pipeline.verification import verify_gallery
@@ -311,6 +311,22 @@ def test_a_search_without_what_is_required_is_refused_before_anything_is_read(to
     ended = command(*asked)
     assert ended.code == 2 and "requires --case" in ended.sentence and len(read_records(toy_gallery)) == 1
     assert "requires" not in command(*asked, "--case", "7").sentence
+
+
+def test_a_search_that_fails_is_recorded_too(toy_gallery: Gallery) -> None:
+    asked = ["search", "id:v003", "--gallery", toy_gallery.location.uri, "--reason", "lost child", "--camera", "cam9"]
+    build_index(toy_gallery, IndexSettings(8, 4))
+    ended = command(*asked)
+    assert ended.code == 2
+    (record,) = read_records(toy_gallery)
+    assert record["failed"] == "the gallery has no camera 'cam9'; it has cam0, cam1"
+    assert (record["action"], record["target"], record["reason"], record["filters"]) == (
+        "search",
+        "v003",
+        "lost child",
+        ["camera cam9"],
+    )
+    assert record["target_hash"].startswith("features:") and "results" not in record and verify(toy_gallery) == []
 
 
 def test_unfinished_writes_are_no_records(logged: Gallery) -> None:
