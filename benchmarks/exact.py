@@ -27,7 +27,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery
 from pipeline.index import open_index
 from pipeline.partition import STAGES, Partition
-from pipeline.prefilter import PrefilterMetric, stored_vectors
+from pipeline.prefilter import PrefilterMetric, PrefilterQuery, stored_vectors
 from pipeline.scoring import TargetEncoding, segment_rows
 from pipeline.search import SearchSettings
 from pipeline.targets import read_targets
@@ -65,7 +65,7 @@ def exact(
         stages = [functools.partial(part.bounds, segments, settings=settings, stage=stage) for stage in range(STAGES)]
 
         def shortlisted(segments=segments, allowed=allowed, score=score):
-            found, _ = part.shortlist(segments, max(top, len(ids) // 100), allowed)
+            found, _ = part.shortlist(PrefilterQuery(segments.encoding), max(top, len(ids) // 100), allowed)
             return found, score(np.sort(found))
 
         def certified(others=others, stages=stages, score=score, shortlisted=shortlisted):

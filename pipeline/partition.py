@@ -13,7 +13,7 @@ from pipeline.cohort import CohortStatistics, normalised_logits
 from pipeline.errors import PipelineError
 from pipeline.index import Index
 from pipeline.partition_files import load_array, load_prefilter
-from pipeline.prefilter import is_flat, shortlist, stored_vectors
+from pipeline.prefilter import PrefilterQuery, is_flat, shortlist, stored_vectors
 from pipeline.results import SegmentPair, SegmentView
 from pipeline.scoring import (
     ScoreSettings,
@@ -81,9 +81,9 @@ class Partition:
         """Size of the arrays that scoring reads."""
         return sum(array.nbytes for array in self.arrays.values())
 
-    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def shortlist(self, query: PrefilterQuery, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """(videos, prefilter logits) of the best `count` videos, see `pipeline.prefilter.shortlist`. allowed: bool [V]."""
-        return shortlist(self.prefilter, target.encoding, self.video_of_segment, count, allowed)
+        return shortlist(self.prefilter, query, self.video_of_segment, count, allowed)
 
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
         """Video scores float64 [m] of the videos int64 [m], each ascending: read in file order and in large pieces."""

@@ -17,7 +17,8 @@ from pipeline.scoring import TargetEncoding
 
 FLAT_SEGMENTS = 500_000  # up to here every vector is compared: 0.1 s on two cores, and nothing is lost
 MOST_LISTS = 4096
-PROBED, LEAST_PROBES = 1 / 64, 16  # share of the lists that a search looks into, and how many at least
+PROBED, LEAST_PROBES = 1 / 32, 16  # share of the lists that a search looks into, and how many at least
+DEEP = 2  # segments that FAISS is asked for, for each video that is wanted
 EVERY_BLOCK = 16_384  # segments compared at a time where all are
 
 
@@ -107,8 +108,31 @@ def _probes(lists: int, share: float) -> int:
     return min(lists, math.ceil(max(LEAST_PROBES, lists * PROBED) / max(share, 1e-9)))
 
 
+class PrefilterQuery:
+    """A target as the prefilters of an index version are asked for it: what these share is computed once.
+
+    encodings: float32 [N, d_v]; vectors: float32 [N, width], what FAISS is asked for.
+    """
+
+    def __init__(self, target: TargetEncoding) -> None:
+        self.metric = PrefilterMetric.of_target(target)
+        self.encodings = target.encodings.cpu().numpy()
+        self.vectors = np.ascontiguousarray(self.metric.queries(self.encodings), np.float32)
+        self._lists: dict[tuple[bytes, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def lists(self, index: Any, probes: int) -> tuple[np.ndarray, np.ndarray]:
+        """FAISS's numbers float32 and the `probes` nearest lists int64 of an inverted file, [N, probes] each.
+
+        Partitions have copies of one quantizer: asking each for the same took as long as the rest of the search.
+        """
+        key = index.quantizer.reconstruct(0).tobytes(), probes
+        if key not in self._lists:
+            self._lists[key] = index.quantizer.search(self.vectors, probes)
+        return self._lists[key]
+
+
 def shortlist(
-    index: faiss.Index, target: TargetEncoding, video_of_segment: np.ndarray, count: int, allowed: np.ndarray | None = None
+    index: faiss.Index, query: PrefilterQuery, video_of_segment: np.ndarray, count: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` videos with the best segment: those of the highest prefilter logit, exactly where the index is flat.
 
@@ -121,16 +145,13 @@ def shortlist(
     total = len(video_of_segment) if segments_allowed is None else int(segments_allowed.sum())
     if total == 0 or count < 1:
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    metric = PrefilterMetric.of_target(target)
-    encodings = target.encodings.cpu().numpy()
-    queries = np.ascontiguousarray(metric.queries(encodings), np.float32)
     if is_flat(index) and 8 * count >= total:
-        return _best(_every_logit(index, metric, queries, encodings, video_of_segment), count, allowed)
-    searched = _Searched(index, queries, segments_allowed, total / len(video_of_segment))
-    k = min(total, 4 * count)
+        return _best(_every_logit(index, query, video_of_segment), count, allowed)
+    searched = _Searched(index, query, segments_allowed, total / len(video_of_segment))
+    k = min(total, DEEP * count)
     while True:
         found, segments = searched.nearest(k)
-        logits = metric.logits(found, encodings)
+        logits = query.metric.logits(found, query.encodings)
         best = np.full(int(video_of_segment[-1]) + 1, -np.inf, np.float32)
         real = segments >= 0  # FAISS fills up with -1 where it finds no more
         np.maximum.at(best, video_of_segment[segments[real]], logits[real])
@@ -149,10 +170,11 @@ def shortlist(
 class _Searched:
     """One index as it is asked for one target: with the filter, and with more lists each time too little was found."""
 
-    def __init__(self, index: faiss.Index, queries: np.ndarray, allowed: np.ndarray | None, share: float) -> None:
-        self.index, self.queries = index, queries
+    def __init__(self, index: faiss.Index, query: PrefilterQuery, allowed: np.ndarray | None, share: float) -> None:
         found: Any = faiss.downcast_index(index)
-        self.lists = 0 if is_flat(index) else found.nlist
+        self.index = found
+        self.query = query
+        self.lists = 0 if is_flat(index) else self.index.nlist
         self.probes = _probes(self.lists, share)
         self.selector = None
         if allowed is not None:
@@ -168,20 +190,25 @@ class _Searched:
         self.probes = min(self.lists, 4 * self.probes)
 
     def nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(FAISS's numbers, segments) of the k nearest of each query."""
+        """(FAISS's numbers, segments) of the k nearest of each query, float32 and int64 [N, k]."""
+        vectors = self.query.vectors
         parameters: Any = faiss.SearchParametersIVF() if self.lists else faiss.SearchParameters()
-        if self.lists:
-            parameters.nprobe = self.probes
         if self.selector is not None:
             parameters.sel = self.selector
-        return self.index.search(self.queries, k, params=parameters)
+        if not self.lists:
+            return self.index.search(vectors, k, params=parameters)
+        parameters.nprobe = self.probes
+        near, lists = self.query.lists(self.index, self.probes)
+        found, segments = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
+        asked, answered = (map(faiss.swig_ptr, arrays) for arrays in ((lists, near), (found, segments)))
+        # The method of the same name without _c takes no selector.
+        self.index.search_preassigned_c(len(vectors), faiss.swig_ptr(vectors), k, *asked, *answered, False, parameters)
+        return found, segments
 
 
-def _every_logit(
-    index: faiss.Index, metric: PrefilterMetric, queries: np.ndarray, encodings: np.ndarray, video_of_segment: np.ndarray
-) -> np.ndarray:
+def _every_logit(index: faiss.Index, query: PrefilterQuery, video_of_segment: np.ndarray) -> np.ndarray:
     """The best logit of each video float32 [V], from all vectors of a flat index: no list of nearest ones is kept."""
-    vectors = stored_vectors(index)
+    vectors, metric, queries = stored_vectors(index), query.metric, query.vectors
     best = np.empty(index.ntotal, np.float32)
     squares = (queries**2).sum(axis=1)
     for first in range(0, index.ntotal, EVERY_BLOCK):
@@ -189,7 +216,7 @@ def _every_logit(
         products = block @ queries.T  # [s, N]
         if metric.is_distance:
             products = squares - 2 * products + (block**2).sum(axis=1)[:, None]
-        best[first : first + len(block)] = metric.logits(products.T, encodings).max(axis=0)
+        best[first : first + len(block)] = metric.logits(products.T, query.encodings).max(axis=0)
     starts = np.flatnonzero(np.diff(video_of_segment, prepend=-1))
     return np.maximum.reduceat(best, starts)
 

@@ -12,13 +12,16 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from pipeline import pair_kernel, telemetry
 from pipeline.bounds import boundable, certified_top
@@ -27,6 +30,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.index import Index, is_compressed
 from pipeline.partition import STAGES, Partition, TargetSegments
+from pipeline.prefilter import PrefilterQuery
 from pipeline.results import Lead, Proof, SearchResult, SegmentPair, VideoRef
 from pipeline.scoring import ScoreSettings, rank_videos
 from pipeline.targets import Target
@@ -34,6 +38,8 @@ from pipeline.targets import Target
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
 IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
 MAPPED_BYTES = 4 << 30  # of arrays, from where on searches read ahead, and give mapped memory back after each
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class LocalPartitions:
         self.count = np.array([index.manifest["partitions"][n]["videos"] for n in numbers], np.int64)
         self.index, self.numbers, self.device = index, list(numbers), device
         self.opened: dict[int, Partition] = {}
+        self.threads: ThreadPoolExecutor | None = None
 
     def open(self, place: int) -> Partition:
         """The partition at a place in `numbers`."""
@@ -123,6 +130,7 @@ class LocalPartitions:
 
         Each partition is asked for somewhat more than its share, and again where it may hold more of the best.
         """
+        query = PrefilterQuery(target.encoding)
         found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         inside = [None if allowed is None else allowed[f : f + n] for f, n in zip(self.first, self.count, strict=True)]
         asked = {p: count for p, mine in enumerate(inside) if mine is None or mine.any()}
@@ -130,8 +138,8 @@ class LocalPartitions:
             asked = dict.fromkeys(asked, min(count, 2 * -(-count // len(asked)) + 32))
         wanted = list(asked)
         while wanted:
-            for place in wanted:
-                found[place] = self.open(place).shortlist(target, asked[place], inside[place])
+            answers = self._at_once(lambda place: self.open(place).shortlist(query, asked[place], inside[place]), wanted)
+            found |= zip(wanted, answers, strict=True)
             best = np.concatenate([logits for _, logits in found.values()])
             last = np.partition(best, -count)[-count] if len(best) > count else -np.inf
             wanted = [
@@ -139,9 +147,17 @@ class LocalPartitions:
                 for place, (videos, logits) in found.items()
                 if asked[place] <= len(videos) < self.count[place] and asked[place] < count and logits[-1] >= last
             ]
-            asked |= {place: min(count, 4 * asked[place]) for place in wanted}
+            asked.update({place: min(count, 4 * asked[place]) for place in wanted})
         videos = [np.empty(0, np.int64)] + [videos + self.first[place] for place, (videos, _) in found.items()]
         return np.concatenate(videos), np.concatenate([np.empty(0, np.float32)] + [logits for _, logits in found.values()])
+
+    def _at_once(self, ask: Callable[[int], Answer], places: Sequence[int]) -> list[Answer]:
+        """`ask` of each place, a partition a thread: FAISS uses one thread for the lists of one index."""
+        if len(places) < 2 or torch.get_num_threads() < 2:
+            return [ask(place) for place in places]
+        if self.threads is None:
+            self.threads = ThreadPoolExecutor(torch.get_num_threads(), "partitions", faiss.omp_set_num_threads, (1,))
+        return list(self.threads.map(ask, places))
 
     def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
         """Video scores float64 [m] of the videos int64 [m]; NaN for those that lie in partitions not held here."""

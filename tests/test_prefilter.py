@@ -1,12 +1,13 @@
 """The shortlist is exactly what a brute-force search in the score's metric gives."""
 
+import faiss
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.prefilter import PrefilterMetric, compressed_index, is_flat, shortlist
+from pipeline.prefilter import PrefilterMetric, PrefilterQuery, compressed_index, is_flat, shortlist
 from pipeline.scoring import TargetEncoding
 
 
@@ -37,7 +38,7 @@ def test_it_is_the_exact_top_of_the_score_under_uniform_attention(signs: str, se
     metric = PrefilterMetric.of_target(target)
     index = metric.empty_index()
     index.add(metric.stored(means))
-    videos, logits = shortlist(index, target, video_of_segment, count)
+    videos, logits = shortlist(index, PrefilterQuery(target), video_of_segment, count)
     truth = brute_force(target, means, video_of_segment)
     assert videos.tolist() == np.argsort(-truth)[:count].tolist()
     assert np.allclose(logits, truth[videos], atol=1e-4)
@@ -51,7 +52,7 @@ def test_a_filter_gives_the_top_of_what_it_allows_and_never_fewer(seed: int, cou
     metric = PrefilterMetric.of_target(target)
     index = metric.empty_index()
     index.add(metric.stored(means))
-    videos, _ = shortlist(index, target, video_of_segment, count, allowed)
+    videos, _ = shortlist(index, PrefilterQuery(target), video_of_segment, count, allowed)
     truth = np.where(allowed, brute_force(target, means, video_of_segment), -np.inf)
     assert videos.tolist() == np.argsort(-truth)[: min(count, allowed.sum())].tolist()
 
@@ -61,7 +62,7 @@ def test_equal_logits_at_the_end_of_the_list_are_all_returned() -> None:
     metric = PrefilterMetric.of_target(target)
     index = metric.empty_index()
     index.add(metric.stored(np.zeros((30, 6))))
-    videos, _ = shortlist(index, target, np.arange(30), 5)
+    videos, _ = shortlist(index, PrefilterQuery(target), np.arange(30), 5)
     assert videos.tolist() == list(range(30))
 
 
@@ -92,8 +93,8 @@ def test_a_compressed_index_keeps_nearly_all_of_the_exact_shortlist(signs: float
     kept = []
     for video in range(30):
         target = asked(means[video_of_segment == video], weight)
-        best, _ = shortlist(exact, target, video_of_segment, 10)
-        few, logits = shortlist(compressed, target, video_of_segment, 100)
+        best, _ = shortlist(exact, PrefilterQuery(target), video_of_segment, 10)
+        few, logits = shortlist(compressed, PrefilterQuery(target), video_of_segment, 100)
         assert (np.diff(logits) <= 0).all()
         kept.append(np.isin(best, few).mean())
     assert np.mean(kept) > 0.95
@@ -108,7 +109,7 @@ def test_a_compressed_index_never_gives_fewer_than_the_filter_allows(share: floa
     index.add(metric.stored(means))
     allowed = np.random.default_rng(3).random(1500) < share
     target = asked(means[:5], weight)
-    videos, _ = shortlist(index, target, video_of_segment, 50, allowed)
+    videos, _ = shortlist(index, PrefilterQuery(target), video_of_segment, 50, allowed)
     assert len(set(videos.tolist())) >= min(50, allowed.sum())
     assert allowed[videos].all()
 
@@ -119,8 +120,26 @@ def test_a_flat_index_is_asked_for_everything_as_for_a_part() -> None:
     index = metric.empty_index()
     index.add(metric.stored(means))
     target = asked(means[7:12], metric.weight)
-    some, logits = shortlist(index, target, video_of_segment, 20)
-    everything, every_logit = shortlist(index, target, video_of_segment, 300)
+    some, logits = shortlist(index, PrefilterQuery(target), video_of_segment, 20)
+    everything, every_logit = shortlist(index, PrefilterQuery(target), video_of_segment, 300)
     assert everything[:20].tolist() == some.tolist()
     assert sorted(everything.tolist()) == list(range(300))
     assert np.allclose(every_logit[:20], logits, atol=1e-4)
+
+
+def test_one_query_asks_several_inverted_files_as_faiss_itself_would() -> None:
+    means, _ = people(5, 1500)
+    metric = PrefilterMetric(np.full(24, -0.5, np.float32), 1.5)
+    trained = compressed_index(metric, means, len(means))
+    query = PrefilterQuery(asked(means[:4], metric.weight))
+    for part in np.array_split(means, 3):
+        index = faiss.clone_index(trained)
+        index.add(metric.stored(part))
+        index.nprobe = 16
+        video_of_segment = np.arange(len(part))
+        own, of_segment = index.search(query.vectors, 40)
+        videos, logits = shortlist(index, query, video_of_segment, 10)
+        best = np.full(len(part), -np.inf)
+        np.maximum.at(best, of_segment, metric.logits(own, query.encodings))
+        assert set(videos[:10].tolist()) <= set(of_segment.ravel().tolist())
+        assert np.allclose(np.sort(best)[::-1][:10], logits[:10], atol=1e-5)
