@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,6 +148,27 @@ def pair_logits(
     if failed:
         raise MemoryError("no memory for the products of a tile of frames")
     return out[:, :targets]
+
+
+def read_ranges(file: int, at: np.ndarray, size: np.ndarray, target: np.ndarray) -> None:
+    """Fill `target`, contiguous uint8, with ranges of an open file: offsets and sizes int64, in bytes. Raises OSError.
+
+    Without a compiler Python does it.
+    """
+    if int(size.sum()) != len(target):
+        raise ValueError(f"{int(size.sum())} bytes do not fill {len(target)}")
+    library = _library()
+    if library is None:
+        view, done = target.data, 0
+        for begin, length in zip(at.tolist(), size.tolist(), strict=True):
+            if (got := os.preadv(file, [view[done : done + length]], begin)) != length:
+                raise OSError(f"it ends {length - got} bytes too early")
+            done += length
+        return
+    at, size = np.ascontiguousarray(at, np.int64), np.ascontiguousarray(size, np.int64)
+    failed = library.read_ranges(file, _SIZE(len(at)), *(_POINTER(array.ctypes.data) for array in (at, size, target)))
+    if failed:
+        raise OSError("it ends too early") if failed < 0 else OSError(failed, os.strerror(failed))
 
 
 def _padded(rows: Tensor, width: int) -> Tensor:

@@ -1,9 +1,9 @@
 """One partition of an index, open: its share of the shortlist, its full scores, its evidence. No Ray here."""
 
-import mmap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch
 from pipeline.bounds import attention_logits, ball_logits, radii, squared_distances, video_bounds
 from pipeline.cohort import CohortStatistics, normalised_logits
 from pipeline.errors import PipelineError
+from pipeline.frame_rows import FrameRows, Reading
 from pipeline.index import Index
 from pipeline.partition_files import load_array, load_prefilter
 from pipeline.prefilter import PrefilterQuery, is_flat, shortlist, stored_vectors
@@ -28,7 +29,7 @@ STAGES = 2  # of bounds: the ball around a segment's mean; its true attention
 RADII_SEGMENTS = 65_536  # measured at a time
 SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
 SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time
-NEARBY = 1 << 16  # bytes between two videos that are read ahead as one piece
+READ_BYTES = 128 << 20  # of rows that are read into memory at a time
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,18 @@ class TargetSegments:
 class Partition:
     """The arrays of one partition: memory-mapped where they are scored on a CPU, resident where on a GPU.
 
-    Videos are numbered from 0 within it.
+    Videos are numbered from 0 within it. copied: whether the rows that are scored are read into memory of their own.
     """
 
-    def __init__(self, index: Index, number: int, device: str = "cpu") -> None:
+    def __init__(self, index: Index, number: int, device: str = "cpu", *, copied: bool = False) -> None:
         folder = index.partition_location(number)
         videos = index.partition_videos(number)
         self.device = device
         self.length, self.stride = index.settings.segment_length, index.settings.stride
-        self.arrays = {name: load_array(folder.join(f"{name}.npy")) for name in ("keys", "values", "band")}
+        self.arrays: dict[str, Any] = {name: load_array(folder.join(f"{name}.npy")) for name in ("keys", "values", "band")}
         self.keys, self.values, self.band = (_tensor(array).to(device) for array in self.arrays.values())
+        self.copied = copied and device == "cpu" and folder.is_local
+        self.row_bytes = sum(array.strides[0] for array in self.arrays.values())
         self.frame_index, self.time_s = load_array(folder.join("frame_index.npy")), load_array(folder.join("time_s.npy"))
         self.cohort_mean, self.cohort_spread = (
             _tensor(load_array(folder.join(f"{n}.npy"))) for n in ("cohort_mean", "cohort_spread")
@@ -73,37 +76,48 @@ class Partition:
         _check_lengths(
             folder.uri, self.frames, self.segments, (*self.arrays.values(), self.frame_index, self.time_s), self.cohort_mean
         )
+        self.mapped = FrameRows(self.keys, self.values, self.band, self.first_frame)
         self.radius: torch.Tensor | None = None
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
 
-    @property
-    def bytes(self) -> int:
-        """Size of the arrays that scoring reads."""
-        return sum(array.nbytes for array in self.arrays.values())
+    def reading(self, videos: np.ndarray) -> Reading | None:
+        """The rows of these videos, int64 ascending, on their way into memory; None where they are not copied or are too many."""
+        if not self.copied or not len(videos) or self.frames[videos].sum() * self.row_bytes > READ_BYTES:
+            return None
+        return Reading(self.arrays, videos, self.first_frame[videos], self.frames[videos])
 
     def shortlist(self, query: PrefilterQuery, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """(videos, prefilter logits) of the best `count` videos, see `pipeline.prefilter.shortlist`. allowed: bool [V]."""
         return shortlist(self.prefilter, query, self.video_of_segment, count, allowed)
 
-    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
-        """Video scores float64 [m] of the videos int64 [m], each ascending: read in file order and in large pieces."""
+    def score(
+        self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, rows: FrameRows | None = None
+    ) -> np.ndarray:
+        """Video scores float64 [m] of the videos int64 [m], each ascending: read in file order and in large pieces.
+
+        rows: theirs, where they are in memory already.
+        """
         scores = np.empty(len(videos))
         for part in self._parts(videos, len(target)):
-            scores[part] = video_scores(*self.pair_scores(target, videos[part], settings), settings)
+            scores[part] = video_scores(*self.pair_scores(target, videos[part], settings, rows), settings)
         return scores
 
     def score_many(
-        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+        self,
+        targets: Sequence[TargetSegments],
+        videos: Sequence[np.ndarray],
+        settings: ScoreSettings,
+        rows: FrameRows | None = None,
     ) -> list[np.ndarray]:
         """`score` of each target and its videos; in one pass over the frames where most ask for the same videos."""
         union = np.unique(np.concatenate(videos))
         if len(targets) == 1 or len(union) * len(targets) > SHARED * sum(map(len, videos)):
-            return [self.score(target, mine, settings) for target, mine in zip(targets, videos, strict=True)]
+            return [self.score(target, mine, settings, rows) for target, mine in zip(targets, videos, strict=True)]
         ends = np.cumsum([len(target) for target in targets])
         scores = np.empty((len(targets), len(union)))
         joined = _joined(targets)
         for part in self._parts(union, int(ends[-1])):
-            pairs, offsets = self.pair_scores(joined, union[part], settings)
+            pairs, offsets = self.pair_scores(joined, union[part], settings, rows)
             for row, (end, target) in enumerate(zip(ends, targets, strict=True)):
                 scores[row, part] = video_scores(pairs[end - len(target) : end], offsets, settings)
         return [row[np.searchsorted(union, mine)] for row, mine in zip(scores, videos, strict=True)]
@@ -154,46 +168,32 @@ class Partition:
         return self.radius
 
     def _parts(self, videos: np.ndarray, rows: int) -> Iterator[slice]:
-        """The videos in pieces of about SCORE_PAIRS numbers, where each of their segments makes `rows` numbers."""
-        ends = np.cumsum(self.segments[videos]) * rows
+        """The videos in pieces of about SCORE_PAIRS numbers, of which each of their segments makes `rows`, and READ_BYTES."""
+        pairs, size = self.segments[videos] * (rows / SCORE_PAIRS), self.frames[videos] * (self.row_bytes / READ_BYTES)
+        used = np.cumsum(np.maximum(pairs, size))
         start = 0
         while start < len(videos):
-            taken = int(ends[start - 1]) if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, taken + SCORE_PAIRS, side="right")))
+            taken = used[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(used, taken + 1, side="right")))
             yield slice(start, stop)
             start = stop
 
-    def pair_scores(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
+    def pair_scores(
+        self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, rows: FrameRows | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 [N, K] against all segments of the videos, and where each video's columns begin, int64 [m + 1]."""
-        start, last, segments = self._cut(videos)
+        if rows is None:
+            reading = self.reading(videos)
+            rows = self.mapped if reading is None else reading.rows()
+        start, last, segments = self._cut(videos, rows)
         first, final = (torch.from_numpy(numbers).to(self.device) for numbers in (start, last))
-        logits = candidate_logits(target.encoding, self.keys, self.values, self.band, first, final, self.length).T
+        logits = candidate_logits(target.encoding, rows.keys, rows.values, rows.band, first, final, self.length).T
         if settings.normalise == "cohort" and target.cohort is not None:
-            rows = torch.from_numpy(segments)
-            candidate = CohortStatistics(self.cohort_mean[rows], self.cohort_spread[rows]).to(self.device)
+            numbers = torch.from_numpy(segments)
+            candidate = CohortStatistics(self.cohort_mean[numbers], self.cohort_spread[numbers]).to(self.device)
             logits = normalised_logits(logits, target.cohort.to(self.device), candidate)
         offsets = np.concatenate([[0], np.cumsum(self.segments[videos])])
         return logits.sigmoid().cpu().numpy(), offsets
-
-    def read_ahead(self, videos: np.ndarray) -> None:
-        """Let the system fetch what scoring these videos, ascending, will read, several pieces at a time."""
-        for array in self.arrays.values():
-            mapped = getattr(array, "_mmap", None)
-            if not isinstance(array, np.memmap) or mapped is None or not len(videos):
-                continue
-            row = array.strides[0]
-            begin = array.offset + self.first_frame[videos] * row
-            end = begin + self.frames[videos] * row
-            breaks = np.flatnonzero(begin[1:] - end[:-1] > NEARBY) + 1
-            for first, stop in zip(begin[np.r_[0, breaks]], end[np.r_[breaks - 1, len(end) - 1]], strict=True):
-                first = int(first) // mmap.PAGESIZE * mmap.PAGESIZE
-                mapped.madvise(mmap.MADV_WILLNEED, first, int(stop) - first)
-
-    def release(self) -> None:
-        """Give back the memory that reading has mapped; what the system keeps of the files stays in its cache."""
-        for array in self.arrays.values():
-            if (mapped := getattr(array, "_mmap", None)) is not None:
-                mapped.madvise(mmap.MADV_DONTNEED)
 
     def evidence(self, target: TargetSegments, video: int, pairs: int, settings: ScoreSettings) -> list[SegmentPair]:
         """The best segment pairs of one video, best first, each candidate segment and each target segment at most once."""
@@ -219,14 +219,15 @@ class Partition:
             for n, k in chosen
         ]
 
-    def _cut(self, videos: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First and last frame of the video of each segment of the videos, rows of the arrays, and its number; int64 [K].
+    def _cut(self, videos: np.ndarray, rows: FrameRows | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """First frame, last frame of the video, both as `rows` number them, and number of each segment of the videos; int64 [K].
 
         The same starts as `pipeline.segments.segment_starts` gives.
         """
         counts = self.segments[videos]
         nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        first, frames = np.repeat(self.first_frame[videos], counts), np.repeat(self.frames[videos], counts)
+        first = np.repeat((rows or self.mapped).first_of(videos), counts)
+        frames = np.repeat(self.frames[videos], counts)
         start = first + np.minimum(nth * self.stride, np.maximum(frames - self.length, 0))
         return start, first + frames - 1, np.repeat(self.first_segment[videos], counts) + nth
 

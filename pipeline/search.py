@@ -11,6 +11,7 @@ import contextlib
 import functools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from pipeline import pair_kernel, telemetry
 from pipeline.bounds import boundable, certified_top
 from pipeline.calibration import posterior, settings_of
 from pipeline.errors import PipelineError, UsageError
+from pipeline.frame_rows import FrameRows, Reading
 from pipeline.gallery import Gallery
 from pipeline.index import Index, is_compressed
 from pipeline.partition import STAGES, Partition, TargetSegments
@@ -37,7 +39,8 @@ from pipeline.targets import Target
 
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
 IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
-MAPPED_BYTES = 4 << 30  # of arrays, from where on searches read ahead, and give mapped memory back after each
+MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are read into memory of their own
+READ_AHEAD = 3  # partitions whose rows are read while those of another are scored
 
 Answer = TypeVar("Answer")
 
@@ -115,13 +118,15 @@ class LocalPartitions:
         self.first = np.array([index.manifest["partitions"][n]["first_video"] for n in numbers], np.int64)
         self.count = np.array([index.manifest["partitions"][n]["videos"] for n in numbers], np.int64)
         self.index, self.numbers, self.device = index, list(numbers), device
+        frames = sum(index.manifest["partitions"][number]["frames"] for number in numbers)
+        self.large = 2 * frames * (index.head.config.key_width + index.head.config.value_width) > MAPPED_BYTES
         self.opened: dict[int, Partition] = {}
         self.threads: ThreadPoolExecutor | None = None
 
     def open(self, place: int) -> Partition:
         """The partition at a place in `numbers`."""
         if place not in self.opened:
-            self.opened[place] = Partition(self.index, self.numbers[place], self.device)
+            self.opened[place] = Partition(self.index, self.numbers[place], self.device, copied=self.large)
             telemetry.gauge("coattention_partitions_open", len(self.opened))
         return self.opened[place]
 
@@ -177,24 +182,23 @@ class LocalPartitions:
                 parts.append(order[begin:end])
             if any(map(len, parts)):
                 work.append((place, parts))
-        mapped = self._is_large()
-        if mapped:
-            for place, parts in work:
-                here = np.unique(np.concatenate([mine[part] for mine, part in zip(videos, parts, strict=True)]))
-                self.open(place).read_ahead(here - self.first[place])
-        for place, parts in work:
+        for (place, parts), rows in zip(work, self._rows_ahead(work, videos), strict=True):
             partition = self.open(place)
             asked = [mine[part] - self.first[place] for mine, part in zip(videos, parts, strict=True)]
-            for one, part, answer in zip(scores, parts, partition.score_many(targets, asked, settings), strict=True):
+            for one, part, answer in zip(scores, parts, partition.score_many(targets, asked, settings, rows), strict=True):
                 one[part] = answer
-            if mapped:
-                partition.release()
         return scores
 
-    def _is_large(self) -> bool:
-        frames = sum(self.index.manifest["partitions"][number]["frames"] for number in self.numbers)
-        config = self.index.head.config
-        return self.device == "cpu" and 2 * frames * (config.key_width + config.value_width) > MAPPED_BYTES
+    def _rows_ahead(self, work: list[tuple[int, list[np.ndarray]]], videos: Sequence[np.ndarray]) -> Iterator[FrameRows | None]:
+        """For each partition of the work the rows of its videos, read while those before it are scored; None: it reads itself."""
+        ahead: deque[Reading | None] = deque()
+        for place, parts in work:
+            here = np.concatenate([mine[part] for mine, part in zip(videos, parts, strict=True)])
+            ahead.append(self.open(place).reading(np.unique(here) - self.first[place]))
+            if len(ahead) > READ_AHEAD:
+                yield _rows(ahead.popleft())
+        while ahead:
+            yield _rows(ahead.popleft())
 
     def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
         """Upper bounds of the scores, float64 [m], of the videos int64 [m]; NaN for those not held here."""
@@ -537,6 +541,10 @@ def _passes(videos: pa.Table, target: Target, settings: SearchSettings) -> np.nd
             inside = compare(videos["start_time"], pa.scalar(bound, pa.timestamp("us", tz="UTC")))
             passes &= np.asarray(pc.fill_null(inside, False))
     return passes
+
+
+def _rows(reading: Reading | None) -> FrameRows | None:
+    return None if reading is None else reading.rows()
 
 
 def _ids(index: Index, videos: np.ndarray) -> list[str]:

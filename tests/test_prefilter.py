@@ -135,7 +135,7 @@ def test_one_query_asks_several_inverted_files_as_faiss_itself_would() -> None:
     for part in np.array_split(means, 3):
         index = faiss.clone_index(trained)
         index.add(metric.stored(part))
-        index.nprobe = 16
+        index.nprobe = min(index.nlist, 128)
         video_of_segment = np.arange(len(part))
         own, of_segment = index.search(query.vectors, 40)
         videos, logits = shortlist(index, query, video_of_segment, 10)

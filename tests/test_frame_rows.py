@@ -1,0 +1,111 @@
+"""Rows that are read into memory are those that are mapped, and searches that read them give the same leads."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import frame_rows, pair_kernel, search
+from pipeline.errors import PipelineError
+from pipeline.frame_rows import Reading
+from pipeline.gallery import Gallery
+from pipeline.index import Index, IndexSettings, build_index
+from pipeline.search import LocalPartitions, SearchSettings, search_many
+from pipeline.targets import gallery_target
+
+
+@pytest.fixture(params=["compiled", "python"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "python":
+        monkeypatch.setattr(pair_kernel, "_library", lambda: None)
+    elif not pair_kernel.available():
+        pytest.skip(f"no compiled kernel: {pair_kernel.why_not()}")
+
+
+def mapped(folder: Path, frames: int) -> dict[str, np.memmap]:
+    rng = np.random.default_rng(frames)
+    arrays = {"keys": (frames, 5), "values": (frames, 3), "band": (frames, 7)}
+    for name, shape in arrays.items():
+        np.save(folder / f"{name}.npy", rng.normal(size=shape).astype(np.float16))
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in arrays}
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64, 1 << 20])
+@pytest.mark.usefixtures("reader")
+def test_rows_in_memory_are_the_mapped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(frame_rows, "PIECE", piece)
+    rng = np.random.default_rng(1)
+    frames = rng.integers(1, 9, size=60)
+    first = np.cumsum(frames) - frames
+    arrays = mapped(tmp_path, int(frames.sum()))
+    for count in (1, 2, 30, 60):
+        videos = np.sort(rng.choice(60, count, replace=False))
+        rows = Reading(arrays, videos, first[videos], frames[videos]).rows()
+        for video in videos:
+            at = int(rows.first_of(np.array([video]))[0])
+            for name in arrays:
+                mine = getattr(rows, name)[at : at + frames[video]].numpy()
+                assert np.array_equal(mine, arrays[name][first[video] : first[video] + frames[video]])
+
+
+@given(st.lists(st.tuples(st.integers(0, 900), st.integers(1, 100)), min_size=1, max_size=20), st.integers(1, 200))
+@settings(max_examples=60, deadline=None)
+def test_pieces_cover_every_range_once_and_in_order(ranges: list[tuple[int, int]], piece: int) -> None:
+    at, size = (np.array(column) for column in zip(*ranges, strict=True))
+    usual, frame_rows.PIECE = frame_rows.PIECE, piece
+    try:
+        groups = frame_rows._pieces(at, size)
+    finally:
+        frame_rows.PIECE = usual
+    read = [i for offsets, sizes, _ in groups for a, n in zip(offsets, sizes, strict=True) for i in range(a, a + n)]
+    assert read == [i for a, n in ranges for i in range(a, a + n)]
+    places = [to for _, _, to in groups]
+    assert places == np.cumsum([0, *(int(sizes.sum()) for _, sizes, _ in groups)])[:-1].tolist()
+    assert all(sizes.sum() < 2 * piece for _, sizes, _ in groups)
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_file_that_became_too_short_or_went_away_is_one_sentence(tmp_path: Path) -> None:
+    arrays = mapped(tmp_path, 40)
+    asked = arrays, np.arange(2), np.array([0, 30]), np.array([10, 10])
+    Reading(*asked).rows()
+    os.truncate(tmp_path / "values.npy", 200)
+    with pytest.raises(PipelineError, match=r"values\.npy cannot be read: it ends"):
+        Reading(*asked).rows()
+    (tmp_path / "keys.npy").unlink()
+    with pytest.raises(PipelineError, match=r"keys\.npy cannot be read: No such file"):
+        Reading(*asked).rows()
+
+
+@pytest.fixture
+def partitioned(toy_gallery: Gallery) -> Index:
+    return build_index(toy_gallery, IndexSettings(8, 4, partition_videos=9))
+
+
+@pytest.mark.parametrize("read_bytes", [1, 5_000, 1 << 20])
+@pytest.mark.parametrize(
+    "ask", [{}, {"shortlist": 12, "shortlist_share": 0.0}, {"exact": True}, {"exact": True, "bounded": True}]
+)
+def test_leads_do_not_depend_on_where_rows_are(
+    toy_gallery: Gallery, partitioned: Index, monkeypatch: pytest.MonkeyPatch, read_bytes: int, ask: dict[str, object]
+) -> None:
+    targets = [gallery_target(toy_gallery, name) for name in ("v003", "v010", "v021")]
+    asked = SearchSettings(top=15, **ask)  # type: ignore[arg-type]
+
+    def leads() -> tuple[list[str], np.ndarray]:
+        partitions = LocalPartitions(partitioned, range(len(partitioned.manifest["partitions"])))
+        results = search_many(toy_gallery, partitioned, partitions, targets, asked)
+        assert partitions.large == (search.MAPPED_BYTES == 0)
+        found = [lead for result in results for lead in result.leads]
+        scores = [score for lead in found for score in (lead.score, *(pair.score for pair in lead.best_pairs))]
+        return [lead.video.video_id for lead in found], np.array(scores)
+
+    ids, scores = leads()
+    monkeypatch.setattr(search, "MAPPED_BYTES", 0)
+    monkeypatch.setattr("pipeline.partition.READ_BYTES", read_bytes)
+    copied_ids, copied_scores = leads()
+    assert copied_ids == ids
+    assert np.allclose(copied_scores, scores, atol=1e-6, rtol=0)  # the last bit depends on which frames are multiplied together
