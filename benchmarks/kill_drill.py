@@ -20,8 +20,8 @@ from tests.conftest import save_toy_backbone
 
 CLIPS, FRAMES = 60, 120
 PLANS = (  # in turn; a run kills in this order, each at a random instant
-    ("decode actor", "embed actor", "decoder child", "write task", "embed actor", "decode actor", "decoder child", "embed actor"),
-    ("driver", "counter", "driver", "driver", "write task"),
+    ("decode actor", "embed actor", "decoder child", "writer", "embed actor", "decode actor", "decoder child", "embed actor"),
+    ("driver", "counter", "driver", "driver", "writer"),
     ("node", "embed actor", "decode actor", "join task"),
     ("head", "decode actor", "embed actor"),
 )

@@ -36,6 +36,7 @@ from pipeline.sampling import Sampling
 from pipeline.storage import StorageError
 
 LOGGER = logging.getLogger("coattention.ingest")
+CPUS_A_WRITER = 16
 BLOCK_BYTES = 32 << 20  # of decoded frames in one block of the stream
 SOURCES_A_BLOCK = (4, 64)  # few for few videos, so that all workers have some; more for many, so that blocks do not become many
 
@@ -200,14 +201,14 @@ def _refuse(what: str, clashes: list[str]) -> None:
         raise PipelineError(f"{len(clashes)} {what}: {', '.join(clashes[:5])}; one video has one id, and one id one video")
 
 
-def _cpu_shares(decoders: int, embedders: int, cpus: int) -> tuple[float, float, float]:
-    """CPUs that one decoder, one embedder and one write task reserve: less than they like where there are few CPUs.
+def _cpu_shares(decoders: int, embedders: int, cpus: int, writers: int = 1) -> tuple[float, float, float]:
+    """CPUs that one decoder, one embedder and one writer reserve: less than they like where there are few CPUs.
 
     Reservations that do not fit would leave one stage waiting for ever. Embedders use more than they reserve: with one a CPU,
-    what is left is spread over the nodes, and a write task must fit on one of them.
+    what is left is spread over the nodes, and a writer must fit on one of them.
     """
     liked = (0.25, 0.5, 0.25)
-    needed = decoders * liked[0] + embedders * liked[1] + liked[2]
+    needed = decoders * liked[0] + embedders * liked[1] + writers * liked[2]
     fitting = min(1.0, cpus / needed)
     decode, embed, write = (max(0.001, int(1000 * share * fitting) / 1000) for share in liked)
     return decode, embed, write
@@ -223,7 +224,8 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
     gpus = int(resources.get("GPU", 0))
     cpus = int(resources.get("CPU", 1))
     decoders, embedders, threads = workers.on(cpus, gpus)
-    decode_cpus, embed_cpus, write_cpus = _cpu_shares(decoders, embedders, cpus)
+    writers = max(1, cpus // CPUS_A_WRITER)
+    decode_cpus, embed_cpus, write_cpus = _cpu_shares(decoders, embedders, cpus, writers)
     few, many = SOURCES_A_BLOCK
     sources = min(many, max(few, len(missing) // 1000))
     blocks = [missing.slice(i, sources) for i in range(0, len(missing), sources)]
@@ -247,10 +249,11 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
             num_gpus=1 if gpus else 0,
         )
         .map_batches(
-            _timed_write,
-            fn_args=(gallery,),
+            _TimedWrite,
+            fn_constructor_args=(gallery,),
             batch_size=2 * (workers.shard_pieces or min(512, max(16, len(missing) // 20))),  # a video is a piece and an end
             batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=writers),  # tasks would start a process each: Ray ends idle ones at once
             num_cpus=write_cpus,
         )
     )
@@ -268,9 +271,13 @@ class _TimedEmbed(EmbedPieces):
             return super().__call__(pieces)
 
 
-def _timed_write(pieces: pa.Table, gallery: Gallery) -> pa.Table:
-    with telemetry.timed("coattention_ingest_seconds", stage="write"):
-        return write_pieces(pieces, gallery)
+class _TimedWrite:
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
+
+    def __call__(self, pieces: pa.Table) -> pa.Table:
+        with telemetry.timed("coattention_ingest_seconds", stage="write"):
+            return write_pieces(pieces, self.gallery)
 
 
 class _Telling:

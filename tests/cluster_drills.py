@@ -44,7 +44,7 @@ PROCESSES = {  # kind of kill -> what its processes are called
     "decode actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Decode"),
     "decoder child": re.compile(r"-m pipeline\.decoder"),
     "embed actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Embed"),
-    "write task": re.compile(r"ray::MapBatches\(\w*write"),
+    "writer": re.compile(r"ray::MapWorker\(MapBatches\(\w*Write"),
     "join task": re.compile(r"ray::join_pieces"),
     "counter": re.compile(r"ray::_Counter"),
     "search actor": re.compile(r"ray::_PartitionsActor"),
