@@ -37,18 +37,20 @@ UNIT_COSTS: dict[str, UnitCost] = {
     "source_rate": UnitCost(10, "frames/s of a video", "choice", "rendered clips have 10; cameras often 25"),
     "sample_rate": UnitCost(10, "sampled frames/s", "choice", "jobs.ingest --sample-rate"),
     "people": UnitCost(1, "candidates a video", "choice", "1 for clips of one person; tracks of a boxes file for full frames"),
-    "decode_frames": UnitCost(2_800, "frames/s a core", "preliminary", "hand_written_loop: clips of 192 x 96, made 256 x 128"),
-    "embed_frames": UnitCost(290, "frames/s a core", "preliminary", "hand_written_loop: the default backbone, 256 x 128"),
-    "ingest_ratio": UnitCost(0.9, "of the loop's speed", "goal", "benchmarks.ingest: ratio"),
+    "decode_frames": UnitCost(2_700, "frames/s a core", "measured", "hand_written_loop: clips of 192 x 96, made 256 x 128"),
+    "embed_frames": UnitCost(315, "frames/s a core", "measured", "hand_written_loop: the default backbone, 256 x 128"),
+    "ingest_ratio": UnitCost(0.58, "of the loop's speed", "measured", "benchmarks.ingest: ratio, 300 rendered clips"),
     "gpu_embed_frames": UnitCost(
         9_800, "frames/s a GPU", "assumption", "no GPU was measured: 8.1 TFLOPS, 20 % used, 82 M mult-adds"
     ),
     "gallery_frame_bytes": UnitCost(529, "bytes a frame", "measured", "frames/ of 300 rendered clips (13,038 frames)"),
     "gallery_video_bytes": UnitCost(396, "bytes a candidate", "measured", "videos/ of 300 rendered clips"),
-    "index_frame_bytes": UnitCost(722, "bytes a frame", "measured", "scale, 10,000 videos, flat prefilter: partitions / frames"),
-    "index_frames": UnitCost(14_000, "frames/s a core", "preliminary", "scale: log of a build under way on a busy machine"),
-    "search_core_seconds": UnitCost(0.05, "core s a million frames", "goal", "scale: warm p50 x cores / million frames, 1 %"),
-    "search_frame_bytes": UnitCost(150, "bytes of memory a frame", "goal", "scale: search_resident_bytes / frames at 1,000,000"),
+    "index_frame_bytes": UnitCost(563, "bytes a frame", "measured", "scale, 1,000,000 videos"),
+    "index_frames": UnitCost(9_300, "frames/s a core", "measured", "scale, 100,000 videos, two cores in one process"),
+    "search_core_seconds": UnitCost(0.031, "core s a million frames", "measured", "scale, 1,000,000 videos, 1 %, warm"),
+    "search_frame_bytes": UnitCost(
+        45, "bytes of memory a frame", "measured", "scale, 1,000,000 videos: search_resident_bytes / frames"
+    ),
     "node_cores": UnitCost(64, "cores a node", "choice", ""),
     "node_memory": UnitCost(256e9, "bytes a node", "choice", ""),
     "node_disk": UnitCost(8e12, "bytes a node", "choice", "local disk for partitions"),
