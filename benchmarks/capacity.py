@@ -48,9 +48,7 @@ UNIT_COSTS: dict[str, UnitCost] = {
     "index_frame_bytes": UnitCost(563, "bytes a frame", "measured", "scale, 1,000,000 videos"),
     "index_frames": UnitCost(9_300, "frames/s a core", "measured", "scale, 100,000 videos, two cores in one process"),
     "search_core_seconds": UnitCost(0.031, "core s a million frames", "measured", "scale, 1,000,000 videos, 1 %, warm"),
-    "search_frame_bytes": UnitCost(
-        45, "bytes of memory a frame", "measured", "scale, 1,000,000 videos: search_resident_bytes / frames"
-    ),
+    "search_frame_bytes": UnitCost(45, "bytes of memory a frame", "measured", "scale, 1,000,000 videos: resident / frames"),
     "node_cores": UnitCost(64, "cores a node", "choice", ""),
     "node_memory": UnitCost(256e9, "bytes a node", "choice", ""),
     "node_disk": UnitCost(8e12, "bytes a node", "choice", "local disk for partitions"),
