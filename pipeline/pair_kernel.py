@@ -2,7 +2,7 @@
 
 `available()` says whether there is one; `pipeline.scoring` does the same in torch where there is none. The kernel reads float16
 rows where they lie (a memory-mapped file included) and holds the products of some hundred frames at a time, so what it takes from
-memory is each row once.
+memory is each row once. The same library reads scattered ranges of a file (`read_ranges`), without Python in between.
 """
 
 import ctypes

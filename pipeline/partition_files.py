@@ -4,6 +4,7 @@ See `pipeline.index` for what a version consists of.
 """
 
 import contextlib
+import errno
 import shutil
 import tempfile
 import tokenize
@@ -126,6 +127,8 @@ def load_array(location: Location) -> np.ndarray:
         with _local_copy(location) as path:
             return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise PipelineError("this index needs more open files than the system allows; raise the limit (ulimit -n)") from error
         raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
 
 

@@ -10,6 +10,7 @@ last lead (`pipeline.bounds`).
 import contextlib
 import functools
 import math
+import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ from pipeline.targets import Target
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
 IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
 MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are read into memory of their own
+FILES_A_PARTITION, OTHER_FILES = 8, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
 READ_AHEAD = 3  # partitions whose rows are read while those of another are scored
 
 Answer = TypeVar("Answer")
@@ -122,6 +124,7 @@ class LocalPartitions:
         self.large = 2 * frames * (index.head.config.key_width + index.head.config.value_width) > MAPPED_BYTES
         self.opened: dict[int, Partition] = {}
         self.threads: ThreadPoolExecutor | None = None
+        _allow_open_files(FILES_A_PARTITION * len(self.numbers))
 
     def open(self, place: int) -> Partition:
         """The partition at a place in `numbers`."""
@@ -541,6 +544,14 @@ def _passes(videos: pa.Table, target: Target, settings: SearchSettings) -> np.nd
             inside = compare(videos["start_time"], pa.scalar(bound, pa.timestamp("us", tz="UTC")))
             passes &= np.asarray(pc.fill_null(inside, False))
     return passes
+
+
+def _allow_open_files(more: int) -> None:
+    """Let this process have so many files open beside some hundred others, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = more + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _rows(reading: Reading | None) -> FrameRows | None:

@@ -1,6 +1,7 @@
 """A search gives what the network of METHOD section 1 gives, pair by pair, over the whole gallery."""
 
 import dataclasses
+import resource
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -238,3 +239,22 @@ def test_segments_that_cannot_be_meant_are_refused(toy_gallery: Gallery, toy_ind
         IndexSettings(10**12, 4)
     with pytest.raises(UsageError, match="at most 1024 frames"):
         leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, target_length=10**12))
+
+
+@pytest.mark.parametrize("raised", [True, False])
+def test_more_partitions_than_files_may_be_open(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch, raised: bool) -> None:
+    """A mapped array keeps its file open: under the usual limit of 1,024 a search of three million videos would stop."""
+    index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=2))
+    wanted = leads(toy_gallery, index).leads
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if not raised:
+        monkeypatch.setattr("pipeline.search._allow_open_files", lambda more: None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, limits[1]))
+    try:
+        if raised:
+            assert leads(toy_gallery, index).leads == wanted
+        else:
+            with pytest.raises(PipelineError, match="more open files than the system allows"):
+                leads(toy_gallery, index)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
