@@ -22,8 +22,9 @@ CLIPS, FRAMES = 60, 120
 PLANS = (  # in turn; a run kills in this order, each at a random instant
     ("decode actor", "embed actor", "decoder child", "writer", "embed actor", "decode actor", "decoder child", "embed actor"),
     ("driver", "counter", "driver", "driver", "writer"),
+    ("embed actor", "decoder child", "embed actor", "writer", "decoder child", "embed actor", "counter", "embed actor"),
     ("node", "embed actor", "decode actor", "join task"),
-    ("head", "decode actor", "embed actor"),
+    ("head", "embed actor", "decoder child", "node"),
 )
 
 

@@ -1,17 +1,21 @@
 """Decoding in a child process: a video that crashes, hangs or fills the memory costs that video only.
 
-The child is `python -m pipeline.decoder FD`; it answers each request with the events of `pipeline.video.read_pieces` and is
-renewed after a crash, after a time-out and every `RENEW_AFTER` videos (decoders leak). FFmpeg's chatter on stderr is dropped.
+The child is `python -m pipeline.decoder SOCKET MEMORY`; it answers each request with the events of `pipeline.video.read_pieces`
+and is renewed after a crash, after a time-out and every `RENEW_AFTER` videos (decoders leak). The events come through the socket,
+the frames of a piece through memory that both processes map: the child waits until they are taken out before it puts in the next.
+FFmpeg's chatter on stderr is dropped.
 """
 
 import ctypes
 import itertools
+import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +29,7 @@ from pipeline.sampling import Sampling
 from pipeline.video import Event, Piece, Rejected, limit_memory, read_frames, read_pieces
 
 RENEW_AFTER = 200
-END = "end"
+END, TAKEN = "end", "taken"
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -38,6 +42,7 @@ class Decoder:
         self.sampling = sampling
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._frames = np.empty(0, np.uint8)
         self._videos = 0
 
     def __enter__(self) -> Self:
@@ -77,6 +82,9 @@ class Decoder:
                 if event == END:
                     finished = True
                     return
+                if isinstance(event, Piece):
+                    event = replace(event, frames=self._frames[: len(event.frame_index)].copy())
+                    connection.send(TAKEN)
                 given += not isinstance(event, Progress)
                 yield event
             limit = f"{self.sampling.time_limit:g} s (--time-limit)"
@@ -108,10 +116,14 @@ class Decoder:
             self._videos = 0
             ours, theirs = socket.socketpair()
             paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-            with theirs:
+            memory = os.memfd_create("frames")
+            with theirs, os.fdopen(memory, "r+b") as file:
+                file.truncate(frames_bytes(self.sampling))
+                self._frames = mapped_frames(memory, self.sampling)
+                inherited = [theirs.fileno(), memory]
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", self.module, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
+                    [sys.executable, "-m", self.module, *map(str, inherited)],
+                    pass_fds=inherited,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -134,24 +146,45 @@ class Decoder:
         return f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else "stopped"
 
 
-def serve(connection: Connection) -> None:
-    """The child's loop: a request in, events out, until the parent closes its end."""
-    sampling: Sampling = connection.recv()
-    limited = False
-    while True:
-        try:
-            request = connection.recv()
-        except EOFError:
-            return
-        if not limited:
-            import av  # noqa: F401 - loaded now, so that the limit counts what videos take and not libraries
-            import decord  # noqa: F401
+def frames_bytes(sampling: Sampling) -> int:
+    """Bytes of the frames of the largest piece."""
+    return sampling.piece * sampling.height * sampling.width * 3
 
-            limit_memory(sampling.memory_limit)
-            limited = True
-        for event in _events(request, sampling):
-            connection.send(event)
-        connection.send(END)
+
+def mapped_frames(memory: int, sampling: Sampling) -> np.ndarray:
+    """The memory behind a file descriptor as uint8 [piece, height, width, 3]; shared with whoever else maps it."""
+    mapped = mmap.mmap(memory, frames_bytes(sampling))
+    return np.frombuffer(mapped, np.uint8).reshape(sampling.piece, sampling.height, sampling.width, 3)
+
+
+def serve(connection: Connection, memory: int) -> None:
+    """The child's loop: a request in, events out, until the parent closes its end. memory: the descriptor for frames."""
+    sampling: Sampling = connection.recv()
+    frames = mapped_frames(memory, sampling)
+    limited = full = False
+    try:
+        while True:
+            if full:
+                connection.recv()  # TAKEN
+                full = False
+            request = connection.recv()
+            if not limited:
+                import av  # noqa: F401 - loaded now, so that the limit counts what videos take and not libraries
+                import decord  # noqa: F401
+
+                limit_memory(sampling.memory_limit)
+                limited = True
+            for event in _events(request, sampling):
+                if isinstance(event, Piece):
+                    if full:
+                        connection.recv()  # TAKEN
+                    frames[: len(event.frames)] = event.frames
+                    full = True
+                    event = replace(event, frames=event.frames[:0])
+                connection.send(event)
+            connection.send(END)
+    except EOFError:
+        return
 
 
 def _events(request: tuple[Any, ...], sampling: Sampling) -> Iterator[Event]:
@@ -174,4 +207,4 @@ def _events(request: tuple[Any, ...], sampling: Sampling) -> Iterator[Event]:
 if __name__ == "__main__":
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a hung child must not outlive its parent
-    serve(Connection(int(sys.argv[1])))
+    serve(Connection(int(sys.argv[1])), int(sys.argv[2]))

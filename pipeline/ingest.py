@@ -3,10 +3,11 @@
     1. the catalog's rows that the gallery does not have yet, in small blocks
     2. decode:  rows -> pieces of frames          actors, each with a decoder process of its own
     3. embed:   frames -> float16 features        actors, each with a network; GPUs where the cluster has them
-    4. write:   pieces -> one Parquet shard       tasks; the shard's name is the hash of its content
+    4. write:   pieces -> one Parquet shard       actors; the shard's name is the hash of its content
     5. commit:  this process                      a source is committed when all of its pieces are in shards
 
-Steps 2 to 4 are in pipeline.pieces, step 5 is in pipeline.commit. Frames stream through 2 and 3 under Ray Data's backpressure, so
+Steps 2 to 4 are in pipeline.pieces, step 5 is in pipeline.commit. Without GPUs, 2 and 3 share their actors, since passing frames
+from one process to another through Ray costs a third of what embedding them does. Pieces stream under Ray Data's backpressure, so
 memory does not grow with the number of videos. Only step 5 changes the gallery, in one atomic step at a time: whatever is killed,
 what is not committed is simply done again.
 """
@@ -26,17 +27,19 @@ import ray.data
 
 from pipeline import telemetry
 from pipeline.audit import append_record
+from pipeline.backbone import BackboneSpec
 from pipeline.catalog import Catalog
 from pipeline.cluster import connected
 from pipeline.commit import Committer
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
-from pipeline.pieces import DecodeSources, EmbedPieces, write_pieces
+from pipeline.pieces import DecodeAndEmbed, DecodeSources, EmbedPieces, write_pieces
 from pipeline.sampling import Sampling
 from pipeline.storage import StorageError
 
 LOGGER = logging.getLogger("coattention.ingest")
 CPUS_A_WRITER = 16
+BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}  # what a stage is given at a time: whole blocks
 BLOCK_BYTES = 32 << 20  # of decoded frames in one block of the stream
 SOURCES_A_BLOCK = (4, 64)  # few for few videos, so that all workers have some; more for many, so that blocks do not become many
 
@@ -45,8 +48,9 @@ SOURCES_A_BLOCK = (4, 64)  # few for few videos, so that all workers have some; 
 class Workers:
     """How the work is spread. None: from the cluster's CPUs and GPUs, and from the number of inputs.
 
-    decoders: decoding actors. embedders: embedding actors, one a GPU or else one a CPU: networks of one thread each embed more
-    than one network of many threads, which wait for each other at every layer. threads: CPU threads of one embedder.
+    decoders: decoding actors; None without GPUs: embedders decode for themselves. embedders: embedding actors, one a GPU or else
+    one a CPU: networks of one thread each embed more than one network of many threads, which wait for each other at every layer.
+    threads: CPU threads of one embedder.
     shard_pieces: pieces (videos, when none is long) that one shard holds and one commit makes durable.
     """
 
@@ -61,9 +65,10 @@ class Workers:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {number}")
 
     def on(self, cpus: int, gpus: int) -> tuple[int, int, int]:
-        """(decoders, embedders, threads) on a cluster of this many CPUs and GPUs."""
+        """(decoders, embedders, threads) on a cluster of this many CPUs and GPUs; 0 decoders: embedders decode for themselves."""
         embedders = self.embedders or gpus or max(1, cpus)
-        return self.decoders or max(1, cpus // 2), embedders, self.threads or max(1, min(4, cpus // embedders))
+        decoders = self.decoders or (max(1, cpus // 2) if gpus else 0)
+        return decoders, embedders, self.threads or max(1, min(4, cpus // embedders))
 
 
 @dataclass
@@ -229,33 +234,27 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
     few, many = SOURCES_A_BLOCK
     sources = min(many, max(few, len(missing) // 1000))
     blocks = [missing.slice(i, sources) for i in range(0, len(missing), sources)]
-    dataset = (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            _TimedDecode,
-            fn_constructor_args=(sampling,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(decoders, len(blocks))),
-            num_cpus=decode_cpus,
-        )
-        .map_batches(
-            _TimedEmbed,
-            fn_constructor_args=(gallery.settings.backbone, threads, counter),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(embedders, len(blocks))),
-            num_cpus=embed_cpus,
-            num_gpus=1 if gpus else 0,
-        )
-        .map_batches(
-            _TimedWrite,
-            fn_constructor_args=(gallery,),
-            batch_size=2 * (workers.shard_pieces or min(512, max(16, len(missing) // 20))),  # a video is a piece and an end
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=writers),  # tasks would start a process each: Ray ends idle ones at once
-            num_cpus=write_cpus,
-        )
+    network = (gallery.settings.backbone, threads, counter)
+    embed = {
+        "compute": ray.data.ActorPoolStrategy(size=min(embedders, len(blocks))),
+        "num_cpus": embed_cpus,
+        "num_gpus": 1 if gpus else 0,
+    }
+    dataset = ray.data.from_arrow(blocks)
+    if decoders:
+        pool = ray.data.ActorPoolStrategy(size=min(decoders, len(blocks)))
+        decode = {"fn_constructor_args": (sampling,), "compute": pool, "num_cpus": decode_cpus}
+        dataset = dataset.map_batches(_TimedDecode, **BLOCKS, **decode)
+        dataset = dataset.map_batches(_TimedEmbed, fn_constructor_args=network, **BLOCKS, **embed)
+    else:
+        dataset = dataset.map_batches(_TimedDecodeAndEmbed, fn_constructor_args=(sampling, *network), **BLOCKS, **embed)
+    dataset = dataset.map_batches(
+        _TimedWrite,
+        fn_constructor_args=(gallery,),
+        batch_size=2 * (workers.shard_pieces or min(512, max(16, len(missing) // 20))),  # a video is a piece and an end
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=writers),  # tasks would start a process each: Ray ends idle ones at once
+        num_cpus=write_cpus,
     )
     return dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
 
@@ -269,6 +268,11 @@ class _TimedEmbed(EmbedPieces):
     def __call__(self, pieces: pa.Table) -> pa.Table:
         with telemetry.timed("coattention_ingest_seconds", stage="embed"):
             return super().__call__(pieces)
+
+
+class _TimedDecodeAndEmbed(DecodeAndEmbed):
+    def __init__(self, sampling: Sampling, spec: BackboneSpec, threads: int, counter: Any) -> None:
+        super().__init__(_TimedDecode(sampling), _TimedEmbed(spec, threads, counter, "cpu"))
 
 
 class _TimedWrite:

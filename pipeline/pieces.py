@@ -1,6 +1,7 @@
 """What flows through an ingest: pieces of videos, decoded, embedded and written to shards (steps 2 to 4 of pipeline.ingest)."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -78,15 +79,15 @@ def decode_source(decoder: Decoder, source_id: str, uri: str, boxes_uri: str | N
                 **vars(info),
                 frame_index=event.frame_index.tolist(),
                 time_s=event.time_s.tolist(),
-                frames=event.frames.tobytes(),
+                frames=event.frames,
             )
         elif isinstance(event, Rejected) and event.track is None:
             yield from _refused(source_id, event.reason, event.message)
             return
         elif isinstance(event, Rejected):
             rejects += 1
-            refused = {"track": event.track, "reason": event.reason, "message": event.message}
-            yield _row("reject", source_id, video_id=_video_id(source_id, event.track), **refused)
+            video_id = _video_id(source_id, event.track)
+            yield _row("reject", source_id, video_id=video_id, track=event.track, reason=event.reason, message=event.message)
     yield _row("end", source_id, pieces=pieces, rejects=rejects, fatal=False)
 
 
@@ -95,8 +96,14 @@ def _refused(source_id: str, reason: str, message: str) -> Iterator[pa.Table]:
     yield _row("end", source_id, video_id=source_id, fatal=True, reason=reason, message=message)
 
 
-def _row(kind: str, source_id: str, **values: Any) -> pa.Table:
-    return pa.Table.from_pylist([{"kind": kind, "source_id": source_id, **values}], schema=PIECES_SCHEMA)
+def _row(kind: str, source_id: str, frames: np.ndarray | None = None, **values: Any) -> pa.Table:
+    """One row; its frames are the array's own memory."""
+    schema = PIECES_SCHEMA.remove(PIECES_SCHEMA.get_field_index("frames"))
+    table = pa.Table.from_pylist([{"kind": kind, "source_id": source_id, **values}], schema=schema)
+    if frames is None:
+        return table.append_column("frames", pa.nulls(1, pa.large_binary()))
+    parts = [None, pa.py_buffer(np.array([0, frames.nbytes], np.int64)), pa.py_buffer(np.ascontiguousarray(frames))]
+    return table.append_column("frames", pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, parts))
 
 
 def _video_id(source_id: str, track: int | None) -> str:
@@ -106,14 +113,14 @@ def _video_id(source_id: str, track: int | None) -> str:
 class EmbedPieces:
     """Step 3: PIECES_SCHEMA -> the same with `feature` bytes (float16 [n, D]) in the place of `frames`."""
 
-    def __init__(self, spec: BackboneSpec, threads: int, counter: Any) -> None:
-        self.backbone = load_backbone(spec, threads)
+    def __init__(self, spec: BackboneSpec, threads: int, counter: Any, device: str = "auto") -> None:
+        self.backbone = load_backbone(spec, threads, device)
         self.counter = counter
 
     def __call__(self, pieces: pa.Table) -> pa.Table:
         spec = self.backbone.spec
         shape = (-1, spec.height, spec.width, 3)
-        buffers = [b"" if frames is None else frames for frames in pieces["frames"].to_pylist()]
+        buffers = [frames.as_buffer() or b"" for frames in pieces["frames"]]
         frames = [np.frombuffer(buffer, np.uint8).reshape(shape) for buffer in buffers]
         lengths = [len(array) for array in frames]
         features = self.backbone.embed(np.concatenate(frames))
@@ -122,6 +129,24 @@ class EmbedPieces:
         self.counter.add.remote(sum(lengths))
         pieces = _mark(pieces, [bool(np.isfinite(features[end - n : end]).all()) for end, n in zip(ends, lengths, strict=True)])
         return pieces.drop_columns("frames").append_column("feature", pa.array(split, pa.large_binary()))
+
+
+class DecodeAndEmbed:
+    """Steps 2 and 3 in one process, where both run on CPUs: frames go from the decoder to the network and nowhere else.
+
+    Catalog rows -> pieces with `feature` as EmbedPieces gives them. The next piece is decoded while one is embedded.
+    """
+
+    def __init__(self, decode: DecodeSources, embed: EmbedPieces) -> None:
+        self.decode, self.embed = decode, embed
+
+    def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
+        pieces = iter(self.decode(sources))
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(next, pieces, None)
+            while (piece := following.result()) is not None:
+                following = pool.submit(next, pieces, None)
+                yield self.embed(piece)
 
 
 def _mark(pieces: pa.Table, finite: list[bool]) -> pa.Table:

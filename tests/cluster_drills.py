@@ -41,9 +41,9 @@ PROGRAMS = Path(sys.executable).parent
 HEAD, WORKER = 0, 1
 WAIT_SECONDS = 900  # for one command; a busy machine takes minutes to start Ray's workers
 PROCESSES = {  # kind of kill -> what its processes are called
-    "decode actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Decode"),
+    "decode actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Decode\)"),
     "decoder child": re.compile(r"-m pipeline\.decoder"),
-    "embed actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Embed"),
+    "embed actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Embed\)"),
     "writer": re.compile(r"ray::MapWorker\(MapBatches\(\w*Write"),
     "join task": re.compile(r"ray::join_pieces"),
     "counter": re.compile(r"ray::_Counter"),
@@ -352,13 +352,15 @@ def ingest_under_kills(
     """Ingest the clips while one process of each kind, in this order, is killed at a random instant; run again what stops.
 
     kinds: of PROCESSES, or "driver", "node" (all of the worker node; another one joins), "head" (the GCS and the driver with it).
+    Where a "decode actor" is among them, decoding has actors of its own, as beside GPUs; else embedding actors decode.
     """
     chance = random.Random(seed)
     drill = Drill(seed)
     reader = Reader(gallery, expected)
     reader.start()
     began = time.monotonic()
-    flags = ["--backbone", backbone, "--shard-pieces", "2", "--decoders", "2", "--embedders", "2"]
+    flags = ["--backbone", backbone, "--shard-pieces", "2", "--embedders", "2"]
+    flags += ["--decoders", "2"] if "decode actor" in kinds else []
     command = ["-m", "jobs.ingest", clips, "--gallery", gallery, *flags]
     log = gallery.parent / f"{gallery.name}.log"
     with log.open("a") as sink:
@@ -402,7 +404,7 @@ def _wait_for(
     cluster: TwoNodes, kind: str, driver: "subprocess.Popen[str]", chance: random.Random
 ) -> tuple[int, psutil.Process] | None:
     """A process of the kind, picked at a random instant after the work has begun; None when the driver ends first."""
-    while not find_processes(cluster, "decode actor" if kind in ("driver", "node", "head") else kind):
+    while not find_processes(cluster, "embed actor" if kind in ("driver", "node", "head") else kind):
         if driver.poll() is not None:
             return None
         time.sleep(0.02)

@@ -23,4 +23,4 @@ def misbehave(request: tuple[Any, ...], sampling: Sampling) -> Iterator[Event]:
 
 if __name__ == "__main__":
     pipeline.decoder._events = misbehave
-    pipeline.decoder.serve(Connection(int(sys.argv[1])))
+    pipeline.decoder.serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
