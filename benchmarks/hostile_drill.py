@@ -3,7 +3,7 @@
     python -m benchmarks.hostile_drill --count 2000 --seed 7
 
 Each mutant is decoded under a limit of time and memory; what becomes of it, how long it took and what memory the decoder's
-process took at most is held to the promises of `tests.mutants.Judge`. Then a share of them goes through jobs.ingest in one
+process took at most is held to the promises of `tests.mutant_judge.Judge`. Then a share of them goes through jobs.ingest in one
 manifest, and each must stand in videos/ or in rejects/ once. Mutants that broke a promise are kept; the seed makes them again.
 Last, files of a gallery and its index are damaged one at a time, and a search and a check are asked after each (`tests.damage`).
 """
@@ -25,7 +25,8 @@ from rich.table import Table
 from pipeline.decoder import Decoder
 from pipeline.sampling import Sampling
 from tests.damage import Damage, Witness, made_up_gallery, try_damage
-from tests.mutants import KINDS, SIZE, Judge, Mutant, Outcome, ingest_faults, write_mutants, write_sources
+from tests.mutant_judge import Judge, Outcome, ingest_faults
+from tests.mutants import KINDS, SIZE, Mutant, write_mutants, write_sources
 
 LIBRARIES = 300 << 20  # resident bytes of a decoder process before its first video, generously
 

@@ -39,7 +39,9 @@ def ingest(
     memory_limit: Annotated[int, typer.Option(help="MiB that decoding one video may take.")] = 3072,
     retry_rejected: Annotated[bool, typer.Option(help="Try videos again that were rejected before.")] = False,
     strict: Annotated[bool, typer.Option(help="Exit with 3 when some inputs were rejected.")] = False,
-    decoders: Annotated[int | None, typer.Option(help="Decoding actors [default: half the CPUs].")] = None,
+    decoders: Annotated[
+        int | None, typer.Option(help="Decoding actors [default: with GPUs half the CPUs, else the embedding actors decode].")
+    ] = None,
     embedders: Annotated[int | None, typer.Option(help="Embedding actors [default: one a GPU, else one a CPU].")] = None,
     shard_pieces: Annotated[
         int | None,

@@ -22,7 +22,8 @@ from pipeline.readers import CONTAINER_MAGIC, STREAM_MAGIC
 from pipeline.sampling import Sampling
 from pipeline.storage import resolve
 from pipeline.video import Piece, Rejected, read_pieces
-from tests.mutants import KINDS, SIZE, Judge, Outcome, _event_faults, encode, ingest_faults, write_mutants, write_sources
+from tests.mutant_judge import Judge, Outcome, event_faults, ingest_faults
+from tests.mutants import KINDS, SIZE, encode, write_mutants, write_sources
 from tests.test_video import SMALL, refused, write_image, write_video
 
 SEED, COUNT = 20, 100
@@ -62,10 +63,10 @@ def test_each_mutant_ends_in_one_place_of_the_gallery(outcomes: list[Outcome], t
 
 def test_the_judge_sees_broken_promises(tmp_path: Path) -> None:
     piece = Piece(None, 0, True, np.arange(2, dtype=np.int32), np.arange(2, dtype=np.float32), np.zeros((2, 8, 4, 3), np.uint8))
-    assert _event_faults([]) == ["it was neither accepted nor rejected"]
-    assert "frames came with 0 descriptions of the video" in _event_faults([piece])
-    assert "it was rejected and went on" in _event_faults([Rejected(None, "empty", "m"), piece])
-    assert any("vocabulary" in fault for fault in _event_faults([Rejected(None, "whatever", "m")]))
+    assert event_faults([]) == ["it was neither accepted nor rejected"]
+    assert "frames came with 0 descriptions of the video" in event_faults([piece])
+    assert "it was rejected and went on" in event_faults([Rejected(None, "empty", "m"), piece])
+    assert any("vocabulary" in fault for fault in event_faults([Rejected(None, "whatever", "m")]))
 
 
 class TestNoFiles:
