@@ -25,9 +25,9 @@ from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import build_index, find_head
 from pipeline.ingest import ingest
 from pipeline.occlusion import OcclusionSettings, occlude_catalog
+from pipeline.partitions import opened_partitions
 from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
-from pipeline.search import opened_partitions
 
 
 def occlusion(

@@ -29,9 +29,9 @@ from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import Index, build_index, find_head
 from pipeline.ingest import ingest
 from pipeline.metrics import RankingQuality, query_figures, ranking_quality
+from pipeline.partitions import opened_partitions
 from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings, rank_videos
-from pipeline.search import opened_partitions
 
 VTEST_AVI = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")  # where Debian's opencv-doc puts it
 

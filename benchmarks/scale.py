@@ -51,8 +51,9 @@ from pipeline.errors import UsageError
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.head import load_head, untrained_head
 from pipeline.index import Index, IndexSettings, build_index, current_index, find_head, open_index, sample_features
+from pipeline.partitions import Partitions, opened_partitions
 from pipeline.results import SearchResult, VideoRef
-from pipeline.search import Partitions, SearchSettings, opened_partitions, search, search_many
+from pipeline.search import SearchSettings, search, search_many
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.targets import Target
 

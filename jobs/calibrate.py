@@ -16,9 +16,9 @@ from pipeline.evaluation import Split, coattention_scores, judged_pairs
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import IndexSettings, build_index, current_index, head_for
 from pipeline.ingest import ingest
+from pipeline.partitions import opened_partitions
 from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
-from pipeline.search import opened_partitions
 from pipeline.storage import resolve
 
 

@@ -20,9 +20,9 @@ from pipeline.evaluation_report import evaluation_text, render_evaluation
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import IndexSettings, build_index, current_index, find_head
 from pipeline.ingest import ingest
+from pipeline.partitions import opened_partitions
 from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
-from pipeline.search import opened_partitions
 from pipeline.storage import Location, resolve
 
 SPLITS = 10  # of the data sets that are divided several times

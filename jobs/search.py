@@ -14,12 +14,13 @@ from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery
 from pipeline.index import open_index, videos_not_in
+from pipeline.partitions import opened_partitions
 from pipeline.provenance import calibration_version, gallery_version, source_hash, target_hash
 from pipeline.report import write_report
 from pipeline.results import SearchResult, write_results
 from pipeline.sampling import Sampling
 from pipeline.scoring import ScoreSettings
-from pipeline.search import SearchSettings, opened_partitions, search_many
+from pipeline.search import SearchSettings, search_many
 from pipeline.storage import StorageError, resolve
 from pipeline.targets import Target, read_targets
 

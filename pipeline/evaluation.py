@@ -32,9 +32,9 @@ from pipeline.metrics import (
     shortlist_recall,
 )
 from pipeline.partition import TargetSegments
+from pipeline.partitions import Partitions
 from pipeline.results import VideoRef
 from pipeline.scoring import ScoreSettings, rank_videos
-from pipeline.search import Partitions
 from pipeline.targets import Target
 
 COATTENTION, COSINE, METRIC = "co-attention", "mean + cosine", "mean + learned metric"

@@ -5,24 +5,9 @@ segments, so that whatever belongs to a candidate frame is one broadcast number 
 */
 #ifndef TYPE
 
-#include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-/* Ranges of a file, one after another, into memory. 0, an errno, or -1 for a file that ends before one of them does. */
-int read_ranges(int file, int64_t count, const int64_t *at, const int64_t *size, char *to) {
-  for (int64_t i = 0; i < count; i++)
-    for (int64_t done = 0; done < size[i];) {
-      ssize_t got = pread(file, to, size[i] - done, at[i] + done);
-      if (got < 0 && errno == EINTR) continue;
-      if (got <= 0) return got < 0 ? errno : -1;
-      done += got;
-      to += got;
-    }
-  return 0;
-}
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)

@@ -16,7 +16,8 @@ from pathlib import Path
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import IndexSettings, build_index, open_index
-from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.partitions import opened_partitions
+from pipeline.search import SearchSettings, search
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features, toy_spec

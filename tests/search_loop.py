@@ -11,7 +11,8 @@ import time
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery
 from pipeline.index import open_index
-from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.partitions import opened_partitions
+from pipeline.search import SearchSettings, search
 from pipeline.targets import gallery_target
 
 

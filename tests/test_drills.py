@@ -15,8 +15,9 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import IndexSettings, build_index, index_versions, open_index
+from pipeline.partitions import opened_partitions
 from pipeline.retention import compact
-from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.search import SearchSettings, search
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
 from tests.cluster_drills import (

@@ -45,8 +45,9 @@ from pipeline.evaluation import (
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.index import Index, IndexSettings, build_index, open_index
 from pipeline.metrics import identity_interval, query_figures, ranking_quality
+from pipeline.partitions import Partitions, opened_partitions
 from pipeline.scoring import ScoreSettings
-from pipeline.search import Partitions, SearchSettings, opened_partitions, search
+from pipeline.search import SearchSettings, search
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.targets import gallery_target
 from tests.conftest import toy_spec

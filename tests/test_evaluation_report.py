@@ -12,8 +12,8 @@ from pipeline.evaluation import COATTENTION, COSINE, EvaluationSettings, Split, 
 from pipeline.evaluation_report import evaluation_text, interval, render_evaluation, share, spread
 from pipeline.gallery import Gallery
 from pipeline.index import build_index
+from pipeline.partitions import opened_partitions
 from pipeline.scoring import ScoreSettings
-from pipeline.search import opened_partitions
 from tests.test_report import HOSTILE, Page
 
 

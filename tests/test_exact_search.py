@@ -9,9 +9,10 @@ import ray
 
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import Index, IndexSettings, build_index
+from pipeline.partitions import LocalPartitions, opened_partitions
 from pipeline.results import SearchResult
 from pipeline.scoring import ScoreSettings
-from pipeline.search import LocalPartitions, SearchSettings, opened_partitions, search, search_many
+from pipeline.search import SearchSettings, search, search_many
 from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features, toy_spec
 

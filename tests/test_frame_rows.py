@@ -8,21 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import frame_rows, pair_kernel, search
+from pipeline import compiled, frame_rows
+from pipeline import partitions as partitions_module
 from pipeline.errors import PipelineError
 from pipeline.frame_rows import Reading
 from pipeline.gallery import Gallery
 from pipeline.index import Index, IndexSettings, build_index
-from pipeline.search import LocalPartitions, SearchSettings, search_many
+from pipeline.partitions import LocalPartitions
+from pipeline.search import SearchSettings, search_many
 from pipeline.targets import gallery_target
 
 
 @pytest.fixture(params=["compiled", "python"])
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "python":
-        monkeypatch.setattr(pair_kernel, "_library", lambda: None)
-    elif not pair_kernel.available():
-        pytest.skip(f"no compiled kernel: {pair_kernel.why_not()}")
+        monkeypatch.setattr(compiled, "library", lambda name: None)
+    elif compiled.library("frame_rows") is None:
+        pytest.skip(f"no compiled library: {compiled.why_not('frame_rows')}")
 
 
 def mapped(folder: Path, frames: int) -> dict[str, np.memmap]:
@@ -98,13 +100,13 @@ def test_leads_do_not_depend_on_where_rows_are(
     def leads() -> tuple[list[str], np.ndarray]:
         partitions = LocalPartitions(partitioned, range(len(partitioned.manifest["partitions"])))
         results = search_many(toy_gallery, partitioned, partitions, targets, asked)
-        assert partitions.large == (search.MAPPED_BYTES == 0)
+        assert partitions.large == (partitions_module.MAPPED_BYTES == 0)
         found = [lead for result in results for lead in result.leads]
         scores = [score for lead in found for score in (lead.score, *(pair.score for pair in lead.best_pairs))]
         return [lead.video.video_id for lead in found], np.array(scores)
 
     ids, scores = leads()
-    monkeypatch.setattr(search, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(partitions_module, "MAPPED_BYTES", 0)
     monkeypatch.setattr("pipeline.partition.READ_BYTES", read_bytes)
     copied_ids, copied_scores = leads()
     assert copied_ids == ids

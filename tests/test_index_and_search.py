@@ -14,10 +14,11 @@ import torch
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
 from pipeline.index import Index, IndexSettings, build_index, index_versions, open_index, sample_features
+from pipeline.partitions import opened_partitions
 from pipeline.results import SearchResult
 from pipeline.scoring import ScoreSettings
 from pipeline.seals import sealed, unsealed
-from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.search import SearchSettings, search
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features, toy_spec
@@ -248,7 +249,7 @@ def test_more_partitions_than_files_may_be_open(toy_gallery: Gallery, monkeypatc
     wanted = leads(toy_gallery, index).leads
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     if not raised:
-        monkeypatch.setattr("pipeline.search._allow_open_files", lambda more: None)
+        monkeypatch.setattr("pipeline.partitions._allow_open_files", lambda more: None)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, limits[1]))
     try:
         if raised:

@@ -26,8 +26,9 @@ from pipeline.index import (
     videos_not_in,
 )
 from pipeline.partition_store import FULL, PartitionWork, build_partitions
+from pipeline.partitions import opened_partitions
 from pipeline.retention import Selection, compact, forget
-from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.search import SearchSettings, search
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features, toy_spec

@@ -13,8 +13,9 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.head import head_hash, save_head
 from pipeline.index import build_index, find_head
+from pipeline.partitions import opened_partitions
 from pipeline.scoring import ScoreSettings
-from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.search import SearchSettings, search
 from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features
 

@@ -25,8 +25,9 @@ from nbclient import NotebookClient
 from jobs.evaluate import evaluate
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.index import build_index
+from pipeline.partitions import opened_partitions
 from pipeline.results import write_results
-from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.search import SearchSettings, search
 from pipeline.targets import gallery_target
 from pipeline.training.checkpoint import metrics_table
 from pipeline.training.run import GallerySource, TrainingPlan, run_training

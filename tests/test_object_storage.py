@@ -12,11 +12,12 @@ from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import build_index, open_index
 from pipeline.ingest import ingest
+from pipeline.partitions import opened_partitions
 from pipeline.report import write_report
 from pipeline.results import write_results
 from pipeline.retention import Selection, compact, forget
 from pipeline.sampling import Sampling
-from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.search import SearchSettings, search
 from pipeline.storage import resolve
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery

@@ -19,8 +19,9 @@ from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_mat
 from pipeline.head import save_head
 from pipeline.index import IndexSettings, build_index, index_versions, open_index
 from pipeline.ingest import missing_sources
+from pipeline.partitions import opened_partitions
 from pipeline.retention import Selection, compact, forget
-from pipeline.search import SearchSettings, opened_partitions, search
+from pipeline.search import SearchSettings, search
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features

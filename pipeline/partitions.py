@@ -1,0 +1,292 @@
+"""All partitions of an index, in this process or spread over Ray actors that own them: what a search asks of them.
+
+Query vectors go out, scores come back; features never travel. A partition's answers do not depend on who holds it.
+"""
+
+import contextlib
+import resource
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import faiss
+import numpy as np
+import torch
+
+from pipeline import telemetry
+from pipeline.errors import PipelineError
+from pipeline.frame_rows import FrameRows, Reading
+from pipeline.gallery import Gallery
+from pipeline.index import Index, open_index
+from pipeline.partition import Partition, TargetSegments
+from pipeline.prefilter import PrefilterQuery
+from pipeline.results import SegmentPair
+from pipeline.scoring import ScoreSettings
+
+START_SECONDS = 120.0  # for actors to find a place and open their partitions
+IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
+MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are read into memory of their own
+FILES_A_PARTITION, OTHER_FILES = 8, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
+READ_AHEAD = 3  # partitions whose rows are read while those of another are scored
+
+Answer = TypeVar("Answer")
+
+
+class Partitions(Protocol):
+    """All partitions of an index, wherever they are. Videos are numbered as in Index.videos."""
+
+    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray: ...
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]: ...
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray: ...
+
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]: ...
+
+
+class LocalPartitions:
+    """Some or all partitions, in this process; each is opened when it is first asked for something."""
+
+    def __init__(self, index: Index, numbers: Sequence[int], device: str = "cpu") -> None:
+        self.first = np.array([index.manifest["partitions"][n]["first_video"] for n in numbers], np.int64)
+        self.count = np.array([index.manifest["partitions"][n]["videos"] for n in numbers], np.int64)
+        self.index, self.numbers, self.device = index, list(numbers), device
+        frames = sum(index.manifest["partitions"][number]["frames"] for number in numbers)
+        self.large = 2 * frames * (index.head.config.key_width + index.head.config.value_width) > MAPPED_BYTES
+        self.opened: dict[int, Partition] = {}
+        self.threads: ThreadPoolExecutor | None = None
+        _allow_open_files(FILES_A_PARTITION * len(self.numbers))
+
+    def open(self, place: int) -> Partition:
+        """The partition at a place in `numbers`."""
+        if place not in self.opened:
+            self.opened[place] = Partition(self.index, self.numbers[place], self.device, copied=self.large)
+            telemetry.gauge("coattention_partitions_open", len(self.opened))
+        return self.opened[place]
+
+    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Best videos by the prefilter, a superset of the best `count`: (videos int64 [m], logits float32 [m]).
+
+        Each partition is asked for somewhat more than its share, and again where it may hold more of the best.
+        """
+        query = PrefilterQuery(target.encoding)
+        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        inside = [None if allowed is None else allowed[f : f + n] for f, n in zip(self.first, self.count, strict=True)]
+        asked = {p: count for p, mine in enumerate(inside) if mine is None or mine.any()}
+        if len(asked) > 1:
+            asked = dict.fromkeys(asked, min(count, 2 * -(-count // len(asked)) + 32))
+        wanted = list(asked)
+        while wanted:
+            answers = self._at_once(lambda place: self.open(place).shortlist(query, asked[place], inside[place]), wanted)
+            found |= zip(wanted, answers, strict=True)
+            best = np.concatenate([logits for _, logits in found.values()])
+            last = np.partition(best, -count)[-count] if len(best) > count else -np.inf
+            wanted = [
+                place
+                for place, (videos, logits) in found.items()
+                if asked[place] <= len(videos) < self.count[place] and asked[place] < count and logits[-1] >= last
+            ]
+            asked.update({place: min(count, 4 * asked[place]) for place in wanted})
+        videos = [np.empty(0, np.int64)] + [videos + self.first[place] for place, (videos, _) in found.items()]
+        return np.concatenate(videos), np.concatenate([np.empty(0, np.float32)] + [logits for _, logits in found.values()])
+
+    def _at_once(self, ask: Callable[[int], Answer], places: Sequence[int]) -> list[Answer]:
+        """`ask` of each place, a partition a thread: FAISS uses one thread for the lists of one index."""
+        if len(places) < 2 or torch.get_num_threads() < 2:
+            return [ask(place) for place in places]
+        if self.threads is None:
+            self.threads = ThreadPoolExecutor(torch.get_num_threads(), "partitions", faiss.omp_set_num_threads, (1,))
+        return list(self.threads.map(ask, places))
+
+    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
+        """Video scores float64 [m] of the videos int64 [m]; NaN for those that lie in partitions not held here."""
+        return self.score_many([target], [videos], settings)[0]
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]:
+        """`score` of each target and its videos, partition by partition, so that what they share is read once."""
+        scores = [np.full(len(mine), np.nan) for mine in videos]
+        orders = [np.argsort(mine, kind="stable") for mine in videos]
+        work = []
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
+            parts = []
+            for mine, order in zip(videos, orders, strict=True):
+                begin, end = np.searchsorted(mine, (first, first + number), sorter=order)
+                parts.append(order[begin:end])
+            if any(map(len, parts)):
+                work.append((place, parts))
+        for (place, parts), rows in zip(work, self._rows_ahead(work, videos), strict=True):
+            partition = self.open(place)
+            asked = [mine[part] - self.first[place] for mine, part in zip(videos, parts, strict=True)]
+            for one, part, answer in zip(scores, parts, partition.score_many(targets, asked, settings, rows), strict=True):
+                one[part] = answer
+        return scores
+
+    def _rows_ahead(self, work: list[tuple[int, list[np.ndarray]]], videos: Sequence[np.ndarray]) -> Iterator[FrameRows | None]:
+        """For each partition of the work the rows of its videos, read while those before it are scored; None: it reads itself."""
+        ahead: deque[Reading | None] = deque()
+        for place, parts in work:
+            here = np.concatenate([mine[part] for mine, part in zip(videos, parts, strict=True)])
+            ahead.append(self.open(place).reading(np.unique(here) - self.first[place]))
+            if len(ahead) > READ_AHEAD:
+                yield _rows(ahead.popleft())
+        while ahead:
+            yield _rows(ahead.popleft())
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        """Upper bounds of the scores, float64 [m], of the videos int64 [m]; NaN for those not held here."""
+        bounds = np.full(len(videos), np.nan)
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
+            mine = np.flatnonzero((videos >= first) & (videos < first + number))
+            mine = mine[np.argsort(videos[mine], kind="stable")]
+            if len(mine):
+                bounds[mine] = self.open(place).bounds(target, videos[mine] - first, settings, stage)
+        return bounds
+
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]:
+        """The best segment pairs of each video; an empty list for those not held here."""
+        found: list[list[SegmentPair]] = [[] for _ in videos]
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
+            for i in np.flatnonzero((videos >= first) & (videos < first + number)):
+                found[i] = self.open(place).evidence(target, int(videos[i] - first), pairs, settings)
+        return found
+
+
+class ActorPartitions:
+    """The partitions spread over Ray actors, GPUs where the cluster has them. Close it to end the actors."""
+
+    def __init__(self, gallery_uri: str, index: Index, actors: int | None = None) -> None:
+        import ray
+
+        self.ray = ray
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        partitions = len(index.manifest["partitions"])
+        cpus = max(1, int(resources.get("CPU", 1)))
+        count = min(actors or gpus or max(1, cpus // 2), partitions, gpus or cpus)
+        owner = ray.remote(num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=2, max_task_retries=2)(
+            _PartitionsActor
+        )
+        numbers = [list(range(i, partitions, count)) for i in range(count)]
+        self.actors = [owner.remote(gallery_uri, index.version, mine) for mine in numbers]
+        _, waiting = ray.wait([actor.ready.remote() for actor in self.actors], num_returns=count, timeout=START_SECONDS)
+        if waiting:
+            self.close()
+            raise PipelineError(f"the cluster has no room for {len(waiting)} of {count} search actors; try --actors")
+
+    def close(self) -> None:
+        for actor in self.actors:
+            self.ray.kill(actor)
+
+    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        parts = self._ask("shortlist", target, count, allowed)
+        return np.concatenate([videos for videos, _ in parts]), np.concatenate([logits for _, logits in parts])
+
+    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
+        return np.fmax.reduce(self._ask("score", target, videos, settings))
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]:
+        parts = self._ask("score_many", list(targets), list(videos), settings)
+        return [np.fmax.reduce(answers) for answers in zip(*parts, strict=True)]
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        return np.fmax.reduce(self._ask("bounds", target, videos, settings, stage))
+
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]:
+        parts = self._ask("evidence", target, videos, pairs, settings)
+        return [next((found for found in of_video if found), []) for of_video in zip(*parts, strict=True)]
+
+    def _ask(self, method: str, target: TargetSegments | list[TargetSegments], *arguments: Any) -> list[Any]:
+        shared = self.ray.put(target)
+        try:
+            return self.ray.get([getattr(actor, method).remote(shared, *arguments) for actor in self.actors])
+        except self.ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, PipelineError):
+                raise error.cause from error
+            raise
+        except self.ray.exceptions.RayActorError as error:
+            raise PipelineError("a search actor died and did not come back; nothing is lost, search again") from error
+
+
+class _PartitionsActor:
+    """Runs on a Ray actor: opens its partitions once and keeps them warm."""
+
+    def __init__(self, gallery_uri: str, version: str, numbers: list[int]) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.partitions = LocalPartitions(open_index(Gallery.open(gallery_uri), version), numbers, device)
+
+    def ready(self) -> bool:
+        """Answers once the partitions are open."""
+        for place in range(len(self.partitions.numbers)):
+            self.partitions.open(place)
+        return True
+
+    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        return self.partitions.shortlist(target, count, allowed)
+
+    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
+        return self.partitions.score(target, videos, settings)
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]:
+        return self.partitions.score_many(targets, videos, settings)
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        return self.partitions.bounds(target, videos, settings, stage)
+
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]:
+        return self.partitions.evidence(target, videos, pairs, settings)
+
+
+@contextlib.contextmanager
+def opened_partitions(
+    gallery: Gallery, index: Index, actors: int | None = None, address: str | None = None
+) -> Iterator[Partitions]:
+    """The index's partitions, ready to be searched.
+
+    actors: 0 for this process, a number for that many Ray actors, None to decide: Ray when a cluster is named (address,
+    RAY_ADDRESS) or the index has more than IN_PROCESS_VIDEOS videos, else this process.
+    """
+    from pipeline.cluster import cluster_is_named, connected  # imports Ray
+
+    everything = range(len(index.manifest["partitions"]))
+    if actors is None and not cluster_is_named(address) and len(index.videos) <= IN_PROCESS_VIDEOS:
+        actors = 0
+    if actors == 0:
+        yield LocalPartitions(index, everything)
+        return
+    with connected(address):
+        partitions = ActorPartitions(gallery.location.uri, index, actors)
+        try:
+            yield partitions
+        finally:
+            partitions.close()
+
+
+def _allow_open_files(more: int) -> None:
+    """Let this process have so many files open beside some hundred others, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = more + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def _rows(reading: Reading | None) -> FrameRows | None:
+    return None if reading is None else reading.rows()
