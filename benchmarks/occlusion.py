@@ -22,7 +22,8 @@ from pipeline.cluster import connected
 from pipeline.datasets import read_labelled
 from pipeline.evaluation import EvaluationSettings, Split, evaluate_index, judged_pairs
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import build_index, find_head
+from pipeline.index import find_head
+from pipeline.index_build import build_index
 from pipeline.ingest import ingest
 from pipeline.occlusion import OcclusionSettings, occlude_catalog
 from pipeline.partitions import opened_partitions

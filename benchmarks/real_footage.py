@@ -26,7 +26,8 @@ from pipeline.cluster import connected
 from pipeline.errors import UsageError
 from pipeline.evaluation import COATTENTION, COSINE, coattention_scores, cosine_scores, video_means
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import Index, build_index, find_head
+from pipeline.index import Index, find_head
+from pipeline.index_build import build_index
 from pipeline.ingest import ingest
 from pipeline.metrics import RankingQuality, query_figures, ranking_quality
 from pipeline.partitions import opened_partitions

@@ -20,20 +20,16 @@ the recipe of those that ship (--untrained: the one without training). The last 
 
 import cProfile
 import gc
-import itertools
 import json
 import math
-import multiprocessing
 import os
 import pstats
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,13 +40,25 @@ import pyarrow as pa
 import torch
 import typer
 
+from benchmarks.process_figures import (
+    PeakMemory,
+    bytes_read,
+    drop_from_cache,
+    in_own_process,
+    machine,
+    memory_of_tree,
+    size_on_disk,
+)
+from benchmarks.scale_report import BATCH, SHARES, growths, report
 from benchmarks.synthetic_gallery import SyntheticSettings, comparison, cosine_statistics, write_gallery
 from jobs.command_line import run
 from pipeline.coattention import Coattention
 from pipeline.errors import UsageError
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.head import load_head, untrained_head
-from pipeline.index import Index, IndexSettings, build_index, current_index, find_head, open_index, sample_features
+from pipeline.index import Index, IndexSettings, current_index, find_head, open_index
+from pipeline.index_build import build_index
+from pipeline.index_samples import sample_features
 from pipeline.partitions import Partitions, opened_partitions
 from pipeline.results import SearchResult, VideoRef
 from pipeline.search import SearchSettings, search, search_many
@@ -58,9 +66,7 @@ from pipeline.segments import segment_frames, segment_starts
 from pipeline.targets import Target
 
 BEST = 10
-SHARES = (0.001, 0.01, 0.05)
 USUAL_SHARE = 0.01
-BATCH = 16
 KEY_WIDTH, VALUE_WIDTH = 64, 192  # of the heads that ship
 TRAINED_ON = SyntheticSettings(3000, cameras=40, seed=1)
 
@@ -81,83 +87,9 @@ class Plan:
     seed: int = 0
 
 
-def memory_of_tree(process: int) -> dict[str, int]:
-    """Resident bytes of a process and its descendants: anonymous, and in all with mapped files and shared memory."""
-    found = {"anonymous": 0, "total": 0}
-    for number in _tree(process):
-        try:
-            lines = Path(f"/proc/{number}/status").read_text().splitlines()
-        except OSError:  # it has ended
-            continue
-        fields = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines) if "Rss" in name}
-        fields |= {"VmRSS": sum(size for name, size in fields.items() if name.startswith("Rss"))}
-        found["anonymous"] += fields.get("RssAnon", 0)
-        found["total"] += fields["VmRSS"]
-    return found
-
-
-def _tree(process: int) -> Iterator[int]:
-    yield process
-    try:
-        threads = sorted(Path(f"/proc/{process}/task").iterdir())
-        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
-    except OSError:
-        return
-    for child in children:
-        yield from _tree(child)
-
-
-class PeakMemory:
-    """The most that a process and its descendants held at once while the context was open, looked at ten times a second."""
-
-    def __init__(self) -> None:
-        self.peak = {"anonymous": 0, "total": 0}
-
-    def __enter__(self) -> "PeakMemory":
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while True:
-            now = memory_of_tree(os.getpid())
-            self.peak = {name: max(size, now[name]) for name, size in self.peak.items()}
-            if self.ended.wait(0.1):
-                return
-
-    def __exit__(self, *error: object) -> None:
-        self.ended.set()
-        self.thread.join()
-
-
-def in_own_process(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What the step gives, from a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(step, *arguments).result()
-
-
-def drop_from_cache(folder: Path) -> None:
-    """Ask the kernel to drop the folder's files from its page cache; pages that are mapped would stay."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())  # what is not yet written would stay, too
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def bytes_read() -> int:
-    """Bytes that this process has had read from disks."""
-    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["read_bytes"])
-
-
 def index_folder(gallery: Gallery) -> Path:
     """Where the files of all index versions lie."""
     return Path(gallery.location.path, "index")
-
-
-def size_on_disk(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def make_head(work: str, width: int, trained: bool) -> dict[str, Any]:
@@ -563,12 +495,6 @@ def measure(plan: Plan, work: Path, synthetic: bool, rebuild: bool) -> dict[str,
     return built | figures
 
 
-def growth(small: dict[str, Any], large: dict[str, Any], name: str) -> float:
-    """How many times longer it takes when the gallery grows ten times, on the line through two sizes in logarithms."""
-    exponent = math.log(large[name] / small[name]) / math.log(large["videos"] / small["videos"])
-    return 10**exponent
-
-
 def scale(
     work: Annotated[Path, typer.Option(help="Folder for galleries, indexes and results.jsonl; what is finished is used again.")],
     videos: Annotated[list[int] | None, typer.Option(help="Videos of a synthetic gallery; may be repeated.")] = None,
@@ -615,105 +541,6 @@ def _keep(work: Path, figures: dict[str, Any]) -> None:
     line = {"measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine(), **figures}
     with (work / "results.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def machine() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = f"{len(os.sched_getaffinity(0))} cores {names[0] if names else ''}"
-    return f"{cores}, {memory:.0f} GiB, torch {torch.__version__} on {torch.get_num_threads()} threads"
-
-
-def growths(results: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """Between neighbouring synthetic sizes, what ten times the gallery does to each time."""
-    sizes = [result for result in results if result["gallery"] == "synthetic"]
-    names = ("warm_1_p50", f"warm_{BATCH}_p50", "cold_1_p50", "exhaustive_1_seconds", "build_seconds")
-    return [
-        {"from": small["videos"], "to": large["videos"], **{name: growth(small, large, name) for name in names}}
-        for small, large in itertools.pairwise(sizes)
-    ]
-
-
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The figures as tables for people, a column a size."""
-    gb, mb, ms = 1e9, 1e6, 1e-3
-    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("frames, segments (million)", lambda r: f"{r['frames'] / 1e6:.2f}, {r['segments'] / 1e6:.2f}"),
-        ("gallery written (s)", lambda r: f"{r['write_seconds']:.0f}" if "write_seconds" in r else "-"),
-        ("index built (s)", lambda r: f"{r['build_seconds']:.1f}"),
-        (
-            "  peak memory, anonymous of it (MB)",
-            lambda r: f"{r['build_peak_bytes'] / mb:.0f}, {r['build_peak_anonymous_bytes'] / mb:.0f}",
-        ),
-        ("index on disk (GB)", lambda r: f"{r['index_bytes'] / gb:.3f}"),
-        ("  of raw float16 keys + values", lambda r: f"{r['index_to_raw']:.3f}"),
-        ("opened, cold (s): index, with partitions", lambda r: f"{r['open_index_seconds']:.2f}, {r['open_seconds']:.2f}"),
-        (
-            "memory after searches for 1: resident, anon. (MB)",
-            lambda r: f"{r['search_1_resident_bytes'] / mb:.0f}, {r['search_1_anonymous_bytes'] / mb:.0f}",
-        ),
-        (
-            "memory after all searches: resident, anon. (MB)",
-            lambda r: f"{r['search_resident_bytes'] / mb:.0f}, {r['search_anonymous_bytes'] / mb:.0f}",
-        ),
-        ("first time, 1 target, 1 %: p50, p95 (ms)", lambda r: _two(r, "new_1", ms)),
-        ("  read from disk, on average (MB)", lambda r: f"{r['new_1_read_bytes'] / mb:.0f}"),
-        ("warm, 1 target, 1 %: p50, p95 (ms)", lambda r: _two(r, "warm_1", ms)),
-        (f"warm, {BATCH} targets, 1 %: p50, p95 (ms)", lambda r: _two(r, f"warm_{BATCH}", ms)),
-        ("warm, 1 target, 0.1 %: p50, p95 (ms)", lambda r: _two(r, "warm_1_shortlist_0.001", ms)),
-        ("cold, 1 target, 1 %: p50, p95 (ms)", lambda r: _two(r, "cold_1", ms)),
-        ("  read from disk (MB)", lambda r: f"{r['cold_1_read_bytes'] / mb:.0f}"),
-        (f"cold, {BATCH} targets, 1 %: p50, p95 (ms)", lambda r: _two(r, f"cold_{BATCH}", ms)),
-        ("one camera, first time: p50, p95 (ms)", lambda r: _two(r, "one_camera_new", ms)),
-        ("one camera, warm: p50, p95 (ms)", lambda r: _two(r, "one_camera", ms)),
-        ("  its videos; searches with too few leads", lambda r: f"{r['one_camera_videos']:.0f}; {r['one_camera_too_few']}"),
-        ("exhaustive, 1 target (s)", lambda r: f"{r['exhaustive_1_seconds']:.2f}"),
-        (f"exhaustive, of {BATCH} together, a target (s)", lambda r: f"{r['exhaustive_batch_seconds_a_target']:.2f}"),
-        ("exact (certified), 1 target: p50, p95 (ms)", lambda r: _two(r, "exact", ms) if "exact_p50" in r else "-"),
-        ("  of the time of the 1 % shortlist", lambda r: _one(r, "exact_to_shortlist_time", ".2f")),
-        ("  share scored in full", lambda r: _one(r, "exact_scored_share", ".4f")),
-        ("  share bounded, stage by stage", lambda r: ", ".join(f"{x:.3f}" for x in r.get("exact_bounded_shares", []))),
-        ("  recall of the exhaustive top 10", lambda r: _one(r, "exact_is_exhaustive", ".3f")),
-        ("FAISS alone, best segment: p50, p95 (ms)", lambda r: _two(r, "faiss_segments", ms)),
-        ("FAISS alone, means of videos (ms)", lambda r: f"{r['faiss_videos_seconds'] / ms:.1f}"),
-    ]
-    shares = {str(share): f"{share:.1%}" for share in SHARES}
-    for kind, words in (("segments", "best segment"), ("videos", "mean of video")):
-        for share, percent in shares.items():
-            rows.append(
-                (
-                    f"recall in {percent} by {words}",
-                    lambda r, k=kind, s=share: f"{r[f'recall_{k}'][s]:.3f} ({r['shortlist_sizes'][s]})",
-                )
-            )
-        rows.append((f"recall of FAISS's own top by {words}", lambda r, k=kind: f"{r[f'faiss_{k}_recall']:.3f}"))
-    for name in ("exhaustive", "shortlist", "faiss_segments", "faiss_videos"):
-        rows.append((f"same person in the top 10: {name}", lambda r, n=name: f"{r['same_person_in_top'][n]:.3f}"))
-    titles = [f"{r['videos']:,} videos" for r in results]
-    lines = [machine(), "".join([f"{'':<52}", *(f"{title:>22}" for title in titles)])]
-    lines += ["".join([f"{words:<52}", *(f"{cell(r):>22}" for r in results)]) for words, cell in rows]
-    for r in results:
-        lines += [
-            "",
-            f"One search of {r['videos']:,} videos, shortlist {r['shortlist']}, {r['target_segments']:.0f} target segments (ms)",
-        ]
-        lines += [f"  {name:<60}{seconds / ms:>10.2f}" for name, seconds in r["stages"].items()]
-        lines += ["  under a profiler, own time (ms)"]
-        lines += [f"    {name[:57]:<58}{seconds / ms:>10.2f}" for name, seconds in r["functions"].items()]
-    for step in growths(results):
-        words = ", ".join(f"{name} x{factor:.2f}" for name, factor in step.items() if name not in ("from", "to"))
-        lines += ["", f"Ten times the gallery, from {step['from']:,} to {step['to']:,} videos: {words}"]
-    return "\n".join(lines)
-
-
-def _one(result: dict[str, Any], name: str, how: str) -> str:
-    return f"{result[name]:{how}}" if name in result else "-"
-
-
-def _two(result: dict[str, Any], name: str, unit: float) -> str:
-    return f"{result[f'{name}_p50'] / unit:.1f}, {result[f'{name}_p95'] / unit:.1f}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from pipeline.audit import append_record, check_policy
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import VIDEOS_SCHEMA, Gallery, Snapshot
-from pipeline.index import holds_any, index_versions, open_index, partition_ids, publish_without
+from pipeline.index import holds_any, index_versions, open_index, partition_ids
+from pipeline.index_build import publish_without
 from pipeline.partition_store import delete_partition, partition_store, read_videos
 from pipeline.storage import Location
 

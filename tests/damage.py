@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import IndexSettings, build_index, open_index
+from pipeline.index import IndexSettings, open_index
+from pipeline.index_build import build_index
 from pipeline.partitions import opened_partitions
 from pipeline.search import SearchSettings, search
 from pipeline.targets import gallery_target

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import IndexSettings, build_index, index_versions, open_index
+from pipeline.index import IndexSettings, index_versions, open_index
+from pipeline.index_build import build_index
 from pipeline.partitions import opened_partitions
 from pipeline.retention import compact
 from pipeline.search import SearchSettings, search

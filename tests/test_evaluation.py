@@ -43,7 +43,8 @@ from pipeline.evaluation import (
     write_pair_scores,
 )
 from pipeline.gallery import Gallery, feature_matrix
-from pipeline.index import Index, IndexSettings, build_index, open_index
+from pipeline.index import Index, IndexSettings, open_index
+from pipeline.index_build import build_index
 from pipeline.metrics import identity_interval, query_figures, ranking_quality
 from pipeline.partitions import Partitions, opened_partitions
 from pipeline.scoring import ScoreSettings

@@ -11,7 +11,7 @@ import pytest
 from pipeline.evaluation import COATTENTION, COSINE, EvaluationSettings, Split, evaluate_index, judged_pairs
 from pipeline.evaluation_report import evaluation_text, interval, render_evaluation, share, spread
 from pipeline.gallery import Gallery
-from pipeline.index import build_index
+from pipeline.index_build import build_index
 from pipeline.partitions import opened_partitions
 from pipeline.scoring import ScoreSettings
 from tests.test_report import HOSTILE, Page

@@ -8,7 +8,8 @@ import pytest
 import ray
 
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import Index, IndexSettings, build_index
+from pipeline.index import Index, IndexSettings
+from pipeline.index_build import build_index
 from pipeline.partitions import LocalPartitions, opened_partitions
 from pipeline.results import SearchResult
 from pipeline.scoring import ScoreSettings

@@ -13,7 +13,8 @@ from pipeline import partitions as partitions_module
 from pipeline.errors import PipelineError
 from pipeline.frame_rows import Reading
 from pipeline.gallery import Gallery
-from pipeline.index import Index, IndexSettings, build_index
+from pipeline.index import Index, IndexSettings
+from pipeline.index_build import build_index
 from pipeline.partitions import LocalPartitions
 from pipeline.search import SearchSettings, search_many
 from pipeline.targets import gallery_target

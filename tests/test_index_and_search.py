@@ -13,7 +13,9 @@ import torch
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
-from pipeline.index import Index, IndexSettings, build_index, index_versions, open_index, sample_features
+from pipeline.index import Index, IndexSettings, index_versions, open_index
+from pipeline.index_build import build_index
+from pipeline.index_samples import sample_features
 from pipeline.partitions import opened_partitions
 from pipeline.results import SearchResult
 from pipeline.scoring import ScoreSettings

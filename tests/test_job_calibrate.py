@@ -12,7 +12,8 @@ from pipeline.calibration import load_calibration
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.head import head_hash, save_head
-from pipeline.index import build_index, find_head
+from pipeline.index import find_head
+from pipeline.index_build import build_index
 from pipeline.partitions import opened_partitions
 from pipeline.scoring import ScoreSettings
 from pipeline.search import SearchSettings, search

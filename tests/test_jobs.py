@@ -37,7 +37,8 @@ from pipeline.backbone import DEFAULT, find_backbone
 from pipeline.catalog import default_video_id
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.head import save_head
-from pipeline.index import FORMAT, build_index
+from pipeline.index import FORMAT
+from pipeline.index_build import build_index
 from pipeline.rendering import render_network
 from pipeline.results import RESULTS_SCHEMA
 from pipeline.retention import Selection, forget

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import logs
 from pipeline.gallery import Gallery
-from pipeline.index import build_index
+from pipeline.index_build import build_index
 from tests.test_jobs import command
 
 

@@ -24,7 +24,7 @@ from nbclient import NotebookClient
 
 from jobs.evaluate import evaluate
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
-from pipeline.index import build_index
+from pipeline.index_build import build_index
 from pipeline.partitions import opened_partitions
 from pipeline.results import write_results
 from pipeline.search import SearchSettings, search

@@ -10,7 +10,8 @@ from pipeline.backbone import DEFAULT, find_backbone
 from pipeline.catalog import read_catalog
 from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import build_index, open_index
+from pipeline.index import open_index
+from pipeline.index_build import build_index
 from pipeline.ingest import ingest
 from pipeline.partitions import opened_partitions
 from pipeline.report import write_report

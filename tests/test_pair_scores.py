@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.errors import PipelineError
 from pipeline.evaluation import Split, judged_pairs, write_pair_scores
 from pipeline.gallery import Gallery
-from pipeline.index import build_index
+from pipeline.index_build import build_index
 from pipeline.metrics import query_figures
 from pipeline.pair_scores import read_pair_scores
 from pipeline.storage import resolve

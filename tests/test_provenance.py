@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import audit
 from pipeline.gallery import REJECTS_SCHEMA, Gallery
-from pipeline.index import build_index
+from pipeline.index_build import build_index
 from tests.test_jobs import command
 
 PIPELINE = Path(__file__).parent.parent / "pipeline"

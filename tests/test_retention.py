@@ -17,7 +17,8 @@ from pipeline.catalog import SOURCE_SCHEMA
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
 from pipeline.head import save_head
-from pipeline.index import IndexSettings, build_index, index_versions, open_index
+from pipeline.index import IndexSettings, index_versions, open_index
+from pipeline.index_build import build_index
 from pipeline.ingest import missing_sources
 from pipeline.partitions import opened_partitions
 from pipeline.retention import Selection, compact, forget
@@ -479,7 +480,7 @@ def test_an_index_does_not_outlive_videos_that_were_forgotten_while_it_was_built
         compact(toy_gallery)
         return save_head(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("pipeline.index.save_head", forget_and_save)
+    monkeypatch.setattr("pipeline.index_build.save_head", forget_and_save)
     with pytest.raises(PipelineError, match="forgotten while the index was built"):
         build_index(toy_gallery)
     assert index_versions(toy_gallery) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import scale, synthetic_gallery
+from benchmarks import process_figures, scale, scale_report, synthetic_gallery
 from benchmarks.synthetic_gallery import SyntheticSettings, cosine_statistics, write_gallery
 from pipeline.errors import UsageError
 from pipeline.gallery import Gallery, feature_matrix
@@ -104,7 +104,7 @@ def test_drift_keeps_its_variance_and_forgets_at_its_rate() -> None:
 def test_recall_and_growth_by_hand() -> None:
     assert scale.recall([["a", "b"], ["c", "d"]], [["b", "x"], ["d", "c"]]) == 0.75
     small, large = {"videos": 1000, "seconds": 2.0}, {"videos": 100_000, "seconds": 8.0}
-    assert scale.growth(small, large, "seconds") == pytest.approx(2.0)
+    assert scale_report.growth(small, large, "seconds") == pytest.approx(2.0)
 
 
 def test_nearest_videos_are_those_of_a_brute_force() -> None:
@@ -115,8 +115,8 @@ def test_nearest_videos_are_those_of_a_brute_force() -> None:
 
 
 def test_peak_memory_sees_what_was_held_and_let_go() -> None:
-    with scale.PeakMemory() as memory:
-        before = scale.memory_of_tree(os.getpid())["anonymous"]
+    with process_figures.PeakMemory() as memory:
+        before = process_figures.memory_of_tree(os.getpid())["anonymous"]
         held = np.ones(100 << 20, np.uint8)
         memory.ended.wait(0.3)
         del held
@@ -129,6 +129,7 @@ def test_a_scale_run_measures_every_figure_and_uses_again_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scale, "BATCH", 2)
+    monkeypatch.setattr(scale_report, "BATCH", 2)
     monkeypatch.setattr(scale, "in_own_process", lambda step, *arguments: step(*arguments))
     arguments = {**DEFAULTS, "width": 32, "cameras": 5, "untrained": True, "targets": 2, "judged": 2, "exact": 2, "cold": 1}
     scale.scale(tmp_path, **{**arguments, "videos": [60, 120]})
