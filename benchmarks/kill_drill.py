@@ -15,8 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tests.cluster_drills import as_json, ingest_under_kills, two_nodes, undisturbed, write_clips
+from tests.cluster_drills import as_json, ingest_under_kills, undisturbed, write_clips
 from tests.conftest import save_toy_backbone
+from tests.two_nodes import two_nodes
 
 CLIPS, FRAMES = 60, 120
 PLANS = (  # in turn; a run kills in this order, each at a random instant

@@ -21,18 +21,9 @@ from pipeline.retention import compact
 from pipeline.search import SearchSettings, search
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
-from tests.cluster_drills import (
-    WORKER,
-    Reader,
-    TwoNodes,
-    account,
-    find_processes,
-    ingest_under_kills,
-    two_nodes,
-    undisturbed,
-    write_clips,
-)
+from tests.cluster_drills import Reader, account, ingest_under_kills, undisturbed, write_clips
 from tests.conftest import add_videos, people_features, save_toy_backbone, toy_spec
+from tests.two_nodes import WORKER, TwoNodes, find_processes, two_nodes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 EVERYTHING = SearchSettings(top=1000, shortlist=None, evidence=False)
