@@ -13,6 +13,7 @@ from pipeline.gallery import Gallery, GallerySettings
 from pipeline.ingest import IngestProgress, IngestSummary, Workers
 from pipeline.ingest import ingest as run_ingest
 from pipeline.sampling import Sampling
+from pipeline.storage import canonical_uri
 
 
 def ingest(
@@ -66,6 +67,7 @@ def ingest(
         min_box=min_box,
         time_limit=time_limit,
         memory_limit=memory_limit << 20,
+        roots=tuple(map(canonical_uri, root or ())),
     )
     workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
     catalog = read_catalog(source, roots=root)

@@ -123,6 +123,8 @@ def search(
         print(ranked_list(result, show_labels))
     if out is not None:
         results = [_with_hashes(result) for result in results] if hash_sources else results
+        for changed in sorted({lead.video.uri for result in results for lead in result.leads if lead.source_changed}):
+            print(f"note: {changed} is no longer the file that was ingested and scored", file=sys.stderr)
         write_results(results, out)
         if report:
             pictures = SourcePictures(time_limit)

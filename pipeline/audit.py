@@ -179,15 +179,6 @@ def check_policy(gallery: Gallery, reason: str | None, case: str | None) -> None
         raise UsageError(f"{gallery.location.uri} requires {flags} for its audit log; nothing was done")
 
 
-def content_hash(location: Location, names: Collection[str] | None = None) -> str:
-    """SHA-256 of a file's bytes; with names, of a folder's files: of the lines "<sha256>  <name>", as sha256sum prints them."""
-    if names is not None:
-        lines = "".join(f"{content_hash(location.join(name))}  {name}\n" for name in sorted(names))
-        return hashlib.sha256(lines.encode()).hexdigest()
-    with location.open_input() as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
-
-
 def user() -> str:
     """The account that this process runs under."""
     try:

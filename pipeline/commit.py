@@ -96,6 +96,7 @@ class Committer:
         person_id = source["person_id"] if row["track"] is None else None
         copied = {name: row[name] for name in ("video_id", "track", "fps", "source_frames", "width", "height")}
         return copied | {
+            "ingested_hash": row["source_hash"],
             **{name: source[name] for name in ("uri", "camera_id", "start_time", "boxes_uri")},
             "person_id": person_id,
             "sampled_frames": sum(piece["rows"] for piece in pieces),

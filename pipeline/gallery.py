@@ -56,6 +56,7 @@ VIDEOS_SCHEMA = pa.schema(
         ("source_id", pa.string()),
         ("track", pa.int64()),
         ("boxes_uri", pa.string()),
+        ("ingested_hash", pa.string()),  # see VideoInfo.source_hash; null in galleries of older versions
     ]
 )
 REJECTS_SCHEMA = pa.schema(

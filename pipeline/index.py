@@ -216,7 +216,8 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     manifest = read_manifest(gallery, version)
     try:
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            videos = pa.concat_tables(pool.map(functools.partial(_partition_table, store), manifest["partitions"]))
+            tables = list(pool.map(functools.partial(_partition_table, store), manifest["partitions"]))
+            videos = pa.concat_tables(tables, promote_options="default")  # partitions of older versions have fewer columns
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
     with tempfile.TemporaryDirectory() as folder:

@@ -33,6 +33,7 @@ PIECES_SCHEMA = pa.schema(
         ("source_frames", pa.int64()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("source_hash", pa.string()),
         ("frame_index", pa.list_(pa.int32())),
         ("time_s", pa.list_(pa.float32())),
         ("frames", pa.large_binary()),

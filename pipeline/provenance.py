@@ -8,12 +8,11 @@ from dataclasses import asdict
 import numpy as np
 from pyarrow.fs import FileType
 
-from pipeline.audit import content_hash
 from pipeline.catalog import is_image_pattern
 from pipeline.gallery import Gallery
 from pipeline.index import Index
 from pipeline.readers import image_names
-from pipeline.storage import resolve
+from pipeline.storage import content_hash, resolve
 from pipeline.targets import GALLERY_PREFIX, Target
 
 

@@ -3,6 +3,7 @@
 import bisect
 import contextlib
 import functools
+import hashlib
 import itertools
 import os
 import re
@@ -21,9 +22,10 @@ from pyarrow.fs import FileType
 from pipeline.catalog import IMAGE_SUFFIXES, is_image_pattern
 from pipeline.errors import VideoError
 from pipeline.sampling import Sampling, resize, sample_times
-from pipeline.storage import Location, StorageError, canonical_uri, explained, resolve
+from pipeline.storage import Location, StorageError, canonical_uri, content_hash, explained, inside_checker, listed_hash, resolve
 
 PROGRESS_FRAMES = 100
+BLOCK_BYTES = 16 << 20  # of a file that is copied or hashed
 ROWS_WITH_GAPS = "The size must exactly match"  # what decord says of frames whose rows FFmpeg has padded
 LISTING_SECONDS = 600  # for which the listing of a bucket prefix is good; local folders say when they change
 # How files of the containers begin that cameras and tools write. Nothing else is opened: FFmpeg would also draw a text file as
@@ -47,10 +49,14 @@ class Progress:
 
 
 class Reader:
-    """An open source. times: float64 [frames], seconds from the first frame; fps: frames a second."""
+    """An open source. times: float64 [frames], seconds from the first frame; fps: frames a second.
+
+    path: of the file, or of the folder of images.
+    """
 
     times: np.ndarray
     fps: float
+    path: Path
 
     def sampled(self, sampling: Sampling) -> np.ndarray:
         """int64 [m]: the frames to look at."""
@@ -165,7 +171,7 @@ class ImagesReader(Reader):
 
     def __init__(self, folder: Location, names: Sequence[str], sampling: Sampling) -> None:
         self.fps = sampling.image_rate or sampling.rate
-        self.folder = folder
+        self.folder, self.path, self.sampling = folder, Path(folder.path), sampling
         self.names = sorted(names, key=image_order)
         self.times = np.arange(len(self.names)) / self.fps
 
@@ -174,11 +180,17 @@ class ImagesReader(Reader):
         height, width = frames[0].shape[:2]  # images of a tracklet may differ in size; the first one's is the video's
         return np.stack([resize(frame, height, width) for frame in frames])
 
+    def image(self, name: str) -> Location | None:
+        """An image's file, None for a pipe, which would be waited for for ever. Raises VideoError for one outside the roots."""
+        image = self.folder.join(name)
+        refuse_outside(image.uri, self.sampling)
+        return None if image.is_local and not image.info().is_file else image
+
     def _image(self, index: int) -> np.ndarray:
         image = self.folder.join(self.names[index])
         try:
-            is_pipe = image.is_local and not image.info().is_file  # opening it would wait for ever
-            data = b"" if is_pipe else image.read_bytes()
+            file = self.image(self.names[index])
+            data = b"" if file is None else file.read_bytes()
             frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
         except StorageError as error:
             reason = error.reject_reason("unreadable_image")
@@ -253,8 +265,15 @@ def _listed_images(uri: str, stamp: int) -> list[str]:
     return sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
 
 
+def refuse_outside(uri: str, sampling: Sampling) -> None:
+    """Raises VideoError for what lies outside the roots by now: a link may have changed since the catalog was read."""
+    if sampling.roots and not inside_checker(sampling.roots)(uri):
+        raise VideoError("outside_roots", f"{uri} lies outside the allowed roots")
+
+
 def open_source(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Generator[Progress, None, Reader]:
     """The opened source; what takes long (a copy from an object store, counting a stream's frames) tells its progress."""
+    refuse_outside(uri, sampling)
     try:
         location = resolve(uri)
         info = location.info()
@@ -285,10 +304,35 @@ def open_source(uri: str, sampling: Sampling, stack: contextlib.ExitStack) -> Ge
         raise VideoError(error.reject_reason("undecodable"), str(error)) from error
 
 
+def hashed(reader: Reader) -> Generator[Progress, None, str | None]:
+    """The hash of what the reader reads, as `pipeline.provenance.source_hash` gives it; None for images in object stores, which
+    would be fetched twice, and for what cannot be read: decoding says why.
+    """
+    try:
+        if isinstance(reader, ImagesReader):
+            hashes = {}
+            for number, name in enumerate(reader.names if reader.folder.is_local else ()):
+                image = reader.image(name)
+                if image is None:
+                    return None
+                hashes[name] = content_hash(image)
+                if number % PROGRESS_FRAMES == 0:
+                    yield Progress()
+            return f"images:{listed_hash(hashes)}" if hashes else None
+        digest = hashlib.sha256()
+        with reader.path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                yield Progress()
+        return f"file:{digest.hexdigest()}"
+    except (StorageError, OSError):
+        return None
+
+
 def _local_copy(location: Location, stack: contextlib.ExitStack) -> Generator[Progress, None, Path]:
     """An object as a temporary file: decord needs to seek, and seeking over the network costs more than one pass."""
     copy = stack.enter_context(tempfile.NamedTemporaryFile(suffix=Path(location.path).suffix))  # noqa: SIM115
-    for block in location.blocks(16 << 20):
+    for block in location.blocks(BLOCK_BYTES):
         with explained(f"copy {location.uri} to", copy.name):
             copy.write(block)
             copy.flush()

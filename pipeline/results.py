@@ -32,6 +32,7 @@ RESULTS_SCHEMA = pa.schema(
         ("index_version", pa.string()),
         ("model", pa.string()),
         ("source_hash", pa.string()),
+        ("ingested_hash", pa.string()),
         ("boxes_uri", pa.string()),
         ("track", pa.int64()),
         ("calibration", pa.string()),
@@ -74,7 +75,10 @@ class SegmentPair:
 
 @dataclass(frozen=True)
 class VideoRef:
-    """Where a video is and what is known of it. track: the track id in the boxes file, or None for the whole frame."""
+    """Where a video is and what is known of it. track: the track id in the boxes file, or None for the whole frame.
+
+    ingested_hash: of the source when it was ingested (see `pipeline.provenance.source_hash`), None where it is not known.
+    """
 
     video_id: str
     uri: str
@@ -83,6 +87,7 @@ class VideoRef:
     person_id: str | None = None
     boxes_uri: str | None = None
     track: int | None = None
+    ingested_hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,11 @@ class Lead:
     prefilter_rank: int
     best_pairs: tuple[SegmentPair, ...]
     source_hash: str | None = None
+
+    @property
+    def source_changed(self) -> bool:
+        """Whether the source is not what was ingested: its pictures then do not show what was scored."""
+        return None not in (self.source_hash, self.video.ingested_hash) and self.source_hash != self.video.ingested_hash
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,7 @@ def results_table(results: Sequence[SearchResult]) -> pa.Table:
             "index_version": result.index_version,
             "model": result.model,
             "source_hash": lead.source_hash,
+            "ingested_hash": lead.video.ingested_hash,
             **{name: getattr(lead.video, name) for name in ("boxes_uri", "track")},
             "calibration": result.calibration if lead.probability is not None else None,
             **{name: getattr(result, name) for name in ("gallery", "gallery_videos", "audit_head")},

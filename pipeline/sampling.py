@@ -18,6 +18,7 @@ class Sampling:
     piece: frames a piece. max_frames: sampled frames a candidate. max_bytes: size of a video file in bytes.
     min_box: pixels of a box that must lie inside the frame, in each direction, for it to count.
     time_limit: seconds without progress after which a video is given up. memory_limit: bytes that decoding may take.
+    roots: canonical uris that whatever is opened must lie below, links followed; (): anywhere.
     """
 
     rate: float = 10.0
@@ -30,6 +31,7 @@ class Sampling:
     min_box: int = 8
     time_limit: float = 60.0
     memory_limit: int = 3 << 30
+    roots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         positive = (

@@ -283,4 +283,4 @@ def _ids(index: Index, videos: np.ndarray) -> list[str]:
 
 
 def _video_ref(row: dict[str, Any]) -> VideoRef:
-    return VideoRef(**{name: row[name] for name in VideoRef.__dataclass_fields__})
+    return VideoRef(**{name: row[name] for name in VideoRef.__dataclass_fields__ if name in row})  # older indexes lack the newest

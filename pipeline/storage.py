@@ -8,6 +8,7 @@ it; credentials never stand in a uri, since uris are written into the gallery.
 
 import errno
 import functools
+import hashlib
 import os
 import posixpath
 import random
@@ -15,7 +16,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,6 +268,20 @@ def inside_checker(roots: Sequence[str | Path]) -> Callable[[str], bool]:
         )
 
     return is_inside
+
+
+def content_hash(location: Location, names: Collection[str] | None = None) -> str:
+    """SHA-256 of a file's bytes; with names, of a folder's files: of the lines "<sha256>  <name>", as sha256sum prints them."""
+    if names is not None:
+        return listed_hash({name: content_hash(location.join(name)) for name in names})
+    with location.open_input() as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def listed_hash(hashes: Mapping[str, str]) -> str:
+    """SHA-256 of several files: of the lines "<sha256>  <name>", by name. hashes: name -> sha256."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=256)

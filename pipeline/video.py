@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.boxes import clip_box, read_boxes
 from pipeline.errors import VideoError
-from pipeline.readers import Progress, Reader, open_source
+from pipeline.readers import Progress, Reader, hashed, open_source, refuse_outside
 from pipeline.sampling import Sampling, resize
 from pipeline.storage import resolve
 
@@ -23,12 +23,16 @@ BATCH_BYTES = 64 << 20  # full-size frames decoded at a time
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container says: frames a second, frames in all, frame width and height in pixels."""
+    """What the container says: frames a second, frames in all, frame width and height in pixels.
+
+    source_hash: of the bytes that were decoded (`pipeline.provenance.source_hash`), None for images in object stores.
+    """
 
     fps: float
     source_frames: int
     width: int
     height: int
+    source_hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,12 @@ def read_pieces(uri: str, boxes_uri: str | None, sampling: Sampling) -> Iterator
     """
     with contextlib.ExitStack() as stack:
         reader = yield from open_source(uri, sampling, stack)
+        source_hash = yield from hashed(reader)
         selected = reader.sampled(sampling)
         if len(selected) == 0:
             raise VideoError("no_frames", f"{uri} has no frames")
         first = reader.read(selected[:1])
-        yield VideoInfo(reader.fps, len(reader.times), first.shape[2], first.shape[1])
+        yield VideoInfo(reader.fps, len(reader.times), first.shape[2], first.shape[1], source_hash)
         batch = max(1, min(sampling.piece, BATCH_BYTES // first[0].nbytes))
         if boxes_uri is None:
             yield from _whole_frames(uri, reader, selected, batch, sampling)
@@ -89,6 +94,7 @@ def read_frames(uri: str, boxes_uri: str | None, track: int | None, indices: lis
     """
     boxes = {}
     if track is not None and boxes_uri is not None:
+        refuse_outside(boxes_uri, sampling)
         frames, found = read_boxes(resolve(boxes_uri)).get(track, ((), ()))
         boxes = dict(zip((int(frame) for frame in frames), found, strict=True))
     with contextlib.ExitStack() as stack:
@@ -115,6 +121,7 @@ def _whole_frames(uri: str, reader: "Reader", selected: np.ndarray, batch: int, 
 
 
 def _tracks(boxes_uri: str, reader: "Reader", selected: np.ndarray, batch: int, sampling: Sampling) -> Iterator[Event]:
+    refuse_outside(boxes_uri, sampling)
     tracks = read_boxes(resolve(boxes_uri))
     boxes_of_frame: dict[int, list[tuple[int, tuple[int, int, int, int]]]] = {}
     candidates: dict[int, _Candidate] = {}

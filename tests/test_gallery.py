@@ -122,6 +122,13 @@ def test_a_source_committed_twice_by_two_ingests_is_there_once(toy_gallery: Gall
     assert set(after["shard"].to_pylist()).isdisjoint(before["shard"].to_pylist())
 
 
+def test_a_gallery_of_an_older_version_lacks_only_the_newest_column(toy_gallery: Gallery) -> None:
+    now = toy_gallery.snapshot().videos
+    toy_gallery.commit(now.drop_columns("ingested_hash"), NO_REJECTS)
+    then = toy_gallery.snapshot().videos
+    assert then.schema.equals(VIDEOS_SCHEMA) and then["ingested_hash"].null_count == len(then) == len(now)
+
+
 def test_forgotten_videos_are_gone_at_once_and_count_as_finished(toy_gallery: Gallery) -> None:
     toy_gallery.commit(NO_VIDEOS, NO_REJECTS, kind="forget", forgotten=["v003"])
     assert "v003" not in toy_gallery.snapshot().videos["video_id"].to_pylist()

@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.ingest import Workers, ingest
 from pipeline.pieces import PIECES_SCHEMA, WRITTEN_SCHEMA, _mark, decode_source, write_pieces
+from pipeline.provenance import source_hash
 from pipeline.retention import Selection, forget
 from pipeline.sampling import Sampling
 from tests.conftest import toy_spec
@@ -83,6 +84,8 @@ def test_every_input_ends_in_one_place_and_a_second_ingest_adds_nothing(running_
     assert told[-1] == (13, 13)
     assert all(row["person_id"] is None for row in snapshot.videos.to_pylist())
     files = sorted(Path(gallery.location.path).rglob("*"))
+    for row in gallery.snapshot().videos.to_pylist():
+        assert row["ingested_hash"] == source_hash(row["uri"]) is not None
     again = ingest(catalog, gallery, SAMPLING)
     assert (again.already, again.candidates) == (13, 0)
     assert sorted(Path(gallery.location.path).rglob("*")) == files

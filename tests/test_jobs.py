@@ -212,7 +212,7 @@ def test_search_writes_tables_by_the_contract_and_a_report_that_opens_offline(wo
     table = pq.read_table(tmp_path / "out" / "results.parquet")
     assert table.schema.equals(RESULTS_SCHEMA)
     contract = "target_id rank video_id uri camera_id start_time score probability prefilter_rank best_pairs index_version model"
-    provenance = "source_hash boxes_uri track calibration gallery gallery_videos audit_head"
+    provenance = "source_hash ingested_hash boxes_uri track calibration gallery gallery_videos audit_head"
     assert table.column_names == [*contract.split(), *provenance.split()]
     rows = table.to_pylist()
     gallery = {row["video_id"]: row for row in Gallery.open(world.gallery).snapshot().videos.to_pylist()}

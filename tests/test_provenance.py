@@ -43,6 +43,25 @@ def test_results_say_what_it_takes_to_check_them(with_sources: Gallery, tmp_path
     assert (tmp_path / "r" / "results.csv").read_text().count("file:") == 38
 
 
+def test_a_source_that_is_no_longer_what_was_ingested_is_named(with_sources: Gallery, tmp_path: Path) -> None:
+    videos = with_sources.snapshot().videos
+    hashes = [f"file:{hashlib.sha256(name.encode()).hexdigest()}" for name in videos["video_id"].to_pylist()]
+    known = videos.set_column(videos.schema.get_field_index("ingested_hash"), "ingested_hash", pa.array([None, *hashes[1:]]))
+    with_sources.commit(known, REJECTS_SCHEMA.empty_table())
+    build_index(with_sources)
+    (tmp_path / "v007").write_text("another video")
+    asked = ("--gallery", with_sources.location.uri, "--out", str(tmp_path / "r"), "--top", "40")
+    ended = command("search", "id:v001", *asked)
+    assert ended.code == 0, ended.err
+    said = f"note: {tmp_path}/v007 is no longer the file that was ingested and scored"
+    assert [line for line in ended.err.splitlines() if "no longer" in line] == [said]
+    rows = pq.read_table(tmp_path / "r" / "results.parquet").to_pylist()
+    changed = [row["video_id"] for row in rows if row["ingested_hash"] not in (None, row["source_hash"])]
+    assert changed == ["v007"] and sum(row["ingested_hash"] is None for row in rows) == 1
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert page.count("no longer the one that was ingested") == 1
+
+
 def test_sources_are_left_alone_when_asked(with_sources: Gallery, tmp_path: Path) -> None:
     asked = ("--gallery", with_sources.location.uri, "--out", str(tmp_path / "r"), "--no-report", "--no-hash-sources")
     assert command("search", "id:v001", *asked).code == 0

@@ -4,6 +4,7 @@ import fnmatch
 import itertools
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.catalog import REJECT_REASONS
 from pipeline.decoder import Decoder
 from pipeline.errors import UsageError, VideoError
+from pipeline.provenance import source_hash
 from pipeline.readers import Progress, image_names, image_order, matches
 from pipeline.sampling import Sampling, resize, sample_times
 from pipeline.storage import StorageError, resolve
@@ -128,6 +130,50 @@ def test_a_pattern_is_the_tracklet_that_its_names_make_in_a_folder_of_many(tmp_p
     assert brightness(f"{tmp_path}/0001C1T0001F*.png") == [1, 2, 10]
     assert brightness(f"{tmp_path}/0001C1T0002F*.png") == [101, 102, 110]
     assert brightness(f"{tmp_path}/*1.png") == [1, 101]
+
+
+def test_the_hash_of_what_was_decoded_is_that_of_the_source(tmp_path: Path) -> None:
+    def decoded(uri: Path | str) -> str | None:
+        return next(event.source_hash for event in read_pieces(str(uri), None, SMALL) if isinstance(event, VideoInfo))
+
+    video = write_video(tmp_path / "a.mp4")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(12):
+        write_image(folder / f"x{number}.png", number)
+    sources = [str(video), str(folder), f"{folder}/x1*.png"]
+    hashes = [decoded(uri) for uri in sources]
+    assert hashes == [source_hash(uri) for uri in sources] and len(set(hashes)) == 3
+    os.mkfifo(folder / "x5000.png")  # never read to its end
+    assert decoded(f"{folder}/x1*.png") == hashes[2]
+    with pytest.raises(VideoError, match=r"x5000\.png is not an image"):
+        list(read_pieces(str(folder), None, SMALL))
+
+
+def test_what_came_to_lie_outside_the_roots_is_not_opened(tmp_path: Path) -> None:
+    """The catalog had found all of it inside: links changed since."""
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    (outside / "images").mkdir(parents=True)
+    video = write_video(outside / "a.mp4")
+    boxes = outside / "a.txt"
+    boxes.write_text("1,1,4,4,20,40\n")
+    write_image(outside / "images" / "1.png", 1)
+    (inside / "images").mkdir()
+    for link, place in (
+        ("a.mp4", video),
+        ("a.txt", boxes),
+        ("folder", outside / "images"),
+        ("images/1.png", outside / "images/1.png"),
+    ):
+        (inside / link).symlink_to(place)
+    within = write_video(inside / "b.mp4")
+    rooted = replace(SMALL, roots=(str(inside),))
+    for uri, boxes_uri in (("a.mp4", None), ("folder", None), ("images", None), ("images/1*.png", None), ("b.mp4", "a.txt")):
+        with pytest.raises(VideoError, match="outside the allowed roots") as error:
+            list(read_pieces(f"{inside}/{uri}", boxes_uri and f"{inside}/{boxes_uri}", rooted))
+        assert error.value.reason == "outside_roots"
+    assert [len(piece.frames) for piece in pieces(list(read_pieces(str(within), None, rooted)))]
 
 
 def test_only_the_star_is_special_in_a_pattern(tmp_path: Path) -> None:
