@@ -140,14 +140,14 @@ class DecodeAndEmbed:
 
     def __init__(self, decode: DecodeSources, embed: EmbedPieces) -> None:
         self.decode, self.embed = decode, embed
+        self.thread = ThreadPoolExecutor(1)  # one for all calls: the decoder's child dies with the thread that started it
 
     def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
         pieces = iter(self.decode(sources))
-        with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(next, pieces, None)
-            while (piece := following.result()) is not None:
-                following = pool.submit(next, pieces, None)
-                yield self.embed(piece)
+        following = self.thread.submit(next, pieces, None)
+        while (piece := following.result()) is not None:
+            following = self.thread.submit(next, pieces, None)
+            yield self.embed(piece)
 
 
 def _mark(pieces: pa.Table, finite: list[bool]) -> pa.Table:
