@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,16 @@ from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.ingest import Workers, ingest
-from pipeline.pieces import PIECES_SCHEMA, WRITTEN_SCHEMA, _mark, decode_source, write_pieces
+from pipeline.pieces import (
+    PIECES_SCHEMA,
+    WRITTEN_SCHEMA,
+    DecodeAndEmbed,
+    DecodeSources,
+    EmbedPieces,
+    _mark,
+    decode_source,
+    write_pieces,
+)
 from pipeline.provenance import source_hash
 from pipeline.retention import Selection, forget
 from pipeline.sampling import Sampling
@@ -89,6 +99,19 @@ def test_every_input_ends_in_one_place_and_a_second_ingest_adds_nothing(running_
     again = ingest(catalog, gallery, SAMPLING)
     assert (again.already, again.candidates) == (13, 0)
     assert sorted(Path(gallery.location.path).rglob("*")) == files
+
+
+def test_an_actor_that_decodes_and_embeds_keeps_its_decoder_from_block_to_block(folder: Path) -> None:
+    counter = SimpleNamespace(add=SimpleNamespace(remote=lambda frames: None))
+    actor = DecodeAndEmbed(DecodeSources(SAMPLING), EmbedPieces(SPEC, 1, counter))
+    catalog = read_catalog(str(folder / "manifest.csv")).table
+    processes, kinds = set(), []
+    for start in range(0, len(catalog), 4):
+        for table in actor(catalog.slice(start, 4)):
+            kinds += table["kind"].to_pylist()
+        processes.add(actor.decode.decoder._process and actor.decode.decoder._process.pid)
+    assert len(processes) == 1 and None not in processes
+    assert kinds.count("end") == len(catalog) and kinds.count("piece") >= 9
 
 
 @pytest.mark.ray
