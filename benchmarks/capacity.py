@@ -39,7 +39,7 @@ UNIT_COSTS: dict[str, UnitCost] = {
     "people": UnitCost(1, "candidates a video", "choice", "1 for clips of one person; tracks of a boxes file for full frames"),
     "decode_frames": UnitCost(2_700, "frames/s a core", "measured", "hand_written_loop: clips of 192 x 96, made 256 x 128"),
     "embed_frames": UnitCost(315, "frames/s a core", "measured", "hand_written_loop: the default backbone, 256 x 128"),
-    "ingest_ratio": UnitCost(0.58, "of the loop's speed", "measured", "benchmarks.ingest: ratio, 300 rendered clips"),
+    "ingest_ratio": UnitCost(0.91, "of the loop's speed", "measured", "benchmarks.ingest: ratio, 300 rendered clips"),
     "gpu_embed_frames": UnitCost(
         9_800, "frames/s a GPU", "assumption", "no GPU was measured: 8.1 TFLOPS, 20 % used, 82 M mult-adds"
     ),

@@ -322,7 +322,7 @@ def some_targets(gallery: Gallery, index: Index, count: int, seed: int) -> list[
     targets = []
     for row in index.videos.take(pa.array(chosen)).to_pylist():
         frames = gallery.read_video(row)
-        ref = VideoRef(**{name: row[name] for name in VideoRef.__dataclass_fields__})
+        ref = VideoRef.of(row)
         targets.append(Target(ref, feature_matrix(frames), np.asarray(frames["frame_index"]), np.asarray(frames["time_s"])))
     return targets
 

@@ -197,7 +197,7 @@ def _encoded(gallery: Gallery, index: Index, queries: NDArray[np.int64]) -> Iter
         for place in positions.tolist():
             row = videos.slice(place, 1).to_pylist()[0]
             part = slice(end, end := end + row["sampled_frames"])
-            ref = VideoRef(**{name: row[name] for name in VideoRef.__dataclass_fields__})
+            ref = VideoRef.of(row)
             target = Target(ref, features[part], index_of[part], times[part])
             yield place, target.segmented(index)
 

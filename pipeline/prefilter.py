@@ -17,7 +17,7 @@ from pipeline.scoring import TargetEncoding
 
 FLAT_SEGMENTS = 500_000  # up to here every vector is compared: 0.1 s on two cores, and nothing is lost
 MOST_LISTS = 4096
-PROBED, LEAST_PROBES = 1 / 32, 128  # share of the lists that a search looks into, and how many at least
+PROBED, LEAST_PROBES = 1 / 16, 128  # share of the lists that a search looks into, and how many at least
 DEEP = 2  # segments that FAISS is asked for, for each video that is wanted
 EVERY_BLOCK = 16_384  # segments compared at a time where all are
 

@@ -4,10 +4,11 @@ A lead is a candidate that deserves a look, not a verdict: rank and score order 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -88,6 +89,11 @@ class VideoRef:
     boxes_uri: str | None = None
     track: int | None = None
     ingested_hash: str | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "VideoRef":
+        """Of a row of a gallery's or an index's videos; older ones lack the newest columns."""
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__ if name in row})
 
 
 @dataclass(frozen=True)

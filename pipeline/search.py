@@ -199,7 +199,7 @@ class _Asked:
             none_probability = index.calibration.none_probability(self.scores, self.eligible)
             words = index.calibration.fitted_on.name
         leads = [
-            Lead(rank, _video_ref(row), float(self.scores[i]), probability, int(i) + 1, tuple(of_lead))
+            Lead(rank, VideoRef.of(row), float(self.scores[i]), probability, int(i) + 1, tuple(of_lead))
             for rank, (i, row, probability, of_lead) in enumerate(zip(best, rows, probabilities, pairs, strict=True), start=1)
         ]
         return SearchResult(
@@ -280,7 +280,3 @@ def _passes(videos: pa.Table, target: Target, settings: SearchSettings) -> np.nd
 
 def _ids(index: Index, videos: np.ndarray) -> list[str]:
     return index.videos["video_id"].take(pa.array(videos)).to_pylist()
-
-
-def _video_ref(row: dict[str, Any]) -> VideoRef:
-    return VideoRef(**{name: row[name] for name in VideoRef.__dataclass_fields__ if name in row})  # older indexes lack the newest

@@ -96,7 +96,7 @@ def gallery_target(gallery: Gallery, video_id: str, videos: pa.Table | None = No
         raise UsageError(f"{gallery.location.uri} has no video {video_id!r}")
     row = rows[0]
     frames = gallery.read_video(row)
-    ref = VideoRef(**{name: row[name] for name in VideoRef.__dataclass_fields__})
+    ref = VideoRef.of(row)
     return Target(ref, feature_matrix(frames), np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]))
 
 
