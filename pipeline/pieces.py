@@ -63,6 +63,7 @@ class DecodeSources:
 def decode_source(decoder: Decoder, source_id: str, uri: str, boxes_uri: str | None) -> Iterator[pa.Table]:
     """One source as rows of PIECES_SCHEMA; the last one is its end."""
     info: VideoInfo | None = None
+    fatal: Rejected | None = None
     pieces = rejects = 0
     for event in decoder.events(uri, boxes_uri):
         if isinstance(event, VideoInfo):
@@ -83,13 +84,15 @@ def decode_source(decoder: Decoder, source_id: str, uri: str, boxes_uri: str | N
                 frames=event.frames,
             )
         elif isinstance(event, Rejected) and event.track is None:
-            yield from _refused(source_id, event.reason, event.message)
-            return
+            fatal = event  # no event follows; a decoder that is not read to the end would be made anew
         elif isinstance(event, Rejected):
             rejects += 1
             video_id = _video_id(source_id, event.track)
             yield _row("reject", source_id, video_id=video_id, track=event.track, reason=event.reason, message=event.message)
-    yield _row("end", source_id, pieces=pieces, rejects=rejects, fatal=False)
+    if fatal is not None:
+        yield from _refused(source_id, fatal.reason, fatal.message)
+    else:
+        yield _row("end", source_id, pieces=pieces, rejects=rejects, fatal=False)
 
 
 def _refused(source_id: str, reason: str, message: str) -> Iterator[pa.Table]:
