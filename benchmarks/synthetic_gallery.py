@@ -163,6 +163,7 @@ def _video_rows(
         "source_id": ids,
         "track": pa.nulls(count),
         "boxes_uri": pa.nulls(count),
+        "ingested_hash": pa.nulls(count),
     }
     return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in VIDEOS_SCHEMA], schema=VIDEOS_SCHEMA)
 
