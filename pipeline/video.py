@@ -65,7 +65,7 @@ Event = VideoInfo | Piece | Rejected | Progress
 
 
 def read_pieces(uri: str, boxes_uri: str | None, sampling: Sampling) -> Iterator[Event]:
-    """Decode one source: first its VideoInfo, then the pieces of every candidate in it.
+    """Decode one source: its VideoInfo, then the pieces of every candidate in it, and Progress between them all.
 
     uri: a video file, a folder of numbered images or a pattern of some of its images (`pipeline.catalog.is_image_pattern`), local
     or in an object store. boxes_uri: a MOT boxes file (frame from 1, id, x, y, w, h in pixels): each track id becomes a
