@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -23,13 +24,15 @@ COMPILE_SECONDS = 120
 OFF = "COATTENTION_KERNEL"  # set to 0, this environment variable leaves them out
 
 _reasons: dict[str, str] = {}
+_compiling = threading.Lock()  # many threads may want a library first
 
 
 @cache
 def library(name: str) -> ctypes.CDLL | None:
     """What `pipeline/<name>.c` compiles to; None where no C compiler is or it cannot compile the source, see `why_not`."""
     try:
-        return ctypes.CDLL(str(_compiled(Path(__file__).with_name(f"{name}.c"))))
+        with _compiling:
+            return ctypes.CDLL(str(_compiled(Path(__file__).with_name(f"{name}.c"))))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         _reasons[name] = detail.strip().splitlines()[0] if detail.strip() else type(error).__name__

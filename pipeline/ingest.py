@@ -260,7 +260,7 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
 
 
 class _TimedDecode(DecodeSources):
-    def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, sources: pa.Table) -> Generator[pa.Table, None, None]:
         yield from telemetry.timed_items(super().__call__(sources), "coattention_ingest_seconds", stage="decode")
 
 

@@ -1,6 +1,6 @@
 """What flows through an ingest: pieces of videos, decoded, embedded and written to shards (steps 2 to 4 of pipeline.ingest)."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,7 +52,7 @@ class DecodeSources:
     def __init__(self, sampling: Sampling) -> None:
         self.decoder = Decoder(sampling)
 
-    def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, sources: pa.Table) -> Generator[pa.Table, None, None]:
         for row in sources.to_pylist():
             if row["reject_reason"] is not None:
                 yield from _refused(row["source_id"], row["reject_reason"], row["reject_message"])
@@ -146,11 +146,14 @@ class DecodeAndEmbed:
         self.thread = ThreadPoolExecutor(1)  # one for all calls: the decoder's child dies with the thread that started it
 
     def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
-        pieces = iter(self.decode(sources))
-        following = self.thread.submit(next, pieces, None)
-        while (piece := following.result()) is not None:
+        pieces = self.decode(sources)
+        try:
             following = self.thread.submit(next, pieces, None)
-            yield self.embed(piece)
+            while (piece := following.result()) is not None:
+                following = self.thread.submit(next, pieces, None)
+                yield self.embed(piece)
+        finally:
+            self.thread.submit(pieces.close)  # there, and before the next call: what is left half read closes its decoder
 
 
 def _mark(pieces: pa.Table, finite: list[bool]) -> pa.Table:

@@ -25,7 +25,7 @@ BATCH_BYTES = 64 << 20  # full-size frames decoded at a time
 class VideoInfo:
     """What the container says: frames a second, frames in all, frame width and height in pixels.
 
-    source_hash: of the bytes that were decoded (`pipeline.provenance.source_hash`), None for images in object stores.
+    source_hash: of the bytes, just before they are decoded (`pipeline.provenance.source_hash`), None for images in object stores.
     """
 
     fps: float

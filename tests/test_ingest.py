@@ -1,6 +1,7 @@
 """Ingest: every source ends in exactly one place, whatever its blocks, pieces, retries and failures were."""
 
 import csv
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,21 @@ def test_an_actor_that_decodes_and_embeds_keeps_its_decoder_from_block_to_block(
         processes.add(actor.decode.decoder._process and actor.decode.decoder._process.pid)
     assert len(processes) == 1 and None not in processes
     assert kinds.count("end") == len(catalog) and kinds.count("piece") >= 9
+
+
+def test_an_actor_that_was_left_half_way_begins_anew_with_the_next_block(folder: Path) -> None:
+    counter = SimpleNamespace(add=SimpleNamespace(remote=lambda frames: None))
+    actor = DecodeAndEmbed(DecodeSources(replace(SAMPLING, piece=3)), EmbedPieces(SPEC, 1, counter))
+    catalog = read_catalog(str(folder / "manifest.csv")).table
+    ids = catalog["source_id"].to_pylist()
+    block = catalog.take([ids.index("good6"), ids.index("good3"), ids.index("good2")])
+    whole = pa.concat_tables(list(actor(block)))
+    for taken in (1, 5, len(whole) - 1):
+        left = actor(block)
+        begun = list(itertools.islice(left, taken))
+        assert pa.concat_tables(begun).equals(whole.slice(0, taken))
+        left.close()  # type: ignore[attr-defined]
+        assert pa.concat_tables(list(actor(block))).equals(whole)
 
 
 @pytest.mark.ray
