@@ -7,6 +7,7 @@ import contextlib
 import errno
 import shutil
 import tempfile
+import threading
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,9 @@ from pipeline.storage import Location
 
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
 LARGEST_DISTANCE = 65_000.0  # what float16 holds
+
+# NumPy parses a file's header with `ast`, which in Python 3.11 fails now and then (SystemError) where two threads do so at once.
+_header_parser = threading.Lock()
 
 
 def write_partition(
@@ -123,13 +127,18 @@ def load_array(location: Location) -> np.ndarray:
     """A .npy file, memory-mapped: from where it lies, or from a copy of an object on the local disk. Raises PipelineError."""
     try:
         if location.is_local:
-            return np.load(location.path, mmap_mode="r", allow_pickle=False)
+            return _mapped(location.path)
         with _local_copy(location) as path:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            return _mapped(path)
     except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise PipelineError("this index needs more open files than the system allows; raise the limit (ulimit -n)") from error
         raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
+
+
+def _mapped(path: str | Path) -> np.ndarray:
+    with _header_parser:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def load_prefilter(location: Location) -> faiss.Index:
