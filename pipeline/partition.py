@@ -13,6 +13,7 @@ from pipeline.cohort import CohortStatistics, normalised_logits
 from pipeline.errors import PipelineError
 from pipeline.frame_rows import FrameRows, Reading
 from pipeline.index import Index
+from pipeline.list_scan import ListScan
 from pipeline.partition_files import load_array, load_prefilter
 from pipeline.prefilter import PrefilterQuery, is_flat, shortlist, stored_vectors
 from pipeline.results import SegmentPair, SegmentView
@@ -69,6 +70,7 @@ class Partition:
             _tensor(load_array(folder.join(f"{n}.npy"))) for n in ("cohort_mean", "cohort_spread")
         )
         self.prefilter = load_prefilter(folder.join("prefilter.faiss"))
+        self.scan = ListScan.of(self.prefilter)
         self.frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
         self.first_frame = np.asarray(videos["first_frame"])
         self.segments = np.asarray(videos["segments"])
@@ -88,7 +90,7 @@ class Partition:
 
     def shortlist(self, query: PrefilterQuery, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """(videos, prefilter logits) of the best `count` videos, see `pipeline.prefilter.shortlist`. allowed: bool [V]."""
-        return shortlist(self.prefilter, query, self.video_of_segment, count, allowed)
+        return shortlist(self.prefilter, query, self.video_of_segment, count, allowed, self.scan)
 
     def score(
         self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, rows: FrameRows | None = None

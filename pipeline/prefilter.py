@@ -13,6 +13,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from pipeline.list_scan import LANES, DistanceTable, ListScan
 from pipeline.scoring import TargetEncoding
 
 FLAT_SEGMENTS = 500_000  # up to here every vector is compared: 0.1 s on two cores, and nothing is lost
@@ -119,27 +120,46 @@ class PrefilterQuery:
         self.encodings = target.encodings.cpu().numpy()
         self.vectors = np.ascontiguousarray(self.metric.queries(self.encodings), np.float32)
         self._lists: dict[tuple[bytes, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._scans: dict[tuple[bytes, int], list[tuple[np.ndarray, DistanceTable]]] = {}
+        self._tables: dict[bytes, list[DistanceTable]] = {}
 
     def lists(self, index: Any, probes: int) -> tuple[np.ndarray, np.ndarray]:
         """FAISS's numbers float32 and the `probes` nearest lists int64 of an inverted file, [N, probes] each.
 
-        Partitions have copies of one quantizer: asking each for the same took as long as the rest of the search.
+        Asking the copy of each partition for the same took as long as the rest of the search.
         """
-        key = index.quantizer.reconstruct(0).tobytes(), probes
+        key = _quantizer_of(index), probes
         if key not in self._lists:
             self._lists[key] = index.quantizer.search(self.vectors, probes)
         return self._lists[key]
 
+    def scans(self, index: Any, probes: int) -> list[tuple[np.ndarray, DistanceTable]]:
+        """What a `ListScan` of an index is asked for, so many vectors at a time: all lists near any of them, and their table."""
+        key = _quantizer_of(index)
+        if (key, probes) not in self._scans:
+            _, near = self.lists(index, probes)
+            parts = [slice(first, first + LANES[-1]) for first in range(0, len(near), LANES[-1])]
+            if key not in self._tables:
+                self._tables[key] = [DistanceTable.of(index.pq, self.vectors[part]) for part in parts]
+            lists = [np.unique(near[part]) for part in parts]
+            self._scans[key, probes] = list(zip(lists, self._tables[key], strict=True))
+        return self._scans[key, probes]
+
 
 def shortlist(
-    index: faiss.Index, query: PrefilterQuery, video_of_segment: np.ndarray, count: int, allowed: np.ndarray | None = None
+    index: faiss.Index,
+    query: PrefilterQuery,
+    video_of_segment: np.ndarray,
+    count: int,
+    allowed: np.ndarray | None = None,
+    scan: ListScan | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` videos with the best segment: those of the highest prefilter logit, exactly where the index is flat.
 
-    video_of_segment: int [S], ascending from 0. allowed: bool [V], or None for all videos. Returns (videos int64 [m], logits
-    float32 [m]), best first, equal ones by position; m = count unless fewer are allowed. Equal logits at the end of the list are
-    all returned (m may exceed count), so that a merge of several partitions can order them by id. An inverted file is asked for
-    all its lists before fewer videos than `count` are returned.
+    video_of_segment: int [S], ascending from 0. allowed: bool [V], or None for all videos. scan: `ListScan.of(index)`, the faster
+    way through its lists. Returns (videos int64 [m], logits float32 [m]), best first, equal ones by position; m = count unless
+    fewer are allowed. Equal logits at the end of the list are all returned (m may exceed count), so that a merge of several
+    partitions can order them by id. An inverted file is asked for all its lists before fewer videos than `count` are returned.
     """
     segments_allowed = None if allowed is None else allowed[video_of_segment]
     total = len(video_of_segment) if segments_allowed is None else int(segments_allowed.sum())
@@ -147,6 +167,8 @@ def shortlist(
         return np.empty(0, np.int64), np.empty(0, np.float32)
     if is_flat(index) and 8 * count >= total:
         return _best(_every_logit(index, query, video_of_segment), count, allowed)
+    if scan is not None:
+        return _scanned(scan, query, video_of_segment, count, allowed, total / len(video_of_segment))
     searched = _Searched(index, query, segments_allowed, total / len(video_of_segment))
     k = min(total, DEEP * count)
     while True:
@@ -165,6 +187,19 @@ def shortlist(
         else:
             searched.widen()
         k = min(total, 4 * k)
+
+
+def _scanned(
+    scan: ListScan, query: PrefilterQuery, video_of_segment: np.ndarray, count: int, allowed: np.ndarray | None, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """`shortlist` by a scan of lists, of more each time too little was found."""
+    probes = _probes(scan.lists, share)
+    while True:
+        scans = query.scans(scan.index, probes)
+        distances = np.minimum.reduce([scan.nearest(lists, table, video_of_segment, allowed) for lists, table in scans])
+        if probes == scan.lists or int(np.isfinite(distances).sum()) >= count:
+            return _best(query.metric.bias - distances, count, allowed)
+        probes = min(scan.lists, 4 * probes)
 
 
 class _Searched:
@@ -204,6 +239,11 @@ class _Searched:
         # The method of the same name without _c takes no selector.
         self.index.search_preassigned_c(len(vectors), faiss.swig_ptr(vectors), k, *asked, *answered, False, parameters)
         return found, segments
+
+
+def _quantizer_of(index: Any) -> bytes:
+    """What tells the quantizers of an inverted file from others: partitions of a version have copies of the same."""
+    return index.quantizer.reconstruct(0).tobytes()
 
 
 def _every_logit(index: faiss.Index, query: PrefilterQuery, video_of_segment: np.ndarray) -> np.ndarray:

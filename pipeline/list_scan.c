@@ -1,0 +1,85 @@
+/* The nearest product-quantised segment of each video, on one CPU core; see pipeline/list_scan.py.
+
+Written once for every vector width: the file includes itself with another LANES. A vector holds one number of each of LANES target
+segments, so that a code's bytes pick rows of a table that are added up; what is left is the smallest number of one vector.
+*/
+#ifndef LANES
+
+#include <stdint.h>
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(a) JOIN(a, LANES)
+#define INLINE static inline __attribute__((always_inline))
+
+#ifdef __SSE4_1__
+#include <immintrin.h>
+#endif
+
+#define TOGETHER 4 /* codes whose sums are made at a time */
+
+#define LANES 8
+#include "list_scan.c"
+#undef LANES
+#define LANES 16
+#include "list_scan.c"
+
+#else
+
+typedef uint16_t NAME(vec) __attribute__((vector_size(2 * LANES), aligned(2 * LANES)));
+#define VEC NAME(vec)
+
+INLINE uint16_t NAME(smallest)(VEC x) {
+#ifdef __SSE4_1__
+  const __m128i *half = (const __m128i *)&x;
+#if LANES == 8
+  return (uint16_t)_mm_extract_epi16(_mm_minpos_epu16(half[0]), 0);
+#else
+  return (uint16_t)_mm_extract_epi16(_mm_minpos_epu16(_mm_min_epu16(half[0], half[1])), 0);
+#endif
+#else
+  uint16_t least = x[0];
+  for (int i = 1; i < LANES; i++) least = x[i] < least ? x[i] : least;
+  return least;
+#endif
+}
+
+INLINE void NAME(add_up)(const uint8_t *const *code, const int32_t *video, int count, int64_t width, const VEC *table,
+                         uint16_t *best) {
+  VEC sum[TOGETHER] = {0};
+  for (int64_t m = 0; m < width; m++, table += 256)
+    for (int i = 0; i < count; i++) sum[i] += table[code[i][m]];
+  for (int i = 0; i < count; i++) {
+    uint16_t least = NAME(smallest)(sum[i]);
+    if (least < best[video[i]]) best[video[i]] = least;
+  }
+}
+
+/* Lower best[v] to the smallest sum of a segment of video v in some lists, over all lanes.
+
+codes, ids, size: of each list, its codes of `width` bytes, its segments' numbers and how many they are. table [width][256][LANES].
+A video whose best is 0 already is passed over. -1 for a list that names a segment which is not there. */
+int NAME(scan_lists_)(int64_t lists, const uint8_t *const *codes, const int64_t *const *ids, const int64_t *size, int64_t width,
+                      const uint16_t *table, int64_t segments, const int32_t *video_of_segment, uint16_t *best) {
+  const uint8_t *code[TOGETHER];
+  int32_t video[TOGETHER];
+  int waiting = 0;
+  for (int64_t list = 0; list < lists; list++)
+    for (int64_t i = 0; i < size[list]; i++) {
+      uint64_t id = (uint64_t)ids[list][i];
+      if (id >= (uint64_t)segments) return -1;
+      int32_t owner = video_of_segment[id];
+      if (!best[owner]) continue;
+      code[waiting] = codes[list] + i * width;
+      video[waiting++] = owner;
+      if (waiting == TOGETHER) {
+        NAME(add_up)(code, video, TOGETHER, width, (const VEC *)table, best);
+        waiting = 0;
+      }
+    }
+  for (int i = 0; i < waiting; i++) NAME(add_up)(code + i, video + i, 1, width, (const VEC *)table, best);
+  return 0;
+}
+
+#undef VEC
+#endif

@@ -1,0 +1,161 @@
+"""The scan of compressed lists gives each video's smallest distance, as FAISS measures it, and never leaves its lists."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from pipeline import compiled, list_scan
+from pipeline.errors import PipelineError
+from pipeline.list_scan import DistanceTable, ListScan
+from pipeline.partition_files import load_prefilter
+from pipeline.prefilter import PrefilterMetric, PrefilterQuery, compressed_index, shortlist
+from pipeline.scoring import TargetEncoding
+from pipeline.storage import resolve
+
+METRIC = PrefilterMetric(np.full(24, -0.5, np.float32), 1.5)
+
+needs_compiler = pytest.mark.skipif(
+    compiled.library("list_scan") is None, reason=f"no compiled kernel: {compiled.why_not('list_scan')}"
+)
+
+
+@cache
+def trained() -> faiss.Index:
+    """A compressed index, empty. Training takes seconds."""
+    return compressed_index(METRIC, made(0)[0], 3600)
+
+
+def filled(seed: int) -> tuple[faiss.Index, np.ndarray, np.ndarray]:
+    """A compressed index of some people's segments, the means of these, and the video of each."""
+    means, video_of_segment = made(seed)
+    index = faiss.clone_index(trained())
+    index.add(METRIC.stored(means))
+    return index, means, video_of_segment
+
+
+def made(seed: int, videos: int = 900) -> tuple[np.ndarray, np.ndarray]:
+    """Means float32 [S, 24] of some people's segments, and the video of each, int32 [S]."""
+    rng = np.random.default_rng(seed)
+    video_of_segment = np.repeat(np.arange(videos, dtype=np.int32), rng.integers(1, 8, size=videos))
+    persons = rng.normal(size=(videos // 5, 24))
+    means = (persons[video_of_segment % len(persons)] + 0.4 * rng.normal(size=(len(video_of_segment), 24))).astype(np.float32)
+    return means, video_of_segment
+
+
+def target(means: np.ndarray) -> TargetEncoding:
+    empty = torch.empty(0)
+    return TargetEncoding(empty, torch.from_numpy(means), empty, torch.from_numpy(METRIC.weight), torch.tensor(1.5), empty)
+
+
+def scan_of(index: faiss.Index) -> ListScan:
+    scan = ListScan.of(index)
+    assert scan is not None
+    return scan
+
+
+def every_distance(index: faiss.Index, queries: np.ndarray) -> np.ndarray:
+    """FAISS's distances float32 [N, S] of the queries from all codes."""
+    found: Any = faiss.downcast_index(index)
+    found.nprobe = found.nlist
+    near, segments = found.search(queries, found.ntotal)
+    distances = np.empty_like(near)
+    np.put_along_axis(distances, segments, near, axis=1)
+    return distances
+
+
+@needs_compiler
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 16, 17, 40])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_it_measures_as_faiss_does(tmp_path: Path, count: int, mapped: bool) -> None:
+    index, means, video_of_segment = filled(count)
+    if mapped:
+        faiss.write_index(index, str(tmp_path / "lists.faiss"))
+        index = load_prefilter(resolve(tmp_path / "lists.faiss"))
+    query = PrefilterQuery(target(means[50 : 50 + count]))
+    truth = np.full(video_of_segment[-1] + 1, np.inf)
+    np.minimum.at(truth, video_of_segment, every_distance(index, query.vectors).min(axis=0))
+    scan = scan_of(index)
+    scans = query.scans(scan.index, scan.lists)
+    mine = np.minimum.reduce([scan.nearest(lists, table, video_of_segment) for lists, table in scans])
+    assert np.abs(mine - truth).max() < 4 * max(table.unit for _, table in scans)  # eight rounded numbers a code
+    videos, logits = shortlist(index, query, video_of_segment, 30, scan=scan)
+    assert (np.diff(logits) <= 0).all()
+    assert np.allclose(logits, 1.5 - mine[videos])
+
+
+@needs_compiler
+def test_only_the_lists_that_are_asked_for_are_looked_into() -> None:
+    index, means, video_of_segment = filled(2)
+    scan = scan_of(index)
+    table = DistanceTable.of(scan.index.pq, METRIC.queries(means[:5]))
+    for wanted in ([0], [3, 5, 1], []):
+        lists = np.array(wanted, np.int64)
+        inside = [faiss.rev_swig_ptr(scan.index.invlists.get_ids(n), scan.index.invlists.list_size(n)) for n in wanted]
+        there = np.zeros(video_of_segment[-1] + 1, bool)
+        there[video_of_segment[np.concatenate([np.empty(0, np.int64), *inside])]] = True
+        assert np.array_equal(np.isfinite(scan.nearest(lists, table, video_of_segment)), there)
+
+
+@needs_compiler
+def test_a_filter_takes_nothing_from_those_it_allows() -> None:
+    index, means, video_of_segment = filled(3)
+    scan = scan_of(index)
+    table = DistanceTable.of(scan.index.pq, METRIC.queries(means[:5]))
+    every = scan.nearest(np.arange(scan.lists), table, video_of_segment)
+    allowed = np.random.default_rng(0).random(len(every)) < 0.2
+    some = scan.nearest(np.arange(scan.lists), table, video_of_segment, allowed)
+    assert np.array_equal(some, np.where(allowed, every, np.inf))
+
+
+@needs_compiler
+def test_equal_means_everywhere_are_one_distance() -> None:
+    means, video_of_segment = made(4)
+    same = faiss.clone_index(trained())
+    same.add(METRIC.stored(np.repeat(means[:1], len(means), axis=0)))
+    query = PrefilterQuery(target(means[:1]))
+    videos, logits = shortlist(same, query, video_of_segment, 5, scan=scan_of(same))
+    assert len(videos) == video_of_segment[-1] + 1
+    assert np.ptp(logits) == 0
+
+
+@needs_compiler
+def test_a_segment_that_is_not_there_is_told() -> None:
+    index, means, video_of_segment = filled(5)
+    scan = scan_of(index)
+    table = DistanceTable.of(scan.index.pq, METRIC.queries(means[:5]))
+    with pytest.raises(PipelineError, match="a segment that is not there"):
+        scan.nearest(np.arange(scan.lists), table, video_of_segment[:-1])
+
+
+@needs_compiler
+def test_lists_beyond_the_end_of_the_file_are_told(tmp_path: Path) -> None:
+    index, _, _ = filled(6)
+    faiss.write_index(index, str(tmp_path / "lists.faiss"))
+    mapped = load_prefilter(resolve(tmp_path / "lists.faiss"))
+    lists: Any = faiss.downcast_InvertedLists(faiss.downcast_index(mapped).invlists)
+    field = ctypes.c_int64.from_address(int(lists.lists.data().this) + 3 * 24 + 16)
+    assert field.value == lists.lists.at(3).offset
+    field.value = lists.totsize
+    with pytest.raises(PipelineError, match="lists beyond its end"):
+        ListScan.of(mapped)
+
+
+def test_other_indexes_are_left_to_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, means, video_of_segment = filled(7)
+    flat = METRIC.empty_index()
+    flat.add(METRIC.stored(means))
+    products = PrefilterMetric(np.linspace(-1, 1, 24, dtype=np.float32), 1.5)
+    assert ListScan.of(flat) is None
+    assert ListScan.of(compressed_index(products, means, len(means))) is None
+    query = PrefilterQuery(target(means[:6]))
+    scanned = None if (scan := ListScan.of(index)) is None else shortlist(index, query, video_of_segment, 50, scan=scan)[0]
+    monkeypatch.setattr(list_scan.compiled, "library", lambda name: None)
+    assert ListScan.of(index) is None
+    alone, _ = shortlist(index, query, video_of_segment, 50)
+    assert scanned is None or np.isin(alone, scanned).mean() > 0.9  # FAISS looks into fewer lists for each query
