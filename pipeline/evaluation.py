@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.candidates import TargetSegments
 from pipeline.cohort import NEAREST
 from pipeline.errors import UsageError
 from pipeline.gallery import Gallery, feature_matrix
@@ -31,7 +32,6 @@ from pipeline.metrics import (
     shortlist_length,
     shortlist_recall,
 )
-from pipeline.partition import TargetSegments
 from pipeline.partitions import Partitions
 from pipeline.results import VideoRef
 from pipeline.scoring import ScoreSettings, rank_videos

@@ -6,8 +6,11 @@ shortlist was scored, 0.26 s. Several threads that pread just these rows make it
 """
 
 import ctypes
+import errno
+import math
 import os
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -25,47 +28,95 @@ PIECE = 1 << 20  # bytes that a thread reads at a time, about
 
 @dataclass(frozen=True)
 class FrameRows:
-    """Rows of videos, a video's own in one piece.
-
-    keys [F, d_k], values [F, d_v], band [F, T - 1]. first: int64, the row of the first frame of each of `videos`, int64
-    ascending, or of every video where `videos` is None.
-    """
+    """Rows of frames: keys [F, d_k], values [F, d_v], band [F, T - 1]."""
 
     keys: Tensor
     values: Tensor
     band: Tensor
-    first: np.ndarray
-    videos: np.ndarray | None = None
 
-    def first_of(self, videos: np.ndarray) -> np.ndarray:
-        """The row of each video's first frame, int64."""
-        return self.first[videos if self.videos is None else np.searchsorted(self.videos, videos)]
+
+@dataclass(frozen=True)
+class Wanted:
+    """Rows of some videos in the files of one partition.
+
+    arrays: keys, values and band, mapped from local files. first, frames: int64 [m], a video's first row there, ascending, and
+    how many they are.
+    """
+
+    arrays: Mapping[str, np.memmap]
+    first: np.ndarray
+    frames: np.ndarray
 
 
 class Reading:
-    """Rows that other threads are reading.
+    """Rows of one or more partitions that other threads are reading, one after another into the same memory.
 
-    arrays: keys, values and band, mapped from local files. videos: int64 ascending; first, frames: int64, which rows are theirs.
+    first: int64 arrays, where the rows of each partition's videos begin in it. memory: flat arrays by name; those of an earlier
+    reading, whose rows are not used any more, may be given, since fresh memory costs a fifth more time.
     """
 
-    def __init__(self, arrays: Mapping[str, np.memmap], videos: np.ndarray, first: np.ndarray, frames: np.ndarray) -> None:
-        self.videos, self.first = videos, np.cumsum(frames) - frames
-        neighbours = np.flatnonzero(first[1:] == first[:-1] + frames[:-1]) + 1  # in the file: read as one
-        starts = np.delete(np.arange(len(first)), neighbours)
-        begin, count = first[starts], np.add.reduceat(frames, starts)
-        self.arrays = {name: np.empty((int(frames.sum()), *array.shape[1:]), array.dtype) for name, array in arrays.items()}
+    def __init__(self, parts: Sequence[Wanted], memory: Mapping[str, np.ndarray] | None = None) -> None:
+        rows, frames = (np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "frames"))
+        owner = np.repeat(np.arange(len(parts)), [len(part.first) for part in parts])
+        self.first = np.split(np.cumsum(frames) - frames, np.flatnonzero(np.diff(owner)) + 1)
+        together = (rows[1:] == rows[:-1] + frames[:-1]) & (owner[1:] == owner[:-1])  # neighbours in a file: read as one
+        starts = np.flatnonzero(np.concatenate([[True], ~together]))
+        begin, count, owner = rows[starts], np.add.reduceat(frames, starts), owner[starts]
+        self.memory: dict[str, np.ndarray] = {}
+        self.arrays: dict[str, np.ndarray] = {}
+        for name, array in parts[0].arrays.items():
+            shape = int(frames.sum()), *array.shape[1:]
+            flat = (memory or {}).get(name, np.empty(0, array.dtype))
+            self.memory[name] = flat if len(flat) >= math.prod(shape) else np.empty(math.prod(shape), array.dtype)
+            self.arrays[name] = self.memory[name][: math.prod(shape)].reshape(shape)
+        self.paths: dict[int, str] = {}
+        weakref.finalize(self, _close, self.paths)  # the threads hold on to this until they are done
         self.waiting: list[Future[None]] = []
-        for name, array in arrays.items():
-            size = array.strides[0]
-            ranges = _pieces(array.offset + begin * size, count * size)
-            target = self.arrays[name].reshape(-1).view(np.uint8)
-            self.waiting += [_readers().submit(_read, str(array.filename), *some, target) for some in ranges]
+        for name, target in self.arrays.items():
+            of_parts = [part.arrays[name] for part in parts]
+            file = np.array([self._open(str(array.filename)) for array in of_parts])[owner]
+            size, offset = target.strides[0], np.array([array.offset for array in of_parts])[owner]
+            into = target.reshape(-1).view(np.uint8)
+            for some in _pieces(file, offset + begin * size, count * size):
+                self.waiting.append(_readers().submit(self._read, into, *some))
 
     def rows(self) -> FrameRows:
         """All of them, as soon as they are there. Raises PipelineError for a file that has become unreadable or too short."""
         for piece in self.waiting:
             piece.result()
-        return FrameRows(**{n: torch.from_numpy(a) for n, a in self.arrays.items()}, first=self.first, videos=self.videos)
+        return FrameRows(**{name: torch.from_numpy(array) for name, array in self.arrays.items()})
+
+    def _open(self, path: str) -> int:
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        self.paths[file] = path
+        return file
+
+    def _read(self, into: np.ndarray, file: np.ndarray, at: np.ndarray, size: np.ndarray, to: int) -> None:
+        """Fill `into`, uint8, from byte `to` on with ranges of files."""
+        try:
+            read_ranges(file, at, size, into[to : to + int(size.sum())])
+        except RangeError as error:
+            raise _unreadable(self.paths[int(file[error.number])], error) from error
+
+
+class RangeError(OSError):
+    """A range of a file that cannot be read. number: which of those that were asked for."""
+
+    def __init__(self, number: int, code: int, words: str) -> None:
+        super().__init__(code, words)
+        self.number = number
+
+
+def _unreadable(path: str, error: OSError) -> PipelineError:
+    return PipelineError(f"the index file {path} cannot be read: {error.strerror or error}")
+
+
+def _close(files: dict[int, str]) -> None:
+    for file in files:
+        os.close(file)
 
 
 @cache
@@ -73,46 +124,39 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(READERS, thread_name_prefix="frame-rows")
 
 
-def _pieces(at: np.ndarray, size: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """Ranges of a file in groups of about PIECE bytes: (offsets int64, sizes int64, where the group goes in what is read)."""
+def _pieces(file: np.ndarray, at: np.ndarray, size: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
+    """Ranges of files in groups of about PIECE bytes: (files, offsets, sizes: int64, where the group goes in what is read)."""
     parts = -(-size // PIECE)
     nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
-    at = np.repeat(at, parts) + nth * PIECE
+    file, at = np.repeat(file, parts), np.repeat(at, parts) + nth * PIECE
     size = np.minimum(np.repeat(size, parts) - nth * PIECE, PIECE)
     to = np.cumsum(size) - size
     cuts = np.flatnonzero(np.diff(to // PIECE, prepend=-1))
-    return [(at[i:j], size[i:j], int(to[i])) for i, j in zip(cuts, [*cuts[1:], len(at)], strict=True)]
+    return [(file[i:j], at[i:j], size[i:j], int(to[i])) for i, j in zip(cuts, [*cuts[1:], len(at)], strict=True)]
 
 
-def _read(path: str, at: np.ndarray, size: np.ndarray, to: int, target: np.ndarray) -> None:
-    """Fill target, uint8, from byte `to` on with the ranges of a file."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            read_ranges(file, at, size, target[to : to + int(size.sum())])
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise PipelineError(f"the index file {path} cannot be read: {error.strerror or error}") from error
+def read_ranges(file: np.ndarray, at: np.ndarray, size: np.ndarray, target: np.ndarray) -> None:
+    """Fill `target`, contiguous uint8, with ranges of open files: descriptors, offsets and sizes int64, in bytes.
 
-
-def read_ranges(file: int, at: np.ndarray, size: np.ndarray, target: np.ndarray) -> None:
-    """Fill `target`, contiguous uint8, with ranges of an open file: offsets and sizes int64, in bytes. Raises OSError.
-
-    Without a compiler Python does it.
+    Raises RangeError. Without a compiler Python does it.
     """
     if int(size.sum()) != len(target):
         raise ValueError(f"{int(size.sum())} bytes do not fill {len(target)}")
     library = compiled.library("frame_rows")
     if library is None:
         view, done = target.data, 0
-        for begin, length in zip(at.tolist(), size.tolist(), strict=True):
-            if (got := os.preadv(file, [view[done : done + length]], begin)) != length:
-                raise OSError(f"it ends {length - got} bytes too early")
+        for number, (descriptor, begin, length) in enumerate(zip(file.tolist(), at.tolist(), size.tolist(), strict=True)):
+            try:
+                got = os.preadv(descriptor, [view[done : done + length]], begin)
+            except OSError as error:
+                raise RangeError(number, error.errno or errno.EIO, os.strerror(error.errno or errno.EIO)) from error
+            if got != length:
+                raise RangeError(number, errno.EIO, "it ends too early")
             done += length
         return
-    at, size = np.ascontiguousarray(at, np.int64), np.ascontiguousarray(size, np.int64)
-    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (at, size, target))
-    failed = library.read_ranges(file, ctypes.c_int64(len(at)), *pointers)
+    arrays = [np.ascontiguousarray(array, np.int64) for array in (file, at, size)]
+    at_fault = ctypes.c_int64()
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (*arrays, target))
+    failed = library.read_ranges(ctypes.c_int64(len(at)), *pointers, ctypes.byref(at_fault))
     if failed:
-        raise OSError("it ends too early") if failed < 0 else OSError(failed, os.strerror(failed))
+        raise RangeError(at_fault.value, max(failed, 0) or errno.EIO, "it ends too early" if failed < 0 else os.strerror(failed))

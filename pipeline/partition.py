@@ -1,53 +1,26 @@
 """One partition of an index, open: its share of the shortlist, its full scores, its evidence. No Ray here."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.bounds import attention_logits, ball_logits, radii, squared_distances, video_bounds
-from pipeline.cohort import CohortStatistics, normalised_logits
+from pipeline.candidates import SCORE_PAIRS, Candidates, TargetSegments, counted_up
+from pipeline.cohort import CohortStatistics
 from pipeline.errors import PipelineError
-from pipeline.frame_rows import FrameRows, Reading
+from pipeline.frame_rows import FrameRows, Wanted
 from pipeline.index import Index
 from pipeline.list_scan import ListScan
 from pipeline.partition_files import load_array, load_prefilter
 from pipeline.prefilter import PrefilterQuery, is_flat, shortlist, stored_vectors
 from pipeline.results import SegmentPair, SegmentView
-from pipeline.scoring import (
-    ScoreSettings,
-    TargetEncoding,
-    attention_weights,
-    candidate_logits,
-    segment_rows,
-    video_scores,
-)
+from pipeline.scoring import ScoreSettings, attention_weights, segment_rows
 
 STAGES = 2  # of bounds: the ball around a segment's mean; its true attention
 RADII_SEGMENTS = 65_536  # measured at a time
-SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
-SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time
-READ_BYTES = 128 << 20  # of rows that are read into memory at a time
-
-
-@dataclass(frozen=True)
-class TargetSegments:
-    """A target, ready to be searched for: its encoding, and for the evidence the frames of each segment.
-
-    frame_index: int32 [N, T_p], frames of the source; time_s: float32 [N, T_p], seconds. cohort: of the segments' logits, or None
-    where the index has no usable cohort.
-    """
-
-    encoding: TargetEncoding
-    frame_index: np.ndarray
-    time_s: np.ndarray
-    cohort: CohortStatistics | None = None
-
-    def __len__(self) -> int:
-        return len(self.frame_index)
 
 
 class Partition:
@@ -78,51 +51,34 @@ class Partition:
         _check_lengths(
             folder.uri, self.frames, self.segments, (*self.arrays.values(), self.frame_index, self.time_s), self.cohort_mean
         )
-        self.mapped = FrameRows(self.keys, self.values, self.band, self.first_frame)
+        self.rows = FrameRows(self.keys, self.values, self.band)
         self.radius: torch.Tensor | None = None
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
 
-    def reading(self, videos: np.ndarray) -> Reading | None:
-        """The rows of these videos, int64 ascending, on their way into memory; None where they are not copied or are too many."""
-        if not self.copied or not len(videos) or self.frames[videos].sum() * self.row_bytes > READ_BYTES:
-            return None
-        return Reading(self.arrays, videos, self.first_frame[videos], self.frames[videos])
+    def candidates(self, videos: np.ndarray, rows: FrameRows | None = None, first: np.ndarray | None = None) -> Candidates:
+        """The videos, int64 [m] ascending, as they are scored: in the partition's own rows, or in `rows` from `first` [m] on."""
+        numbers = torch.from_numpy(self._segments_of(videos))
+        return Candidates(
+            rows or self.rows,
+            self.first_frame[videos] if first is None else first,
+            self.frames[videos],
+            self.segments[videos],
+            CohortStatistics(self.cohort_mean[numbers], self.cohort_spread[numbers]),
+            self.length,
+            self.stride,
+        )
+
+    def wanted(self, videos: np.ndarray) -> Wanted:
+        """Where the rows of the videos, int64 [m] ascending, are to be read."""
+        return Wanted(self.arrays, self.first_frame[videos], self.frames[videos])
+
+    def _segments_of(self, videos: np.ndarray) -> np.ndarray:
+        """Numbers of the videos' segments within the partition, int64 [K]."""
+        return counted_up(self.first_segment[videos], self.segments[videos])
 
     def shortlist(self, query: PrefilterQuery, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """(videos, prefilter logits) of the best `count` videos, see `pipeline.prefilter.shortlist`. allowed: bool [V]."""
         return shortlist(self.prefilter, query, self.video_of_segment, count, allowed, self.scan)
-
-    def score(
-        self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, rows: FrameRows | None = None
-    ) -> np.ndarray:
-        """Video scores float64 [m] of the videos int64 [m], each ascending: read in file order and in large pieces.
-
-        rows: theirs, where they are in memory already.
-        """
-        scores = np.empty(len(videos))
-        for part in self._parts(videos, len(target)):
-            scores[part] = video_scores(*self.pair_scores(target, videos[part], settings, rows), settings)
-        return scores
-
-    def score_many(
-        self,
-        targets: Sequence[TargetSegments],
-        videos: Sequence[np.ndarray],
-        settings: ScoreSettings,
-        rows: FrameRows | None = None,
-    ) -> list[np.ndarray]:
-        """`score` of each target and its videos; in one pass over the frames where most ask for the same videos."""
-        union = np.unique(np.concatenate(videos))
-        if len(targets) == 1 or len(union) * len(targets) > SHARED * sum(map(len, videos)):
-            return [self.score(target, mine, settings, rows) for target, mine in zip(targets, videos, strict=True)]
-        ends = np.cumsum([len(target) for target in targets])
-        scores = np.empty((len(targets), len(union)))
-        joined = _joined(targets)
-        for part in self._parts(union, int(ends[-1])):
-            pairs, offsets = self.pair_scores(joined, union[part], settings, rows)
-            for row, (end, target) in enumerate(zip(ends, targets, strict=True)):
-                scores[row, part] = video_scores(pairs[end - len(target) : end], offsets, settings)
-        return [row[np.searchsorted(union, mine)] for row, mine in zip(scores, videos, strict=True)]
 
     def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
         """Upper bounds of the scores float64 [m] of the videos int64 [m], each ascending; stages tighten from 0 to STAGES - 1.
@@ -131,83 +87,50 @@ class Partition:
         """
         if not is_flat(self.prefilter):
             return np.full(len(videos), np.inf)
-        bounds = np.empty(len(videos))
-        for part in self._parts(videos, len(target) * (1 if stage == 0 else self.length)):
-            bounds[part] = self._bounds(target, videos[part], settings, stage)
-        return bounds
+        rows = self.segments[videos] * len(target) * (1 if stage == 0 else self.length)
+        cuts = np.flatnonzero(np.diff(np.cumsum(rows) // SCORE_PAIRS)) + 1
+        parts = [self._bounds(target, part, settings, stage) for part in np.split(videos, cuts)]
+        return np.concatenate(parts)
 
     def _bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
-        start, last, numbers = self._cut(videos)
-        rows = torch.from_numpy(numbers)
+        candidates, rows = self.candidates(videos), torch.from_numpy(self._segments_of(videos))
         means = _tensor(stored_vectors(self.prefilter))[rows]
         encoding = target.encoding.to("cpu")
         if stage == 0:
             logits = ball_logits(encoding, means, self._radii()[rows])
         else:
-            frames = segment_rows(torch.from_numpy(start), torch.from_numpy(last), self.length)
+            frames = segment_rows(*candidates.cut(), self.length)
             used, of_used = torch.unique(frames, return_inverse=True)
             base = int(used[0])
             table = squared_distances(-self.band[base : int(used[-1]) + 1].cpu(), frames - base)
             logits = attention_logits(encoding, means, self.keys[used].cpu(), table, of_used)
-        offsets = np.concatenate([[0], np.cumsum(self.segments[videos])])
-        candidate = CohortStatistics(self.cohort_mean[rows], self.cohort_spread[rows])
         of_cohort = settings.normalise == "cohort" and target.cohort is not None
-        return video_bounds(logits, offsets, settings, *((target.cohort, candidate) if of_cohort else ()))
+        return video_bounds(logits, candidates.offsets, settings, *((target.cohort, candidates.cohort) if of_cohort else ()))
 
     def _radii(self) -> torch.Tensor:
         """Of all segments, computed when they are first asked for."""
         if self.radius is None:
-            videos = np.arange(len(self.frames))
-            start, last, _ = self._cut(videos)
+            start, last = self.candidates(np.arange(len(self.frames))).cut()
             means, parts = _tensor(stored_vectors(self.prefilter)), []
             for first in range(0, len(start), RADII_SEGMENTS):
                 some = slice(first, first + RADII_SEGMENTS)
-                frames = segment_rows(torch.from_numpy(start[some]), torch.from_numpy(last[some]), self.length)
+                frames = segment_rows(start[some], last[some], self.length)
                 base = int(frames.min())
                 band = -self.band[base : int(frames.max()) + 1].cpu()
                 parts.append(radii(squared_distances(band, frames - base), means[some]))
             self.radius = torch.cat(parts)
         return self.radius
 
-    def _parts(self, videos: np.ndarray, rows: int) -> Iterator[slice]:
-        """The videos in pieces of about SCORE_PAIRS numbers, of which each of their segments makes `rows`, and READ_BYTES."""
-        pairs, size = self.segments[videos] * (rows / SCORE_PAIRS), self.frames[videos] * (self.row_bytes / READ_BYTES)
-        used = np.cumsum(np.maximum(pairs, size))
-        start = 0
-        while start < len(videos):
-            taken = used[start - 1] if start else 0
-            stop = max(start + 1, int(np.searchsorted(used, taken + 1, side="right")))
-            yield slice(start, stop)
-            start = stop
-
-    def pair_scores(
-        self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, rows: FrameRows | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [N, K] against all segments of the videos, and where each video's columns begin, int64 [m + 1]."""
-        if rows is None:
-            reading = self.reading(videos)
-            rows = self.mapped if reading is None else reading.rows()
-        start, last, segments = self._cut(videos, rows)
-        first, final = (torch.from_numpy(numbers).to(self.device) for numbers in (start, last))
-        logits = candidate_logits(target.encoding, rows.keys, rows.values, rows.band, first, final, self.length).T
-        if settings.normalise == "cohort" and target.cohort is not None:
-            numbers = torch.from_numpy(segments)
-            candidate = CohortStatistics(self.cohort_mean[numbers], self.cohort_spread[numbers]).to(self.device)
-            logits = normalised_logits(logits, target.cohort.to(self.device), candidate)
-        offsets = np.concatenate([[0], np.cumsum(self.segments[videos])])
-        return logits.sigmoid().cpu().numpy(), offsets
-
     def evidence(self, target: TargetSegments, video: int, pairs: int, settings: ScoreSettings) -> list[SegmentPair]:
         """The best segment pairs of one video, best first, each candidate segment and each target segment at most once."""
-        videos = np.array([video])
-        scores, _ = self.pair_scores(target, videos, settings)
+        candidates = self.candidates(np.array([video]))
+        scores, _ = candidates.pair_scores(target, settings)
         order = np.dstack(np.unravel_index(np.argsort(-scores, axis=None, kind="stable"), scores.shape))[0]
         chosen: list[tuple[int, int]] = []
         for n, k in order.tolist():
             if len(chosen) < pairs and all(n != m and k != j for m, j in chosen):
                 chosen.append((n, k))
-        start, last, _ = self._cut(videos)
-        rows = segment_rows(torch.from_numpy(start), torch.from_numpy(last), self.length)
+        rows = segment_rows(*candidates.cut(), self.length)
         first, frames = int(self.first_frame[video]), int(self.frames[video])
         keys = self.keys[first : first + frames].cpu()
         weights = attention_weights(target.encoding.to("cpu"), keys, rows - first).numpy()
@@ -221,18 +144,6 @@ class Partition:
             for n, k in chosen
         ]
 
-    def _cut(self, videos: np.ndarray, rows: FrameRows | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First frame, last frame of the video, both as `rows` number them, and number of each segment of the videos; int64 [K].
-
-        The same starts as `pipeline.segments.segment_starts` gives.
-        """
-        counts = self.segments[videos]
-        nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        first = np.repeat((rows or self.mapped).first_of(videos), counts)
-        frames = np.repeat(self.frames[videos], counts)
-        start = first + np.minimum(nth * self.stride, np.maximum(frames - self.length, 0))
-        return start, first + frames - 1, np.repeat(self.first_segment[videos], counts) + nth
-
 
 def _check_lengths(
     uri: str, frames: np.ndarray, segments: np.ndarray, of_frames: Sequence[np.ndarray], of_segments: torch.Tensor
@@ -240,18 +151,6 @@ def _check_lengths(
     """Raises PipelineError where arrays are shorter or longer than their videos need."""
     if any(len(array) != frames.sum() for array in of_frames) or len(of_segments) != segments.sum():
         raise PipelineError(f"the index partition {uri} is damaged: its files do not fit each other; run jobs.index --rebuild")
-
-
-def _joined(targets: Sequence[TargetSegments]) -> TargetSegments:
-    """The segments of several targets as those of one, for scores only."""
-    first = targets[0].encoding
-    joined = {name: torch.cat([getattr(target.encoding, name) for target in targets]) for name in ("query_vectors", "encodings")}
-    encoding = replace(first, **joined, attention=first.attention[:0], centre=joined["encodings"].mean(dim=0))
-    cohort = None
-    if statistics := [target.cohort for target in targets if target.cohort is not None]:
-        cohort = CohortStatistics(torch.cat([one.mean for one in statistics]), torch.cat([one.spread for one in statistics]))
-    frames = np.empty((len(joined["encodings"]), 0))
-    return TargetSegments(encoding, frames, frames, cohort)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

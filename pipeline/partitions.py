@@ -8,6 +8,7 @@ import resource
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import faiss
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 
 from pipeline import telemetry
+from pipeline.candidates import Candidates, TargetSegments, ascending_union, score_many, together
 from pipeline.errors import PipelineError
-from pipeline.frame_rows import FrameRows, Reading
+from pipeline.frame_rows import Reading
 from pipeline.gallery import Gallery
 from pipeline.index import Index, open_index
-from pipeline.partition import Partition, TargetSegments
+from pipeline.partition import Partition
 from pipeline.prefilter import PrefilterQuery
 from pipeline.results import SegmentPair
 from pipeline.scoring import ScoreSettings
@@ -28,7 +30,8 @@ START_SECONDS = 120.0  # for actors to find a place and open their partitions
 IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
 MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are read into memory of their own
 FILES_A_PARTITION, OTHER_FILES = 8, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
-READ_AHEAD = 3  # partitions whose rows are read while those of another are scored
+READ_BYTES = 16 << 20  # of rows that are read together, and scored while they are still in the processor's cache
+READ_AHEAD = 3  # times as much is being read meanwhile
 
 Answer = TypeVar("Answer")
 
@@ -112,34 +115,54 @@ class LocalPartitions:
     def score_many(
         self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
     ) -> list[np.ndarray]:
-        """`score` of each target and its videos, partition by partition, so that what they share is read once."""
+        """`score` of each target and its videos, group by group of them, so that what they share is read once."""
         scores = [np.full(len(mine), np.nan) for mine in videos]
         orders = [np.argsort(mine, kind="stable") for mine in videos]
-        work = []
-        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
-            parts = []
-            for mine, order in zip(videos, orders, strict=True):
-                begin, end = np.searchsorted(mine, (first, first + number), sorter=order)
-                parts.append(order[begin:end])
-            if any(map(len, parts)):
-                work.append((place, parts))
-        for (place, parts), rows in zip(work, self._rows_ahead(work, videos), strict=True):
-            partition = self.open(place)
-            asked = [mine[part] - self.first[place] for mine, part in zip(videos, parts, strict=True)]
-            for one, part, answer in zip(scores, parts, partition.score_many(targets, asked, settings, rows), strict=True):
-                one[part] = answer
+        ascending = [mine[order] for mine, order in zip(videos, orders, strict=True)]
+        for group in self._read_ahead(self._groups(ascending_union(ascending))):
+            places = [group.places(mine) for mine in ascending]
+            asked = [mine[place] for mine, place in zip(ascending, places, strict=True)]
+            found = score_many(targets, asked, group.candidates, settings)
+            for one, order, place, numbers in zip(scores, orders, places, found, strict=True):
+                one[order[place]] = numbers
         return scores
 
-    def _rows_ahead(self, work: list[tuple[int, list[np.ndarray]]], videos: Sequence[np.ndarray]) -> Iterator[FrameRows | None]:
-        """For each partition of the work the rows of its videos, read while those before it are scored; None: it reads itself."""
-        ahead: deque[Reading | None] = deque()
-        for place, parts in work:
-            here = np.concatenate([mine[part] for mine, part in zip(videos, parts, strict=True)])
-            ahead.append(self.open(place).reading(np.unique(here) - self.first[place]))
+    def _groups(self, videos: np.ndarray) -> Iterator["_Group"]:
+        """The videos that are held here, int64 ascending, as they are read and scored together."""
+        pieces: list[_Piece] = []
+        size = 0
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
+            begin, end = np.searchsorted(videos, (first, first + number))
+            if begin == end:
+                continue
+            partition, here = self.open(place), videos[begin:end] - first
+            if not partition.copied:
+                yield _Group([_Piece(partition, first, here)])
+                continue
+            ends = np.cumsum(partition.frames[here] * partition.row_bytes)
+            for some in np.split(here, np.flatnonzero(np.diff((size + ends) // READ_BYTES)) + 1):
+                more = int(partition.frames[some].sum()) * partition.row_bytes
+                if pieces and size + more > READ_BYTES:
+                    yield _Group(pieces)
+                    pieces, size = [], 0
+                pieces.append(_Piece(partition, first, some))
+                size += more
+        if pieces:
+            yield _Group(pieces)
+
+    @staticmethod
+    def _read_ahead(groups: Iterator["_Group"]) -> Iterator["_Group"]:
+        """The groups, while the rows of those behind each are being read; done with one, the next is asked for."""
+        ahead: deque[_Group] = deque()
+        memory: dict[str, np.ndarray] = {}
+        for group in groups:
+            group.read(memory)
+            ahead.append(group)
             if len(ahead) > READ_AHEAD:
-                yield _rows(ahead.popleft())
-        while ahead:
-            yield _rows(ahead.popleft())
+                done = ahead.popleft()
+                yield done
+                memory = done.memory
+        yield from ahead
 
     def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
         """Upper bounds of the scores, float64 [m], of the videos int64 [m]; NaN for those not held here."""
@@ -160,6 +183,51 @@ class LocalPartitions:
             for i in np.flatnonzero((videos >= first) & (videos < first + number)):
                 found[i] = self.open(place).evidence(target, int(videos[i] - first), pairs, settings)
         return found
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Videos of one partition, int64 ascending, numbered within it; first: the number of its first video in the index."""
+
+    partition: Partition
+    first: int
+    videos: np.ndarray
+
+
+class _Group:
+    """Videos of one or more partitions that are scored together: where these are mapped, or in rows that are read at once."""
+
+    def __init__(self, pieces: Sequence[_Piece]) -> None:
+        self.pieces = pieces
+        self.reading: Reading | None = None
+
+    def read(self, memory: dict[str, np.ndarray]) -> None:
+        """Begin to, where rows are copied; into this memory where it is large enough."""
+        if self.pieces[0].partition.copied:
+            self.reading = Reading([p.partition.wanted(p.videos) for p in self.pieces], memory)
+
+    @property
+    def memory(self) -> dict[str, np.ndarray]:
+        """What was read into."""
+        return {} if self.reading is None else self.reading.memory
+
+    def places(self, videos: np.ndarray) -> np.ndarray:
+        """Which of the videos, numbered as in the index and ascending, lie between the ends of a piece: int64, ascending."""
+        ends = [np.searchsorted(videos, (p.first + p.videos[0], p.first + p.videos[-1] + 1)) for p in self.pieces]
+        return np.concatenate([np.arange(*pair) for pair in ends])
+
+    def candidates(self, videos: np.ndarray) -> Candidates:
+        """Videos of this group, int64 ascending, numbered as in the index."""
+        rows = None if self.reading is None else self.reading.rows()
+        parts = []
+        for number, piece in enumerate(self.pieces):
+            begin, end = np.searchsorted(videos, (piece.first + piece.videos[0], piece.first + piece.videos[-1] + 1))
+            if begin == end:
+                continue
+            mine = videos[begin:end] - piece.first
+            first = None if self.reading is None else self.reading.first[number][np.searchsorted(piece.videos, mine)]
+            parts.append(piece.partition.candidates(mine, rows, first))
+        return together(parts)
 
 
 class ActorPartitions:
@@ -286,7 +354,3 @@ def _allow_open_files(more: int) -> None:
     wanted = more + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-
-
-def _rows(reading: Reading | None) -> FrameRows | None:
-    return None if reading is None else reading.rows()

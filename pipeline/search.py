@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 from pipeline import pair_kernel, telemetry
 from pipeline.bounds import boundable, certified_top
 from pipeline.calibration import posterior, settings_of
+from pipeline.candidates import TargetSegments
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.index import Index, is_compressed
-from pipeline.partition import STAGES, TargetSegments
+from pipeline.partition import STAGES
 from pipeline.partitions import Partitions
 from pipeline.results import Lead, Proof, SearchResult, SegmentPair, VideoRef
 from pipeline.scoring import ScoreSettings, rank_videos

@@ -9,13 +9,13 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline.backbone import Backbone, find_backbone, load_backbone, same_backbone
+from pipeline.candidates import TargetSegments
 from pipeline.catalog import default_video_id
 from pipeline.cohort import cohort_statistics
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.index import Index, IndexSettings
-from pipeline.partition import TargetSegments
 from pipeline.results import VideoRef
 from pipeline.sampling import Sampling
 from pipeline.scoring import encode_target

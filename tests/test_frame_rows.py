@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline import compiled, frame_rows
 from pipeline import partitions as partitions_module
 from pipeline.errors import PipelineError
-from pipeline.frame_rows import Reading
+from pipeline.frame_rows import Reading, Wanted
 from pipeline.gallery import Gallery
 from pipeline.index import Index, IndexSettings
 from pipeline.index_build import build_index
@@ -28,8 +28,9 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         pytest.skip(f"no compiled library: {compiled.why_not('frame_rows')}")
 
 
-def mapped(folder: Path, frames: int) -> dict[str, np.memmap]:
-    rng = np.random.default_rng(frames)
+def mapped(folder: Path, frames: int, seed: int = 0) -> dict[str, np.memmap]:
+    rng = np.random.default_rng([frames, seed])
+    folder.mkdir(exist_ok=True)
     arrays = {"keys": (frames, 5), "values": (frames, 3), "band": (frames, 7)}
     for name, shape in arrays.items():
         np.save(folder / f"{name}.npy", rng.normal(size=shape).astype(np.float16))
@@ -43,15 +44,21 @@ def test_rows_in_memory_are_the_mapped_ones(tmp_path: Path, monkeypatch: pytest.
     rng = np.random.default_rng(1)
     frames = rng.integers(1, 9, size=60)
     first = np.cumsum(frames) - frames
-    arrays = mapped(tmp_path, int(frames.sum()))
-    for count in (1, 2, 30, 60):
-        videos = np.sort(rng.choice(60, count, replace=False))
-        rows = Reading(arrays, videos, first[videos], frames[videos]).rows()
-        for video in videos:
-            at = int(rows.first_of(np.array([video]))[0])
-            for name in arrays:
-                mine = getattr(rows, name)[at : at + frames[video]].numpy()
-                assert np.array_equal(mine, arrays[name][first[video] : first[video] + frames[video]])
+    parts = [mapped(tmp_path / name, int(frames.sum()), seed) for seed, name in enumerate(("one", "two", "three"))]
+    memory: dict[str, np.ndarray] = {}
+    for count in (1, 60, 2, 30):
+        chosen = [np.sort(rng.choice(60, count, replace=False)) for _ in parts]
+        wanted = [Wanted(arrays, first[videos], frames[videos]) for arrays, videos in zip(parts, chosen, strict=True)]
+        reading = Reading(wanted, memory)
+        rows = reading.rows()
+        for arrays, videos, begin in zip(parts, chosen, reading.first, strict=True):
+            for video, at in zip(videos, begin, strict=True):
+                for name in arrays:
+                    mine = getattr(rows, name)[at : at + frames[video]].numpy()
+                    assert np.array_equal(mine, arrays[name][first[video] : first[video] + frames[video]])
+        reused = all(reading.memory[name] is flat for name, flat in memory.items())
+        assert reused == (count != 60)  # which needs more than there was
+        memory = reading.memory
 
 
 @given(st.lists(st.tuples(st.integers(0, 900), st.integers(1, 100)), min_size=1, max_size=20), st.integers(1, 200))
@@ -60,27 +67,27 @@ def test_pieces_cover_every_range_once_and_in_order(ranges: list[tuple[int, int]
     at, size = (np.array(column) for column in zip(*ranges, strict=True))
     usual, frame_rows.PIECE = frame_rows.PIECE, piece
     try:
-        groups = frame_rows._pieces(at, size)
+        groups = frame_rows._pieces(np.arange(len(at)), at, size)
     finally:
         frame_rows.PIECE = usual
-    read = [i for offsets, sizes, _ in groups for a, n in zip(offsets, sizes, strict=True) for i in range(a, a + n)]
+    read = [i for _, offsets, sizes, _ in groups for a, n in zip(offsets, sizes, strict=True) for i in range(a, a + n)]
     assert read == [i for a, n in ranges for i in range(a, a + n)]
-    places = [to for _, _, to in groups]
-    assert places == np.cumsum([0, *(int(sizes.sum()) for _, sizes, _ in groups)])[:-1].tolist()
-    assert all(sizes.sum() < 2 * piece for _, sizes, _ in groups)
+    places = [to for *_, to in groups]
+    assert places == np.cumsum([0, *(int(sizes.sum()) for *_, sizes, _ in groups)])[:-1].tolist()
+    assert all(sizes.sum() < 2 * piece for *_, sizes, _ in groups)
 
 
 @pytest.mark.usefixtures("reader")
 def test_a_file_that_became_too_short_or_went_away_is_one_sentence(tmp_path: Path) -> None:
     arrays = mapped(tmp_path, 40)
-    asked = arrays, np.arange(2), np.array([0, 30]), np.array([10, 10])
-    Reading(*asked).rows()
+    asked = [Wanted(arrays, np.array([0, 30]), np.array([10, 10]))]
+    Reading(asked).rows()
     os.truncate(tmp_path / "values.npy", 200)
     with pytest.raises(PipelineError, match=r"values\.npy cannot be read: it ends"):
-        Reading(*asked).rows()
+        Reading(asked).rows()
     (tmp_path / "keys.npy").unlink()
     with pytest.raises(PipelineError, match=r"keys\.npy cannot be read: No such file"):
-        Reading(*asked).rows()
+        Reading(asked).rows()
 
 
 @pytest.fixture
@@ -108,7 +115,7 @@ def test_leads_do_not_depend_on_where_rows_are(
 
     ids, scores = leads()
     monkeypatch.setattr(partitions_module, "MAPPED_BYTES", 0)
-    monkeypatch.setattr("pipeline.partition.READ_BYTES", read_bytes)
+    monkeypatch.setattr(partitions_module, "READ_BYTES", read_bytes)
     copied_ids, copied_scores = leads()
     assert copied_ids == ids
     assert np.allclose(copied_scores, scores, atol=1e-6, rtol=0)  # the last bit depends on which frames are multiplied together
