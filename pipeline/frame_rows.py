@@ -23,7 +23,8 @@ from pipeline import compiled
 from pipeline.errors import PipelineError
 
 READERS = 16  # threads: a disk answers many requests at a time
-PIECE = 1 << 20  # bytes that a thread reads at a time, about
+PIECE = 4 << 20  # bytes that a thread reads at a time, about
+TOO_MANY_FILES = "this index needs more open files than the system allows; raise the limit (ulimit -n)"
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,28 @@ class FrameRows:
     band: Tensor
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Rows of some videos in the files of one partition.
+class RowFiles:
+    """The files of one partition's rows, open. Raises PipelineError where one cannot be opened.
 
-    arrays: keys, values and band, mapped from local files. first, frames: int64 [m], a video's first row there, ascending, and
-    how many they are.
+    arrays: keys, values and band, mapped from local files. descriptors: of their files, by the same names.
     """
 
-    arrays: Mapping[str, np.memmap]
+    def __init__(self, arrays: Mapping[str, np.memmap]) -> None:
+        self.arrays = arrays
+        self.descriptors: dict[str, int] = {}
+        weakref.finalize(self, _close, self.descriptors)
+        for name, array in arrays.items():
+            try:
+                self.descriptors[name] = os.open(str(array.filename), os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise _unreadable(array, error) from error
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Rows of some videos in the files of one partition: int64 [m], a video's first row there, ascending, and how many."""
+
+    files: RowFiles
     first: np.ndarray
     frames: np.ndarray
 
@@ -64,21 +78,18 @@ class Reading:
         begin, count, owner = rows[starts], np.add.reduceat(frames, starts), owner[starts]
         self.memory: dict[str, np.ndarray] = {}
         self.arrays: dict[str, np.ndarray] = {}
-        for name, array in parts[0].arrays.items():
+        for name, array in parts[0].files.arrays.items():
             shape = int(frames.sum()), *array.shape[1:]
             flat = (memory or {}).get(name, np.empty(0, array.dtype))
             self.memory[name] = flat if len(flat) >= math.prod(shape) else np.empty(math.prod(shape), array.dtype)
             self.arrays[name] = self.memory[name][: math.prod(shape)].reshape(shape)
-        self.paths: dict[int, str] = {}
-        weakref.finalize(self, _close, self.paths)  # the threads hold on to this until they are done
+        self.parts = parts  # whose files stay open until the threads, which hold on to this, are done
         self.waiting: list[Future[None]] = []
         for name, target in self.arrays.items():
-            of_parts = [part.arrays[name] for part in parts]
-            file = np.array([self._open(str(array.filename)) for array in of_parts])[owner]
-            size, offset = target.strides[0], np.array([array.offset for array in of_parts])[owner]
-            into = target.reshape(-1).view(np.uint8)
-            for some in _pieces(file, offset + begin * size, count * size):
-                self.waiting.append(_readers().submit(self._read, into, *some))
+            offset = np.array([part.files.arrays[name].offset for part in parts])[owner]
+            size, into = target.strides[0], target.reshape(-1).view(np.uint8)
+            for some in _pieces(owner, offset + begin * size, count * size):
+                self.waiting.append(_readers().submit(self._read, name, into, *some))
 
     def rows(self) -> FrameRows:
         """All of them, as soon as they are there. Raises PipelineError for a file that has become unreadable or too short."""
@@ -86,20 +97,13 @@ class Reading:
             piece.result()
         return FrameRows(**{name: torch.from_numpy(array) for name, array in self.arrays.items()})
 
-    def _open(self, path: str) -> int:
+    def _read(self, name: str, into: np.ndarray, owner: np.ndarray, at: np.ndarray, size: np.ndarray, to: int) -> None:
+        """Fill `into`, uint8, from byte `to` on with ranges of the partitions' files of this name."""
+        files = np.array([part.files.descriptors[name] for part in self.parts])
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        self.paths[file] = path
-        return file
-
-    def _read(self, into: np.ndarray, file: np.ndarray, at: np.ndarray, size: np.ndarray, to: int) -> None:
-        """Fill `into`, uint8, from byte `to` on with ranges of files."""
-        try:
-            read_ranges(file, at, size, into[to : to + int(size.sum())])
+            read_ranges(files[owner], at, size, into[to : to + int(size.sum())])
         except RangeError as error:
-            raise _unreadable(self.paths[int(file[error.number])], error) from error
+            raise _unreadable(self.parts[owner[error.number]].files.arrays[name], error) from error
 
 
 class RangeError(OSError):
@@ -110,12 +114,14 @@ class RangeError(OSError):
         self.number = number
 
 
-def _unreadable(path: str, error: OSError) -> PipelineError:
-    return PipelineError(f"the index file {path} cannot be read: {error.strerror or error}")
+def _unreadable(array: np.memmap, error: OSError) -> PipelineError:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return PipelineError(TOO_MANY_FILES)
+    return PipelineError(f"the index file {array.filename} cannot be read: {error.strerror or error}")
 
 
-def _close(files: dict[int, str]) -> None:
-    for file in files:
+def _close(descriptors: dict[str, int]) -> None:
+    for file in descriptors.values():
         os.close(file)
 
 
@@ -124,15 +130,15 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(READERS, thread_name_prefix="frame-rows")
 
 
-def _pieces(file: np.ndarray, at: np.ndarray, size: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
-    """Ranges of files in groups of about PIECE bytes: (files, offsets, sizes: int64, where the group goes in what is read)."""
+def _pieces(owner: np.ndarray, at: np.ndarray, size: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
+    """Ranges of files in groups of about PIECE bytes: (owners, offsets, sizes: int64, where the group goes in what is read)."""
     parts = -(-size // PIECE)
     nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
-    file, at = np.repeat(file, parts), np.repeat(at, parts) + nth * PIECE
+    owner, at = np.repeat(owner, parts), np.repeat(at, parts) + nth * PIECE
     size = np.minimum(np.repeat(size, parts) - nth * PIECE, PIECE)
     to = np.cumsum(size) - size
     cuts = np.flatnonzero(np.diff(to // PIECE, prepend=-1))
-    return [(file[i:j], at[i:j], size[i:j], int(to[i])) for i, j in zip(cuts, [*cuts[1:], len(at)], strict=True)]
+    return [(owner[i:j], at[i:j], size[i:j], int(to[i])) for i, j in zip(cuts, [*cuts[1:], len(at)], strict=True)]
 
 
 def read_ranges(file: np.ndarray, at: np.ndarray, size: np.ndarray, target: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from pipeline.bounds import attention_logits, ball_logits, radii, squared_distan
 from pipeline.candidates import SCORE_PAIRS, Candidates, TargetSegments, counted_up
 from pipeline.cohort import CohortStatistics
 from pipeline.errors import PipelineError
-from pipeline.frame_rows import FrameRows, Wanted
+from pipeline.frame_rows import FrameRows, RowFiles, Wanted
 from pipeline.index import Index
 from pipeline.list_scan import ListScan
 from pipeline.partition_files import load_array, load_prefilter
@@ -36,7 +36,7 @@ class Partition:
         self.length, self.stride = index.settings.segment_length, index.settings.stride
         self.arrays: dict[str, Any] = {name: load_array(folder.join(f"{name}.npy")) for name in ("keys", "values", "band")}
         self.keys, self.values, self.band = (_tensor(array).to(device) for array in self.arrays.values())
-        self.copied = copied and device == "cpu" and folder.is_local
+        self.files = RowFiles(self.arrays) if copied and device == "cpu" and folder.is_local else None
         self.row_bytes = sum(array.strides[0] for array in self.arrays.values())
         self.frame_index, self.time_s = load_array(folder.join("frame_index.npy")), load_array(folder.join("time_s.npy"))
         self.cohort_mean, self.cohort_spread = (
@@ -68,9 +68,9 @@ class Partition:
             self.stride,
         )
 
-    def wanted(self, videos: np.ndarray) -> Wanted:
-        """Where the rows of the videos, int64 [m] ascending, are to be read."""
-        return Wanted(self.arrays, self.first_frame[videos], self.frames[videos])
+    def wanted(self, videos: np.ndarray) -> Wanted | None:
+        """Where the rows of the videos, int64 [m] ascending, are to be read; None where they are used where they lie."""
+        return None if self.files is None else Wanted(self.files, self.first_frame[videos], self.frames[videos])
 
     def _segments_of(self, videos: np.ndarray) -> np.ndarray:
         """Numbers of the videos' segments within the partition, int64 [K]."""

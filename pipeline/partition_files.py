@@ -20,6 +20,7 @@ import torch
 from pipeline.coattention import Coattention
 from pipeline.cohort import Cohort, cohort_statistics
 from pipeline.errors import PipelineError
+from pipeline.frame_rows import TOO_MANY_FILES
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.prefilter import PrefilterMetric
 from pipeline.scoring import frame_band
@@ -132,7 +133,7 @@ def load_array(location: Location) -> np.ndarray:
             return _mapped(path)
     except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            raise PipelineError("this index needs more open files than the system allows; raise the limit (ulimit -n)") from error
+            raise PipelineError(TOO_MANY_FILES) from error
         raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
 
 

@@ -29,9 +29,9 @@ from pipeline.scoring import ScoreSettings
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
 IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
 MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are read into memory of their own
-FILES_A_PARTITION, OTHER_FILES = 8, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
-READ_BYTES = 16 << 20  # of rows that are read together, and scored while they are still in the processor's cache
-READ_AHEAD = 3  # times as much is being read meanwhile
+FILES_A_PARTITION, OTHER_FILES = 11, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
+READ_BYTES = 64 << 20  # of rows that are read together and scored together: what Python does is done a group
+READ_AHEAD = 1  # groups whose rows are read while those of another are scored
 
 Answer = TypeVar("Answer")
 
@@ -136,7 +136,7 @@ class LocalPartitions:
             if begin == end:
                 continue
             partition, here = self.open(place), videos[begin:end] - first
-            if not partition.copied:
+            if partition.files is None:
                 yield _Group([_Piece(partition, first, here)])
                 continue
             ends = np.cumsum(partition.frames[here] * partition.row_bytes)
@@ -203,8 +203,9 @@ class _Group:
 
     def read(self, memory: dict[str, np.ndarray]) -> None:
         """Begin to, where rows are copied; into this memory where it is large enough."""
-        if self.pieces[0].partition.copied:
-            self.reading = Reading([p.partition.wanted(p.videos) for p in self.pieces], memory)
+        wanted = [rows for piece in self.pieces if (rows := piece.partition.wanted(piece.videos)) is not None]
+        if wanted:
+            self.reading = Reading(wanted, memory)
 
     @property
     def memory(self) -> dict[str, np.ndarray]:

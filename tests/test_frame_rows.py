@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline import compiled, frame_rows
 from pipeline import partitions as partitions_module
 from pipeline.errors import PipelineError
-from pipeline.frame_rows import Reading, Wanted
+from pipeline.frame_rows import Reading, RowFiles, Wanted
 from pipeline.gallery import Gallery
 from pipeline.index import Index, IndexSettings
 from pipeline.index_build import build_index
@@ -48,7 +48,7 @@ def test_rows_in_memory_are_the_mapped_ones(tmp_path: Path, monkeypatch: pytest.
     memory: dict[str, np.ndarray] = {}
     for count in (1, 60, 2, 30):
         chosen = [np.sort(rng.choice(60, count, replace=False)) for _ in parts]
-        wanted = [Wanted(arrays, first[videos], frames[videos]) for arrays, videos in zip(parts, chosen, strict=True)]
+        wanted = [Wanted(RowFiles(part), first[videos], frames[videos]) for part, videos in zip(parts, chosen, strict=True)]
         reading = Reading(wanted, memory)
         rows = reading.rows()
         for arrays, videos, begin in zip(parts, chosen, reading.first, strict=True):
@@ -80,14 +80,14 @@ def test_pieces_cover_every_range_once_and_in_order(ranges: list[tuple[int, int]
 @pytest.mark.usefixtures("reader")
 def test_a_file_that_became_too_short_or_went_away_is_one_sentence(tmp_path: Path) -> None:
     arrays = mapped(tmp_path, 40)
-    asked = [Wanted(arrays, np.array([0, 30]), np.array([10, 10]))]
+    asked = [Wanted(RowFiles(arrays), np.array([0, 30]), np.array([10, 10]))]
     Reading(asked).rows()
     os.truncate(tmp_path / "values.npy", 200)
     with pytest.raises(PipelineError, match=r"values\.npy cannot be read: it ends"):
         Reading(asked).rows()
     (tmp_path / "keys.npy").unlink()
     with pytest.raises(PipelineError, match=r"keys\.npy cannot be read: No such file"):
-        Reading(asked).rows()
+        RowFiles(arrays)
 
 
 @pytest.fixture
