@@ -7,6 +7,7 @@ Cohort normalisation is left to the full scores.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ FLAT_SEGMENTS = 500_000  # up to here every vector is compared: 0.1 s on two cor
 MOST_LISTS = 4096
 PROBED, LEAST_PROBES = 1 / 16, 128  # share of the lists that a search looks into, and how many at least
 DEEP = 2  # segments that FAISS is asked for, for each video that is wanted
+KEPT_TABLES = 64  # of a target, half a MB each; beyond, tables are made anew for each partition
 EVERY_BLOCK = 16_384  # segments compared at a time where all are
 
 
@@ -120,8 +122,8 @@ class PrefilterQuery:
         self.encodings = target.encodings.cpu().numpy()
         self.vectors = np.ascontiguousarray(self.metric.queries(self.encodings), np.float32)
         self._lists: dict[tuple[bytes, int], tuple[np.ndarray, np.ndarray]] = {}
-        self._scans: dict[tuple[bytes, int], list[tuple[np.ndarray, DistanceTable]]] = {}
-        self._tables: dict[bytes, list[DistanceTable]] = {}
+        self._unions: dict[tuple[bytes, int], list[np.ndarray]] = {}
+        self._tables: dict[tuple[bytes, int], DistanceTable] = {}
 
     def lists(self, index: Any, probes: int) -> tuple[np.ndarray, np.ndarray]:
         """FAISS's numbers float32 and the `probes` nearest lists int64 of an inverted file, [N, probes] each.
@@ -133,17 +135,18 @@ class PrefilterQuery:
             self._lists[key] = index.quantizer.search(self.vectors, probes)
         return self._lists[key]
 
-    def scans(self, index: Any, probes: int) -> list[tuple[np.ndarray, DistanceTable]]:
+    def scans(self, index: Any, probes: int) -> Iterator[tuple[np.ndarray, DistanceTable]]:
         """What a `ListScan` of an index is asked for, so many vectors at a time: all lists near any of them, and their table."""
         key = _quantizer_of(index)
-        if (key, probes) not in self._scans:
+        parts = [slice(first, first + LANES[-1]) for first in range(0, len(self.vectors), LANES[-1])]
+        if (key, probes) not in self._unions:
             _, near = self.lists(index, probes)
-            parts = [slice(first, first + LANES[-1]) for first in range(0, len(near), LANES[-1])]
-            if key not in self._tables:
-                self._tables[key] = [DistanceTable.of(index.pq, self.vectors[part]) for part in parts]
-            lists = [np.unique(near[part]) for part in parts]
-            self._scans[key, probes] = list(zip(lists, self._tables[key], strict=True))
-        return self._scans[key, probes]
+            self._unions[key, probes] = [np.unique(near[part]) for part in parts]
+        for number, part in enumerate(parts):
+            table = self._tables.get((key, number)) or DistanceTable.of(index.pq, self.vectors[part])
+            if number < KEPT_TABLES:
+                self._tables[key, number] = table
+            yield self._unions[key, probes][number], table
 
 
 def shortlist(
@@ -195,8 +198,9 @@ def _scanned(
     """`shortlist` by a scan of lists, of more each time too little was found."""
     probes = _probes(scan.lists, share)
     while True:
-        scans = query.scans(scan.index, probes)
-        distances = np.minimum.reduce([scan.nearest(lists, table, video_of_segment, allowed) for lists, table in scans])
+        distances = np.full(int(video_of_segment[-1]) + 1, np.inf, np.float32)
+        for lists, table in query.scans(scan.index, probes):
+            distances = np.minimum(distances, scan.nearest(lists, table, video_of_segment, allowed))
         if probes == scan.lists or int(np.isfinite(distances).sum()) >= count:
             return _best(query.metric.bias - distances, count, allowed)
         probes = min(scan.lists, 4 * probes)

@@ -186,7 +186,8 @@ class _Asked:
 
     def result(self, gallery: Gallery, index: Index, partitions: Partitions) -> SearchResult:
         settings = self.settings
-        best = rank_videos(self.scores, _ids(index, self.found))[: settings.top]
+        best = _first(self.scores, settings.top)
+        best = best[rank_videos(self.scores[best], _ids(index, self.found[best]))[: settings.top]]
         pairs: list[list[SegmentPair]] = [[] for _ in best]
         if settings.evidence:
             pairs = partitions.evidence(self.segments, self.found[best], settings.pairs, self.score)
@@ -222,6 +223,13 @@ class _Asked:
             calibration=words,
             proof=self.proof,
         )
+
+
+def _first(scores: np.ndarray, count: int) -> np.ndarray:
+    """Positions of all scores that are not below the first `count`, ascending; NaN is among them, for `rank_videos` to refuse."""
+    if len(scores) <= count:
+        return np.arange(len(scores))
+    return np.flatnonzero(~(scores < np.partition(scores, -count)[-count]))
 
 
 def _why_not_calibrated(index: Index, settings: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pipeline.storage import Location
 
 
 def verify_gallery(gallery: Gallery) -> list[str]:
-    """Faults in words, an empty list when all is well: shards, index versions and the audit log. Reads every file."""
+    """Faults in words, an empty list when all is well: shards, index versions, the audit log, deletions. Reads every file."""
     faults = []
     try:
         videos = gallery.snapshot().videos
@@ -30,7 +30,18 @@ def verify_gallery(gallery: Gallery) -> list[str]:
     checked: dict[tuple[str, str], str | None] = {}
     for version in index_versions(gallery):
         faults += _index_faults(gallery, version, checked)
-    return faults + [f"audit log: {fault}" for fault in audit.verify(gallery)]
+    of_log = [f"audit log: {fault}" for fault in audit.verify(gallery)]
+    return faults + (of_log or _undone_deletions(gallery))
+
+
+def _undone_deletions(gallery: Gallery) -> list[str]:
+    """Videos that the audit log says were forgotten and no commit does: the commit was removed, or never written."""
+    deletions = (record for record in audit.read_records(gallery) if record.get("action") == "forget")
+    told = {video for record in deletions for video in record.get("videos", ())}
+    if not (missing := sorted(told - gallery.forgotten())):
+        return []
+    some = ", ".join(map(repr, missing[:5])) + (" and others" if len(missing) > 5 else "")
+    return [f"{len(missing)} videos that the audit log calls forgotten are not ({some}); run jobs.forget for them again"]
 
 
 def _frame_faults(videos: pa.Table, positions: np.ndarray, frames: pa.Table) -> list[str]:

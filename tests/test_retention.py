@@ -155,6 +155,22 @@ def test_the_audit_record_comes_first(toy_gallery: Gallery, monkeypatch: pytest.
     assert (record["action"], record["reason"], record["videos"]) == ("forget", "asked to", ["v003"])
     monkeypatch.undo()
     assert "v003" in ids(toy_gallery)
+    (fault,) = verify_gallery(toy_gallery)
+    assert fault.startswith("1 videos that the audit log calls forgotten are not ('v003')")
+    forget(toy_gallery, Selection(video_ids=("v003",)), "asked to")
+    assert verify_gallery(toy_gallery) == []
+
+
+def test_a_deletion_that_somebody_took_back_is_found(toy_gallery: Gallery) -> None:
+    before = set(toy_gallery.commit_names())
+    gone = forget(toy_gallery, Selection(camera="cam1"), "moved away")
+    (made,) = set(toy_gallery.commit_names()) - before
+    toy_gallery.location.join("commits", f"{made}.json").delete()
+    (fault,) = verify_gallery(toy_gallery)
+    assert fault.startswith(f"{len(gone)} videos that the audit log calls forgotten are not ('v") and "and others" in fault
+    forget(toy_gallery, Selection(camera="cam1"), "moved away")
+    compact(toy_gallery, timedelta(0))
+    assert verify_gallery(toy_gallery) == []
 
 
 def test_nothing_is_forgotten_when_the_audit_log_cannot_be_written(toy_gallery: Gallery) -> None:
