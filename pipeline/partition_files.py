@@ -150,7 +150,7 @@ def load_prefilter(location: Location) -> faiss.Index:
             return faiss.read_index(location.path, flags)
         with _local_copy(location) as path:
             return faiss.read_index(str(path), flags)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:  # a damaged size asks for any amount of memory
         raise PipelineError(f"the index file {location.uri} is damaged: {str(error).splitlines()[0]}") from error
 
 

@@ -1,6 +1,9 @@
 """The scan of compressed lists gives each video's smallest distance, as FAISS measures it, and never leaves its lists."""
 
 import ctypes
+import multiprocessing
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,6 +148,43 @@ def test_lists_beyond_the_end_of_the_file_are_told(tmp_path: Path) -> None:
     field.value = lists.totsize
     with pytest.raises(PipelineError, match="lists beyond its end"):
         ListScan.of(mapped)
+
+
+def damaged(whole: bytes, seed: int) -> bytes:
+    """The file cut, or with a few bits of it flipped: anywhere, or near its ends, where it says how large what is."""
+    rng = np.random.default_rng(seed)
+    if seed % 3 == 0:
+        return whole[: int(rng.integers(len(whole)))]
+    data = bytearray(whole)
+    for _ in range(rng.integers(1, 5)):
+        place = int(rng.integers(len(data) if seed % 3 == 1 else 200))
+        data[place if rng.random() < 0.6 else -1 - place] ^= 1 << int(rng.integers(8))
+    return bytes(data)
+
+
+def ask_damaged(file: Path, whole: bytes, seeds: range, queries: np.ndarray, video_of_segment: np.ndarray) -> Counter[str]:
+    """What came of opening and asking each damaged file: an answer, or a sentence. Anything else is raised."""
+    outcomes: Counter[str] = Counter()
+    for seed in seeds:
+        file.write_bytes(damaged(whole, seed))
+        try:
+            index = load_prefilter(resolve(file))
+            videos, logits = shortlist(index, PrefilterQuery(target(queries)), video_of_segment, 30, scan=ListScan.of(index))
+            assert len(videos) == len(logits) and len(set(videos.tolist())) == len(videos)
+            outcomes["answer"] += 1
+        except PipelineError as error:
+            assert "damaged" in str(error)
+            outcomes["sentence"] += 1
+    return outcomes
+
+
+def test_damaged_files_are_told_or_answer_and_never_crash(tmp_path: Path) -> None:
+    index, means, video_of_segment = filled(8)
+    faiss.write_index(index, str(tmp_path / "whole.faiss"))
+    asked = tmp_path / "damaged.faiss", (tmp_path / "whole.faiss").read_bytes(), range(300), means[50:60], video_of_segment
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+        outcomes = alone.submit(ask_damaged, *asked).result(timeout=120)
+    assert outcomes["answer"] > 30 and outcomes["sentence"] > 150
 
 
 def test_other_indexes_are_left_to_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
