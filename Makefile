@@ -11,7 +11,7 @@ help:
 	@echo "make bench   accuracy on the real footage in ../shared, and the default backbone beside its teacher"
 	@echo "make bench-scoring, bench-scale, bench-ingest"
 	@echo "             scoring beside its peers and its limit; galleries of 10,000 to VIDEOS; ingest beside a plain loop"
-	@echo "make drills  kills on a real two-node cluster and hostile videos, at length"
+	@echo "make drills  kills on a real two-node cluster, hostile videos and a faulty object store, at length"
 
 env:
 	@$(PYTHON) .ci/environment.py
@@ -49,6 +49,7 @@ bench-ingest: env
 drills: env
 	@$(BIN)/python -m benchmarks.kill_drill --work drills
 	@$(BIN)/python -m benchmarks.hostile_drill
+	@$(BIN)/python -m benchmarks.store_drill
 
 clean:
 	rm -rf .venv demo bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

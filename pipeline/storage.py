@@ -45,9 +45,7 @@ _BUSY = re.compile(
     r"|HTTP status (429|5\d\d)|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL)"
 )
 _LEFTOVER_PREFIX = ".writing-"
-S3_TRIES = (
-    10  # with pauses that grow to 20 s: about a minute, as for Google's store; pyarrow's own end after 6 s, a worker's after 2 s
-)
+S3_TRIES = 12  # with pauses that double from 25 ms: about a minute, as for Google's store; pyarrow's own end after 6 s
 _SMALL_BYTES = 2**20
 _SPOOL_BYTES = 64 * 2**20
 _NOT_ANSWERING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
@@ -294,7 +292,9 @@ def _object_store(scheme: str, bucket: str, options: str) -> Any:
         if scheme == "s3":
             settings = store.__reduce__()[1][0]
             settings["allow_delayed_open"] |= "allow_delayed_open=" not in options  # a small file is one request, not three
-            store = pafs.S3FileSystem(**settings, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES))
+            # The "standard" strategy shares a budget of retries among all requests of a client: in a bad hour it runs out, and
+            # from then on every fault is final.
+            store = pafs.S3FileSystem(**settings, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_TRIES))
         return store
 
 

@@ -74,6 +74,14 @@ def test_every_operation_is_tried_again_until_it_is_done(store: FaultyStore, pla
         assert store.counts[fault] >= 2, "the seed lets no request fail"
 
 
+def test_a_bad_hour_does_not_use_up_the_patience(store: FaultyStore, place: Location) -> None:
+    """Some clients share a budget of retries among all of their requests."""
+    place.join("a").write_atomically(b"1")
+    with store.failing("throttled", "error", "refused", rate=0.4, seed=3):
+        assert all(place.join("a").read_bytes() == b"1" for _ in range(200))
+        assert sum(store.counts.values()) > 100
+
+
 def test_a_location_is_as_patient_in_a_worker_as_here(store: FaultyStore, place: Location) -> None:
     place.join("a").write_atomically(b"1")
     there = pickle.loads(pickle.dumps(place))  # noqa: S301 - our own
