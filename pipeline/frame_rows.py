@@ -2,7 +2,7 @@
 
 A search of a large index wants a few rows of every partition. Read through the mapping they cost a page fault every few rows and
 a request to read ahead for each video, and leave memory mapped that must be given back: of 0.37 s in which a million videos'
-shortlist was scored, 0.26 s. Several threads that pread just these rows while others are scored make it 0.12 to 0.14 s.
+shortlist was scored, 0.26 s. Several threads that pread just these rows while others are scored make it 0.14 s.
 """
 
 import ctypes

@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError
 _NAME = "list_scan"
 LARGEST = 65_000  # a sum of rounded numbers stays below what 16 bits hold
 LANES = (8, 16)
+NO_SUCH_SEGMENT = "the index is damaged: its prefilter names a segment that is not there; run jobs.index --rebuild"
 NOWHERE = np.iinfo(np.uint16).max  # the distance of a video without a segment in the lists
 
 
@@ -67,13 +68,19 @@ class ListScan:
 
     @classmethod
     def of(cls, index: faiss.Index) -> "ListScan | None":
-        """None where there is no kernel, or the index has other codes than bytes of a product quantizer, or another metric."""
+        """None where there is no kernel, or the index has other codes than bytes of a product quantizer, or another metric.
+
+        Raises PipelineError for a damaged index.
+        """
         found: Any = faiss.downcast_index(index)
         if not isinstance(found, faiss.IndexIVFPQ) or found.metric_type != faiss.METRIC_L2 or found.by_residual:
             return None
         if found.pq.nbits != 8 or compiled.library(_NAME) is None:
             return None
-        return cls(index, *_addresses(found.invlists, found.nlist, found.code_size))
+        lists: Any = found.invlists
+        if (found.pq.M, found.pq.d, lists.nlist) != (found.code_size, found.d, found.nlist):
+            raise PipelineError("the index is damaged: its prefilter contradicts itself; run jobs.index --rebuild")
+        return cls(index, *_addresses(lists, found.nlist, found.code_size))
 
     def nearest(
         self, lists: np.ndarray, table: DistanceTable, video_of_segment: np.ndarray, allowed: np.ndarray | None = None
@@ -101,11 +108,11 @@ class ListScan:
             _pointer(best),
         )
         if failed:
-            raise PipelineError("the index is damaged: its prefilter names a segment that is not there; run jobs.index --rebuild")
+            raise PipelineError(NO_SUCH_SEGMENT)
         there = best != NOWHERE
         if allowed is not None:
             there &= allowed
-        return np.where(there, np.float32(table.smallest) + np.float32(table.unit) * best, np.inf).astype(np.float32)
+        return np.where(there, np.float32(table.smallest) + np.float32(table.unit) * best, np.float32(np.inf))
 
 
 def _addresses(lists: Any, count: int, code_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -193,6 +193,10 @@ class _Piece:
     first: int
     videos: np.ndarray
 
+    def among(self, videos: np.ndarray) -> slice:
+        """Where its own lie among videos that are numbered as in the index, ascending."""
+        return slice(*np.searchsorted(videos, (self.first + self.videos[0], self.first + self.videos[-1] + 1)).tolist())
+
 
 class _Group:
     """Videos of one or more partitions that are scored together: where these are mapped, or in rows that are read at once."""
@@ -213,19 +217,17 @@ class _Group:
         return {} if self.reading is None else self.reading.memory
 
     def places(self, videos: np.ndarray) -> np.ndarray:
-        """Which of the videos, numbered as in the index and ascending, lie between the ends of a piece: int64, ascending."""
-        ends = [np.searchsorted(videos, (p.first + p.videos[0], p.first + p.videos[-1] + 1)) for p in self.pieces]
-        return np.concatenate([np.arange(*pair) for pair in ends])
+        """Which of the videos, numbered as in the index and ascending, are of this group: int64, ascending."""
+        return np.concatenate([np.arange(len(videos))[piece.among(videos)] for piece in self.pieces])
 
     def candidates(self, videos: np.ndarray) -> Candidates:
         """Videos of this group, int64 ascending, numbered as in the index."""
         rows = None if self.reading is None else self.reading.rows()
         parts = []
         for number, piece in enumerate(self.pieces):
-            begin, end = np.searchsorted(videos, (piece.first + piece.videos[0], piece.first + piece.videos[-1] + 1))
-            if begin == end:
+            mine = videos[piece.among(videos)] - piece.first
+            if not len(mine):
                 continue
-            mine = videos[begin:end] - piece.first
             first = None if self.reading is None else self.reading.first[number][np.searchsorted(piece.videos, mine)]
             parts.append(piece.partition.candidates(mine, rows, first))
         return together(parts)

@@ -14,7 +14,8 @@ from typing import Any
 import faiss
 import numpy as np
 
-from pipeline.list_scan import LANES, DistanceTable, ListScan
+from pipeline.errors import PipelineError
+from pipeline.list_scan import LANES, NO_SUCH_SEGMENT, DistanceTable, ListScan
 from pipeline.scoring import TargetEncoding
 
 FLAT_SEGMENTS = 500_000  # up to here every vector is compared: 0.1 s on two cores, and nothing is lost
@@ -163,6 +164,7 @@ def shortlist(
     way through its lists. Returns (videos int64 [m], logits float32 [m]), best first, equal ones by position; m = count unless
     fewer are allowed. Equal logits at the end of the list are all returned (m may exceed count), so that a merge of several
     partitions can order them by id. An inverted file is asked for all its lists before fewer videos than `count` are returned.
+    Raises PipelineError where the index names segments that are not there.
     """
     segments_allowed = None if allowed is None else allowed[video_of_segment]
     total = len(video_of_segment) if segments_allowed is None else int(segments_allowed.sum())
@@ -176,6 +178,8 @@ def shortlist(
     k = min(total, DEEP * count)
     while True:
         found, segments = searched.nearest(k)
+        if segments.max() >= len(video_of_segment):
+            raise PipelineError(NO_SUCH_SEGMENT)
         logits = query.metric.logits(found, query.encodings)
         best = np.full(int(video_of_segment[-1]) + 1, -np.inf, np.float32)
         real = segments >= 0  # FAISS fills up with -1 where it finds no more

@@ -45,7 +45,7 @@ _BUSY = re.compile(
     r"|HTTP status (429|5\d\d)|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL)"
 )
 _LEFTOVER_PREFIX = ".writing-"
-S3_TRIES = 12  # with pauses that double from 25 ms: about a minute, as for Google's store; pyarrow's own end after 6 s
+S3_TRIES = 12  # with pauses that double from 25 ms: 51 s, about as for Google's store; pyarrow's own end after 6 s
 _SMALL_BYTES = 2**20
 _SPOOL_BYTES = 64 * 2**20
 _NOT_ANSWERING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
@@ -293,8 +293,8 @@ def _object_store(scheme: str, bucket: str, options: str) -> Any:
             settings = store.__reduce__()[1][0]
             settings["allow_delayed_open"] |= "allow_delayed_open=" not in options  # a small file is one request, not three
             # The "standard" strategy shares a budget of retries among all requests of a client: in a bad hour it runs out, and
-            # from then on every fault is final.
-            store = pafs.S3FileSystem(**settings, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_TRIES))
+            # from then on every fault is final. This one counts the tries after the first.
+            store = pafs.S3FileSystem(**settings, retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_TRIES - 1))
         return store
 
 
