@@ -1,4 +1,4 @@
-"""Candidate videos whose rows are at hand, and the scores of targets against them. No files and no Ray here."""
+"""Candidate videos, their rows at hand or in files, and the scores of targets against them. No Ray here."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pipeline.cohort import CohortStatistics, normalised_logits
-from pipeline.frame_rows import FrameRows
-from pipeline.scoring import ScoreSettings, TargetEncoding, candidate_logits, video_scores
+from pipeline.frame_rows import FileRows, FrameRows
+from pipeline.scoring import ScoreSettings, TargetEncoding, cached_logits, candidate_logits, video_scores
 
 SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
 SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time
@@ -36,11 +36,11 @@ class TargetSegments:
 class Candidates:
     """Videos and where their frames lie in `rows`, each video's in one piece.
 
-    first, frames, segments: int64 [m], a video's first row, rows and segments, ascending by `first`. cohort: of all their
-    segments in order, [K]. length, stride: frames of a segment, and between segments.
+    first, frames, segments: int64 [m], a video's first row, rows and segments, ascending by `first` (in each file). cohort: of
+    all their segments in order, [K]. length, stride: frames of a segment, and between segments.
     """
 
-    rows: FrameRows
+    rows: FrameRows | FileRows
     first: np.ndarray
     frames: np.ndarray
     segments: np.ndarray
@@ -61,23 +61,31 @@ class Candidates:
         return torch.from_numpy(start), torch.from_numpy(first + frames - 1)
 
     def pair_scores(self, target: TargetSegments, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [N, K] against all segments, and `offsets`."""
-        keys, values, band = self.rows.keys, self.rows.values, self.rows.band
-        first, final = (rows.to(keys.device) for rows in self.cut())
-        logits = candidate_logits(target.encoding, keys, values, band, first, final, self.length).T
+        """Scores float32 [N, K] against all segments, and which videos are left out, bool [m]: these have no scores."""
+        left = np.zeros(len(self.first), np.bool_)
+        if isinstance(self.rows, FileRows):
+            lie = self.rows, self.first, self.frames, self.segments
+            logits, left = cached_logits(target.encoding, *lie, self.length, self.stride)
+        else:
+            keys, values, band = self.rows.keys, self.rows.values, self.rows.band
+            first, final = (rows.to(keys.device) for rows in self.cut())
+            logits = candidate_logits(target.encoding, keys, values, band, first, final, self.length)
+        logits = logits.T
         if settings.normalise == "cohort" and target.cohort is not None:
-            logits = normalised_logits(logits, target.cohort.to(keys.device), self.cohort.to(keys.device))
-        return logits.sigmoid().cpu().numpy(), self.offsets
+            logits = normalised_logits(logits, target.cohort.to(logits.device), self.cohort.to(logits.device))
+        return logits.sigmoid().cpu().numpy(), left
 
     def scores(self, targets: Sequence[TargetSegments], settings: ScoreSettings) -> np.ndarray:
-        """Video scores float64 [n, m] of each target, in one pass over the frames."""
+        """Video scores float64 [n, m] of each target, in one pass over the frames; NaN where a video is left out."""
         scores = np.empty((len(targets), len(self.first)))
         ends = np.cumsum([len(target) for target in targets])
         joined = targets[0] if len(targets) == 1 else _joined(targets)
         for some in self._parts(int(ends[-1])):
-            pairs, offsets = self._part(some).pair_scores(joined, settings)
+            part = self._part(some)
+            pairs, left = part.pair_scores(joined, settings)
             for row, (end, target) in enumerate(zip(ends, targets, strict=True)):
-                scores[row, some] = video_scores(pairs[end - len(target) : end], offsets, settings)
+                of_target = video_scores(pairs[end - len(target) : end], part.offsets, settings)
+                scores[row, some] = np.where(left, np.nan, of_target)
         return scores
 
     def _parts(self, target_segments: int) -> Iterator[slice]:
@@ -95,16 +103,23 @@ class Candidates:
             return self
         begin, end = self.offsets[[some.start, some.stop]]
         cohort = CohortStatistics(self.cohort.mean[begin:end], self.cohort.spread[begin:end])
-        return replace(self, first=self.first[some], frames=self.frames[some], segments=self.segments[some], cohort=cohort)
+        rows = replace(self.rows, owner=self.rows.owner[some]) if isinstance(self.rows, FileRows) else self.rows
+        return replace(
+            self, rows=rows, first=self.first[some], frames=self.frames[some], segments=self.segments[some], cohort=cohort
+        )
 
 
 def together(parts: Sequence[Candidates]) -> Candidates:
-    """Candidates that lie one after another in the same rows, as one."""
+    """Candidates that lie one after another in the same rows, or all of them in files, as one."""
     if len(parts) == 1:
         return parts[0]
     first, frames, segments = (np.concatenate([getattr(p, name) for p in parts]) for name in ("first", "frames", "segments"))
     cohort = CohortStatistics(torch.cat([part.cohort.mean for part in parts]), torch.cat([part.cohort.spread for part in parts]))
-    return replace(parts[0], first=first, frames=frames, segments=segments, cohort=cohort)
+    rows = parts[0].rows
+    if filed := [part.rows for part in parts if isinstance(part.rows, FileRows)]:
+        owner = np.repeat(np.arange(len(parts)), [len(part.first) for part in parts])
+        rows = FileRows([files for part in filed for files in part.files], owner)
+    return replace(parts[0], rows=rows, first=first, frames=frames, segments=segments, cohort=cohort)
 
 
 def score_many(

@@ -62,6 +62,29 @@ class Wanted:
     frames: np.ndarray
 
 
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of some videos that are scored from files of one shape. owner: int64 [m], in which of `files` each video lies."""
+
+    files: Sequence[RowFiles]
+    owner: np.ndarray
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers in a row of keys, values and band."""
+        return tuple(array.shape[1] for array in self.files[0].arrays.values())
+
+    @property
+    def descriptors(self) -> np.ndarray:
+        """Of the open files, int64 [partitions, 3]."""
+        return np.array([[files.descriptors[name] for name in files.arrays] for files in self.files])
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where rows begin in them, in bytes, int64 [partitions, 3]."""
+        return np.array([[array.offset for array in files.arrays.values()] for files in self.files])
+
+
 class Reading:
     """Rows of one or more partitions that other threads are reading, one after another into the same memory.
 

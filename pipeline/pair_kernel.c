@@ -5,9 +5,12 @@ segments, so that whatever belongs to a candidate frame is one broadcast number 
 */
 #ifndef TYPE
 
+#define _GNU_SOURCE /* for preadv2 */
+#include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -38,6 +41,24 @@ INLINE void widen_single(const float *from, float *to, int64_t count) { memcpy(t
 #else
 #define PANEL 2 /* 12 sums in 16 registers */
 #endif
+
+#define CHUNK 512    /* rows that are copied from files before they are scored: they stay in the second-level cache */
+#define LONGEST 4096 /* rows of a video that is */
+#define ARRAYS 3     /* keys, values, band */
+
+/* Whether a range of a file was in the page cache and is copied. Nothing is waited for, and nothing is read ahead. */
+static int copied(int file, char *to, int64_t size, int64_t at) {
+#ifdef RWF_NOWAIT
+  while (size > 0) {
+    struct iovec place = {to, (size_t)size};
+    ssize_t got = preadv2(file, &place, 1, at, RWF_NOWAIT);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return 0;
+    to += got, at += got, size -= got;
+  }
+#endif
+  return size == 0;
+}
 
 #define TYPE _Float16
 #define WIDEN widen_half
@@ -231,6 +252,46 @@ int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, in
   }
   free(memory);
   return 0;
+}
+
+/* The same for videos whose rows lie in files, as far as the page cache holds them: all segments of a video, `step` frames apart, the
+last one ending with it. files, offset: int64 [partitions][ARRAYS], descriptors and where rows begin. owner, row, frames, pieces: int64
+[videos], the partition of each, its first row there, its rows, its segments. out: [segments of all videos][targets]. left: [videos], zeros,
+1 afterwards for those that are not scored. Returns 0, or 1 where memory is short. */
+int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64_t *owner, const int64_t *row, const int64_t *frames,
+                        const int64_t *pieces, int64_t videos, int64_t d_k, int64_t d_v, int64_t length, int64_t step, int64_t targets,
+                        const float *queries, const float *weighted, const float *constant, const float *weight, const float *centre,
+                        float ceiling, float *out, char *left) {
+  const int64_t widths[ARRAYS] = {d_k, d_v, length - 1}, most = CHUNK + LONGEST;
+  TYPE *rows[ARRAYS];
+  char *memory = NULL;
+  if (posix_memalign((void **)&memory, 64, (d_k + d_v + length - 1) * sizeof(TYPE) * most + 16 * most)) return 1;
+  int64_t *start = (int64_t *)memory, *last = start + most;
+  rows[0] = (TYPE *)(last + most), rows[1] = rows[0] + d_k * most, rows[2] = rows[1] + d_v * most;
+  int failed = 0;
+  for (int64_t v = 0; v < videos && !failed;) {
+    int64_t held = 0, count = 0;
+    for (; v < videos && held < CHUNK; v++) {
+      left[v] = frames[v] > LONGEST || pieces[v] > frames[v];
+      for (int a = 0; a < ARRAYS && !left[v]; a++) {
+        const int64_t size = widths[a] * sizeof(TYPE), of = owner[v] * ARRAYS + a;
+        left[v] = !copied((int)files[of], (char *)(rows[a] + held * widths[a]), frames[v] * size, offset[of] + row[v] * size);
+      }
+      if (left[v]) break;
+      const int64_t furthest = frames[v] > length ? frames[v] - length : 0;
+      for (int64_t i = 0; i < pieces[v]; i++, count++) {
+        start[count] = held + (i * step < furthest ? i * step : furthest);
+        last[count] = held + frames[v] - 1;
+      }
+      held += frames[v];
+    }
+    failed = NAME(pair_logits)(rows[0], rows[1], rows[2], d_k, d_v, length, count, start, last, targets, queries, weighted, constant,
+                               weight, centre, ceiling, out);
+    out += count * targets;
+    if (v < videos && left[v]) out += pieces[v++] * targets;
+  }
+  free(memory);
+  return failed;
 }
 
 #undef VEC

@@ -6,17 +6,22 @@ memory is each row once.
 """
 
 import ctypes
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import compiled
+from pipeline.frame_rows import FileRows
 
 _NAME = "pair_kernel"
 _NAMES = {torch.float16: "half", torch.float32: "single"}
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+LEAST_SEGMENTS = 64  # for a thread of their own
 
 
 def available() -> bool:
@@ -34,6 +39,34 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="pair-kernel")
 
 
+@dataclass(frozen=True)
+class TargetTables:
+    """What the kernel takes of a target; all float32.
+
+    queries: [N, d_k]; weighted: [N, d_v], -2 w (e - centre); constant: [N], bias + sum w (e - centre)^2; weight, centre: [d_v];
+    ceiling: what no logit exceeds.
+    """
+
+    queries: Tensor
+    weighted: Tensor
+    constant: Tensor
+    weight: Tensor
+    centre: Tensor
+    ceiling: float
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def lanes(self) -> int:
+        """Target segments in a vector."""
+        return 8 if len(self) <= 8 else 16
+
+    @property
+    def padded(self) -> int:
+        return -(-len(self) // self.lanes) * self.lanes
+
+
 def pair_logits(
     keys: Tensor,
     values: Tensor,
@@ -41,50 +74,97 @@ def pair_logits(
     length: int,
     start: Tensor,
     last: Tensor,
-    queries: Tensor,
-    weighted: Tensor,
-    constant: Tensor,
-    weight: Tensor,
-    centre: Tensor,
-    ceiling: float,
+    target: TargetTables,
     threads: int | None = None,
 ) -> Tensor:
     """Logits float32 [K, N]; see `pipeline.scoring.candidate_logits`, which checks and prepares what comes in.
 
     keys [F, d_k], values [F, d_v], band [F, length - 1]: contiguous, all float16 or all float32. start, last: int64 [K],
-    ascending by start. queries [N, d_k], weighted [N, d_v] (-2 w (e - centre)), constant [N] (bias + sum w (e - centre)^2),
-    weight and centre [d_v]: float32. Nothing is checked here: frame numbers outside the arrays read foreign memory.
+    ascending by start. Nothing is checked here: frame numbers outside the arrays read foreign memory.
     """
-    library = compiled.library(_NAME)
-    if library is None:
-        raise RuntimeError(f"no compiled kernel: {why_not()}")
-    targets, segments = len(queries), len(start)
-    lanes = 8 if targets <= 8 else 16
-    padded = -(-targets // lanes) * lanes
-    function = getattr(library, f"pair_logits_{_NAMES[keys.dtype]}_{lanes}")
-    tables = [_padded(queries, padded), _padded(weighted, padded), _padded(constant[:, None], padded)]
-    weight, centre = weight.contiguous(), centre.contiguous()
+    kernel = _Call("pair_logits", keys.dtype, target)
+    segments = len(start)
     start, last = start.contiguous(), last.contiguous()
-    out = torch.empty(segments, padded)
+    out = torch.empty(segments, target.padded)
 
     def run(begin: int, end: int) -> int:
-        return function(
+        return kernel(
             *(_POINTER(array.data_ptr()) for array in (keys, values, band)),
             *(_SIZE(number) for number in (keys.shape[1], values.shape[1], length, end - begin)),
             _POINTER(start.data_ptr() + 8 * begin),
             _POINTER(last.data_ptr() + 8 * begin),
-            _SIZE(padded),
-            *(_POINTER(table.data_ptr()) for table in (*tables, weight, centre)),
-            ctypes.c_float(ceiling),
-            _POINTER(out.data_ptr() + 4 * padded * begin),
+            out=out[begin:end],
         )
 
-    threads = min(threads or torch.get_num_threads(), max(1, segments // 64))
-    cuts = [segments * i // threads for i in range(threads + 1)]
-    failed = run(0, segments) if threads == 1 else sum(_pool(threads).map(run, cuts[:-1], cuts[1:]))
-    if failed:
+    threads = min(threads or torch.get_num_threads(), max(1, segments // LEAST_SEGMENTS))
+    _run(run, [segments * i // threads for i in range(threads + 1)])
+    return out[:, : len(target)]
+
+
+def cached_logits(
+    rows: FileRows,
+    first: np.ndarray,
+    frames: np.ndarray,
+    segments: np.ndarray,
+    target: TargetTables,
+    length: int,
+    stride: int,
+) -> tuple[Tensor, np.ndarray]:
+    """Logits float32 [K, N] of all segments of videos whose rows the page cache holds, and which videos are left: bool [m].
+
+    See `pipeline.scoring.cached_logits`, which checks what comes in; rows are float16.
+
+    They are copied and scored a few hundred at a time, so that the copies never leave the processor's cache; nothing is waited
+    for. The logits of videos that are left, those that must be read from a disk and very long ones, are 0.
+    """
+    d_k, d_v, _ = rows.widths
+    kernel = _Call("cached_logits", torch.float16, target)
+    ends = np.cumsum(segments)
+    out = torch.zeros(int(ends[-1]), target.padded)
+    left = np.zeros(len(ends), np.bool_)
+    files, offsets = (np.ascontiguousarray(table, np.int64) for table in (rows.descriptors, rows.offsets))
+    of_videos = [np.ascontiguousarray(part, np.int64) for part in (rows.owner, first, frames, segments)]
+
+    def run(begin: int, end: int) -> int:
+        from_segment = int(ends[begin - 1]) if begin else 0
+        return kernel(
+            _POINTER(files.ctypes.data),
+            _POINTER(offsets.ctypes.data),
+            *(_POINTER(part.ctypes.data + 8 * begin) for part in of_videos),
+            *(_SIZE(number) for number in (end - begin, d_k, d_v, length, stride)),
+            out=out[from_segment:],
+            more=(_POINTER(left.ctypes.data + begin),),
+        )
+
+    threads = min(torch.get_num_threads(), max(1, int(ends[-1]) // LEAST_SEGMENTS))
+    cuts = np.searchsorted(ends, ends[-1] * np.arange(1, threads) / threads).tolist()
+    _run(run, [0, *cuts, len(ends)])
+    return out[:, : len(target)], left
+
+
+class _Call:
+    """A function of the library for a type of row and a target."""
+
+    def __init__(self, name: str, dtype: torch.dtype, target: TargetTables) -> None:
+        library = compiled.library(_NAME)
+        if library is None:
+            raise RuntimeError(f"no compiled kernel: {why_not()}")
+        self.function = getattr(library, f"{name}_{_NAMES[dtype]}_{target.lanes}")
+        self.padded, self.ceiling = target.padded, target.ceiling
+        self.tables = [_padded(table, target.padded) for table in (target.queries, target.weighted, target.constant[:, None])]
+        self.tables += [target.weight.contiguous(), target.centre.contiguous()]
+
+    def __call__(self, *arguments: ctypes.c_void_p | ctypes.c_int64, out: Tensor, more: tuple[ctypes.c_void_p, ...] = ()) -> int:
+        tables = (_POINTER(table.data_ptr()) for table in self.tables)
+        shared = (_SIZE(self.padded), *tables, ctypes.c_float(self.ceiling), _POINTER(out.data_ptr()))
+        return self.function(*arguments, *shared, *more)
+
+
+def _run(run: Callable[[int, int], int], cuts: list[int]) -> None:
+    """`run` between neighbouring cuts, a thread for each. Raises MemoryError where one says so."""
+    parts = len(cuts) - 1
+    if run(*cuts) if parts == 1 else sum(_pool(parts).map(run, cuts[:-1], cuts[1:])):
         raise MemoryError("no memory for the products of a tile of frames")
-    return out[:, :targets]
 
 
 def _padded(rows: Tensor, width: int) -> Tensor:

@@ -11,7 +11,7 @@ from pipeline.bounds import attention_logits, ball_logits, radii, squared_distan
 from pipeline.candidates import SCORE_PAIRS, Candidates, TargetSegments, counted_up
 from pipeline.cohort import CohortStatistics
 from pipeline.errors import PipelineError
-from pipeline.frame_rows import FrameRows, RowFiles, Wanted
+from pipeline.frame_rows import FileRows, FrameRows, RowFiles, Wanted
 from pipeline.index import Index
 from pipeline.list_scan import ListScan
 from pipeline.partition_files import load_array, load_prefilter
@@ -55,7 +55,9 @@ class Partition:
         self.radius: torch.Tensor | None = None
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
 
-    def candidates(self, videos: np.ndarray, rows: FrameRows | None = None, first: np.ndarray | None = None) -> Candidates:
+    def candidates(
+        self, videos: np.ndarray, rows: FrameRows | FileRows | None = None, first: np.ndarray | None = None
+    ) -> Candidates:
         """The videos, int64 [m] ascending, as they are scored: in the partition's own rows, or in `rows` from `first` [m] on."""
         numbers = torch.from_numpy(self._segments_of(videos))
         return Candidates(
@@ -71,6 +73,11 @@ class Partition:
     def wanted(self, videos: np.ndarray) -> Wanted | None:
         """Where the rows of the videos, int64 [m] ascending, are to be read; None where they are used where they lie."""
         return None if self.files is None else Wanted(self.files, self.first_frame[videos], self.frames[videos])
+
+    def in_files(self, videos: np.ndarray) -> Candidates:
+        """The videos, int64 [m] ascending, as they are scored from open files; where they lie if the partition has none."""
+        files = None if self.files is None else FileRows([self.files], np.zeros(len(videos), np.int64))
+        return self.candidates(videos, files)
 
     def _segments_of(self, videos: np.ndarray) -> np.ndarray:
         """Numbers of the videos' segments within the partition, int64 [K]."""

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 import torch
 
-from pipeline import telemetry
+from pipeline import pair_kernel, telemetry
 from pipeline.candidates import Candidates, TargetSegments, ascending_union, score_many, together
 from pipeline.errors import PipelineError
 from pipeline.frame_rows import Reading
@@ -31,6 +31,7 @@ IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this 
 MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are read into memory of their own
 FILES_A_PARTITION, OTHER_FILES = 11, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
 READ_BYTES = 64 << 20  # of rows that are read together and scored together: what Python does is done a group
+CACHED_BYTES = 1 << 30  # of rows in the page cache that are scored together
 READ_AHEAD = 1  # groups whose rows are read while those of another are scored
 
 Answer = TypeVar("Answer")
@@ -115,20 +116,33 @@ class LocalPartitions:
     def score_many(
         self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
     ) -> list[np.ndarray]:
-        """`score` of each target and its videos, group by group of them, so that what they share is read once."""
+        """`score` of each target and its videos, group by group of them, so that what they share is read once.
+
+        Where rows are copied, those in the page cache are scored first, straight from the files; then the others are read.
+        """
         scores = [np.full(len(mine), np.nan) for mine in videos]
-        orders = [np.argsort(mine, kind="stable") for mine in videos]
-        ascending = [mine[order] for mine, order in zip(videos, orders, strict=True)]
-        for group in self._read_ahead(self._groups(ascending_union(ascending))):
-            places = [group.places(mine) for mine in ascending]
-            asked = [mine[place] for mine, place in zip(ascending, places, strict=True)]
-            found = score_many(targets, asked, group.candidates, settings)
-            for one, order, place, numbers in zip(scores, orders, places, found, strict=True):
-                one[order[place]] = numbers
+        left = [np.argsort(mine, kind="stable") for mine in videos]  # places of videos without a score, by ascending video
+
+        def take(groups: Iterator[_Group]) -> None:
+            for group in groups:
+                ascending = [mine[order] for mine, order in zip(videos, left, strict=True)]
+                places = [group.places(mine) for mine in ascending]
+                asked = [mine[place] for mine, place in zip(ascending, places, strict=True)]
+                found = score_many(targets, asked, group.candidates, settings)
+                for one, order, place, numbers in zip(scores, left, places, found, strict=True):
+                    one[order[place]] = numbers
+
+        def wanted() -> np.ndarray:
+            return ascending_union([mine[order] for mine, order in zip(videos, left, strict=True)])
+
+        if self.large and pair_kernel.available():
+            take(self._groups(wanted(), CACHED_BYTES))
+            left = [order[np.isnan(one[order])] for one, order in zip(scores, left, strict=True)]
+        take(self._read_ahead(self._groups(wanted(), READ_BYTES)))
         return scores
 
-    def _groups(self, videos: np.ndarray) -> Iterator["_Group"]:
-        """The videos that are held here, int64 ascending, as they are read and scored together."""
+    def _groups(self, videos: np.ndarray, most: int) -> Iterator["_Group"]:
+        """The videos that are held here, int64 ascending, as they are scored together, at `most` so many bytes copied of them."""
         pieces: list[_Piece] = []
         size = 0
         for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
@@ -140,9 +154,9 @@ class LocalPartitions:
                 yield _Group([_Piece(partition, first, here)])
                 continue
             ends = np.cumsum(partition.frames[here] * partition.row_bytes)
-            for some in np.split(here, np.flatnonzero(np.diff((size + ends) // READ_BYTES)) + 1):
+            for some in np.split(here, np.flatnonzero(np.diff((size + ends) // most)) + 1):
                 more = int(partition.frames[some].sum()) * partition.row_bytes
-                if pieces and size + more > READ_BYTES:
+                if pieces and size + more > most:
                     yield _Group(pieces)
                     pieces, size = [], 0
                 pieces.append(_Piece(partition, first, some))
@@ -199,7 +213,7 @@ class _Piece:
 
 
 class _Group:
-    """Videos of one or more partitions that are scored together: where these are mapped, or in rows that are read at once."""
+    """Videos of one or more partitions that are scored together: where they lie, or in rows that are read at once."""
 
     def __init__(self, pieces: Sequence[_Piece]) -> None:
         self.pieces = pieces
@@ -223,13 +237,16 @@ class _Group:
     def candidates(self, videos: np.ndarray) -> Candidates:
         """Videos of this group, int64 ascending, numbered as in the index."""
         rows = None if self.reading is None else self.reading.rows()
-        parts = []
+        parts: list[Candidates] = []
         for number, piece in enumerate(self.pieces):
             mine = videos[piece.among(videos)] - piece.first
             if not len(mine):
                 continue
-            first = None if self.reading is None else self.reading.first[number][np.searchsorted(piece.videos, mine)]
-            parts.append(piece.partition.candidates(mine, rows, first))
+            if self.reading is None:
+                parts.append(piece.partition.in_files(mine))
+            else:
+                first = self.reading.first[number][np.searchsorted(piece.videos, mine)]
+                parts.append(piece.partition.candidates(mine, rows, first))
         return together(parts)
 
 

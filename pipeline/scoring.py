@@ -27,6 +27,7 @@ from torch import Tensor
 from pipeline import pair_kernel
 from pipeline.coattention import Coattention
 from pipeline.errors import PipelineError, UsageError
+from pipeline.frame_rows import FileRows
 
 CPU_CHUNK = 1024  # the tables of a chunk stay in the cache: 1.5 times as fast as 16384 at 128-wide keys and values
 GPU_CHUNK = 16384  # large enough to fill a GPU
@@ -155,21 +156,44 @@ def candidate_logits(
         _check_shapes(target, keys, values, segment_rows(start[:1], last[:1], length), None, None)
         if not keys.dtype == values.dtype == band.dtype or not all(part.is_contiguous() for part in (keys, values, band)):
             raise ValueError("keys, values and band must be contiguous and of one type")
-        target = target.to("cpu")
-        encodings = target.encodings - target.centre
-        weighted = encodings * target.weight
-        constant = target.bias + (weighted * encodings).sum(dim=1)
-        ceiling = float(target.bias) if bool((target.weight <= 0).all()) else math.inf
-        shared = (target.weight, target.centre, ceiling)
-        return pair_kernel.pair_logits(
-            keys, values, band, length, start, last, target.query_vectors, -2 * weighted, constant, *shared
-        )
+        return pair_kernel.pair_logits(keys, values, band, length, start, last, _tables(target))
     rows = segment_rows(start, last, length)
     parts = []
     for begin in range(0, count, GPU_CHUNK):
         piece = rows[begin : begin + GPU_CHUNK]
         parts.append(pair_logits(target, keys, values, piece, distances=segment_distances(band, piece)).T)
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def cached_logits(
+    target: TargetEncoding,
+    rows: FileRows,
+    first: NDArray[np.int64],
+    frames: NDArray[np.int64],
+    segments: NDArray[np.int64],
+    length: int,
+    stride: int,
+) -> tuple[Tensor, NDArray[np.bool_]]:
+    """`candidate_logits` of all segments of videos in files, float32 [K, N], and which videos are left out, bool [m].
+
+    Left out are those that the page cache does not hold whole and very long ones. first, frames, segments: of each video, [m],
+    its first row in its file, its rows, its segments of `length` frames, `stride` apart. Needs the compiled kernel. Raises
+    ValueError for rows of other widths than the target's.
+    """
+    widths = (target.query_vectors.shape[1], target.encodings.shape[1], length - 1)
+    if rows.widths != widths:
+        raise ValueError(f"keys, values and band of a frame have {rows.widths} numbers, not {widths}")
+    return pair_kernel.cached_logits(rows, first, frames, segments, _tables(target), length, stride)
+
+
+def _tables(target: TargetEncoding) -> pair_kernel.TargetTables:
+    target = target.to("cpu")
+    encodings = target.encodings - target.centre
+    weighted = encodings * target.weight
+    constant = target.bias + (weighted * encodings).sum(dim=1)
+    ceiling = float(target.bias) if bool((target.weight <= 0).all()) else math.inf
+    return pair_kernel.TargetTables(target.query_vectors, -2 * weighted, constant, target.weight, target.centre, ceiling)
 
 
 def segment_rows(start: Tensor, last: Tensor, length: int) -> Tensor:

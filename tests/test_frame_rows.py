@@ -2,21 +2,26 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import compiled, frame_rows
+from pipeline import candidates as candidates_module
+from pipeline import compiled, frame_rows, pair_kernel
 from pipeline import partitions as partitions_module
 from pipeline.errors import PipelineError
-from pipeline.frame_rows import Reading, RowFiles, Wanted
+from pipeline.frame_rows import FileRows, Reading, RowFiles, Wanted
 from pipeline.gallery import Gallery
 from pipeline.index import Index, IndexSettings
 from pipeline.index_build import build_index
 from pipeline.partitions import LocalPartitions
+from pipeline.scoring import TargetEncoding, cached_logits, candidate_logits
 from pipeline.search import SearchSettings, search_many
+from pipeline.segments import segment_starts
 from pipeline.targets import gallery_target
 
 
@@ -90,18 +95,94 @@ def test_a_file_that_became_too_short_or_went_away_is_one_sentence(tmp_path: Pat
         RowFiles(arrays)
 
 
+def target_of(targets: int, key_width: int, value_width: int) -> TargetEncoding:
+    generator = torch.Generator().manual_seed(targets)
+    queries, encodings = (torch.randn(targets, width, generator=generator) for width in (key_width, value_width))
+    weight = -torch.rand(value_width, generator=generator)
+    return TargetEncoding(queries, encodings, torch.empty(0), weight, torch.tensor(0.5), encodings.mean(dim=0))
+
+
+@pytest.mark.skipif(not pair_kernel.available(), reason=f"no kernel: {pair_kernel.why_not()}")
+@pytest.mark.parametrize("targets", [1, 9, 40])
+@pytest.mark.parametrize(("length", "stride"), [(8, 4), (8, 11), (3, 1), (1, 1)])
+def test_logits_from_files_are_those_of_mapped_rows(tmp_path: Path, targets: int, length: int, stride: int) -> None:
+    rng = np.random.default_rng(targets)
+    frames = rng.integers(1, 60, size=150)
+    frames[70] = 4097  # longer than what is held of files
+    first = np.cumsum(frames) - frames
+    parts = [_with_band(tmp_path / name, int(frames.sum()), length, seed) for seed, name in enumerate(("one", "two"))]
+    starts = [segment_starts(int(count), length, stride) for count in frames]
+    target = target_of(targets, 5, 3)
+    expected, owner, chosen = [], [], []
+    for place, part in enumerate(parts):
+        videos = np.sort(rng.choice(150, 120, replace=False))
+        videos = np.unique([*videos, 70])
+        start = np.concatenate([first[v] + starts[v] for v in videos])
+        last = np.concatenate([np.full(len(starts[v]), first[v] + frames[v] - 1) for v in videos])
+        rows = (torch.from_numpy(np.array(part[name])) for name in ("keys", "values", "band"))
+        expected.append(candidate_logits(target, *rows, torch.from_numpy(start), torch.from_numpy(last), length))
+        owner += [place] * len(videos)
+        chosen += videos.tolist()
+    counts = np.array([len(starts[v]) for v in chosen])
+    lie = np.array(chosen)
+    files = FileRows([RowFiles(part) for part in parts], np.array(owner))
+    logits, left = cached_logits(target, files, first[lie], frames[lie], counts, length, stride)
+    assert np.array_equal(left, lie == 70)
+    there = torch.from_numpy(~np.repeat(left, counts))
+    torch.testing.assert_close(logits[there], torch.cat(expected)[there], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.skipif(not pair_kernel.available(), reason=f"no kernel: {pair_kernel.why_not()}")
+def test_what_the_page_cache_does_not_hold_is_left_out(tmp_path: Path) -> None:
+    frames = np.full(400, 30)
+    first = np.cumsum(frames) - frames
+    part = _with_band(tmp_path, 12_000, 8, 0)
+    files, target, counts = RowFiles(part), target_of(3, 5, 3), np.full(400, len(segment_starts(30, 8, 4)))
+    everything = FileRows([files], np.zeros(400, np.int64)), first, frames, counts, 8, 4
+    whole, left = cached_logits(target, *everything)
+    assert not left.any()
+    for descriptor in files.descriptors.values():
+        os.fsync(descriptor)
+    os.posix_fadvise(files.descriptors["values"], 40_000, 0, os.POSIX_FADV_DONTNEED)
+    some, left = cached_logits(target, *everything)
+    if not left.any():
+        pytest.skip("this file system keeps in memory what it is told to drop")
+    assert not left[:200].any()
+    there = torch.from_numpy(~np.repeat(left, counts))
+    torch.testing.assert_close(some[there], whole[there], rtol=0, atol=1e-6)
+    assert not some[~there].any()
+    os.truncate(tmp_path / "keys.npy", 1_000)  # the ordinary reading says what is wrong
+    _, left = cached_logits(target, *everything)
+    assert left[10:].all()
+    with pytest.raises(ValueError, match=r"have \(5, 3, 7\) numbers"):
+        cached_logits(target_of(3, 5, 4), *everything)
+
+
+def _with_band(folder: Path, frames: int, length: int, seed: int) -> dict[str, np.memmap]:
+    arrays = mapped(folder, frames, seed)
+    band = np.random.default_rng(seed).random((frames, length - 1)).astype(np.float16)
+    np.save(folder / "band.npy", -band)
+    return {**arrays, "band": np.load(folder / "band.npy", mmap_mode="r")}
+
+
 @pytest.fixture
 def partitioned(toy_gallery: Gallery) -> Index:
     return build_index(toy_gallery, IndexSettings(8, 4, partition_videos=9))
 
 
-@pytest.mark.parametrize("read_bytes", [1, 5_000, 1 << 20])
+@pytest.mark.parametrize(("read_bytes", "not_cached"), [(1, 1), (5_000, 1), (1 << 20, 1), (5_000, 2), (1 << 20, 0)])
 @pytest.mark.parametrize(
     "ask", [{}, {"shortlist": 12, "shortlist_share": 0.0}, {"exact": True}, {"exact": True, "bounded": True}]
 )
 def test_leads_do_not_depend_on_where_rows_are(
-    toy_gallery: Gallery, partitioned: Index, monkeypatch: pytest.MonkeyPatch, read_bytes: int, ask: dict[str, object]
+    toy_gallery: Gallery,
+    partitioned: Index,
+    monkeypatch: pytest.MonkeyPatch,
+    read_bytes: int,
+    not_cached: int,
+    ask: dict[str, object],
 ) -> None:
+    """not_cached: every which video is not in the page cache, by what the kernel says; 0: none."""
     targets = [gallery_target(toy_gallery, name) for name in ("v003", "v010", "v021")]
     asked = SearchSettings(top=15, **ask)  # type: ignore[arg-type]
 
@@ -116,6 +197,19 @@ def test_leads_do_not_depend_on_where_rows_are(
     ids, scores = leads()
     monkeypatch.setattr(partitions_module, "MAPPED_BYTES", 0)
     monkeypatch.setattr(partitions_module, "READ_BYTES", read_bytes)
+    monkeypatch.setattr(partitions_module, "CACHED_BYTES", read_bytes)
+    cached, told = candidates_module.cached_logits, []
+
+    def some_cached(*arguments: Any) -> tuple[torch.Tensor, np.ndarray]:
+        logits, left = cached(*arguments)
+        if not_cached:
+            left[::not_cached] = True
+        told.extend(left)
+        return logits, left
+
+    monkeypatch.setattr(candidates_module, "cached_logits", some_cached)
     copied_ids, copied_scores = leads()
+    if pair_kernel.available() and ask != {"exact": True, "bounded": True}:
+        assert {0: not all(told), 1: all(told), 2: len(set(told)) == 2}[not_cached]
     assert copied_ids == ids
     assert np.allclose(copied_scores, scores, atol=1e-6, rtol=0)  # the last bit depends on which frames are multiplied together
