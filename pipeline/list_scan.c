@@ -49,26 +49,53 @@ INLINE uint16_t NAME(smallest)(VEC x) {
 #endif
 }
 
-INLINE void NAME(add_up)(const uint8_t *const *code, const int32_t *video, int count, int64_t width, const VEC *table,
-                         uint16_t *best) {
-  VEC sum[TOGETHER] = {0};
-  for (int64_t m = 0; m < width; m++, table += 256)
-    for (int i = 0; i < count; i++) sum[i] += table[code[i][m]];
-  for (int i = 0; i < count; i++) {
-    uint16_t least = NAME(smallest)(sum[i]);
-    if (least < best[video[i]]) best[video[i]] = least;
-  }
+typedef struct {
+  VEC sum;
+  const uint8_t *code;
+  int32_t video;
+} NAME(waiting);
+#define WAITING NAME(waiting)
+
+/* Whether a segment whose sum will be `sum` or more is of no use: it is not among those asked for, or its video has a nearer one. */
+INLINE int NAME(useless)(const WAITING *one, uint32_t limit, const uint16_t *best) {
+  uint16_t least = NAME(smallest)(one->sum);
+  return least > limit || least >= best[one->video];
 }
 
-/* Lower best[v] to the smallest sum of a segment of video v in some lists, over all lanes.
+INLINE void NAME(add_up)(WAITING *some, int count, int64_t from, int64_t to, const VEC *table) {
+  for (int64_t m = from; m < to; m++)
+    for (int i = 0; i < count; i++) some[i].sum += table[256 * m + some[i].code[m]];
+}
+
+INLINE void NAME(finish)(WAITING *some, int count, int64_t half, int64_t width, const VEC *table, uint32_t limit, uint16_t *best) {
+  NAME(add_up)(some, count, half, width, table);
+  for (int i = 0; i < count; i++)
+    if (!NAME(useless)(some + i, limit, best)) best[some[i].video] = NAME(smallest)(some[i].sum);
+}
+
+/* Sums of the first half of codes; those that may still be of use wait for the other half until they are TOGETHER. */
+INLINE int NAME(begin)(WAITING *some, int count, WAITING *later, int waiting, int64_t half, int64_t width, const VEC *table,
+                       uint32_t limit, uint16_t *best) {
+  NAME(add_up)(some, count, 0, half, table);
+  for (int i = 0; i < count; i++) {
+    if (NAME(useless)(some + i, limit, best)) continue;
+    later[waiting++] = some[i];
+    if (waiting == TOGETHER) NAME(finish)(later, TOGETHER, half, width, table, limit, best), waiting = 0;
+  }
+  return waiting;
+}
+
+/* Lower best[v] to the smallest sum of a segment of video v in some lists, over all lanes, as far as it is not above `limit`.
 
 codes, ids, size: of each list, its codes of `width` bytes, its segments' numbers and how many they are. table [width][256][LANES].
 A video whose best is 0 already is passed over. -1 for a list that names a segment which is not there. */
 int NAME(scan_lists_)(int64_t lists, const uint8_t *const *codes, const int64_t *const *ids, const int64_t *size, int64_t width,
-                      const uint16_t *table, int64_t segments, const int32_t *video_of_segment, uint16_t *best) {
-  const uint8_t *code[TOGETHER];
-  int32_t video[TOGETHER];
-  int waiting = 0;
+                      const uint16_t *table, int64_t segments, const int32_t *video_of_segment, int64_t limit, uint16_t *best) {
+  WAITING fresh[TOGETHER], later[TOGETHER];
+  const VEC *rows = (const VEC *)table;
+  const int64_t half = width / 2;
+  const uint32_t most = (uint32_t)limit;
+  int count = 0, waiting = 0;
   for (int64_t list = 0; list < lists; list++) {
     if (list + 1 < lists) {
       fetch(codes[list + 1], size[list + 1] * width);
@@ -79,17 +106,18 @@ int NAME(scan_lists_)(int64_t lists, const uint8_t *const *codes, const int64_t 
       if (id >= (uint64_t)segments) return -1;
       int32_t owner = video_of_segment[id];
       if (!best[owner]) continue;
-      code[waiting] = codes[list] + i * width;
-      video[waiting++] = owner;
-      if (waiting == TOGETHER) {
-        NAME(add_up)(code, video, TOGETHER, width, (const VEC *)table, best);
-        waiting = 0;
+      fresh[count++] = (WAITING){{0}, codes[list] + i * width, owner};
+      if (count == TOGETHER) {
+        waiting = NAME(begin)(fresh, TOGETHER, later, waiting, half, width, rows, most, best);
+        count = 0;
       }
     }
   }
-  for (int i = 0; i < waiting; i++) NAME(add_up)(code + i, video + i, 1, width, (const VEC *)table, best);
+  for (int i = 0; i < count; i++) waiting = NAME(begin)(fresh + i, 1, later, waiting, half, width, rows, most, best);
+  for (int i = 0; i < waiting; i++) NAME(finish)(later + i, 1, half, width, rows, most, best);
   return 0;
 }
 
 #undef VEC
+#undef WAITING
 #endif

@@ -7,6 +7,7 @@ Distances are FAISS's own (asymmetric, by the same codebook), added up in 16 bit
 """
 
 import ctypes
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,13 +84,20 @@ class ListScan:
         return cls(index, *_addresses(lists, found.nlist, found.code_size))
 
     def nearest(
-        self, lists: np.ndarray, table: DistanceTable, video_of_segment: np.ndarray, allowed: np.ndarray | None = None
+        self,
+        lists: np.ndarray,
+        table: DistanceTable,
+        video_of_segment: np.ndarray,
+        allowed: np.ndarray | None = None,
+        limit: float = math.inf,
     ) -> np.ndarray:
         """The smallest distance of each video in these lists, float32 [V]; infinite for one that has no segment there.
 
-        lists: int64, each once. video_of_segment: int32 [S], ascending from 0. allowed: bool [V], or None for all videos.
-        Raises PipelineError for a damaged list.
+        lists: int64, each once. video_of_segment: int32 [S], ascending from 0. allowed: bool [V], or None for all videos. limit:
+        farther videos may be told to be infinitely far, which saves up to half of the work. Raises PipelineError for a damaged
+        list.
         """
+        most = min(max(math.ceil((limit - table.smallest) / table.unit + 1), 0), NOWHERE) if limit < math.inf else NOWHERE
         best = np.full(int(video_of_segment[-1]) + 1, NOWHERE, np.uint16)
         if allowed is not None:
             best[~allowed] = 0
@@ -105,6 +113,7 @@ class ListScan:
             _pointer(table.rows),
             ctypes.c_int64(len(owners)),
             _pointer(owners),
+            ctypes.c_int64(most),
             _pointer(best),
         )
         if failed:

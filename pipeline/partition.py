@@ -1,5 +1,6 @@
 """One partition of an index, open: its share of the shortlist, its full scores, its evidence. No Ray here."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -83,9 +84,11 @@ class Partition:
         """Numbers of the videos' segments within the partition, int64 [K]."""
         return counted_up(self.first_segment[videos], self.segments[videos])
 
-    def shortlist(self, query: PrefilterQuery, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def shortlist(
+        self, query: PrefilterQuery, count: int, allowed: np.ndarray | None, least: float = -math.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(videos, prefilter logits) of the best `count` videos, see `pipeline.prefilter.shortlist`. allowed: bool [V]."""
-        return shortlist(self.prefilter, query, self.video_of_segment, count, allowed, self.scan)
+        return shortlist(self.prefilter, query, self.video_of_segment, count, allowed, self.scan, least)
 
     def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
         """Upper bounds of the scores float64 [m] of the videos int64 [m], each ascending; stages tighten from 0 to STAGES - 1.

@@ -4,6 +4,7 @@ Query vectors go out, scores come back; features never travel. A partition's ans
 """
 
 import contextlib
+import math
 import resource
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -86,18 +87,31 @@ class LocalPartitions:
         asked = {p: count for p, mine in enumerate(inside) if mine is None or mine.any()}
         if len(asked) > 1:
             asked = dict.fromkeys(asked, min(count, 2 * -(-count // len(asked)) + 32))
-        wanted = list(asked)
-        while wanted:
-            answers = self._at_once(lambda place: self.open(place).shortlist(query, asked[place], inside[place]), wanted)
-            found |= zip(wanted, answers, strict=True)
-            best = np.concatenate([logits for _, logits in found.values()])
+
+        def ask(places: list[int], least: float = -math.inf) -> None:
+            answers = self._at_once(lambda place: self.open(place).shortlist(query, asked[place], inside[place], least), places)
+            found.update(zip(places, answers, strict=True))
+
+        def to_ask_for_more() -> list[int]:
+            best = np.concatenate([np.empty(0, np.float32)] + [logits for _, logits in found.values()])
             last = np.partition(best, -count)[-count] if len(best) > count else -np.inf
-            wanted = [
+            more = [
                 place
                 for place, (videos, logits) in found.items()
                 if asked[place] <= len(videos) < self.count[place] and asked[place] < count and logits[-1] >= last
             ]
-            asked.update({place: min(count, 4 * asked[place]) for place in wanted})
+            asked.update({place: min(count, 4 * asked[place]) for place in more})
+            return more
+
+        wanted = list(asked)
+        if allowed is None and len(wanted) > 2 * (some := torch.get_num_threads()):
+            # What the first partitions do not name is of no interest in the others, unless all that is found is too little.
+            ask(wanted[:some])
+            ask(wanted[some:], min((float(logits[-1]) for _, logits in found.values() if len(logits)), default=-math.inf))
+            wanted = wanted[some:] if sum(len(videos) for videos, _ in found.values()) < count else to_ask_for_more()
+        while wanted:
+            ask(wanted)
+            wanted = to_ask_for_more()
         videos = [np.empty(0, np.int64)] + [videos + self.first[place] for place, (videos, _) in found.items()]
         return np.concatenate(videos), np.concatenate([np.empty(0, np.float32)] + [logits for _, logits in found.values()])
 

@@ -157,13 +157,15 @@ def shortlist(
     count: int,
     allowed: np.ndarray | None = None,
     scan: ListScan | None = None,
+    least: float = -math.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` videos with the best segment: those of the highest prefilter logit, exactly where the index is flat.
 
     video_of_segment: int [S], ascending from 0. allowed: bool [V], or None for all videos. scan: `ListScan.of(index)`, the faster
     way through its lists. Returns (videos int64 [m], logits float32 [m]), best first, equal ones by position; m = count unless
     fewer are allowed. Equal logits at the end of the list are all returned (m may exceed count), so that a merge of several
-    partitions can order them by id. An inverted file is asked for all its lists before fewer videos than `count` are returned.
+    partitions can order them by id. An inverted file is asked for all its lists before fewer videos than `count` are returned,
+    unless `least` is given, a logit below which nothing is of interest: a scan then leaves out what is below.
     Raises PipelineError where the index names segments that are not there.
     """
     segments_allowed = None if allowed is None else allowed[video_of_segment]
@@ -173,7 +175,7 @@ def shortlist(
     if is_flat(index) and 8 * count >= total:
         return _best(_every_logit(index, query, video_of_segment), count, allowed)
     if scan is not None:
-        return _scanned(scan, query, video_of_segment, count, allowed, total / len(video_of_segment))
+        return _scanned(scan, query, video_of_segment, count, allowed, total / len(video_of_segment), least)
     searched = _Searched(index, query, segments_allowed, total / len(video_of_segment))
     k = min(total, DEEP * count)
     while True:
@@ -197,15 +199,22 @@ def shortlist(
 
 
 def _scanned(
-    scan: ListScan, query: PrefilterQuery, video_of_segment: np.ndarray, count: int, allowed: np.ndarray | None, share: float
+    scan: ListScan,
+    query: PrefilterQuery,
+    video_of_segment: np.ndarray,
+    count: int,
+    allowed: np.ndarray | None,
+    share: float,
+    least: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`shortlist` by a scan of lists, of more each time too little was found."""
     probes = _probes(scan.lists, share)
+    limit = query.metric.bias - least
     while True:
         distances = np.full(int(video_of_segment[-1]) + 1, np.inf, np.float32)
         for lists, table in query.scans(scan.index, probes):
-            distances = np.minimum(distances, scan.nearest(lists, table, video_of_segment, allowed))
-        if probes == scan.lists or int(np.isfinite(distances).sum()) >= count:
+            distances = np.minimum(distances, scan.nearest(lists, table, video_of_segment, allowed, limit))
+        if probes == scan.lists or limit < math.inf or int(np.isfinite(distances).sum()) >= count:
             return _best(query.metric.bias - distances, count, allowed)
         probes = min(scan.lists, 4 * probes)
 

@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import pytest
 import torch
 
 from pipeline import compiled, list_scan, prefilter
+from pipeline.candidates import TargetSegments
 from pipeline.errors import PipelineError
 from pipeline.list_scan import DistanceTable, ListScan
 from pipeline.partition_files import load_prefilter
+from pipeline.partitions import LocalPartitions
 from pipeline.prefilter import PrefilterMetric, PrefilterQuery, compressed_index, shortlist
 from pipeline.scoring import TargetEncoding
 from pipeline.storage import resolve
@@ -115,6 +118,69 @@ def test_a_filter_takes_nothing_from_those_it_allows() -> None:
     allowed = np.random.default_rng(0).random(len(every)) < 0.2
     some = scan.nearest(np.arange(scan.lists), table, video_of_segment, allowed)
     assert np.array_equal(some, np.where(allowed, every, np.inf))
+
+
+@needs_compiler
+@pytest.mark.parametrize("count", [1, 16])
+def test_a_limit_takes_nothing_from_those_within(count: int) -> None:
+    index, means, video_of_segment = filled(9)
+    scan = scan_of(index)
+    table = DistanceTable.of(scan.index.pq, METRIC.queries(means[20 : 20 + count]))
+    every = scan.nearest(np.arange(scan.lists), table, video_of_segment)
+    for limit in (-1.0, every.min(), *np.quantile(every, [0.01, 0.3, 0.9]), every.max(), 1e9):
+        some = scan.nearest(np.arange(scan.lists), table, video_of_segment, limit=float(limit))
+        within = every <= limit
+        assert np.array_equal(some[within], every[within])
+        assert (some[~within] >= every[~within]).all()
+        assert np.isinf(some[every > max(limit, table.smallest) + 2 * table.unit]).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("first_ones_nearer", [False, True])
+def test_the_best_of_many_partitions_are_those_of_each_asked_alone(first_ones_nearer: bool) -> None:
+    """Also where the first partitions are the nearest, and what they do not name is less than what is asked for."""
+    means, video_of_segment = made(10, videos=1200)
+    if first_ones_nearer:
+        means[video_of_segment >= 200] += 3.0
+    query = target(means[:7])
+    parts, logits = [], []
+    for first in range(0, 1200, 100):
+        own = slice(*np.searchsorted(video_of_segment, (first, first + 100)))
+        index = faiss.clone_index(trained())
+        index.add(METRIC.stored(means[own]))
+        part = PartitionOf(index, scan_of(index), video_of_segment[own] - first)
+        parts.append(part)
+        found, mine = part.shortlist(PrefilterQuery(query), 100, None)
+        logits.append(np.full(100, -np.inf))
+        logits[-1][found] = mine
+    partitions = LocalPartitions.__new__(LocalPartitions)
+    partitions.first, partitions.count, partitions.threads = np.arange(0, 1200, 100), np.full(12, 100), None
+    partitions.opened = dict(enumerate(parts))  # type: ignore[assignment, arg-type]
+    alone = np.concatenate(logits)
+    for count in (1, 30, 500, 1100):
+        videos, found = partitions.shortlist(TargetSegments(query, np.empty((7, 8)), np.empty((7, 8))), count, None)
+        assert len(set(videos.tolist())) == len(videos) >= count
+        best = np.argsort(-found, kind="stable")[:count]
+        assert np.allclose(found[best], np.sort(alone)[::-1][:count])
+        assert np.array_equal(found, alone[videos].astype(np.float32))
+    assert all(max(part.limits) > -np.inf for part in parts[2:])  # they were asked with a limit
+    assert first_ones_nearer == (sum(limit == -np.inf for limit in parts[-1].limits) > 2)  # and again where that was too tight
+
+
+@dataclass
+class PartitionOf:
+    """What a search asks a partition for its shortlist by."""
+
+    index: faiss.Index
+    scan: ListScan
+    video_of_segment: np.ndarray
+    limits: list[float] = field(default_factory=list)
+
+    def shortlist(
+        self, query: PrefilterQuery, count: int, allowed: np.ndarray | None, least: float = -np.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self.limits.append(least)
+        return shortlist(self.index, query, self.video_of_segment, count, allowed, self.scan, least)
 
 
 @needs_compiler
