@@ -128,7 +128,9 @@ def _search_many(
 
 @dataclass
 class _Asked:
-    """One target on its way through a search."""
+    """One target on its way through a search. found: the videos that are scored; logits: of each by the prefilter, -inf where it
+    did not name it; scores: of each, in full.
+    """
 
     target: Target
     settings: SearchSettings
@@ -137,6 +139,7 @@ class _Asked:
     allowed: np.ndarray
     eligible: int
     found: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    logits: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))
     proof: Proof | None = None
 
@@ -148,17 +151,22 @@ class _Asked:
         return cls(target, settings, segments, replace(settings.score, normalise=normalise), allowed, int(allowed.sum()))
 
     def find(self, index: Index, partitions: Partitions) -> None:
-        """The shortlist, best first by the prefilter."""
+        """The shortlist, in no order."""
         count = self.eligible
         if self.settings.shortlist is not None:
             count = min(count, max(self.settings.shortlist, math.ceil(self.settings.shortlist_share * count)))
         if count == self.eligible and is_compressed(index):  # an order of everything would take as long as scores
-            everything = np.flatnonzero(self.allowed)
-            self.found = everything[np.argsort(np.asarray(_ids(index, everything), np.str_), kind="stable")]
+            self.found = np.flatnonzero(self.allowed)
+            self.logits = np.full(count, -np.inf, np.float32)
             return
         allowed = None if self.eligible == len(self.allowed) else self.allowed
         found, logits = partitions.shortlist(self.segments, count, allowed)
-        self.found = found[rank_videos(logits, _ids(index, found))][:count]
+        if len(found) > count:
+            last = np.partition(logits, -count)[-count]
+            equal, kept = np.flatnonzero(logits == last), logits > last
+            kept[_by_id(index, found, equal)[: count - int(kept.sum())]] = True
+            found, logits = found[kept], logits[kept]
+        self.found, self.logits = found, logits
 
     def certify(self, index: Index, partitions: Partitions) -> None:
         """Score until no video that is left can be among the leads."""
@@ -179,7 +187,9 @@ class _Asked:
             top = certified_top(self.settings.top, candidates, ids, self.found if bounded else candidates, stages, score)
         except ValueError as error:
             raise PipelineError(f"the index {index.location.uri} is damaged: {error}; build it again with jobs.index") from error
-        self.found = np.concatenate([self.found, np.setdiff1d(top.videos, self.found)])
+        more = np.setdiff1d(top.videos, self.found)
+        self.found = np.concatenate([self.found, more])
+        self.logits = np.concatenate([self.logits, np.full(len(more), -np.inf, np.float32)])
         place = {video: i for i, video in enumerate(top.videos.tolist())}
         self.scores = top.scores[[place[video] for video in self.found.tolist()]]
         self.proof = Proof(len(top.videos), top.threshold, top.largest_bound_left, top.reached)
@@ -201,7 +211,7 @@ class _Asked:
             none_probability = index.calibration.none_probability(self.scores, self.eligible)
             words = index.calibration.fitted_on.name
         leads = [
-            Lead(rank, VideoRef.of(row), float(self.scores[i]), probability, int(i) + 1, tuple(of_lead))
+            Lead(rank, VideoRef.of(row), float(self.scores[i]), probability, self._prefilter_rank(index, i), tuple(of_lead))
             for rank, (i, row, probability, of_lead) in enumerate(zip(best, rows, probabilities, pairs, strict=True), start=1)
         ]
         return SearchResult(
@@ -223,6 +233,19 @@ class _Asked:
             calibration=words,
             proof=self.proof,
         )
+
+    def _prefilter_rank(self, index: Index, place: int) -> int:
+        """Of a video found, from 1: by logit, equal ones by id; what the prefilter did not name comes last, by number."""
+        logit = self.logits[place]
+        if logit == -np.inf:
+            return int((self.logits > logit).sum() + (self.found[self.logits == logit] <= self.found[place]).sum())
+        equal = _by_id(index, self.found, np.flatnonzero(self.logits == logit))
+        return int((self.logits > logit).sum() + np.flatnonzero(equal == place)[0]) + 1
+
+
+def _by_id(index: Index, videos: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The places, int64, in the order of the ids of the videos there."""
+    return places[np.argsort(np.asarray(_ids(index, videos[places]), np.str_), kind="stable")] if len(places) > 1 else places
 
 
 def _first(scores: np.ndarray, count: int) -> np.ndarray:
