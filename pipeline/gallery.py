@@ -202,6 +202,8 @@ class Gallery:
 
         known: names of commits that need not be read, because the caller was made from them.
         """
+        if known and set(known).issuperset(self.commit_names()):
+            return frozenset()
         commits = self._while_compacted(lambda: self._commits(leave_out=known))
         return frozenset(video_id for commit in commits.values() for video_id in commit.get("forgotten", ()))
 

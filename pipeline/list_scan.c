@@ -93,7 +93,7 @@ int NAME(scan_lists_)(int64_t lists, const uint8_t *const *codes, const int64_t 
                       const uint16_t *table, int64_t segments, const int32_t *video_of_segment, int64_t limit, uint16_t *best) {
   WAITING fresh[TOGETHER], later[TOGETHER];
   const VEC *rows = (const VEC *)table;
-  const int64_t half = width / 2;
+  const int64_t half = limit < UINT16_MAX ? width / 2 : width;
   const uint32_t most = (uint32_t)limit;
   int count = 0, waiting = 0;
   for (int64_t list = 0; list < lists; list++) {

@@ -27,6 +27,7 @@ from pipeline.prefilter import PrefilterQuery
 from pipeline.results import SegmentPair
 from pipeline.scoring import ScoreSettings
 
+NEARLY_ALL = 0.9  # share of the videos that a filter leaves, from where on partitions are taken to hold about as many good ones
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
 IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
 MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are read into memory of their own
@@ -104,7 +105,7 @@ class LocalPartitions:
             return more
 
         wanted = list(asked)
-        if allowed is None and len(wanted) > 2 * (some := torch.get_num_threads()):
+        if (allowed is None or allowed.mean() > NEARLY_ALL) and len(wanted) > 2 * (some := torch.get_num_threads()):
             # What the first partitions do not name is of no interest in the others, unless all that is found is too little.
             ask(wanted[:some])
             ask(wanted[some:], min((float(logits[-1]) for _, logits in found.values() if len(logits)), default=-math.inf))

@@ -168,14 +168,14 @@ def shortlist(
     unless `least` is given, a logit below which nothing is of interest: a scan then leaves out what is below.
     Raises PipelineError where the index names segments that are not there.
     """
+    if count < 1 or not len(video_of_segment) or (allowed is not None and not allowed.any()):
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+    if scan is not None:
+        return _scanned(scan, query, video_of_segment, count, allowed, 1.0 if allowed is None else float(allowed.mean()), least)
     segments_allowed = None if allowed is None else allowed[video_of_segment]
     total = len(video_of_segment) if segments_allowed is None else int(segments_allowed.sum())
-    if total == 0 or count < 1:
-        return np.empty(0, np.int64), np.empty(0, np.float32)
     if is_flat(index) and 8 * count >= total:
         return _best(_every_logit(index, query, video_of_segment), count, allowed)
-    if scan is not None:
-        return _scanned(scan, query, video_of_segment, count, allowed, total / len(video_of_segment), least)
     searched = _Searched(index, query, segments_allowed, total / len(video_of_segment))
     k = min(total, DEEP * count)
     while True:

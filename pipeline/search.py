@@ -145,8 +145,9 @@ class _Asked:
 
     @classmethod
     def of(cls, gallery: Gallery, index: Index, target: Target, settings: SearchSettings) -> "_Asked":
-        segments = target.segmented(index, settings.target_length, settings.target_stride)
-        allowed = allowed_videos(gallery, index, target, settings)
+        row = index.position(target.video.video_id)
+        segments = target.segmented(index, settings.target_length, settings.target_stride, row)
+        allowed = allowed_videos(gallery, index, target, settings, row)
         normalise = settings.score.normalise if segments.cohort is not None else "none"
         return cls(target, settings, segments, replace(settings.score, normalise=normalise), allowed, int(allowed.sum()))
 
@@ -262,11 +263,14 @@ def _why_not_calibrated(index: Index, settings: dict[str, Any]) -> str:
     return index.calibration.mismatch(index.manifest["head"], settings)
 
 
-def allowed_videos(gallery: Gallery, index: Index, target: Target, settings: SearchSettings) -> np.ndarray:
-    """Which videos may become leads: bool [V]."""
+def allowed_videos(
+    gallery: Gallery, index: Index, target: Target, settings: SearchSettings, row: int | None = None
+) -> np.ndarray:
+    """Which videos may become leads: bool [V]. row: of the target among the index's videos, see `Target.segmented`."""
     videos = index.videos
     allowed = np.ones(len(videos), np.bool_)
-    if (row := index.position(target.video.video_id)) >= 0:
+    row = index.position(target.video.video_id) if row is None else row
+    if row >= 0:
         allowed[row] = False
     if forgotten := gallery.forgotten(known=frozenset(index.manifest["commits"])):
         allowed &= ~np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten), pa.string())))

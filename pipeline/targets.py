@@ -35,8 +35,13 @@ class Target:
     frame_index: np.ndarray
     time_s: np.ndarray
 
-    def segmented(self, index: Index, length: int | None = None, stride: int | None = None) -> TargetSegments:
-        """Cut into segments of `length` frames, `stride` apart (None: as in the index), encoded and measured by its cohort."""
+    def segmented(
+        self, index: Index, length: int | None = None, stride: int | None = None, row: int | None = None
+    ) -> TargetSegments:
+        """Cut into segments of `length` frames, `stride` apart (None: as in the index), encoded and measured by its cohort.
+
+        row: of the target among the index's videos, -1 where it is not there, None to look for it.
+        """
         head, frames = index.head, len(self.features)
         length = index.settings.segment_length if length is None else length
         stride = index.settings.stride if stride is None else stride
@@ -45,7 +50,7 @@ class Target:
         encoding = encode_target(head, torch.from_numpy(self.features[rows]))
         statistics = None
         if index.cohort.usable:
-            own = torch.full((len(rows),), index.position(self.video.video_id))
+            own = torch.full((len(rows),), index.position(self.video.video_id) if row is None else row)
             statistics = cohort_statistics(index.cohort, encoding.encodings, own, encoding.weight, encoding.bias)
         return TargetSegments(encoding, self.frame_index[rows], self.time_s[rows], statistics)
 
