@@ -36,6 +36,10 @@ def search(
         str,
         typer.Option(help="Videos that are scored in full: a number, a share such as 5%, or all [default: 1%, at least 1000]."),
     ] = "auto",
+    patience: Annotated[
+        str,
+        typer.Option(help="Videos of the shortlist scored in a row without a lead, after which its rest is left; all: never."),
+    ] = str(SearchSettings.patience),
     exact: Annotated[
         bool, typer.Option(help="The true first leads of all eligible videos, with a proof: goes on from the shortlist.")
     ] = False,
@@ -83,6 +87,7 @@ def search(
     settings = SearchSettings(
         top=top,
         **_shortlist(shortlist),
+        patience=_patience(patience),
         exact=exact,
         cameras=tuple(camera or ()),
         other_cameras=other_cameras,
@@ -141,7 +146,8 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
     target = result.target
     lines = [
         f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, "
-        f"{result.shortlisted} scored in full, {result.seconds:.2f} s",
+        f"{result.shortlisted} {f'of {result.shortlisted + result.passed_over} shortlisted ' if result.passed_over else ''}"
+        f"scored in full, {result.seconds:.2f} s",
         *_proof(result),
         f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} time",
     ]
@@ -184,6 +190,14 @@ def _shortlist(text: str) -> dict[str, Any]:
     )
 
 
+def _patience(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageError(f"--patience is a number of videos of at least 1, or all, not {text!r}")
+    return int(text)
+
+
 def _with_hashes(result: SearchResult) -> SearchResult:
     """With the hashes of the leads' sources as they are now; none for sources in object stores or that went away."""
 
@@ -206,7 +220,7 @@ def _words(error: BaseException) -> str:
 
 def _audit_fields(result: SearchResult) -> dict[str, object]:
     names: Sequence[str] = (
-        *("gallery", "index_version", "model", "calibration", "normalise", "filters", "eligible", "shortlisted"),
+        *("gallery", "index_version", "model", "calibration", "normalise", "filters", "eligible", "shortlisted", "passed_over"),
         *("reason", "case"),
     )
     fields: dict[str, object] = {name: getattr(result, name) for name in names}

@@ -137,7 +137,8 @@ class SearchResult:
     """The leads for one target, best first, and what was searched.
 
     target_segments: segments of the target. gallery: its uri; gallery_videos: videos in it; eligible: those that pass the
-    filters; shortlisted: those scored in full. filters: in words. untrained: no trained head was used. seconds: of the search.
+    filters; shortlisted: those scored in full; passed_over: those of the shortlist that were not, because the last ones that were
+    brought no lead. filters: in words. untrained: no trained head was used. seconds: of the search.
     reason, case: why it was searched, as given. normalise: how scores were normalised, "cohort" or "none". none_probability: that
     no eligible video shows the target, None without a calibration. calibration: in words, what probabilities rest on, or why
     there are none. proof: of an exact search, else None. audit_head: of the audit log with the record of this search in
@@ -165,6 +166,7 @@ class SearchResult:
     calibration: str = ""
     proof: Proof | None = None
     audit_head: str | None = None
+    passed_over: int = 0
 
 
 def results_table(results: Sequence[SearchResult]) -> pa.Table:

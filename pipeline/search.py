@@ -1,8 +1,9 @@
 """Targets -> shortlists -> full scores -> leads with evidence, over partitions wherever they are (`pipeline.partitions`).
 
 Every partition names its best videos by the prefilter, the shortlist is the best of those, every partition scores its share in
-full, and the best are asked for their evidence. Several targets share the passes over the partitions. An exact search goes on
-from the shortlist until the bounds of all other videos lie below the last lead (`pipeline.bounds`).
+full, the best of the prefilter first and until it brings no more leads, and the best are asked for their evidence. Several
+targets share the passes over the partitions. An exact search goes on from the shortlist until the bounds of all other videos lie
+below the last lead (`pipeline.bounds`).
 """
 
 import functools
@@ -36,7 +37,8 @@ class SearchSettings:
     """What is asked for.
 
     top: leads a target; shortlist: videos scored in full, None for all, and at least shortlist_share of those that pass the
-    filters. cameras: only these; other_cameras: all but the target's
+    filters. patience: videos of the shortlist that are scored in a row, by the prefilter's order, without a lead among them,
+    after which the rest of it is left; None: all of it is scored. cameras: only these; other_cameras: all but the target's
     own. after, before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
@@ -48,6 +50,7 @@ class SearchSettings:
     top: int = 20
     shortlist: int | None = 1000
     shortlist_share: float = 0.01
+    patience: int | None = 1000
     exact: bool = False
     bounded: bool | None = None
     cameras: tuple[str, ...] = ()
@@ -62,8 +65,9 @@ class SearchSettings:
     score: ScoreSettings = field(default_factory=ScoreSettings)
 
     def __post_init__(self) -> None:
-        if self.top < 1 or self.pairs < 1 or (self.shortlist is not None and self.shortlist < 1):
-            raise UsageError("top, pairs and shortlist must be at least 1")
+        counts = (self.top, self.pairs, self.shortlist, self.patience)
+        if any(count is not None and count < 1 for count in counts):
+            raise UsageError("top, pairs, shortlist and patience must be at least 1")
         if not 0 <= self.shortlist_share <= 1:
             raise UsageError(f"a shortlist is a share from 0 to 1 of the videos, not {self.shortlist_share}")
         posterior([0.0], 1, self.expected_matches)  # raises UsageError
@@ -115,10 +119,12 @@ def _search_many(
             if settings.exact:
                 for one in group:
                     one.certify(index, partitions)
-            elif group:
-                scores = partitions.score_many([o.segments for o in group], [o.found for o in group], group[0].score)
+                continue
+            while group := [one for one in group if one.ahead()]:
+                videos = [one.found[len(one.scores) :][: one.ahead()] for one in group]
+                scores = partitions.score_many([one.segments for one in group], videos, group[0].score)
                 for one, mine in zip(group, scores, strict=True):
-                    one.scores = mine
+                    one.scores = np.concatenate([one.scores, mine])
     with telemetry.timed("coattention_search_seconds", stage="evidence"):
         results = [one.result(gallery, index, partitions) for one in asked]
     seconds = time.monotonic() - began
@@ -128,8 +134,10 @@ def _search_many(
 
 @dataclass
 class _Asked:
-    """One target on its way through a search. found: the videos that are scored; logits: of each by the prefilter, -inf where it
-    did not name it; scores: of each, in full.
+    """One target on its way through a search.
+
+    found: the shortlist, best first; logits: of each video by the prefilter, -inf where it did not name it; scores: in full, of
+    those that are scored, the first ones.
     """
 
     target: Target
@@ -152,7 +160,7 @@ class _Asked:
         return cls(target, settings, segments, replace(settings.score, normalise=normalise), allowed, int(allowed.sum()))
 
     def find(self, index: Index, partitions: Partitions) -> None:
-        """The shortlist, in no order."""
+        """The shortlist, best first by the prefilter; equal ones by id where they are not all scored together."""
         count = self.eligible
         if self.settings.shortlist is not None:
             count = min(count, max(self.settings.shortlist, math.ceil(self.settings.shortlist_share * count)))
@@ -162,12 +170,30 @@ class _Asked:
             return
         allowed = None if self.eligible == len(self.allowed) else self.allowed
         found, logits = partitions.shortlist(self.segments, count, allowed)
-        if len(found) > count:
-            last = np.partition(logits, -count)[-count]
-            equal, kept = np.flatnonzero(logits == last), logits > last
-            kept[_by_id(index, found, equal)[: count - int(kept.sum())]] = True
-            found, logits = found[kept], logits[kept]
-        self.found, self.logits = found, logits
+        order = np.argsort(-logits, kind="stable")
+        found, logits = found[order], logits[order]
+        for cut in (count, *range(self.patience, count, self.patience)):
+            if cut < len(found) and logits[cut - 1] == logits[cut]:
+                equal = np.flatnonzero(logits == logits[cut])
+                found[equal] = found[_by_id(index, found, equal)]
+        self.found, self.logits = found[:count], logits[:count]
+
+    @property
+    def patience(self) -> int:
+        """See `SearchSettings`; all of it is scored where everything is asked for, or the prefilter gave no order."""
+        asked = self.settings.patience
+        unordered = len(self.logits) > 0 and self.logits[0] == -np.inf
+        return max(len(self.allowed), 1) if asked is None or self.settings.shortlist is None or unordered else asked
+
+    def ahead(self) -> int:
+        """How many videos of the shortlist are to be scored next: none once the last ones brought no lead."""
+        done, left = len(self.scores), len(self.found) - len(self.scores)
+        if done == 0:
+            return min(left, 2 * self.patience)
+        before, last = self.scores[: -self.patience], self.scores[-self.patience :]
+        if len(before) >= self.settings.top and not (last >= np.partition(before, -self.settings.top)[-self.settings.top]).any():
+            return 0
+        return min(left, self.patience)
 
     def certify(self, index: Index, partitions: Partitions) -> None:
         """Score until no video that is left can be among the leads."""
@@ -222,7 +248,8 @@ class _Asked:
             gallery=gallery.location.uri,
             gallery_videos=len(index.videos),
             eligible=self.eligible,
-            shortlisted=len(self.found),
+            shortlisted=len(self.scores),
+            passed_over=len(self.found) - len(self.scores),
             index_version=index.version,
             model=index.model,
             untrained=index.untrained,

@@ -122,6 +122,12 @@ def test_a_compressed_prefilter_keeps_the_leads_and_the_partitions_order_does_no
         exact = search(gallery, compressed, partitions, target, EXACT)
     assert leads(exact) == leads(results[0])
     assert exact.shortlisted == exact.eligible  # no means are stored, so there are no bounds
+    with opened_partitions(gallery, compressed, actors=0) as partitions:
+        wide = search(
+            gallery, compressed, partitions, target, SearchSettings(top=5, shortlist=10_000, patience=1, evidence=False)
+        )
+    assert leads(wide) == leads(results[0])  # the prefilter is not asked for an order of everything, so all of it is scored
+    assert (wide.shortlisted, wide.passed_over) == (wide.eligible, 0)
 
 
 @pytest.mark.ray

@@ -130,6 +130,40 @@ def test_leads_do_not_depend_on_the_number_of_actors(toy_gallery: Gallery, toy_i
         ray.shutdown()
 
 
+@pytest.mark.parametrize("name", ["v005", "v011", "v030"])
+@pytest.mark.parametrize(("top", "patience"), [(1, 1), (2, 3), (3, 4), (5, 9), (30, 2), (4, 100)])
+def test_a_shortlist_is_scored_until_the_last_videos_bring_no_lead(
+    toy_gallery: Gallery, toy_index: Index, name: str, top: int, patience: int
+) -> None:
+    whole = SearchSettings(top=100, shortlist=30, patience=None)
+    every = {lead.prefilter_rank: lead for lead in leads(toy_gallery, toy_index, name, whole).leads}
+    assert every.keys() == set(range(1, 31))
+    scores = np.array([every[rank].score for rank in range(1, 31)])
+
+    def brings_a_lead(done: int) -> bool:
+        """Whether one of the last videos is among the leads of the first `done`."""
+        before, last = scores[: done - patience], scores[done - patience : done]
+        return len(before) < top or last.max() >= np.sort(before)[-top]
+
+    steps = [*range(2 * patience, 30, patience), 30]
+    expected = next((done for done in steps if done >= 30 or not brings_a_lead(done)), 30)
+    asked = dataclasses.replace(whole, top=top, patience=patience)
+    result = leads(toy_gallery, toy_index, name, asked)
+    assert (result.shortlisted, result.passed_over) == (expected, 30 - expected)
+    first = sorted((every[rank] for rank in range(1, expected + 1)), key=lambda lead: (-lead.score, lead.video.video_id))
+    assert [(lead.video.video_id, lead.prefilter_rank) for lead in result.leads] == [
+        (lead.video.video_id, lead.prefilter_rank) for lead in first[:top]
+    ]
+    whole_index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=1000), toy_index.head)
+    assert ids(leads(toy_gallery, whole_index, name, asked)) == ids(result)
+
+
+def test_patience_ends_no_search_of_everything(toy_gallery: Gallery, toy_index: Index) -> None:
+    for settings in (SearchSettings(top=1, shortlist=None, patience=1), SearchSettings(top=1, exact=True, patience=1)):
+        result = leads(toy_gallery, toy_index, settings=settings)
+        assert (result.shortlisted, result.passed_over) == (39, 0)
+
+
 def test_a_shortlist_is_scored_like_everything(toy_gallery: Gallery, toy_index: Index) -> None:
     everything = {lead.video.video_id: lead.score for lead in leads(toy_gallery, toy_index).leads}
     short = leads(toy_gallery, toy_index, settings=SearchSettings(top=100, shortlist=7))

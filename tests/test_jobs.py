@@ -288,6 +288,8 @@ def test_top_and_shortlist_say_how_many_leads_there_are(world: World, tmp_path: 
     assert len(everything) == len(stored_features(world.gallery)) - 1
     scores = {row["video_id"]: row["score"] for row in everything}
     assert len(searched(world, tmp_path / "top", "id:cam00_p001_0", "--top", "2")) == 2
+    few = searched(world, tmp_path / "few", "id:cam00_p001_0", "--top", "1", "--shortlist", "9", "--patience", "1")
+    assert [row["video_id"] for row in few] == [everything[0]["video_id"]]
     short = searched(world, tmp_path / "short", "id:cam00_p001_0", "--top", "100000", "--shortlist", "4")
     assert {row["prefilter_rank"] for row in short} == {1, 2, 3, 4}
     assert all(row["score"] == pytest.approx(scores[row["video_id"]], abs=1e-6) for row in short)
@@ -671,6 +673,8 @@ BAD_INPUT = [
     (SEARCH + "|--shortlist|0", 2, "--shortlist is a number of videos, a share such as 5%, or all, not '0'"),
     (SEARCH + "|--shortlist|-1", 2, "--shortlist is a number of videos, a share such as 5%, or all, not '-1'"),
     (SEARCH + "|--shortlist|abc", 2, "--shortlist is a number of videos, a share such as 5%, or all, not 'abc'"),
+    (SEARCH + "|--patience|0", 2, "--patience is a number of videos of at least 1, or all, not '0'"),
+    (SEARCH + "|--patience|some", 2, "--patience is a number of videos of at least 1, or all, not 'some'"),
     (SEARCH + "|--shortlist|²", 2, "--shortlist is a number of videos, a share such as 5%, or all, not '²'"),
     (SEARCH + "|--ratio|0", 2, "above 0 and at most 1, not 0.0"),
     (SEARCH + "|--ratio|2", 2, "above 0 and at most 1, not 2.0"),

@@ -292,6 +292,9 @@ def test_header_tells_who_searched_what_and_why() -> None:
     for words in ("2025-01-02 03:04:05 UTC", "a.analyst", "missing person", "2025-17", "camera is cam1 or cam2"):
         assert words in text
     assert "1,200 videos in the gallery 900 eligible after filters 100 shortlisted and scored in full" in text
+    assert "of the shortlist" not in text
+    shorter = Page(render_report([dataclasses.replace(result, passed_over=1900)], figure)).text
+    assert "100 shortlisted and scored in full; the other 1,900 of the shortlist were not, since the last ones scored" in shorter
     assert "/data/gallery" in text and "v3" in text and "model-x" in text
 
 
