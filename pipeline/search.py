@@ -172,10 +172,9 @@ class _Asked:
         found, logits = partitions.shortlist(self.segments, count, allowed)
         order = np.argsort(-logits, kind="stable")
         found, logits = found[order], logits[order]
-        for cut in (count, *range(self.patience, count, self.patience)):
-            if cut < len(found) and logits[cut - 1] == logits[cut]:
-                equal = np.flatnonzero(logits == logits[cut])
-                found[equal] = found[_by_id(index, found, equal)]
+        cuts = np.array([cut for cut in (count, *range(self.patience, count, self.patience)) if cut < len(found)], np.int64)
+        equal = np.flatnonzero(np.isin(logits, logits[cuts][logits[cuts] == logits[cuts - 1]]))
+        found[equal] = found[equal[rank_videos(logits[equal], _ids(index, found[equal]))]]
         self.found, self.logits = found[:count], logits[:count]
 
     @property
@@ -238,8 +237,11 @@ class _Asked:
             none_probability = index.calibration.none_probability(self.scores, self.eligible)
             words = index.calibration.fitted_on.name
         leads = [
-            Lead(rank, VideoRef.of(row), float(self.scores[i]), probability, self._prefilter_rank(index, i), tuple(of_lead))
-            for rank, (i, row, probability, of_lead) in enumerate(zip(best, rows, probabilities, pairs, strict=True), start=1)
+            Lead(rank, VideoRef.of(row), score, probability, of_prefilter, tuple(of_lead))
+            for rank, (row, score, probability, of_prefilter, of_lead) in enumerate(
+                zip(rows, self.scores[best].tolist(), probabilities, self._prefilter_ranks(index, best), pairs, strict=True),
+                start=1,
+            )
         ]
         return SearchResult(
             target=self.target.video,
@@ -262,18 +264,19 @@ class _Asked:
             proof=self.proof,
         )
 
-    def _prefilter_rank(self, index: Index, place: int) -> int:
-        """Of a video found, from 1: by logit, equal ones by id; what the prefilter did not name comes last, by number."""
-        logit = self.logits[place]
-        if logit == -np.inf:
-            return int((self.logits > logit).sum() + (self.found[self.logits == logit] <= self.found[place]).sum())
-        equal = _by_id(index, self.found, np.flatnonzero(self.logits == logit))
-        return int((self.logits > logit).sum() + np.flatnonzero(equal == place)[0]) + 1
-
-
-def _by_id(index: Index, videos: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The places, int64, in the order of the ids of the videos there."""
-    return places[np.argsort(np.asarray(_ids(index, videos[places]), np.str_), kind="stable")] if len(places) > 1 else places
+    def _prefilter_ranks(self, index: Index, places: np.ndarray) -> list[int]:
+        """Of videos found, from 1: by logit, equal ones by id; what the prefilter did not name comes last, by number."""
+        own = self.logits[places]
+        ranks = 1 + len(self.logits) - np.searchsorted(np.sort(self.logits), own, side="right")
+        equal = np.flatnonzero(np.isin(self.logits, own[own > -np.inf]))
+        ids = np.asarray(_ids(index, self.found[equal]), np.str_)
+        unnamed = self.found[self.logits == -np.inf]
+        for row, (place, logit) in enumerate(zip(places, own, strict=True)):
+            if logit == -np.inf:
+                ranks[row] += (unnamed < self.found[place]).sum()
+            else:
+                ranks[row] += (ids[self.logits[equal] == logit] < ids[equal == place]).sum()
+        return ranks.tolist()
 
 
 def _first(scores: np.ndarray, count: int) -> np.ndarray:
