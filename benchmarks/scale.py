@@ -10,7 +10,8 @@ disk is that of the gallery's whole index folder.
 Searches run in one process (--actors N: on Ray), with the evidence that a person would get. "First time": the first search for
 each target, with whatever of the index the page cache holds. "Warm": the second search for it in the same process. "Cold": the
 index's files were dropped from the page cache (posix_fadvise DONTNEED on each, none of them mapped) before the index was opened;
-opening is not in the time. The exhaustive top 10 is that of the same search with the whole gallery as its shortlist. FAISS alone:
+opening is not in the time. Searches leave off where their shortlists bring no more leads, as those of users do; "all scored":
+those that do not. The exhaustive top 10 is that of the same search with the whole gallery as its shortlist. FAISS alone:
 its own ranking by the best segment, which is the shortlist of ten videos; and its ranking by one vector a video, the mean of the
 segments' mean values in the score's own metric, in a flat index.
 
@@ -245,6 +246,10 @@ def warm_step(plan: Plan) -> dict[str, Any]:
         figures |= latencies(f"warm_{BATCH}", many)
         figures["targets"], figures["target_segments"] = len(targets), median([result.target_segments for _, result in one])
         figures["shortlist"] = settings.shortlist
+        figures["scored"] = float(np.mean([result.shortlisted for _, result in one]))
+        figures |= latencies(
+            "warm_1_all", [timed(search, gallery, index, partitions, t, whole_shortlist(settings)) for t in targets]
+        )
         thousandth = [timed(search, gallery, index, partitions, target, shortlist_of(index, 0.001)) for target in targets]
         figures |= latencies("warm_1_shortlist_0.001", thousandth)
         alone = replace(settings, shortlist=BEST, top=BEST, evidence=False)
@@ -281,6 +286,9 @@ def recall_step(plan: Plan, means: str) -> dict[str, Any]:
             wanted = replace(everything, shortlist=size)
             shortlists[share] = [ids_of(r) for r in search_many(gallery, index, partitions, targets, wanted)]
         figures["recall_segments"] = {str(share): recall(exhaustive, found) for share, found in shortlists.items()}
+        asked = whole_shortlist(replace(everything, shortlist=sizes[USUAL_SHARE]))
+        whole = [ids_of(r) for r in search_many(gallery, index, partitions, targets, asked)]
+        figures["recall_whole_shortlist"] = recall(exhaustive, whole)
         own = [ids_of(r) for r in search_many(gallery, index, partitions, targets, replace(everything, shortlist=best))]
         figures |= certified(gallery, index, partitions, targets[: plan.exact], exhaustive)
     figures["faiss_segments_recall"] = recall(exhaustive, own)
@@ -329,6 +337,11 @@ def some_targets(gallery: Gallery, index: Index, count: int, seed: int) -> list[
 
 def shortlist_of(index: Index, share: float) -> SearchSettings:
     return SearchSettings(top=BEST, shortlist=max(BEST, math.ceil(share * len(index.videos))), shortlist_share=0.0)
+
+
+def whole_shortlist(settings: SearchSettings) -> SearchSettings:
+    """The same, but all of the shortlist is scored."""
+    return replace(settings, patience=None)
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:

@@ -226,7 +226,7 @@ class Gallery:
 
     def commit_names(self) -> list[str]:
         """Names of all commits, oldest first."""
-        return sorted(Path(file.name).stem for file in self.location.join("commits").list() if file.name.endswith(".json"))
+        return [Path(name).stem for name in self.location.join("commits").names() if name.endswith(".json")]
 
     def commit(self, videos: pa.Table, rejects: pa.Table, **fields: Any) -> str:
         """Make videos and rejects part of the gallery in one step; the shards they name are already written.

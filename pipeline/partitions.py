@@ -105,7 +105,8 @@ class LocalPartitions:
             return more
 
         wanted = list(asked)
-        if (allowed is None or allowed.mean() > NEARLY_ALL) and len(wanted) > 2 * (some := torch.get_num_threads()):
+        share = 1.0 if allowed is None else np.count_nonzero(allowed) / max(1, len(allowed))
+        if share > NEARLY_ALL and len(wanted) > 2 * (some := torch.get_num_threads()):
             # What the first partitions do not name is of no interest in the others, unless all that is found is too little.
             ask(wanted[:some])
             ask(wanted[some:], min((float(logits[-1]) for _, logits in found.values() if len(logits)), default=-math.inf))

@@ -171,7 +171,8 @@ def shortlist(
     if count < 1 or not len(video_of_segment) or (allowed is not None and not allowed.any()):
         return np.empty(0, np.int64), np.empty(0, np.float32)
     if scan is not None:
-        return _scanned(scan, query, video_of_segment, count, allowed, 1.0 if allowed is None else float(allowed.mean()), least)
+        share = 1.0 if allowed is None else np.count_nonzero(allowed) / len(allowed)
+        return _scanned(scan, query, video_of_segment, count, allowed, share, least)
     segments_allowed = None if allowed is None else allowed[video_of_segment]
     total = len(video_of_segment) if segments_allowed is None else int(segments_allowed.sum())
     if is_flat(index) and 8 * count >= total:

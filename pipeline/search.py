@@ -157,7 +157,8 @@ class _Asked:
         segments = target.segmented(index, settings.target_length, settings.target_stride, row)
         allowed = allowed_videos(gallery, index, target, settings, row)
         normalise = settings.score.normalise if segments.cohort is not None else "none"
-        return cls(target, settings, segments, replace(settings.score, normalise=normalise), allowed, int(allowed.sum()))
+        score = replace(settings.score, normalise=normalise)
+        return cls(target, settings, segments, score, allowed, int(np.count_nonzero(allowed)))
 
     def find(self, index: Index, partitions: Partitions) -> None:
         """The shortlist, best first by the prefilter; equal ones by id where they are not all scored together."""

@@ -148,6 +148,9 @@ class TestReadingAndWriting:
             for file in root.list():
                 assert resolve(file.uri) == file
                 assert resolve(file.uri).read_bytes().decode() == file.name
+            root.join("folder/inside").write_atomically(b"1")
+            assert root.names() == [file.name for file in root.list()] != []
+            assert root.join("absent").names() == []
 
     def test_a_part_cannot_lead_out(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="leads out of"):
@@ -254,7 +257,7 @@ class TestWholeOrNothing:
         process.start()
         process.join()
         root = resolve(tmp_path)
-        assert root.list() == []
+        assert root.list() == root.names() == []
         assert len(root.leftovers()) == 1
         for file in root.leftovers():
             file.delete()
