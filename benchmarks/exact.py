@@ -61,7 +61,10 @@ def exact(
         segments = target.segmented(index)
         others = np.delete(everything, own)
         allowed = everything != own
-        score = functools.partial(part.score, segments, settings=settings)
+
+        def score(videos, segments=segments):
+            return part.candidates(videos).scores([segments], settings)[0]
+
         stages = [functools.partial(part.bounds, segments, settings=settings, stage=stage) for stage in range(STAGES)]
 
         def shortlisted(segments=segments, allowed=allowed, score=score):
@@ -122,8 +125,7 @@ class Parts:
     """The tables of a whole partition, in memory, as stored and with the values in their principal directions."""
 
     def __init__(self, part: Partition) -> None:
-        start, last, _ = part._cut(np.arange(len(part.frames)))
-        self.frames = segment_rows(torch.from_numpy(start), torch.from_numpy(last), part.length)
+        self.frames = segment_rows(*part.candidates(np.arange(len(part.frames))).cut(), part.length)
         self.offsets = np.concatenate([[0], np.cumsum(part.segments)])
         self.owner = part.video_of_segment
         self.keys, self.values = part.keys, part.values
@@ -140,6 +142,11 @@ class Parts:
         for scale in SCALES:
             found[f"(ball, values of a segment {scale} as far apart)"] = ball_logits(target, self.means, self.radius * scale)
         found["ball, true attention"] = attention_logits(target, self.means, self.keys, self.table, self.frames)
+        own_values = self.values.float() * torch.sqrt(-target.weight)
+        axes = Projection.of_axes(own_values)
+        tables = axes.rotated_target(target), self.means[:, axes.order], self.keys, self.table, self.frames
+        for width in DIRECTIONS:
+            found[f"true attention, {width} stored coordinates"] = attention_logits(*tables, own_values[:, axes.order[:width]])
         if self.rotated is None:
             scaled = self.values.float() * torch.sqrt(-target.weight)
             projection = Projection.of_sample(scaled[:: max(1, len(scaled) // 20_000)])

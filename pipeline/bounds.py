@@ -8,7 +8,8 @@ segment's mean m
 The first distance is the prefilter's. The second, the shift, is at most the segment's radius (the ball: no frame is touched); or
 it is known, because with the attention a (keys only) and b = a - 1/T it is sqrt(-b' D b / 2), D the squared distances between the
 segment's frames, which the index keeps as a band. Principal directions of the values tighten it further: what lies in them is
-exact, and the triangle inequality is left for the rest. Cohort normalisation and the video scores are monotone, so that the same
+exact, and the triangle inequality is left for the rest; so do the coordinates along which values vary most, which cost no product
+with a basis. Cohort normalisation and the video scores are monotone, so that the same
 functions of bounds are bounds. With a weight above 0 none of this holds, and an exact search scores everything.
 
 What is bounded is the score in real arithmetic of the keys, values and target as stored, and the one computed with the float16
@@ -121,6 +122,16 @@ class Projection:
         deviation = values.double() - values.double().mean(dim=0)
         _, basis = torch.linalg.eigh(deviation.T @ deviation)  # ascending
         return cls(basis.flip(1).float().contiguous())
+
+    @classmethod
+    def of_axes(cls, values: Tensor) -> "Projection":
+        """The coordinate axes, those along which a sample of x(v) varies most first: values need only be put in their order."""
+        return cls(torch.eye(values.shape[1])[:, values.double().var(dim=0, correction=0).argsort(descending=True, stable=True)])
+
+    @property
+    def order(self) -> Tensor:
+        """Of `of_axes`: the coordinate that each column stands for, int64 [d_v]."""
+        return self.basis.argmax(dim=0)
 
     def rotated_target(self, target: TargetEncoding) -> TargetEncoding:
         """The same target for values that are stored as x(v) @ basis; all weights are then -1."""

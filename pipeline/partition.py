@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bounds import attention_logits, ball_logits, radii, squared_distances, video_bounds
+from pipeline.bounds import Projection, attention_logits, ball_logits, radii, squared_distances, video_bounds
 from pipeline.candidates import SCORE_PAIRS, Candidates, TargetSegments, counted_up
 from pipeline.cohort import CohortStatistics
 from pipeline.errors import PipelineError
@@ -20,7 +20,9 @@ from pipeline.prefilter import PrefilterQuery, is_flat, shortlist, stored_vector
 from pipeline.results import SegmentPair, SegmentView
 from pipeline.scoring import ScoreSettings, attention_weights, segment_rows
 
-STAGES = 2  # of bounds: the ball around a segment's mean; its true attention
+STAGES = 3  # of bounds: the ball around a segment's mean; its true attention; where values vary most their true coordinates too
+AXES = 64  # coordinates that the last stage looks at
+AXES_SAMPLE = 4096  # frames that they are chosen by
 RADII_SEGMENTS = 65_536  # measured at a time
 
 
@@ -54,6 +56,7 @@ class Partition:
         )
         self.rows = FrameRows(self.keys, self.values, self.band)
         self.radius: torch.Tensor | None = None
+        self.axes: Projection | None = None
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
 
     def candidates(
@@ -113,9 +116,21 @@ class Partition:
             used, of_used = torch.unique(frames, return_inverse=True)
             base = int(used[0])
             table = squared_distances(-self.band[base : int(used[-1]) + 1].cpu(), frames - base)
-            logits = attention_logits(encoding, means, self.keys[used].cpu(), table, of_used)
+            asked, projected, scale = encoding, None, torch.sqrt(-encoding.weight)
+            if stage == 2:
+                axes = self._axes(scale)
+                asked, means = axes.rotated_target(encoding), means[:, axes.order]
+                projected = (self.values[used].cpu().float() * scale)[:, axes.order[:AXES]]
+            logits = attention_logits(asked, means, self.keys[used].cpu(), table, of_used, projected)
         of_cohort = settings.normalise == "cohort" and target.cohort is not None
         return video_bounds(logits, candidates.offsets, settings, *((target.cohort, candidates.cohort) if of_cohort else ()))
+
+    def _axes(self, scale: torch.Tensor) -> Projection:
+        """Coordinates by how much values vary along them, found when they are first asked for. scale: sqrt(-w), [d_v]."""
+        if self.axes is None:
+            step = max(1, len(self.values) // AXES_SAMPLE)
+            self.axes = Projection.of_axes(self.values[::step].cpu().float() * scale)
+        return self.axes
 
     def _radii(self) -> torch.Tensor:
         """Of all segments, computed when they are first asked for."""

@@ -78,6 +78,13 @@ class Candidates:
     def attention(self, projected=None):
         return attention_logits(self.target, self.means, self.keys, self.table, self.frames, projected)
 
+    def along_axes(self, width):
+        """The bound by some of the stored coordinates."""
+        scaled = self.values.float() * torch.sqrt(-self.target.weight)
+        axes = Projection.of_axes(scaled)
+        rotated, means = axes.rotated_target(self.target), self.means[:, axes.order]
+        return attention_logits(rotated, means, self.keys, self.table, self.frames, scaled[:, axes.order[:width]])
+
     def rotate(self):
         """Store the values in their principal directions, as an index may; the stored ones then define the scores."""
         scaled = self.values.float() * torch.sqrt(-self.target.weight)
@@ -116,6 +123,8 @@ def test_no_bound_is_ever_below_the_score(seed, scale, heat, line, offset):
     exact = candidates.logits()
     assert (candidates.ball().double().numpy() >= exact).all()
     assert (candidates.attention().double().numpy() >= exact).all()
+    for width in (1, 4, VALUE_WIDTH):
+        assert (candidates.along_axes(width).double().numpy() >= exact).all()
     candidates.rotate()
     exact = candidates.logits()
     for width in (1, 4, VALUE_WIDTH):
@@ -144,6 +153,16 @@ def test_each_stage_is_tighter_and_all_directions_give_the_score():
         for bound in (candidates.ball(), *(candidates.attention(candidates.values[:, :r]) for r in (0, 4, VALUE_WIDTH)))
     ]
     assert slack == sorted(slack, reverse=True) and slack[0] > 1.5 * slack[1] and 0 <= slack[-1] < 0.1
+
+
+def test_axes_come_in_the_order_of_their_variance_and_tighten_the_bound():
+    candidates = Candidates(3, scale=0.5, heat=1.0)
+    x = candidates.values.float() * torch.sqrt(-candidates.target.weight)
+    spread = x[:, Projection.of_axes(x).order].double().var(dim=0)
+    assert (spread.diff() <= 0).all()
+    exact = torch.from_numpy(candidates.logits())
+    slack = [(candidates.along_axes(width).double() - exact).mean().item() for width in (0, 2, 6, VALUE_WIDTH)]
+    assert slack == sorted(slack, reverse=True) and slack[1] < 0.95 * slack[0] and 0 <= slack[-1] < 0.1
 
 
 def test_distances_too_large_for_float16_give_up_the_bound_and_stay_valid():
