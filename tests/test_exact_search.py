@@ -1,12 +1,16 @@
 """An exact search gives the first leads of scoring everything, and a batch gives what its targets give one by one."""
 
 import dataclasses
+import json
 import math
 
+import faiss
 import numpy as np
 import pytest
 import ray
+import torch
 
+from benchmarks import exact as exact_benchmark
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.index import Index, IndexSettings
 from pipeline.index_build import build_index
@@ -94,6 +98,21 @@ def test_what_bounds_do_not_hold_for_is_scored_in_full(gallery: Gallery, index: 
         everything = search(gallery, index, partitions, target, dataclasses.replace(EXHAUSTIVE, score=score))
     assert leads(exact) == leads(everything)
     assert exact.shortlisted == exact.eligible
+
+
+def test_its_benchmark_finds_what_scoring_everything_finds(gallery: Gallery, capsys: pytest.CaptureFixture[str]) -> None:
+    build_index(gallery, IndexSettings(8, 4))
+    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
+    try:
+        exact_benchmark.exact(gallery.location.uri, targets=3, top=4, repeats=1)
+    finally:
+        torch.set_num_threads(threads[0])
+        faiss.omp_set_num_threads(threads[1])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["agree"] == figures["targets"] == 3
+    left = figures["videos_left"]
+    assert 4 / 240 <= figures["scored_share"] < 1
+    assert left["true attention, 16 stored coordinates"] <= left["ball, true attention"] <= left["ball"]
 
 
 @pytest.mark.parametrize("settings", [EXHAUSTIVE, EXACT, SearchSettings(top=7, shortlist=20)])
