@@ -39,7 +39,7 @@ UNIT_COSTS: dict[str, UnitCost] = {
     "people": UnitCost(1, "candidates a video", "choice", "1 for clips of one person; tracks of a boxes file for full frames"),
     "decode_frames": UnitCost(2_700, "frames/s a core", "measured", "hand_written_loop: clips of 192 x 96, made 256 x 128"),
     "embed_frames": UnitCost(315, "frames/s a core", "measured", "hand_written_loop: the default backbone, 256 x 128"),
-    "ingest_ratio": UnitCost(0.91, "of the loop's speed", "measured", "benchmarks.ingest: ratio, 300 rendered clips"),
+    "ingest_ratio": UnitCost(0.88, "of the loop's speed", "measured", "benchmarks.ingest: ratio, 500 rendered clips"),
     "gpu_embed_frames": UnitCost(
         9_800, "frames/s a GPU", "assumption", "no GPU was measured: 8.1 TFLOPS, 20 % used, 82 M mult-adds"
     ),
@@ -47,8 +47,8 @@ UNIT_COSTS: dict[str, UnitCost] = {
     "gallery_video_bytes": UnitCost(396, "bytes a candidate", "measured", "videos/ of 300 rendered clips"),
     "index_frame_bytes": UnitCost(563, "bytes a frame", "measured", "scale, 1,000,000 videos"),
     "index_frames": UnitCost(10_300, "frames/s a core", "measured", "scale, 100,000 videos, two cores in one process"),
-    "search_core_seconds": UnitCost(0.0122, "core s a million frames", "measured", "scale, 1,000,000 videos, 1 %, warm"),
-    "search_frame_bytes": UnitCost(49, "bytes of memory a frame", "measured", "scale, 1,000,000 videos: resident / frames"),
+    "search_core_seconds": UnitCost(0.0070, "core s a million frames", "measured", "scale, 1,000,000 videos, 1 %, warm"),
+    "search_frame_bytes": UnitCost(48, "bytes of memory a frame", "measured", "scale, 1,000,000 videos: resident / frames"),
     "node_cores": UnitCost(64, "cores a node", "choice", ""),
     "node_memory": UnitCost(256e9, "bytes a node", "choice", ""),
     "node_disk": UnitCost(8e12, "bytes a node", "choice", "local disk for partitions"),

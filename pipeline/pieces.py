@@ -130,7 +130,8 @@ class EmbedPieces:
         features = self.backbone.embed(np.concatenate(frames))
         ends = np.cumsum(lengths)
         split = [features[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)]
-        self.counter.add.remote(sum(lengths))
+        if sum(lengths):  # the end of a source has no frames
+            self.counter.add.remote(sum(lengths))
         pieces = _mark(pieces, [bool(np.isfinite(features[end - n : end]).all()) for end, n in zip(ends, lengths, strict=True)])
         return pieces.drop_columns("frames").append_column("feature", pa.array(split, pa.large_binary()))
 
