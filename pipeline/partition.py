@@ -29,17 +29,17 @@ RADII_SEGMENTS = 65_536  # measured at a time
 class Partition:
     """The arrays of one partition: memory-mapped where they are scored on a CPU, resident where on a GPU.
 
-    Videos are numbered from 0 within it. copied: whether the rows that are scored are read into memory of their own.
+    Videos are numbered from 0 within it. files: of the arrays, to be read from; None on a GPU and for objects in a store.
     """
 
-    def __init__(self, index: Index, number: int, device: str = "cpu", *, copied: bool = False) -> None:
+    def __init__(self, index: Index, number: int, device: str = "cpu") -> None:
         folder = index.partition_location(number)
         videos = index.partition_videos(number)
         self.device = device
         self.length, self.stride = index.settings.segment_length, index.settings.stride
         self.arrays: dict[str, Any] = {name: load_array(folder.join(f"{name}.npy")) for name in ("keys", "values", "band")}
         self.keys, self.values, self.band = (_tensor(array).to(device) for array in self.arrays.values())
-        self.files = RowFiles(self.arrays) if copied and device == "cpu" and folder.is_local else None
+        self.files = RowFiles(self.arrays) if device == "cpu" and folder.is_local else None
         self.row_bytes = sum(array.strides[0] for array in self.arrays.values())
         self.frame_index, self.time_s = load_array(folder.join("frame_index.npy")), load_array(folder.join("time_s.npy"))
         self.cohort_mean, self.cohort_spread = (
@@ -74,14 +74,18 @@ class Partition:
             self.stride,
         )
 
-    def wanted(self, videos: np.ndarray) -> Wanted | None:
-        """Where the rows of the videos, int64 [m] ascending, are to be read; None where they are used where they lie."""
-        return None if self.files is None else Wanted(self.files, self.first_frame[videos], self.frames[videos])
+    def wanted(self, videos: np.ndarray) -> Wanted:
+        """Where the rows of the videos, int64 [m] ascending, are to be read; for a partition with files."""
+        return Wanted(self._open_files(), self.first_frame[videos], self.frames[videos])
 
     def in_files(self, videos: np.ndarray) -> Candidates:
-        """The videos, int64 [m] ascending, as they are scored from open files; where they lie if the partition has none."""
-        files = None if self.files is None else FileRows([self.files], np.zeros(len(videos), np.int64))
-        return self.candidates(videos, files)
+        """The videos, int64 [m] ascending, as they are scored from files; for a partition that has them."""
+        return self.candidates(videos, FileRows([self._open_files()], np.zeros(len(videos), np.int64)))
+
+    def _open_files(self) -> RowFiles:
+        if self.files is None:
+            raise ValueError("the rows of this partition are in no local files")
+        return self.files
 
     def _segments_of(self, videos: np.ndarray) -> np.ndarray:
         """Numbers of the videos' segments within the partition, int64 [K]."""

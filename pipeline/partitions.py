@@ -30,7 +30,8 @@ from pipeline.scoring import ScoreSettings
 NEARLY_ALL = 0.9  # share of the videos that a filter leaves, from where on partitions are taken to hold about as many good ones
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
 IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
-MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are read into memory of their own
+MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are never scored where they are mapped
+SPARSE = 0.25  # share of the videos that is asked for, below which they are not either: mapped reading reads what lies around too
 FILES_A_PARTITION, OTHER_FILES = 11, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
 READ_BYTES = 64 << 20  # of rows that are read together and scored together: what Python does is done a group
 CACHED_BYTES = 1 << 30  # of rows in the page cache that are scored together
@@ -73,7 +74,7 @@ class LocalPartitions:
     def open(self, place: int) -> Partition:
         """The partition at a place in `numbers`."""
         if place not in self.opened:
-            self.opened[place] = Partition(self.index, self.numbers[place], self.device, copied=self.large)
+            self.opened[place] = Partition(self.index, self.numbers[place], self.device)
             telemetry.gauge("coattention_partitions_open", len(self.opened))
         return self.opened[place]
 
@@ -134,7 +135,8 @@ class LocalPartitions:
     ) -> list[np.ndarray]:
         """`score` of each target and its videos, group by group of them, so that what they share is read once.
 
-        Where rows are copied, those in the page cache are scored first, straight from the files; then the others are read.
+        Few videos, or those of a large index, are not scored where they are mapped: first those in the page cache, straight from
+        the files; then the others are read.
         """
         scores = [np.full(len(mine), np.nan) for mine in videos]
         left = [np.argsort(mine, kind="stable") for mine in videos]  # places of videos without a score, by ascending video
@@ -151,14 +153,18 @@ class LocalPartitions:
         def wanted() -> np.ndarray:
             return ascending_union([mine[order] for mine, order in zip(videos, left, strict=True)])
 
-        if self.large and pair_kernel.available():
-            take(self._groups(wanted(), CACHED_BYTES))
+        everything = wanted()
+        in_files = self.large or (pair_kernel.available() and len(everything) < SPARSE * int(self.count.sum()))
+        if in_files and pair_kernel.available():
+            take(self._groups(everything, CACHED_BYTES, in_files))
             left = [order[np.isnan(one[order])] for one, order in zip(scores, left, strict=True)]
-        take(self._read_ahead(self._groups(wanted(), READ_BYTES)))
+        take(self._read_ahead(self._groups(wanted(), READ_BYTES, in_files)))
         return scores
 
-    def _groups(self, videos: np.ndarray, most: int) -> Iterator["_Group"]:
-        """The videos that are held here, int64 ascending, as they are scored together, at `most` so many bytes copied of them."""
+    def _groups(self, videos: np.ndarray, most: int, in_files: bool) -> Iterator["_Group"]:
+        """The videos that are held here, int64 ascending, as they are scored together: a partition at a time where mapped,
+        at most so many bytes at a time from files, where there are any.
+        """
         pieces: list[_Piece] = []
         size = 0
         for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
@@ -166,19 +172,19 @@ class LocalPartitions:
             if begin == end:
                 continue
             partition, here = self.open(place), videos[begin:end] - first
-            if partition.files is None:
-                yield _Group([_Piece(partition, first, here)])
+            if partition.files is None or not in_files:
+                yield _Group([_Piece(partition, first, here)], in_files=False)
                 continue
             ends = np.cumsum(partition.frames[here] * partition.row_bytes)
             for some in np.split(here, np.flatnonzero(np.diff((size + ends) // most)) + 1):
                 more = int(partition.frames[some].sum()) * partition.row_bytes
                 if pieces and size + more > most:
-                    yield _Group(pieces)
+                    yield _Group(pieces, in_files=True)
                     pieces, size = [], 0
                 pieces.append(_Piece(partition, first, some))
                 size += more
         if pieces:
-            yield _Group(pieces)
+            yield _Group(pieces, in_files=True)
 
     @staticmethod
     def _read_ahead(groups: Iterator["_Group"]) -> Iterator["_Group"]:
@@ -229,17 +235,18 @@ class _Piece:
 
 
 class _Group:
-    """Videos of one or more partitions that are scored together: where they lie, or in rows that are read at once."""
+    """Videos that are scored together: of one partition, where they are mapped; or of some, from their files, or in rows that are
+    read at once.
+    """
 
-    def __init__(self, pieces: Sequence[_Piece]) -> None:
-        self.pieces = pieces
+    def __init__(self, pieces: Sequence[_Piece], *, in_files: bool) -> None:
+        self.pieces, self.in_files = pieces, in_files
         self.reading: Reading | None = None
 
     def read(self, memory: dict[str, np.ndarray]) -> None:
-        """Begin to, where rows are copied; into this memory where it is large enough."""
-        wanted = [rows for piece in self.pieces if (rows := piece.partition.wanted(piece.videos)) is not None]
-        if wanted:
-            self.reading = Reading(wanted, memory)
+        """Begin to, where they are not mapped; into this memory where it is large enough."""
+        if self.in_files:
+            self.reading = Reading([piece.partition.wanted(piece.videos) for piece in self.pieces], memory)
 
     @property
     def memory(self) -> dict[str, np.ndarray]:
@@ -258,7 +265,9 @@ class _Group:
             mine = videos[piece.among(videos)] - piece.first
             if not len(mine):
                 continue
-            if self.reading is None:
+            if not self.in_files:
+                parts.append(piece.partition.candidates(mine))
+            elif self.reading is None:
                 parts.append(piece.partition.in_files(mine))
             else:
                 first = self.reading.first[number][np.searchsorted(piece.videos, mine)]

@@ -194,6 +194,7 @@ def test_leads_do_not_depend_on_where_rows_are(
         scores = [score for lead in found for score in (lead.score, *(pair.score for pair in lead.best_pairs))]
         return [lead.video.video_id for lead in found], np.array(scores)
 
+    monkeypatch.setattr(partitions_module, "SPARSE", 0.0)
     ids, scores = leads()
     monkeypatch.setattr(partitions_module, "MAPPED_BYTES", 0)
     monkeypatch.setattr(partitions_module, "READ_BYTES", read_bytes)
