@@ -11,9 +11,9 @@ Searches run in one process (--actors N: on Ray), with the evidence that a perso
 each target, with whatever of the index the page cache holds. "Warm": the second search for it in the same process. "Cold": the
 index's files were dropped from the page cache (posix_fadvise DONTNEED on each, none of them mapped) before the index was opened;
 opening is not in the time. Searches leave off where their shortlists bring no more leads, as those of users do; "all scored":
-those that do not. The exhaustive top 10 is that of the same search with the whole gallery as its shortlist. FAISS alone:
-its own ranking by the best segment, which is the shortlist of ten videos; and its ranking by one vector a video, the mean of the
-segments' mean values in the score's own metric, in a flat index.
+those that do not. Recall is that of what such searches find. The exhaustive top 10 is that of the same search with the whole
+gallery as its shortlist. FAISS alone: its own ranking by the best segment, which is the shortlist of ten videos; and its
+ranking by one vector a video, the mean of the segments' mean values in the score's own metric, in a flat index.
 
 The head of synthetic galleries is trained by jobs.train on a synthetic gallery of other people and cameras, with the widths and
 the recipe of those that ship (--untrained: the one without training). The last line is the same as JSON.

@@ -34,11 +34,13 @@ def search(
     top: Annotated[int, typer.Option(help="Leads a target; may exceed the gallery.")] = 20,
     shortlist: Annotated[
         str,
-        typer.Option(help="Videos that are scored in full: a number, a share such as 5%, or all [default: 1%, at least 1000]."),
+        typer.Option(
+            help="Best by the prefilter, to be scored in full: a number, a share such as 5%, or all [default: 1%, at least 1000]."
+        ),
     ] = "auto",
     patience: Annotated[
         str,
-        typer.Option(help="Videos of the shortlist scored in a row without a lead, after which its rest is left; all: never."),
+        typer.Option(help="Scored at a time, until the last so many of the shortlist bring no lead; all: score all of it."),
     ] = str(SearchSettings.patience),
     exact: Annotated[
         bool, typer.Option(help="The true first leads of all eligible videos, with a proof: goes on from the shortlist.")
@@ -193,7 +195,7 @@ def _shortlist(text: str) -> dict[str, Any]:
 def _patience(text: str) -> int | None:
     if text == "all":
         return None
-    if not (text.isascii() and text.isdigit() and int(text)):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise UsageError(f"--patience is a number of videos of at least 1, or all, not {text!r}")
     return int(text)
 

@@ -196,7 +196,8 @@ def none_probability(llrs: ArrayLike, eligible: int, lowest: float, absent: floa
     """Probability that none of the eligible videos shows the target: absent / (absent + (1 - absent) * mean of exp(llr)).
 
     llrs: [m], of all videos that were scored, not of the leads alone; the eligible - m others count as `lowest`, the llr below
-    which the calibration does not go: the shortlist is taken to have dropped only what would have scored worst. absent:
+    which the calibration does not go: the shortlist, and a search that leaves off before its end, are taken to have dropped only
+    what would have scored worst. absent:
     probability before the search that the person is on no eligible video. It assumes that the person is on one of them at most,
     each alike; where they are on several, the true probability is lower still. Scores of one target against many videos are
     taken to be independent given who is on them: a target that resembles everybody makes the answer too low. Not the complement

@@ -110,6 +110,8 @@ class Reading:
         self.waiting: list[Future[None]] = []
         for name, target in self.arrays.items():
             offset = np.array([part.files.arrays[name].offset for part in parts])[owner]
+            if not target.size:  # segments of one frame have no band
+                continue
             size, into = target.strides[0], target.reshape(-1).view(np.uint8)
             for some in _pieces(owner, offset + begin * size, count * size):
                 self.waiting.append(_readers().submit(self._read, name, into, *some))

@@ -46,7 +46,7 @@ INLINE void widen_single(const float *from, float *to, int64_t count) { memcpy(t
 #define LONGEST 4096 /* rows of a video that is */
 #define ARRAYS 3     /* keys, values, band */
 
-/* Whether a range of a file was in the page cache and is copied. Nothing is waited for, and nothing is read ahead. */
+/* Whether a range of a file was in the page cache and is copied. Nothing is waited for; the system may begin to read what is not. */
 static int copied(int file, char *to, int64_t size, int64_t at) {
 #ifdef RWF_NOWAIT
   while (size > 0) {

@@ -38,6 +38,8 @@ class Partition:
         self.device = device
         self.length, self.stride = index.settings.segment_length, index.settings.stride
         self.arrays: dict[str, Any] = {name: load_array(folder.join(f"{name}.npy")) for name in ("keys", "values", "band")}
+        config = index.head.config
+        _check_rows(folder.uri, self.arrays, (config.key_width, config.value_width, self.length - 1))
         self.keys, self.values, self.band = (_tensor(array).to(device) for array in self.arrays.values())
         self.files = RowFiles(self.arrays) if device == "cpu" and folder.is_local else None
         self.row_bytes = sum(array.strides[0] for array in self.arrays.values())
@@ -104,7 +106,7 @@ class Partition:
         """
         if not is_flat(self.prefilter):
             return np.full(len(videos), np.inf)
-        rows = self.segments[videos] * len(target) * (1 if stage == 0 else self.length)
+        rows = self.segments[videos] * len(target) * (1, self.length, max(self.length, 4 * AXES))[stage]
         cuts = np.flatnonzero(np.diff(np.cumsum(rows) // SCORE_PAIRS)) + 1
         parts = [self._bounds(target, part, settings, stage) for part in np.split(videos, cuts)]
         return np.concatenate(parts)
@@ -160,6 +162,7 @@ class Partition:
             if len(chosen) < pairs and all(n != m and k != j for m, j in chosen):
                 chosen.append((n, k))
         rows = segment_rows(*candidates.cut(), self.length)
+        numbers = rows.numpy()
         first, frames = int(self.first_frame[video]), int(self.frames[video])
         keys = self.keys[first : first + frames].cpu()
         weights = attention_weights(target.encoding.to("cpu"), keys, rows - first).numpy()
@@ -167,7 +170,7 @@ class Partition:
         return [
             SegmentPair(
                 _view(target.frame_index[n], target.time_s[n], own[n]),
-                _view(self.frame_index[rows[k]], self.time_s[rows[k]], weights[n, k]),
+                _view(self.frame_index[numbers[k]], self.time_s[numbers[k]], weights[n, k]),
                 float(scores[n, k]),
             )
             for n, k in chosen
@@ -180,6 +183,14 @@ def _check_lengths(
     """Raises PipelineError where arrays are shorter or longer than their videos need."""
     if any(len(array) != frames.sum() for array in of_frames) or len(of_segments) != segments.sum():
         raise PipelineError(f"the index partition {uri} is damaged: its files do not fit each other; run jobs.index --rebuild")
+
+
+def _check_rows(uri: str, arrays: dict[str, Any], widths: Sequence[int]) -> None:
+    """Raises PipelineError where keys, values or band are not rows of float16 of these widths, one after another."""
+    for (name, array), width in zip(arrays.items(), widths, strict=True):
+        if array.dtype != np.float16 or array.ndim != 2 or array.shape[1] != width or not array.flags.c_contiguous:
+            words = f"its {name} are not rows of {width} float16 numbers"
+            raise PipelineError(f"the index partition {uri} is damaged: {words}; run jobs.index --rebuild")
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

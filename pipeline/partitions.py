@@ -1,6 +1,7 @@
 """All partitions of an index, in this process or spread over Ray actors that own them: what a search asks of them.
 
-Query vectors go out, scores come back; features never travel. A partition's answers do not depend on who holds it.
+Query vectors go out, scores come back; features never travel. A video's score does not depend on who holds its partition; whether
+a compressed prefilter finds it may, since it looks into more lists where a partition names too few.
 """
 
 import contextlib
@@ -154,7 +155,8 @@ class LocalPartitions:
             return ascending_union([mine[order] for mine, order in zip(videos, left, strict=True)])
 
         everything = wanted()
-        in_files = self.large or (pair_kernel.available() and len(everything) < SPARSE * int(self.count.sum()))
+        held = sum(int(np.diff(np.searchsorted(everything, (f, f + n)))[0]) for f, n in zip(self.first, self.count, strict=True))
+        in_files = self.large or (pair_kernel.available() and held < SPARSE * int(self.count.sum()))
         if in_files and pair_kernel.available():
             take(self._groups(everything, CACHED_BYTES, in_files))
             left = [order[np.isnan(one[order])] for one, order in zip(scores, left, strict=True)]

@@ -36,10 +36,10 @@ from pipeline.targets import Target
 class SearchSettings:
     """What is asked for.
 
-    top: leads a target; shortlist: videos scored in full, None for all, and at least shortlist_share of those that pass the
-    filters. patience: videos of the shortlist that are scored in a row, by the prefilter's order, without a lead among them,
-    after which the rest of it is left; None: all of it is scored. cameras: only these; other_cameras: all but the target's
-    own. after, before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
+    top: leads a target; shortlist: best videos of the prefilter, None for all, and at least shortlist_share of those that pass
+    the filters. patience: so many of them are scored at a time, best first and twice as many at first, until the last so many
+    hold none of the `top`; None: all of them are scored. cameras: only these; other_cameras: all but the target's own. after,
+    before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
     expected_matches: on how many eligible videos the person is expected, the prior of the probabilities. exact: the true first

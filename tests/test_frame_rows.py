@@ -1,6 +1,7 @@
 """Rows that are read into memory are those that are mapped, and searches that read them give the same leads."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,48 @@ def _with_band(folder: Path, frames: int, length: int, seed: int) -> dict[str, n
     band = np.random.default_rng(seed).random((frames, length - 1)).astype(np.float16)
     np.save(folder / "band.npy", -band)
     return {**arrays, "band": np.load(folder / "band.npy", mmap_mode="r")}
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_segments_of_one_frame_are_searched_from_files_too(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch, left_out: bool
+) -> None:
+    index = build_index(toy_gallery, IndexSettings(1, 1))
+    target = gallery_target(toy_gallery, "v003")
+    asked = SearchSettings(top=3, shortlist=8, shortlist_share=0.0)
+    cached = candidates_module.cached_logits
+
+    def some_cached(*arguments: Any) -> tuple[torch.Tensor, np.ndarray]:
+        logits, left = cached(*arguments)
+        return logits, left | left_out
+
+    monkeypatch.setattr(candidates_module, "cached_logits", some_cached)
+    found = []
+    for sparse in (0.0, 1.0):
+        monkeypatch.setattr(partitions_module, "SPARSE", sparse)
+        (result,) = search_many(toy_gallery, index, LocalPartitions(index, [0]), [target], asked)
+        found.append([(lead.video.video_id, pytest.approx(lead.score, abs=1e-6)) for lead in result.leads])
+        assert all(len(pair.candidate.frame_index) == 1 for lead in result.leads for pair in lead.best_pairs)
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda band: band.astype(np.float32),
+        np.asfortranarray,
+        lambda band: np.ascontiguousarray(band[:, :-1]),
+        lambda band: np.concatenate([band, band[:, :1]], axis=1),
+        lambda band: band.ravel(),
+    ],
+)
+def test_rows_of_another_shape_or_type_are_one_sentence(toy_gallery: Gallery, damage: Callable[[np.ndarray], np.ndarray]) -> None:
+    index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=9))
+    file = Path(index.partition_location(1).path, "band.npy")
+    np.save(file, damage(np.load(file)))
+    partitions = LocalPartitions(index, range(len(index.manifest["partitions"])))
+    with pytest.raises(PipelineError, match="damaged: its band are not rows of 7 float16 numbers"):
+        search_many(toy_gallery, index, partitions, [gallery_target(toy_gallery, "v003")], SearchSettings(shortlist=4))
 
 
 @pytest.fixture
