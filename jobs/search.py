@@ -40,7 +40,9 @@ def search(
     ] = "auto",
     patience: Annotated[
         str,
-        typer.Option(help="Scored at a time, until the last so many of the shortlist bring no lead; all: score all of it."),
+        typer.Option(
+            help="Videos of the shortlist scored at a time, best first, until the last so many bring no lead; all: all of it."
+        ),
     ] = str(SearchSettings.patience),
     exact: Annotated[
         bool, typer.Option(help="The true first leads of all eligible videos, with a proof: goes on from the shortlist.")

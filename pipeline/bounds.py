@@ -8,9 +8,9 @@ segment's mean m
 The first distance is the prefilter's. The second, the shift, is at most the segment's radius (the ball: no frame is touched); or
 it is known, because with the attention a (keys only) and b = a - 1/T it is sqrt(-b' D b / 2), D the squared distances between the
 segment's frames, which the index keeps as a band. Principal directions of the values tighten it further: what lies in them is
-exact, and the triangle inequality is left for the rest; so do the coordinates along which values vary most, which cost no product
-with a basis. Cohort normalisation and the video scores are monotone, so that the same
-functions of bounds are bounds. With a weight above 0 none of this holds, and an exact search scores everything.
+exact, and the triangle inequality is left for the rest; so do the coordinates along which values vary most, which cost no
+product with a basis. Cohort normalisation and the video scores are monotone, so that the same functions of bounds are bounds.
+With a weight above 0 none of this holds, and an exact search scores everything.
 
 What is bounded is the score in real arithmetic of the keys, values and target as stored, and the one computed with the float16
 band. Every bound adds what float16 tables and float32 arithmetic can take from it (Higham, Accuracy and Stability of Numerical

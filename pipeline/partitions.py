@@ -155,7 +155,7 @@ class LocalPartitions:
             return ascending_union([mine[order] for mine, order in zip(videos, left, strict=True)])
 
         everything = wanted()
-        held = sum(int(np.diff(np.searchsorted(everything, (f, f + n)))[0]) for f, n in zip(self.first, self.count, strict=True))
+        held = int((np.searchsorted(everything, self.first + self.count) - np.searchsorted(everything, self.first)).sum())
         in_files = self.large or (pair_kernel.available() and held < SPARSE * int(self.count.sum()))
         if in_files and pair_kernel.available():
             take(self._groups(everything, CACHED_BYTES, in_files))
