@@ -22,7 +22,6 @@ the recipe of those that ship (--untrained: the one without training). The last 
 import cProfile
 import gc
 import json
-import math
 import os
 import pstats
 import shutil
@@ -30,15 +29,12 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import faiss
 import numpy as np
-import pyarrow as pa
-import torch
 import typer
 
 from benchmarks.process_figures import (
@@ -50,42 +46,34 @@ from benchmarks.process_figures import (
     memory_of_tree,
     size_on_disk,
 )
-from benchmarks.scale_report import BATCH, SHARES, growths, report
+from benchmarks.scale_recall import recall_step
+from benchmarks.scale_report import BATCH, growths, report
+from benchmarks.scale_searches import (
+    BEST,
+    USUAL_SHARE,
+    Plan,
+    latencies,
+    median,
+    quantile,
+    shortlist_of,
+    some_targets,
+    timed,
+    whole_shortlist,
+)
 from benchmarks.synthetic_gallery import SyntheticSettings, comparison, cosine_statistics, write_gallery
 from jobs.command_line import run
 from pipeline.coattention import Coattention
-from pipeline.errors import UsageError
-from pipeline.gallery import Gallery, feature_matrix
+from pipeline.gallery import Gallery
 from pipeline.head import load_head, untrained_head
 from pipeline.index import Index, IndexSettings, current_index, find_head, open_index
 from pipeline.index_build import build_index
 from pipeline.index_samples import sample_features
 from pipeline.partitions import Partitions, opened_partitions
-from pipeline.results import SearchResult, VideoRef
 from pipeline.search import SearchSettings, search, search_many
-from pipeline.segments import segment_frames, segment_starts
 from pipeline.targets import Target
 
-BEST = 10
-USUAL_SHARE = 0.01
 KEY_WIDTH, VALUE_WIDTH = 64, 192  # of the heads that ship
 TRAINED_ON = SyntheticSettings(3000, cameras=40, seed=1)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured on one gallery. targets: for warm latencies; judged: for recall, since each is scored exhaustively; exact:
-    for certified searches; cold: searches and batches after the cache was dropped.
-    """
-
-    gallery: str
-    head: str | None
-    targets: int
-    judged: int
-    exact: int
-    cold: int
-    actors: int
-    seed: int = 0
 
 
 def index_folder(gallery: Gallery) -> Path:
@@ -260,141 +248,6 @@ def warm_step(plan: Plan) -> dict[str, Any]:
     return figures | {"search_anonymous_bytes": memory["anonymous"], "search_resident_bytes": memory["total"]}
 
 
-def recall_step(plan: Plan, means: str) -> dict[str, Any]:
-    """Recall of the exhaustive top in shortlists by the best segment and by means of videos; FAISS's own rankings; times."""
-    gallery = Gallery.open(plan.gallery)
-    index = open_index(gallery)
-    targets = some_targets(gallery, index, plan.judged, plan.seed)
-    count = len(index.videos)
-    best = min(BEST, count - 1)
-    everything = replace(shortlist_of(index, 1.0), shortlist=None, top=best, evidence=False)
-    figures: dict[str, Any] = {"judged": len(targets), "best": best}
-    with opened_partitions(gallery, index, plan.actors) as partitions:
-        search(gallery, index, partitions, targets[0], replace(everything, shortlist=BEST))  # starts what a first search starts
-        seconds, first = timed(search, gallery, index, partitions, targets[0], everything)
-        figures["exhaustive_1_seconds"] = seconds
-        exhaustive = [ids_of(first)]
-        at_once, total = min(BATCH, len(targets)), 0.0
-        for start in range(0, len(targets), at_once):
-            seconds, results = timed(search_many, gallery, index, partitions, targets[start : start + at_once], everything)
-            total += seconds
-            exhaustive[start:] = [ids_of(result) for result in results]
-        figures["exhaustive_batch_seconds_a_target"] = total / len(targets)
-        sizes = {share: max(best, math.ceil(share * count)) for share in SHARES}
-        shortlists = {}
-        for share, size in sizes.items():
-            wanted = replace(everything, shortlist=size)
-            shortlists[share] = [ids_of(r) for r in search_many(gallery, index, partitions, targets, wanted)]
-        figures["recall_segments"] = {str(share): recall(exhaustive, found) for share, found in shortlists.items()}
-        asked = whole_shortlist(replace(everything, shortlist=sizes[USUAL_SHARE]))
-        whole = [ids_of(r) for r in search_many(gallery, index, partitions, targets, asked)]
-        figures["recall_whole_shortlist"] = recall(exhaustive, whole)
-        own = [ids_of(r) for r in search_many(gallery, index, partitions, targets, replace(everything, shortlist=best))]
-        figures |= certified(gallery, index, partitions, targets[: plan.exact], exhaustive)
-    figures["faiss_segments_recall"] = recall(exhaustive, own)
-    vectors = video_means(gallery, index, Path(means))
-    flat = faiss.IndexFlatL2(vectors.shape[1])
-    flat.add(vectors)
-    queries = [np.ascontiguousarray(target.segmented(index).encoding.encodings.numpy() * metric_of(index)) for target in targets]
-    figures["faiss_videos_seconds"] = median([timed(flat.search, query, best + 1)[0] for query in queries])
-    ranked = [nearest_videos(vectors, query, max(sizes.values()) + 1) for query in queries]
-    ids = index.videos["video_id"]
-    by_video = [
-        [name for name in ids.take(pa.array(found)).to_pylist() if name != t.video.video_id]
-        for found, t in zip(ranked, targets, strict=True)
-    ]
-    figures["recall_videos"] = {
-        str(share): recall(exhaustive, [found[:size] for found in by_video]) for share, size in sizes.items()
-    }
-    figures["faiss_videos_recall"] = recall(exhaustive, [found[:best] for found in by_video])
-    figures["shortlist_sizes"] = {str(share): size for share, size in sizes.items()}
-    person = dict(zip(ids.to_pylist(), index.videos["person_id"].to_pylist(), strict=True))
-    rankings = {"exhaustive": exhaustive, "shortlist": shortlists[USUAL_SHARE], "faiss_segments": own, "faiss_videos": by_video}
-    figures["same_person_in_top"] = {
-        name: float(
-            np.mean(
-                [
-                    np.mean([person[i] == person[t.video.video_id] for i in found[:best]])
-                    for found, t in zip(of, targets, strict=True)
-                ]
-            )
-        )
-        for name, of in rankings.items()
-    }
-    return figures
-
-
-def some_targets(gallery: Gallery, index: Index, count: int, seed: int) -> list[Target]:
-    """Videos of the index as targets, chosen at random."""
-    chosen = np.random.default_rng([seed, len(index.videos)]).permutation(len(index.videos))[:count]
-    targets = []
-    for row in index.videos.take(pa.array(chosen)).to_pylist():
-        frames = gallery.read_video(row)
-        ref = VideoRef.of(row)
-        targets.append(Target(ref, feature_matrix(frames), np.asarray(frames["frame_index"]), np.asarray(frames["time_s"])))
-    return targets
-
-
-def shortlist_of(index: Index, share: float) -> SearchSettings:
-    return SearchSettings(top=BEST, shortlist=max(BEST, math.ceil(share * len(index.videos))), shortlist_share=0.0)
-
-
-def whole_shortlist(settings: SearchSettings) -> SearchSettings:
-    """The same, but all of the shortlist is scored."""
-    return replace(settings, patience=None)
-
-
-def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    began = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - began, result
-
-
-def latencies(name: str, runs: Sequence[tuple[float, Any]]) -> dict[str, float]:
-    seconds = [spent for spent, _ in runs]
-    return {f"{name}_p50": median(seconds), f"{name}_p95": quantile(seconds, 0.95)}
-
-
-def median(numbers: Sequence[float]) -> float:
-    return float(np.median(numbers))
-
-
-def quantile(numbers: Sequence[float], share: float) -> float:
-    return float(np.quantile(numbers, share))
-
-
-def ids_of(result: SearchResult) -> list[str]:
-    return [lead.video.video_id for lead in result.leads]
-
-
-def recall(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> float:
-    """Mean share of each target's wanted videos that are among the found ones."""
-    return float(np.mean([len(set(w) & set(f)) / len(w) for w, f in zip(wanted, found, strict=True)]))
-
-
-def certified(
-    gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], exhaustive: Sequence[Sequence[str]]
-) -> dict[str, Any]:
-    """Exact searches beside those of the 1 % shortlist in the same process: time, share of the videos scored and bounded."""
-    if not targets:
-        return {}
-    usual = shortlist_of(index, USUAL_SHARE)
-    exact = replace(usual, exact=True)
-    for settings in (usual, exact):
-        search(gallery, index, partitions, targets[0], settings)
-    short = [timed(search, gallery, index, partitions, target, usual)[0] for target in targets]
-    runs = [timed(search, gallery, index, partitions, target, exact) for target in targets]
-    proofs = [result.proof for _, result in runs]
-    return {
-        **latencies("exact", runs),
-        "exact_to_shortlist_time": median([spent for spent, _ in runs]) / median(short),
-        "exact_scored_share": float(np.mean([proof.scored for proof in proofs])) / len(index.videos),
-        "exact_bounded_shares": [float(x) / len(index.videos) for x in np.mean([proof.bounded for proof in proofs], axis=0)],
-        "exact_is_exhaustive": recall(exhaustive[: len(targets)], [ids_of(result) for _, result in runs]),
-        "exact_targets": len(targets),
-    }
-
-
 def narrow_filter(
     gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], settings: SearchSettings
 ) -> dict[str, Any]:
@@ -456,44 +309,6 @@ def where_time_goes(
     }
     top = sorted(own.items(), key=lambda item: -item[1])[:12]
     return {n: s / len(targets) for n, s in stages.items()}, {n: s / len(targets) for n, s in top}
-
-
-def metric_of(index: Index) -> np.ndarray:
-    """sqrt(-w), float32 [d_v]: times a value, what the score is a distance of. Raises UsageError for a head with w above 0."""
-    weight = index.head.score_row()[0].detach().numpy()
-    if (weight > 0).any():
-        raise UsageError(
-            "the head has weights above 0: its score is no distance, and there is no mean of a video to compare with"
-        )
-    return np.sqrt(-weight)
-
-
-@torch.inference_mode()
-def video_means(gallery: Gallery, index: Index, place: Path) -> np.ndarray:
-    """One vector a video in the score's own metric, the mean of its segments' mean values: float32 [V, d_v]."""
-    if place.exists():
-        return np.load(place)
-    rows, length, stride = index.videos, index.settings.segment_length, index.settings.stride
-    vectors = np.empty((len(rows), index.head.config.value_width), np.float32)
-    lengths = np.asarray(rows["sampled_frames"])
-    for positions, table in gallery.iter_features(rows):
-        values = [
-            index.head.values(torch.from_numpy(part.copy())) for part in np.array_split(feature_matrix(table), 32) if len(part)
-        ]
-        parts = torch.cat(values).split(lengths[positions].tolist())
-        for position, part in zip(positions, parts, strict=True):
-            cut = segment_frames(segment_starts(len(part), length, stride), length, len(part))
-            vectors[position] = part[torch.from_numpy(cut.ravel())].mean(dim=0).numpy()
-    vectors *= metric_of(index)
-    np.save(place, vectors)
-    return vectors
-
-
-def nearest_videos(vectors: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
-    """Rows int64 [count] of `vectors` [V, d_v] that are nearest to any of the queries [N, d_v], nearest first."""
-    distances = np.square(vectors).sum(axis=1)
-    distances += (np.square(queries).sum(axis=1) - 2 * vectors @ queries.T).min(axis=1)
-    return np.argsort(distances, kind="stable")[:count]
 
 
 def measure(plan: Plan, work: Path, synthetic: bool, rebuild: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import process_figures, scale, scale_report, synthetic_gallery
+from benchmarks import process_figures, scale, scale_recall, scale_report, scale_searches, synthetic_gallery
 from benchmarks.synthetic_gallery import SyntheticSettings, cosine_statistics, write_gallery
 from pipeline.errors import UsageError
 from pipeline.gallery import Gallery, feature_matrix
@@ -102,7 +102,7 @@ def test_drift_keeps_its_variance_and_forgets_at_its_rate() -> None:
 
 
 def test_recall_and_growth_by_hand() -> None:
-    assert scale.recall([["a", "b"], ["c", "d"]], [["b", "x"], ["d", "c"]]) == 0.75
+    assert scale_recall.recall([["a", "b"], ["c", "d"]], [["b", "x"], ["d", "c"]]) == 0.75
     small, large = {"videos": 1000, "seconds": 2.0}, {"videos": 100_000, "seconds": 8.0}
     assert scale_report.growth(small, large, "seconds") == pytest.approx(2.0)
 
@@ -111,7 +111,7 @@ def test_nearest_videos_are_those_of_a_brute_force() -> None:
     rng = np.random.default_rng(0)
     vectors, queries = (rng.normal(size=(n, 5)).astype(np.float32) for n in (40, 3))
     distances = np.array([min(math.dist(vector, query) for query in queries) for vector in vectors])
-    assert scale.nearest_videos(vectors, queries, 7).tolist() == np.argsort(distances)[:7].tolist()
+    assert scale_recall.nearest_videos(vectors, queries, 7).tolist() == np.argsort(distances)[:7].tolist()
 
 
 def test_peak_memory_sees_what_was_held_and_let_go() -> None:
@@ -129,6 +129,7 @@ def test_a_scale_run_measures_every_figure_and_uses_again_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scale, "BATCH", 2)
+    monkeypatch.setattr(scale_recall, "BATCH", 2)
     monkeypatch.setattr(scale_report, "BATCH", 2)
     monkeypatch.setattr(scale, "in_own_process", lambda step, *arguments: step(*arguments))
     arguments = {**DEFAULTS, "width": 32, "cameras": 5, "untrained": True, "targets": 2, "judged": 2, "exact": 2, "cold": 1}
@@ -144,7 +145,7 @@ def test_a_scale_run_measures_every_figure_and_uses_again_what_is_there(
         assert size["index_bytes"] == scale.size_on_disk(place / "index")
         for name in ("build_seconds", "warm_1_p50", "warm_2_p50", "cold_1_p50", "exhaustive_1_seconds", "open_seconds"):
             assert size[name] > 0
-        again = scale.build_step(scale.Plan(str(place), None, 2, 2, 2, 1, 0), True, False)
+        again = scale.build_step(scale_searches.Plan(str(place), None, 2, 2, 2, 1, 0), True, False)
         assert (again["index_version"], again["build_seconds"]) == (size["index_version"], size["build_seconds"])
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
 
