@@ -100,11 +100,9 @@ class ProgressLine:
         if not finished and time.monotonic() - self.last < (0.5 if self.terminal else 10):
             return
         self.last = time.monotonic()
-        speed = state.frames / state.seconds if state.seconds > 0 else 0.0
+        speed = f"{state.frames / state.seconds:.0f} frames/s" if state.seconds >= 1 else "speed unknown"
         left = f"{state.seconds / state.done * (state.total - state.done):.0f} s left" if state.done else "time left unknown"
-        line = (
-            f"{state.done}/{state.total} videos, {state.rejected} rejected, {state.frames} frames, {speed:.0f} frames/s, {left}"
-        )
+        line = f"{state.done}/{state.total} videos, {state.rejected} rejected, {state.frames} frames, {speed}, {left}"
         print(
             f"\r\x1b[K{line}" if self.terminal else line,
             end="\n" if finished or not self.terminal else "",

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import ray
 
+from jobs.ingest import ProgressLine
 from pipeline import ingest as ingest_module
 from pipeline.backbone import DEFAULT, find_backbone, load_backbone
 from pipeline.catalog import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
@@ -19,7 +20,7 @@ from pipeline.commit import Committer
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
-from pipeline.ingest import Workers, ingest
+from pipeline.ingest import IngestProgress, Workers, ingest
 from pipeline.pieces import (
     PIECES_SCHEMA,
     WRITTEN_SCHEMA,
@@ -312,3 +313,9 @@ def test_a_shard_that_went_away_is_not_committed(committer: Committer) -> None:
 def test_what_the_stages_reserve_fits_the_cluster(decoders: int, embedders: int, cpus: int) -> None:
     decode, embed, write = ingest_module._cpu_shares(decoders, embedders, cpus)
     assert decoders * decode + embedders * embed + write <= cpus and min(decode, embed, write) > 0
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(1e-5, "speed unknown"), (0.0, "speed unknown"), (2.0, "36 frames/s")])
+def test_a_speed_is_told_once_there_is_one(capsys: pytest.CaptureFixture[str], seconds: float, words: str) -> None:
+    ProgressLine()(IngestProgress(total=137, frames=71, seconds=seconds))
+    assert f"71 frames, {words}, time left unknown" in capsys.readouterr().err
