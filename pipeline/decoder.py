@@ -1,9 +1,9 @@
 """Decoding in a child process: a video that crashes, hangs or fills the memory costs that video only.
 
 The child is `python -m pipeline.decoder SOCKET MEMORY`; it answers each request with the events of `pipeline.video.read_pieces`
-and is renewed after a crash, after a time-out and every `RENEW_AFTER` videos (decoders leak). The events come through the socket,
-the frames of a piece through memory that both processes map: the child waits until they are taken out before it puts in the next.
-FFmpeg's chatter on stderr is dropped.
+and is renewed after a crash, after a time-out and, every `RENEW_AFTER` videos, if it has grown (decoders leak). The events come
+through the socket, the frames of a piece through memory that both processes map: the child waits until they are taken out before
+it puts in the next. FFmpeg's chatter on stderr is dropped.
 """
 
 import ctypes
@@ -28,7 +28,8 @@ from pipeline.readers import Progress
 from pipeline.sampling import Sampling
 from pipeline.video import Event, Piece, Rejected, limit_memory, read_frames, read_pieces
 
-RENEW_AFTER = 200
+RENEW_AFTER = 200  # videos, by which a child is renewed that holds more than the share below of what a video may take
+GROWN = 1 / 8
 END, TAKEN = "end", "taken"
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
@@ -111,7 +112,9 @@ class Decoder:
 
     def _connect(self) -> Connection:
         if self._videos >= RENEW_AFTER:
-            self.close()
+            if self._has_grown():
+                self.close()
+            self._videos = 0
         if self._connection is None:
             self._videos = 0
             ours, theirs = socket.socketpair()
@@ -133,6 +136,15 @@ class Decoder:
             self._connection.send(self.sampling)
         self._videos += 1
         return self._connection
+
+    def _has_grown(self) -> bool:
+        if self._process is None:
+            return False
+        try:
+            resident = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError):  # it ended
+            return True
+        return resident > self.sampling.memory_limit * GROWN
 
     def _exit_code(self) -> int | None:
         """How the child ended; None where there is none, or it goes on although it closed its end of the connection."""

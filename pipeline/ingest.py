@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -33,7 +34,7 @@ from pipeline.cluster import connected
 from pipeline.commit import Committer
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
-from pipeline.pieces import DecodeAndEmbed, DecodeSources, EmbedPieces, write_pieces
+from pipeline.pieces import DecodeAndEmbed, DecodeSources, EmbedPieces, Row, write_pieces
 from pipeline.sampling import Sampling
 from pipeline.storage import StorageError
 
@@ -41,7 +42,8 @@ LOGGER = logging.getLogger("coattention.ingest")
 CPUS_A_WRITER = 16
 BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}  # what a stage is given at a time: whole blocks
 BLOCK_BYTES = 32 << 20  # of decoded frames in one block of the stream
-SOURCES_A_BLOCK = (4, 64)  # few for few videos, so that all workers have some; more for many, so that blocks do not become many
+SOURCES_A_BLOCK = 64  # at most; fewer where there are few videos, so that every worker has
+BLOCKS_A_WORKER = 32  # or more, and the last one at work keeps the others waiting for a thirty-second of the time at most
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def _run(
         done = f"{len(committer.committed)} of {len(missing)} inputs are committed; run the same command again to go on"
         cause = str(error) if isinstance(error, StorageError) else _cause(error)
         raise PipelineError(f"the ingest stopped: {cause}; {done}") from error
+    state.frames = max(state.frames, committer.frames)
     progress(state)
     summary.unaccounted = len(missing) - len(committer.committed)
     summary.candidates, summary.frames, summary.reasons = committer.candidates, committer.frames, committer.reasons
@@ -231,8 +234,7 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
     decoders, embedders, threads = workers.on(cpus, gpus)
     writers = max(1, cpus // CPUS_A_WRITER)
     decode_cpus, embed_cpus, write_cpus = _cpu_shares(decoders, embedders, cpus, writers)
-    few, many = SOURCES_A_BLOCK
-    sources = min(many, max(few, len(missing) // 1000))
+    sources = max(1, min(SOURCES_A_BLOCK, len(missing) // ((decoders or embedders) * BLOCKS_A_WORKER)))
     blocks = [missing.slice(i, sources) for i in range(0, len(missing), sources)]
     network = (gallery.settings.backbone, threads, counter)
     embed = {
@@ -260,14 +262,14 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
 
 
 class _TimedDecode(DecodeSources):
-    def __call__(self, sources: pa.Table) -> Generator[pa.Table, None, None]:
-        yield from telemetry.timed_items(super().__call__(sources), "coattention_ingest_seconds", stage="decode")
+    def rows(self, sources: pa.Table) -> Generator[Row, None, None]:
+        yield from telemetry.timed_items(super().rows(sources), "coattention_ingest_seconds", stage="decode")
 
 
 class _TimedEmbed(EmbedPieces):
-    def __call__(self, pieces: pa.Table) -> pa.Table:
+    def embed(self, frames: np.ndarray) -> np.ndarray:
         with telemetry.timed("coattention_ingest_seconds", stage="embed"):
-            return super().__call__(pieces)
+            return super().embed(frames)
 
 
 class _TimedDecodeAndEmbed(DecodeAndEmbed):

@@ -1,6 +1,9 @@
 """What flows through an ingest: pieces of videos, decoded, embedded and written to shards (steps 2 to 4 of pipeline.ingest)."""
 
-from collections.abc import Generator, Iterator
+import math
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,11 +42,20 @@ PIECES_SCHEMA = pa.schema(
         ("frames", pa.large_binary()),
     ]
 )
+# The same rows with the frames' features: float16 bytes [n, D].
+EMBEDDED_SCHEMA = pa.schema([*(f for f in PIECES_SCHEMA if f.name != "frames"), pa.field("feature", pa.large_binary())])
 # The same rows once their frames are in a shard.
 WRITTEN_SCHEMA = pa.schema(
     [f for f in PIECES_SCHEMA if f.name not in ("frame_index", "time_s", "frames")]
     + [pa.field("shard", pa.string()), pa.field("first_row", pa.int64()), pa.field("rows", pa.int32())]
 )
+
+
+BAD_FEATURES = "the backbone gives frame features that are not finite numbers"
+TELL_SECONDS = 1.0
+TABLE_BYTES = 4 << 20  # of features that are handed on at a time
+AHEAD = 3  # rows that are decoded ahead: a piece, the end of its video, and the first piece of the next one
+Row = dict[str, Any]  # of PIECES_SCHEMA, without what is null; `frames` as uint8 [n, height, width, 3], RGB
 
 
 class DecodeSources:
@@ -52,16 +64,20 @@ class DecodeSources:
     def __init__(self, sampling: Sampling) -> None:
         self.decoder = Decoder(sampling)
 
-    def __call__(self, sources: pa.Table) -> Generator[pa.Table, None, None]:
+    def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
+        yield from map(_with_frames, self.rows(sources))
+
+    def rows(self, sources: pa.Table) -> Generator[Row, None, None]:
+        """The rows of a block of sources, one after another."""
         for row in sources.to_pylist():
             if row["reject_reason"] is not None:
-                yield from _refused(row["source_id"], row["reject_reason"], row["reject_message"])
+                yield _refused(row["source_id"], row["reject_reason"], row["reject_message"])
             else:
                 yield from decode_source(self.decoder, row["source_id"], row["uri"], row["boxes_uri"])
 
 
-def decode_source(decoder: Decoder, source_id: str, uri: str, boxes_uri: str | None) -> Iterator[pa.Table]:
-    """One source as rows of PIECES_SCHEMA; the last one is its end."""
+def decode_source(decoder: Decoder, source_id: str, uri: str, boxes_uri: str | None) -> Iterator[Row]:
+    """The rows of one source; the last one is its end."""
     info: VideoInfo | None = None
     fatal: Rejected | None = None
     pieces = rejects = 0
@@ -72,74 +88,90 @@ def decode_source(decoder: Decoder, source_id: str, uri: str, boxes_uri: str | N
             if info is None:
                 raise PipelineError(f"{uri}: frames came before the video's properties")
             pieces += 1
-            yield _row(
-                "piece",
-                source_id,
-                video_id=_video_id(source_id, event.track),
-                track=event.track,
-                piece=event.number,
+            yield {
+                "kind": "piece",
+                "source_id": source_id,
+                "video_id": _video_id(source_id, event.track),
+                "track": event.track,
+                "piece": event.number,
                 **vars(info),
-                frame_index=event.frame_index.tolist(),
-                time_s=event.time_s.tolist(),
-                frames=event.frames,
-            )
+                "frame_index": event.frame_index.tolist(),
+                "time_s": event.time_s.tolist(),
+                "frames": event.frames,
+            }
         elif isinstance(event, Rejected) and event.track is None:
             fatal = event  # no event follows; a decoder that is not read to the end would be made anew
         elif isinstance(event, Rejected):
             rejects += 1
-            video_id = _video_id(source_id, event.track)
-            yield _row("reject", source_id, video_id=video_id, track=event.track, reason=event.reason, message=event.message)
+            why = {"reason": event.reason, "message": event.message}
+            yield {
+                "kind": "reject",
+                "source_id": source_id,
+                "video_id": _video_id(source_id, event.track),
+                "track": event.track,
+            } | why
     if fatal is not None:
-        yield from _refused(source_id, fatal.reason, fatal.message)
+        yield _refused(source_id, fatal.reason, fatal.message)
     else:
-        yield _row("end", source_id, pieces=pieces, rejects=rejects, fatal=False)
+        yield {"kind": "end", "source_id": source_id, "pieces": pieces, "rejects": rejects, "fatal": False}
 
 
-def _refused(source_id: str, reason: str, message: str) -> Iterator[pa.Table]:
+def _refused(source_id: str, reason: str, message: str) -> Row:
     """The end of a source that is refused as a whole, whatever came before."""
-    yield _row("end", source_id, video_id=source_id, fatal=True, reason=reason, message=message)
-
-
-def _row(kind: str, source_id: str, frames: np.ndarray | None = None, **values: Any) -> pa.Table:
-    """One row; its frames are the array's own memory."""
-    schema = PIECES_SCHEMA.remove(PIECES_SCHEMA.get_field_index("frames"))
-    table = pa.Table.from_pylist([{"kind": kind, "source_id": source_id, **values}], schema=schema)
-    if frames is None:
-        return table.append_column("frames", pa.nulls(1, pa.large_binary()))
-    parts = [None, pa.py_buffer(np.array([0, frames.nbytes], np.int64)), pa.py_buffer(np.ascontiguousarray(frames))]
-    return table.append_column("frames", pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, parts))
+    return {"kind": "end", "source_id": source_id, "video_id": source_id, "fatal": True, "reason": reason, "message": message}
 
 
 def _video_id(source_id: str, track: int | None) -> str:
     return source_id if track is None else candidate_id(source_id, track)
 
 
+def _with_frames(row: Row) -> pa.Table:
+    """One row as a table of PIECES_SCHEMA; its frames are the array's own memory."""
+    frames = row.pop("frames", None)
+    table = pa.Table.from_pylist([row], schema=PIECES_SCHEMA.remove(PIECES_SCHEMA.get_field_index("frames")))
+    if frames is None:
+        return table.append_column("frames", pa.nulls(1, pa.large_binary()))
+    parts = [None, pa.py_buffer(np.array([0, frames.nbytes], np.int64)), pa.py_buffer(np.ascontiguousarray(frames))]
+    return table.append_column("frames", pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, parts))
+
+
 class EmbedPieces:
-    """Step 3: PIECES_SCHEMA -> the same with `feature` bytes (float16 [n, D]) in the place of `frames`."""
+    """Step 3: PIECES_SCHEMA -> EMBEDDED_SCHEMA. counter: an actor that is told, at most once a second, of frames embedded."""
 
     def __init__(self, spec: BackboneSpec, threads: int, counter: Any, device: str = "auto") -> None:
         self.backbone = load_backbone(spec, threads, device)
         self.counter = counter
+        self.untold, self.told = 0, -math.inf
 
     def __call__(self, pieces: pa.Table) -> pa.Table:
-        spec = self.backbone.spec
-        shape = (-1, spec.height, spec.width, 3)
-        buffers = [frames.as_buffer() or b"" for frames in pieces["frames"]]
-        frames = [np.frombuffer(buffer, np.uint8).reshape(shape) for buffer in buffers]
-        lengths = [len(array) for array in frames]
-        features = self.backbone.embed(np.concatenate(frames))
-        ends = np.cumsum(lengths)
-        split = [features[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)]
-        if sum(lengths):  # the end of a source has no frames
-            self.counter.add.remote(sum(lengths))
-        pieces = _mark(pieces, [bool(np.isfinite(features[end - n : end]).all()) for end, n in zip(ends, lengths, strict=True)])
-        return pieces.drop_columns("frames").append_column("feature", pa.array(split, pa.large_binary()))
+        shape = (-1, self.backbone.spec.height, self.backbone.spec.width, 3)
+        frames = [np.frombuffer(buffer.as_buffer() or b"", np.uint8).reshape(shape) for buffer in pieces["frames"]]
+        features = np.split(self.embed(np.concatenate(frames)), np.cumsum([len(array) for array in frames])[:-1])
+        return with_features(list(zip(pieces.drop_columns("frames").to_pylist(), features, strict=True)))
+
+    def embed(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 [n, height, width, 3] -> float16 [n, dim]."""
+        features = self.backbone.embed(frames)
+        self.untold += len(frames)
+        if self.untold and time.monotonic() - self.told >= TELL_SECONDS:
+            self.counter.add.remote(self.untold)
+            self.untold, self.told = 0, time.monotonic()
+        return features
+
+
+def with_features(embedded: Sequence[tuple[Row, np.ndarray]]) -> pa.Table:
+    """EMBEDDED_SCHEMA of rows and their features, float16 [n, dim]; not finite, they are why a video cannot be used."""
+    rows = []
+    for row, features in embedded:
+        bad = {} if np.isfinite(features).all() else {"reason": "bad_features", "message": BAD_FEATURES}
+        rows.append(row | bad | {"feature": features.tobytes()})
+    return pa.Table.from_pylist(rows, schema=EMBEDDED_SCHEMA)
 
 
 class DecodeAndEmbed:
     """Steps 2 and 3 in one process, where both run on CPUs: frames go from the decoder to the network and nowhere else.
 
-    Catalog rows -> pieces with `feature` as EmbedPieces gives them. The next piece is decoded while one is embedded.
+    Catalog rows -> EMBEDDED_SCHEMA. The next pieces are decoded while one is embedded.
     """
 
     def __init__(self, decode: DecodeSources, embed: EmbedPieces) -> None:
@@ -147,26 +179,22 @@ class DecodeAndEmbed:
         self.thread = ThreadPoolExecutor(1)  # one for all calls: the decoder's child dies with the thread that started it
 
     def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
-        pieces = self.decode(sources)
+        rows = self.decode.rows(sources)
+        nothing = np.empty((0, self.embed.backbone.spec.dim), np.float16)
+        finished: list[tuple[Row, np.ndarray]] = []
         try:
-            following = self.thread.submit(next, pieces, None)
-            while (piece := following.result()) is not None:
-                following = self.thread.submit(next, pieces, None)
-                yield self.embed(piece)
+            following = deque(self.thread.submit(next, rows, None) for _ in range(AHEAD))
+            while (row := following.popleft().result()) is not None:
+                following.append(self.thread.submit(next, rows, None))
+                frames = row.pop("frames", None)
+                finished.append((row, nothing if frames is None else self.embed.embed(frames)))
+                if sum(features.nbytes for _, features in finished) >= TABLE_BYTES:
+                    yield with_features(finished)
+                    finished = []
+            if finished:
+                yield with_features(finished)
         finally:
-            self.thread.submit(pieces.close)  # there, and before the next call: what is left half read closes its decoder
-
-
-def _mark(pieces: pa.Table, finite: list[bool]) -> pa.Table:
-    """Give pieces whose features are not finite numbers the reason why their video cannot be used."""
-    if all(finite):
-        return pieces
-    says = {"reason": "bad_features", "message": "the backbone gives frame features that are not finite numbers"}
-    for name, text in says.items():
-        old = pieces[name].to_pylist()
-        new = pa.array([value if good else text for value, good in zip(old, finite, strict=True)], pa.string())
-        pieces = pieces.set_column(pieces.schema.get_field_index(name), name, new)
-    return pieces
+            self.thread.submit(rows.close)  # there, and before the next call: what is left half read closes its decoder
 
 
 def write_pieces(pieces: pa.Table, gallery: Gallery) -> pa.Table:

@@ -82,9 +82,9 @@ def read_pieces(uri: str, boxes_uri: str | None, sampling: Sampling) -> Iterator
         yield VideoInfo(reader.fps, len(reader.times), first.shape[2], first.shape[1], source_hash)
         batch = max(1, min(sampling.piece, BATCH_BYTES // first[0].nbytes))
         if boxes_uri is None:
-            yield from _whole_frames(uri, reader, selected, batch, sampling)
+            yield from _whole_frames(uri, reader, selected, first, batch, sampling)
         else:
-            yield from _tracks(boxes_uri, reader, selected, batch, sampling)
+            yield from _tracks(boxes_uri, reader, selected, first, batch, sampling)
 
 
 def read_frames(uri: str, boxes_uri: str | None, track: int | None, indices: list[int], sampling: Sampling) -> Iterator[Event]:
@@ -109,24 +109,37 @@ def read_frames(uri: str, boxes_uri: str | None, track: int | None, indices: lis
             yield from _Candidate(track, 1, sampling).add(index, reader.times[index], frame)
 
 
-def _whole_frames(uri: str, reader: "Reader", selected: np.ndarray, batch: int, sampling: Sampling) -> Iterator[Event]:
+def _in_batches(reader: Reader, indices: np.ndarray, decoded: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frames with their numbers, up to `batch` at a time. decoded: those that the indices begin with, if they are there already:
+    the reader goes on behind them instead of going back.
+    """
+    if len(decoded):
+        yield indices[: len(decoded)], decoded
+    for start in range(len(decoded), len(indices), batch):
+        yield indices[start : start + batch], reader.read(indices[start : start + batch])
+
+
+def _whole_frames(
+    uri: str, reader: Reader, selected: np.ndarray, first: np.ndarray, batch: int, sampling: Sampling
+) -> Iterator[Event]:
     if len(selected) > sampling.max_frames:
         raise VideoError("too_large", _too_many(f"{uri} has", len(selected), sampling))
     candidate = _Candidate(None, len(selected), sampling)
-    for start in range(0, len(selected), batch):
-        indices = selected[start : start + batch]
-        for index, frame in zip(indices, reader.read(indices), strict=True):
+    for indices, frames in _in_batches(reader, selected, first, batch):
+        for index, frame in zip(indices, frames, strict=True):
             yield from candidate.add(index, reader.times[index], frame)
         yield Progress()
 
 
-def _tracks(boxes_uri: str, reader: "Reader", selected: np.ndarray, batch: int, sampling: Sampling) -> Iterator[Event]:
+def _tracks(
+    boxes_uri: str, reader: Reader, selected: np.ndarray, first: np.ndarray, batch: int, sampling: Sampling
+) -> Iterator[Event]:
     refuse_outside(boxes_uri, sampling)
     tracks = read_boxes(resolve(boxes_uri))
     boxes_of_frame: dict[int, list[tuple[int, tuple[int, int, int, int]]]] = {}
     candidates: dict[int, _Candidate] = {}
     sampled = set(selected.tolist())
-    height, width = reader.read(selected[:1]).shape[1:3]
+    height, width = first.shape[1:3]
     for track, (frames, boxes) in tracks.items():
         seen = [(int(f), b) for f, b in zip(frames, boxes, strict=True) if int(f) in sampled]
         usable = [(f, c) for f, b in seen if (c := clip_box(b, width, height, sampling.min_box)) is not None]
@@ -141,9 +154,9 @@ def _tracks(boxes_uri: str, reader: "Reader", selected: np.ndarray, batch: int, 
         else:
             yield Rejected(track, "no_frames", f"no sampled frame of the video has a box of track {track}")
     needed = selected[np.isin(selected, list(boxes_of_frame))]
-    for start in range(0, len(needed), batch):
-        indices = needed[start : start + batch]
-        for index, frame in zip(indices, reader.read(indices), strict=True):
+    decoded = first if len(needed) and needed[0] == selected[0] else first[:0]
+    for indices, frames in _in_batches(reader, needed, decoded, batch):
+        for index, frame in zip(indices, frames, strict=True):
             for track, (x0, y0, x1, y1) in boxes_of_frame[int(index)]:
                 yield from candidates[track].add(index, reader.times[index], frame[y0:y1, x0:x1])
         yield Progress()

@@ -62,9 +62,9 @@ def undisturbed(clips: Path, backbone: Path) -> Expected:
     found: Expected = {}
     with Decoder(Sampling(height=spec.height, width=spec.width)) as decoder:
         for row in read_catalog(str(clips)).table.to_pylist():
-            pieces = pa.concat_tables(list(decode_source(decoder, row["source_id"], row["uri"], None))).to_pylist()
-            pieces = [piece for piece in pieces if piece["kind"] == "piece"]
-            frames = [np.frombuffer(piece["frames"], np.uint8).reshape(-1, spec.height, spec.width, 3) for piece in pieces]
+            rows = decode_source(decoder, row["source_id"], row["uri"], None)
+            pieces = [piece for piece in rows if piece["kind"] == "piece"]
+            frames = [piece["frames"] for piece in pieces]
             index = np.concatenate([piece["frame_index"] for piece in pieces]).astype(np.int32)
             found[row["source_id"]] = (index, network.embed(np.concatenate(frames)))
     return found

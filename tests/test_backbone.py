@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,14 @@ def test_any_number_of_frames_is_embedded_like_one(toy_backbone: Path) -> None:
     pixels = frames(8, 4, 71)
     assert np.array_equal(backbone.embed(pixels), np.concatenate([backbone.embed(pixels[i : i + 1]) for i in range(71)]))
     assert backbone.embed(pixels[:0]).shape == (0, 3)
+
+
+def test_a_network_on_a_cpu_is_loaded_without_torch() -> None:
+    """torch takes more than a second to load, in every process of an ingest."""
+    code = (
+        "import sys; from pipeline import backbone as b; b.load_backbone(b.find_backbone(), 1, 'cpu'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("size", [(256, 128), (96, 48)])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import decoder as decoder_module
 from pipeline.decoder import Decoder
 from pipeline.sampling import Sampling
 from pipeline.video import Piece, Rejected
@@ -57,3 +58,18 @@ def test_a_child_killed_between_videos_is_not_noticed(clip: Path) -> None:
         assert decoder._process is not None
         os.kill(decoder._process.pid, signal.SIGKILL)
         assert decoded(decoder, short, kills=())[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("grown", "children"), [(1e-3, 3), (1e3, 1)])
+def test_a_child_is_renewed_every_so_many_videos_if_it_has_grown(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, grown: float, children: int
+) -> None:
+    monkeypatch.setattr(decoder_module, "RENEW_AFTER", 2)
+    monkeypatch.setattr(decoder_module, "GROWN", grown)
+    seen = set()
+    with Decoder(SAMPLING) as decoder:
+        for _ in range(6):
+            assert len(decoded(decoder, clip, kills=())[0]) == 20
+            assert decoder._process is not None
+            seen.add(decoder._process.pid)
+    assert len(seen) == children

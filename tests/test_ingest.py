@@ -14,6 +14,7 @@ import ray
 
 from jobs.ingest import ProgressLine
 from pipeline import ingest as ingest_module
+from pipeline import pieces as pieces_module
 from pipeline.backbone import DEFAULT, find_backbone, load_backbone
 from pipeline.catalog import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
 from pipeline.commit import Committer
@@ -22,13 +23,14 @@ from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.ingest import IngestProgress, Workers, ingest
 from pipeline.pieces import (
+    EMBEDDED_SCHEMA,
     PIECES_SCHEMA,
     WRITTEN_SCHEMA,
     DecodeAndEmbed,
     DecodeSources,
     EmbedPieces,
-    _mark,
     decode_source,
+    with_features,
     write_pieces,
 )
 from pipeline.provenance import source_hash
@@ -116,7 +118,8 @@ def test_an_actor_that_decodes_and_embeds_keeps_its_decoder_from_block_to_block(
     assert kinds.count("end") == len(catalog) and kinds.count("piece") >= 9
 
 
-def test_an_actor_that_was_left_half_way_begins_anew_with_the_next_block(folder: Path) -> None:
+def test_an_actor_that_was_left_half_way_begins_anew_with_the_next_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces_module, "TABLE_BYTES", 0)  # a table a row
     counter = SimpleNamespace(add=SimpleNamespace(remote=lambda frames: None))
     actor = DecodeAndEmbed(DecodeSources(replace(SAMPLING, piece=3)), EmbedPieces(SPEC, 1, counter))
     catalog = read_catalog(str(folder / "manifest.csv")).table
@@ -131,14 +134,23 @@ def test_an_actor_that_was_left_half_way_begins_anew_with_the_next_block(folder:
         assert pa.concat_tables(list(actor(block))).equals(whole)
 
 
+def test_the_counter_is_told_of_all_frames_but_not_of_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = [100.0], []
+    monkeypatch.setattr(pieces_module.time, "monotonic", lambda: now[0])
+    embed = EmbedPieces(SPEC, 1, SimpleNamespace(add=SimpleNamespace(remote=told.append)))
+    for seconds, frames in ((0, 3), (0.4, 5), (0.4, 0), (0.4, 2), (5, 0), (0, 4)):
+        now[0] += seconds
+        assert embed.embed(np.zeros((frames, 64, 32, 3), np.uint8)).shape == (frames, 512)
+    assert told == [3, 7, 4]
+
+
 @pytest.mark.ray
 def test_features_are_those_of_the_backbone_on_the_decoded_frames(running_ray: None, folder: Path, tmp_path: Path) -> None:
     gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
     ingest(read_catalog(str(folder / "manifest.csv")), gallery, SAMPLING)
     backbone = load_backbone(SPEC)
     with Decoder(SAMPLING) as decoder:
-        rows = pa.concat_tables(list(decode_source(decoder, "good3", str(folder / "good3.mp4"), None))).to_pylist()
-    frames = np.frombuffer(rows[0]["frames"], np.uint8).reshape(-1, 64, 32, 3)
+        frames = next(decode_source(decoder, "good3", str(folder / "good3.mp4"), None))["frames"]
     stored = contents(gallery)["good3"]
     assert np.abs(stored.astype(np.float32) - backbone.embed(frames).astype(np.float32)).max() < 2e-3 * np.abs(stored).max()
 
@@ -150,7 +162,7 @@ def test_blocks_pieces_and_shards_do_not_change_what_is_stored(
     catalog = read_catalog(str(folder / "manifest.csv"))
     one, other = (Gallery.open_or_create(tmp_path / name, SETTINGS) for name in ("one", "other"))
     ingest(catalog, one, SAMPLING)
-    monkeypatch.setattr(ingest_module, "SOURCES_A_BLOCK", (1, 1))
+    monkeypatch.setattr(ingest_module, "SOURCES_A_BLOCK", 1)
     ingest(catalog, other, replace(SAMPLING, piece=3), Workers(decoders=2, shard_pieces=2))  # videos cut into many shards
     assert len(list(Path(other.location.path, "frames").iterdir())) > 10
     expected, found = contents(one), contents(other)
@@ -196,8 +208,7 @@ def piece_row(video_id: str, piece: int, frames: int, value: float) -> dict:
 
 
 def written(gallery: Gallery, rows: list[dict]) -> pa.Table:
-    schema = pa.schema([*(f for f in PIECES_SCHEMA if f.name != "frames"), pa.field("feature", pa.large_binary())])
-    return write_pieces(pa.Table.from_pylist(rows, schema=schema), gallery)
+    return write_pieces(pa.Table.from_pylist(rows, schema=EMBEDDED_SCHEMA), gallery)
 
 
 def end_row(source_id: str, pieces: int, **values: object) -> dict:
@@ -293,10 +304,8 @@ def test_features_that_are_not_finite_make_a_reject(committer: Committer) -> Non
     row = piece_row("a", 0, 10, 1)
     features = np.frombuffer(row["feature"], np.float16).reshape(-1, 24).copy()
     features[3, 5] = np.inf
-    columns = {name: [value] for name, value in row.items() if name != "feature"}
-    schema = pa.schema([field for field in PIECES_SCHEMA if field.name != "frames"])
-    marked = _mark(pa.table(columns, schema=schema), [bool(np.isfinite(features).all())]).to_pylist()[0]
-    committer.add(written(committer.gallery, [{**marked, "feature": features.tobytes()}, end_row("a", 1)]))
+    end = np.empty((0, 24), np.float16)
+    committer.add(write_pieces(with_features([(row, features), (end_row("a", 1), end)]), committer.gallery))
     assert contents(committer.gallery) == {} and committer.reasons == {"bad_features": 1}
 
 

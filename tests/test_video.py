@@ -18,7 +18,7 @@ from pipeline.catalog import REJECT_REASONS
 from pipeline.decoder import Decoder
 from pipeline.errors import UsageError, VideoError
 from pipeline.provenance import source_hash
-from pipeline.readers import Progress, image_names, image_order, matches
+from pipeline.readers import FileReader, Progress, image_names, image_order, matches
 from pipeline.sampling import Sampling, resize, sample_times
 from pipeline.storage import StorageError, resolve
 from pipeline.video import Event, Piece, Rejected, VideoInfo, read_frames, read_pieces
@@ -99,6 +99,26 @@ def test_a_long_video_comes_in_pieces_that_join_up(tmp_path: Path) -> None:
     assert [len(part.frames) for part in parts] == [7, 7, 7, 7, 3]
     assert [part.last for part in parts] == [False] * 4 + [True] and [part.number for part in parts] == [0, 1, 2, 3, 4]
     assert np.array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
+
+
+@pytest.mark.parametrize("begins", [None, 1, 3])
+def test_no_frame_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: int | None) -> None:
+    """begins: the frame, from 1, in which the first track begins; None: no boxes."""
+    path = write_video(tmp_path / "a.mp4", frames=20)
+    boxes = tmp_path / "boxes.txt"
+    boxes.write_text("\n".join(f"{i},1,4,4,20,40" for i in range(begins or 1, 21)))
+    asked: list[int] = []
+    read = FileReader.read
+
+    def noted(reader: FileReader, indices: np.ndarray) -> np.ndarray:
+        asked.extend(indices.tolist())
+        return read(reader, indices)
+
+    monkeypatch.setattr(FileReader, "read", noted)
+    (piece,) = pieces(list(read_pieces(str(path), str(boxes) if begins else None, SMALL)))
+    start = (begins or 1) - 1
+    assert piece.frame_index.tolist() == list(range(start, 20)) and asked == sorted({0, *range(start, 20)})
+    assert np.abs(piece.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(start, 20)).max() < 4
 
 
 def test_a_folder_of_images_is_a_video_in_the_order_of_its_numbers(tmp_path: Path) -> None:
