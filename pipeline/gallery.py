@@ -18,10 +18,9 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -311,15 +310,16 @@ class Gallery:
         videos: rows of Snapshot.videos. Yields (positions, frames): positions int64 [v] of rows in `videos`, and their
         frames one video after another in that order. Memory: one shard. What a compaction has moved since is found again.
         """
-        shards = pd.Series(videos["shard"].to_pylist())
+        shards, shard_of = np.unique(np.array(videos["shard"].to_pylist(), dtype=object), return_inverse=True)
         first_rows, counts = (np.asarray(videos[name]) for name in ("first_row", "sampled_frames"))
-        for shard, group in shards.groupby(shards, sort=True):
-            positions = group.index.to_numpy()
-            positions = positions[np.argsort(first_rows[positions], kind="stable")]
+        in_order = np.lexsort((first_rows, shard_of))
+        bounds = np.searchsorted(shard_of[in_order], np.arange(len(shards) + 1))
+        for number, shard in enumerate(shards):
+            positions = in_order[bounds[number] : bounds[number + 1]]
             start = int(first_rows[positions[0]])
             stop = int((first_rows[positions] + counts[positions]).max())
             try:
-                table = self.read_shard(cast(str, shard), start, stop - start)
+                table = self.read_shard(shard, start, stop - start)
             except PipelineError as error:
                 moved = self._moved(videos.take(pa.array(positions)), error)
                 yield from ((positions[places], frames) for places, frames in self.iter_features(moved))

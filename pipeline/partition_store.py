@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import telemetry
+from pipeline.cluster import cluster_is_named, connected
 from pipeline.coattention import Coattention
 from pipeline.cohort import Cohort
 from pipeline.errors import PipelineError
@@ -158,8 +159,6 @@ def build_partitions(
     first_video: row of the first one's first video. workers: partitions at a time; over Ray when it is above 1 or a cluster is
     named (address, RAY_ADDRESS), by default then one a CPU of the cluster. Memory: one partition a worker.
     """
-    from pipeline.cluster import cluster_is_named, connected
-
     first = first_video + np.concatenate([[0], np.cumsum([len(rows) for rows in videos])])
     if len(videos) < 2 or not ((workers or 1) > 1 or cluster_is_named(address)):
         for number, rows in enumerate(videos):

@@ -19,6 +19,7 @@ import torch
 
 from pipeline import pair_kernel, telemetry
 from pipeline.candidates import Candidates, TargetSegments, ascending_union, score_many, together
+from pipeline.cluster import cluster_is_named, connected
 from pipeline.errors import PipelineError
 from pipeline.frame_rows import Reading
 from pipeline.gallery import Gallery
@@ -379,8 +380,6 @@ def opened_partitions(
     actors: 0 for this process, a number for that many Ray actors, None to decide: Ray when a cluster is named (address,
     RAY_ADDRESS) or the index has more than IN_PROCESS_VIDEOS videos, else this process.
     """
-    from pipeline.cluster import cluster_is_named, connected  # imports Ray
-
     everything = range(len(index.manifest["partitions"]))
     if actors is None and not cluster_is_named(address) and len(index.videos) <= IN_PROCESS_VIDEOS:
         actors = 0
