@@ -2,7 +2,8 @@
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline.gallery import VIDEOS_SCHEMA, Gallery, Snapshot
 from pipeline.index import holds_any, index_versions, open_index, partition_ids
 from pipeline.index_build import publish_without
 from pipeline.partition_store import delete_partition, partition_store, read_videos
-from pipeline.storage import Location
+from pipeline.storage import Location, StorageError
 
 SHARD_FRAMES = 100_000  # of a compacted shard: 256 MB of 1280-wide features
 KEEP_INDEXES = 3
@@ -181,7 +182,7 @@ def _delete_unreferenced(gallery: Gallery, orphan_age: timedelta) -> int:
     """
     now = gallery.snapshot()
     referenced = {f"frames/{shard}" for shard in pc.unique(now.videos["shard"]).to_pylist()} | set(now.files)
-    superseded = sorted(set(gallery.commit_names()) - set(now.commits))
+    superseded = sorted(set(now.seen) - set(now.commits))  # not of those there are by now: an ingest goes on committing
     was_referenced = set().union(*(_files_of(gallery, name) for name in superseded))
     deleted = 0
     for kind in ("frames", "videos", "rejects"):
@@ -202,14 +203,26 @@ def _delete_unreferenced(gallery: Gallery, orphan_age: timedelta) -> int:
 
 
 def _files_of(gallery: Gallery, name: str) -> set[str]:
-    """Tables that a commit names, and the shards that these name, forgotten videos' included."""
-    commit = json.loads(gallery.location.join("commits", f"{name}.json").read_bytes())
-    files = {*commit["videos"], *commit["rejects"]}
-    for table in commit["videos"]:
-        if gallery.location.join(table).exists():
-            with gallery.location.join(table).open_input() as source:
+    """Tables that a commit names, and the shards that these name, forgotten videos' included; of what another compaction has
+    deleted meanwhile nothing.
+    """
+    files: set[str] = set()
+    with _unless_gone():
+        commit = json.loads(gallery.location.join("commits", f"{name}.json").read_bytes())
+        files |= {*commit["videos"], *commit["rejects"]}
+        for table in commit["videos"]:
+            with _unless_gone(), gallery.location.join(table).open_input() as source:
                 files |= {f"frames/{shard}" for shard in pc.unique(pq.read_table(source, columns=["shard"])["shard"]).to_pylist()}
     return files
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        if error.kind != "missing":
+            raise
 
 
 def _delete_unpublished(gallery: Gallery, orphan_age: timedelta, doomed: list[str]) -> None:

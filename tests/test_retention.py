@@ -15,7 +15,7 @@ from pipeline import retention
 from pipeline.audit import read_records, verify
 from pipeline.catalog import SOURCE_SCHEMA
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, Snapshot, feature_matrix, frames_table
 from pipeline.head import save_head
 from pipeline.index import IndexSettings, index_versions, open_index
 from pipeline.index_build import build_index
@@ -386,6 +386,40 @@ def test_videos_that_arrive_during_a_compaction_are_not_lost(toy_gallery: Galler
     after = contents(toy_gallery)
     assert after.keys() - before.keys() == {"v040", "v041", "v042"} and before.items() <= after.items()
     assert verify_gallery(toy_gallery) == []
+
+
+def test_videos_that_arrive_while_a_compaction_deletes_are_not_lost(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, read, reads = contents(toy_gallery), Gallery.snapshot, []
+
+    def read_and_add(gallery: Gallery) -> Snapshot:
+        snapshot = read(gallery)
+        reads.append(snapshot)
+        if len(reads) == 2:  # what is live, of which the rest is to be deleted
+            add_videos(gallery, people_features(3, 1, 24, seed=7), first=40)
+        return snapshot
+
+    monkeypatch.setattr(Gallery, "snapshot", read_and_add)
+    compact(toy_gallery)
+    monkeypatch.undo()
+    after = contents(toy_gallery)
+    assert after.keys() - before.keys() == {"v040", "v041", "v042"} and before.items() <= after.items()
+    assert verify_gallery(toy_gallery) == []
+
+
+def test_two_compactions_at_once_lose_nothing(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, files_of, others = contents(toy_gallery), retention._files_of, []
+
+    def deleted_by_another(gallery: Gallery, name: str) -> set[str]:
+        if not others:
+            others.append(name)
+            compact(gallery)
+        return files_of(gallery, name)
+
+    monkeypatch.setattr(retention, "_files_of", deleted_by_another)
+    compact(toy_gallery)
+    assert others and contents(toy_gallery) == before and verify_gallery(toy_gallery) == []
 
 
 def test_a_reject_that_is_mended_during_a_compaction_stays_mended(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
