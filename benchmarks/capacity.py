@@ -37,9 +37,9 @@ UNIT_COSTS: dict[str, UnitCost] = {
     "source_rate": UnitCost(10, "frames/s of a video", "choice", "rendered clips have 10; cameras often 25"),
     "sample_rate": UnitCost(10, "sampled frames/s", "choice", "jobs.ingest --sample-rate"),
     "people": UnitCost(1, "candidates a video", "choice", "1 for clips of one person; tracks of a boxes file for full frames"),
-    "decode_frames": UnitCost(2_700, "frames/s a core", "measured", "hand_written_loop: clips of 192 x 96, made 256 x 128"),
-    "embed_frames": UnitCost(315, "frames/s a core", "measured", "hand_written_loop: the default backbone, 256 x 128"),
-    "ingest_ratio": UnitCost(0.88, "of the loop's speed", "measured", "benchmarks.ingest: ratio, 500 rendered clips"),
+    "decode_frames": UnitCost(2_900, "frames/s a core", "measured", "hand_written_loop: rendered clips, made 256 x 128"),
+    "embed_frames": UnitCost(400, "frames/s a core", "measured", "hand_written_loop: the default backbone, 256 x 128"),
+    "ingest_ratio": UnitCost(0.90, "of the loop's speed", "measured", "benchmarks.ingest: ratio, the lowest of three runs"),
     "gpu_embed_frames": UnitCost(
         9_800, "frames/s a GPU", "assumption", "no GPU was measured: 8.1 TFLOPS, 20 % used, 82 M mult-adds"
     ),
