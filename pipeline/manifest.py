@@ -23,7 +23,6 @@ MANIFEST_COLUMNS = ("uri", "video_id", "camera_id", "start_time", "person_id", "
 
 _TEXT_MANIFEST = pa.schema([(name, pa.string()) for name in MANIFEST_COLUMNS])
 _TIME = pa.timestamp("us", tz="UTC")
-_FIRST_TIME, _LAST_TIME = (pa.scalar(time.replace(tzinfo=UTC), _TIME) for time in (datetime.min, datetime.max))
 _CHUNK_ROWS = 65536
 _LONGEST_ID = 200
 
@@ -218,7 +217,9 @@ def _utc_times(column: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
     except pa.ArrowException as error:
         raise UsageError(f"the column start_time of {manifest} holds a time out of range: {error}") from error
     times = times.cast(_TIME) if zone else pc.assume_timezone(times, "UTC")
-    wrong = pc.or_(pc.less(times, _FIRST_TIME), pc.greater(times, _LAST_TIME))
+    # Not for the whole module: the first scalar that pyarrow makes loads pandas, also in decoders, which read no manifests.
+    first, last = (pa.scalar(time.replace(tzinfo=UTC), _TIME) for time in (datetime.min, datetime.max))
+    wrong = pc.or_(pc.less(times, first), pc.greater(times, last))
     if (row := pc.index(wrong, True).as_py()) >= 0:
         raise UsageError(f"row {row + 1} of {manifest}: start_time lies outside the years 1 to 9999")
     return times

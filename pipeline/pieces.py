@@ -49,11 +49,10 @@ WRITTEN_SCHEMA = pa.schema(
     [f for f in PIECES_SCHEMA if f.name not in ("frame_index", "time_s", "frames")]
     + [pa.field("shard", pa.string()), pa.field("first_row", pa.int64()), pa.field("rows", pa.int32())]
 )
-
-
 BAD_FEATURES = "the backbone gives frame features that are not finite numbers"
 TELL_SECONDS = 1.0
-TABLE_BYTES = 4 << 20  # of features that are handed on at a time
+TABLE_BYTES = 4 << 20  # of rows and features that are handed on at a time
+ROW_BYTES = 1000  # about, beside its features
 AHEAD = 3  # rows that are decoded ahead: a piece, the end of its video, and the first piece of the next one
 Row = dict[str, Any]  # of PIECES_SCHEMA, without what is null; `frames` as uint8 [n, height, width, 3], RGB
 
@@ -103,13 +102,14 @@ def decode_source(decoder: Decoder, source_id: str, uri: str, boxes_uri: str | N
             fatal = event  # no event follows; a decoder that is not read to the end would be made anew
         elif isinstance(event, Rejected):
             rejects += 1
-            why = {"reason": event.reason, "message": event.message}
             yield {
                 "kind": "reject",
                 "source_id": source_id,
                 "video_id": _video_id(source_id, event.track),
                 "track": event.track,
-            } | why
+                "reason": event.reason,
+                "message": event.message,
+            }
     if fatal is not None:
         yield _refused(source_id, fatal.reason, fatal.message)
     else:
@@ -182,15 +182,17 @@ class DecodeAndEmbed:
         rows = self.decode.rows(sources)
         nothing = np.empty((0, self.embed.backbone.spec.dim), np.float16)
         finished: list[tuple[Row, np.ndarray]] = []
+        size = 0
         try:
             following = deque(self.thread.submit(next, rows, None) for _ in range(AHEAD))
             while (row := following.popleft().result()) is not None:
                 following.append(self.thread.submit(next, rows, None))
                 frames = row.pop("frames", None)
                 finished.append((row, nothing if frames is None else self.embed.embed(frames)))
-                if sum(features.nbytes for _, features in finished) >= TABLE_BYTES:
+                size += ROW_BYTES + finished[-1][1].nbytes
+                if size >= TABLE_BYTES:
                     yield with_features(finished)
-                    finished = []
+                    finished, size = [], 0
             if finished:
                 yield with_features(finished)
         finally:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +75,9 @@ def test_a_child_is_renewed_every_so_many_videos_if_it_has_grown(
             assert decoder._process is not None
             seen.add(decoder._process.pid)
     assert len(seen) == children
+
+
+def test_a_child_loads_only_what_decoding_takes() -> None:
+    """Each takes tenths of a second and tens of megabytes, in every decoder and before the first lead of a search."""
+    code = "import sys, pipeline.decoder; print(*{'pandas', 'ray', 'torch', 'onnxruntime'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.split() == []
