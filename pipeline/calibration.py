@@ -312,27 +312,16 @@ def cllr(llrs: ArrayLike, same: ArrayLike, weights: ArrayLike | None = None) -> 
 
 def min_cllr(scores: ArrayLike, same: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Cllr after the best non-decreasing map of the scores (pool adjacent violators): what the order of scores is worth."""
+    from scipy.optimize import isotonic_regression  # takes long to import, and a search needs no fit
+
     truth = np.asarray(same, bool)
     weight = np.ones(len(truth)) if weights is None else np.asarray(weights, np.float64)
     weight = weight / np.where(truth, weight[truth].sum(), weight[~truth].sum())
     _, level = np.unique(np.asarray(scores), return_inverse=True)  # equal scores share one value
     mass = np.bincount(level, weight)
-    share = isotonic(np.bincount(level, weight * truth) / mass, mass)[level]
+    share = np.clip(isotonic_regression(np.bincount(level, weight * truth) / mass, weights=mass).x, 0, 1)[level]
     with np.errstate(divide="ignore"):
         return cllr(np.log(share) - np.log1p(-share), truth, weight)
-
-
-def isotonic(values: ArrayLike, weights: ArrayLike) -> Floats:
-    """The non-decreasing sequence nearest to values [n] in weighted least squares; weights above 0."""
-    blocks: list[tuple[float, float, int]] = []  # mean, weight, length
-    for value, weight in zip(np.asarray(values, float).tolist(), np.asarray(weights, float).tolist(), strict=True):
-        length = 1
-        while blocks and blocks[-1][0] >= value:
-            before, mass, count = blocks.pop()
-            value = (before * mass + value * weight) / (mass + weight)
-            weight, length = weight + mass, length + count
-        blocks.append((value, weight, length))
-    return np.repeat([value for value, _, _ in blocks], [length for _, _, length in blocks])
 
 
 @dataclass(frozen=True)

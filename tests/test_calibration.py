@@ -20,7 +20,6 @@ from pipeline.calibration import (
     cllr,
     expected_calibration_error,
     fit_calibration,
-    isotonic,
     load_calibration,
     min_cllr,
     none_probability,
@@ -245,13 +244,6 @@ def textbook_isotonic(values: list[float], weights: list[float]) -> list[float]:
         return float(np.average(values[a : b + 1], weights=weights[a : b + 1]))
 
     return [max(min(mean(a, b) for b in range(i, n)) for a in range(i + 1)) for i in range(n)]
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.floats(-10, 10), st.floats(0.1, 10)), min_size=1, max_size=14))
-def test_isotonic_regression_is_the_textbook_s(points: list[tuple[float, float]]) -> None:
-    values, weights = (list(column) for column in zip(*points, strict=True))
-    assert isotonic(values, weights) == pytest.approx(textbook_isotonic(values, weights), abs=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
