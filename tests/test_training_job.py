@@ -7,8 +7,11 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.head import load_head, read_description
 from pipeline.storage import resolve
-from pipeline.training.checkpoint import metrics_table, newest_checkpoint
+from pipeline.training.checkpoint import RunFolder, metrics_table, newest_checkpoint
 from pipeline.training.run import GallerySource, TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
@@ -222,6 +225,30 @@ def test_what_cannot_be_meant_is_one_sentence(gallery, tmp_path, flags, words):
     assert isinstance(outcome.exception, UsageError)
     assert words in str(outcome.exception)
     assert "\n" not in str(outcome.exception)
+
+
+def test_a_worker_that_comes_late_does_not_go_on_from_what_the_others_begin_with(gallery, tmp_path, monkeypatch):
+    """Two workers in threads; what they do together waits for both, as torch's process group and Ray's report do."""
+    together = threading.Barrier(2, timeout=60)
+    restore, reported = RunFolder.restore, ([], [])
+
+    def late(folder, training):
+        if training.worker == 1:
+            time.sleep(1)
+        return restore(folder, training)
+
+    def report(worker, metrics):
+        reported[worker].append(metrics["epoch"])
+        together.wait()
+
+    def work(worker):
+        plan = plan_of(gallery, tmp_path / "out", epochs=1)
+        run_training(plan, partial(report, worker), worker=worker, workers=2, average=lambda gradients: together.wait())
+
+    monkeypatch.setattr(RunFolder, "restore", late)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, (0, 1)))
+    assert reported == ([0, 1], [0, 1])
 
 
 # The job in a process of its own, as users run it: Ray's state of other tests is not in it.

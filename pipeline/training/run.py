@@ -74,6 +74,8 @@ def run_training(
     training = Training(learning, held_out, start, plan.settings, torch.device(device), worker, average)
     folder = RunFolder(resolve(plan.out), plan.made_of(learning, workers))
     resumed = folder.restore(training)
+    if average is not None:  # all have looked before worker 0 writes: a slow one would go on from what the others only begin with
+        average([torch.zeros(1, device=device)])
     events = EventFiles(folder.out, folder.history) if worker == 0 else None
 
     def keep(metrics: Metrics) -> None:
