@@ -274,6 +274,19 @@ def test_two_workers_on_ray_train_a_head_of_their_own(gallery, tmp_path):
     assert epochs_in(tmp_path / "ray") == [0, 1]
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_an_interrupted_training_on_ray_ends_and_goes_on_later(gallery, tmp_path):
+    flags = ("--workers", "1", "--epochs", "1000000")
+    process = subprocess.Popen(command(gallery, tmp_path / "out", *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "metrics.csv").exists() and process.poll() is None:
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and said.endswith("error: interrupted; run the same command again to go on\n"), said
+    assert newest_checkpoint(resolve(tmp_path / "out")) is not None
+
+
 def test_the_sentence_of_a_worker_crosses_the_processes():
     from pipeline.training.distributed import _explained
 

@@ -6,9 +6,10 @@ the plan's folder, which all machines must reach; a worker that dies is started 
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,17 +49,30 @@ def train_on_ray(
     the worker's own sentence, when the training fails.
     """
     workers = workers or WorkerSettings()
-    with connected(address, cpus=None if address else max(workers.workers * workers.cpus, os.cpu_count() or 1)):
-        trainer = _trainer(plan, workers)
-        with ThreadPoolExecutor(1) as pool:
-            fitting = pool.submit(trainer.fit)
-            while not wait([fitting], timeout=2.0).done:
-                progress()
+    cpus = None if address else max(workers.workers * workers.cpus, os.cpu_count() or 1)
+    with connected(address, cpus):
+        fitting = _begun(_trainer(plan, workers).fit)
+        while not wait([fitting], timeout=2.0).done:
             progress()
-            try:
-                fitting.result()
-            except Exception as error:  # Ray's classes for this differ between its versions
-                raise _explained(error) from error
+        progress()
+        try:
+            fitting.result()
+        except Exception as error:  # Ray's classes for this differ between its versions
+            raise _explained(error) from error
+
+
+def _begun(work: Callable[[], Any]) -> Future[Any]:
+    """Work under way in a thread that nobody waits for: when interrupted, what waits for a result of Ray may do so for ever."""
+    future: Future[Any] = Future()
+
+    def finish() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=finish, daemon=True).start()
+    return future
 
 
 def _trainer(plan: TrainingPlan, workers: WorkerSettings) -> Any:
