@@ -1,15 +1,16 @@
 """Decoding in a child process: a video that crashes, hangs or fills the memory costs that video only.
 
 The child is `python -m pipeline.decoder SOCKET MEMORY`; it answers each request with the events of `pipeline.video.read_pieces`
-and is renewed after a crash, after a time-out and, every `RENEW_AFTER` videos, if it has grown (decoders leak). The events come
-through the socket, the frames of a piece through memory that both processes map: the child waits until they are taken out before
-it puts in the next. FFmpeg's chatter on stderr is dropped.
+and is renewed after a crash, after a time-out, and when it has kept so much memory that videos would no longer have what they may
+take. The events come through the socket, the frames of a piece through memory that both processes map: the child waits until they
+are taken out before it puts in the next. FFmpeg's chatter on stderr is dropped.
 """
 
 import ctypes
 import itertools
 import mmap
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -28,8 +29,7 @@ from pipeline.readers import Progress
 from pipeline.sampling import Sampling
 from pipeline.video import Event, Piece, Rejected, limit_memory, read_frames, read_pieces
 
-RENEW_AFTER = 200  # videos, by which a child is renewed that holds more than the share below of what a video may take
-GROWN = 1 / 8
+LEFT = 1 / 2  # of the memory that a video may take: a child that has less left for the next one is renewed
 END, TAKEN = "end", "taken"
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +44,6 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._frames = np.empty(0, np.uint8)
-        self._videos = 0
 
     def __enter__(self) -> Self:
         return self
@@ -111,12 +110,9 @@ class Decoder:
         self._process = self._connection = None
 
     def _connect(self) -> Connection:
-        if self._videos >= RENEW_AFTER:
-            if self._has_grown():
-                self.close()
-            self._videos = 0
+        if self._has_grown():
+            self.close()
         if self._connection is None:
-            self._videos = 0
             ours, theirs = socket.socketpair()
             paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             memory = os.memfd_create("frames")
@@ -130,21 +126,22 @@ class Decoder:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                    # Of many arenas each takes address space, which is what the memory limit counts, and keeps it.
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "1"},
                 )
             self._connection = Connection(ours.detach())
             self._connection.send(self.sampling)
-        self._videos += 1
         return self._connection
 
     def _has_grown(self) -> bool:
         if self._process is None:
             return False
         try:
-            resident = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            limit, _ = resource.prlimit(self._process.pid, resource.RLIMIT_AS)
+            held = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         except (OSError, IndexError):  # it ended
             return True
-        return resident > self.sampling.memory_limit * GROWN
+        return limit != resource.RLIM_INFINITY and limit - held < self.sampling.memory_limit * LEFT
 
     def _exit_code(self) -> int | None:
         """How the child ended; None where there is none, or it goes on although it closed its end of the connection."""

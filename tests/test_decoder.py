@@ -62,12 +62,12 @@ def test_a_child_killed_between_videos_is_not_noticed(clip: Path) -> None:
         assert decoded(decoder, short, kills=())[0] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("grown", "children"), [(1e-3, 3), (1e3, 1)])
-def test_a_child_is_renewed_every_so_many_videos_if_it_has_grown(
-    clip: Path, monkeypatch: pytest.MonkeyPatch, grown: float, children: int
+@pytest.mark.parametrize(("left", "children"), [(1.0, 6), (0.5, 1)])
+def test_a_child_that_has_too_little_memory_left_is_renewed(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, left: float, children: int
 ) -> None:
-    monkeypatch.setattr(decoder_module, "RENEW_AFTER", 2)
-    monkeypatch.setattr(decoder_module, "GROWN", grown)
+    """Libraries' first use alone takes some, so that with all of it to be left there is a new child for each video."""
+    monkeypatch.setattr(decoder_module, "LEFT", left)
     seen = set()
     with Decoder(SAMPLING) as decoder:
         for _ in range(6):

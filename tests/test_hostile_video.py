@@ -152,6 +152,8 @@ class TestRoots:
 class Ended:
     """A process that has ended with a code, or with None goes on for ever."""
 
+    pid = os.getpid()
+
     def __init__(self, code: int | None) -> None:
         self.code = code
 
