@@ -173,12 +173,15 @@ class ImagesReader(Reader):
         self.fps = sampling.image_rate or sampling.rate
         self.folder, self.path, self.sampling = folder, Path(folder.path), sampling
         self.names = sorted(names, key=image_order)
+        self.size: tuple[int, int] | None = None  # height and width in pixels, once an image was read
         self.times = np.arange(len(self.names)) / self.fps
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         frames = [self._image(int(index)) for index in indices]
-        height, width = frames[0].shape[:2]  # images of a tracklet may differ in size; the first one's is the video's
-        return np.stack([resize(frame, height, width) for frame in frames])
+        if self.size is None:  # images of a tracklet may differ in size; the first one's is the video's
+            first = frames[0] if indices[0] == 0 else self._image(0)
+            self.size = first.shape[0], first.shape[1]
+        return np.stack([resize(frame, *self.size) for frame in frames])
 
     def image(self, name: str) -> Location | None:
         """An image's file, None for a pipe, which would be waited for for ever. Raises VideoError for one outside the roots."""

@@ -279,10 +279,13 @@ def test_two_workers_on_ray_train_a_head_of_their_own(gallery, tmp_path):
 def test_an_interrupted_training_on_ray_ends_and_goes_on_later(gallery, tmp_path):
     flags = ("--workers", "1", "--epochs", "1000000")
     process = subprocess.Popen(command(gallery, tmp_path / "out", *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out" / "metrics.csv").exists() and process.poll() is None:
-        time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    try:
+        while not (tmp_path / "out" / "metrics.csv").exists() and process.poll() is None:
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130 and said.endswith("error: interrupted; run the same command again to go on\n"), said
     assert newest_checkpoint(resolve(tmp_path / "out")) is not None
 

@@ -142,6 +142,23 @@ def brightness(uri: str) -> list[int]:
     return [round(value) for value in piece.frames.mean(axis=(1, 2, 3))]
 
 
+def test_boxes_of_images_that_differ_in_size_are_those_of_the_first_one(tmp_path: Path) -> None:
+    """The right half is bright in all of them, so that a box on it shows nothing else, whatever the size of its image."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, (height, width) in enumerate([(40, 80), (80, 160), (20, 40), (40, 80)]):
+        picture = np.zeros((height, width, 3), np.uint8)
+        picture[:, width // 2 :] = 200
+        cv2.imwrite(str(folder / f"f{number}.png"), picture)
+    boxes = tmp_path / "boxes.txt"
+    boxes.write_text("\n".join(f"{i},1,44,4,30,30" for i in range(1, 5)))
+    for sampling in (SMALL, replace(SMALL, piece=2)):
+        found = pieces(list(read_pieces(str(folder), str(boxes), sampling)))
+        assert np.concatenate([piece.frames for piece in found]).min() > 190 and sum(len(piece.frames) for piece in found) == 4
+    (single,) = pieces(list(read_frames(str(folder), str(boxes), 1, [1], SMALL)))
+    assert single.frames.min() > 190
+
+
 def test_a_pattern_is_the_tracklet_that_its_names_make_in_a_folder_of_many(tmp_path: Path) -> None:
     for number in (10, 2, 1):
         write_image(tmp_path / f"0001C1T0001F{number:03d}.png", number)
