@@ -310,11 +310,12 @@ class Gallery:
         videos: rows of Snapshot.videos. Yields (positions, frames): positions int64 [v] of rows in `videos`, and their
         frames one video after another in that order. Memory: one shard. What a compaction has moved since is found again.
         """
-        shards, shard_of = np.unique(np.array(videos["shard"].to_pylist(), dtype=object), return_inverse=True)
+        encoded = videos["shard"].combine_chunks().dictionary_encode()
+        shards, shard_of = encoded.dictionary.to_pylist(), np.asarray(encoded.indices)
         first_rows, counts = (np.asarray(videos[name]) for name in ("first_row", "sampled_frames"))
         in_order = np.lexsort((first_rows, shard_of))
         bounds = np.searchsorted(shard_of[in_order], np.arange(len(shards) + 1))
-        for number, shard in enumerate(shards):
+        for shard, number in sorted(zip(shards, range(len(shards)), strict=True)):
             positions = in_order[bounds[number] : bounds[number + 1]]
             start = int(first_rows[positions[0]])
             stop = int((first_rows[positions] + counts[positions]).max())
