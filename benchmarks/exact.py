@@ -29,8 +29,9 @@ from pipeline.index import open_index
 from pipeline.partition import STAGES, Partition
 from pipeline.prefilter import PrefilterMetric, PrefilterQuery, stored_vectors
 from pipeline.scoring import TargetEncoding, segment_rows
-from pipeline.search import SearchSettings
-from pipeline.targets import read_targets
+from pipeline.search import segmented
+from pipeline.settings import SearchSettings
+from pipeline.targets import read_targets, target_decoder
 
 DIRECTIONS = (16, 32, 64)
 HULL_STEPS = (0, 2, 5)
@@ -57,8 +58,8 @@ def exact(
     videos, pairs = defaultdict(list), defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
     scored, agree = [], 0
-    for target, own in zip(read_targets([f"id:{ids[i]}" for i in chosen], place), chosen, strict=True):
-        segments = target.segmented(index)
+    for target, own in zip(read_targets([f"id:{ids[i]}" for i in chosen], place, target_decoder(place)), chosen, strict=True):
+        segments = segmented(target, index)
         others = np.delete(everything, own)
         allowed = everything != own
 

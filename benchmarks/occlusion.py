@@ -28,7 +28,7 @@ from pipeline.ingest import ingest
 from pipeline.occlusion import OcclusionSettings, occlude_catalog
 from pipeline.partitions import opened_partitions
 from pipeline.sampling import Sampling
-from pipeline.scoring import ScoreSettings
+from pipeline.settings import ScoreSettings
 
 
 def occlusion(

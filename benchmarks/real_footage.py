@@ -32,7 +32,8 @@ from pipeline.ingest import ingest
 from pipeline.metrics import RankingQuality, query_figures, ranking_quality
 from pipeline.partitions import opened_partitions
 from pipeline.sampling import Sampling
-from pipeline.scoring import ScoreSettings, rank_videos
+from pipeline.scoring import rank_videos
+from pipeline.settings import ScoreSettings
 
 VTEST_AVI = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")  # where Debian's opencv-doc puts it
 

@@ -65,11 +65,12 @@ from jobs.command_line import run
 from pipeline.coattention import Coattention
 from pipeline.gallery import Gallery
 from pipeline.head import load_head, untrained_head
-from pipeline.index import Index, IndexSettings, current_index, find_head, open_index
+from pipeline.index import Index, current_index, find_head, open_index
 from pipeline.index_build import build_index
 from pipeline.index_samples import sample_features
 from pipeline.partitions import Partitions, opened_partitions
-from pipeline.search import SearchSettings, search, search_many
+from pipeline.search import search, search_many
+from pipeline.settings import IndexSettings, SearchSettings
 from pipeline.targets import Target
 
 KEY_WIDTH, VALUE_WIDTH = 64, 192  # of the heads that ship

@@ -28,7 +28,7 @@ from pipeline.errors import UsageError
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.index import Index, open_index
 from pipeline.partitions import Partitions, opened_partitions
-from pipeline.search import search, search_many
+from pipeline.search import search, search_many, segmented
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.targets import Target
 
@@ -68,7 +68,7 @@ def recall_step(plan: Plan, means: str) -> dict[str, Any]:
     vectors = video_means(gallery, index, Path(means))
     flat = faiss.IndexFlatL2(vectors.shape[1])
     flat.add(vectors)
-    queries = [np.ascontiguousarray(target.segmented(index).encoding.encodings.numpy() * metric_of(index)) for target in targets]
+    queries = [np.ascontiguousarray(segmented(target, index).encoding.encodings.numpy() * metric_of(index)) for target in targets]
     figures["faiss_videos_seconds"] = median([timed(flat.search, query, best + 1)[0] for query in queries])
     ranked = [nearest_videos(vectors, query, max(sizes.values()) + 1) for query in queries]
     ids = index.videos["video_id"]

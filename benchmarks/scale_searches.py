@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.gallery import Gallery, feature_matrix
 from pipeline.index import Index
 from pipeline.results import SearchResult, VideoRef
-from pipeline.search import SearchSettings
+from pipeline.settings import SearchSettings
 from pipeline.targets import Target
 
 BEST = 10

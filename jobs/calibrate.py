@@ -14,12 +14,12 @@ from pipeline.datasets import read_labelled
 from pipeline.errors import UsageError
 from pipeline.evaluation import Split, coattention_scores, judged_pairs
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import IndexSettings, current_index, head_for
+from pipeline.index import current_index, head_for
 from pipeline.index_build import build_index
 from pipeline.ingest import ingest
 from pipeline.partitions import opened_partitions
 from pipeline.sampling import Sampling
-from pipeline.scoring import ScoreSettings
+from pipeline.settings import IndexSettings, ScoreSettings
 from pipeline.storage import resolve
 
 

@@ -18,12 +18,12 @@ from pipeline.errors import UsageError
 from pipeline.evaluation import EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores
 from pipeline.evaluation_report import evaluation_text, render_evaluation
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import IndexSettings, current_index, find_head
+from pipeline.index import current_index, find_head
 from pipeline.index_build import build_index
 from pipeline.ingest import ingest
 from pipeline.partitions import opened_partitions
 from pipeline.sampling import Sampling
-from pipeline.scoring import ScoreSettings
+from pipeline.settings import IndexSettings, ScoreSettings
 from pipeline.storage import Location, resolve
 
 SPLITS = 10  # of the data sets that are divided several times

@@ -8,8 +8,9 @@ import typer
 
 from jobs.command_line import run
 from pipeline.gallery import Gallery
-from pipeline.index import Index, IndexSettings, current_index, extensible_index, find_head, version_files
+from pipeline.index import Index, current_index, extensible_index, find_head, version_files
 from pipeline.index_build import build_index
+from pipeline.settings import IndexSettings
 
 
 def index(

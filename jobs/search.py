@@ -8,21 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.command_line import parse_time, run
+from jobs.command_line import imports, parse_time, run
 from pipeline.audit import append_record, check_policy, head, user
 from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery
-from pipeline.index import open_index, videos_not_in
-from pipeline.partitions import opened_partitions
 from pipeline.provenance import calibration_version, gallery_version, source_hash, target_hash
-from pipeline.report import write_report
 from pipeline.results import SearchResult, write_results
 from pipeline.sampling import Sampling
-from pipeline.scoring import ScoreSettings
-from pipeline.search import SearchSettings, search_many
+from pipeline.settings import ScoreSettings, SearchSettings
 from pipeline.storage import StorageError, resolve
-from pipeline.targets import Target, read_targets
+from pipeline.targets import GALLERY_PREFIX, Target, read_targets, target_decoder
 
 
 def search(
@@ -110,9 +106,21 @@ def search(
         raise UsageError(f"{out} is a file; results are written into a folder")
     opened = Gallery.open(gallery)
     check_policy(opened, reason, case)
-    index = open_index(opened, index_version)
-    found = read_targets(targets, opened, backbone, time_limit)
-    common = {"gallery_version": gallery_version(opened), "calibration_version": calibration_version(index), "out": out}
+    with target_decoder(opened, time_limit) as decoder:
+        if not all(name.startswith(GALLERY_PREFIX) for name in targets):
+            decoder.start()
+        with imports():  # of PyTorch: a second, in which the decoder begins
+            from pipeline.index import open_index, videos_not_in
+            from pipeline.partitions import opened_partitions
+            from pipeline.search import search_many
+
+        index = open_index(opened, index_version)
+        found = read_targets(targets, opened, decoder, backbone)
+    common = {
+        "gallery_version": gallery_version(opened),
+        "calibration_version": calibration_version(index.calibration),
+        "out": out,
+    }
     results = []
     common["started_at"] = datetime.now(UTC).isoformat()
     try:
@@ -136,6 +144,8 @@ def search(
             print(f"note: {changed} is no longer the file that was ingested and scored", file=sys.stderr)
         write_results(results, out)
         if report:
+            from pipeline.report import write_report
+
             pictures = SourcePictures(time_limit)
             try:
                 print(f"report: {write_report(results, out, pictures, show_labels=show_labels)}")

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.cohort import CohortStatistics, normalised_logits
-from pipeline.scoring import ScoreSettings, TargetEncoding, rank_videos, video_scores
+from pipeline.scoring import TargetEncoding, rank_videos, video_scores
+from pipeline.settings import ScoreSettings
 
 ROUNDING = 2.0**-24  # relative, float32
 TABLE_ROUNDING = 2.0**-10  # relative, of a float16 squared distance and of float32 arithmetic with it

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.scoring import ScoreSettings
+from pipeline.settings import ScoreSettings, check_expected_matches
 
 FILE = "calibration.json"
 FORMAT = "score calibration 1"
@@ -187,8 +187,7 @@ def posterior(llrs: ArrayLike, eligible: int, expected_matches: float = 1.0) -> 
     expected_matches / max(eligible - expected_matches, 1). Every video is judged on its own evidence: a person may be on several,
     so the probabilities need not add up to 1. Raises UsageError for expected_matches that are not above 0.
     """
-    if not 0 < expected_matches < math.inf:
-        raise UsageError(f"the expected number of matches must be above 0, not {expected_matches}")
+    check_expected_matches(expected_matches)
     return _sigmoid(np.asarray(llrs, np.float64) + math.log(expected_matches / max(eligible - expected_matches, 1.0)))
 
 

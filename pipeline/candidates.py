@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline.cohort import CohortStatistics, normalised_logits
 from pipeline.frame_rows import FileRows, FrameRows
-from pipeline.scoring import ScoreSettings, TargetEncoding, cached_logits, candidate_logits, video_scores
+from pipeline.scoring import TargetEncoding, cached_logits, candidate_logits, video_scores
+from pipeline.settings import ScoreSettings
 
 SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
 SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time

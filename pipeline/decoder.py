@@ -54,6 +54,13 @@ class Decoder:
     def __del__(self) -> None:
         self.close()
 
+    def start(self) -> None:
+        """Begin the child, which takes 0.3 s, before there is a source; if it does not begin, the first source tells."""
+        try:
+            self._connect()
+        except OSError:
+            self.close()
+
     def events(self, uri: str, boxes_uri: str | None = None) -> Iterator[Event]:
         """The events of one source, see `pipeline.video.read_pieces`.
 
@@ -168,21 +175,19 @@ def mapped_frames(memory: int, sampling: Sampling) -> np.ndarray:
 
 def serve(connection: Connection, memory: int) -> None:
     """The child's loop: a request in, events out, until the parent closes its end. memory: the descriptor for frames."""
+    import av  # noqa: F401 - loaded now, so that the limit counts what videos take and not libraries
+    import decord  # noqa: F401
+
     sampling: Sampling = connection.recv()
     frames = mapped_frames(memory, sampling)
-    limited = full = False
+    limit_memory(sampling.memory_limit)
+    full = False
     try:
         while True:
             if full:
                 connection.recv()  # TAKEN
                 full = False
             request = connection.recv()
-            if not limited:
-                import av  # noqa: F401 - loaded now, so that the limit counts what videos take and not libraries
-                import decord  # noqa: F401
-
-                limit_memory(sampling.memory_limit)
-                limited = True
             for event in _events(request, sampling):
                 if isinstance(event, Piece):
                     if full:

@@ -34,7 +34,9 @@ from pipeline.metrics import (
 )
 from pipeline.partitions import Partitions
 from pipeline.results import VideoRef
-from pipeline.scoring import ScoreSettings, rank_videos
+from pipeline.scoring import rank_videos
+from pipeline.search import segmented
+from pipeline.settings import ScoreSettings
 from pipeline.targets import Target
 
 COATTENTION, COSINE, METRIC = "co-attention", "mean + cosine", "mean + learned metric"
@@ -199,7 +201,7 @@ def _encoded(gallery: Gallery, index: Index, queries: NDArray[np.int64]) -> Iter
             part = slice(end, end := end + row["sampled_frames"])
             ref = VideoRef.of(row)
             target = Target(ref, features[part], index_of[part], times[part])
-            yield place, target.segmented(index)
+            yield place, segmented(target, index)
 
 
 def video_means(gallery: Gallery, index: Index) -> tuple[Floats, Floats]:

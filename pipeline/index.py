@@ -44,40 +44,15 @@ from pipeline.partition_store import (
 )
 from pipeline.prefilter import FLAT_SEGMENTS
 from pipeline.seals import unsealed
-from pipeline.segments import segment_starts
+from pipeline.settings import IndexSettings
 from pipeline.storage import Location
 from pipeline.weights import shipped_head
 
 FORMAT = 3
 OPENED_AT_ONCE = 8  # tables of partitions
 PREFILTER = "prefilter/trained.faiss"
-PREFILTERS = ("auto", "exact", "compressed")
-LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
 LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
-
-
-@dataclass(frozen=True)
-class IndexSettings:
-    """segment_length: T, frames a segment; stride: frames between segments; partition_videos: videos a partition.
-
-    prefilter: "exact" compares a target with the mean of every segment; "compressed" with those in the nearest inverted lists, as
-    product-quantised vectors; "auto" is compressed where a new index has more than FLAT_SEGMENTS segments.
-    """
-
-    segment_length: int = 8
-    stride: int = 4
-    partition_videos: int = 20_000
-    prefilter: str = "auto"
-
-    def __post_init__(self) -> None:
-        segment_starts(1, self.segment_length, self.stride)  # raises UsageError for sizes below 1
-        if self.segment_length > LONGEST_SEGMENT:
-            raise UsageError(f"a segment has at most {LONGEST_SEGMENT} frames, not {self.segment_length}")
-        if self.prefilter not in PREFILTERS:
-            raise UsageError(f"a prefilter is one of {', '.join(PREFILTERS)}, not {self.prefilter!r}")
-        if self.partition_videos < 1:
-            raise UsageError(f"a partition holds at least 1 video, not {self.partition_videos}")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pipeline.cohort import Cohort
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery
 from pipeline.head import head_hash, save_head, untrained_head
-from pipeline.index import FORMAT, PREFILTER, Index, IndexSettings, open_index
+from pipeline.index import FORMAT, PREFILTER, Index, open_index
 from pipeline.index_samples import count_segments, sample_cohort, sample_features, sample_means
 from pipeline.partition_files import score_row
 from pipeline.partition_store import (
@@ -39,6 +39,7 @@ from pipeline.partition_store import (
 )
 from pipeline.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
 from pipeline.seals import sealed
+from pipeline.settings import IndexSettings
 from pipeline.storage import Location
 
 

@@ -18,7 +18,8 @@ from pipeline.list_scan import ListScan
 from pipeline.partition_files import load_array, load_prefilter
 from pipeline.prefilter import PrefilterQuery, is_flat, shortlist, stored_vectors
 from pipeline.results import SegmentPair, SegmentView
-from pipeline.scoring import ScoreSettings, attention_weights, segment_rows
+from pipeline.scoring import attention_weights, segment_rows
+from pipeline.settings import ScoreSettings
 
 STAGES = 3  # of bounds: the ball around a segment's mean; its true attention; where values vary most their true coordinates too
 AXES = 64  # coordinates that the last stage looks at

@@ -27,7 +27,7 @@ from pipeline.index import Index, open_index
 from pipeline.partition import Partition
 from pipeline.prefilter import PrefilterQuery
 from pipeline.results import SegmentPair
-from pipeline.scoring import ScoreSettings
+from pipeline.settings import ScoreSettings
 
 NEARLY_ALL = 0.9  # share of the videos that a filter leaves, from where on partitions are taken to hold about as many good ones
 START_SECONDS = 120.0  # for actors to find a place and open their partitions

@@ -8,9 +8,9 @@ from dataclasses import asdict
 import numpy as np
 from pyarrow.fs import FileType
 
+from pipeline.calibration import Calibration
 from pipeline.catalog import is_image_pattern
 from pipeline.gallery import Gallery
-from pipeline.index import Index
 from pipeline.readers import image_names
 from pipeline.storage import content_hash, resolve
 from pipeline.targets import GALLERY_PREFIX, Target
@@ -44,9 +44,9 @@ def gallery_version(gallery: Gallery) -> str:
     return f"{len(names)}:{hashlib.sha256(' '.join(names).encode()).hexdigest()[:16]}"
 
 
-def calibration_version(index: Index) -> str | None:
-    """Name and content hash of the calibration that an index carries, None without one."""
-    if index.calibration is None:
+def calibration_version(calibration: Calibration | None) -> str | None:
+    """Name and content hash of the calibration of an index, None without one."""
+    if calibration is None:
         return None
-    document = json.dumps(asdict(index.calibration), sort_keys=True, default=str)
-    return f"{index.calibration.fitted_on.name}@{hashlib.sha256(document.encode()).hexdigest()[:16]}"
+    document = json.dumps(asdict(calibration), sort_keys=True, default=str)
+    return f"{calibration.fitted_on.name}@{hashlib.sha256(document.encode()).hexdigest()[:16]}"

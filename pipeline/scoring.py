@@ -17,7 +17,6 @@ value.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,8 +25,9 @@ from torch import Tensor
 
 from pipeline import pair_kernel
 from pipeline.coattention import Coattention
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError
 from pipeline.frame_rows import FileRows
+from pipeline.settings import ScoreSettings
 
 CPU_CHUNK = 1024  # the tables of a chunk stay in the cache: 1.5 times as fast as 16384 at 128-wide keys and values
 GPU_CHUNK = 16384  # large enough to fill a GPU
@@ -285,38 +285,6 @@ def _check_shapes(
         raise ValueError(f"distances must be {[count, length, length]}, not {list(distances.shape)}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"a chunk needs at least 1 segment, not {chunk}")
-
-
-@dataclass(frozen=True)
-class ScoreSettings:
-    """How a video's N x K pair scores become one video score ([0054], claim 9).
-
-    ratio: the top share that counts, ceil(ratio * N * K) scores and so at least one; above 0, at most 1. The patent's
-        text and the authors' code take 0.2; a twentieth holds where people are hidden for most of a video.
-    threshold: if given, all scores of at least this value count instead of the share (compared in float64); a video
-        with none scores 0.
-    aggregate: "mean" or "sum" of the scores that count. The patent adds them; but a sum over a share grows with N x
-        K, so that long videos win by length. The mean compares videos of different length, is what the authors' code
-        does, and is the default.
-    normalise: "cohort" measures every score against a sample of the gallery (`pipeline.cohort`), "none" is the patent's.
-
-    Raises UsageError for values outside these ranges.
-    """
-
-    ratio: float = 0.05
-    threshold: float | None = None
-    aggregate: Literal["mean", "sum"] = "mean"
-    normalise: Literal["cohort", "none"] = "cohort"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
-            raise UsageError(f"the top share of scores must be above 0 and at most 1, not {self.ratio}")
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise UsageError(f"the score threshold must be a finite number, not {self.threshold}")
-        if self.aggregate not in ("mean", "sum"):
-            raise UsageError(f"scores are aggregated by mean or sum, not by {self.aggregate!r}")
-        if self.normalise not in ("cohort", "none"):
-            raise UsageError(f"scores are normalised by cohort or by none, not by {self.normalise!r}")
 
 
 USUAL = ScoreSettings()

@@ -17,70 +17,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from pipeline import pair_kernel, telemetry
 from pipeline.bounds import boundable, certified_top
-from pipeline.calibration import posterior, settings_of
+from pipeline.calibration import settings_of
 from pipeline.candidates import TargetSegments
+from pipeline.cohort import cohort_statistics
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.index import Index, is_compressed
 from pipeline.partition import STAGES
 from pipeline.partitions import Partitions
 from pipeline.results import Lead, Proof, SearchResult, SegmentPair, VideoRef
-from pipeline.scoring import ScoreSettings, rank_videos
+from pipeline.scoring import encode_target, rank_videos
+from pipeline.segments import segment_frames, segment_starts
+from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
 from pipeline.targets import Target
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What is asked for.
-
-    top: leads a target; shortlist: best videos of the prefilter, None for all, and at least shortlist_share of those that pass
-    the filters. patience: so many of them are scored at a time, best first and twice as many at first, until the last so many
-    hold none of the `top`; None: all of them are scored. cameras: only these; other_cameras: all but the target's own. after,
-    before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
-    target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
-    lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
-    expected_matches: on how many eligible videos the person is expected, the prior of the probabilities. exact: the true first
-    `top` of all eligible videos, with a proof. bounded: by bounds, from the shortlist on, rather than by scoring everything;
-    None: where there is no kernel, without which bounds are the faster way.
-    """
-
-    top: int = 20
-    shortlist: int | None = 1000
-    shortlist_share: float = 0.01
-    patience: int | None = 1000
-    exact: bool = False
-    bounded: bool | None = None
-    cameras: tuple[str, ...] = ()
-    other_cameras: bool = False
-    after: datetime | None = None
-    before: datetime | None = None
-    target_length: int | None = None
-    target_stride: int | None = None
-    pairs: int = 3
-    evidence: bool = True
-    expected_matches: float = 1.0
-    score: ScoreSettings = field(default_factory=ScoreSettings)
-
-    def __post_init__(self) -> None:
-        counts = (self.top, self.pairs, self.shortlist, self.patience)
-        if any(count is not None and count < 1 for count in counts):
-            raise UsageError("top, pairs, shortlist and patience must be at least 1")
-        if not 0 <= self.shortlist_share <= 1:
-            raise UsageError(f"a shortlist is a share from 0 to 1 of the videos, not {self.shortlist_share}")
-        posterior([0.0], 1, self.expected_matches)  # raises UsageError
-        if self.after is not None and self.before is not None and self.after >= self.before:
-            raise UsageError(f"the time window is empty: it starts at {self.after} and ends before {self.before}")
-
-    def filters(self) -> tuple[str, ...]:
-        """The filters in words."""
-        words = [f"camera {', '.join(self.cameras)}"] if self.cameras else []
-        words += ["not the target's own camera"] if self.other_cameras else []
-        words += [f"from {self.after:%Y-%m-%d %H:%M:%S} UTC"] if self.after else []
-        words += [f"before {self.before:%Y-%m-%d %H:%M:%S} UTC"] if self.before else []
-        return tuple(words)
 
 
 def search(gallery: Gallery, index: Index, partitions: Partitions, target: Target, settings: SearchSettings) -> SearchResult:
@@ -132,6 +85,27 @@ def _search_many(
     return [replace(result, seconds=seconds) for result in results]
 
 
+def segmented(
+    target: Target, index: Index, length: int | None = None, stride: int | None = None, row: int | None = None
+) -> TargetSegments:
+    """A target cut into segments of `length` frames, `stride` apart (None: as in the index), encoded, measured by the cohort.
+
+    row: of the target among the index's videos, -1 where it is not there, None to look for it. Raises UsageError for sizes that
+    cannot be meant.
+    """
+    head, frames = index.head, len(target.features)
+    length = index.settings.segment_length if length is None else length
+    stride = index.settings.stride if stride is None else stride
+    IndexSettings(length, stride)  # raises UsageError
+    rows = segment_frames(segment_starts(frames, length, stride), length, frames)
+    encoding = encode_target(head, torch.from_numpy(target.features[rows]))
+    statistics = None
+    if index.cohort.usable:
+        own = torch.full((len(rows),), index.position(target.video.video_id) if row is None else row)
+        statistics = cohort_statistics(index.cohort, encoding.encodings, own, encoding.weight, encoding.bias)
+    return TargetSegments(encoding, target.frame_index[rows], target.time_s[rows], statistics)
+
+
 @dataclass
 class _Asked:
     """One target on its way through a search.
@@ -154,7 +128,7 @@ class _Asked:
     @classmethod
     def of(cls, gallery: Gallery, index: Index, target: Target, settings: SearchSettings) -> "_Asked":
         row = index.position(target.video.video_id)
-        segments = target.segmented(index, settings.target_length, settings.target_stride, row)
+        segments = segmented(target, index, settings.target_length, settings.target_stride, row)
         allowed = allowed_videos(gallery, index, target, settings, row)
         normalise = settings.score.normalise if segments.cohort is not None else "none"
         score = replace(settings.score, normalise=normalise)

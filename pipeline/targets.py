@@ -6,20 +6,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from pipeline.backbone import Backbone, find_backbone, load_backbone, same_backbone
-from pipeline.candidates import TargetSegments
 from pipeline.catalog import default_video_id
-from pipeline.cohort import cohort_statistics
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, feature_matrix
-from pipeline.index import Index, IndexSettings
 from pipeline.results import VideoRef
 from pipeline.sampling import Sampling
-from pipeline.scoring import encode_target
-from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage import canonical_uri
 from pipeline.video import Piece, Rejected
 
@@ -35,31 +29,18 @@ class Target:
     frame_index: np.ndarray
     time_s: np.ndarray
 
-    def segmented(
-        self, index: Index, length: int | None = None, stride: int | None = None, row: int | None = None
-    ) -> TargetSegments:
-        """Cut into segments of `length` frames, `stride` apart (None: as in the index), encoded and measured by its cohort.
 
-        row: of the target among the index's videos, -1 where it is not there, None to look for it.
-        """
-        head, frames = index.head, len(self.features)
-        length = index.settings.segment_length if length is None else length
-        stride = index.settings.stride if stride is None else stride
-        IndexSettings(length, stride)  # raises UsageError for sizes that cannot be meant
-        rows = segment_frames(segment_starts(frames, length, stride), length, frames)
-        encoding = encode_target(head, torch.from_numpy(self.features[rows]))
-        statistics = None
-        if index.cohort.usable:
-            own = torch.full((len(rows),), index.position(self.video.video_id) if row is None else row)
-            statistics = cohort_statistics(index.cohort, encoding.encodings, own, encoding.weight, encoding.bias)
-        return TargetSegments(encoding, self.frame_index[rows], self.time_s[rows], statistics)
+def target_decoder(gallery: Gallery, time_limit: float = 60.0) -> Decoder:
+    """Decodes targets, sampled as the gallery is. time_limit: seconds without progress after which a target is given up."""
+    settings, spec = gallery.settings, gallery.settings.backbone
+    return Decoder(Sampling(settings.rate, settings.image_rate, spec.height, spec.width, time_limit=time_limit))
 
 
-def read_targets(names: list[str], gallery: Gallery, backbone: str | None = None, time_limit: float = 60.0) -> list[Target]:
+def read_targets(names: list[str], gallery: Gallery, decoder: Decoder, backbone: str | None = None) -> list[Target]:
     """Read targets: paths or uris of videos and image folders, or id:VIDEO_ID for gallery videos.
 
-    backbone: name or path of the gallery's backbone, where it lies elsewhere than when the gallery was made. Raises UsageError
-    for a target that does not exist or cannot be used, and for two targets of the same id.
+    decoder: see `target_decoder`. backbone: name or path of the gallery's backbone, where it lies elsewhere than when the gallery
+    was made. Raises UsageError for a target that does not exist or cannot be used, and for two targets of the same id.
     """
     loaded: Backbone | None = None
     snapshot_videos: pa.Table | None = None
@@ -70,7 +51,7 @@ def read_targets(names: list[str], gallery: Gallery, backbone: str | None = None
             targets.append(gallery_target(gallery, name.removeprefix(GALLERY_PREFIX), snapshot_videos))
         else:
             loaded = loaded or gallery_backbone(gallery, backbone)
-            targets.append(video_target(name, gallery, loaded, time_limit))
+            targets.append(video_target(name, loaded, decoder))
     ids = [target.video.video_id for target in targets]
     if len(set(ids)) < len(ids):
         raise UsageError(f"the target {next(i for i in ids if ids.count(i) > 1)} is given twice")
@@ -105,20 +86,17 @@ def gallery_target(gallery: Gallery, video_id: str, videos: pa.Table | None = No
     return Target(ref, feature_matrix(frames), np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]))
 
 
-def video_target(uri: str, gallery: Gallery, backbone: Backbone, time_limit: float = 60.0) -> Target:
-    """A video file or a folder of numbered images as the target, sampled as the gallery is. Raises UsageError."""
-    settings, spec = gallery.settings, backbone.spec
-    sampling = Sampling(settings.rate, settings.image_rate, spec.height, spec.width, time_limit=time_limit)
+def video_target(uri: str, backbone: Backbone, decoder: Decoder) -> Target:
+    """A video file or a folder of numbered images as the target. Raises UsageError."""
     uri = canonical_uri(uri)
     pieces: list[Piece] = []
     features = []
-    with Decoder(sampling) as decoder:
-        for event in decoder.events(uri):
-            if isinstance(event, Rejected):
-                raise UsageError(f"the target cannot be used: {event.message}")
-            if isinstance(event, Piece):
-                pieces.append(event)
-                features.append(backbone.embed(event.frames))
+    for event in decoder.events(uri):
+        if isinstance(event, Rejected):
+            raise UsageError(f"the target cannot be used: {event.message}")
+        if isinstance(event, Piece):
+            pieces.append(event)
+            features.append(backbone.embed(event.frames))
     if not pieces:
         raise PipelineError(f"decoding the target {uri} gave no frames")
     ref = VideoRef(default_video_id(uri), uri)

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import IndexSettings, open_index
+from pipeline.index import open_index
 from pipeline.index_build import build_index
 from pipeline.partitions import opened_partitions
-from pipeline.search import SearchSettings, search
+from pipeline.search import search
+from pipeline.settings import IndexSettings, SearchSettings
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features, toy_spec

@@ -12,7 +12,8 @@ from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery
 from pipeline.index import open_index
 from pipeline.partitions import opened_partitions
-from pipeline.search import SearchSettings, search
+from pipeline.search import search
+from pipeline.settings import SearchSettings
 from pipeline.targets import gallery_target
 
 

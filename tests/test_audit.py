@@ -18,9 +18,9 @@ from pipeline import audit
 from pipeline.audit import NEED_POLICY, append_record, head, read_records, required, set_policy, user, verify
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
-from pipeline.index import IndexSettings
 from pipeline.index_build import build_index
 from pipeline.provenance import source_hash
+from pipeline.settings import IndexSettings
 from pipeline.storage import Location
 from pipeline.verification import verify_gallery
 from tests.conftest import toy_spec

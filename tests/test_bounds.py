@@ -17,8 +17,9 @@ from pipeline.bounds import (
     video_bounds,
 )
 from pipeline.cohort import CohortStatistics
-from pipeline.scoring import ScoreSettings, TargetEncoding, video_scores
+from pipeline.scoring import TargetEncoding, video_scores
 from pipeline.segments import segment_frames, segment_starts
+from pipeline.settings import ScoreSettings
 
 KEY_WIDTH, VALUE_WIDTH, LENGTH, STRIDE = 6, 12, 8, 4
 

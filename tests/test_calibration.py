@@ -29,7 +29,7 @@ from pipeline.calibration import (
     settings_of,
 )
 from pipeline.errors import PipelineError, UsageError
-from pipeline.scoring import ScoreSettings
+from pipeline.settings import ScoreSettings
 
 SCORE = ScoreSettings(ratio=0.2, threshold=None, aggregate="mean")
 SETTINGS = settings_of(SCORE, 8, 4)

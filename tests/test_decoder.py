@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import decoder as decoder_module
 from pipeline.decoder import Decoder
+from pipeline.gallery import Gallery
 from pipeline.sampling import Sampling
 from pipeline.video import Piece, Rejected
 from tests.test_video import write_video
@@ -75,6 +76,37 @@ def test_a_child_that_has_too_little_memory_left_is_renewed(
             assert decoder._process is not None
             seen.add(decoder._process.pid)
     assert len(seen) == children
+
+
+def test_a_child_that_began_before_there_was_a_source_takes_the_first_one(clip: Path) -> None:
+    with Decoder(SAMPLING) as decoder:
+        decoder.start()
+        begun = decoder._process
+        assert begun is not None
+        assert len(decoded(decoder, clip, kills=())[0]) == 20 and decoder._process is begun
+
+
+def test_a_child_that_does_not_begin_is_told_by_the_first_source(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_arguments: object, **_flags: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    with Decoder(SAMPLING) as decoder:
+        with monkeypatch.context() as patched:
+            patched.setattr(subprocess, "Popen", refused)
+            decoder.start()
+            assert [reject.reason for reject in decoded(decoder, clip, kills=())[2]] == ["decoder_crash"]
+        assert len(decoded(decoder, clip, kills=())[0]) == 20
+
+
+def test_a_search_begins_its_decoder_before_it_loads_what_takes_long(clip: Path, toy_gallery: Gallery) -> None:
+    code = (
+        "import sys; from pipeline.decoder import Decoder; import jobs.search;"
+        "Decoder.start = lambda self: sys.exit(' '.join({'pandas', 'torch', 'faiss', 'ray'} & sys.modules.keys()) or 7);"
+        "jobs.search.search([sys.argv[1]], gallery=sys.argv[2])"
+    )
+    command = [sys.executable, "-c", code, str(clip), toy_gallery.location.uri]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (7, "")
 
 
 def test_a_child_loads_only_what_decoding_takes() -> None:

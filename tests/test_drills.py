@@ -14,11 +14,12 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import IndexSettings, index_versions, open_index
+from pipeline.index import index_versions, open_index
 from pipeline.index_build import build_index
 from pipeline.partitions import opened_partitions
 from pipeline.retention import compact
-from pipeline.search import SearchSettings, search
+from pipeline.search import search
+from pipeline.settings import IndexSettings, SearchSettings
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
 from tests.cluster_drills import Reader, account, ingest_under_kills, undisturbed, write_clips

@@ -43,13 +43,13 @@ from pipeline.evaluation import (
     write_pair_scores,
 )
 from pipeline.gallery import Gallery, feature_matrix
-from pipeline.index import Index, IndexSettings, open_index
+from pipeline.index import Index, open_index
 from pipeline.index_build import build_index
 from pipeline.metrics import identity_interval, query_figures, ranking_quality
 from pipeline.partitions import Partitions, opened_partitions
-from pipeline.scoring import ScoreSettings
-from pipeline.search import SearchSettings, search
+from pipeline.search import search, segmented
 from pipeline.segments import segment_frames, segment_starts
+from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
 from pipeline.targets import gallery_target
 from tests.conftest import toy_spec
 
@@ -265,7 +265,7 @@ def test_prefilter_places_follow_the_best_segment_under_uniform_attention(toy_ga
     means = {v: index.head.values(torch.from_numpy(features[v])).detach().double().numpy()[segments(v)].mean(axis=1) for v in ids}
     places = prefilter_places(toy_gallery, index, partitions, pairs, longest=6)
     for q in (0, 13, 39):
-        encodings = gallery_target(toy_gallery, ids[pairs.query_rows[q]]).segmented(index).encoding.encodings
+        encodings = segmented(gallery_target(toy_gallery, ids[pairs.query_rows[q]]), index).encoding.encodings
         logits = {}
         for g in np.flatnonzero(pairs.valid[q]):
             difference = encodings.double().numpy()[:, None] - means[ids[pairs.gallery_rows[g]]]

@@ -13,7 +13,7 @@ from pipeline.evaluation_report import evaluation_text, interval, render_evaluat
 from pipeline.gallery import Gallery
 from pipeline.index_build import build_index
 from pipeline.partitions import opened_partitions
-from pipeline.scoring import ScoreSettings
+from pipeline.settings import ScoreSettings
 from tests.test_report import HOSTILE, Page
 
 

@@ -12,12 +12,12 @@ import torch
 
 from benchmarks import exact as exact_benchmark
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import Index, IndexSettings
+from pipeline.index import Index
 from pipeline.index_build import build_index
 from pipeline.partitions import LocalPartitions, opened_partitions
 from pipeline.results import SearchResult
-from pipeline.scoring import ScoreSettings
-from pipeline.search import SearchSettings, search, search_many
+from pipeline.search import search, search_many
+from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
 from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features, toy_spec
 

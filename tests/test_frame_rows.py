@@ -17,12 +17,13 @@ from pipeline import partitions as partitions_module
 from pipeline.errors import PipelineError
 from pipeline.frame_rows import FileRows, Reading, RowFiles, Wanted
 from pipeline.gallery import Gallery
-from pipeline.index import Index, IndexSettings
+from pipeline.index import Index
 from pipeline.index_build import build_index
 from pipeline.partitions import LocalPartitions
 from pipeline.scoring import TargetEncoding, cached_logits, candidate_logits
-from pipeline.search import SearchSettings, search_many
+from pipeline.search import search_many
 from pipeline.segments import segment_starts
+from pipeline.settings import IndexSettings, SearchSettings
 from pipeline.targets import gallery_target
 
 

@@ -13,15 +13,15 @@ import torch
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
-from pipeline.index import Index, IndexSettings, index_versions, open_index
+from pipeline.index import Index, index_versions, open_index
 from pipeline.index_build import build_index
 from pipeline.index_samples import sample_features
 from pipeline.partitions import opened_partitions
 from pipeline.results import SearchResult
-from pipeline.scoring import ScoreSettings
 from pipeline.seals import sealed, unsealed
-from pipeline.search import SearchSettings, search
+from pipeline.search import search
 from pipeline.segments import segment_frames, segment_starts
+from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
 from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features, toy_spec
 

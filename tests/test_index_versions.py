@@ -15,12 +15,13 @@ from jobs.index import index as run_jobs_index
 from pipeline import partition_store
 from pipeline.errors import PipelineError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
-from pipeline.index import Index, IndexSettings, current_index, extensible_index, index_versions, open_index, videos_not_in
+from pipeline.index import Index, current_index, extensible_index, index_versions, open_index, videos_not_in
 from pipeline.index_build import build_index
 from pipeline.partition_store import FULL, PartitionWork, build_partitions
 from pipeline.partitions import opened_partitions
 from pipeline.retention import Selection, compact, forget
-from pipeline.search import SearchSettings, search
+from pipeline.search import search
+from pipeline.settings import IndexSettings, SearchSettings
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features, toy_spec

@@ -15,8 +15,8 @@ from pipeline.head import head_hash, save_head
 from pipeline.index import find_head
 from pipeline.index_build import build_index
 from pipeline.partitions import opened_partitions
-from pipeline.scoring import ScoreSettings
-from pipeline.search import SearchSettings, search
+from pipeline.search import search
+from pipeline.settings import ScoreSettings, SearchSettings
 from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features
 

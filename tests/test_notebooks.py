@@ -27,7 +27,8 @@ from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySett
 from pipeline.index_build import build_index
 from pipeline.partitions import opened_partitions
 from pipeline.results import write_results
-from pipeline.search import SearchSettings, search
+from pipeline.search import search
+from pipeline.settings import SearchSettings
 from pipeline.targets import gallery_target
 from pipeline.training.checkpoint import metrics_table
 from pipeline.training.run import GallerySource, TrainingPlan, run_training

@@ -18,7 +18,8 @@ from pipeline.report import write_report
 from pipeline.results import write_results
 from pipeline.retention import Selection, compact, forget
 from pipeline.sampling import Sampling
-from pipeline.search import SearchSettings, search
+from pipeline.search import search
+from pipeline.settings import SearchSettings
 from pipeline.storage import resolve
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery

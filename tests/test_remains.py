@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.gallery import Gallery, feature_matrix, frames_table
-from pipeline.index import IndexSettings
 from pipeline.index_build import build_index
 from pipeline.partition_files import encode_frames, segment_means
 from pipeline.remains import files_with_forgotten, files_with_rows
 from pipeline.retention import Selection, compact, forget
 from pipeline.segments import segment_frames, segment_starts
+from pipeline.settings import IndexSettings
 from tests.test_jobs import command
 
 GONE = ("v003", "v017", "v038")

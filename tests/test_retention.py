@@ -17,12 +17,13 @@ from pipeline.catalog import SOURCE_SCHEMA
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, Snapshot, feature_matrix, frames_table
 from pipeline.head import save_head
-from pipeline.index import IndexSettings, index_versions, open_index
+from pipeline.index import index_versions, open_index
 from pipeline.index_build import build_index
 from pipeline.ingest import missing_sources
 from pipeline.partitions import opened_partitions
 from pipeline.retention import Selection, compact, forget
-from pipeline.search import SearchSettings, search
+from pipeline.search import search
+from pipeline.settings import IndexSettings, SearchSettings
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from pipeline.coattention import Comparison
 from pipeline.errors import UsageError
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.scoring import ScoreSettings, video_score
+from pipeline.scoring import video_score
+from pipeline.settings import ScoreSettings
 from pipeline.training.features import FeatureSet, Source, load_features, matched_people, split_identities
 from pipeline.training.loop import learning_rate, train, validate
 from pipeline.training.losses import attention_loss, pair_loss, ranking_loss, triplet_loss, video_logits

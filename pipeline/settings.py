@@ -1,0 +1,124 @@
+"""What the user of an index and of a search decides, checked. No PyTorch here: commands read their flags' defaults without it."""
+
+import math
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from pipeline.errors import UsageError
+from pipeline.segments import segment_starts
+
+PREFILTERS = ("auto", "exact", "compressed")
+LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """segment_length: T, frames a segment; stride: frames between segments; partition_videos: videos a partition.
+
+    prefilter: "exact" compares a target with the mean of every segment; "compressed" with those in the nearest inverted lists, as
+    product-quantised vectors; "auto" is compressed where a new index has more than FLAT_SEGMENTS segments.
+    """
+
+    segment_length: int = 8
+    stride: int = 4
+    partition_videos: int = 20_000
+    prefilter: str = "auto"
+
+    def __post_init__(self) -> None:
+        segment_starts(1, self.segment_length, self.stride)  # raises UsageError for sizes below 1
+        if self.segment_length > LONGEST_SEGMENT:
+            raise UsageError(f"a segment has at most {LONGEST_SEGMENT} frames, not {self.segment_length}")
+        if self.prefilter not in PREFILTERS:
+            raise UsageError(f"a prefilter is one of {', '.join(PREFILTERS)}, not {self.prefilter!r}")
+        if self.partition_videos < 1:
+            raise UsageError(f"a partition holds at least 1 video, not {self.partition_videos}")
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How a video's N x K pair scores become one video score ([0054], claim 9).
+
+    ratio: the top share that counts, ceil(ratio * N * K) scores and so at least one; above 0, at most 1. The patent's
+        text and the authors' code take 0.2; a twentieth holds where people are hidden for most of a video.
+    threshold: if given, all scores of at least this value count instead of the share (compared in float64); a video
+        with none scores 0.
+    aggregate: "mean" or "sum" of the scores that count. The patent adds them; but a sum over a share grows with N x
+        K, so that long videos win by length. The mean compares videos of different length, is what the authors' code
+        does, and is the default.
+    normalise: "cohort" measures every score against a sample of the gallery (`pipeline.cohort`), "none" is the patent's.
+
+    Raises UsageError for values outside these ranges.
+    """
+
+    ratio: float = 0.05
+    threshold: float | None = None
+    aggregate: Literal["mean", "sum"] = "mean"
+    normalise: Literal["cohort", "none"] = "cohort"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise UsageError(f"the top share of scores must be above 0 and at most 1, not {self.ratio}")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UsageError(f"the score threshold must be a finite number, not {self.threshold}")
+        if self.aggregate not in ("mean", "sum"):
+            raise UsageError(f"scores are aggregated by mean or sum, not by {self.aggregate!r}")
+        if self.normalise not in ("cohort", "none"):
+            raise UsageError(f"scores are normalised by cohort or by none, not by {self.normalise!r}")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What is asked for.
+
+    top: leads a target; shortlist: best videos of the prefilter, None for all, and at least shortlist_share of those that pass
+    the filters. patience: so many of them are scored at a time, best first and twice as many at first, until the last so many
+    hold none of the `top`; None: all of them are scored. cameras: only these; other_cameras: all but the target's own. after,
+    before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
+    target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
+    lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
+    expected_matches: on how many eligible videos the person is expected, the prior of the probabilities. exact: the true first
+    `top` of all eligible videos, with a proof. bounded: by bounds, from the shortlist on, rather than by scoring everything;
+    None: where there is no kernel, without which bounds are the faster way.
+    """
+
+    top: int = 20
+    shortlist: int | None = 1000
+    shortlist_share: float = 0.01
+    patience: int | None = 1000
+    exact: bool = False
+    bounded: bool | None = None
+    cameras: tuple[str, ...] = ()
+    other_cameras: bool = False
+    after: datetime | None = None
+    before: datetime | None = None
+    target_length: int | None = None
+    target_stride: int | None = None
+    pairs: int = 3
+    evidence: bool = True
+    expected_matches: float = 1.0
+    score: ScoreSettings = field(default_factory=ScoreSettings)
+
+    def __post_init__(self) -> None:
+        counts = (self.top, self.pairs, self.shortlist, self.patience)
+        if any(count is not None and count < 1 for count in counts):
+            raise UsageError("top, pairs, shortlist and patience must be at least 1")
+        if not 0 <= self.shortlist_share <= 1:
+            raise UsageError(f"a shortlist is a share from 0 to 1 of the videos, not {self.shortlist_share}")
+        check_expected_matches(self.expected_matches)
+        if self.after is not None and self.before is not None and self.after >= self.before:
+            raise UsageError(f"the time window is empty: it starts at {self.after} and ends before {self.before}")
+
+    def filters(self) -> tuple[str, ...]:
+        """The filters in words."""
+        words = [f"camera {', '.join(self.cameras)}"] if self.cameras else []
+        words += ["not the target's own camera"] if self.other_cameras else []
+        words += [f"from {self.after:%Y-%m-%d %H:%M:%S} UTC"] if self.after else []
+        words += [f"before {self.before:%Y-%m-%d %H:%M:%S} UTC"] if self.before else []
+        return tuple(words)
+
+
+def check_expected_matches(expected_matches: float) -> None:
+    """Raises UsageError unless it is above 0 and finite."""
+    if not 0 < expected_matches < math.inf:
+        raise UsageError(f"the expected number of matches must be above 0, not {expected_matches}")
