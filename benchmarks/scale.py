@@ -235,7 +235,7 @@ def warm_step(plan: Plan) -> dict[str, Any]:
         figures |= latencies(f"warm_{BATCH}", many)
         figures["targets"], figures["target_segments"] = len(targets), median([result.target_segments for _, result in one])
         figures["shortlist"] = settings.shortlist
-        figures["scored"] = float(np.mean([result.shortlisted for _, result in one]))
+        figures["scored"] = float(np.mean([result.scored for _, result in one]))
         whole = whole_shortlist(settings)
         for _ in range(2):  # the second is warm
             figures |= latencies("warm_1_all", [timed(search, gallery, index, partitions, target, whole) for target in targets])

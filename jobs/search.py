@@ -160,7 +160,7 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
     target = result.target
     lines = [
         f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, "
-        f"{result.shortlisted} {f'of {result.shortlisted + result.passed_over} shortlisted ' if result.passed_over else ''}"
+        f"{result.scored} {f'of {result.scored + result.passed_over} shortlisted ' if result.passed_over else ''}"
         f"scored in full, {result.seconds:.2f} s",
         *_proof(result),
         f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} time",
@@ -234,7 +234,7 @@ def _words(error: BaseException) -> str:
 
 def _audit_fields(result: SearchResult) -> dict[str, object]:
     names: Sequence[str] = (
-        *("gallery", "index_version", "model", "calibration", "normalise", "filters", "eligible", "shortlisted", "passed_over"),
+        *("gallery", "index_version", "model", "calibration", "normalise", "filters", "eligible", "scored", "passed_over"),
         *("reason", "case"),
     )
     fields: dict[str, object] = {name: getattr(result, name) for name in names}

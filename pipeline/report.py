@@ -327,7 +327,7 @@ def _none_words(result: SearchResult) -> str | None:
 
 
 def _counts(result: SearchResult) -> tuple[int, int, int]:
-    return result.gallery_videos, result.eligible, result.shortlisted
+    return result.gallery_videos, result.eligible, result.scored
 
 
 def _why_no_leads(result: SearchResult) -> str:
@@ -337,9 +337,7 @@ def _why_no_leads(result: SearchResult) -> str:
         return "No video of the gallery passes the filters, so nothing was scored. Wider filters may give leads."
     if not result.eligible:
         return "The gallery holds no video that could be searched for this target, so nothing was scored."
-    return (
-        f"{result.shortlisted:,} of {result.eligible:,} eligible videos were scored in full, and none of them was kept as a lead."
-    )
+    return f"{result.scored:,} of {result.eligible:,} eligible videos were scored in full, and none of them was kept as a lead."
 
 
 def _label(target: VideoRef, candidate: VideoRef) -> tuple[str, str]:

@@ -137,7 +137,7 @@ class SearchResult:
     """The leads for one target, best first, and what was searched.
 
     target_segments: segments of the target. gallery: its uri; gallery_videos: videos in it; eligible: those that pass the
-    filters; shortlisted: those scored in full; passed_over: those of the shortlist that were not, because the last ones that were
+    filters; scored: those scored in full; passed_over: those of the shortlist that were not, because the last ones that were
     brought no lead. filters: in words. untrained: no trained head was used. seconds: of the search.
     reason, case: why it was searched, as given. normalise: how scores were normalised, "cohort" or "none". none_probability: that
     no eligible video shows the target, None without a calibration. calibration: in words, what probabilities rest on, or why
@@ -151,7 +151,7 @@ class SearchResult:
     gallery: str
     gallery_videos: int
     eligible: int
-    shortlisted: int
+    scored: int
     index_version: str
     model: str
     untrained: bool

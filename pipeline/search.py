@@ -225,7 +225,7 @@ class _Asked:
             gallery=gallery.location.uri,
             gallery_videos=len(index.videos),
             eligible=self.eligible,
-            shortlisted=len(self.scores),
+            scored=len(self.scores),
             passed_over=len(self.found) - len(self.scores),
             index_version=index.version,
             model=index.model,

@@ -55,7 +55,7 @@ def test_its_leads_are_those_of_scoring_everything(gallery: Gallery, index: Inde
     assert everything.proof is None
     proof = exact.proof
     assert proof is not None
-    assert proof.scored == exact.shortlisted < exact.eligible
+    assert proof.scored == exact.scored < exact.eligible
     assert proof.largest_bound < proof.threshold == exact.leads[-1].score
 
 
@@ -97,7 +97,7 @@ def test_what_bounds_do_not_hold_for_is_scored_in_full(gallery: Gallery, index: 
         exact = search(gallery, index, partitions, target, dataclasses.replace(EXACT, score=score))
         everything = search(gallery, index, partitions, target, dataclasses.replace(EXHAUSTIVE, score=score))
     assert leads(exact) == leads(everything)
-    assert exact.shortlisted == exact.eligible
+    assert exact.scored == exact.eligible
 
 
 def test_its_benchmark_finds_what_scoring_everything_finds(gallery: Gallery, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,13 +140,13 @@ def test_a_compressed_prefilter_keeps_the_leads_and_the_partitions_order_does_no
     with opened_partitions(gallery, compressed, actors=0) as partitions:
         exact = search(gallery, compressed, partitions, target, EXACT)
     assert leads(exact) == leads(results[0])
-    assert exact.shortlisted == exact.eligible  # no means are stored, so there are no bounds
+    assert exact.scored == exact.eligible  # no means are stored, so there are no bounds
     with opened_partitions(gallery, compressed, actors=0) as partitions:
         wide = search(
             gallery, compressed, partitions, target, SearchSettings(top=5, shortlist=10_000, patience=1, evidence=False)
         )
     assert leads(wide) == leads(results[0])  # the prefilter is not asked for an order of everything, so all of it is scored
-    assert (wide.shortlisted, wide.passed_over) == (wide.eligible, 0)
+    assert (wide.scored, wide.passed_over) == (wide.eligible, 0)
 
 
 @pytest.mark.ray

@@ -149,7 +149,7 @@ def test_a_shortlist_is_scored_until_the_last_videos_bring_no_lead(
     expected = next((done for done in steps if done >= 30 or not brings_a_lead(done)), 30)
     asked = dataclasses.replace(whole, top=top, patience=patience)
     result = leads(toy_gallery, toy_index, name, asked)
-    assert (result.shortlisted, result.passed_over) == (expected, 30 - expected)
+    assert (result.scored, result.passed_over) == (expected, 30 - expected)
     first = sorted((every[rank] for rank in range(1, expected + 1)), key=lambda lead: (-lead.score, lead.video.video_id))
     assert [(lead.video.video_id, lead.prefilter_rank) for lead in result.leads] == [
         (lead.video.video_id, lead.prefilter_rank) for lead in first[:top]
@@ -161,13 +161,13 @@ def test_a_shortlist_is_scored_until_the_last_videos_bring_no_lead(
 def test_patience_ends_no_search_of_everything(toy_gallery: Gallery, toy_index: Index) -> None:
     for settings in (SearchSettings(top=1, shortlist=None, patience=1), SearchSettings(top=1, exact=True, patience=1)):
         result = leads(toy_gallery, toy_index, settings=settings)
-        assert (result.shortlisted, result.passed_over) == (39, 0)
+        assert (result.scored, result.passed_over) == (39, 0)
 
 
 def test_a_shortlist_is_scored_like_everything(toy_gallery: Gallery, toy_index: Index) -> None:
     everything = {lead.video.video_id: lead.score for lead in leads(toy_gallery, toy_index).leads}
     short = leads(toy_gallery, toy_index, settings=SearchSettings(top=100, shortlist=7))
-    assert short.shortlisted == len(short.leads) == 7
+    assert short.scored == len(short.leads) == 7
     assert sorted(lead.prefilter_rank for lead in short.leads) == list(range(1, 8))
     assert all(lead.score == pytest.approx(everything[lead.video.video_id], abs=1e-6) for lead in short.leads)
 

@@ -240,9 +240,9 @@ def test_picture_of_a_wrong_kind_is_an_error_that_says_so() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gallery_videos": 0, "eligible": 0, "shortlisted": 0}, "The gallery holds no videos"),
-        ({"eligible": 0, "shortlisted": 0, "filters": ("camera is cam9",)}, "No video of the gallery passes the filters"),
-        ({"eligible": 0, "shortlisted": 0}, "The gallery holds no video that could be searched"),
+        ({"gallery_videos": 0, "eligible": 0, "scored": 0}, "The gallery holds no videos"),
+        ({"eligible": 0, "scored": 0, "filters": ("camera is cam9",)}, "No video of the gallery passes the filters"),
+        ({"eligible": 0, "scored": 0}, "The gallery holds no video that could be searched"),
         ({}, "100 of 900 eligible videos were scored in full"),
     ],
 )
