@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import io
 import json
 import os
@@ -78,6 +79,8 @@ def command(name: str, *arguments: str) -> Ended:
         except Exception:
             traceback.print_exc()
             code = 1
+        finally:
+            gc.unfreeze()  # this process goes on
     return Ended(code, out.getvalue(), err.getvalue())
 
 
