@@ -129,7 +129,7 @@ def _json_records(file: io.BytesIO, manifest: str, names: set[str]) -> _Records:
             continue
         try:
             row = json.loads(text, parse_float=Decimal)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, ArithmeticError, RecursionError) as error:  # ArithmeticError: an exponent past what Decimal takes
             raise UsageError(f"line {number} of {manifest} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UsageError(f"line {number} of {manifest} is not a JSON object")

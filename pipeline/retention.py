@@ -30,7 +30,7 @@ ORPHAN_AGE = timedelta(hours=24)  # a file that no commit names may belong to an
 
 @dataclass(frozen=True)
 class Selection:
-    """Videos to forget: those that any of the given criteria chooses. before: aware datetime, by start time."""
+    """Videos to forget, by one of the criteria. before: aware datetime, by start time."""
 
     video_ids: tuple[str, ...] = ()
     camera: str | None = None
@@ -38,25 +38,30 @@ class Selection:
     person: str | None = None
 
     def of(self, snapshot: Snapshot) -> pa.Table:
-        """The rows of Snapshot.videos that are chosen. Raises UsageError for an id that is not there or nothing to choose by."""
+        """The rows of Snapshot.videos that are chosen. Raises UsageError for an id that is not there, and unless there is one
+        criterion to choose by.
+        """
         videos = snapshot.videos
-        if not (self.video_ids or self.camera or self.before or self.person):
+        given = [
+            (column, value, compare)
+            for column, value, compare in (
+                ("video_id", self.video_ids, pc.is_in),
+                ("camera_id", self.camera, pc.equal),
+                ("person_id", self.person, pc.equal),
+                ("start_time", self.before, pc.less),
+            )
+            if value
+        ]
+        if not given:
             raise UsageError("say what to forget: a video id, a camera, a time or a person")
-        if sum(map(bool, (self.video_ids, self.camera, self.before, self.person))) > 1:
+        if len(given) > 1:
             raise UsageError("choose by ids, by camera, by time or by person, one at a time; nothing was forgotten")
-        known = set(videos["video_id"].to_pylist())
-        if unknown := [video_id for video_id in self.video_ids if video_id not in known]:
-            raise UsageError(f"the gallery has no video {unknown[0]!r}; nothing was forgotten")
-        chosen = pc.is_in(videos["video_id"], pa.array(self.video_ids, pa.string()))
-        for column, value, compare in (
-            ("camera_id", self.camera, pc.equal),
-            ("person_id", self.person, pc.equal),
-            ("start_time", self.before, pc.less),
-        ):
-            if value is not None:
-                hit = compare(videos[column], pa.scalar(value, videos.schema.field(column).type))
-                chosen = pc.or_(chosen, pc.fill_null(hit, False))
-        return videos.filter(chosen)
+        if unknown := set(self.video_ids) - set(videos["video_id"].to_pylist()):
+            raise UsageError(f"the gallery has no video {min(unknown)!r}; nothing was forgotten")
+        ((column, value, compare),) = given
+        kind = videos.schema.field(column).type
+        wanted = pa.array(value, kind) if column == "video_id" else pa.scalar(value, kind)
+        return videos.filter(compare(videos[column], wanted))
 
 
 def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None = None) -> list[str]:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import contextlib
 import json
 import urllib.request
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pytest
+import torch
 from moto.server import ThreadedMotoServer
 from onnx import TensorProto, helper
 
@@ -32,6 +34,13 @@ def save_toy_backbone(path: Path) -> Path:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
     path.with_suffix(".json").write_text(json.dumps(TOY_SIDECAR))
     return path
+
+
+def touch(root: Path, *names: str) -> None:
+    """Make empty files below a folder."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
 
 
 def toy_spec(dim: int = 24) -> BackboneSpec:
@@ -90,9 +99,25 @@ def toy_gallery(tmp_path: Path) -> Gallery:
     return gallery
 
 
+@contextlib.contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    """With one, sums are in a fixed order, and nothing waits for threads over small batches."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def s3_options() -> Iterator[str]:
-    """The connection options of an S3 server on loopback that holds an empty bucket named `bucket`."""
+def one_thread() -> Iterator[None]:
+    """For all tests of a module: see `threads_of_torch`."""
+    with threads_of_torch(1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server on loopback, and its credentials in the environment; it holds an empty bucket named `bucket`."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ACCESS_KEY_ID", "test")
         environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -103,5 +128,11 @@ def s3_options() -> Iterator[str]:
         endpoint = f"http://{host}:{port}"
         urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"").close()  # noqa: S310 - all servers of a process share their buckets
         boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="bucket")
-        yield f"?endpoint_override={endpoint}&region=us-east-1"
+        yield endpoint
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def s3_options(s3_endpoint: str) -> str:
+    """The connection options of `s3_endpoint` in a uri."""
+    return f"?endpoint_override={s3_endpoint}&region=us-east-1"

@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -21,7 +22,6 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.catalog import (
-    REJECT_REASONS,
     SOURCE_SCHEMA,
     Catalog,
     candidate_id,
@@ -30,8 +30,7 @@ from pipeline.catalog import (
 )
 from pipeline.errors import UsageError
 from pipeline.storage import StorageError, resolve
-
-SHARED = Path(__file__).parents[1].parent / "shared/data"
+from tests.conftest import SHARED, touch
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,6 @@ def source_from_row(row: dict) -> Source:
     start_time = row["start_time"].astimezone(UTC) if row["start_time"] is not None else None
     same = ("source_id", "uri", "kind", "camera_id", "person_id", "boxes_uri")
     return Source(**{name: row[name] for name in same}, start_time=start_time)
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 def kinds(catalog: Catalog) -> dict[str, str]:
@@ -88,6 +81,11 @@ def write_parquet(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 WRITERS = {"m.csv": write_csv, "m.jsonl": write_jsonl, "m.ndjson": write_jsonl, "m.parquet": write_parquet}
+JSON_VALUES = st.one_of(
+    st.from_regex(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,25})?", fullmatch=True),
+    st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=5).map(json.dumps),
+    st.sampled_from(["NaN", "Infinity", "-Infinity", '"\\ud800"', '"\\u0000"', "{}"]),
+)
 every_format = pytest.mark.parametrize("name", WRITERS)
 
 
@@ -218,27 +216,17 @@ class TestPatterns:
 
 class TestBuckets:
     @pytest.fixture(scope="class")
-    def options(self) -> Iterator[str]:
-        boto3 = pytest.importorskip("boto3")
-        server_module = pytest.importorskip("moto.server")
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("AWS_ACCESS_KEY_ID", "test")
-            environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-            server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-            server.start()
-            host, port = server.get_host_and_port()
-            client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-            client.create_bucket(Bucket="bucket")
-            for key in (
-                *("in/a.mp4", "in/deep/b c.mkv", "in/person 1/0001.jpg", "in/person 1/0002.jpg"),
-                *("in/.hidden/x.mp4", "in/notes.txt", "in/outer/1.jpg", "in/outer/inner/2.jpg", "in/what?.mp4", "in/empty/"),
-                *("input/other.mp4", "notes/only.txt"),
-            ):
-                client.put_object(Bucket="bucket", Key=key, Body=b"")
-            lines = b"uri,video_id,boxes_uri\na.mp4,one,boxes/a.txt\ns3://elsewhere/b.mp4,two,\n/local/c.mp4,three,\n"
-            client.put_object(Bucket="bucket", Key="in/list/m.csv", Body=lines)
-            yield f"?endpoint_override=http://{host}:{port}&region=us-east-1"
-            server.stop()
+    def options(self, s3_endpoint: str, s3_options: str) -> str:
+        client = boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
+        for key in (
+            *("in/a.mp4", "in/deep/b c.mkv", "in/person 1/0001.jpg", "in/person 1/0002.jpg"),
+            *("in/.hidden/x.mp4", "in/notes.txt", "in/outer/1.jpg", "in/outer/inner/2.jpg", "in/what?.mp4", "in/empty/"),
+            *("input/other.mp4", "notes/only.txt"),
+        ):
+            client.put_object(Bucket="bucket", Key=key, Body=b"")
+        lines = b"uri,video_id,boxes_uri\na.mp4,one,boxes/a.txt\ns3://elsewhere/b.mp4,two,\n/local/c.mp4,three,\n"
+        client.put_object(Bucket="bucket", Key="in/list/m.csv", Body=lines)
+        return s3_options
 
     def test_a_prefix_follows_the_rules_of_folders(self, options: str) -> None:
         catalog = read_catalog("s3://bucket/in" + options)
@@ -379,13 +367,16 @@ class TestManifests:
         labels = {row["uri"].rpartition("/")[2]: row["person_id"] for row in rows(read_catalog(tmp_path / "m.csv"))}
         assert labels == {"a.mp4": "3", "b.mp4": None}
 
-    def test_two_hundred_thousand_rows_take_seconds(self, tmp_path: Path) -> None:
-        count = 200_000
-        lines = (f"cam{i % 99}/clip{i}.mp4,cam{i % 99},2026-05-01T12:{i % 60:02d}:00Z,{i % 1000}\n" for i in range(count))
-        (tmp_path / "m.csv").write_text("uri,camera_id,start_time,person_id\n" + "".join(lines))
-        begun = time.process_time()
-        assert read_catalog(tmp_path / "m.csv", roots=[tmp_path]).table.num_rows == count
-        assert time.process_time() - begun < 20
+    def test_time_grows_as_the_number_of_rows_does(self, tmp_path: Path) -> None:
+        def seconds(count: int) -> float:
+            lines = (f"cam{i % 99}/clip{i}.mp4,cam{i % 99},2026-05-01T12:{i % 60:02d}:00Z,{i % 1000}\n" for i in range(count))
+            (tmp_path / "m.csv").write_text("uri,camera_id,start_time,person_id\n" + "".join(lines))
+            begun = time.thread_time()
+            assert read_catalog(tmp_path / "m.csv", roots=[tmp_path]).table.num_rows == count
+            return time.thread_time() - begun
+
+        seconds(1000)  # what is loaded and cached once
+        assert seconds(200_000) < 25 * seconds(20_000)
 
 
 class TestNumbersAsLabels:
@@ -541,6 +532,7 @@ class TestFaults:
             ("m.jsonl", b'{"uri": "a", "person_id": ["x"]}\n', "person_id in line 1 .* text or a number is needed"),
             ("m.jsonl", b'{"uri": "a", "person_id": true}\n', "person_id in line 1 .* text or a number is needed"),
             ("m.jsonl", b'{"uri": "a", "person_id": 1e999999}\n', "too large or too small for a label"),
+            ("m.jsonl", b'{"uri": "a", "note": 1e99999999999999999999}\n', "line 1 .* is not JSON"),
             ("m.jsonl", b'{"uri": "a", "person_id": "\\ud800"}\n', "lone surrogate"),
             ("m.jsonl", b'{"uri": "a\\u0000b"}\n', "row 1 .*, uri: .*NUL"),
             ("m.jsonl", b'{"uri": "a"}\n{"video_id": "b"}\n', "row 2 .* has a blank uri"),
@@ -578,11 +570,31 @@ class TestFaults:
             read_catalog(tmp_path / "m.parquet")
 
     @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(content=st.binary(max_size=300), name=st.sampled_from(sorted(WRITERS)))
-    def test_any_bytes_are_a_catalog_or_a_usage_error(self, tmp_path: Path, content: bytes, name: str) -> None:
-        (tmp_path / name).write_bytes(content if name == "m.parquet" else b"uri\n" + content)
+    @given(
+        noise=st.binary(min_size=1, max_size=12),
+        place=st.floats(0, 1),
+        over=st.integers(0, 12),
+        name=st.sampled_from(sorted(WRITERS)),
+    )
+    def test_a_manifest_with_any_bytes_in_it_is_a_catalog_or_a_usage_error(
+        self, tmp_path: Path, noise: bytes, place: float, over: int, name: str
+    ) -> None:
+        """The bytes are put anywhere into a sound manifest, before or over what is there."""
+        records = [
+            {"uri": f"{i}.mp4", "video_id": f"v{i}", "person_id": i, "start_time": "2026-05-01T12:00:00Z"} for i in range(3)
+        ]
+        sound = WRITERS[name](tmp_path / name, records).read_bytes()
+        at = round(place * len(sound))
+        (tmp_path / name).write_bytes(sound[:at] + noise + sound[at + over :])
         with contextlib.suppress(UsageError):
             assert read_catalog(tmp_path / name).table.num_rows
+
+    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(value=JSON_VALUES, column=st.sampled_from(["uri", "video_id", "start_time", "person_id", "note"]))
+    def test_any_json_in_a_column_is_a_catalog_or_a_usage_error(self, tmp_path: Path, value: str, column: str) -> None:
+        (tmp_path / "m.jsonl").write_text(f'{{"uri": "a.mp4"}}\n{{"uri": "b.mp4", "{column}": {value}}}\n', encoding="utf-8")
+        with contextlib.suppress(UsageError):
+            assert read_catalog(tmp_path / "m.jsonl").table.num_rows == 2
 
 
 class TestRoots:
@@ -614,19 +626,15 @@ class TestRoots:
         }
         assert marked == {f"{tmp_path}/videos/a.mp4": None, f"{tmp_path}/videos/folder/s.mp4": "outside_roots"}
 
-    def test_every_reason_is_in_the_vocabulary(self) -> None:
-        assert {"outside_roots", "permission_denied", "bad_name"} <= set(REJECT_REASONS)
-        assert all(meaning and "\n" not in meaning for meaning in REJECT_REASONS.values())
-
 
 @pytest.mark.shared
 class TestRealExamples:
     @pytest.fixture
     def shared(self) -> Callable[[str], Path]:
         def find(name: str) -> Path:
-            if not (SHARED / name).exists():
+            if not (SHARED / "data" / name).exists():
                 pytest.skip(f"{name} is not in ../shared/data")
-            return SHARED / name
+            return SHARED / "data" / name
 
         return find
 
@@ -645,4 +653,5 @@ class TestRealExamples:
         folders = {path.parent for path in shared("mini_mars").rglob("*.jpg")}
         assert {Path(uri) for uri in catalog.table["uri"].to_pylist()} == folders
         assert set(catalog.table["kind"].to_pylist()) == {"images"}
-        assert catalog.ignored == 2
+        files = [path for path in shared("mini_mars").rglob("*") if path.is_file()]
+        assert catalog.ignored == sum(path.suffix != ".jpg" for path in files) > 0

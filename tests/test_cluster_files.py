@@ -4,12 +4,9 @@ KubeRay's CRDs are read from ../shared; everything else needs nothing but the ch
 CRD without a word, so here they fail.
 """
 
-import ast
 import copy
 import fnmatch
-import functools
 import importlib
-import json
 import re
 import shlex
 import subprocess
@@ -217,20 +214,19 @@ def test_ingest_index_and_search_each_have_a_job() -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "error"),
     [
-        "python -m jobs.ingest s3://b/ --galery s3://g",
-        "python -m jobs.ingest s3://b/",
-        "python -m jobs.search t.mp4 --gallery g --top many",
-        "python -m jobs.index s3://b --gallery g",
+        ("python -m jobs.ingest s3://b/ --galery s3://g", "NoSuchOption"),
+        ("python -m jobs.ingest s3://b/", "MissingParameter"),
+        ("python -m jobs.search t.mp4 --gallery g --top many", "BadParameter"),
+        ("python -m jobs.index s3://b --gallery g", "UsageError"),
+        ("python -m jobs.ingets s3://b --gallery g", "ModuleNotFoundError"),
     ],
 )
-def test_a_wrong_entry_point_is_found(line: str) -> None:
+def test_a_wrong_entry_point_is_found(line: str, error: str) -> None:
     with pytest.raises(Exception) as refused:  # typer has copies of click's classes
         parse_command(shlex.split(line))
-    assert type(refused.value).__name__ in ("NoSuchOption", "MissingParameter", "BadParameter", "UsageError")
-    with pytest.raises(ModuleNotFoundError):
-        parse_command(["python", "-m", "jobs.ingets"])
+    assert type(refused.value).__name__ == error
 
 
 def test_the_commands_on_the_operators_page_exist() -> None:
@@ -272,25 +268,10 @@ def test_every_image_of_ours_is_one_that_a_container_file_makes_at_this_version(
     assert used == made
 
 
-@functools.cache
-def custom_resources() -> set[str]:
-    """Names in `resources={...}` of any call in pipeline/ and jobs/."""
-    names: set[str] = set()
-    for path in (*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.keyword) and node.arg == "resources" and isinstance(node.value, ast.Dict):
-                names |= {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
-    return names
-
-
 @each_ray_kind
-def test_groups_offer_what_the_pipeline_asks_for(path: Path) -> None:
+def test_work_runs_on_workers_and_ray_counts_what_kubernetes_gives(path: Path) -> None:
     (document,) = documents(path)
     cluster = ray_cluster(document)
-    offered: set[str] = set()
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        offered |= set(json.loads(group["rayStartParams"].get("resources", "{}").strip("'\"").replace('\\"', '"')))
-    assert custom_resources() <= offered
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", "work on the head takes the head with it"
     for name, template in pods(document):
         (container,) = template["spec"]["containers"]
@@ -442,13 +423,12 @@ def test_ray_up_takes_the_configuration(path: Path) -> None:
         ("aws", ("provider", "security_group"), {"Group": "x"}),
         ("aws", ("head_node_type",), "missing"),
         ("on-premise", ("auth", "ssh_usr"), "search"),
-        ("on-premise", ("setup_commands",), "pip install ."),
     ],
 )
 def test_a_fault_in_a_ray_up_configuration_is_found(name: str, place: tuple[str, ...], value: Any) -> None:
     (config,) = documents(CLUSTER / "ray-up" / f"{name}.yaml")
     put(config, place, value)
-    with pytest.raises((jsonschema.ValidationError, ValueError, KeyError, TypeError)):
+    with pytest.raises((jsonschema.ValidationError, ValueError)):
         prepared(config)
 
 
@@ -582,7 +562,7 @@ def test_what_the_packages_read_at_run_time_is_installed_with_them() -> None:
         for package, patterns in data.items():
             folder = package.replace(".", "/") + "/"
             if package != "*" and name.startswith(folder):
-                named |= any(fnmatch.fnmatch(name.removeprefix(folder), pattern) for pattern in patterns)
+                named |= any(ROOT / name in (ROOT / folder).glob(pattern) for pattern in patterns)  # its * does not cross a /
         if path.suffix != ".py" and not named:
             left.append(name)
     assert left == []

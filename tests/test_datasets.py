@@ -18,12 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.sampling import Sampling
 from pipeline.storage import resolve
 from pipeline.video import Piece, Rejected
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+from tests.conftest import touch
 
 
 def labels(data: LabelledData) -> dict[str, tuple[str, str, str]]:
@@ -460,6 +455,15 @@ class TestOtherData:
         )
         assert "1 videos have no person_id" in data.notes[1] and "1 videos have no camera_id" in data.notes[2]
         assert "all of it is taken for train" in read_labelled(str(tmp_path / "m.csv"), part="train").notes[-1]
+
+    def test_a_camera_that_is_not_known_is_another_one_as_in_an_evaluation(self, tmp_path: Path) -> None:
+        """Without a match are p, alone, and the two of q, both under x."""
+        lines = ["p1,p,", "q1,q,x", "q2,q,x", "r1,r,", "r2,r,", "s1,s,x", "s2,s,", "t1,t,x", "t2,t,y"]
+        (tmp_path / "m.csv").write_text("uri,person_id,camera_id\n" + "\n".join(lines) + "\n")
+        data = read_labelled(str(tmp_path / "m.csv"))
+        names = dict(zip(data.catalog.table["source_id"].to_pylist(), data.catalog.table["uri"].to_pylist(), strict=True))
+        assert {Path(names[query]).name for query in queries_without_match(data)} == {"p1", "q1", "q2"}
+        assert "; 3 queries without a match" in data.notes[0]
 
     def test_names_that_are_no_data_set(self, tmp_path: Path) -> None:
         assert "mars, ilids-vid, prid2011, ls-vid" in refused(f"market:{tmp_path}")

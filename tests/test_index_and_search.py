@@ -42,6 +42,13 @@ def ids(result: SearchResult) -> list[str]:
     return [lead.video.video_id for lead in result.leads]
 
 
+def cut(gallery: Gallery, row: dict) -> tuple[torch.Tensor, np.ndarray]:
+    """A video's segments of 8 frames, 4 apart: their features [K, 8, D] and their frames [K, 8]."""
+    features = feature_matrix(gallery.read_video(row)).astype(np.float32)
+    frames = segment_frames(segment_starts(len(features), 8, 4), 8, len(features))
+    return torch.from_numpy(features[frames]), frames
+
+
 def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str) -> dict[str, float]:
     """Every video's score by the network itself, from the stored features, one video at a time."""
     row_weight, bias = (part.detach().double().numpy() for part in index.head.score_row())
@@ -67,16 +74,11 @@ def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str)
             ]
         )
 
-    def cut(row: dict) -> torch.Tensor:
-        features = feature_matrix(gallery.read_video(row)).astype(np.float32)
-        frames = segment_frames(segment_starts(len(features), 8, 4), 8, len(features))
-        return torch.from_numpy(features[frames])
-
     rows = {row["video_id"]: row for row in gallery.snapshot().videos.to_pylist()}
-    segments = cut(rows[target])
+    segments, _ = cut(gallery, rows[target])
     scores = {}
     for video_id, row in rows.items():
-        candidate = cut(row)
+        candidate, _ = cut(gallery, row)
         logits = index.head.pair_logits(segments, candidate).detach().double().numpy()
         if normalise == "cohort":
             logits = normalised(logits, candidate, video_id)
@@ -196,14 +198,29 @@ def test_forgotten_videos_are_in_no_result_from_now_on(toy_gallery: Gallery, toy
     assert gone not in ids(leads(toy_gallery, toy_index))
 
 
-def test_evidence_is_the_best_pair_with_attention_that_adds_up(toy_gallery: Gallery, toy_index: Index) -> None:
-    best = leads(toy_gallery, toy_index).leads[0]
-    scores = [pair.score for pair in best.best_pairs]
-    assert scores == sorted(scores, reverse=True) and scores[0] >= best.score
-    for pair in best.best_pairs:
-        for side in (pair.target, pair.candidate):
-            assert len(side.attention) == 8 and sum(side.attention) == pytest.approx(1, abs=1e-4)
-            assert side.time_s == pytest.approx([i / 10 for i in side.frame_index])
+@torch.no_grad()
+def test_evidence_is_the_best_pairs_with_the_attention_that_the_network_gives(toy_gallery: Gallery, toy_index: Index) -> None:
+    """The best pair, then the best of the segments that are left on both sides, as long as there are any."""
+    plain = dataclasses.replace(EVERYTHING, score=ScoreSettings(normalise="none"))
+    rows = {row["video_id"]: row for row in toy_gallery.snapshot().videos.to_pylist()}
+    target, target_frames = cut(toy_gallery, rows["v000"])
+    for lead in leads(toy_gallery, toy_index, settings=plain).leads[:8]:
+        candidate, candidate_frames = cut(toy_gallery, rows[lead.video.video_id])
+        network = toy_index.head.compare(target, candidate)
+        left = network.logits.sigmoid()
+        assert len(lead.best_pairs) == min(plain.pairs, *left.shape)
+        for pair in lead.best_pairs:
+            n, k = divmod(int(left.argmax()), left.shape[1])
+            assert pair.score == pytest.approx(float(left[n, k]), abs=1e-4)
+            of_target, of_candidate = network.target_attention[n], network.candidate_attention[n, k]
+            for side, frames, weights in (
+                (pair.target, target_frames[n], of_target),
+                (pair.candidate, candidate_frames[k], of_candidate),
+            ):
+                assert side.frame_index == tuple(frames)
+                assert side.attention == pytest.approx(weights.tolist(), abs=1e-3)
+                assert side.time_s == pytest.approx([i / 10 for i in frames])
+            left[n], left[:, k] = -1, -1
 
 
 def test_a_score_is_what_its_settings_say(toy_gallery: Gallery, toy_index: Index) -> None:

@@ -701,7 +701,7 @@ BAD_INPUT = [
     ("forget|--gallery|{g}|--reason|x|--video-id|v999", 2, "has no video 'v999'; nothing was forgotten"),
     ("forget|--gallery|{g}|--reason|x|--before|soon", 2, "'soon' is not a time in ISO 8601"),
     ("forget|--gallery|{g}|--reason| |--video-id|v000", 2, "reason"),
-    ("forget|--gallery|{g}|--reason|x|--camera|cam1|--before|2000-01-01", 2, "nothing was forgotten"),
+    ("forget|--gallery|{g}|--reason|x|--camera|cam1|--before|2000-01-01", 2, "one at a time; nothing was forgotten"),
     ("compact|--gallery|{t}/absent", 2, "{t}/absent is not a gallery"),
     ("compact|--gallery|{t}/unindexed|--orphan-hours|-1", 2, "orphan"),
     ("compact|--gallery|{t}/unindexed|--orphan-hours|nan", 2, "orphan"),

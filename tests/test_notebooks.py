@@ -6,7 +6,6 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
@@ -34,7 +32,7 @@ from pipeline.training.checkpoint import metrics_table
 from pipeline.training.run import GallerySource, TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
-from tests.conftest import add_videos, people_features, toy_spec
+from tests.conftest import add_videos, people_features, threads_of_torch, toy_spec
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -278,22 +276,14 @@ def test_failures_whose_sources_are_gone_are_told_in_a_sentence(
 # ---- how training went
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_a_training_is_drawn_with_the_epoch_that_was_kept(tmp_path: Path) -> None:
     gallery = Gallery.open_or_create(tmp_path / "gallery", GallerySettings(toy_spec(), 10.0, None))
     add_videos(gallery, people_features(24, 4, 24, seed=1))
     sources = (GallerySource(gallery.location.uri, "0"), GallerySource(gallery.location.uri, "0", hidden=True))
     small = TrainingSettings(people=4, tracklets=2, segment_length=4, batches=3, epochs=3)
     plan = TrainingPlan(sources, str(tmp_path / "run"), start=StartSettings(8, 8), settings=small)
-    training = run_training(plan)
+    with threads_of_torch(1):
+        training = run_training(plan)
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     ran = run(TRAINING, training=str(tmp_path / "run"))

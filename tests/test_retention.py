@@ -2,7 +2,6 @@
 
 import os
 import time
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -176,7 +175,7 @@ def test_a_deletion_that_somebody_took_back_is_found(toy_gallery: Gallery) -> No
 
 def test_nothing_is_forgotten_when_the_audit_log_cannot_be_written(toy_gallery: Gallery) -> None:
     Path(toy_gallery.location.path, "audit").write_text("a file where the log should be")
-    with pytest.raises(PipelineError):
+    with pytest.raises(PipelineError, match="audit"):
         forget(toy_gallery, Selection(video_ids=("v003",)), "asked to")
     assert "v003" in ids(toy_gallery)
 
@@ -491,9 +490,8 @@ def test_a_damaged_index_does_not_keep_forgotten_features_on_the_disk(toy_galler
     damaged = build_index(toy_gallery)
     Path(damaged.location.path, "manifest.json").write_text("{")
     forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
-    with suppress(PipelineError):  # whether it complains or not
-        compact(toy_gallery)
-    assert [path for path in traces(toy_gallery, "v000", features) if "index" not in path.parts] == []
+    assert compact(toy_gallery).indexes == [damaged.version]
+    assert traces(toy_gallery, "v000", features) == []
 
 
 def test_compaction_deletes_only_files_that_a_gallery_writes(toy_gallery: Gallery) -> None:
@@ -559,4 +557,3 @@ def test_a_reader_that_meets_a_compaction_reads_again(toy_gallery: Gallery, monk
     before = contents(toy_gallery)
     monkeypatch.setattr(Gallery, "_commits", compacted_after_listing)
     assert set(toy_gallery.snapshot().videos["video_id"].to_pylist()) == set(before)
-    assert len(tries) > 1

@@ -5,12 +5,10 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
 
 from pipeline import storage
 from pipeline.catalog import read_catalog
@@ -29,22 +27,13 @@ SAMPLING = Sampling(height=8, width=4)
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[FaultyStore]:
-    """A faulty proxy before an S3 server on loopback with an empty bucket named `bucket`."""
+def store(s3_endpoint: str) -> Iterator[FaultyStore]:
+    """A faulty proxy before the S3 server."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            environment.setenv(name, "test")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="bucket")
-        proxy = FaultyStore((host, port))
-        yield proxy
-        proxy.close()
-        server.stop()
+    host, _, port = s3_endpoint.removeprefix("http://").partition(":")
+    proxy = FaultyStore((host, int(port)))
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture

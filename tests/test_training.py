@@ -58,13 +58,7 @@ def made_up_videos(people=24, cameras=4, seed=0, width=WIDTH):
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums in a fixed order, and no waiting for threads over batches this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -36,12 +36,7 @@ FLAGS = ["--epochs", "3", "--batches", "3", "--people", "4", "--tracklets", "2",
 FLAGS += ["--key-width", "8", "--value-width", "8"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -82,12 +82,19 @@ def describe(data: LabelledData) -> str:
 
 
 def queries_without_match(data: LabelledData) -> list[str]:
-    """Queries whose person is on no gallery video of another camera: they cannot be scored, only counted."""
+    """Queries whose person is on no other gallery video of another camera: they cannot be scored, only counted.
+
+    A camera that is not known is another one than any (see `pipeline.evaluation.judged_pairs`).
+    """
     columns = (data.catalog.table[name].to_pylist() for name in ("source_id", "person_id", "camera_id"))
     labels = {video_id: (person, camera) for video_id, person, camera in zip(*columns, strict=True)}
-    cameras: dict[str | None, set[str | None]] = {}
+    of_person: dict[str | None, list[str]] = {}
     for video_id in labels if data.gallery is None else data.gallery:
-        person, camera = labels[video_id]
-        cameras.setdefault(person, set()).add(camera)
+        of_person.setdefault(labels[video_id][0], []).append(video_id)
     queries = [v for v, (person, _) in labels.items() if person is not None] if data.queries is None else data.queries
-    return [video_id for video_id in queries if not cameras.get(labels[video_id][0], set()) - {labels[video_id][1]}]
+
+    def answers(query: str, video_id: str) -> bool:
+        camera = labels[query][1]
+        return video_id != query and (camera is None or camera != labels[video_id][1])
+
+    return [query for query in queries if not any(answers(query, v) for v in of_person.get(labels[query][0], ()))]
