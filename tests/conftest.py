@@ -104,8 +104,10 @@ def threads_of_torch(count: int) -> Iterator[None]:
     """With one, sums are in a fixed order, and nothing waits for threads over small batches."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +126,14 @@ def s3_endpoint() -> Iterator[str]:
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
-        host, port = server.get_host_and_port()
-        endpoint = f"http://{host}:{port}"
-        urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"").close()  # noqa: S310 - all servers of a process share their buckets
-        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="bucket")
-        yield endpoint
-        server.stop()
+        try:
+            host, port = server.get_host_and_port()
+            endpoint = f"http://{host}:{port}"
+            urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"").close()  # noqa: S310 - all servers of a process share their buckets
+            boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="bucket")
+            yield endpoint
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="module")

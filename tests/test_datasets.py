@@ -451,9 +451,9 @@ class TestOtherData:
         data = read_labelled(str(tmp_path / "m.csv"))
         assert (data.queries, data.gallery, data.name) == (None, None, str(tmp_path / "m.csv"))
         assert data.notes[0] == (
-            "4 videos; 3 queries, of 2 people, against 4 gallery videos; 1 queries without a match under another camera"
+            "4 videos; 3 queries, of 2 people, against 3 gallery videos; 1 queries without a match under another camera"
         )
-        assert "1 videos have no person_id" in data.notes[1] and "1 videos have no camera_id" in data.notes[2]
+        assert data.notes[1] == "1 videos have no person_id: they take no part" and "1 videos have no camera_id" in data.notes[2]
         assert "all of it is taken for train" in read_labelled(str(tmp_path / "m.csv"), part="train").notes[-1]
 
     def test_a_camera_that_is_not_known_is_another_one_as_in_an_evaluation(self, tmp_path: Path) -> None:

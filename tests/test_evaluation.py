@@ -46,7 +46,7 @@ from pipeline.gallery import Gallery, feature_matrix
 from pipeline.index import Index, open_index
 from pipeline.index_build import build_index
 from pipeline.metrics import identity_interval, query_figures, ranking_quality
-from pipeline.partitions import Partitions, opened_partitions
+from pipeline.partitions import LocalPartitions, Partitions, opened_partitions
 from pipeline.search import search, segmented
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
@@ -62,8 +62,8 @@ def everything(videos: pa.Table) -> Split:
 
 def opened(gallery: Gallery) -> tuple[Index, Partitions, JudgedPairs]:
     index = build_index(gallery, IndexSettings(partition_videos=17))
-    with opened_partitions(gallery, index, actors=0) as partitions:
-        return index, partitions, judged_pairs(index.videos, [everything(index.videos)])
+    partitions = LocalPartitions(index, range(len(index.manifest["partitions"])))
+    return index, partitions, judged_pairs(index.videos, [everything(index.videos)])
 
 
 def features_of(gallery: Gallery) -> dict[str, np.ndarray]:
@@ -352,17 +352,17 @@ def test_pair_scores_come_back_as_rows(toy_gallery: Gallery, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "sentence"),
     [
-        {"false_match_rate": 0.0},
-        {"false_match_rate": 1.0},
-        {"false_alarm_rate": math.nan},
-        {"shortlists": ("many",)},
-        {"bootstrap": -1},
+        ({"false_match_rate": 0.0}, "false-match-rate is a share between 0 and 1"),
+        ({"false_match_rate": 1.0}, "false-match-rate is a share between 0 and 1"),
+        ({"false_alarm_rate": math.nan}, "false-alarm-rate is a share between 0 and 1, not nan"),
+        ({"shortlists": ("many",)}, "not 'many'"),
+        ({"bootstrap": -1}, "bootstrap and seed must be 0 or more"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UsageError):
+def test_settings_that_cannot_be_meant_are_refused(wrong: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
         EvaluationSettings(**wrong)  # type: ignore[arg-type]
 
 

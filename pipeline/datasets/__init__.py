@@ -60,7 +60,7 @@ def _read_manifest(data: str, part: str) -> LabelledData:
     labelled = LabelledData(data, catalog, None, None, ())
     notes = [describe(labelled)]
     if unlabelled := catalog.table["person_id"].null_count:
-        notes.append(f"{unlabelled} videos have no person_id: they are in the gallery and never queries")
+        notes.append(f"{unlabelled} videos have no person_id: they take no part")
     if without_camera := catalog.table["camera_id"].null_count:
         notes.append(f"{without_camera} videos have no camera_id, so that the same camera cannot be left out for them")
     if part != "test":

@@ -74,7 +74,7 @@ def describe(data: LabelledData) -> str:
     table = data.catalog.table
     person = dict(zip(table["source_id"].to_pylist(), table["person_id"].to_pylist(), strict=True))
     queries = [v for v, label in person.items() if label is not None] if data.queries is None else data.queries
-    gallery = len(person) if data.gallery is None else len(data.gallery)
+    gallery = sum(label is not None for label in person.values()) if data.gallery is None else len(data.gallery)
     return (
         f"{len(person)} videos; {len(queries)} queries, of {len({person[v] for v in queries})} people, against {gallery} gallery "
         f"videos; {len(queries_without_match(data))} queries without a match under another camera"
