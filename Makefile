@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo    render a small camera network, ingest, index and search it; writes demo/report.html"
 	@echo "make test    every test that needs no GPU"
-	@echo "make check   ruff, mypy and the tests"
+	@echo "make check   ruff, mypy and the tests; make format puts what ruff can in order"
 	@echo "make bench   accuracy on the real footage in ../shared, and the default backbone beside its teacher"
 	@echo "make bench-scoring, bench-scale, bench-ingest"
 	@echo "             scoring beside its peers and its limit; galleries of 10,000 to VIDEOS; ingest beside a plain loop"
@@ -20,7 +20,7 @@ demo: env
 	@$(BIN)/python -m jobs.demo
 
 test: env
-	@$(BIN)/python -m pytest -m "not gpu and not scale"
+	@$(BIN)/python -m pytest -m "not gpu"
 
 check: env
 	@$(BIN)/ruff check .
@@ -52,4 +52,4 @@ drills: env
 	@$(BIN)/python -m benchmarks.store_drill
 
 clean:
-	rm -rf .venv demo bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo bench drills hostile_failures .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ thread. No Ray, no crops, no time stamps, no rejects, no commits: only features 
 `benchmarks.ingest`; the fastest of the arrangements that were tried (one process with as many threads as cores is slower).
 """
 
+import json
 import multiprocessing
 import time
 from pathlib import Path
@@ -42,7 +43,7 @@ def main(
     sample_rate: Annotated[float, typer.Option(help="Frames a second of video.")] = 10.0,
     processes: Annotated[int | None, typer.Option(help="Processes [default: one a core].")] = None,
 ) -> None:
-    """Print how many frames were embedded, and what a CPU second decodes and embeds."""
+    """Print how many frames were embedded, and how many a CPU second decodes and embeds; the last line is JSON."""
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     clips = sorted(folder.glob("*.mp4"))
     count = min(processes or multiprocessing.cpu_count(), len(clips))
@@ -51,6 +52,7 @@ def main(
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         frames, decoding, embedding = map(sum, zip(*pool.starmap(embed_clips, shares, chunksize=1), strict=True))
     print(f"frames {frames}, decoded {frames / decoding:.0f}/s a core, embedded {frames / embedding:.0f}/s a core")
+    print(json.dumps({"frames": frames, "decode_frames": frames / decoding, "embed_frames": frames / embedding}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What the scores of a trained head are worth: python -m jobs.calibrate --data MANIFEST --head W/head --out C"""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from pipeline.datasets import read_labelled
 from pipeline.errors import UsageError
 from pipeline.evaluation import Split, coattention_scores, judged_pairs
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import current_index, head_for
+from pipeline.index import current_index, head_folder, head_for
 from pipeline.index_build import build_index
 from pipeline.ingest import ingest
 from pipeline.partitions import opened_partitions
@@ -51,7 +50,8 @@ def calibrate(
     labelled = read_labelled(data, part=part)
     gallery = Gallery.open_or_create(resolve(out).join("gallery").uri, GallerySettings(spec, sample_rate, None))
     summary = ingest(labelled.catalog, gallery, Sampling(sample_rate, None, spec.height, spec.width), address=address)
-    trained = head_for(gallery, Path(head))  # whatever calibration lies there is about to be replaced
+    with head_folder(head) as folder:
+        trained = head_for(gallery, folder)  # whatever calibration lies there is about to be replaced
     index = current_index(gallery, settings, trained) or build_index(gallery, settings, trained)
     if score.normalise == "cohort" and not index.cohort.usable:
         raise UsageError(f"{data} has too few videos to normalise scores by a cohort; give more, or --normalise none")

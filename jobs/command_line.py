@@ -4,10 +4,12 @@ import contextlib
 import functools
 import gc
 import inspect
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -119,6 +121,13 @@ def stop(sentence: str, code: int) -> NoReturn:
     """Print one sentence on stderr and end the process."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(code)
+
+
+def local_folder(path: Path) -> Path:
+    """A folder that a command works in, here. Raises UsageError for the uri of a bucket."""
+    if re.match(r"[a-z0-9]+:/", str(path)):
+        raise UsageError(f"{path}: this command writes into a folder of this machine, not into a bucket")
+    return path
 
 
 def parse_time(text: str | None) -> datetime | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import local_folder, run
 from pipeline.datasets import read_labelled
 from pipeline.occlusion import OcclusionSettings, occlude_catalog
 from pipeline.sampling import Sampling
@@ -30,6 +30,7 @@ def occlude(
     With --share 0 the copies are the sampled frames as they are. Ingest both: jobs.train --hidden learns from the pair, and
     jobs.evaluate says what a head does where people are hidden.
     """
+    local_folder(out)
     labelled = read_labelled(data, part=part)
 
     def progress(done: int, total: int) -> None:

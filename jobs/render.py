@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import local_folder, run
 from pipeline.rendering import render_network
 
 
@@ -29,7 +29,7 @@ def render(
     format and whose tracks OUT/labels.csv maps to people. Run again with the same flags, nothing is rendered.
     """
     manifest = render_network(
-        out,
+        local_folder(out),
         people=people,
         cameras=cameras,
         clips_per_person_and_camera=visits,

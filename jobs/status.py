@@ -9,7 +9,7 @@ import typer
 
 from jobs.command_line import run
 from pipeline import audit
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, Snapshot
 from pipeline.index import index_versions, open_index, read_manifest, videos_not_in
 from pipeline.remains import files_with_forgotten
@@ -26,6 +26,8 @@ def status(
     ] = None,
 ) -> None:
     """Say what a gallery holds, how far its newest ingest is, what was rejected and why, and how current its index is."""
+    if audit_head and not verify:
+        raise UsageError("--audit-head is compared with the log by --verify only")
     opened = Gallery.open(gallery)
     snapshot = opened.snapshot()
     videos = snapshot.videos

@@ -29,9 +29,10 @@ from pipeline.gallery import Gallery
 from pipeline.storage import Location, StorageError, is_utf8
 
 TRIES = 100  # writers that may come in between
+AMONG = 1000  # records that are looked through for the newest of a kind
 WINDOW = 32  # newest records among which a fork is looked for
 REQUIRABLE = ("reason", "case")
-NEED_POLICY = ("search", "evaluate", "forget", "export")  # actions that must say what the policy requires
+NEED_POLICY = ("search", "evaluate", "forget")  # actions that must say what the policy requires
 _RECORD = re.compile(r"(\d{10})(?:-[0-9a-f]{16})?\.json")
 _logger = logging.getLogger("coattention.audit")
 
@@ -76,9 +77,9 @@ def read_records(gallery: Gallery) -> list[dict[str, Any]]:
     return [json.loads(data) for _, data in _contents(_records(gallery.location.join("audit")))]
 
 
-def newest(gallery: Gallery, action: str, among: int = 1000) -> dict[str, Any] | None:
-    """The newest record of an action among so many of the newest records, None where there is none."""
-    for file in reversed(_records(gallery.location.join("audit"))[-among:]):
+def newest(gallery: Gallery, action: str) -> dict[str, Any] | None:
+    """The newest record of an action among the newest AMONG records, None where there is none."""
+    for file in reversed(_records(gallery.location.join("audit"))[-AMONG:]):
         if (record := json.loads(file.read_bytes())).get("action") == action:
             return record
     return None

@@ -78,7 +78,7 @@ def ball_logits(target: TargetEncoding, means: Tensor, radius: Tensor) -> Tensor
 
     means: x(m) float32 [K, d_v], as the exact prefilter stores them; radius: [K] of `radii`.
     """
-    near, _ = _centre_distances(target, means)
+    near = _centre_distances(target, means)
     return _logits(target, (near - radius).clamp_min_(0), radius)
 
 
@@ -102,11 +102,11 @@ def attention_logits(
     inner = -((table @ uneven) * uneven).sum(dim=1) / 2  # [K, N]
     slack = uneven.abs().sum(dim=1).square() * (table.amax(dim=(1, 2)) * TABLE_ROUNDING + TABLE_LEAST)[:, None]
     square = inner + slack / 2  # [K, N], of the shift, rounded up
-    near, far = _centre_distances(target, means)
+    near = _centre_distances(target, means)
     means_off = _with_rounding_of_means(torch.zeros(len(means)), means, length) + off[:, None] * radius  # [N, K]
     distance = (near - square.clamp_min(0).sqrt().T - means_off).nan_to_num(nan=0.0).clamp_min(0)
     if projected is not None:
-        tighter = _projected_distances(target, means, attention, segment_frames, projected, square.T, near, far)
+        tighter = _projected_distances(target, means, attention, segment_frames, projected, square.T, near)
         distance = torch.maximum(distance, (tighter - means_off).nan_to_num(nan=0.0))
     return _logits(target, distance, radius)
 
@@ -252,13 +252,13 @@ def _scaled(target: TargetEncoding) -> Tensor:
     return target.encodings * torch.sqrt(-target.weight)  # [N, d_v]
 
 
-def _centre_distances(target: TargetEncoding, means: Tensor) -> tuple[Tensor, Tensor]:
-    """||x(e) - x(m)|| float32 [N, K], rounded down and rounded up."""
+def _centre_distances(target: TargetEncoding, means: Tensor) -> Tensor:
+    """||x(e) - x(m)|| float32 [N, K], rounded down."""
     encodings = _scaled(target)
     of_target, of_mean = encodings.square().sum(dim=1)[:, None], means.square().sum(dim=1)  # [N, 1], [K]
     square = torch.addmm(of_mean.expand(len(encodings), -1), encodings, means.T, alpha=-2).add_(of_target)  # [N, K]
     off = (2 * (means.shape[1] + 16) * ROUNDING) * (of_target + of_mean)  # [N, K]
-    return (square - off).clamp_min_(0).sqrt_(), (square + off).sqrt_()
+    return (square - off).clamp_min_(0).sqrt_()
 
 
 def _with_rounding_of_means(radius: Tensor, means: Tensor, length: int) -> Tensor:
@@ -280,11 +280,10 @@ def _projected_distances(
     projected: Tensor,
     shift: Tensor,
     near: Tensor,
-    far: Tensor,
 ) -> Tensor:
     """||x(e) - x(e')|| [N, K], rounded down: exact in the first r directions, the triangle inequality in the others.
 
-    shift: ||x(e') - x(m)||^2 rounded up, near and far: ||x(e) - x(m)|| rounded down and up; all [N, K]. A sum of squares
+    shift: ||x(e') - x(m)||^2 rounded up, near: ||x(e) - x(m)|| rounded down; both [N, K]. A sum of squares
     (p - q)^2 + (s - t)^2 with s in [s-, s+] and t <= t+ is at least the one with max(0, s- - t+).
     """
     width = projected.shape[1]

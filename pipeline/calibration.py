@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.settings import ScoreSettings, check_expected_matches
+from pipeline.storage import resolve
 
 FILE = "calibration.json"
 FORMAT = "score calibration 1"
@@ -103,12 +104,10 @@ class Calibration:
         if self.slope < 0 or not self.lowest <= 0 <= self.highest:
             raise ValueError("a calibration has a slope of at least 0 and bounds about 0")
 
-    def matches(self, head: str, settings: Mapping[str, Setting]) -> bool:
-        """Whether scores of this head under these settings (`settings_of`) are the ones it was fitted on."""
-        return not self.mismatch(head, settings)
-
     def mismatch(self, head: str, settings: Mapping[str, Setting]) -> str:
-        """Why it does not match, for a person to read; empty if it does."""
+        """Why scores of this head under these settings (`settings_of`) are not what it was fitted on, for a person to read; empty
+        if they are.
+        """
         if head != self.head:
             return f"the calibration belongs to the head {self.head[:16]}, not to {head[:16]}"
         other = [name for name in sorted({*settings, *self.settings}) if settings.get(name) != self.settings.get(name)]
@@ -158,15 +157,14 @@ def settings_of(
     }
 
 
-def save_calibration(calibration: Calibration, folder: str | os.PathLike[str]) -> Path:
-    """Write calibration.json into a head's folder; it appears whole. Raises PipelineError when it cannot be written."""
-    path = Path(folder) / FILE
-    partial = path.with_name(f".{FILE}.{os.getpid()}")
-    try:
-        partial.write_text(calibration.to_json(), encoding="utf-8")
-        return partial.replace(path)
-    except OSError as error:
-        raise PipelineError(f"{path} cannot be written: {error.strerror}") from error
+def save_calibration(calibration: Calibration, folder: str | Path) -> str:
+    """Write calibration.json into a head's folder, here or in a bucket, and return its uri; it appears whole.
+
+    Raises PipelineError when it cannot be written.
+    """
+    location = resolve(folder).join(FILE)
+    location.write_atomically(calibration.to_json().encode())
+    return location.uri
 
 
 def load_calibration(folder: str | os.PathLike[str]) -> Calibration | None:

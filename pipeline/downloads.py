@@ -49,12 +49,12 @@ def cached(file: PinnedFile, folder: Path) -> Path | None:
     return None
 
 
-def fetch(file: PinnedFile, folder: Path, https_only: bool = True, timeout: float = CONNECT_S, whole: float = WHOLE_S) -> Path:
+def fetch(file: PinnedFile, folder: Path, timeout: float = CONNECT_S, whole: float = WHOLE_S) -> Path:
     """The file in `folder`, downloaded if it is not there yet.
 
     It appears under its name only when it is whole and its checksum is right. timeout: seconds without a byte; whole: seconds for
-    everything. https_only: also of what the server redirects to. Raises PipelineError in one sentence with the reason, the
-    address, and what to do without a network.
+    everything. Only https is trusted, also of what the server redirects to. Raises PipelineError in one sentence with the reason,
+    the address, and what to do without a network.
     """
     if (path := cached(file, folder)) is not None:
         return path
@@ -67,7 +67,7 @@ def fetch(file: PinnedFile, folder: Path, https_only: bool = True, timeout: floa
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part", delete=False) as sink:
             partial = Path(sink.name)
             digest, size = hashlib.sha256(), 0
-            for block in _blocks(file.url, https_only, timeout, time.monotonic() + whole):
+            for block in _blocks(file.url, timeout, time.monotonic() + whole):
                 size += len(block)
                 if size > file.size:
                     raise _DownloadError(f"it is larger than the {file.size} bytes that are expected")
@@ -96,11 +96,11 @@ def _remedy(file: PinnedFile, path: Path) -> str:
     return f"copy the file with sha256 {file.sha256} to {path}, or give the path of any .onnx file with its sidecar"
 
 
-def _blocks(url: str, https_only: bool, timeout: float, deadline: float) -> Iterator[bytes]:
+def _blocks(url: str, timeout: float, deadline: float) -> Iterator[bytes]:
     """The body behind an address. Raises _DownloadError for whatever the network or the server does."""
-    if https_only and not url.startswith("https://"):
+    if not url.startswith("https://"):
         raise _DownloadError("only https is trusted")
-    opener = urllib.request.build_opener(_HttpsRedirects) if https_only else urllib.request.build_opener()
+    opener = urllib.request.build_opener(_HttpsRedirects)
     request = urllib.request.Request(url, headers={"User-Agent": "co-attention-search"})  # noqa: S310, https is checked above
     try:
         with opener.open(request, timeout=timeout) as response:

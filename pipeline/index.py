@@ -12,6 +12,7 @@ index/partitions/<id>/          named by the manifests of one or more versions
 The videos of a version are numbered through its partitions in the order of its manifest.
 """
 
+import contextlib
 import functools
 import json
 import tempfile
@@ -45,7 +46,7 @@ from pipeline.partition_store import (
 from pipeline.prefilter import FLAT_SEGMENTS
 from pipeline.seals import unsealed
 from pipeline.settings import IndexSettings
-from pipeline.storage import Location
+from pipeline.storage import Location, resolve
 from pipeline.weights import shipped_head
 
 FORMAT = 3
@@ -195,10 +196,7 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
             videos = pa.concat_tables(tables, promote_options="default")  # partitions of older versions have fewer columns
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
-    with tempfile.TemporaryDirectory() as folder:
-        for name in (TENSORS, DESCRIPTION, CALIBRATION):
-            if f"head/{name}" in manifest["files"]:
-                Path(folder, name).write_bytes(location.join("head", name).read_bytes())
+    with head_folder(location.join("head")) as folder:
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
     return Index(location, store, manifest, videos, head, cohort, calibration)
@@ -273,18 +271,36 @@ def index_versions(gallery: Gallery) -> list[str]:
     return sorted(file.path.split("/")[-2] for file in files if file.name == "manifest.json")
 
 
-def find_head(path: str | None, gallery: Gallery) -> tuple[Coattention | None, Calibration | None]:
-    """A trained head and its calibration: of a folder, or without one of those that ship, by the gallery's backbone.
+@contextlib.contextmanager
+def head_folder(place: str | Path | Location) -> Iterator[Path]:
+    """The folder of a head on this machine; of one in an object store a copy, as long as the context is open."""
+    location = place if isinstance(place, Location) else resolve(place)
+    if location.is_local:
+        yield Path(location.path)
+        return
+    there = {file.name for file in location.list()}
+    if DESCRIPTION not in there:
+        raise PipelineError(f"{location.uri} is not a head: it holds no {DESCRIPTION}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in there & {TENSORS, DESCRIPTION, CALIBRATION}:
+            Path(folder, name).write_bytes(location.join(name).read_bytes())
+        yield Path(folder)
+
+
+def find_head(place: str | None, gallery: Gallery) -> tuple[Coattention | None, Calibration | None]:
+    """A trained head and its calibration: of a folder, here or in a bucket, or without one of those that ship, by the gallery's
+    backbone.
 
     (None, None) where none ships for that backbone. Raises PipelineError when the head or its calibration is damaged, belongs to
     another backbone, or the calibration to another head.
     """
-    folder = shipped_head(gallery.settings.backbone.identity) if path is None else Path(path)
-    if folder is None:
+    found = place or shipped_head(gallery.settings.backbone.identity)
+    if found is None:
         return None, None
-    head, calibration = head_for(gallery, folder), load_calibration(folder)
+    with head_folder(found) as folder:
+        head, calibration = head_for(gallery, folder), load_calibration(folder)
     if calibration is not None and calibration.head != head_hash(head):
-        raise PipelineError(f"{folder / CALIBRATION} belongs to another head; fit it again with jobs.calibrate or remove it")
+        raise PipelineError(f"{found}/{CALIBRATION} belongs to another head; fit it again with jobs.calibrate or remove it")
     return head, calibration
 
 

@@ -19,7 +19,6 @@ class Published:
 
     name: str
     file: PinnedFile
-    licence: str
     height: int
     width: int
     mean: tuple[float, ...]
@@ -32,7 +31,7 @@ class Published:
 
 
 def _osnet(file: PinnedFile) -> Published:
-    return Published("osnet_x0_25_msmt17", file, "MIT", 256, 128, IMAGENET_MEAN, IMAGENET_STD, 512)
+    return Published("osnet_x0_25_msmt17", file, 256, 128, IMAGENET_MEAN, IMAGENET_STD, 512)
 
 
 OSNET_X0_25 = (

@@ -1,14 +1,12 @@
 """What is left on disk of videos that were forgotten: the check behind "gone from the disk after compaction"."""
 
 import json
-from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.gallery import Gallery, feature_matrix
+from pipeline.gallery import Gallery
 from pipeline.storage import Location, StorageError
 
 
@@ -21,7 +19,8 @@ def files_with_forgotten(gallery: Gallery) -> dict[str, int]:
     """
     forgotten = pa.array(sorted(gallery.forgotten()), pa.string())
     found: dict[str, int] = {}
-    for file in _files(gallery) if len(forgotten) else ():
+    files = [*gallery.location.list(recursive=True), *gallery.location.leftovers()]
+    for file in files if len(forgotten) else ():
         try:
             ids = _video_ids(file)
         except (OSError, ValueError, pa.ArrowException, StorageError):
@@ -30,24 +29,6 @@ def files_with_forgotten(gallery: Gallery) -> dict[str, int]:
         if ids is not None and (held := len(pc.unique(ids.filter(pc.is_in(ids, forgotten))))):
             found[file.uri] = held
     return found
-
-
-def files_with_rows(gallery: Gallery, rows: Sequence[np.ndarray]) -> list[str]:
-    """Uris of all files of the gallery whose bytes hold any of these arrays, in Parquet files any row of their features.
-
-    rows: vectors as they would be stored (float16 or float32). Reads every file whole: for tests and audits, not for every day.
-    """
-    needles = {np.ascontiguousarray(row).tobytes() for row in rows}
-    found = []
-    for file in _files(gallery):
-        data = file.read_bytes()
-        if any(needle in data for needle in needles) or (file.name.endswith(".parquet") and _stored_rows(data) & needles):
-            found.append(file.uri)
-    return found
-
-
-def _files(gallery: Gallery) -> list[Location]:
-    return [*gallery.location.list(recursive=True), *gallery.location.leftovers()]
 
 
 def _video_ids(file: Location) -> pa.ChunkedArray | pa.Array | None:
@@ -63,8 +44,3 @@ def _video_ids(file: Location) -> pa.ChunkedArray | pa.Array | None:
             parquet = pq.ParquetFile(source)
             return parquet.read(columns=["video_id"])["video_id"] if "video_id" in parquet.schema_arrow.names else None
     return None
-
-
-def _stored_rows(data: bytes) -> set[bytes]:
-    table = pq.read_table(pa.BufferReader(data))
-    return {row.tobytes() for row in feature_matrix(table)} if "feature" in table.schema.names and len(table) else set()

@@ -187,13 +187,13 @@ class Location:
         return [file for file in self._files(recursive) if not file.name.startswith(_LEFTOVER_PREFIX)]
 
 
-def resolve(uri_or_path: str | Path, base: str | None = None) -> Location:
-    """The location of a path or uri; a relative one lies below `base` (a folder) or the working directory.
+def resolve(uri_or_path: str | Path) -> Location:
+    """The location of a path or uri; a relative one lies below the working directory.
 
     Raises UsageError for an unknown scheme, credentials in the uri or a missing bucket name, and StorageError when the
     store cannot be reached.
     """
-    uri = canonical_uri(uri_or_path, base)
+    uri = canonical_uri(uri_or_path)
     if uri.startswith("/"):
         return Location(pafs.LocalFileSystem(), uri, uri)
     head, options = _split_options(uri)

@@ -355,7 +355,7 @@ def calibration() -> Calibration:
 
 def test_a_calibration_is_read_as_it_was_written(calibration: Calibration, tmp_path: Path) -> None:
     assert load_calibration(tmp_path) is None
-    assert save_calibration(calibration, tmp_path) == tmp_path / FILE
+    assert save_calibration(calibration, tmp_path) == str(tmp_path / FILE)
     assert load_calibration(tmp_path) == calibration
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
@@ -406,7 +406,7 @@ def test_every_entry_is_needed(calibration: Calibration) -> None:
 
 
 def test_a_calibration_is_for_one_head_and_one_way_of_scoring(calibration: Calibration) -> None:
-    assert calibration.matches(HEAD, settings_of(SCORE, 8, 4, target_length=8, target_stride=4))
+    assert not calibration.mismatch(HEAD, settings_of(SCORE, 8, 4, target_length=8, target_stride=4))
     assert "belongs to the head abababababababab, not to 0000" in calibration.mismatch("0" * 64, SETTINGS)
     others = [
         settings_of(dataclasses.replace(SCORE, ratio=0.05), 8, 4),
@@ -418,7 +418,7 @@ def test_a_calibration_is_for_one_head_and_one_way_of_scoring(calibration: Calib
         settings_of(SCORE, 8, 4, target_stride=1),
         {**SETTINGS, "another way": "of scoring"},
     ]
-    assert not any(calibration.matches(HEAD, other) for other in others)
+    assert all(calibration.mismatch(HEAD, other) for other in others)
     assert calibration.mismatch(HEAD, others[0]) == "the calibration is for ratio 0.2, not 0.05"
 
 

@@ -169,7 +169,7 @@ def test_a_published_backbone_comes_by_name_and_then_without_a_network(
     server.files["/toy"] = data
     url = f"https://127.0.0.1:{server.server_port}/toy"
     toy = published.Published(
-        "toy", PinnedFile("toy.onnx", hashlib.sha256(data).hexdigest(), len(data), url), "MIT", 8, 4, (0.5,) * 3, (0.5,) * 3, 3
+        "toy", PinnedFile("toy.onnx", hashlib.sha256(data).hexdigest(), len(data), url), 8, 4, (0.5,) * 3, (0.5,) * 3, 3
     )
     for module in (backbone, published):
         monkeypatch.setattr(module, "PUBLISHED", {"toy": (toy,)})

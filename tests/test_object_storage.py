@@ -2,15 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
 
 from pipeline.backbone import DEFAULT, find_backbone
+from pipeline.calibration import fit_calibration, save_calibration, settings_of
 from pipeline.catalog import read_catalog
+from pipeline.errors import PipelineError
 from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import open_index
+from pipeline.head import head_hash, save_head, untrained_head
+from pipeline.index import find_head, open_index
 from pipeline.index_build import build_index
 from pipeline.ingest import ingest
 from pipeline.partitions import opened_partitions
@@ -19,7 +23,7 @@ from pipeline.results import write_results
 from pipeline.retention import Selection, compact, forget
 from pipeline.sampling import Sampling
 from pipeline.search import search
-from pipeline.settings import SearchSettings
+from pipeline.settings import ScoreSettings, SearchSettings
 from pipeline.storage import resolve
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
@@ -59,3 +63,23 @@ def test_everything_can_live_in_a_bucket(s3_options: str, tmp_path: Path) -> Non
     forget(gallery, Selection((result.leads[0].video.video_id,)), "a test")
     compact(gallery)
     assert len(gallery.snapshot().videos) == 3 and verify_gallery(gallery) == []
+
+
+def test_a_head_and_its_calibration_can_live_in_a_bucket(s3_options: str, toy_gallery: Gallery, tmp_path: Path) -> None:
+    head = untrained_head(np.random.default_rng(0).normal(size=(50, 24)).astype(np.float32))
+    save_head(head, tmp_path / "head", {})
+    place = f"s3://bucket/runs/head{s3_options}"
+    with pytest.raises(PipelineError, match="is not a head: it holds no"):
+        find_head(place, toy_gallery)
+    for file in (tmp_path / "head").iterdir():
+        resolve(place).join(file.name).write_atomically(file.read_bytes())
+    found, calibration = find_head(place, toy_gallery)
+    assert found is not None and head_hash(found) == head_hash(head) and calibration is None
+    rng, people = np.random.default_rng(1), np.array([f"p{i}" for i in range(12)])
+    one, other = (side.ravel() for side in np.meshgrid(people.repeat(2), people.repeat(2)))
+    scores = np.where(one == other, 0.8, 0.4) + 0.05 * rng.normal(size=len(one))
+    fitted = fit_calibration(
+        scores, one, other, head=head_hash(head), settings=settings_of(ScoreSettings(), 8, 4), bounded=True, name="a test"
+    )
+    assert save_calibration(fitted, place) == resolve(place).join("calibration.json").uri
+    assert find_head(place, toy_gallery)[1] == fitted

@@ -1,14 +1,17 @@
 """Nothing of a forgotten video stays on disk: all bytes are searched for its features and what an index makes of them."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.gallery import Gallery, feature_matrix, frames_table
 from pipeline.index_build import build_index
 from pipeline.partition_files import encode_frames, segment_means
-from pipeline.remains import files_with_forgotten, files_with_rows
+from pipeline.remains import files_with_forgotten
 from pipeline.retention import Selection, compact, forget
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings
@@ -31,6 +34,25 @@ def traces(gallery: Gallery) -> dict[str, list[np.ndarray]]:
             found["values"] += list(values)
             found["means"] += list(segment_means(values, cut))
     return found
+
+
+def files_with_rows(gallery: Gallery, rows: Sequence[np.ndarray]) -> list[str]:
+    """Uris of all files of the gallery whose bytes hold any of these arrays, in Parquet files any row of their features.
+
+    rows: vectors as they would be stored (float16 or float32).
+    """
+    needles = {np.ascontiguousarray(row).tobytes() for row in rows}
+    found = []
+    for file in [*gallery.location.list(recursive=True), *gallery.location.leftovers()]:
+        data = file.read_bytes()
+        if any(needle in data for needle in needles) or (file.name.endswith(".parquet") and stored_rows(data) & needles):
+            found.append(file.uri)
+    return found
+
+
+def stored_rows(data: bytes) -> set[bytes]:
+    table = pq.read_table(pa.BufferReader(data))
+    return {row.tobytes() for row in feature_matrix(table)} if "feature" in table.schema.names and len(table) else set()
 
 
 def test_after_forget_and_compact_no_file_holds_a_forgotten_feature_key_value_or_mean(toy_gallery: Gallery) -> None:

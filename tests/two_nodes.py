@@ -96,10 +96,6 @@ class NamespaceCluster:
                 kill_process(process)
             time.sleep(0.05)
 
-    def cut_off(self, node: int, off: bool = True) -> None:
-        """Take the node's network away, or give it back."""
-        _ip("link", "set", f"{self.names[node]}v", "down" if off else "up")
-
     def close(self) -> None:
         for node, name in enumerate(self.names):
             self.kill_node(node)

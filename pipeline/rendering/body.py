@@ -42,10 +42,8 @@ class Proportions:
     waist: float
     shoulder: float
     neck: float
-    chin: float
     top: float
     elbow: float
-    wrist: float
     hip_half: float
     shoulder_half: float
     foot: float
@@ -82,10 +80,8 @@ def proportions(appearance: Appearance) -> Proportions:
         waist=0.60 * h,
         shoulder=0.808 * h,
         neck=0.845 * h,
-        chin=0.868 * h,
         top=h,
         elbow=0.632 * h,
-        wrist=0.487 * h,
         hip_half=0.050 * h * (0.75 + 0.25 * appearance.girth),
         shoulder_half=0.103 * h * appearance.shoulders * (0.85 + 0.15 * appearance.girth),
         foot=0.148 * h,

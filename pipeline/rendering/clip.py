@@ -112,7 +112,7 @@ def _crop_boxes(rng: np.random.Generator, actor: Actor, look: CameraLook) -> Flo
     return np.stack([x - height / aspect / 2, y - height / 2, height], 1).astype(np.float32)
 
 
-def _companion(rng: np.random.Generator, person: Appearance, path: Path, look: CameraLook, hidden: float) -> Path:
+def _companion(rng: np.random.Generator, person: Appearance, path: Path, hidden: float) -> Path:
     """The path of a pedestrian who passes between the camera and the person and hides them for the share `hidden`."""
     frames = len(path.positions)
     toward = -path.positions / np.linalg.norm(path.positions, axis=1, keepdims=True)  # the camera is over the origin
@@ -226,7 +226,7 @@ def render_clip(
             scene = blocked
         else:
             stranger = sample_appearance(clip_seed, -1)
-            beside = _companion(rng, stranger, path, camera_look, float(rng.uniform(0.38, 0.6)))
+            beside = _companion(rng, stranger, path, float(rng.uniform(0.38, 0.6)))
             actors.append(perform(stranger, beside, camera_look, scene.camera))
     if has_passer:
         stranger = sample_appearance(clip_seed, -2)
