@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import BACKBONE_HELP, run
 from pipeline.audit import append_record
 from pipeline.backbone import DEFAULT, find_backbone
 from pipeline.calibration import fit_calibration, save_calibration, settings_of
@@ -28,7 +28,7 @@ def calibrate(
     ],
     head: Annotated[str, typer.Option(help="Folder of the trained head; calibration.json is written into it.")],
     out: Annotated[str, typer.Option(help="Folder for the gallery that is made on the way.")],
-    backbone: Annotated[str, typer.Option(help="Backbone by name or ONNX path.")] = DEFAULT,
+    backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = DEFAULT,
     part: Annotated[str, typer.Option(help="Part of a data set: train, val, test or all.")] = "test",
     sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 10.0,
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,

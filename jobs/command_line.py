@@ -15,8 +15,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipeline import logs
+from pipeline.backbone import backbone_names
 from pipeline.errors import PipelineError, UsageError
 
+BACKBONE_HELP = f"Backbone by name ({', '.join(backbone_names())}), or the path of an ONNX file with a sidecar .json."
 DONE, FAILED, BAD_USAGE, SOME_REJECTED = 0, 1, 2, 3
 LOG_FLAGS: dict[str, tuple[str | None, Any]] = {
     "log_format": (

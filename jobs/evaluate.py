@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import BACKBONE_HELP, run
 from pipeline.audit import append_record, check_policy
 from pipeline.backbone import DEFAULT, find_backbone, parse_input_size
 from pipeline.datasets import LabelledData, read_labelled
@@ -37,7 +37,7 @@ def evaluate(
     protocol: Annotated[str, typer.Option(help="Gallery of MARS: official (with the queries) or torchreid.")] = "official",
     split: Annotated[str, typer.Option(help="Split of iLIDS-VID and PRID2011: 0 to 9, or all (mean over the ten).")] = "0",
     first_half: Annotated[str, typer.Option(help="What the first half of an iLIDS-VID split is: test or train.")] = "test",
-    backbone: Annotated[str, typer.Option(help="Backbone by name, or path of an ONNX file with a sidecar .json.")] = DEFAULT,
+    backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = DEFAULT,
     input_size: Annotated[str | None, typer.Option(help="Frame size, HEIGHTxWIDTH in pixels [default: its own].")] = None,
     sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 10.0,
     head: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import FAILED, SOME_REJECTED, run
+from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, run
 from pipeline.backbone import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
 from pipeline.catalog import read_catalog
 from pipeline.gallery import Gallery, GallerySettings
@@ -24,7 +24,7 @@ def ingest(
         ),
     ],
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery; made if absent.")],
-    backbone: Annotated[str, typer.Option(help="Backbone by name, or path of an ONNX file with a sidecar .json.")] = DEFAULT,
+    backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = DEFAULT,
     input_size: Annotated[
         str | None, typer.Option(help="Frame size for the backbone, HEIGHTxWIDTH in pixels [default: its own].")
     ] = None,
@@ -53,8 +53,8 @@ def ingest(
     """Decode, sample, crop and embed candidate videos into a gallery. Run again, it does only what is missing.
 
     INPUT is a folder (searched recursively), a bucket prefix (s3://, gs://), one video, or a manifest with a column uri and
-    optionally video_id, camera_id, start_time, person_id, boxes_uri. A video is a file that decord opens or a folder of numbered
-    images; with a boxes file (MOT format) each track id in it becomes a candidate.
+    optionally video_id, camera_id, start_time, person_id, boxes_uri. A video is a video file, a folder of numbered images, or some
+    of a folder's images by a pattern such as 0001/C1T0002*.jpg; with a boxes file (MOT format) each track id becomes a candidate.
     """
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     sampling = Sampling(

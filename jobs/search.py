@@ -31,7 +31,7 @@ def search(
     shortlist: Annotated[
         str,
         typer.Option(
-            help="Best by the prefilter, to be scored in full: a number, a share such as 5%, or all [default: 1%, at least 1000]."
+            help="Best by the prefilter, to be scored in full: a number, a share such as 5%, or all; auto is 1%, but at least 1000."
         ),
     ] = "auto",
     patience: Annotated[
@@ -41,7 +41,10 @@ def search(
         ),
     ] = str(SearchSettings.patience),
     exact: Annotated[
-        bool, typer.Option(help="The true first leads of all eligible videos, with a proof: goes on from the shortlist.")
+        bool,
+        typer.Option(
+            help="The true first leads of all eligible videos, with a proof: scores all of them (without a C compiler, by bounds)."
+        ),
     ] = False,
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera id; may be given again.")] = None,
     other_cameras: Annotated[bool, typer.Option(help="Leave out the target's own camera.")] = False,

@@ -83,6 +83,11 @@ def same_backbone(one: str, other: str) -> bool:
     return one.rpartition("@")[2] == other.rpartition("@")[2]
 
 
+def backbone_names() -> tuple[str, ...]:
+    """What a backbone can be called by: those that ship, those that are downloaded, and ImageNet's EfficientNet-Lite0."""
+    return (*shipped_backbones(), *PUBLISHED, EFFICIENTNET)
+
+
 def find_backbone(name_or_path: str = DEFAULT, input_size: tuple[int, int] | None = None) -> BackboneSpec:
     """Look a backbone up without loading it; a published one is downloaded if it is not in the cache.
 
@@ -305,7 +310,7 @@ def _first_line(error: Exception) -> str:
 
 def _read_sidecar(path: Path) -> BackboneSpec:
     if path.suffix != ".onnx":
-        names = " or ".join(repr(name) for name in (EFFICIENTNET, *shipped_backbones(), *PUBLISHED))
+        names = " or ".join(map(repr, backbone_names()))
         kinds = f"a backbone is {names} or the path of an .onnx file"
         raise UsageError(f"{kinds}, not {str(path)!r}; other formats are not loaded, since they can run code")
     if not path.is_file():

@@ -3,7 +3,7 @@
     1. the catalog's rows that the gallery does not have yet, in small blocks
     2. decode:  rows -> pieces of frames          actors, each with a decoder process of its own
     3. embed:   frames -> float16 features        actors, each with a network; GPUs where the cluster has them
-    4. write:   pieces -> one Parquet shard       actors; the shard's name is the hash of its content
+    4. write:   pieces -> one Parquet shard       actors; no two writers ever give a shard the same name
     5. commit:  this process                      a source is committed when all of its pieces are in shards
 
 Steps 2 to 4 are in pipeline.pieces, step 5 is in pipeline.commit. Without GPUs, 2 and 3 share their actors, since passing frames

@@ -45,7 +45,7 @@ def write_partition(
     folder: Path,
     prefilter: faiss.Index | None = None,
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Write one partition's files into a local folder; returns its rows of videos.parquet and its counts.
+    """Write one partition's files into a local folder; returns its rows of videos.arrow and its counts.
 
     first_video: row of its first video among all of the index. prefilter: a trained, empty index
     (`pipeline.prefilter.compressed_index`) that the partition's segments are added to a copy of; None for a flat one. Memory: a

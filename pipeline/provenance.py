@@ -20,7 +20,7 @@ def target_hash(name: str, target: Target) -> str:
     """What was searched for, as "KIND:SHA256"; name: as it was given to `pipeline.targets.read_targets`.
 
     features: of a gallery video's stored frame features (float16, little endian, row by row), file: of a file's bytes, images: of
-    a folder's images (see `pipeline.audit.content_hash`). Raises StorageError when the source went away.
+    a folder's images (see `pipeline.storage.content_hash`). Raises StorageError when the source went away.
     """
     if not name.startswith(GALLERY_PREFIX):
         return source_hash(target.video.uri)

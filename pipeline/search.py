@@ -2,8 +2,8 @@
 
 Every partition names its best videos by the prefilter, the shortlist is the best of those, every partition scores its share in
 full, the best of the prefilter first and until it brings no more leads, and the best are asked for their evidence. Several
-targets share the passes over the partitions. An exact search goes on from the shortlist until the bounds of all other videos lie
-below the last lead (`pipeline.bounds`).
+targets share the passes over the partitions. An exact search scores everything or, where that is slower, goes on from the
+shortlist until the bounds of all other videos lie below the last lead (`pipeline.bounds`).
 """
 
 import functools
@@ -271,7 +271,7 @@ def _why_not_calibrated(index: Index, settings: dict[str, Any]) -> str:
 def allowed_videos(
     gallery: Gallery, index: Index, target: Target, settings: SearchSettings, row: int | None = None
 ) -> np.ndarray:
-    """Which videos may become leads: bool [V]. row: of the target among the index's videos, see `Target.segmented`."""
+    """Which videos may become leads: bool [V]. row: of the target among the index's videos, see `segmented`."""
     videos = index.videos
     allowed = np.ones(len(videos), np.bool_)
     row = index.position(target.video.video_id) if row is None else row

@@ -639,6 +639,11 @@ class TestRoots:
         assert marked == {f"{tmp_path}/videos/a.mp4": None, f"{tmp_path}/videos/folder/s.mp4": "outside_roots"}
 
 
+def test_the_operators_page_says_what_every_reason_means() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "operations.md").read_text()
+    assert [reason for reason, meaning in REJECT_REASONS.items() if f"| `{reason}` | {meaning} |" not in page] == []
+
+
 @pytest.mark.shared
 class TestRealExamples:
     @pytest.fixture
