@@ -31,7 +31,7 @@ def search(
     shortlist: Annotated[
         str,
         typer.Option(
-            help="Best by the prefilter, to be scored in full: a number, a share such as 5%, or all; auto is 1%, but at least 1000."
+            help="Best by the prefilter, to be scored in full: a number, a share such as 5%, or all; auto: 1%, at least 1000."
         ),
     ] = "auto",
     patience: Annotated[
@@ -43,7 +43,7 @@ def search(
     exact: Annotated[
         bool,
         typer.Option(
-            help="The true first leads of all eligible videos, with a proof: scores all of them (without a C compiler, by bounds)."
+            help="The true first leads of all eligible videos, with a proof: scores all (without a C compiler, by bounds)."
         ),
     ] = False,
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera id; may be given again.")] = None,

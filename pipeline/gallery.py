@@ -6,9 +6,10 @@
     index/           index versions (pipeline.index)
     audit/           who searched and deleted, and why (pipeline.audit)
 
-A gallery's state is the set of its commits, compactions first and then in the order of their names: nothing is ever changed in place, so a reader,
-a retry and a kill -9 can only meet files that no commit names. The newest commit that mentions a source decides on it; a
-commit may supersede others (compaction) and may forget videos. docs/decisions.md says why no table format is used.
+A gallery's state is the set of its commits, compactions first and then in the order of their names: nothing is ever changed in
+place, so a reader, a retry and a kill -9 can only meet files that no commit names. The newest commit that mentions a source
+decides on it; a commit may supersede others (compaction) and may forget videos. docs/decisions.md says why no table format is
+used.
 """
 
 import hashlib

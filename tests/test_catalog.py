@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.catalog import (
+    REJECT_REASONS,
     SOURCE_SCHEMA,
     Catalog,
     candidate_id,
