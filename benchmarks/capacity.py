@@ -25,7 +25,7 @@ BEGIN, END = "<!-- tables: python -m benchmarks.capacity --update docs/capacity.
 
 @dataclass(frozen=True)
 class UnitCost:
-    """One figure. status: measured, preliminary (measured, but not well), goal (not measured yet), assumption, or choice."""
+    """One figure. status: measured, assumption or choice."""
 
     value: float
     unit: str
@@ -46,7 +46,7 @@ UNIT_COSTS: dict[str, UnitCost] = {
     "gallery_frame_bytes": UnitCost(529, "bytes a frame", "measured", "frames/ of 300 rendered clips (13,038 frames)"),
     "gallery_video_bytes": UnitCost(396, "bytes a candidate", "measured", "videos/ of 300 rendered clips"),
     "index_frame_bytes": UnitCost(563, "bytes a frame", "measured", "scale, 1,000,000 videos"),
-    "index_frames": UnitCost(10_300, "frames/s a core", "measured", "scale, 100,000 videos, two cores in one process"),
+    "index_frames": UnitCost(11_200, "frames/s a core", "measured", "scale, 100,000 videos, 179 s, two cores in one process"),
     "search_core_seconds": UnitCost(0.0070, "core s a million frames", "measured", "scale, 1,000,000 videos, 1 %, warm"),
     "search_frame_bytes": UnitCost(48, "bytes of memory a frame", "measured", "scale, 1,000,000 videos: resident / frames"),
     "node_cores": UnitCost(64, "cores a node", "choice", ""),

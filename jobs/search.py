@@ -1,8 +1,10 @@
 """Search a gallery for the person in one or more targets: python -m jobs.search TARGET ... --gallery G --out R"""
 
+import functools
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ from pipeline.audit import append_record, check_policy, head, user
 from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery
-from pipeline.provenance import calibration_version, gallery_version, source_hash, target_hash
+from pipeline.provenance import calibration_version, gallery_version, source_hash
 from pipeline.results import SearchResult, write_results
 from pipeline.sampling import Sampling
 from pipeline.settings import ScoreSettings, SearchSettings
@@ -119,33 +121,39 @@ def search(
 
         index = open_index(opened, index_version)
         found = read_targets(targets, opened, decoder, backbone)
-    common = {
+    asked = {
+        "filters": settings.filters(),
+        "settings": _plain(settings),
+        "reason": reason,
+        "case": case,
         "gallery_version": gallery_version(opened),
         "calibration_version": calibration_version(index.calibration),
         "out": out,
+        "started_at": datetime.now(UTC).isoformat(),
     }
-    results = []
-    common["started_at"] = datetime.now(UTC).isoformat()
     try:
         with opened_partitions(opened, index, actors, address) as partitions:
             answers = search_many(opened, index, partitions, found, settings)
     except BaseException as error:
-        for name, target in zip(targets, found, strict=True):
-            asked = {"gallery": opened.location.uri, "index_version": index.version, "model": index.model, "reason": reason}
-            asked |= {"case": case, "target": target.video.video_id, "target_uri": target.video.uri, "failed": _words(error)}
-            append_record(opened, "search", {"filters": settings.filters()} | asked | common | _of_target(name, target))
+        for target in found:
+            searched = {"gallery": opened.location.uri, "index_version": index.version, "model": index.model}
+            searched |= {"target": target.video.video_id, "target_uri": target.video.uri, "failed": _words(error)}
+            append_record(opened, "search", searched | asked | _of_target(target))
         raise
-    for name, target, result in zip(targets, found, answers, strict=True):
-        results.append(replace(result, searched_by=user(), reason=reason, case=case))
-        append_record(opened, "search", _audit_fields(results[-1]) | common | _of_target(name, target))
+    not_indexed, results = videos_not_in(opened, index), []
+    for target, result in zip(found, answers, strict=True):
+        results.append(replace(result, searched_by=user(), reason=reason, case=case, not_indexed=not_indexed))
+        append_record(opened, "search", _audit_fields(results[-1]) | asked | _of_target(target))
         results[-1] = replace(results[-1], audit_head=head(opened))
     for result in results:
         print(ranked_list(result, show_labels))
     if out is not None:
-        results = [_with_hashes(result) for result in results] if hash_sources else results
+        hashed = functools.cache(_source_hash)
+        results = [_with_hashes(result, hashed) for result in results] if hash_sources else results
         for changed in sorted({lead.video.uri for result in results for lead in result.leads if lead.source_changed}):
             print(f"note: {changed} is no longer the file that was ingested and scored", file=sys.stderr)
         write_results(results, out)
+        resolve(out).join("report.html").delete()  # of an earlier search
         if report:
             from pipeline.report import write_report
 
@@ -154,8 +162,8 @@ def search(
                 print(f"report: {write_report(results, out, pictures, show_labels=show_labels)}")
             finally:
                 pictures.close()
-    if new := videos_not_in(opened, index):
-        print(f"note: {new} videos of the gallery are not in this index yet; jobs.index takes them in", file=sys.stderr)
+    if not_indexed:
+        print(f"note: {not_indexed} videos of the gallery are not in this index yet; jobs.index takes them in", file=sys.stderr)
 
 
 def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
@@ -200,7 +208,8 @@ def _shortlist(text: str) -> dict[str, Any]:
     if text == "all":
         return {"shortlist": None}
     number, share = text.removesuffix("%"), text.endswith("%")
-    if not (number.isascii() and number.replace(".", "", 1 if share else 0).isdigit()) or float(number) == 0:
+    digits = number.replace(".", "", 1 if share else 0)
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10) or float(number) == 0:
         raise UsageError(f"--shortlist is a number of videos, a share such as 5%, or all, not {text!r}")
     return (
         {"shortlist": 1, "shortlist_share": float(number) / 100} if share else {"shortlist": int(number), "shortlist_share": 0.0}
@@ -215,20 +224,26 @@ def _patience(text: str) -> int | None:
     return int(text)
 
 
-def _with_hashes(result: SearchResult) -> SearchResult:
-    """With the hashes of the leads' sources as they are now; none for sources in object stores or that went away."""
+def _source_hash(uri: str) -> str | None:
+    """Of a source as it is now; None for one in an object store or that went away."""
+    try:
+        return source_hash(uri) if uri.startswith("/") else None
+    except StorageError:
+        return None
 
-    def hashed(uri: str) -> str | None:
-        try:
-            return source_hash(uri) if uri.startswith("/") else None
-        except StorageError:
-            return None
 
+def _with_hashes(result: SearchResult, hashed: Callable[[str], str | None]) -> SearchResult:
+    """With the hashes of the leads' sources."""
     return replace(result, leads=tuple(replace(lead, source_hash=hashed(lead.video.uri)) for lead in result.leads))
 
 
-def _of_target(name: str, target: Target) -> dict[str, str | None]:
-    return {"target_hash": target_hash(name, target), "ended_at": datetime.now(UTC).isoformat()}
+def _of_target(target: Target) -> dict[str, str | None]:
+    return {"target_hash": target.content, "ended_at": datetime.now(UTC).isoformat()}
+
+
+def _plain(settings: SearchSettings) -> dict[str, Any]:
+    """As JSON has it."""
+    return json.loads(json.dumps(asdict(settings), default=datetime.isoformat))
 
 
 def _words(error: BaseException) -> str:
@@ -237,11 +252,12 @@ def _words(error: BaseException) -> str:
 
 def _audit_fields(result: SearchResult) -> dict[str, object]:
     names: Sequence[str] = (
-        *("gallery", "index_version", "model", "calibration", "normalise", "filters", "eligible", "scored", "passed_over"),
-        *("reason", "case"),
+        *("gallery", "index_version", "model", "calibration", "gallery_videos", "not_indexed"),
+        *("eligible", "scored", "passed_over"),
     )
     fields: dict[str, object] = {name: getattr(result, name) for name in names}
     return fields | {
+        "normalise": result.score.normalise,
         "target": result.target.video_id,
         "target_uri": result.target.uri,
         "seconds": round(result.seconds, 3),

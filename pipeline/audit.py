@@ -12,10 +12,11 @@ it, jobs.status prints it, results carry it) and give it to `verify`.
 Records are written before an answer is given out. They name ids and hashes, never features or pictures.
 """
 
-import getpass
 import hashlib
 import json
 import logging
+import os
+import pwd
 import re
 import socket
 from collections.abc import Collection, Iterator
@@ -80,7 +81,11 @@ def read_records(gallery: Gallery) -> list[dict[str, Any]]:
 def newest(gallery: Gallery, action: str) -> dict[str, Any] | None:
     """The newest record of an action among the newest AMONG records, None where there is none."""
     for file in reversed(_records(gallery.location.join("audit"))[-AMONG:]):
-        if (record := json.loads(file.read_bytes())).get("action") == action:
+        try:
+            record = json.loads(file.read_bytes())
+        except (ValueError, RecursionError):  # `verify` names it
+            continue
+        if isinstance(record, dict) and record.get("action") == action:
             return record
     return None
 
@@ -106,6 +111,8 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
     due = 0  # the number that comes next
     numbered = 0
     policy: list[str] | None = None  # what the newest record of one says
+    # Read before the records, since others may come meanwhile.
+    anchor, allowed = _read_head(folder), {required(gallery)}
     for file, data in _contents(_records(folder)):
         number = _number(file)
         if number > due:
@@ -116,21 +123,22 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
         try:
             record = json.loads(data)
             previous, own = record["previous"], record.pop("sha256")
-        except (ValueError, KeyError, TypeError):
+            claimed = set(previous) if isinstance(previous, list) else {previous} - {None}
+            changed = own != _hash_of(record)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             faults.append(f"{file.name} is damaged")
             break
-        if own != _hash_of(record):
+        if changed:
             faults.append(f"{file.name} was changed")
         elif record.get("number", number) != number:
             faults.append(f"{file.name} was moved: it is record {record['number']}")
-        claimed = set(previous) if isinstance(previous, list) else {previous} - {None}
         if not ((claimed <= before and claimed & digests.get(number - 1, set())) or (number == 0 and not claimed)):
             faults.append(f"the record before {file.name} was changed, or {file.name} was")
         digests.setdefault(number, set()).add(hashlib.sha256(data).hexdigest())
         numbered += "number" in record
-        policy = record.get("required", []) if record.get("action") == "policy" else policy
+        policy = record.get("required") if record.get("action") == "policy" else policy
     else:
-        if (anchor := _read_head(folder)) is not None:
+        if anchor is not None:
             anchors.append(("head.json", anchor))
         elif numbered > 1:
             faults.append("head.json, which says how many records there are, is missing")
@@ -139,7 +147,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
                 faults.append(f"the newest records are missing: {source} counts {count}, there are {due}")
             elif digest not in digests.get(count - 1, set()):
                 faults.append(f"record {count - 1} is not the one that {source} names")
-        if tuple(policy or ()) != required(gallery):
+        if (tuple(policy) if isinstance(policy, list) else ()) not in allowed | {required(gallery)}:
             faults.append("policy.json was changed without a record")
     return faults
 
@@ -173,19 +181,23 @@ def set_policy(gallery: Gallery, names: Collection[str], reason: str | None = No
 
 
 def check_policy(gallery: Gallery, reason: str | None, case: str | None) -> None:
-    """Raise UsageError when the gallery requires a reason or case that is missing or blank; call it before any work."""
+    """Raise UsageError when the gallery requires a reason or case that is missing or blank, and for one that is not Unicode; call
+    it before any work.
+    """
     given = {"reason": reason, "case": case}
+    if not is_utf8(f"{reason}{case}"):
+        raise UsageError("the reason or case holds characters that are not Unicode; they go into the audit log")
     if missing := [name for name in required(gallery) if not str(given[name] or "").strip()]:
         flags = " and ".join(f"--{name}" for name in missing)
         raise UsageError(f"{gallery.location.uri} requires {flags} for its audit log; nothing was done")
 
 
 def user() -> str:
-    """The account that this process runs under."""
+    """The account that this process runs under, whatever its environment says."""
     try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # no passwd entry, as in some containers
-        return "unknown"
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # no passwd entry, as in some containers
+        return f"uid {os.getuid()}"
 
 
 def _place(folder: Location) -> tuple[int, str | list[str] | None]:
@@ -235,7 +247,7 @@ def _read_head(folder: Location) -> tuple[int, str] | None:
     try:
         fields = json.loads(folder.join("head.json").read_bytes())
         return int(fields["records"]), str(fields["sha256"])
-    except (StorageError, ValueError, KeyError, TypeError):
+    except (StorageError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

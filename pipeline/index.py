@@ -44,6 +44,7 @@ from pipeline.partition_store import (
     read_videos,
 )
 from pipeline.prefilter import FLAT_SEGMENTS
+from pipeline.results import VideoRef
 from pipeline.seals import unsealed
 from pipeline.settings import IndexSettings
 from pipeline.storage import Location, resolve
@@ -96,6 +97,22 @@ class Index:
     def position(self, video_id: str) -> int:
         """Row of a video in `videos`, -1 where it is not indexed."""
         return pc.index(self.videos["video_id"], video_id).as_py()
+
+    def rows_of(self, video: VideoRef, content: str | None = None) -> np.ndarray:
+        """Rows int64 of `videos` that are a video: of its id first and, for a whole source, of its uri under other ids.
+
+        content: of the source, as `VideoRef.ingested_hash`: where there is none of that id and uri, it is known by its bytes.
+        """
+        row = self.position(video.video_id)
+        own = np.array([row] if row >= 0 else [], np.int64)
+        if video.track is not None:
+            return own
+        whole = np.asarray(pc.equal(self.videos["uri"], video.uri))
+        if content is not None and not len(own) and not whole.any() and "ingested_hash" in self.videos.schema.names:
+            whole = np.asarray(pc.fill_null(pc.equal(self.videos["ingested_hash"], content), False))
+        if whole.any():
+            whole = whole & np.asarray(pc.is_null(self.videos["track"]))
+        return np.concatenate([own, np.setdiff1d(np.flatnonzero(whole), own)])
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Rows of `videos` as dictionaries; of the tables they lie in only these rows are read."""

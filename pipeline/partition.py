@@ -157,11 +157,12 @@ class Partition:
         """The best segment pairs of one video, best first, each candidate segment and each target segment at most once."""
         candidates = self.candidates(np.array([video]))
         scores, _ = candidates.pair_scores(target, settings)
-        order = np.dstack(np.unravel_index(np.argsort(-scores, axis=None, kind="stable"), scores.shape))[0]
+        left = scores.copy()
         chosen: list[tuple[int, int]] = []
-        for n, k in order.tolist():
-            if len(chosen) < pairs and all(n != m and k != j for m, j in chosen):
-                chosen.append((n, k))
+        while len(chosen) < min(pairs, *scores.shape):
+            n, k = divmod(int(left.argmax()), scores.shape[1])
+            chosen.append((n, k))
+            left[n], left[:, k] = -np.inf, -np.inf
         rows = segment_rows(*candidates.cut(), self.length)
         numbers = rows.numpy()
         first, frames = int(self.first_frame[video]), int(self.frames[video])

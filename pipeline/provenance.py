@@ -5,7 +5,6 @@ import json
 import posixpath
 from dataclasses import asdict
 
-import numpy as np
 from pyarrow.fs import FileType
 
 from pipeline.calibration import Calibration
@@ -13,22 +12,13 @@ from pipeline.catalog import is_image_pattern
 from pipeline.gallery import Gallery
 from pipeline.readers import image_names
 from pipeline.storage import content_hash, resolve
-from pipeline.targets import GALLERY_PREFIX, Target
-
-
-def target_hash(name: str, target: Target) -> str:
-    """What was searched for, as "KIND:SHA256"; name: as it was given to `pipeline.targets.read_targets`.
-
-    features: of a gallery video's stored frame features (float16, little endian, row by row), file: of a file's bytes, images: of
-    a folder's images (see `pipeline.storage.content_hash`). Raises StorageError when the source went away.
-    """
-    if not name.startswith(GALLERY_PREFIX):
-        return source_hash(target.video.uri)
-    return f"features:{hashlib.sha256(np.ascontiguousarray(target.features.astype('<f2')).tobytes()).hexdigest()}"
 
 
 def source_hash(uri: str) -> str:
-    """A video file or images as they are now: "file:SHA256" or "images:SHA256". Raises StorageError."""
+    """A video file or images as they are now: "file:SHA256" of bytes, or "images:SHA256" (`pipeline.storage.content_hash`).
+
+    Raises StorageError.
+    """
     location = resolve(uri)
     if is_image_pattern(location.name):
         folder = resolve(posixpath.dirname(uri))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.results import Lead, SearchResult, SegmentPair, SegmentView, VideoRef
+from pipeline.settings import ScoreSettings
 from pipeline.storage import resolve
 
 Pictures = Callable[[VideoRef, Sequence[int]], Mapping[int, NDArray[np.uint8]]]
@@ -305,7 +306,7 @@ def _facts(result: SearchResult) -> list[tuple[str, str]]:
         ("Filters", "\n".join(result.filters) or "none"),
         ("Index version", result.index_version),
         ("Model", result.model),
-        ("Scores", SCORE_WORDS[result.normalise]),
+        ("Scores", f"{SCORE_WORDS[result.score.normalise]}; {_aggregate_words(result.score)}"),
         ("Probabilities", _calibration_words(result)),
         ("None of these", _none_words(result)),
         ("Audit record", result.audit_head),
@@ -317,7 +318,13 @@ def _facts(result: SearchResult) -> list[tuple[str, str]]:
 def _calibration_words(result: SearchResult) -> str | None:
     if result.none_probability is None:
         return f"none: {result.calibration}" if result.calibration else None
-    return f"calibrated on {result.calibration}; one match is expected among the eligible videos unless asked otherwise"
+    matches = f"{result.expected_matches:g} match{'es' if result.expected_matches != 1 else ''}"
+    return f"calibrated on {result.calibration}; {matches} expected among the eligible videos"
+
+
+def _aggregate_words(score: ScoreSettings) -> str:
+    best = f"best {100 * score.ratio:g} %" if score.threshold is None else f"those of at least {score.threshold:g}"
+    return f"{score.aggregate} of the pair scores: {best}"
 
 
 def _none_words(result: SearchResult) -> str | None:
@@ -326,13 +333,14 @@ def _none_words(result: SearchResult) -> str | None:
     return f"probability {result.none_probability:.3f} that no eligible video shows the person (1 in 2 before the search)"
 
 
-def _counts(result: SearchResult) -> tuple[int, int, int]:
-    return result.gallery_videos, result.eligible, result.scored
+def _counts(result: SearchResult) -> tuple[object, ...]:
+    """What `funnel` shows."""
+    return result.gallery_videos, result.not_indexed, result.eligible, result.scored, result.passed_over, result.proof
 
 
 def _why_no_leads(result: SearchResult) -> str:
     if not result.gallery_videos:
-        return "The gallery holds no videos, so there was nothing to search."
+        return "The index holds no videos, so there was nothing to search."
     if not result.eligible and result.filters:
         return "No video of the gallery passes the filters, so nothing was scored. Wider filters may give leads."
     if not result.eligible:
@@ -379,6 +387,9 @@ def _clock(start_time: datetime | None, segment: SegmentView) -> str | None:
     """When a segment was recorded, to a tenth of a second; None where the video's start is not known."""
     if start_time is None:
         return None
-    first, last = (_utc(start_time) + timedelta(seconds=round(time_s, 1)) for time_s in (segment.start_s, segment.end_s))
+    try:
+        first, last = (_utc(start_time) + timedelta(seconds=round(time_s, 1)) for time_s in (segment.start_s, segment.end_s))
+    except OverflowError:  # past the year 9999, which some write for "not known"
+        return None
     day = "" if first.date() == last.date() else f"{last:%Y-%m-%d} "
     return f"{first:%Y-%m-%d %H:%M:%S}.{first.microsecond // 100000} – {day}{last:%H:%M:%S}.{last.microsecond // 100000} UTC"

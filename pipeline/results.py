@@ -5,7 +5,7 @@ A lead is a candidate that deserves a look, not a verdict: rank and score order 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipeline.settings import ScoreSettings
 from pipeline.storage import resolve
 
 _SPAN = [("target_start_s", pa.float32()), ("target_end_s", pa.float32()), ("candidate_start_s", pa.float32())]
@@ -136,13 +137,14 @@ class Proof:
 class SearchResult:
     """The leads for one target, best first, and what was searched.
 
-    target_segments: segments of the target. gallery: its uri; gallery_videos: videos in it; eligible: those that pass the
-    filters; scored: those scored in full; passed_over: those of the shortlist that were not, because the last ones that were
-    brought no lead. filters: in words. untrained: no trained head was used. seconds: of the search.
-    reason, case: why it was searched, as given. normalise: how scores were normalised, "cohort" or "none". none_probability: that
-    no eligible video shows the target, None without a calibration. calibration: in words, what probabilities rest on, or why
-    there are none. proof: of an exact search, else None. audit_head: of the audit log with the record of this search in
-    it, as `pipeline.audit.verify` takes it.
+    target_segments: segments of the target. gallery: its uri; gallery_videos: videos of it that the index holds; not_indexed:
+    those that it does not hold yet, None where nobody looked; eligible: those of the index that pass the filters; scored: those
+    scored in full; passed_over: those of the shortlist that were not, because the last ones that were brought no lead. filters:
+    in words. untrained: no trained head was used. seconds: of the search. reason, case: why it was searched, as given. score: how
+    scores were made, normalise as it was in the end. expected_matches: the prior of the probabilities. none_probability: that no
+    eligible video shows the target, None without a calibration. calibration: in words, what probabilities rest on, or why there
+    are none. proof: of an exact search, else None. audit_head: of the audit log with the record of this search in it, as
+    `pipeline.audit.verify` takes it.
     """
 
     target: VideoRef
@@ -161,12 +163,14 @@ class SearchResult:
     searched_by: str | None = None
     reason: str | None = None
     case: str | None = None
-    normalise: str = "none"
+    score: ScoreSettings = field(default_factory=lambda: ScoreSettings(normalise="none"))
+    expected_matches: float = 1.0
     none_probability: float | None = None
     calibration: str = ""
     proof: Proof | None = None
     audit_head: str | None = None
     passed_over: int = 0
+    not_indexed: int | None = None
 
 
 def results_table(results: Sequence[SearchResult]) -> pa.Table:

@@ -7,6 +7,8 @@ import numpy as np
 
 from pipeline.errors import UsageError
 
+LONGEST_WAIT = 1_000_000  # seconds, some twelve days; the system's calls that wait take no more than twice as long
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -48,6 +50,8 @@ class Sampling:
         for name in (*positive, *(["image_rate"] if self.image_rate is not None else [])):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {getattr(self, name)}")
+        if self.time_limit > LONGEST_WAIT:
+            raise UsageError(f"a time limit is at most {LONGEST_WAIT} seconds, not {self.time_limit:g}")
 
 
 def sample_times(times: np.ndarray, rate: float) -> np.ndarray:

@@ -67,17 +67,14 @@ def _search_many(
         for one in asked:
             one.find(index, partitions)
     with telemetry.timed("coattention_search_seconds", stage="score"):
-        for normalise in ("cohort", "none"):
-            group = [one for one in asked if one.score.normalise == normalise]
-            if settings.exact:
-                for one in group:
-                    one.certify(index, partitions)
-                continue
-            while group := [one for one in group if one.ahead()]:
-                videos = [one.found[len(one.scores) :][: one.ahead()] for one in group]
-                scores = partitions.score_many([one.segments for one in group], videos, group[0].score)
-                for one, mine in zip(group, scores, strict=True):
-                    one.scores = np.concatenate([one.scores, mine])
+        for one in asked if settings.exact else ():
+            one.certify(index, partitions)
+        group = [] if settings.exact else asked
+        while group := [one for one in group if one.ahead()]:
+            videos = [one.found[len(one.scores) :][: one.ahead()] for one in group]
+            scores = partitions.score_many([one.segments for one in group], videos, group[0].score)
+            for one, mine in zip(group, scores, strict=True):
+                one.scores = np.concatenate([one.scores, mine])
     with telemetry.timed("coattention_search_seconds", stage="evidence"):
         results = [one.result(gallery, index, partitions) for one in asked]
     seconds = time.monotonic() - began
@@ -86,12 +83,11 @@ def _search_many(
 
 
 def segmented(
-    target: Target, index: Index, length: int | None = None, stride: int | None = None, row: int | None = None
+    target: Target, index: Index, length: int | None = None, stride: int | None = None, own: np.ndarray | None = None
 ) -> TargetSegments:
     """A target cut into segments of `length` frames, `stride` apart (None: as in the index), encoded, measured by the cohort.
 
-    row: of the target among the index's videos, -1 where it is not there, None to look for it. Raises UsageError for sizes that
-    cannot be meant.
+    own: `Index.rows_of` the target, where they are known. Raises UsageError for sizes that cannot be meant.
     """
     head, frames = index.head, len(target.features)
     length = index.settings.segment_length if length is None else length
@@ -101,8 +97,9 @@ def segmented(
     encoding = encode_target(head, torch.from_numpy(target.features[rows]))
     statistics = None
     if index.cohort.usable:
-        own = torch.full((len(rows),), index.position(target.video.video_id) if row is None else row)
-        statistics = cohort_statistics(index.cohort, encoding.encodings, own, encoding.weight, encoding.bias)
+        own = index.rows_of(target.video, target.content) if own is None else own
+        video = torch.full((len(rows),), int(own[0]) if len(own) else -1)
+        statistics = cohort_statistics(index.cohort, encoding.encodings, video, encoding.weight, encoding.bias)
     return TargetSegments(encoding, target.frame_index[rows], target.time_s[rows], statistics)
 
 
@@ -127,9 +124,9 @@ class _Asked:
 
     @classmethod
     def of(cls, gallery: Gallery, index: Index, target: Target, settings: SearchSettings) -> "_Asked":
-        row = index.position(target.video.video_id)
-        segments = segmented(target, index, settings.target_length, settings.target_stride, row)
-        allowed = allowed_videos(gallery, index, target, settings, row)
+        own = index.rows_of(target.video, target.content)
+        segments = segmented(target, index, settings.target_length, settings.target_stride, own)
+        allowed = allowed_videos(gallery, index, target, settings, own)
         normalise = settings.score.normalise if segments.cohort is not None else "none"
         score = replace(settings.score, normalise=normalise)
         return cls(target, settings, segments, score, allowed, int(np.count_nonzero(allowed)))
@@ -138,7 +135,7 @@ class _Asked:
         """The shortlist, best first by the prefilter; equal ones by id where they are not all scored together."""
         count = self.eligible
         if self.settings.shortlist is not None:
-            count = min(count, max(self.settings.shortlist, math.ceil(self.settings.shortlist_share * count)))
+            count = min(count, max(self.settings.shortlist, math.ceil(round(self.settings.shortlist_share * count, 6))))
         if count == self.eligible and is_compressed(index):  # an order of everything would take as long as scores
             self.found = np.flatnonzero(self.allowed)
             self.logits = np.full(count, -np.inf, np.float32)
@@ -198,6 +195,8 @@ class _Asked:
     def result(self, gallery: Gallery, index: Index, partitions: Partitions) -> SearchResult:
         settings = self.settings
         best = _first(self.scores, settings.top)
+        if self.score.threshold:
+            best = best[self.scores[best] != 0]  # no pair reaches the threshold: nothing speaks for them
         best = best[rank_videos(self.scores[best], _ids(index, self.found[best]))[: settings.top]]
         pairs: list[list[SegmentPair]] = [[] for _ in best]
         if settings.evidence:
@@ -233,7 +232,8 @@ class _Asked:
             filters=settings.filters(),
             seconds=0.0,
             searched_at=datetime.now(UTC),
-            normalise=self.score.normalise,
+            score=self.score,
+            expected_matches=settings.expected_matches,
             none_probability=none_probability,
             calibration=words,
             proof=self.proof,
@@ -245,12 +245,12 @@ class _Asked:
         ranks = 1 + len(self.logits) - np.searchsorted(np.sort(self.logits), own, side="right")
         equal = np.flatnonzero(np.isin(self.logits, own[own > -np.inf]))
         ids = np.asarray(_ids(index, self.found[equal]), np.str_)
-        unnamed = self.found[self.logits == -np.inf]
-        for row, (place, logit) in enumerate(zip(places, own, strict=True)):
-            if logit == -np.inf:
-                ranks[row] += (unnamed < self.found[place]).sum()
-            else:
-                ranks[row] += (ids[self.logits[equal] == logit] < ids[equal == place]).sum()
+        equal = equal[np.lexsort((ids, self.logits[equal]))]
+        first = np.searchsorted(self.logits[equal], self.logits[equal])  # of those equal to each one
+        among_equals = np.zeros(len(self.logits), np.int64)
+        among_equals[equal] = np.arange(len(equal)) - first
+        unnamed = np.sort(self.found[self.logits == -np.inf])
+        ranks += np.where(own > -np.inf, among_equals[places], np.searchsorted(unnamed, self.found[places]))
         return ranks.tolist()
 
 
@@ -269,20 +269,14 @@ def _why_not_calibrated(index: Index, settings: dict[str, Any]) -> str:
 
 
 def allowed_videos(
-    gallery: Gallery, index: Index, target: Target, settings: SearchSettings, row: int | None = None
+    gallery: Gallery, index: Index, target: Target, settings: SearchSettings, own: np.ndarray | None = None
 ) -> np.ndarray:
-    """Which videos may become leads: bool [V]. row: of the target among the index's videos, see `segmented`."""
+    """Which videos may become leads: bool [V]. own: `Index.rows_of` the target, where they are known."""
     videos = index.videos
     allowed = np.ones(len(videos), np.bool_)
-    row = index.position(target.video.video_id) if row is None else row
-    if row >= 0:
-        allowed[row] = False
+    allowed[index.rows_of(target.video, target.content) if own is None else own] = False
     if forgotten := gallery.forgotten(known=frozenset(index.manifest["commits"])):
         allowed &= ~np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten), pa.string())))
-    if target.video.track is None:
-        same_file = np.asarray(pc.equal(videos["uri"], target.video.uri))
-        if same_file.any():
-            allowed[same_file & np.asarray(pc.is_null(videos["track"]))] = False
     if settings.other_cameras and target.video.camera_id is None:
         raise UsageError(f"the camera of {target.video.video_id} is not known, so it cannot be left out")
     if settings.cameras or settings.other_cameras or settings.after is not None or settings.before is not None:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 from pipeline.errors import UsageError
@@ -59,8 +59,8 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
             raise UsageError(f"the top share of scores must be above 0 and at most 1, not {self.ratio}")
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise UsageError(f"the score threshold must be a finite number, not {self.threshold}")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"the score threshold must be from 0 to 1, as scores are, not {self.threshold}")
         if self.aggregate not in ("mean", "sum"):
             raise UsageError(f"scores are aggregated by mean or sum, not by {self.aggregate!r}")
         if self.normalise not in ("cohort", "none"):
@@ -113,9 +113,13 @@ class SearchSettings:
         """The filters in words."""
         words = [f"camera {', '.join(self.cameras)}"] if self.cameras else []
         words += ["not the target's own camera"] if self.other_cameras else []
-        words += [f"from {self.after:%Y-%m-%d %H:%M:%S} UTC"] if self.after else []
-        words += [f"before {self.before:%Y-%m-%d %H:%M:%S} UTC"] if self.before else []
+        words += [f"from {_in_utc(self.after)}"] if self.after else []
+        words += [f"before {_in_utc(self.before)}"] if self.before else []
         return tuple(words)
+
+
+def _in_utc(time: datetime) -> str:
+    return f"{time.astimezone(UTC).isoformat(sep=' ').removesuffix('+00:00')} UTC"
 
 
 def check_expected_matches(expected_matches: float) -> None:

@@ -161,8 +161,12 @@ class Location:
 
     def delete(self) -> None:
         """Remove the file; nothing happens when it is already gone."""
-        with explained("delete", self.uri), suppress(FileNotFoundError):
-            self.filesystem.delete_file(self.path)
+        try:
+            with explained("delete", self.uri):
+                self.filesystem.delete_file(self.path)
+        except StorageError as error:
+            if error.kind != "missing":
+                raise
 
     def write_atomically(self, content: bytes | Callable[[IO[bytes]], object], *, exclusive: bool = False) -> bool:
         """Write the file so that readers see all of it or nothing; after the return a local file survives a power cut.

@@ -1,6 +1,7 @@
 """The target of a search: a video or image folder decoded now, or a gallery video whose features are there already."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,28 @@ from pipeline.catalog import default_video_id
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, feature_matrix
+from pipeline.provenance import source_hash
 from pipeline.results import VideoRef
 from pipeline.sampling import Sampling
-from pipeline.storage import canonical_uri
-from pipeline.video import Piece, Rejected
+from pipeline.storage import canonical_uri, is_utf8
+from pipeline.video import Piece, Rejected, VideoInfo
 
 GALLERY_PREFIX = "id:"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target's sampled frames. features: float16 [n, D]; frame_index: int32 [n]; time_s: float32 [n], seconds."""
+    """A target's sampled frames. features: float16 [n, D]; frame_index: int32 [n]; time_s: float32 [n], seconds.
+
+    content: what was searched for, as "KIND:SHA256": features: of a gallery video's stored frame features (float16, little
+    endian, row by row), file: of the bytes that were decoded, images: of a folder's images; None where nobody asks.
+    """
 
     video: VideoRef
     features: np.ndarray
     frame_index: np.ndarray
     time_s: np.ndarray
+    content: str | None = None
 
 
 def target_decoder(gallery: Gallery, time_limit: float = 60.0) -> Decoder:
@@ -77,28 +84,34 @@ def gallery_target(gallery: Gallery, video_id: str, videos: pa.Table | None = No
     videos: of a snapshot of the gallery, where there is one already.
     """
     videos = gallery.snapshot().videos if videos is None else videos
-    rows = videos.filter(pc.equal(videos["video_id"], video_id)).to_pylist()
+    rows = videos.filter(pc.equal(videos["video_id"], video_id)).to_pylist() if is_utf8(video_id) else []
     if not rows:
         raise UsageError(f"{gallery.location.uri} has no video {video_id!r}")
     row = rows[0]
     frames = gallery.read_video(row)
     ref = VideoRef.of(row)
-    return Target(ref, feature_matrix(frames), np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]))
+    features = feature_matrix(frames)
+    content = hashlib.sha256(np.ascontiguousarray(features.astype("<f2")).tobytes()).hexdigest()
+    return Target(ref, features, np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]), f"features:{content}")
 
 
 def video_target(uri: str, backbone: Backbone, decoder: Decoder) -> Target:
     """A video file or a folder of numbered images as the target. Raises UsageError."""
     uri = canonical_uri(uri)
     pieces: list[Piece] = []
-    features = []
+    features, content = [], None
     for event in decoder.events(uri):
         if isinstance(event, Rejected):
             raise UsageError(f"the target cannot be used: {event.message}")
+        if isinstance(event, VideoInfo):
+            content = event.source_hash
         if isinstance(event, Piece):
-            pieces.append(event)
             features.append(backbone.embed(event.frames))
+            pieces.append(replace(event, frames=event.frames[:0]))
+            if not np.isfinite(features[-1]).all():
+                raise UsageError(f"the target cannot be used: the backbone gives no finite features for {uri}")
     if not pieces:
         raise PipelineError(f"decoding the target {uri} gave no frames")
     ref = VideoRef(default_video_id(uri), uri)
     index, times = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("frame_index", "time_s"))
-    return Target(ref, np.concatenate(features), index, times)
+    return Target(ref, np.concatenate(features), index, times, content or source_hash(uri))

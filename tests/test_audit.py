@@ -1,8 +1,9 @@
 """The audit log: nothing is answered without a record, and a record that was removed, changed or moved is found."""
 
-import getpass
 import hashlib
 import json
+import os
+import pwd
 import re
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import audit
-from pipeline.audit import NEED_POLICY, append_record, head, read_records, required, set_policy, user, verify
+from pipeline.audit import NEED_POLICY, append_record, head, newest, read_records, required, set_policy, user, verify
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.index_build import build_index
@@ -67,16 +68,16 @@ def test_a_record_says_who_did_what_when_and_where(toy_gallery: Gallery) -> None
     (record,) = read_records(toy_gallery)
     assert files(toy_gallery)[0].name == name
     assert record["action"] == "forget" and record["reason"] == "request 7 – Übung" and record["videos"] == ["v001"]
-    assert (record["who"], record["host"]) == (getpass.getuser(), socket.gethostname())
+    assert (record["who"], record["host"]) == (user(), socket.gethostname())
     assert before <= datetime.fromisoformat(record["at"]) <= datetime.now(UTC)
 
 
-def test_a_process_without_an_account_is_named_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_account() -> str:
-        raise OSError("no username set in the environment")
-
-    monkeypatch.setattr(getpass, "getuser", no_account)
-    assert user() == "unknown"
+def test_the_account_is_the_systems_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody else")
+    assert user() == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # as in a container without an entry for its account
+    assert user() == f"uid {2**31 - 7}"
 
 
 def test_records_are_read_oldest_first_and_form_a_whole_chain(logged: Gallery) -> None:
@@ -112,7 +113,13 @@ def test_reordered_records_are_found(logged: Gallery, one: int, other: int) -> N
     assert verify(logged)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"\xff\xfe", b"{}", b'{"previous": {}, "sha256": "0"}', b'{"previous": [[]], "sha256": "0"}'),
+        b'{"previous": null, "sha256": "0", "reason": "\\ud800"}',
+    ],
+)
 def test_a_damaged_record_is_found_and_named(logged: Gallery, content: bytes) -> None:
     files(logged)[2].write_bytes(content)
     assert any(files(logged)[2].name in fault for fault in verify(logged))
@@ -166,13 +173,42 @@ def test_a_head_of_another_form_is_refused(logged: Gallery, text: str) -> None:
         verify(logged, text)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{}"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"records": Infinity, "sha256": ""}', b'{"records": [], "sha256": ""}'])
 def test_a_missing_or_damaged_head_is_found_and_mended_by_the_next_record(logged: Gallery, content: bytes | None) -> None:
     file = files(logged)[0].with_name("head.json")
     file.unlink() if content is None else file.write_bytes(content)
     assert any("head.json" in fault for fault in verify(logged))
     append_record(logged, "search", {"target": "later"})
     assert verify(logged) == [] and len(read_records(logged)) == RECORDS + 1
+
+
+def test_a_record_that_comes_while_the_log_is_verified_is_no_fault(logged: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = audit._records
+
+    def appended_after_listing(folder: Location) -> list[Location]:
+        found = listed(folder)
+        monkeypatch.setattr(audit, "_records", listed)
+        append_record(logged, "search", {"target": "meanwhile"})
+        return found
+
+    monkeypatch.setattr(audit, "_records", appended_after_listing)
+    assert verify(logged) == [] and len(read_records(logged)) == RECORDS + 1
+
+
+def test_damage_does_not_hide_the_newest_record_of_a_kind(logged: Gallery) -> None:
+    append_record(logged, "ingest", {"source": "videos"})
+    for content in (b"{", b"[]", b"[" * 100_000):
+        append_record(logged, "search", {"target": "later"})
+        files(logged)[-1].write_bytes(content)
+        found = newest(logged, "ingest")
+        assert found is not None and found["source"] == "videos"
+        assert any("damaged" in fault for fault in verify(logged))
+        append_record(logged, "search", {"target": "later"})
+
+
+def test_a_reason_that_is_no_text_is_refused_before_anything_is_read(toy_gallery: Gallery) -> None:
+    asked = ["search", "/no/such/target.mp4", "--gallery", toy_gallery.location.uri, "--reason", "\udce9"]
+    assert "not Unicode" in command(*asked).sentence and read_records(toy_gallery) == []
 
 
 def test_a_log_of_the_format_before_the_head_is_whole_and_goes_on(toy_gallery: Gallery) -> None:
@@ -372,7 +408,7 @@ def test_a_search_is_recorded_with_its_reason_case_user_and_results(toy_gallery:
     records = read_records(toy_gallery)
     assert [record["target"] for record in records] == ["v000", "v017"]
     for record in records:
-        assert (record["action"], record["who"], record["host"]) == ("search", getpass.getuser(), socket.gethostname())
+        assert (record["action"], record["who"], record["host"]) == ("search", user(), socket.gethostname())
         assert (record["reason"], record["case"]) == ("lost child", "2026/117")
         assert (record["gallery"], record["index_version"], record["filters"]) == (
             toy_gallery.location.uri,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -17,7 +18,7 @@ from pipeline.index import Index, index_versions, open_index
 from pipeline.index_build import build_index
 from pipeline.index_samples import sample_features
 from pipeline.partitions import opened_partitions
-from pipeline.results import SearchResult
+from pipeline.results import SearchResult, VideoRef
 from pipeline.seals import sealed, unsealed
 from pipeline.search import search
 from pipeline.segments import segment_frames, segment_starts
@@ -164,6 +165,63 @@ def test_patience_ends_no_search_of_everything(toy_gallery: Gallery, toy_index: 
     for settings in (SearchSettings(top=1, shortlist=None, patience=1), SearchSettings(top=1, exact=True, patience=1)):
         result = leads(toy_gallery, toy_index, settings=settings)
         assert (result.scored, result.passed_over) == (39, 0)
+
+
+def test_a_threshold_that_no_pair_of_a_video_reaches_makes_it_no_lead(toy_gallery: Gallery, toy_index: Index) -> None:
+    everything = leads(toy_gallery, toy_index)
+    best_pairs = {lead.video.video_id: lead.best_pairs[0].score for lead in everything.leads}
+    threshold = float(np.median(list(best_pairs.values())))
+    asked = dataclasses.replace(EVERYTHING, score=ScoreSettings(threshold=threshold))
+    expected = {video_id for video_id, score in best_pairs.items() if score >= threshold}
+    assert set(ids(leads(toy_gallery, toy_index, settings=asked))) == expected and 0 < len(expected) < 39
+    assert leads(toy_gallery, toy_index, settings=dataclasses.replace(asked, score=ScoreSettings(threshold=1.0))).leads == ()
+
+
+def test_places_in_the_shortlist_of_equal_videos_are_by_id(toy_gallery: Gallery) -> None:
+    """Ten copies of one video and ten others: the copies share a place in the prefilter's order, told apart by their ids."""
+    (_, features), *others = people_features(11, 1, 24, seed=2)
+    gallery = Gallery.open_or_create(
+        str(Path(toy_gallery.location.path).with_name("copies")), GallerySettings(toy_spec(), 10.0, None)
+    )
+    add_videos(gallery, [("p", features)] * 10 + others)
+    index = build_index(gallery, IndexSettings(8, 4))
+    found = leads(gallery, index, target="v003", settings=SearchSettings(top=100, shortlist=100))
+    copies = {lead.video.video_id: lead.prefilter_rank for lead in found.leads if lead.video.video_id < "v010"}
+    assert [copies[video_id] for video_id in sorted(copies)] == list(range(1, 10))
+    assert sorted(lead.prefilter_rank for lead in found.leads) == list(range(1, 20))
+
+
+def test_a_share_of_the_videos_is_not_rounded_up_by_what_floats_leave_over(toy_gallery: Gallery, toy_index: Index) -> None:
+    """28 % of 25 are 7, and 7.000000000000001 in floats."""
+    first = datetime(2026, 3, 1, 12, 26, tzinfo=UTC)
+    asked = SearchSettings(top=100, shortlist=1, shortlist_share=0.28, before=first)
+    found = leads(toy_gallery, toy_index, settings=asked)
+    assert (found.eligible, len(found.leads)) == (25, 7)
+
+
+def test_a_target_by_its_file_is_the_video_of_the_gallery(toy_gallery: Gallery, toy_index: Index) -> None:
+    """Although it is there under another id: not among the leads, and not measured against itself."""
+    known = gallery_target(toy_gallery, "v000")
+    by_file = dataclasses.replace(known, video=VideoRef("0f3a", known.video.uri))
+    with opened_partitions(toy_gallery, toy_index, actors=0) as partitions:
+        one, other = (search(toy_gallery, toy_index, partitions, target, EVERYTHING) for target in (known, by_file))
+    assert ids(one) == ids(other) and [lead.score for lead in one.leads] == [lead.score for lead in other.leads]
+
+
+def test_a_target_that_is_a_copy_of_a_videos_file_is_known_by_its_bytes(toy_gallery: Gallery) -> None:
+    videos = toy_gallery.snapshot().videos
+    hashes = pa.array([f"file:{number:064x}" for number in range(len(videos))])
+    known = videos.set_column(videos.schema.get_field_index("ingested_hash"), "ingested_hash", hashes)
+    toy_gallery.commit(known, REJECTS_SCHEMA.empty_table())
+    index = build_index(toy_gallery, IndexSettings(8, 4))
+    place = toy_gallery.snapshot().videos["video_id"].to_pylist().index("v000")
+    content = toy_gallery.snapshot().videos["ingested_hash"][place].as_py()
+    target = gallery_target(toy_gallery, "v000")
+    copy = dataclasses.replace(target, video=VideoRef("copy", "/elsewhere/copy.mp4"), content=content)
+    with opened_partitions(toy_gallery, index, actors=0) as partitions:
+        one, other = (search(toy_gallery, index, partitions, asked, EVERYTHING) for asked in (target, copy))
+    assert ids(one) == ids(other) and "v000" not in ids(other)
+    assert [lead.score for lead in one.leads] == [lead.score for lead in other.leads]
 
 
 def test_a_shortlist_is_scored_like_everything(toy_gallery: Gallery, toy_index: Index) -> None:

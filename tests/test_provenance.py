@@ -3,15 +3,21 @@
 import hashlib
 import re
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import audit
-from pipeline.gallery import REJECTS_SCHEMA, Gallery
+from pipeline import audit, provenance
+from pipeline.backbone import OnnxBackbone, find_backbone
+from pipeline.errors import UsageError
+from pipeline.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
 from pipeline.index_build import build_index
+from pipeline.targets import read_targets, target_decoder
 from tests.test_jobs import command
+from tests.test_video import write_video
 
 PIPELINE = Path(__file__).parent.parent / "pipeline"
 
@@ -60,6 +66,39 @@ def test_a_source_that_is_no_longer_what_was_ingested_is_named(with_sources: Gal
     assert changed == ["v007"] and sum(row["ingested_hash"] is None for row in rows) == 1
     page = (tmp_path / "r" / "report.html").read_text()
     assert page.count("no longer the one that was ingested") == 1
+
+
+def test_a_source_is_read_once_for_all_leads_and_targets(with_sources: Gallery, tmp_path: Path) -> None:
+    asked = ("--gallery", with_sources.location.uri, "--out", str(tmp_path / "r"), "--top", "40", "--no-report")
+    with mock.patch.object(provenance, "content_hash", wraps=provenance.content_hash) as read:
+        assert command("search", "id:v001", "id:v002", *asked).code == 0
+    assert read.call_count == 39  # all but the one that is gone
+
+
+def test_a_report_of_another_search_does_not_stay_beside_results(with_sources: Gallery, tmp_path: Path) -> None:
+    asked = ("--gallery", with_sources.location.uri, "--out", str(tmp_path / "r"))
+    assert command("search", "id:v001", *asked).code == 0
+    assert (tmp_path / "r" / "report.html").exists()
+    assert command("search", "id:v002", *asked, "--no-report").code == 0
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["results.csv", "results.parquet"]
+
+
+def test_a_targets_hash_is_of_the_bytes_that_were_decoded(tmp_path: Path, toy_backbone: Path) -> None:
+    spec = find_backbone(str(toy_backbone))
+    gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(spec, 10.0, None))
+    clip = write_video(tmp_path / "a.mp4")
+    content = clip.read_bytes()
+    with target_decoder(gallery) as decoder:
+        (target,) = read_targets([str(clip)], gallery, decoder)
+    assert target.content == f"file:{hashlib.sha256(content).hexdigest()}"
+
+
+def test_a_target_without_finite_features_is_refused(tmp_path: Path, toy_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(find_backbone(str(toy_backbone)), 10.0, None))
+    clip = write_video(tmp_path / "a.mp4")
+    monkeypatch.setattr(OnnxBackbone, "embed", lambda self, frames: np.full((len(frames), 3), np.inf, np.float16))
+    with target_decoder(gallery) as decoder, pytest.raises(UsageError, match=r"no finite features for .*a\.mp4"):
+        read_targets([str(clip)], gallery, decoder)
 
 
 def test_sources_are_left_alone_when_asked(with_sources: Gallery, tmp_path: Path) -> None:

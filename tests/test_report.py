@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.report import render_report, write_report
-from pipeline.results import Lead, SearchResult, SegmentPair, SegmentView, VideoRef
+from pipeline.results import Lead, Proof, SearchResult, SegmentPair, SegmentView, VideoRef
+from pipeline.settings import ScoreSettings
 
 FRAMES = 8
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -240,7 +241,7 @@ def test_picture_of_a_wrong_kind_is_an_error_that_says_so() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gallery_videos": 0, "eligible": 0, "scored": 0}, "The gallery holds no videos"),
+        ({"gallery_videos": 0, "eligible": 0, "scored": 0}, "The index holds no videos"),
         ({"eligible": 0, "scored": 0, "filters": ("camera is cam9",)}, "No video of the gallery passes the filters"),
         ({"eligible": 0, "scored": 0}, "The gallery holds no video that could be searched"),
         ({}, "100 of 900 eligible videos were scored in full"),
@@ -291,11 +292,38 @@ def test_header_tells_who_searched_what_and_why() -> None:
     text = Page(render_report([result], figure)).text
     for words in ("2025-01-02 03:04:05 UTC", "a.analyst", "missing person", "2025-17", "camera is cam1 or cam2"):
         assert words in text
-    assert "1,200 videos in the gallery 900 eligible after filters 100 shortlisted and scored in full" in text
+    assert "1,200 videos in the index 900 eligible after filters 100 shortlisted and scored in full" in text
     assert "of the shortlist" not in text
     shorter = Page(render_report([dataclasses.replace(result, passed_over=1900)], figure)).text
     assert "100 shortlisted and scored in full; the other 1,900 of the shortlist were not, since the last ones scored" in shorter
     assert "/data/gallery" in text and "v3" in text and "model-x" in text
+
+
+def test_the_page_says_how_scores_and_probabilities_were_made() -> None:
+    asked = dataclasses.replace(search(lead(1)), none_probability=0.5, calibration="people of a town", not_indexed=1300)
+    plain = Page(render_report([asked], figure)).text
+    assert "mean of the pair scores: best 5 %" in plain and "calibrated on people of a town; 1 match expected" in plain
+    assert "1,200 videos in the index; 1,300 of the gallery are not in it yet and were not searched" in plain
+    score = ScoreSettings(threshold=0.75, aggregate="sum", normalise="none")
+    other = Page(render_report([dataclasses.replace(asked, score=score, expected_matches=40.0)], figure)).text
+    assert "sum of the pair scores: those of at least 0.75" in other and "40 matches expected" in other
+
+
+def test_each_target_has_its_own_proof() -> None:
+    one, other = (
+        dataclasses.replace(search(lead(1), target=name), proof=Proof(100, 0.9, bound, (900,)))
+        for name, bound in (("a", 0.7), ("b", 0.6))
+    )
+    page = Page(render_report([one, other], figure))
+    assert "score above 0.7000" in page.text and "score above 0.6000" in page.text
+
+
+def test_a_time_at_the_end_of_the_calendar_is_shown_as_none() -> None:
+    late = lead(1)
+    late = dataclasses.replace(
+        late, video=dataclasses.replace(late.video, start_time=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+    )
+    assert "target-a" in Page(render_report([search(late)], figure)).text
 
 
 def test_labels_are_shown_only_when_asked_for() -> None:

@@ -1,5 +1,6 @@
 """Where files are, and that a write is whole or absent: on local disk, in pyarrow's memory store, on S3 over HTTP."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -166,6 +167,18 @@ class TestReadingAndWriting:
     def test_errors_survive_the_way_from_a_worker(self) -> None:
         error = pickle.loads(pickle.dumps(StorageError("cannot read /a", "missing")))  # noqa: S301
         assert (str(error), error.kind, isinstance(error, PipelineError)) == ("cannot read /a", "missing", True)
+
+    @pytest.mark.parametrize(("text", "goes_on"), [("NOT_FOUND: no such object", True), ("PERMISSION_DENIED", False)])
+    def test_a_file_that_a_store_says_is_gone_is_deleted(self, text: str, goes_on: bool) -> None:
+        """Google's store has no FileNotFoundError for it."""
+
+        class Store:
+            def delete_file(self, path: str) -> None:
+                raise OSError(f"google::cloud::Status({text})")
+
+        place = Location(Store(), "bucket/a", "gs://bucket/a")  # type: ignore[arg-type]
+        with contextlib.nullcontext() if goes_on else pytest.raises(StorageError, match="cannot delete gs://bucket/a"):
+            place.delete()
 
 
 class TestWholeOrNothing:
