@@ -98,21 +98,23 @@ class Index:
         """Row of a video in `videos`, -1 where it is not indexed."""
         return pc.index(self.videos["video_id"], video_id).as_py()
 
-    def rows_of(self, video: VideoRef, content: str | None = None) -> np.ndarray:
-        """Rows int64 of `videos` that are a video: of its id first and, for a whole source, of its uri under other ids.
-
-        content: of the source, as `VideoRef.ingested_hash`: where there is none of that id and uri, it is known by its bytes.
-        """
+    def rows_of(self, video: VideoRef) -> np.ndarray:
+        """Rows int64 of `videos` that are a video: of its id first and, for a whole source, of its uri under other ids."""
         row = self.position(video.video_id)
         own = np.array([row] if row >= 0 else [], np.int64)
         if video.track is not None:
             return own
         whole = np.asarray(pc.equal(self.videos["uri"], video.uri))
-        if content is not None and not len(own) and not whole.any() and "ingested_hash" in self.videos.schema.names:
-            whole = np.asarray(pc.fill_null(pc.equal(self.videos["ingested_hash"], content), False))
         if whole.any():
             whole = whole & np.asarray(pc.is_null(self.videos["track"]))
         return np.concatenate([own, np.setdiff1d(np.flatnonzero(whole), own)])
+
+    def row_of_copy(self, content: str | None) -> int:
+        """The first row that is a whole source of these bytes (`VideoRef.ingested_hash`), -1 where there is none."""
+        if content is None or "ingested_hash" not in self.videos.schema.names:
+            return -1
+        same = pc.and_(pc.equal(self.videos["ingested_hash"], content), pc.is_null(self.videos["track"]))
+        return pc.index(same, True).as_py()
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Rows of `videos` as dictionaries; of the tables they lie in only these rows are read."""
@@ -311,7 +313,7 @@ def find_head(place: str | None, gallery: Gallery) -> tuple[Coattention | None, 
     (None, None) where none ships for that backbone. Raises PipelineError when the head or its calibration is damaged, belongs to
     another backbone, or the calibration to another head.
     """
-    found = place or shipped_head(gallery.settings.backbone.identity)
+    found = shipped_head(gallery.settings.backbone.identity) if place is None else place
     if found is None:
         return None, None
     with head_folder(found) as folder:

@@ -97,8 +97,9 @@ def segmented(
     encoding = encode_target(head, torch.from_numpy(target.features[rows]))
     statistics = None
     if index.cohort.usable:
-        own = index.rows_of(target.video, target.content) if own is None else own
-        video = torch.full((len(rows),), int(own[0]) if len(own) else -1)
+        own = index.rows_of(target.video) if own is None else own
+        # A copy of a video is not measured against it either, although it finds it.
+        video = torch.full((len(rows),), int(own[0]) if len(own) else index.row_of_copy(target.content))
         statistics = cohort_statistics(index.cohort, encoding.encodings, video, encoding.weight, encoding.bias)
     return TargetSegments(encoding, target.frame_index[rows], target.time_s[rows], statistics)
 
@@ -124,7 +125,7 @@ class _Asked:
 
     @classmethod
     def of(cls, gallery: Gallery, index: Index, target: Target, settings: SearchSettings) -> "_Asked":
-        own = index.rows_of(target.video, target.content)
+        own = index.rows_of(target.video)
         segments = segmented(target, index, settings.target_length, settings.target_stride, own)
         allowed = allowed_videos(gallery, index, target, settings, own)
         normalise = settings.score.normalise if segments.cohort is not None else "none"
@@ -274,7 +275,7 @@ def allowed_videos(
     """Which videos may become leads: bool [V]. own: `Index.rows_of` the target, where they are known."""
     videos = index.videos
     allowed = np.ones(len(videos), np.bool_)
-    allowed[index.rows_of(target.video, target.content) if own is None else own] = False
+    allowed[index.rows_of(target.video) if own is None else own] = False
     if forgotten := gallery.forgotten(known=frozenset(index.manifest["commits"])):
         allowed &= ~np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten), pa.string())))
     if settings.other_cameras and target.video.camera_id is None:

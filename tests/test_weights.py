@@ -134,7 +134,7 @@ def test_what_ships_is_small() -> None:
 def test_published_weights_come_over_https_only() -> None:
     assert all(file.file.url is None or file.file.url.startswith("https://") for files in PUBLISHED.values() for file in files)
     with pytest.raises(ValueError, match="published under https"):
-        Published("a", PinnedFile("a.onnx", "0" * 64, 1, "http://a/a.onnx"), "MIT", 8, 4, (0.0,) * 3, (1.0,) * 3, 3)
+        Published("a", PinnedFile("a.onnx", "0" * 64, 1, "http://a/a.onnx"), 8, 4, (0.0,) * 3, (1.0,) * 3, 3)
 
 
 @pytest.mark.shared
@@ -173,7 +173,10 @@ def test_without_a_copy_or_a_network_a_published_backbone_says_what_to_do(
         ("osnet_ain_x1_0", "MODEL_ZOO; export it to ONNX, write a sidecar beside it, and give the path"),
         ("osnet_x0_25_market1501", "MODEL_ZOO"),
         ("person-reidentification-retail-0286", "OpenVINO IR at .*; convert it to ONNX"),
-        ("osnet_x0_25_distiled", "a backbone is 'efficientnet_lite0' or .*'osnet_x0_25' or .*the path of an .onnx file"),
+        (
+            "osnet_x0_25_distiled",
+            "a backbone is 'osnet_x0_25_distilled' or .*'osnet_x0_25' or .*the path of an .onnx file",
+        ),
     ],
 )
 def test_a_name_without_weights_says_where_they_are(name: str, words: str) -> None:
