@@ -183,7 +183,7 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         probability = "-" if lead.probability is None else f"{lead.probability:.3f}"
         lines.append(
             f"{lead.rank:>4}  {lead.score:6.4f}  {probability:>11}  {'*' if same else ' '} {video.video_id:<36} "
-            f"{video.camera_id or '-':<12} {when}"
+            f"{_printable(video.camera_id or '-'):<12} {when}"
         )
     if result.none_probability is not None:
         lines.append(f"      none of these: probability {result.none_probability:.3f} that no eligible video shows the person")
@@ -191,6 +191,11 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         hits = sum(lead.video.person_id == target.person_id is not None for lead in result.leads)
         lines.append(f"      * the label is the target's: {hits} of the {len(result.leads)} leads")
     return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """Without what would steer a terminal; camera ids come from manifests."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _proof(result: SearchResult) -> list[str]:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.index_build import build_index
 from pipeline.provenance import source_hash
-from pipeline.settings import IndexSettings
+from pipeline.settings import IndexSettings, ScoreSettings
 from pipeline.storage import Location
 from pipeline.verification import verify_gallery
 from tests.conftest import toy_spec
@@ -415,6 +416,8 @@ def test_a_search_is_recorded_with_its_reason_case_user_and_results(toy_gallery:
             index.version,
             ["camera cam1"],
         )
+        assert record["settings"]["score"] == asdict(ScoreSettings()) and record["settings"]["expected_matches"] == 1
+        assert (record["gallery_videos"], record["not_indexed"]) == (40, 0)
     assert [video_id for record in records for video_id in record["results"]] == ranked_ids(ended.out)
     assert len(ranked_ids(ended.out)) == 12 and verify(toy_gallery) == []
     for record in records:

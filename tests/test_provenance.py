@@ -111,3 +111,14 @@ def test_the_words_shown_to_people_are_lead_and_never_match_found() -> None:
     shown = (PIPELINE / "report.html.j2").read_text() + (PIPELINE / "report.py").read_text()
     assert "These are leads, to be checked by a person." in shown
     assert not re.search(r"match(es)? found|identified as|positive match", shown, re.IGNORECASE)
+
+
+def test_a_camera_id_cannot_steer_the_terminal(toy_gallery: Gallery) -> None:
+    videos = toy_gallery.snapshot().videos
+    cameras = pa.array(["cam\x1b[2J"] * len(videos))
+    toy_gallery.commit(
+        videos.set_column(videos.schema.get_field_index("camera_id"), "camera_id", cameras), REJECTS_SCHEMA.empty_table()
+    )
+    build_index(toy_gallery)
+    ended = command("search", "id:v001", "--gallery", toy_gallery.location.uri)
+    assert ended.out.count("cam?[2J") == 20 and "\x1b" not in ended.out
