@@ -140,15 +140,17 @@ def search(
             searched |= {"target": target.video.video_id, "target_uri": target.video.uri, "failed": _words(error)}
             append_record(opened, "search", searched | asked | _of_target(target))
         raise
-    not_indexed, results = videos_not_in(opened, index), []
+    results = []
     for target, result in zip(found, answers, strict=True):
-        results.append(replace(result, searched_by=user(), reason=reason, case=case, not_indexed=not_indexed))
+        results.append(replace(result, searched_by=user(), reason=reason, case=case))
         append_record(opened, "search", _audit_fields(results[-1]) | asked | _of_target(target))
         results[-1] = replace(results[-1], audit_head=head(opened))
     for result in results:
         print(ranked_list(result, show_labels))
+    not_indexed = videos_not_in(opened, index)  # after the leads: of a large gallery it may take seconds
     if out is not None:
         hashed = functools.cache(_source_hash)
+        results = [replace(result, not_indexed=not_indexed) for result in results]
         results = [_with_hashes(result, hashed) for result in results] if hash_sources else results
         for changed in sorted({lead.video.uri for result in results for lead in result.leads if lead.source_changed}):
             print(f"note: {changed} is no longer the file that was ingested and scored", file=sys.stderr)
@@ -257,8 +259,8 @@ def _words(error: BaseException) -> str:
 
 def _audit_fields(result: SearchResult) -> dict[str, object]:
     names: Sequence[str] = (
-        *("gallery", "index_version", "model", "calibration", "gallery_videos", "not_indexed"),
-        *("eligible", "scored", "passed_over"),
+        *("gallery", "index_version", "model", "calibration"),
+        *("gallery_videos", "eligible", "scored", "passed_over"),
     )
     fields: dict[str, object] = {name: getattr(result, name) for name in names}
     return fields | {

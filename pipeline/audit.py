@@ -112,7 +112,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
     numbered = 0
     policy: list[str] | None = None  # what the newest record of one says
     # Read before the records, since others may come meanwhile.
-    anchor, allowed = _read_head(folder), {required(gallery)}
+    anchor, required_before = _read_head(folder), required(gallery)
     for file, data in _contents(_records(folder)):
         number = _number(file)
         if number > due:
@@ -147,7 +147,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
                 faults.append(f"the newest records are missing: {source} counts {count}, there are {due}")
             elif digest not in digests.get(count - 1, set()):
                 faults.append(f"record {count - 1} is not the one that {source} names")
-        if (tuple(policy) if isinstance(policy, list) else ()) not in allowed | {required(gallery)}:
+        if (tuple(policy) if isinstance(policy, list) else ()) not in (required_before, required(gallery)):
             faults.append("policy.json was changed without a record")
     return faults
 
