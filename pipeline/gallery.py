@@ -56,7 +56,12 @@ VIDEOS_SCHEMA = pa.schema(
         ("source_id", pa.string()),
         ("track", pa.int64()),
         ("boxes_uri", pa.string()),
-        ("ingested_hash", pa.string()),  # see VideoInfo.source_hash; null in galleries of older versions
+        # Null in galleries of older versions, each since another one:
+        ("ingested_hash", pa.string()),  # see VideoInfo.source_hash
+        ("seen_from", pa.timestamp("us", tz="UTC")),  # start_time + time of the candidate's first sampled frame
+        ("seen_to", pa.timestamp("us", tz="UTC")),  # and of its last one; null without a start_time
+        ("passed_over", pa.int32()),  # packets or images of the source that could not be decoded
+        ("remarks", pa.list_(pa.string())),  # what was guessed or mended in reading the source, in words
     ]
 )
 REJECTS_SCHEMA = pa.schema(
