@@ -146,7 +146,7 @@ def _read_rows(data: bytes, layout: Layout) -> tuple[np.ndarray, dict[str, _Word
             csv.ReadOptions(autogenerate_column_names=True, skip_rows=layout.header),
             csv.ParseOptions(delimiter=layout.separator.decode(), quote_char=False),
             csv.ConvertOptions(include_columns=[*numbers, *words], column_types=types, null_values=[]),
-        ).unify_dictionaries()
+        )
     except pa.ArrowException:
         # Either there is a fault, which has to be named with its line, or something that Arrow does not tolerate.
         return _read_rows_slowly(data, layout)

@@ -67,6 +67,19 @@ class TestReading:
     def test_spellings_that_are_tolerated(self, text: bytes) -> None:
         assert _by_frame_and_track(read_boxes(text)) == {(2, 7): (1.5, -2.0, 30.0, 40.0)}
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            b"1,1,0,0,5,5,1,-1,-1,-1\n\n2, 1, 0, 0, 5, 5, 1, -1, -1, -1\r\n",
+            b"  1  1\t0 0 5.25  5 -1 \n 2  1  0 0   5  5 -1\r\n  3 1 0 0 5 5 -1 ",
+            b"\xef\xbb\xbf frame;id;x1;y1;x2;y2;class\n1;1;0;0;5;5;person\n",
+            b"1,1,0,0,5,5,1,1,0.5\n2,1,0,0,5,5,0,12,0.5\n",
+        ],
+    )
+    def test_ordinary_files_are_not_read_line_by_line(self, text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipeline.boxes._read_rows_slowly", lambda *_: pytest.fail("read line by line"))
+        assert list(read_boxes(text)) == [1]
+
     def test_a_million_lines_take_seconds(self) -> None:
         text = b"".join(b"%d,%d,%d.5,20.25,48.0,116.6,1,-1,-1,-1\n" % (i // 10 + 1, i % 10, i % 700) for i in range(10**6))
         begun = time.process_time()

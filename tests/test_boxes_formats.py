@@ -1,6 +1,7 @@
 """What trackers and annotators write as boxes files: every spelling is read as the boxes it means, or refused by its name."""
 
 import csv
+import doctest
 import io
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pipeline.boxes
 from pipeline.boxes import Tracks, boxes_remarks, read_boxes
 from pipeline.errors import VideoError
 from pipeline.storage import resolve
@@ -128,6 +130,7 @@ class TestTrackers:
             ("frame_id,track_id,x,y,w,h,score,timestamp", "{frame},{id},{x},{y},{w},{h},0.93,0.1"),
             ("frame;left;top;right;bottom;id", "{frame};{x};{y};{x2};{y2};{id}"),
             ("frame id x y w h", "{frame}  {id} {x} {y} {w} {h}"),
+            ("# frame id x y w h", "{frame} {id} {x} {y} {w} {h}"),
             ("Frame No\tTrack ID\tBox Left\tBox Top\tBox Width\tBox Height", "{frame}\t{id}\t{x}\t{y}\t{w}\t{h}"),
             ('# frame_id, track_id, x, y, w, h, "not ignored"', "{frame},{id},{x},{y},{w},{h},1"),
             ('"","frame","track","xmin","ymin","xmax","ymax"', "7,{frame},{id},{x},{y},{x2},{y2}"),
@@ -191,7 +194,7 @@ class TestHeaders:
         assert sentence in _refusal(header + "\n1,1,1,1,1,1\n")
 
     def test_a_row_with_a_column_that_the_header_does_not_name_is_refused(self) -> None:
-        assert "line 2 of the boxes file has 7 columns; the header has 6" in _refusal("frame,id,x,y,w,h\nr1,1,1,0,0,5,5\n")
+        assert "line 2 of the boxes file has 7 columns; the header has 6" in _refusal("frame,id,x,y,w,h\n9,1,1,0,0,5,5\n")
         assert "line 3 of the boxes file has 7 columns; the rows before have 6" in _refusal(
             "frame,id,x,y,w,h\n1,1,0,0,5,5\n2,1,0,0,5,5,9\n"
         )
@@ -277,6 +280,18 @@ class TestWhoCounts:
         assert list(read_boxes(b"1,1,0,0,9,9,1,1,1\n1,1,0,0,9,0,0,8,1\n")) == [1]
         assert "line 2 of the boxes file: h is 'x', not a number" in _refusal("1,1,0,0,9,9,1,1,1\n1,1,0,0,9,x,0,8,1\n")
 
+    def test_faults_after_rows_that_are_left_out_are_named_with_their_line(self) -> None:
+        rows = "1,1,0,0,9,9,1,3,1\n1,2,0,0,9,9,1,1,1\n1,1,0,0,9,9,1,3,1\n"
+        assert "line 4 of the boxes file gives track 2 a second box" in _refusal(rows + "1,2,0,0,9,9,1,1,1\n")
+        assert "line 4 of the boxes file has a frame below 1" in _refusal(rows + "0,2,0,0,9,9,1,1,1\n")
+
+    def test_classes_of_a_file_that_is_parsed_in_parts(self) -> None:
+        half = 40_000  # lines: more than Arrow takes at a time, so that the second part holds other classes than the first
+        rows = [f"{number + 1},{number},0,0,9,9,1,{1 if number < half else 3},0.5\n" for number in range(2 * half)]
+        tracks = read_boxes("".join(rows).encode())
+        assert list(tracks) == list(range(half))
+        assert tracks.left_out == {"of other classes than people": half}
+
     def test_a_file_without_people_is_refused_with_its_classes(self) -> None:
         message = _refusal("frame,id,x,y,w,h,label\n1,1,0,0,9,9,car\n1,2,0,0,9,9,dog\n")
         assert message.startswith(
@@ -330,7 +345,13 @@ class TestOtherFormats:
             pytest.param("1,1,593,43,174,190,1,12,0,0\n", id="no category of VisDrone"),
             pytest.param("1,1,593,43,174,190,1,0,0,0\n", id="zeros to fill ten columns"),
             pytest.param("1,1,0.1,0.1,0.5,0.9\n1,2,0.1,0.1,0.5,2\n", id="one side above a pixel"),
+            pytest.param("1,1,-50,0,1,1\n", id="one pixel outside the frame"),
         ],
     )
     def test_what_only_resembles_another_format_is_read(self, text: str) -> None:
         assert len(_read(text)) == text.count("\n")
+
+
+def test_the_example_in_the_docstring() -> None:
+    results = doctest.testmod(pipeline.boxes)
+    assert (results.failed, results.attempted) == (0, 1)
