@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from pipeline.boxes_columns import COLUMNS, Layout, invalid, number_in, plain, read_layout, split, text_lines
+from pipeline.boxes_columns import COLUMNS, Layout, invalid, number_in, plain, read_layout, shown, split, text_lines
 from pipeline.errors import VideoError
 from pipeline.storage import Location, StorageError
 
@@ -175,8 +175,7 @@ def _read_rows_slowly(data: bytes, layout: Layout) -> tuple[np.ndarray, dict[str
         values = [number_in(fields[place]) for place in layout.numbers]
         for name, value, place in zip(layout.names, values, layout.numbers, strict=True):
             if value is None:
-                text = fields[place].decode(errors="replace").strip()[:40]
-                raise invalid(f"line {number} of the boxes file: {name} is {text!r}, not a number")
+                raise invalid(f"line {number} of the boxes file: {name} is '{shown(fields[place])}', not a number")
         rows.append([value for value in values if value is not None])
         for role, place in layout.words.items():
             words[role].append(fields[place])
@@ -206,7 +205,7 @@ def _select_people(words: dict[str, _Words], layout: Layout, rows: int) -> tuple
         selected = people
     left_out = {why: count for why, count in left_out.items() if count}
     if not selected.any():
-        classes = ", ".join(value.decode(errors="replace").strip()[:20] for value in words["class"].values[:9])
+        classes = ", ".join(map(shown, words["class"].values[:9]))
         raise invalid(f"{_describe(left_out)}; none is left (classes: {classes}): give boxes of people, or no column of classes")
     return np.flatnonzero(selected), left_out
 

@@ -91,6 +91,11 @@ def _separator(line: bytes) -> bytes:
     return separator if line.count(separator) >= (len(COLUMNS) - 1 if separator == b"\t" else 1) else b" "
 
 
+def shown(field: bytes) -> str:
+    """A field as messages show it: its beginning, with escapes for what could steer a terminal."""
+    return repr(field.decode(errors="replace").strip()[:40])[1:-1]
+
+
 def split(line: bytes, separator: bytes) -> list[bytes]:
     """The fields of a line; see Layout.separator."""
     return line.split() if separator == b" " else line.split(separator)
@@ -123,7 +128,7 @@ def _layout_of_header(number: int, fields: list[bytes], separator: bytes) -> Lay
     chosen = {role: next((name for name in spellings if name in names), None) for role, spellings in _NAMES.items()}
     form = next((form for form in _FORMS if all(chosen[role] for role in form)), None)
     header = f"line {number} of the boxes file, its header"
-    given = ", ".join(field.decode(errors="replace").strip()[:40] for field in fields[:40])
+    given = ", ".join(map(shown, fields[:40]))
     missing = [*(role for role in ("frame", "id") if not chosen[role]), *(() if form else ("the box",))]
     if missing or form is None:
         raise invalid(
@@ -139,7 +144,7 @@ def _layout_of_header(number: int, fields: list[bytes], separator: bytes) -> Lay
         separator,
         number,
         len(fields),
-        tuple(fields[place].decode(errors="replace").strip()[:40] for place in numbers),
+        tuple(shown(fields[place]) for place in numbers),
         numbers,
         {role: places[role] for role in ("conf", "class", "visibility") if role in places},
         form,

@@ -334,6 +334,11 @@ class TestOtherFormats:
     def test_a_file_of_another_format_is_refused_by_its_name(self, text: str, sentence: str) -> None:
         assert sentence in _refusal(text)
 
+    def test_what_a_message_quotes_cannot_steer_a_terminal(self) -> None:
+        for text in ("frame,\x1b[2J,x,y,w,h\n", "frame,id,x,y,w,h,label\n1,1,0,0,9,9,\x1b[2J\n", "1,1,0,0,9,\x1b[2J\n"):
+            assert _refusal(text).isprintable()
+            assert "\\x1b[2J" in _refusal(text)
+
     def test_archives_and_wide_characters_are_refused_by_their_name(self) -> None:
         assert "looks like a zip archive" in _refusal(b"PK\x03\x04\x14\0\0\0")
         assert "looks like UTF-16 text" in _refusal("1,1,0,0,5,5\n".encode("utf-16"))
