@@ -54,8 +54,8 @@ def ingest(
 
     INPUT is a folder (searched recursively), a bucket prefix (s3://, gs://), one video, or a manifest with a column uri and
     optionally video_id, camera_id, start_time, person_id, boxes_uri. A video is a video file, a folder of numbered images, or
-    some of a folder's images by a pattern such as 0001/C1T0002*.jpg; with a boxes file (MOT format) each track id becomes a
-    candidate.
+    some of a folder's images by a pattern such as 0001/C1T0002*.jpg; with a boxes file (lines of frame,id,x,y,w,h from frame 1
+    in pixels, as in the MOT challenge, or columns named by a header) each track id becomes a candidate.
     """
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     sampling = Sampling(
