@@ -111,9 +111,22 @@ def read_by_ffmpeg(path: Path) -> tuple[list[int], list[float]]:
     done = subprocess.run(["ffmpeg", "-nostdin", "-copyts", "-i", path, *show, *sound], capture_output=True, check=False)
     said = done.stderr.decode(errors="replace")
     start = re.search(r"Duration: .*?start: (-?[\d.]+)", said)
-    times = [float(t) for t in re.findall(r"showinfo.* n: *\d+ .*?pts_time: *(\S+)", said)]
     frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, SIZE[1], SIZE[0])
-    return barcodes(frames), (np.array(times) - float(start[1] if start else 0)).tolist()
+    times, base = list[float](), Fraction(0)
+    for config, pts in re.findall(r"showinfo.* config in time_base: (\S+),|showinfo.* n: *\d+ pts: *(\S+)", said):
+        if config:
+            base = Fraction(config)
+        else:
+            times.append(np.nan if pts == "NOPTS" else float(int(pts) * base - Fraction(start[1] if start else 0)))
+    return barcodes(frames), times
+
+
+def read_by_opencv(path: Path) -> list[int]:
+    """Barcodes of the frames that OpenCV shows, one after the other."""
+    capture, found = cv2.VideoCapture(str(path)), list[int]()
+    while (frame := capture.read()[1]) is not None:
+        found += barcodes(cv2.resize(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), SIZE, interpolation=cv2.INTER_AREA)[None])
+    return found
 
 
 # Pictures, and the way from them into a file
@@ -898,3 +911,227 @@ def size_changes_raw(at: Path) -> Recording:
         write(at.with_suffix(f".{n}.h264"), range(n * HALF, (n + 1) * HALF), size=(320, 240) if n == 0 else (160, 120)) for n in (0, 1)
     ]
     return shows(joined(at.with_suffix(".h264"), halves))
+
+
+# Damage
+
+
+def damaged(path: Path, first: int, **more: Any) -> Recording:
+    """A recording with damage at a frame, which reaches to the next key frame."""
+    return shows(path, unsure=frozenset(range(first, -(-first // GOP) * GOP)), **more)
+
+
+def spoiled(first: int, count: int, change: Callable[[bytes], bytes]) -> Edit:
+    """Other bytes in some packets."""
+    return lambda packets: [
+        with_payload(packet, change(bytes(packet))) if first <= n < first + count else packet for n, packet in enumerate(packets)
+    ]
+
+
+def frame_of_packets(data: bytes) -> dict[int, int]:
+    """Of each packet of an MPEG-TS file that belongs to the picture: where it is -> the number of the frame, from 0."""
+    frames, number = {}, -1
+    for at in range(0, len(data), TS_PACKET):
+        if (data[at + 1] & 0x1F) << 8 | data[at + 2] == VIDEO_PID:
+            number += data[at + 1] >> 6 & 1
+            frames[at] = number
+    return frames
+
+
+@kind
+def zeroed_packets(at: Path) -> Recording:
+    """Two packets of an MP4 are zeros, as a failing disk leaves them."""
+    return damaged(write(at.with_suffix(".mp4"), edit=spoiled(25, 2, lambda payload: bytes(len(payload)))), 25)
+
+
+@kind
+def flipped_bits(at: Path) -> Recording:
+    """Every fiftieth byte of two packets has other bits."""
+
+    def flipped(payload: bytes) -> bytes:
+        return bytes(byte ^ 0x55 if n > 50 and n % 50 == 0 else byte for n, byte in enumerate(payload))
+
+    return damaged(write(at.with_suffix(".mkv"), edit=spoiled(25, 2, flipped)), 25)
+
+
+@kind
+def lost_packets(at: Path) -> Recording:
+    """Three packets never arrived, and Matroska has none in their place."""
+    return damaged(write(at.with_suffix(".mkv"), edit=dropped(25, 3)), 25)
+
+
+@kind
+def lost_packets_rtp_to_mp4(at: Path) -> Recording:
+    """The same with B frames in MP4."""
+    path = write(at.with_suffix(".mp4"), options=B_FRAMES, edit=dropped(25, 3))
+    return damaged(path, 22)
+
+
+@kind
+def lost_ts_packets(at: Path) -> Recording:
+    """Three packets of 188 bytes in a row are missing from a transport stream."""
+
+    def without(data: bytes) -> bytes:
+        first = next(at for at, frame in frame_of_packets(data).items() if frame == 25) + TS_PACKET
+        return data[:first] + data[first + 3 * TS_PACKET :]
+
+    return damaged(rewrite(write(at.with_suffix(".ts")), without), 25)
+
+
+@kind
+def ts_from_within_a_packet(at: Path) -> Recording:
+    """A transport stream that begins with half a packet in the middle of a frame."""
+
+    def tail(data: bytes) -> bytes:
+        return data[next(at for at, frame in frame_of_packets(data).items() if frame == 5) + 300 :]
+
+    path = rewrite(write(at.with_suffix(".ts")), tail)  # the tables come again after up to 0.1 s
+    return shows(path, range(5, FRAMES), first=6, unsure=frozenset(range(5, GOP)), begin_slack=4 / RATE)
+
+
+def cut_off(path: Path) -> Recording:
+    """What is there of a recording of which the last third is missing."""
+    data = path.read_bytes()
+    end = len(data) * 2 // 3
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    whole = sum(packet.pos + packet.size <= end for packet in packets)
+    path.write_bytes(data[:end])
+    return shows(path, range(whole + 1), unsure=frozenset({whole - 1, whole}))
+
+
+@kind
+def cut_off_mp4(at: Path) -> Recording:
+    """The end of an MP4 is missing; its index is at the start and knows of all frames."""
+    return cut_off(write(at.with_suffix(".mp4"), muxer={"movflags": "faststart"}))
+
+
+@kind
+def cut_off_fragmented_mp4(at: Path) -> Recording:
+    """The end of an MP4 in fragments is missing."""
+    return cut_off(write(at.with_suffix(".mp4"), muxer={"movflags": "frag_keyframe+empty_moov+default_base_moof"}))
+
+
+@kind
+def cut_off_mkv(at: Path) -> Recording:
+    """The end of a Matroska file is missing."""
+    return cut_off(write(at.with_suffix(".mkv")))
+
+
+@kind
+def cut_off_avi(at: Path) -> Recording:
+    """The end of an AVI is missing, and with it the index."""
+    return cut_off(write(at.with_suffix(".avi"), codec="mpeg4", options={"b": "1M"}))
+
+
+@kind
+def cut_off_ts(at: Path) -> Recording:
+    """The end of a transport stream is missing."""
+    return cut_off(write(at.with_suffix(".ts")))
+
+
+@kind
+def cut_off_raw(at: Path) -> Recording:
+    """The end of a raw H.264 stream is missing."""
+    return cut_off(write(at.with_suffix(".h264")))
+
+
+@kind
+def without_index(at: Path) -> Recording:
+    """An MP4 whose writing was broken off before its index was there: nothing can be read, and that must be said."""
+    return Recording(rewrite(write(at.with_suffix(".mp4")), lambda data: data[: data.rindex(b"moov") - 4]), (), ())
+
+
+def garbage(size: int) -> bytes:
+    """Bytes that mean nothing."""
+    return np.random.default_rng(11).bytes(size)
+
+
+@kind
+def garbage_before_ts(at: Path) -> Recording:
+    """A transport stream behind a thousand bytes of something else."""
+    return shows(rewrite(write(at.with_suffix(".ts")), lambda data: garbage(1000) + data))
+
+
+@kind
+def garbage_after_mp4(at: Path) -> Recording:
+    """An MP4 with something else behind it."""
+    return shows(rewrite(write(at.with_suffix(".mp4"), options=B_FRAMES), lambda data: data + garbage(10_000)))
+
+
+@kind
+def zeros_after_ts(at: Path) -> Recording:
+    """A transport stream in a file that was made long beforehand: zeros fill it."""
+    return shows(rewrite(write(at.with_suffix(".ts")), lambda data: data + bytes(100_000)))
+
+
+# Recorders
+
+
+@kind
+def hikvision(at: Path) -> Recording:
+    """A program stream behind the 40 bytes that begin with IMKH, named MP4."""
+    header = b"IMKH\x01\x01\x00\x00\x02\x00\x00\x01\x11\x71\x01\x12\x40\x1f\x00\x00\x00\xfa".ljust(40, b"\x00")
+    path = write(at.with_suffix(".mpg"), form="vob")
+    return replace(shows(rewrite(path, lambda data: header + data)), path=path.rename(at.with_suffix(".mp4")))
+
+
+def dav(path: Path, codec: str, options: dict[str, str], number: int) -> Path:
+    """Write the container of Dahua's recorders. number: of the codec in it.
+
+    A chunk is DHAV, its type (fd: key frame, fc: another), two numbers of the channel, the frame's number, the length of all of it,
+    the time of day (six fields from bit 26 down, years from 2000), 16 bits of milliseconds, the length of the extensions, a sum of
+    the 22 bytes before, the extensions (81: codec and rate, 82: size), the frame, dhav and the length again.
+    """
+    raw = write(path.with_suffix(".raw"), codec=codec, options=options, form={"libx264": "h264", "libx265": "hevc"}[codec])
+    with av.open(str(raw)) as container:
+        packets = [(bytes(packet), packet.is_keyframe) for packet in container.demux(video=0) if packet.size]
+    raw.unlink()
+    chunks = []
+    for n, (payload, key) in enumerate(packets):
+        extensions = struct.pack("<4B4B2H", 0x81, 0, number, RATE, 0x82, 0, 0, 0, *SIZE)
+        length = 24 + len(extensions) + len(payload) + 8
+        second, millisecond = divmod(n * 1000 // RATE, 1000)
+        day = 26 << 26 | 3 << 22 | 1 << 17 | 12 << 12 | second
+        head = struct.pack("<4s4B3IHB", b"DHAV", 0xFD if key else 0xFC, 0, 0, 0, n, length, day, 1000 * second + millisecond, 12)
+        chunks.append(head + bytes([sum(head) & 0xFF]) + extensions + payload + struct.pack("<4sI", b"dhav", length))
+    path.write_bytes(b"".join(chunks))
+    return path
+
+
+@kind
+def dahua(at: Path) -> Recording:
+    """H.264 in Dahua's container."""
+    return shows(dav(at.with_suffix(".dav"), "libx264", X264, 8))
+
+
+@kind
+def dahua_hevc(at: Path) -> Recording:
+    """HEVC without B frames in Dahua's container."""
+    no_b = X265 | {"x265-params": X265["x265-params"].replace("bframes=2", "bframes=0")}
+    return shows(dav(at.with_suffix(".dav"), "libx265", no_b, 12))
+
+
+@kind
+def avi_with_dropped_frames(at: Path) -> Recording:
+    """AVI in which packets without bytes stand for frames that the recorder dropped."""
+    ids = [*range(25), *range(31, FRAMES)]
+    return shows(write(at.with_suffix(".avi"), ids, codec="mjpeg", options={"b": "4M"}, pixels="yuvj420p", times=seconds(ids)), ids)
+
+
+@kind
+def avi_with_dropped_b_frames(at: Path) -> Recording:
+    """The same with H.264, whose next frames build on those before the gap."""
+    ids = [*range(25), *range(31, FRAMES)]
+    return shows(write(at.with_suffix(".avi"), ids, times=seconds(ids)), ids)
+
+
+def seconds(ids: Iterable[int]) -> list[Fraction]:
+    """When frames are shown, at the usual rate."""
+    return [Fraction(i, RATE) for i in ids]
+
+
+@kind
+def private_header(at: Path) -> Recording:
+    """Raw H.264 behind 16 bytes that only its recorder reads."""
+    return shows(rewrite(write(at.with_suffix(".264")), lambda data: b"REC1\x01\x19\x40\x01\xf0\x00" + b"\x11" * 6 + data))
