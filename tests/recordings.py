@@ -1,55 +1,54 @@
-"""Recordings as cameras, recorders and cutters write them, and which frames they show at which times.
+"""Kinds of recordings as cameras, recorders and cutters write them, and which frames they show at which times.
 
     python -m benchmarks.recordings --out FOLDER
 
-A kind is a function of KINDS: it writes one small file and says what a reader must find in it. Every picture carries its number as
-a barcode (ten blocks of 32 pixels along the top, the lowest bit first), so what was decoded says itself which frame it is; below
-it a texture moves, so that pictures are coded from their neighbours. Files are encoded and muxed in this process; what no muxer
-writes (stamps that jump, packets that are lost) is done to the bytes afterwards.
+A kind is a function of KINDS: it writes one small file and says what a reader must find in it. See `tests.recording_files`.
 """
 
-import itertools
-import re
-import struct
-import subprocess
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
-import cv2
 import numpy as np
 
-FRAMES, GOP, RATE = 60, 20, 25  # of a recording, unless its kind says otherwise: frames, frames from key to key, frames a second
-SIZE = (320, 240)
-HALF = FRAMES // 2
-TS_PACKET, VIDEO_PID = 188, 0x100
-STAMPS = 1 << 33  # of MPEG-TS, after which they begin anew
-
-Packets = list[Any]  # of one stream, in the order of decoding
-Edit = Callable[[Packets], Packets]
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A file and what it shows.
-
-    ids: the frames' barcodes, in the order of presentation; none: the file is to be refused. times: seconds from the start of the
-    file, which is that of whatever begins first in it. unsure: frames that damage reaches: each may be missing, or be a mixture.
-    time_slack: seconds that a time may be off; begin_slack: that all of them may be off together, where the container does not say
-    how long the first picture is delayed. misread: ffmpeg takes the stamps as they are, so only the frames are compared with it.
-    """
-
-    path: Path
-    ids: tuple[int, ...]
-    times: tuple[float, ...]
-    unsure: frozenset[int] = frozenset()
-    time_slack: float = 0.25 / RATE
-    begin_slack: float = 0.25 / RATE
-    misread: bool = False
-
+from tests.recording_files import (
+    B_FRAMES,
+    FRAMES,
+    GOP,
+    HALF,
+    OPEN_GOP,
+    RASL,
+    RATE,
+    SIZE,
+    STAMPS,
+    TS_PACKET,
+    X264,
+    X265,
+    Packets,
+    Recording,
+    add_video,
+    boxes,
+    dav,
+    dropped,
+    encoded,
+    frame_of_packets,
+    from_frame,
+    from_second_key_frame,
+    joined,
+    later,
+    picture,
+    restamped,
+    rewrite,
+    seconds,
+    shows,
+    spoiled,
+    with_payload,
+    without_rate,
+    write,
+)
 
 Kind = Callable[[Path], Recording]
 KINDS: dict[str, Kind] = {}
@@ -59,217 +58,6 @@ def kind(function: Kind) -> Kind:
     """Register a kind: it gets a path without suffix; its name is the function's, with hyphens."""
     KINDS[function.__name__.replace("_", "-")] = function
     return function
-
-
-# What a reader must find, and what it found
-
-
-def shows(path: Path, ids: Iterable[int] = range(FRAMES), rate: Fraction | float = RATE, first: int = 0, **more: Any) -> Recording:
-    """A recording at a constant rate. first: the frame at the file's start."""
-    numbers = tuple(ids)
-    slack = {"time_slack": 0.25 / float(rate), "begin_slack": 0.25 / float(rate)}
-    return Recording(path, numbers, tuple(float((i - first) / rate) for i in numbers), **(slack | more))
-
-
-def faults(recording: Recording, ids: Sequence[int], times: Sequence[float], with_times: bool = True) -> list[str]:
-    """What is wrong with frames that a reader found, in sentences. ids, times: one a frame, as in Recording.
-
-    What lies in a damaged stretch is not judged; every other frame must be there, once, in its place and at its time.
-    """
-    frame = float(np.median(np.diff(recording.times)))
-    wanted = {i: t for i, t in zip(recording.ids, recording.times, strict=True) if i not in recording.unsure}
-    offsets = [t - wanted[i] for i, t in zip(ids, times, strict=True) if i in wanted]
-    if not offsets:
-        return ["none of the frames is there"]
-    begin = float(np.median(offsets))
-    unsure = [t + begin for i, t in zip(recording.ids, recording.times, strict=True) if i in recording.unsure]
-    seen = [(i, t) for i, t in zip(ids, times, strict=True) if not with_times or all(abs(t - u) > 0.75 * frame for u in unsure)]
-    found, right = [i for i, _ in seen], list(wanted)
-    if found != right:
-        at = next((n for n, (a, b) in enumerate(zip(found, right, strict=False)) if a != b), min(len(found), len(right)))
-        return [f"{len(found)} frames instead of {len(right)}, the first that differs is {found[at : at + 4]} for {right[at : at + 4]}"]
-    off = np.array([t - wanted[i] - begin for i, t in seen])
-    worst = int(np.argmax(np.abs(off)))
-    wrong = []
-    if with_times and not abs(begin) <= recording.begin_slack:
-        wrong.append(f"all times are {begin:+.3f} s off")
-    if with_times and not abs(off[worst]) <= recording.time_slack:
-        wrong.append(f"frame {found[worst]} is {off[worst]:+.3f} s off")
-    return wrong
-
-
-def barcodes(frames: np.ndarray) -> list[int]:
-    """The numbers that frames carry. frames: uint8 [n, 240, 320], gray."""
-    cells = frames[:, 12:20].reshape(len(frames), 8, 10, 32)[..., 8:24].mean(axis=(1, 3))  # [n, 10]
-    return ((cells > 127) @ (1 << np.arange(10))).tolist()
-
-
-def read_by_ffmpeg(path: Path) -> tuple[list[int], list[float]]:
-    """Barcodes and times, in seconds from the start of the file, of what the ffmpeg program shows of the largest stream."""
-    show = ["-an", "-fps_mode", "passthrough", "-vf", "scale=320:240,showinfo", "-f", "rawvideo", "-pix_fmt", "gray", "-"]
-    sound = ["-map", "0:v", "-map", "0:a?", "-c", "copy", "-f", "null", "-"]  # unread, it would not count for the start of the file
-    done = subprocess.run(["ffmpeg", "-nostdin", "-copyts", "-i", path, *show, *sound], capture_output=True, check=False)
-    said = done.stderr.decode(errors="replace")
-    start = re.search(r"Duration: .*?start: (-?[\d.]+)", said)
-    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, SIZE[1], SIZE[0])
-    times, base = list[float](), Fraction(0)
-    for config, pts in re.findall(r"showinfo.* config in time_base: (\S+),|showinfo.* n: *\d+ pts: *(\S+)", said):
-        if config:
-            base = Fraction(config)
-        else:
-            times.append(np.nan if pts == "NOPTS" else float(int(pts) * base - Fraction(start[1] if start else 0)))
-    return barcodes(frames), times
-
-
-def read_by_opencv(path: Path) -> list[int]:
-    """Barcodes of the frames that OpenCV shows, one after the other."""
-    capture, found = cv2.VideoCapture(str(path)), list[int]()
-    while (frame := capture.read()[1]) is not None:
-        found += barcodes(cv2.resize(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), SIZE, interpolation=cv2.INTER_AREA)[None])
-    return found
-
-
-# Pictures, and the way from them into a file
-
-
-def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """uint8 [height, width, 3]: the barcode of a number over a texture that moves. size: width and height in pixels."""
-    frame = np.roll(TEXTURE, (2 * number, -3 * number), axis=(0, 1))
-    frame[: SIZE[1] // 8] = np.repeat([255 * (number >> bit & 1) for bit in range(10)], 32)[None, :, None]
-    return frame if size == SIZE else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-
-
-TEXTURE = cv2.resize(np.random.default_rng(5).integers(40, 200, (30, 40, 3), np.uint8), SIZE, interpolation=cv2.INTER_CUBIC)
-X264 = {"preset": "veryfast", "bf": "0", "x264-params": "scenecut=0"}
-B_FRAMES = X264 | {"bf": "2", "x264-params": "scenecut=0:b-adapt=0:b-pyramid=none"}
-OPEN_GOP = X264 | {"bf": "2", "x264-params": "scenecut=0:b-adapt=0:b-pyramid=none:open-gop=1"}
-X265 = {"preset": "ultrafast", "x265-params": "log-level=none:scenecut=0:bframes=2:b-adapt=0:open-gop=0:pools=1:frame-threads=1"}
-RASL = X265 | {"x265-params": X265["x265-params"].replace("open-gop=0", "open-gop=1")}
-
-
-def add_video(container: Any, codec: str, options: dict[str, str], rate: Fraction | float, size: tuple[int, int], **more: Any) -> Any:
-    """A stream whose packets `encoded` makes."""
-    stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001), options={"g": str(GOP), **options})
-    stream.width, stream.height, stream.pix_fmt = *size, more.get("pixels", "yuv420p")
-    stream.codec_context.thread_count = 1
-    stream.codec_context.time_base = more.get("time_base") or 1 / Fraction(rate).limit_denominator(1001)
-    return stream
-
-
-def encoded(stream: Any, pictures: Iterable[np.ndarray], times: Iterable[Fraction | float]) -> Packets:
-    """All packets of a stream. times: seconds."""
-    base = stream.codec_context.time_base
-    packets = []
-    for rgb, time in zip(pictures, times, strict=True):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
-        frame.pts, frame.time_base = round(Fraction(time) / base), base
-        packets += stream.encode(frame)
-    return packets + stream.encode(None)
-
-
-def add_sound(container: Any, seconds: float, begins: float = 0.0) -> Callable[[], Packets]:
-    """A track of silence, and how to encode it once all streams are there."""
-    stream = container.add_stream("mp2" if container.format.name in ("mpegts", "vob") else "aac", rate=16000, layout="mono")
-
-    def packets() -> Packets:
-        sound = []
-        for start in range(0, int(seconds * 16000), stream.codec_context.frame_size or 1152):
-            size = stream.codec_context.frame_size or 1152
-            kind_of_sample = stream.codec_context.format.name
-            samples = np.zeros((1, size), np.float32 if kind_of_sample.startswith("flt") else np.int16)
-            frame = av.AudioFrame.from_ndarray(samples, format=kind_of_sample, layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = 16000, start + int(begins * 16000), Fraction(1, 16000)
-            sound += stream.encode(frame)
-        return sound + stream.encode(None)
-
-    return packets
-
-
-def write(
-    path: Path,
-    ids: Iterable[int] = range(FRAMES),
-    codec: str = "libx264",
-    options: dict[str, str] = X264,
-    rate: Fraction | float = RATE,
-    *,
-    size: tuple[int, int] = SIZE,
-    times: Iterable[Fraction | float] | None = None,
-    edit: Edit = list,
-    muxer: dict[str, str] | None = None,
-    form: str | None = None,
-    turned: int = 0,
-    sound: tuple[float, float] | None = None,
-    **more: Any,
-) -> Path:
-    """Encode pictures and mux them. Returns the path.
-
-    times: seconds of the pictures; None: at the rate, from 0. edit: what is done to the packets before they are muxed. muxer: options
-    of the container, form: its format where the suffix does not say it. turned: degrees by which players are told to turn the
-    pictures back, anticlockwise. sound: seconds of silence, and when they begin.
-    """
-    numbers = list(ids)
-    at = [Fraction(n) / Fraction(rate) for n in range(len(numbers))] if times is None else list(times)
-    pictures = [np.rot90(picture(number, size), -turned // 90) for number in numbers]
-    with av.open(str(path), "w", format=form, options=muxer or {}) as container:
-        stream = add_video(container, codec, options, rate, pictures[0].shape[1::-1], **more)
-        if turned:
-            stream.set_display_rotation(turned)
-        silence = add_sound(container, *sound) if sound else list
-        container.mux(sorted([*edit(encoded(stream, pictures, at)), *silence()], key=lambda p: p.dts * p.time_base))
-    return path
-
-
-def later(packets: Packets, seconds: Fraction | float) -> Packets:
-    """The packets, moved in time."""
-    for packet in packets:
-        ticks = round(Fraction(seconds) / packet.time_base)
-        packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
-    return packets
-
-
-def with_payload(packet: Any, payload: bytes) -> Any:
-    """A packet with other bytes and the same stamps."""
-    changed = av.Packet(payload)
-    changed.pts, changed.dts, changed.time_base, changed.stream = packet.pts, packet.dts, packet.time_base, packet.stream
-    changed.is_keyframe, changed.duration = packet.is_keyframe, packet.duration
-    return changed
-
-
-def rewrite(path: Path, change: Callable[[bytes], bytes]) -> Path:
-    """Change the bytes of a file."""
-    path.write_bytes(change(path.read_bytes()))
-    return path
-
-
-def restamped(data: bytes, change: Callable[[int, int], int | None]) -> bytes:
-    """An MPEG-TS file with other stamps. change: (number of the picture, its stamp in 1/90000 s) -> the new one, None to have none."""
-    packets, number = bytearray(data), 0
-    for at in range(0, len(packets), TS_PACKET):
-        head = packets[at : at + 4]
-        if head[1] & 0x40 and (head[1] & 0x1F) << 8 | head[2] == VIDEO_PID:
-            start = at + 4 + (1 + packets[at + 4] if head[3] & 0x20 else 0)  # behind the adaptation field
-            pts = packets[start + 9 : start + 14]
-            stamp = (pts[0] >> 1 & 7) << 30 | pts[1] << 22 | pts[2] >> 1 << 15 | pts[3] << 7 | pts[4] >> 1
-            new = change(number, stamp)
-            number += 1
-            if new is None:
-                packets[start + 7] &= 0x3F  # the five bytes stay as stuffing
-                packets[start + 9 : start + 14] = b"\xff" * 5
-            else:
-                packets[start + 9 : start + 14] = bytes(
-                    [0x21 | new >> 29 & 0x0E, new >> 22 & 0xFF, new >> 14 & 0xFE | 1, new >> 7 & 0xFF, new << 1 & 0xFE | 1]
-                )
-    return bytes(packets)
-
-
-def boxes(data: bytes) -> list[bytes]:
-    """The boxes of an MP4 file, or those within one, as they lie one after the other."""
-    found, at = [], 0
-    while at < len(data):
-        size = struct.unpack_from(">I", data, at)[0]
-        found.append(data[at : at + size])
-        at += size
-    return found
 
 
 # Codecs
@@ -327,12 +115,7 @@ def hevc_open_gop(at: Path) -> Recording:
 @kind
 def hevc_cut_at_cra(at: Path) -> Recording:
     """HEVC cut at a clean random access picture: those that lead it cannot be decoded, and the file shows none of them."""
-
-    def from_second_key(packets: Packets) -> Packets:
-        second = [n for n, packet in enumerate(packets) if packet.is_keyframe][1]
-        return packets[second:]
-
-    path = write(at.with_suffix(".ts"), codec="libx265", options=RASL, edit=from_second_key)
+    path = write(at.with_suffix(".ts"), codec="libx265", options=RASL, edit=from_second_key_frame)
     return shows(path, range(GOP, FRAMES), first=GOP, begin_slack=2.5 / RATE)
 
 
@@ -356,7 +139,7 @@ def mpeg4(at: Path) -> Recording:
 
 @kind
 def mpeg4_packed(at: Path) -> Recording:
-    """MPEG-4 part 2 in AVI as DivX wrote it: a B frame in one packet with the frame it needs, then a packet that stands for it."""
+    """MPEG-4 part 2 in AVI as DivX wrote it: a B frame in one packet with the frame it needs, then one that stands for it."""
 
     def packed(packets: Packets) -> Packets:
         of_divx = b"\x00\x00\x01\xb2DivX503b1393p"
@@ -506,47 +289,7 @@ def raw_mjpeg(at: Path) -> Recording:
     return shows(write(at.with_suffix(".mjpeg"), codec="mjpeg", options={"b": "4M"}, pixels="yuvj420p"))
 
 
-def without_rate(stream: bytes) -> bytes:
-    """A raw H.264 stream (baseline to high, 4:2:0) whose parameter sets end before what they may say on display and rate."""
-    units = re.split(b"(\x00\x00\x00?\x01)", stream)
-    for at, unit in enumerate(units):
-        if unit[:1] != b"\x67":
-            continue
-        bits, place = "".join(f"{byte:08b}" for byte in unit), 32  # behind the type, the profile and the level
-
-        def number() -> int:
-            nonlocal place
-            zeros = bits.index("1", place) - place
-            place += 2 * zeros + 1
-            return int(bits[place - zeros - 1 : place], 2) - 1
-
-        number()  # id
-        if unit[1] == 100:  # high: chroma, two depths, lossless, scaling lists
-            number(), number(), number()
-            place += 2
-        number()  # bits of the frame number
-        if number() == 0:  # how the order is told
-            number()
-        number()  # reference frames
-        place += 1
-        number(), number()  # size
-        place += 3  # frames only, direct inference, no cropping (320 x 240 needs none)
-        kept = bits[:place] + "0" + "1"
-        units[at] = int(kept.ljust(-(-len(kept) // 8) * 8, "0"), 2).to_bytes(-(-len(kept) // 8), "big")
-    return b"".join(units)
-
-
 # Structures: what else lies in the file, and where the picture begins
-
-
-def dropped(first: int, count: int = 1) -> Edit:
-    """Packets that are not written."""
-    return lambda packets: packets[:first] + packets[first + count :]
-
-
-def from_frame(first: int) -> Edit:
-    """What a cutter copies without decoding: packets from one on, so that its time is 0."""
-    return lambda packets: later(packets[first:], Fraction(-first, RATE))
 
 
 @kind
@@ -591,11 +334,9 @@ def begins_between_key_frames_mp4(at: Path) -> Recording:
 @kind
 def open_gop_without_its_start(at: Path) -> Recording:
     """H.264 cut at a key frame with B frames before it in the order of presentation, which need what was cut off."""
-
-    def from_second_key(packets: Packets) -> Packets:
-        return packets[[n for n, packet in enumerate(packets) if packet.is_keyframe][1] :]
-
-    path = write(at.with_suffix(".mkv"), options=OPEN_GOP, edit=from_second_key, muxer={"avoid_negative_ts": "make_non_negative"})
+    path = write(
+        at.with_suffix(".mkv"), options=OPEN_GOP, edit=from_second_key_frame, muxer={"avoid_negative_ts": "make_non_negative"}
+    )
     return shows(path, range(GOP - 2, FRAMES), first=GOP - 2, unsure=frozenset(range(GOP - 2, GOP)), begin_slack=2.5 / RATE)
 
 
@@ -632,7 +373,9 @@ def two_streams(path: Path, small: tuple[int, int]) -> Path:
         streams = [add_video(container, "libx264", X264, RATE, size) for size in (small, SIZE)]
         packets: Packets = []
         for stream, size, first in zip(streams, (small, SIZE), (500, 0), strict=True):
-            packets += encoded(stream, (picture(first + i, size) for i in range(FRAMES)), (Fraction(i, RATE) for i in range(FRAMES)))
+            packets += encoded(
+                stream, (picture(first + i, size) for i in range(FRAMES)), (Fraction(i, RATE) for i in range(FRAMES))
+            )
         container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
     return path
 
@@ -791,12 +534,6 @@ def restart_of_another_size(at: Path) -> Recording:
     return shows(joined(at.with_suffix(".ts"), halves), time_slack=1.01 / RATE, misread=True)
 
 
-def joined(path: Path, parts: Iterable[Path]) -> Path:
-    """The bytes of files one behind the other."""
-    path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    return path
-
-
 @kind
 def wrap(at: Path) -> Recording:
     """A transport stream whose stamps run out after 26 hours and begin at 0."""
@@ -908,7 +645,8 @@ def size_changes(at: Path) -> Recording:
 def size_changes_raw(at: Path) -> Recording:
     """H.264 with nothing around it, whose picture gets smaller."""
     halves = [
-        write(at.with_suffix(f".{n}.h264"), range(n * HALF, (n + 1) * HALF), size=(320, 240) if n == 0 else (160, 120)) for n in (0, 1)
+        write(at.with_suffix(f".{n}.h264"), range(n * HALF, (n + 1) * HALF), size=(320, 240) if n == 0 else (160, 120))
+        for n in (0, 1)
     ]
     return shows(joined(at.with_suffix(".h264"), halves))
 
@@ -919,23 +657,6 @@ def size_changes_raw(at: Path) -> Recording:
 def damaged(path: Path, first: int, **more: Any) -> Recording:
     """A recording with damage at a frame, which reaches to the next key frame."""
     return shows(path, unsure=frozenset(range(first, -(-first // GOP) * GOP)), **more)
-
-
-def spoiled(first: int, count: int, change: Callable[[bytes], bytes]) -> Edit:
-    """Other bytes in some packets."""
-    return lambda packets: [
-        with_payload(packet, change(bytes(packet))) if first <= n < first + count else packet for n, packet in enumerate(packets)
-    ]
-
-
-def frame_of_packets(data: bytes) -> dict[int, int]:
-    """Of each packet of an MPEG-TS file that belongs to the picture: where it is -> the number of the frame, from 0."""
-    frames, number = {}, -1
-    for at in range(0, len(data), TS_PACKET):
-        if (data[at + 1] & 0x1F) << 8 | data[at + 2] == VIDEO_PID:
-            number += data[at + 1] >> 6 & 1
-            frames[at] = number
-    return frames
 
 
 @kind
@@ -1076,29 +797,6 @@ def hikvision(at: Path) -> Recording:
     return replace(shows(rewrite(path, lambda data: header + data)), path=path.rename(at.with_suffix(".mp4")))
 
 
-def dav(path: Path, codec: str, options: dict[str, str], number: int) -> Path:
-    """Write the container of Dahua's recorders. number: of the codec in it.
-
-    A chunk is DHAV, its type (fd: key frame, fc: another), two numbers of the channel, the frame's number, the length of all of it,
-    the time of day (six fields from bit 26 down, years from 2000), 16 bits of milliseconds, the length of the extensions, a sum of
-    the 22 bytes before, the extensions (81: codec and rate, 82: size), the frame, dhav and the length again.
-    """
-    raw = write(path.with_suffix(".raw"), codec=codec, options=options, form={"libx264": "h264", "libx265": "hevc"}[codec])
-    with av.open(str(raw)) as container:
-        packets = [(bytes(packet), packet.is_keyframe) for packet in container.demux(video=0) if packet.size]
-    raw.unlink()
-    chunks = []
-    for n, (payload, key) in enumerate(packets):
-        extensions = struct.pack("<4B4B2H", 0x81, 0, number, RATE, 0x82, 0, 0, 0, *SIZE)
-        length = 24 + len(extensions) + len(payload) + 8
-        second, millisecond = divmod(n * 1000 // RATE, 1000)
-        day = 26 << 26 | 3 << 22 | 1 << 17 | 12 << 12 | second
-        head = struct.pack("<4s4B3IHB", b"DHAV", 0xFD if key else 0xFC, 0, 0, 0, n, length, day, 1000 * second + millisecond, 12)
-        chunks.append(head + bytes([sum(head) & 0xFF]) + extensions + payload + struct.pack("<4sI", b"dhav", length))
-    path.write_bytes(b"".join(chunks))
-    return path
-
-
 @kind
 def dahua(at: Path) -> Recording:
     """H.264 in Dahua's container."""
@@ -1116,7 +814,9 @@ def dahua_hevc(at: Path) -> Recording:
 def avi_with_dropped_frames(at: Path) -> Recording:
     """AVI in which packets without bytes stand for frames that the recorder dropped."""
     ids = [*range(25), *range(31, FRAMES)]
-    return shows(write(at.with_suffix(".avi"), ids, codec="mjpeg", options={"b": "4M"}, pixels="yuvj420p", times=seconds(ids)), ids)
+    return shows(
+        write(at.with_suffix(".avi"), ids, codec="mjpeg", options={"b": "4M"}, pixels="yuvj420p", times=seconds(ids)), ids
+    )
 
 
 @kind
@@ -1124,11 +824,6 @@ def avi_with_dropped_b_frames(at: Path) -> Recording:
     """The same with H.264, whose next frames build on those before the gap."""
     ids = [*range(25), *range(31, FRAMES)]
     return shows(write(at.with_suffix(".avi"), ids, times=seconds(ids)), ids)
-
-
-def seconds(ids: Iterable[int]) -> list[Fraction]:
-    """When frames are shown, at the usual rate."""
-    return [Fraction(i, RATE) for i in ids]
 
 
 @kind

@@ -12,10 +12,11 @@ from pipeline.decoder import Decoder
 from pipeline.sampling import Sampling
 from pipeline.targets import video_target
 from pipeline.video import Event, Piece, Rejected, read_pieces
-from tests.recordings import KINDS, Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv
+from tests.recording_files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv
+from tests.recordings import KINDS
 
 EVERY_FRAME = Sampling(rate=1000, height=240, width=320)
-# Where OpenCV is no witness: it has no decoder for AV1, draws no interlaced pictures, and takes the first stream, not the largest.
+# Where OpenCV is no witness: it decodes no AV1, draws no interlaced pictures, and takes the first stream, not the largest.
 NOT_FOR_OPENCV = ("av1", "h264-interlaced", "mpeg2-ts", "two-video-streams", "two-video-streams-ts", "cover-picture")
 ONE_WAY = ("avi-b-frames", "h264-open-gop", "edit-list", "mpeg2-ts", "mpeg4-packed", "turned-90", "size-changes", "flipped-bits")
 
@@ -63,7 +64,7 @@ def test_every_frame_is_read_once_in_its_place_at_its_time(
         return
     numbers, times, frames = pixels(events)
     assert numbers.tolist() == list(range(len(numbers))) and np.all(np.diff(times) > 0)
-    assert faults(truth, barcodes(gray(frames)), times.tolist()) == []
+    assert not faults(truth, barcodes(gray(frames)), times.tolist())
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program is not installed; it is the independent reader")
@@ -71,7 +72,7 @@ def test_every_frame_is_read_once_in_its_place_at_its_time(
 def test_ffmpeg_finds_in_a_recording_what_was_put_in(name: str, recording: Callable[[str], Recording]) -> None:
     truth = recording(name)
     ids, times = read_by_ffmpeg(truth.path)
-    assert faults(truth, ids, times, with_times=not truth.misread) == [] if truth.ids else ids == []
+    assert not faults(truth, ids, times, with_times=not truth.misread) if truth.ids else not ids
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in NOT_FOR_OPENCV])

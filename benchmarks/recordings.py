@@ -1,0 +1,148 @@
+"""What the product makes of each kind of recording in `tests.recordings`, beside decord's random access.
+
+    python -m benchmarks.recordings --out FOLDER
+
+The product reads every frame, which is held to what was put in: "right", "said" (it refuses the file, and why) or "wrong". decord
+gives ten frames a second, asked for by their numbers, with the times that it tells for them. With --out the files stay, beside
+truth.json: of each file the frames' barcodes and times in seconds.
+"""
+
+import collections
+import contextlib
+import json
+import multiprocessing
+import shutil
+import subprocess
+import tempfile
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.decoder import Decoder
+from pipeline.sampling import Sampling, resize, sample_times
+from pipeline.video import Piece, Rejected
+from tests.recording_files import SIZE, Recording, barcodes, faults, read_by_ffmpeg
+from tests.recordings import KINDS
+
+ALL_FRAMES = Sampling(rate=1000, width=SIZE[0], height=SIZE[1])
+PATIENCE = 20  # seconds that decord may take for one file
+
+
+def measure(out: Annotated[Path | None, typer.Option(help="Folder in which files and truth.json are left.")] = None) -> None:
+    """Write every kind, read it in both ways, print the table."""
+    with tempfile.TemporaryDirectory() as scratch, Decoder(ALL_FRAMES) as decoder, Decord() as decord:
+        folder = out or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        recordings = {name: write(folder / name) for name, write in KINDS.items()}
+        rows = {name: (decord.verdict(truth), of_product(truth, decoder)) for name, truth in recordings.items()}
+    if out is not None:
+        truth = {recording.path.name: known for recording in recordings.values() if (known := truth_of(recording))}
+        (out / "truth.json").write_text(json.dumps(truth))
+    table = Table("kind", "file", "decord", "product")
+    for name, row in rows.items():
+        table.add_row(name, recordings[name].path.suffix, *row)
+    Console(width=150).print(table)
+    counts = [collections.Counter(row[n].split(":")[0] for row in rows.values()) for n in (0, 1)]
+    short = [name for name, (_, product) in rows.items() if product != "right"]
+    print(json.dumps({"kinds": len(rows), "decord": counts[0], "product": counts[1], "product_not_right": short}))
+
+
+def of_product(recording: Recording, decoder: Decoder) -> str:
+    """The product's verdict on all frames of a file."""
+    events = list(decoder.events(str(recording.path)))
+    said = [f"{event.reason}" for event in events if isinstance(event, Rejected)]
+    pieces = [event for event in events if isinstance(event, Piece)]
+    if said or not pieces:
+        return "right" if said and not recording.ids else f"said: {', '.join(said)}"
+    frames = np.concatenate([piece.frames for piece in pieces])
+    numbers, times = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("frame_index", "time_s"))
+    wrong = [] if numbers.tolist() == list(range(len(numbers))) else ["the frames are not numbered 0, 1, 2, ..."]
+    wrong += faults(recording, barcodes(frames.mean(axis=3).astype(np.uint8)), times.tolist())
+    return f"wrong: {'; '.join(wrong)}" if wrong else "right"
+
+
+class Decord:
+    """decord in a process of its own, which a file may end or hang."""
+
+    def __enter__(self) -> "Decord":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def verdict(self, recording: Recording) -> str:
+        """Whether the frames that decord samples are those of the times that it tells, both counted from the first."""
+        self.connection.send(recording.path)
+        try:
+            found = self.connection.recv() if self.connection.poll(PATIENCE) else "does not answer"
+        except EOFError:
+            found = "crashes"
+        if isinstance(found, str) and found in ("does not answer", "crashes"):
+            self.stop()
+            self.start()
+        if isinstance(found, str):
+            return "right" if not recording.ids else f"said: {found}"
+        ids, times = found
+        wanted = {i: t for i, t in zip(recording.ids, recording.times, strict=True) if i not in recording.unsure}
+        seen = [(i, t) for i, t in zip(ids, times, strict=True) if not recording.unsure or i in wanted]
+        off = np.array([t - wanted.get(i, np.inf) for i, t in seen])
+        off -= off[0] if len(off) and np.isfinite(off[0]) else 0
+        bad = int((~(np.abs(off) <= 2 * recording.time_slack)).sum())
+        lost = 1 - (seen[-1][1] - seen[0][1]) / (max(wanted.values()) - min(wanted.values())) if seen else 1.0
+        wrong = [f"{bad} of {len(seen)} frames are of another time"] if bad else []
+        wrong += [f"{lost:.0%} of the time is missing"] if lost > 0.1 else []
+        return f"wrong: {'; '.join(wrong)}" if wrong else "right"
+
+
+def serve(connection: Connection) -> None:
+    """Answer a path with (barcodes, seconds) of the sampled frames, or with the sentence that says why there are none."""
+    import decord
+
+    with contextlib.suppress(EOFError):
+        while True:
+            path = connection.recv()
+            try:
+                video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+                times = np.asarray(video.get_frame_timestamp(np.arange(len(video))), np.float64).reshape(-1, 2)[:, 0]
+                chosen = sample_times(times, 10)
+                frames = np.concatenate(
+                    [video.get_batch(chosen[n : n + 16].tolist()).asnumpy() for n in range(0, len(chosen), 16)]
+                )
+                gray = np.stack([resize(frame, SIZE[1], SIZE[0]).mean(axis=2).astype(np.uint8) for frame in frames])
+                connection.send((barcodes(gray), times[chosen].tolist()))
+            except Exception as error:
+                connection.send(str(error).strip().splitlines()[-1].split("] ")[-1][:60])
+
+
+def truth_of(recording: Recording) -> dict[str, object]:
+    """A file's frames for truth.json; nothing for one that shows none, or damage of which no independent reader is there to tell."""
+    ids, times = list(recording.ids), list(recording.times)
+    if not ids or shutil.which("ffprobe") is None:
+        return {}
+    if recording.unsure:
+        ids, times = read_by_ffmpeg(recording.path)
+    entries = "stream=r_frame_rate,avg_frame_rate"
+    command = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", entries, "-of", "json", str(recording.path)]
+    streams = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["streams"]
+    return {"frames": len(ids), "ids": ids, "times": times, "streams": streams}
+
+
+if __name__ == "__main__":
+    typer.run(measure)
