@@ -4,7 +4,7 @@
 
 The product reads every frame, which is held to what was put in: "right", "said" (it refuses the file, and why) or "wrong". decord
 gives ten frames a second, asked for by their numbers, with the times that it tells for them. With --out the files stay, beside
-truth.json: of each file the frames' barcodes and times in seconds.
+truth.json (where there are the programs ffmpeg and ffprobe): of each file the frames' barcodes and times in seconds.
 """
 
 import collections
@@ -26,7 +26,7 @@ from rich.table import Table
 from pipeline.decoder import Decoder
 from pipeline.sampling import Sampling, resize, sample_times
 from pipeline.video import Piece, Rejected
-from tests.recording_files import SIZE, Recording, barcodes, faults, read_by_ffmpeg
+from tests.recording_files import SIZE, Recording, barcodes, faults, matched, read_by_ffmpeg
 from tests.recordings import KINDS
 
 ALL_FRAMES = Sampling(rate=1000, width=SIZE[0], height=SIZE[1])
@@ -40,7 +40,7 @@ def measure(out: Annotated[Path | None, typer.Option(help="Folder in which files
         folder.mkdir(parents=True, exist_ok=True)
         recordings = {name: write(folder / name) for name, write in KINDS.items()}
         rows = {name: (decord.verdict(truth), of_product(truth, decoder)) for name, truth in recordings.items()}
-    if out is not None:
+    if out is not None and shutil.which("ffmpeg") is not None:
         truth = {recording.path.name: known for recording in recordings.values() if (known := truth_of(recording))}
         (out / "truth.json").write_text(json.dumps(truth))
     table = Table("kind", "file", "decord", "product")
@@ -88,7 +88,7 @@ class Decord:
         self.process.join()
 
     def verdict(self, recording: Recording) -> str:
-        """Whether the frames that decord samples are those of the times that it tells, both counted from the first."""
+        """Whether the frames that decord samples are those of the times that it tells, wherever it begins to count."""
         self.connection.send(recording.path)
         try:
             found = self.connection.recv() if self.connection.poll(PATIENCE) else "does not answer"
@@ -100,12 +100,10 @@ class Decord:
         if isinstance(found, str):
             return "right" if not recording.ids else f"said: {found}"
         ids, times = found
-        wanted = {i: t for i, t in zip(recording.ids, recording.times, strict=True) if i not in recording.unsure}
-        seen = [(i, t) for i, t in zip(ids, times, strict=True) if not recording.unsure or i in wanted]
-        off = np.array([t - wanted.get(i, np.inf) for i, t in seen])
-        off -= off[0] if len(off) and np.isfinite(off[0]) else 0
-        bad = int((~(np.abs(off) <= 2 * recording.time_slack)).sum())
-        lost = 1 - (seen[-1][1] - seen[0][1]) / (max(wanted.values()) - min(wanted.values())) if seen else 1.0
+        seen, late = matched(recording, ids, times)
+        right = recording.right
+        bad = sum(not abs(t - late - right.get(i, np.inf)) <= 2 * recording.time_slack for i, t in seen)
+        lost = 1 - (seen[-1][1] - seen[0][1]) / (max(right.values()) - min(right.values())) if seen else 1.0
         wrong = [f"{bad} of {len(seen)} frames are of another time"] if bad else []
         wrong += [f"{lost:.0%} of the time is missing"] if lost > 0.1 else []
         return f"wrong: {'; '.join(wrong)}" if wrong else "right"
@@ -132,9 +130,9 @@ def serve(connection: Connection) -> None:
 
 
 def truth_of(recording: Recording) -> dict[str, object]:
-    """A file's frames for truth.json; nothing for one that shows none, or damage of which no independent reader is there to tell."""
+    """A file's frames for truth.json, those of damaged ones as ffmpeg has them; nothing where a file shows none."""
     ids, times = list(recording.ids), list(recording.times)
-    if not ids or shutil.which("ffprobe") is None:
+    if not ids:
         return {}
     if recording.unsure:
         ids, times = read_by_ffmpeg(recording.path)

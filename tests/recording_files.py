@@ -48,6 +48,11 @@ class Recording:
     begin_slack: float = 0.25 / RATE
     misread: bool = False
 
+    @property
+    def right(self) -> dict[int, float]:
+        """The times of the frames that must be there, in the order of presentation."""
+        return {i: t for i, t in zip(self.ids, self.times, strict=True) if i not in self.unsure}
+
 
 # What a reader must find, and what it found
 
@@ -59,29 +64,35 @@ def shows(path: Path, ids: Iterable[int] = range(FRAMES), rate: Rate = RATE, fir
     return Recording(path, numbers, tuple(float((i - first) / rate) for i in numbers), **(slack | more))
 
 
+def matched(recording: Recording, ids: Sequence[int], times: Sequence[float]) -> tuple[list[tuple[int, float]], float]:
+    """Frames that a reader found, without those at damaged times, and by how many seconds all of them are late.
+
+    ids, times: as in Recording, one per frame. Returns (barcode, seconds from the start of the file as the reader has it) of each,
+    and the median of what the frames that can be judged are late; NaN where there are none.
+    """
+    frame = float(np.median(np.diff(recording.times)))
+    right = recording.right
+    late = float(np.median([t - right[i] for i, t in zip(ids, times, strict=True) if i in right] or [np.nan]))
+    unsure = [t + late for i, t in zip(recording.ids, recording.times, strict=True) if i in recording.unsure]
+    return [(i, t) for i, t in zip(ids, times, strict=True) if not any(abs(t - u) < 0.75 * frame for u in unsure)], late
+
+
 def faults(recording: Recording, ids: Sequence[int], times: Sequence[float], with_times: bool = True) -> list[str]:
-    """What is wrong with frames that a reader found, in sentences. ids, times: as in Recording, one per frame.
+    """What is wrong with all frames that a reader found, in sentences. ids, times: as in Recording, one per frame.
 
     What lies in a damaged stretch is not judged; every other frame must be there, once, in its place, and, with_times, then.
     """
-    frame = float(np.median(np.diff(recording.times)))
-    wanted = {i: t for i, t in zip(recording.ids, recording.times, strict=True) if i not in recording.unsure}
-    offsets = [t - wanted[i] for i, t in zip(ids, times, strict=True) if i in wanted]
-    if not offsets:
-        return ["none of the frames is there"]
-    begin = float(np.median(offsets))
-    unsure = [t + begin for i, t in zip(recording.ids, recording.times, strict=True) if i in recording.unsure]
-    seen = [(i, t) for i, t in zip(ids, times, strict=True) if not with_times or all(abs(t - u) > 0.75 * frame for u in unsure)]
-    found, right = [i for i, _ in seen], list(wanted)
+    seen, late = matched(recording, ids, times)
+    found, right = [i for i, _ in seen], list(recording.right)
     if found != right:
         at = next((n for n, (a, b) in enumerate(zip(found, right, strict=False)) if a != b), min(len(found), len(right)))
         differ = f"{found[at : at + 4]} for {right[at : at + 4]}"
         return [f"{len(found)} frames instead of {len(right)}, the first that differ: {differ}"]
-    off = np.array([t - wanted[i] - begin for i, t in seen])
+    off = np.array([t - late - recording.right[i] for i, t in seen])
     worst = int(np.argmax(np.abs(off)))
     wrong = []
-    if with_times and not abs(begin) <= recording.begin_slack:
-        wrong.append(f"all times are {begin:+.3f} s off")
+    if with_times and not abs(late) <= recording.begin_slack:
+        wrong.append(f"all times are {late:+.3f} s off")
     if with_times and not abs(off[worst]) <= recording.time_slack:
         wrong.append(f"frame {found[worst]} is {off[worst]:+.3f} s off")
     return wrong
