@@ -67,12 +67,13 @@ def shows(path: Path, ids: Iterable[int] = range(FRAMES), rate: Rate = RATE, fir
 def matched(recording: Recording, ids: Sequence[int], times: Sequence[float]) -> tuple[list[tuple[int, float]], float]:
     """Frames that a reader found, without those at damaged times, and by how many seconds all of them are late.
 
-    ids, times: as in Recording, one per frame. Returns (barcode, seconds from the start of the file as the reader has it) of each,
-    and the median of what the frames that can be judged are late; NaN where there are none.
+    ids, times: as in Recording, one per frame. Returns (barcode, seconds from the start of the file) of each, as the reader has
+    it, and the (upper) median of what the frames that can be judged are late; NaN where there are none.
     """
     frame = float(np.median(np.diff(recording.times)))
     right = recording.right
-    late = float(np.median([t - right[i] for i, t in zip(ids, times, strict=True) if i in right] or [np.nan]))
+    lateness = sorted(t - right[i] for i, t in zip(ids, times, strict=True) if i in right) or [np.nan]
+    late = lateness[len(lateness) // 2]
     unsure = [t + late for i, t in zip(recording.ids, recording.times, strict=True) if i in recording.unsure]
     return [(i, t) for i, t in zip(ids, times, strict=True) if not any(abs(t - u) < 0.75 * frame for u in unsure)], late
 

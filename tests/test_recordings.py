@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.recordings import of_product
 from pipeline.decoder import Decoder
 from pipeline.sampling import Sampling
 from pipeline.targets import video_target
@@ -102,6 +103,15 @@ def test_the_judge_finds_what_is_wrong(recording: Callable[[str], Recording]) ->
     hurt = replace(truth, unsure=frozenset(range(30, 40)))
     assert faults(hurt, [*ids[:31], 7, 7, *ids[36:]], [*times[:31], times[32], times[33], *times[36:]]) == []
     assert faults(hurt, [*ids[:29], *ids[40:]], [*times[:29], *times[40:]]) != []
+
+
+def test_the_table_tells_right_from_wrong(recording: Callable[[str], Recording], decoder: Decoder) -> None:
+    truth = recording("h264-baseline")
+    assert of_product(truth, decoder) == "right"
+    assert of_product(replace(truth, ids=tuple(reversed(truth.ids))), decoder).startswith("wrong: 60 frames instead of 60")
+    assert of_product(replace(truth, times=tuple(t + 1 for t in truth.times)), decoder) == "wrong: all times are -1.000 s off"
+    assert of_product(replace(truth, path=truth.path.with_name("absent.mp4")), decoder) == "said: missing"
+    assert of_product(recording("without-index"), decoder) == "right"
 
 
 class Pixels:
