@@ -2,9 +2,10 @@
 
     python -m benchmarks.recordings --out FOLDER
 
-The product reads every frame, which is held to what was put in: "right", "said" (it refuses the file, and why) or "wrong". decord
-gives ten frames a second, asked for by their numbers, with the times that it tells for them. With --out the files stay, beside
-truth.json (where there are the programs ffmpeg and ffprobe): of each file the frames' barcodes and times in seconds.
+The product reads every frame, and ten a second, which are held to what was put in: "right", "said" (it refuses the file, and why)
+or "wrong". decord gives ten frames a second, asked for by their numbers, with the times that it tells for them. With --out the
+files stay, and where there are the programs ffmpeg and ffprobe, truth.json with the barcodes and times in seconds of each file's
+frames. It leaves out files with frames that are damaged and shown all the same: each decoder mends those in its own way.
 """
 
 import collections
@@ -14,6 +15,7 @@ import multiprocessing
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated
@@ -29,17 +31,23 @@ from pipeline.video import Piece, Rejected
 from tests.recording_files import SIZE, Recording, barcodes, faults, matched, read_by_ffmpeg
 from tests.recordings import KINDS
 
-ALL_FRAMES = Sampling(rate=1000, width=SIZE[0], height=SIZE[1])
+EVERY_FRAME = Sampling(rate=1000, width=SIZE[0], height=SIZE[1])
+TEN_A_SECOND = replace(EVERY_FRAME, rate=10)
 PATIENCE = 20  # seconds that decord may take for one file
 
 
 def measure(out: Annotated[Path | None, typer.Option(help="Folder in which files and truth.json are left.")] = None) -> None:
     """Write every kind, read it in both ways, print the table."""
-    with tempfile.TemporaryDirectory() as scratch, Decoder(ALL_FRAMES) as decoder, Decord() as decord:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Decoder(EVERY_FRAME) as whole,
+        Decoder(TEN_A_SECOND) as sampled,
+        Decord() as decord,
+    ):
         folder = out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         recordings = {name: write(folder / name) for name, write in KINDS.items()}
-        rows = {name: (decord.verdict(truth), of_product(truth, decoder)) for name, truth in recordings.items()}
+        rows = {name: (decord.verdict(truth), of_product(truth, whole, sampled)) for name, truth in recordings.items()}
     if out is not None and shutil.which("ffmpeg") is not None:
         truth = {recording.path.name: known for recording in recordings.values() if (known := truth_of(recording))}
         (out / "truth.json").write_text(json.dumps(truth))
@@ -52,17 +60,21 @@ def measure(out: Annotated[Path | None, typer.Option(help="Folder in which files
     print(json.dumps({"kinds": len(rows), "decord": counts[0], "product": counts[1], "product_not_right": short}))
 
 
-def of_product(recording: Recording, decoder: Decoder) -> str:
-    """The product's verdict on all frames of a file."""
-    events = list(decoder.events(str(recording.path)))
-    said = [f"{event.reason}" for event in events if isinstance(event, Rejected)]
-    pieces = [event for event in events if isinstance(event, Piece)]
-    if said or not pieces:
-        return "right" if said and not recording.ids else f"said: {', '.join(said)}"
-    frames = np.concatenate([piece.frames for piece in pieces])
-    numbers, times = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("frame_index", "time_s"))
-    wrong = [] if numbers.tolist() == list(range(len(numbers))) else ["the frames are not numbered 0, 1, 2, ..."]
-    wrong += faults(recording, barcodes(frames.mean(axis=3).astype(np.uint8)), times.tolist())
+def of_product(recording: Recording, whole: Decoder, sampled: Decoder) -> str:
+    """The product's verdict on a file. whole: decodes every frame; sampled: some, which must be the same."""
+    answers = []
+    for decoder in (whole, sampled):
+        events = list(decoder.events(str(recording.path)))
+        if said := [event.reason for event in events if isinstance(event, Rejected)]:
+            return "right" if not recording.ids else f"said: {', '.join(said)}"
+        pieces = [event for event in events if isinstance(event, Piece)]
+        answers.append([np.concatenate([getattr(p, name) for p in pieces]) for name in ("frame_index", "time_s", "frames")])
+    (numbers, times, frames), (some, their_times, their_frames) = answers
+    if numbers.tolist() != list(range(len(numbers))):
+        return "wrong: the frames are not numbered 0, 1, 2, ..."
+    wrong = faults(recording, barcodes(frames.mean(axis=3).astype(np.uint8)), times.tolist())
+    if not np.array_equal(frames[some], their_frames) or not np.array_equal(times[some], their_times):
+        wrong.append("a sampled frame is another than that of its number")
     return f"wrong: {'; '.join(wrong)}" if wrong else "right"
 
 
@@ -130,12 +142,14 @@ def serve(connection: Connection) -> None:
 
 
 def truth_of(recording: Recording) -> dict[str, object]:
-    """A file's frames for truth.json, those of damaged ones as ffmpeg has them; nothing where a file shows none."""
+    """A file's frames for truth.json; nothing for a file that shows none, or some that are damaged."""
     ids, times = list(recording.ids), list(recording.times)
     if not ids:
         return {}
     if recording.unsure:
         ids, times = read_by_ffmpeg(recording.path)
+        if len(matched(recording, ids, times)[0]) < len(ids):
+            return {}
     entries = "stream=r_frame_rate,avg_frame_rate"
     command = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", entries, "-of", "json", str(recording.path)]
     streams = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["streams"]

@@ -274,7 +274,7 @@ def raw_h264(at: Path) -> Recording:
 @kind
 def raw_h264_without_rate(at: Path) -> Recording:
     """H.264 and nothing around it, and no word on the rate: readers take it for 25 a second."""
-    return shows(rewrite(write(at.with_suffix(".h264")), without_rate))
+    return shows(rewrite(write(at.with_suffix(".h264"), rate=10), without_rate))
 
 
 @kind
@@ -537,7 +537,7 @@ def restart_of_another_size(at: Path) -> Recording:
 @kind
 def wrap(at: Path) -> Recording:
     """A transport stream whose stamps run out after 26 hours and begin at 0."""
-    return shows(write(at.with_suffix(".ts"), muxer={"output_ts_offset": f"{STAMPS / 90_000 - 2.6:.3f}"}))
+    return shows(write(at.with_suffix(".ts"), muxer={"output_ts_offset": f"{STAMPS / 90_000 - 1.2:.3f}"}))
 
 
 @kind

@@ -5,18 +5,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
-from benchmarks.recordings import of_product
+from benchmarks.recordings import EVERY_FRAME, TEN_A_SECOND, of_product
 from pipeline.decoder import Decoder
-from pipeline.sampling import Sampling
+from pipeline.sampling import sample_times
 from pipeline.targets import video_target
 from pipeline.video import Event, Piece, Rejected, read_pieces
-from tests.recording_files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv
+from tests.recording_files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv, restamped
 from tests.recordings import KINDS
 
-EVERY_FRAME = Sampling(rate=1000, height=240, width=320)
 # Where OpenCV is no witness: it decodes no AV1, draws no interlaced pictures, and takes the first stream, not the largest.
 NOT_FOR_OPENCV = ("av1", "h264-interlaced", "mpeg2-ts", "two-video-streams", "two-video-streams-ts", "cover-picture")
 ONE_WAY = ("avi-b-frames", "h264-open-gop", "edit-list", "mpeg2-ts", "mpeg4-packed", "turned-90", "size-changes", "flipped-bits")
@@ -41,6 +41,12 @@ def decoder() -> Iterator[Decoder]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def sampler() -> Iterator[Decoder]:
+    with Decoder(TEN_A_SECOND) as started:
+        yield started
+
+
 def pixels(events: list[Event]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers, times and frames of all pieces. A rejected source fails the test with its message."""
     assert not [event.message for event in events if isinstance(event, Rejected)]
@@ -54,8 +60,8 @@ def gray(frames: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_frame_is_read_once_in_its_place_at_its_time(
-    name: str, recording: Callable[[str], Recording], decoder: Decoder
+def test_every_frame_is_in_its_place_at_its_time_however_many_are_sampled(
+    name: str, recording: Callable[[str], Recording], decoder: Decoder, sampler: Decoder
 ) -> None:
     truth = recording(name)
     events = list(decoder.events(str(truth.path)))
@@ -66,6 +72,9 @@ def test_every_frame_is_read_once_in_its_place_at_its_time(
     numbers, times, frames = pixels(events)
     assert numbers.tolist() == list(range(len(numbers))) and np.all(np.diff(times) > 0)
     assert not faults(truth, barcodes(gray(frames)), times.tolist())
+    some, their_times, their_frames = pixels(list(sampler.events(str(truth.path))))
+    assert some.tolist() == sample_times(times.astype(np.float64), TEN_A_SECOND.rate).tolist()
+    assert np.array_equal(times[some], their_times) and np.array_equal(frames[some], their_frames)
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program is not installed; it is the independent reader")
@@ -82,6 +91,30 @@ def test_opencv_counts_the_frames_of_a_sound_recording_alike(name: str, recordin
     if truth.unsure:
         pytest.skip("what a reader shows of damaged frames is its own choice")
     assert read_by_opencv(truth.path) == list(truth.ids)
+
+
+def test_kinds_hold_what_they_are_named_for(recording: Callable[[str], Recording]) -> None:
+    """Where all readers come to the same frames although a file is out of the ordinary, only its bytes show that it is."""
+
+    def stamps(name: str) -> list[int]:
+        found: dict[int, int] = {}
+        restamped(recording(name).path.read_bytes(), lambda number, stamp: found.setdefault(number, stamp))
+        return list(found.values())
+
+    def packets(name: str) -> list[tuple[int, bool, bytes]]:
+        with av.open(str(recording(name).path)) as container:
+            return [(p.pts, p.is_keyframe, bytes(p)) for p in container.demux(video=0) if p.size]
+
+    assert np.diff(stamps("wrap")).min() < -(1 << 32)
+    assert (np.diff(stamps("restart")) < 0).sum() == 1
+    assert max(stamps("stamp-far-ahead")) - min(stamps("stamp-far-ahead")) > 90_000_000
+    assert b"00dc\0\0\0\0" * 6 in recording("avi-with-dropped-frames").path.read_bytes()
+    assert sum(payload.count(b"\0\0\1\xb6") == 2 for *_, payload in packets("mpeg4-packed")) > 20
+    assert sum(key for _, key, _ in packets("h264-intra-refresh")) == 1
+    for name in ("h264-open-gop", "hevc-open-gop"):
+        coded = packets(name)
+        keys = [n for n, (_, key, _) in enumerate(coded) if key]
+        assert len(keys) == 3 and coded[keys[1] + 1][0] < coded[keys[1]][0] and not coded[keys[1] + 1][1]
 
 
 def test_the_judge_finds_what_is_wrong(recording: Callable[[str], Recording]) -> None:
@@ -105,13 +138,16 @@ def test_the_judge_finds_what_is_wrong(recording: Callable[[str], Recording]) ->
     assert faults(hurt, [*ids[:29], *ids[40:]], [*times[:29], *times[40:]]) != []
 
 
-def test_the_table_tells_right_from_wrong(recording: Callable[[str], Recording], decoder: Decoder) -> None:
+def test_the_table_tells_right_from_wrong(recording: Callable[[str], Recording], decoder: Decoder, sampler: Decoder) -> None:
     truth = recording("h264-baseline")
-    assert of_product(truth, decoder) == "right"
-    assert of_product(replace(truth, ids=tuple(reversed(truth.ids))), decoder).startswith("wrong: 60 frames instead of 60")
-    assert of_product(replace(truth, times=tuple(t + 1 for t in truth.times)), decoder) == "wrong: all times are -1.000 s off"
-    assert of_product(replace(truth, path=truth.path.with_name("absent.mp4")), decoder) == "said: missing"
-    assert of_product(recording("without-index"), decoder) == "right"
+    backwards = replace(truth, ids=tuple(reversed(truth.ids)))
+    early = replace(truth, times=tuple(t + 1 for t in truth.times))
+    absent = replace(truth, path=truth.path.with_name("absent.mp4"))
+    assert of_product(truth, decoder, sampler) == "right"
+    assert of_product(backwards, decoder, sampler).startswith("wrong: 60 frames instead of 60")
+    assert of_product(early, decoder, sampler) == "wrong: all times are -1.000 s off"
+    assert of_product(absent, decoder, sampler) == "said: missing"
+    assert of_product(recording("without-index"), decoder, sampler) == "right"
 
 
 class Pixels:
@@ -125,7 +161,7 @@ class Pixels:
 def test_a_frame_number_means_the_same_pixels_for_all_who_read(
     name: str, recording: Callable[[str], Recording], decoder: Decoder, tmp_path: Path
 ) -> None:
-    """Ingest, a second ingest at a lower rate, one of boxes, evidence and a target."""
+    """Ingest, a second one at a lower rate, one of boxes, evidence and a target."""
     uri = str(recording(name).path)
     numbers, times, frames = pixels(list(read_pieces(uri, None, EVERY_FRAME)))
     by_number = dict(zip(numbers.tolist(), frames, strict=True))
