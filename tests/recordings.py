@@ -79,7 +79,7 @@ def h264_b_frames(at: Path) -> Recording:
 def h264_b_pyramid(at: Path) -> Recording:
     """H.264 with B frames that are coded from other B frames."""
     pyramid = {"bf": "3", "x264-params": "scenecut=0:b-adapt=0:b-pyramid=normal"}
-    return shows(write(at.with_suffix(".mkv"), options=X264 | pyramid), time_slack=0.011, begin_slack=0.011)
+    return shows(write(at.with_suffix(".mkv"), options=X264 | pyramid))
 
 
 @kind
@@ -551,7 +551,7 @@ def ticks_of_milliseconds(at: Path) -> Recording:
 def ntsc_avi(at: Path) -> Recording:
     """30000/1001 frames a second in AVI."""
     rate = Fraction(30000, 1001)
-    return shows(write(at.with_suffix(".avi"), rate=rate), rate=rate)
+    return shows(write(at.with_suffix(".avi"), rate=rate), rate=rate, begin_slack=2.5 / rate)
 
 
 @kind
@@ -570,7 +570,7 @@ def one_frame_a_second(at: Path) -> Recording:
 @kind
 def eight_frames_a_second(at: Path) -> Recording:
     """What a recorder saves at night, in AVI."""
-    return shows(write(at.with_suffix(".avi"), rate=8), rate=8)
+    return shows(write(at.with_suffix(".avi"), rate=8), rate=8, begin_slack=2.5 / 8)
 
 
 @kind
@@ -682,7 +682,7 @@ def lost_packets(at: Path) -> Recording:
 
 
 @kind
-def lost_packets_rtp_to_mp4(at: Path) -> Recording:
+def lost_packets_mp4(at: Path) -> Recording:
     """The same with B frames in MP4."""
     path = write(at.with_suffix(".mp4"), options=B_FRAMES, edit=dropped(25, 3))
     return damaged(path, 22)
@@ -820,10 +820,10 @@ def avi_with_dropped_frames(at: Path) -> Recording:
 
 
 @kind
-def avi_with_dropped_b_frames(at: Path) -> Recording:
+def avi_with_dropped_h264_frames(at: Path) -> Recording:
     """The same with H.264, whose next frames build on those before the gap."""
     ids = [*range(25), *range(31, FRAMES)]
-    return shows(write(at.with_suffix(".avi"), ids, times=seconds(ids)), ids)
+    return shows(write(at.with_suffix(".avi"), ids, times=seconds(ids)), ids, begin_slack=2.5 / RATE)
 
 
 @kind
