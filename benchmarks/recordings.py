@@ -123,12 +123,12 @@ class Decord:
 
 def serve(connection: Connection) -> None:
     """Answer a path with (barcodes, seconds) of the sampled frames, or with the sentence that says why there are none."""
-    import decord
-
     with contextlib.suppress(EOFError):
         while True:
             path = connection.recv()
             try:
+                import decord
+
                 video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
                 times = np.asarray(video.get_frame_timestamp(np.arange(len(video))), np.float64).reshape(-1, 2)[:, 0]
                 if not np.all(np.diff(times) > 0):  # AVI has none
