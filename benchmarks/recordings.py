@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.decoder import Decoder
-from pipeline.sampling import Sampling, resize, sample_times
+from pipeline.sampling import Sampling, resize
 from pipeline.video import Piece, Rejected
-from tests.recording_files import SIZE, Recording, barcodes, faults, matched, read_by_ffmpeg
+from tests.recording_files import SIZE, Recording, barcodes, faults, matched, read_by_ffmpeg, sample_times
 from tests.recordings import KINDS
 
 EVERY_FRAME = Sampling(rate=1000, width=SIZE[0], height=SIZE[1])

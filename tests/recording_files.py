@@ -18,6 +18,8 @@ import av
 import cv2
 import numpy as np
 
+from pipeline.sampling import Ticks
+
 FRAMES, GOP, RATE = 60, 20, 25  # of a recording, unless its kind says otherwise: frames, frames from key to key, frames a second
 SIZE = (320, 240)
 HALF = FRAMES // 2
@@ -367,3 +369,9 @@ def dav(path: Path, codec: str, options: dict[str, str], number: int) -> Path:
 def seconds(ids: Iterable[int]) -> list[Fraction]:
     """When frames are shown, at the usual rate."""
     return [Fraction(i, RATE) for i in ids]
+
+
+def sample_times(times: np.ndarray, rate: float) -> np.ndarray:
+    """Numbers of the frames that are looked at, of these times."""
+    ticks = Ticks(rate)
+    return np.flatnonzero([ticks.take(time) for time in times])

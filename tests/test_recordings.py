@@ -11,10 +11,9 @@ import pytest
 
 from benchmarks.recordings import EVERY_FRAME, TEN_A_SECOND, of_product
 from pipeline.decoder import Decoder
-from pipeline.sampling import sample_times
 from pipeline.targets import video_target
 from pipeline.video import Event, Piece, Rejected, read_pieces
-from tests.recording_files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv, restamped
+from tests.recording_files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv, restamped, sample_times
 from tests.recordings import KINDS
 
 # Where OpenCV is no witness: it decodes no AV1, draws no interlaced pictures, and takes the first stream, not the largest.

@@ -19,9 +19,10 @@ from pipeline.errors import UsageError, VideoError
 from pipeline.images import image_names, image_order, matches
 from pipeline.provenance import source_hash
 from pipeline.recording import Recording
-from pipeline.sampling import Sampling, Ticks, resize
+from pipeline.sampling import Sampling, resize
 from pipeline.storage import StorageError, resolve
 from pipeline.video import Event, Piece, Rejected, VideoInfo, read_frames, read_pieces
+from tests.recording_files import sample_times
 
 SMALL = Sampling(height=32, width=16)
 
@@ -47,12 +48,6 @@ def refused(path: Path | str, boxes: Path | None = None, sampling: Sampling = SM
         list(read_pieces(str(path), str(boxes) if boxes else None, sampling))
     assert raised.value.reason in REJECT_REASONS and (boxes or str(path) in raised.value.message)
     return raised.value.reason
-
-
-def sample_times(times: np.ndarray, rate: float) -> np.ndarray:
-    """Numbers of the frames that are looked at, of these times."""
-    ticks = Ticks(rate)
-    return np.flatnonzero([ticks.take(time) for time in times])
 
 
 @given(st.lists(st.floats(0.001, 2.0), min_size=1, max_size=80), st.floats(0.5, 30))
