@@ -86,15 +86,21 @@ class Decoder:
         yield from self._answers(MomentRequest(uri, box, time_s))
 
     def frames(
-        self, uri: str, boxes_uri: str | None, track: int | None, wanted: Sequence[int] | Mapping[int, float | None]
+        self,
+        uri: str,
+        boxes_uri: str | None,
+        track: int | None,
+        wanted: Sequence[int] | Mapping[int, float | None],
+        box: Box | None = None,
     ) -> dict[int, np.ndarray]:
         """Single frames of one candidate: number -> RGB uint8 [height, width, 3]; those that cannot be read are left out.
 
-        wanted: frame numbers; with the times that they had, in seconds, frames far into a recording are found sooner.
+        wanted: frame numbers; with the times that they had, in seconds, frames far into a recording are found sooner. box: cut
+        out of every frame, in place of a track.
         """
         found: dict[int, np.ndarray] = {}
         times = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
-        for event in self._answers(FramesRequest(uri, boxes_uri, track, times)):
+        for event in self._answers(FramesRequest(uri, boxes_uri, track, times, box)):
             if isinstance(event, Piece):
                 found.update(zip(event.frame_index.tolist(), event.frames, strict=True))
         return found

@@ -84,7 +84,7 @@ class Recording(Reader):
             self._size, self._resized = None, 0
             for time, frame in times.of((stamp_of(frame), frame) for frame in decoding.frames()):
                 if number == 0:
-                    zero = _zero(container, time)
+                    zero = _zero(container.start_time, time)
                     self._look_at(frame)
                 yield Frame(number, time - zero, functools.partial(self._picture, frame))
                 number += 1
@@ -243,6 +243,7 @@ class Recording(Reader):
                         keys.append(packet.is_keyframe)
             except (av.FFmpegError, OSError):
                 return None
+            start, scale = container.start_time, float(stream.time_base)
         pts = np.array(stamps, np.int64)
         before = np.maximum.accumulate(np.concatenate([pts[:1] - 1, pts[:-1]]))
         after = np.minimum.accumulate(pts[::-1])[::-1]
@@ -250,8 +251,7 @@ class Recording(Reader):
         ordered = np.sort(pts)
         if len(pts) == 0 or np.any(np.diff(ordered) == 0) or not closed[0]:
             return None
-        scale = float(stream.time_base)
-        return _Entries(ordered, pts[closed], scale, _zero(container, float(ordered[0]) * scale))
+        return _Entries(ordered, pts[closed], scale, _zero(start, float(ordered[0]) * scale))
 
 
 class _Entries(NamedTuple):
@@ -312,12 +312,11 @@ class _Decoding:
                     return
 
 
-def _zero(container: Any, first: float) -> float:
-    """The source's own start in the stamps' seconds; first: of the first frame."""
-    start = container.start_time
-    if start is None:
+def _zero(start_time: int | None, first: float) -> float:
+    """The source's own start in the stamps' seconds. start_time: of its container; first: of the first frame."""
+    if start_time is None:
         return first
-    start = start / av.time_base
+    start = start_time / av.time_base
     return start if start <= first <= start + LONGEST_PAUSE else first
 
 

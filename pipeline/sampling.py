@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.errors import UsageError
 
+SCENE_PIXELS = 352 * 288  # of the smallest picture that cameras usually give
 LONGEST_WAIT = 1_000_000  # seconds, some twelve days; the system's calls that wait take no more than twice as long
 
 
@@ -23,6 +24,7 @@ class Sampling:
     piece: frames a piece. max_frames: sampled frames a candidate. max_bytes: size of a video file in bytes.
     min_box: pixels of a box that must lie inside the frame, in each direction, for it to count.
     time_limit: seconds without progress after which a video is given up. memory_limit: bytes that decoding may take.
+    scenes: whether a source without boxes may show a whole scene (`looks_like_a_scene`); a target may not.
     roots: canonical uris that whatever is opened must lie below, links followed; (): anywhere.
     """
 
@@ -38,6 +40,7 @@ class Sampling:
     max_damage: float = 0.5
     time_limit: float = 60.0
     memory_limit: int = 3 << 30
+    scenes: bool = True
     roots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -82,6 +85,11 @@ class Ticks:
             return False
         self._last = tick
         return True
+
+
+def looks_like_a_scene(height: int, width: int) -> bool:
+    """Whether a picture of this size in pixels is rather what a camera sees than one person cut out: large, and not upright."""
+    return width >= height and height * width >= SCENE_PIXELS
 
 
 def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from pipeline.errors import VideoError
 from pipeline.images import refuse_outside
 from pipeline.readers import hashed, open_source
 from pipeline.reading import Alive, Frame
-from pipeline.sampling import Sampling, Ticks, resize
+from pipeline.sampling import Sampling, Ticks, looks_like_a_scene, resize
 from pipeline.storage import resolve
 
 Box = tuple[float, float, float, float]
@@ -97,9 +97,10 @@ class FramesRequest:
     boxes_uri: str | None
     track: int | None
     wanted: Mapping[int, float | None]
+    box: Box | None = None
 
     def answer(self, sampling: Sampling, alive: Alive) -> Iterator[Event]:
-        yield from read_frames(self.uri, self.boxes_uri, self.track, self.wanted, sampling, alive)
+        yield from read_frames(self.uri, self.boxes_uri, self.track, self.wanted, sampling, alive, self.box)
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,15 @@ def read_frames(
     wanted: Mapping[int, float | None],
     sampling: Sampling,
     alive: Alive = lambda: None,
+    box: Box | None = None,
 ) -> Iterator[Event]:
     """Single frames of one candidate, one Piece each; frame numbers that the source does not have are left out.
 
     track: its id in the boxes file, or None for the whole frame. wanted: frame numbers, each with the time that it had when it
-    was sampled, in seconds, or None; with times, a frame far into a long recording is found without reading all before it.
-    Raises VideoError.
+    was sampled, in seconds, or None; with times, a frame far into a long recording is found without reading all before it. box:
+    what to cut out of every frame, in place of a track. Raises VideoError.
     """
-    boxes = {}
+    boxes: Mapping[int, Box | np.ndarray] = dict.fromkeys(wanted, box) if box is not None else {}
     if track is not None and boxes_uri is not None:
         refuse_outside(boxes_uri, sampling)
         frames, found = read_boxes(resolve(boxes_uri)).get(track, ((), ()))
@@ -207,6 +209,9 @@ class _Whole:
         return True
 
     def add(self, frame: Frame, picture: np.ndarray) -> Iterator[Event]:
+        height, width = picture.shape[:2]
+        if not self.candidate.sampling.scenes and looks_like_a_scene(height, width):
+            raise VideoError("scene", f"{self.uri} looks like a whole scene, {width} x {height} pixels, not like one person")
         if self.candidate.full():
             raise VideoError("too_large", _too_many(self.uri, self.candidate.sampling))
         yield from self.candidate.add(frame, picture)
