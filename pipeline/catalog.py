@@ -32,7 +32,7 @@ REJECT_REASONS = {
     "empty": "the file holds no bytes",
     "not_a_video": "the file is of another kind",
     "truncated": "the file ends too early",
-    "undecodable": "it looks like a video, but its frames cannot be decoded",
+    "undecodable": "it looks like a video, but its frames cannot be decoded, or too many of its packets (`--max-damage`)",
     "unreadable_image": "an image of the folder cannot be decoded",
     "no_frames": "it holds no frames, or no image matches its pattern",
     "scene": "it shows a whole scene where one person was asked for; only targets are refused for it",
