@@ -191,7 +191,9 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         f"scored in full, {result.seconds:.2f} s",
         *_proof(result),
         *([result.untimed_words] if result.untimed_words else []),
-        f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} seen",
+        f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} seen"
+        if result.leads
+        else "no leads",
     ]
     for lead in result.leads:
         video = lead.video

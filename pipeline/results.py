@@ -307,7 +307,8 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1 else f"{round(value, 4):.15g}"
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        whole = "milliseconds" if value.microsecond else "seconds"
+        return value.astimezone(UTC).isoformat(timespec=whole).replace("+00:00", "Z")
     if isinstance(value, list) and value and isinstance(value[0], dict):
         names = [name for name in value[0] if not isinstance(value[0][name], list)]
         return json.dumps([{name: float(_cell(pair[name])) for name in names} for pair in value])

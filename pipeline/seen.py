@@ -76,23 +76,20 @@ def _microseconds(clock: time) -> int:
     return ((clock.hour * 60 + clock.minute) * 60 + clock.second) * 1_000_000 + clock.microsecond
 
 
-def moment_words(moment: datetime, zone: str = "UTC") -> str:
-    """To the second, with the zone; a time without one is UTC. In UTC where the zone's calendar does not reach."""
+def moment_words(moment: datetime, zone: str = "UTC", *, tenths: bool = False) -> str:
+    """To the second or its tenth, with the zone; a time without one is UTC. In UTC where the zone's calendar does not reach."""
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-    return f"{_local(moment, zone):%Y-%m-%d %H:%M:%S %Z}"
+    try:
+        local = moment.astimezone(ZoneInfo(zone))
+    except OverflowError:
+        local = moment.astimezone(UTC)
+    return f"{local:%Y-%m-%d %H:%M:%S}{f'.{local.microsecond // 100_000}' if tenths else ''} {local:%Z}"
 
 
-def span_words(first: datetime, last: datetime, zone: str = "UTC") -> str:
+def span_words(first: datetime, last: datetime, zone: str = "UTC", *, tenths: bool = False) -> str:
     """From one time to another, as `moment_words`; what both have in common stands once."""
-    start, end = moment_words(first, zone), moment_words(last, zone)
+    start, end = (moment_words(moment, zone, tenths=tenths) for moment in (first, last))
     if start == end:
         return start
     day, clock, name = start.split(" ")
     return f"{day} {clock if end.endswith(f' {name}') else f'{clock} {name}'} – {end.removeprefix(f'{day} ')}"
-
-
-def _local(moment: datetime, zone: str) -> datetime:
-    try:
-        return moment.astimezone(ZoneInfo(zone))
-    except OverflowError:
-        return moment.astimezone(UTC)
