@@ -96,8 +96,8 @@ class _PairView:
 
 @dataclass(frozen=True)
 class _LeadView:
-    """A lead as its card shows it. seen, first_seen: when somebody is; clock: when the best segment was recorded. label: (kind, words) where
-    labels are shown; copy_of: rank of a lead before of which the file has the same bytes.
+    """A lead as its card shows it. seen, first_seen: when somebody is; clock: when the best segment was recorded. label: (kind,
+    words) where labels are shown; copy_of: rank of a lead before of which the file has the same bytes.
     """
 
     lead: Lead
