@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -133,12 +133,12 @@ def local_folder(path: Path) -> Path:
     return path
 
 
-def parse_time(text: str | None) -> datetime | None:
-    """A time flag as an aware datetime; UTC unless the text names a zone. Raises UsageError."""
+def parse_time(text: str | None, zone: tzinfo = UTC) -> datetime | None:
+    """A time flag as an aware datetime; of `zone` unless the text names one. Raises UsageError."""
     if text is None:
         return None
     try:
         time = datetime.fromisoformat(text)
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        return (time.replace(tzinfo=zone) if time.tzinfo is None else time).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise UsageError(f"{text!r} is not a time in ISO 8601, for example 2026-03-01T14:30:00Z") from error

@@ -1,13 +1,14 @@
 """Search a gallery for the person in one or more targets: python -m jobs.search TARGET ... --gallery G --out R"""
 
 import functools
-import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, time
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 import typer
 
@@ -19,6 +20,7 @@ from pipeline.gallery import Gallery
 from pipeline.provenance import calibration_version, gallery_version, source_hash
 from pipeline.results import SearchResult, write_results
 from pipeline.sampling import Sampling
+from pipeline.seen import span_words
 from pipeline.settings import ScoreSettings, SearchSettings
 from pipeline.storage import StorageError, resolve
 from pipeline.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
@@ -68,9 +70,17 @@ def search(
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera id; may be given again.")] = None,
     other_cameras: Annotated[bool, typer.Option(help="Leave out the target's own camera.")] = False,
     after: Annotated[
-        str | None, typer.Option(help="Only videos that start at or after this time (ISO 8601; UTC unless it says so).")
+        str | None,
+        typer.Option(help="Only videos in which somebody is seen at or after this time (ISO 8601; of --zone unless it says so)."),
     ] = None,
-    before: Annotated[str | None, typer.Option(help="Only videos that start before this time.")] = None,
+    before: Annotated[str | None, typer.Option(help="Only videos in which somebody is seen before this time.")] = None,
+    between: Annotated[
+        str | None,
+        typer.Option(help="Only videos in which somebody is seen at these hours of any day, by clocks in --zone: 22:00-02:00."),
+    ] = None,
+    zone: Annotated[str, typer.Option(help="Time zone of --between and of the times shown, for example Europe/London.")] = (
+        SearchSettings.zone
+    ),
     ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = (
         ScoreSettings.ratio
     ),
@@ -106,6 +116,7 @@ def search(
 
     The search is written to the gallery's audit log.
     """
+    SearchSettings(zone=zone)  # raises UsageError
     settings = SearchSettings(
         top=top,
         **_shortlist(shortlist),
@@ -113,8 +124,10 @@ def search(
         exact=exact,
         cameras=tuple(camera or ()),
         other_cameras=other_cameras,
-        after=parse_time(after),
-        before=parse_time(before),
+        after=parse_time(after, ZoneInfo(zone)),
+        before=parse_time(before, ZoneInfo(zone)),
+        between=_between(between),
+        zone=zone,
         target_length=target_length,
         target_stride=target_stride,
         pairs=pairs,
@@ -143,7 +156,7 @@ def search(
         print(f"target {remark}", file=sys.stderr)
     asked = {
         "filters": settings.filters(),
-        "settings": _plain(settings),
+        "settings": settings.plain(),
         "reason": reason,
         "case": case,
         "gallery_version": gallery_version(opened),
@@ -190,18 +203,23 @@ def search(
 
 def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
     """The leads as a table for a terminal; with labels, those of the target's person are marked with *."""
-    target = result.target
+    target, copies, zone = result.target, result.copies, result.settings.zone
+    show_labels = show_labels and bool(result.leads)
     lines = [
         f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, "
         f"{result.scored} {f'of {result.scored + result.passed_over} shortlisted ' if result.passed_over else ''}"
         f"scored in full, {result.seconds:.2f} s",
         *_proof(result),
-        f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} time",
+        *([result.untimed_words] if result.untimed_words else []),
+        f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} seen"
+        if result.leads
+        else "no leads",
     ]
     for lead in result.leads:
         video = lead.video
         same = show_labels and video.person_id is not None and video.person_id == target.person_id
-        when = f"{video.start_time:%Y-%m-%d %H:%M:%S}" if video.start_time else "-"
+        when = span_words(*video.seen, zone) if video.seen else "-"
+        when += f"  same bytes as lead {copies[lead.rank]}" if lead.rank in copies else ""
         probability = "-" if lead.probability is None else f"{lead.probability:.3f}"
         lines.append(
             f"{lead.rank:>4}  {lead.score:6.4f}  {probability:>11}  {'*' if same else ' '} {video.video_id:<36} "
@@ -209,8 +227,10 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         )
     if result.none_probability is not None:
         lines.append(f"      none of these: probability {result.none_probability:.3f} that no eligible video shows the person")
-    if show_labels:
-        hits = sum(lead.video.person_id == target.person_id is not None for lead in result.leads)
+    if show_labels and target.person_id is None:
+        lines.append("      the target has no label, so no lead is marked")
+    elif show_labels:
+        hits = sum(lead.video.person_id == target.person_id for lead in result.leads)
         lines.append(f"      * the label is the target's: {hits} of the {len(result.leads)} leads")
     return "\n".join(lines)
 
@@ -264,6 +284,14 @@ def _patience(text: str) -> int | None:
     return int(text)
 
 
+def _between(text: str | None) -> tuple[time, time] | None:
+    if text is None:
+        return None
+    if not (found := re.fullmatch(r"((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d|24:00)", text, re.ASCII)):
+        raise UsageError(f"--between is two times of day such as 22:00-02:00, not {text!r}")
+    return time.fromisoformat(found[1]), time() if found[2] == "24:00" else time.fromisoformat(found[2])
+
+
 def _source_hash(uri: str) -> str | None:
     """Of a source as it is now; None for one in an object store or that went away."""
     try:
@@ -281,11 +309,6 @@ def _of_target(target: Target) -> dict[str, str | None]:
     return {"target_hash": target.content, "ended_at": datetime.now(UTC).isoformat()}
 
 
-def _plain(settings: SearchSettings) -> dict[str, Any]:
-    """As JSON has it."""
-    return json.loads(json.dumps(asdict(settings), default=datetime.isoformat))
-
-
 def _words(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
@@ -293,7 +316,7 @@ def _words(error: BaseException) -> str:
 def _audit_fields(result: SearchResult) -> dict[str, object]:
     names: Sequence[str] = (
         *("gallery", "index_version", "model", "calibration"),
-        *("gallery_videos", "eligible", "scored", "passed_over"),
+        *("gallery_videos", "eligible", "untimed", "scored", "passed_over"),
     )
     fields: dict[str, object] = {name: getattr(result, name) for name in names}
     return fields | {

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ OPENED_AT_ONCE = 8  # tables of partitions
 PREFILTER = "prefilter/trained.faiss"
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
 LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -132,16 +133,17 @@ class Index:
     def partitions_matching(
         self, cameras: Sequence[str] = (), after: datetime | None = None, before: datetime | None = None
     ) -> list[int]:
-        """Numbers of the partitions that may hold a video of these cameras (none named: any) that starts in [after, before).
+        """Numbers of the partitions that may hold a video of these cameras (none named: any) and of this time.
 
-        after, before: aware datetimes or None. Told from the manifest; no partition is opened.
+        after, before: aware datetimes or None; somebody is seen at some instant of [after, before). Told from the manifest; no
+        partition is opened.
         """
         return [
             number
             for number, part in enumerate(self.manifest["partitions"])
             if (not cameras or part["cameras"] is None or not set(cameras).isdisjoint(part["cameras"]))
-            and (after is None or (part["last_start"] is not None and datetime.fromisoformat(part["last_start"]) >= after))
-            and (before is None or (part["first_start"] is not None and datetime.fromisoformat(part["first_start"]) < before))
+            and (after is None or _latest(part) >= after)
+            and (before is None or _earliest(part) < before)
         ]
 
     def rebuild_advice(self) -> str | None:
@@ -219,6 +221,23 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
     return Index(location, store, manifest, videos, head, cohort, calibration)
+
+
+def _earliest(part: dict[str, Any]) -> datetime:
+    """When somebody is first seen in a partition; one without times is after all others. Older ones know when videos start."""
+    text = part.get("first_seen", part["first_start"])
+    return NEVER if text is None else datetime.fromisoformat(text)
+
+
+def _latest(part: dict[str, Any]) -> datetime:
+    """When somebody is last seen in a partition, or later; one without times is before all others.
+
+    When the last video of an older one starts does not say when its videos end.
+    """
+    if "last_seen" not in part and part["last_start"] is not None:
+        return NEVER
+    text = part.get("last_seen")
+    return datetime.min.replace(tzinfo=UTC) if text is None else datetime.fromisoformat(text)
 
 
 def _partition_table(store: Location, part: dict[str, Any]) -> pa.Table:

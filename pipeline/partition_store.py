@@ -27,6 +27,7 @@ from pipeline.cohort import Cohort
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery
 from pipeline.partition_files import write_partition
+from pipeline.seen import seen
 from pipeline.storage import Location
 
 VIDEOS = "videos.arrow"
@@ -94,8 +95,8 @@ def _ids_of(indexed: pa.Table, partitions: list[dict[str, Any]]) -> pa.Array:
 
 
 def _by_time_of_shard(videos: pa.Table) -> pa.Table:
-    shards = videos.group_by("shard").aggregate([("start_time", "min")])
-    shards = shards.sort_by([("start_time_min", "ascending"), ("shard", "ascending")])
+    shards = pa.table({"shard": videos["shard"], "seen": seen(videos)[0]}).group_by("shard").aggregate([("seen", "min")])
+    shards = shards.sort_by([("seen_min", "ascending"), ("shard", "ascending")])
     rank = pc.index_in(videos["shard"], value_set=shards["shard"].combine_chunks())
     order = pc.sort_indices(
         pa.table({"rank": rank, "first_row": videos["first_row"]}), [("rank", "ascending"), ("first_row", "ascending")]
@@ -121,8 +122,8 @@ class PartitionWork:
         """Write one partition; returns its entry in the manifest. first_video: its first row among all videos of the version.
 
         The entry: id, first_video, videos, frames, segments; shards, that it was made of; cameras, sorted, None where they are
-        more than MOST_CAMERAS; first_start, last_start, ISO 8601, None where no start time is known; files, name -> bytes and
-        sha256.
+        more than MOST_CAMERAS; first_start, last_start, of its videos, and first_seen, last_seen, when somebody is seen in them,
+        ISO 8601, None where no time is known; files, name -> bytes and sha256.
         """
         with telemetry.timed("coattention_index_seconds", stage="partition"):
             entry = self._write(videos, first_video)
@@ -138,7 +139,13 @@ class PartitionWork:
             )
             write_videos(table, folder / VIDEOS)
         cameras = sorted(set(pc.unique(videos["camera_id"]).to_pylist()) - {None})
-        span = pc.min_max(videos["start_time"]).as_py()
+        starts, (first, last) = videos["start_time"], seen(videos)
+        span = {
+            "first_start": pc.min(starts),
+            "last_start": pc.max(starts),
+            "first_seen": pc.min(first),
+            "last_seen": pc.max(last),
+        }
         return {
             "id": name,
             "first_video": first_video,
@@ -146,7 +153,7 @@ class PartitionWork:
             **counts,
             "shards": sorted(pc.unique(videos["shard"]).to_pylist()),
             "cameras": cameras if len(cameras) <= MOST_CAMERAS else None,
-            **{f"{which}_start": span[end] and span[end].isoformat() for which, end in (("first", "min"), ("last", "max"))},
+            **{name: value.as_py().isoformat() if value.is_valid else None for name, value in span.items()},
             "files": files,
         }
 

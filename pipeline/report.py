@@ -8,7 +8,7 @@ be checked by a person, the page never says that a person was found.
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.results import Lead, SearchResult, SegmentPair, SegmentView, VideoRef
+from pipeline.seen import moment_words, span_words
 from pipeline.settings import ScoreSettings
 from pipeline.storage import resolve
 
@@ -95,15 +96,20 @@ class _PairView:
 
 @dataclass(frozen=True)
 class _LeadView:
-    """A lead as its card shows it. label: (kind, words) where labels are shown."""
+    """A lead as its card shows it. seen, first_seen: when somebody is; clock: when the best segment was recorded. label: (kind,
+    words) where labels are shown; copy_of: rank of a lead before of which the file has the same bytes.
+    """
 
     lead: Lead
     anchor: str
     target_picture: _Picture | None
     picture: _Picture | None
+    seen: str | None
+    first_seen: str | None
     clock: str | None
     pairs: tuple[_PairView, ...]
     label: tuple[str, str] | None
+    copy_of: int | None
 
     @property
     def wide(self) -> bool:
@@ -116,6 +122,7 @@ class _TargetView:
 
     result: SearchResult
     anchor: str
+    seen: str | None
     facts: tuple[tuple[str, str], ...]
     strip: tuple[tuple[_Picture | None, float], ...]
     leads: tuple[_LeadView, ...]
@@ -164,7 +171,7 @@ def render_report(results: Sequence[SearchResult], pictures: Pictures, *, show_l
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "position": _position, "moment": _moment}
+    environment.filters |= {"percent": _percent, "position": _position}
     return environment.from_string(resources.files("pipeline").joinpath("report.html.j2").read_text("utf-8"))
 
 
@@ -180,6 +187,7 @@ def _target_view(
     return _TargetView(
         result=result,
         anchor=anchor,
+        seen=_seen(result.target, result),
         facts=tuple(fact for fact in facts if fact not in shared),
         strip=tuple((album.film.get((result.target, frame)), time_s) for frame, time_s in _target_strip(result)),
         leads=tuple(_lead_view(result, lead, anchor, album, show_labels) for lead in result.leads),
@@ -190,28 +198,33 @@ def _target_view(
 
 def _lead_view(result: SearchResult, lead: Lead, anchor: str, album: _Album, show_labels: bool) -> _LeadView:
     best = lead.best_pairs[0] if lead.best_pairs else None
+    labelled = show_labels and result.target.person_id is not None
     return _LeadView(
         lead=lead,
         anchor=f"{anchor}-lead-{lead.rank}",
         target_picture=album.large.get((result.target, _best_frame(best.target))) if best else None,
         picture=album.large.get((lead.video, _best_frame(best.candidate))) if best else None,
-        clock=_clock(lead.video.start_time, best.candidate) if best else None,
-        pairs=tuple(_pair_view(result.target, lead.video, pair, album) for pair in lead.best_pairs),
-        label=_label(result.target, lead.video) if show_labels else None,
+        seen=_seen(lead.video, result),
+        first_seen=moment_words(lead.video.seen[0], result.settings.zone) if lead.video.seen else None,
+        clock=_clock(lead.video.start_time, best.candidate, result.settings.zone) if best else None,
+        pairs=tuple(_pair_view(result, lead.video, pair, album) for pair in lead.best_pairs),
+        label=_label(result.target, lead.video) if labelled else None,
+        copy_of=result.copies.get(lead.rank),
     )
 
 
-def _pair_view(target: VideoRef, candidate: VideoRef, pair: SegmentPair, album: _Album) -> _PairView:
+def _pair_view(result: SearchResult, candidate: VideoRef, pair: SegmentPair, album: _Album) -> _PairView:
     columns = max(len(pair.target.frame_index), len(pair.candidate.frame_index))
     # One scale for both sides, so that their bars compare.
     scale = max(*pair.target.attention, *pair.candidate.attention, 1 / columns)
     strips = (
-        _strip("Target", target, pair.target, scale, album),
+        _strip("Target", result.target, pair.target, scale, album),
         _strip("Candidate", candidate, pair.candidate, scale, album),
     )
     shown = [frame.picture for strip in strips for frame in strip.frames if frame.picture]
     wide = any(picture.width > picture.height for picture in shown)
-    return _PairView(pair.score, strips, columns, wide, _clock(candidate.start_time, pair.candidate))
+    clock = _clock(candidate.start_time, pair.candidate, result.settings.zone)
+    return _PairView(pair.score, strips, columns, wide, clock)
 
 
 def _strip(side: str, video: VideoRef, segment: SegmentView, scale: float, album: _Album) -> _Strip:
@@ -299,7 +312,7 @@ def _encode(crop: NDArray[np.uint8], box: tuple[int, int], encoded: dict[bytes, 
 def _facts(result: SearchResult) -> list[tuple[str, str]]:
     """What was searched, how and why, as (term, words); facts that are not known are left out."""
     facts: list[tuple[str, str | None]] = [
-        ("Searched", _moment(result.searched_at)),
+        ("Searched", result.searched_at and moment_words(result.searched_at)),
         ("Searched by", result.searched_by),
         ("Case", result.case),
         ("Reason", result.reason),
@@ -336,7 +349,8 @@ def _none_words(result: SearchResult) -> str | None:
 
 def _counts(result: SearchResult) -> tuple[object, ...]:
     """What `funnel` shows."""
-    return result.gallery_videos, result.not_indexed, result.eligible, result.scored, result.passed_over, result.proof
+    names = ("gallery_videos", "not_indexed", "eligible", "untimed", "scored", "passed_over", "proof")
+    return tuple(getattr(result, name) for name in names)
 
 
 def _why_no_leads(result: SearchResult) -> str:
@@ -350,14 +364,16 @@ def _why_no_leads(result: SearchResult) -> str:
 
 
 def _label(target: VideoRef, candidate: VideoRef) -> tuple[str, str]:
-    if target.person_id is None or candidate.person_id is None:
+    if candidate.person_id is None:
         return "unknown", "– no label"
     if target.person_id == candidate.person_id:
         return "same", "✓ same label"
     return "other", "✗ other label"
 
 
-def _label_summary(result: SearchResult) -> str:
+def _label_summary(result: SearchResult) -> str | None:
+    if not result.leads:
+        return None
     if result.target.person_id is None:
         return "The target carries no label, so the leads cannot be compared with it."
     same = sum(lead.video.person_id == result.target.person_id for lead in result.leads)
@@ -376,21 +392,17 @@ def _position(seconds: float) -> str:
     return f"{seconds:.2f} s ({timedelta(seconds=int(seconds))})"
 
 
-def _utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+def _seen(video: VideoRef, result: SearchResult) -> str | None:
+    """When somebody is seen in a video; None where its time is not known."""
+    return span_words(*video.seen, result.settings.zone) if video.seen else None
 
 
-def _moment(moment: datetime | None) -> str | None:
-    return None if moment is None else f"{_utc(moment):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _clock(start_time: datetime | None, segment: SegmentView) -> str | None:
+def _clock(start_time: datetime | None, segment: SegmentView, zone: str) -> str | None:
     """When a segment was recorded, to a tenth of a second; None where the video's start is not known."""
     if start_time is None:
         return None
     try:
-        first, last = (_utc(start_time) + timedelta(seconds=round(time_s, 1)) for time_s in (segment.start_s, segment.end_s))
+        first, last = (start_time + timedelta(seconds=round(time_s, 1)) for time_s in (segment.start_s, segment.end_s))
     except OverflowError:  # past the year 9999, which some write for "not known"
         return None
-    day = "" if first.date() == last.date() else f"{last:%Y-%m-%d} "
-    return f"{first:%Y-%m-%d %H:%M:%S}.{first.microsecond // 100000} – {day}{last:%H:%M:%S}.{last.microsecond // 100000} UTC"
+    return span_words(first, last, zone, tenths=True)

@@ -31,6 +31,7 @@ from pipeline.partition import STAGES
 from pipeline.partitions import Partitions
 from pipeline.results import Lead, Proof, SearchResult, SegmentPair, VideoRef
 from pipeline.scoring import encode_target, rank_videos
+from pipeline.seen import seen, seen_daily, seen_within
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
 from pipeline.targets import Target
@@ -62,7 +63,8 @@ def _search_many(
     gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], settings: SearchSettings
 ) -> list[SearchResult]:
     began = time.monotonic()
-    asked = [_Asked.of(gallery, index, target, settings) for target in targets]
+    times = seen_in_time(index, settings) if settings.filters_times else None  # once for all targets
+    asked = [_Asked.of(gallery, index, target, settings, times) for target in targets]
     with telemetry.timed("coattention_search_seconds", stage="shortlist"):
         for one in asked:
             one.find(index, partitions)
@@ -118,19 +120,32 @@ class _Asked:
     score: ScoreSettings
     allowed: np.ndarray
     eligible: int
+    untimed: int | None
     found: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     logits: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))
     proof: Proof | None = None
 
     @classmethod
-    def of(cls, gallery: Gallery, index: Index, target: Target, settings: SearchSettings) -> "_Asked":
+    def of(
+        cls,
+        gallery: Gallery,
+        index: Index,
+        target: Target,
+        settings: SearchSettings,
+        times: tuple[np.ndarray, np.ndarray] | None,
+    ) -> "_Asked":
         own = index.rows_of(target.video)
         segments = segmented(target, index, settings.target_length, settings.target_stride, own)
         allowed = allowed_videos(gallery, index, target, settings, own)
+        untimed = None
+        if times is not None:
+            inside, without = times
+            untimed = int(np.count_nonzero(allowed & without))
+            allowed &= inside
         normalise = settings.score.normalise if segments.cohort is not None else "none"
         score = replace(settings.score, normalise=normalise)
-        return cls(target, settings, segments, score, allowed, int(np.count_nonzero(allowed)))
+        return cls(target, settings, segments, score, allowed, int(np.count_nonzero(allowed)), untimed)
 
     def find(self, index: Index, partitions: Partitions) -> None:
         """The shortlist, best first by the prefilter; equal ones by id where they are not all scored together."""
@@ -207,7 +222,9 @@ class _Asked:
         words = _why_not_calibrated(index, settings_of(self.score, *cut))
         probabilities: list[float] | list[None] = [None] * len(best)
         none_probability = None
-        if index.calibration is not None and not words:
+        if not len(self.scores):
+            words = words or "no video was scored"
+        elif index.calibration is not None and not words:
             probabilities = index.calibration.probabilities(self.scores[best], self.eligible, settings.expected_matches).tolist()
             none_probability = index.calibration.none_probability(self.scores, self.eligible)
             words = index.calibration.fitted_on.name
@@ -238,6 +255,8 @@ class _Asked:
             none_probability=none_probability,
             calibration=words,
             proof=self.proof,
+            untimed=self.untimed,
+            settings=settings,
         )
 
     def _prefilter_ranks(self, index: Index, places: np.ndarray) -> list[int]:
@@ -272,7 +291,7 @@ def _why_not_calibrated(index: Index, settings: dict[str, Any]) -> str:
 def allowed_videos(
     gallery: Gallery, index: Index, target: Target, settings: SearchSettings, own: np.ndarray | None = None
 ) -> np.ndarray:
-    """Which videos may become leads: bool [V]. own: `Index.rows_of` the target, where they are known."""
+    """Which videos may become leads, whatever their times: bool [V]. own: `Index.rows_of` the target, where they are known."""
     videos = index.videos
     allowed = np.ones(len(videos), np.bool_)
     allowed[index.rows_of(target.video) if own is None else own] = False
@@ -280,13 +299,34 @@ def allowed_videos(
         allowed &= ~np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten), pa.string())))
     if settings.other_cameras and target.video.camera_id is None:
         raise UsageError(f"the camera of {target.video.video_id} is not known, so it cannot be left out")
-    if settings.cameras or settings.other_cameras or settings.after is not None or settings.before is not None:
+    if settings.cameras or settings.other_cameras:
         _check_cameras(index, settings.cameras)
-        matching = set(index.partitions_matching(settings.cameras, settings.after, settings.before))
-        for number, part in enumerate(index.manifest["partitions"]):
-            rows = slice(part["first_video"], part["first_video"] + part["videos"])
+        matching = set(index.partitions_matching(settings.cameras))
+        for number, rows in enumerate(_rows(index)):
             allowed[rows] &= _passes(index.partition_videos(number), target, settings) if number in matching else False
     return allowed
+
+
+def seen_in_time(index: Index, settings: SearchSettings) -> tuple[np.ndarray, np.ndarray]:
+    """In which videos somebody is seen when the settings ask for, and which have no time: bool [V] each."""
+    inside, without = (np.zeros(len(index.videos), np.bool_) for _ in range(2))
+    matching = set(index.partitions_matching((), settings.after, settings.before))
+    for number, rows in enumerate(_rows(index)):
+        videos = index.partition_videos(number)
+        if number not in matching and not videos["start_time"].null_count:
+            continue
+        first, last = seen(videos)
+        without[rows] = np.asarray(pc.is_null(first))
+        if number in matching:
+            inside[rows] = seen_within(first, last, settings.after, settings.before)
+            if settings.between is not None:
+                inside[rows] &= seen_daily(first, last, *settings.between, settings.zone)
+    return inside, without
+
+
+def _rows(index: Index) -> list[slice]:
+    """Where the videos of each partition stand among all of an index."""
+    return [slice(part["first_video"], part["first_video"] + part["videos"]) for part in index.manifest["partitions"]]
 
 
 def _check_cameras(index: Index, cameras: Sequence[str]) -> None:
@@ -301,16 +341,12 @@ def _check_cameras(index: Index, cameras: Sequence[str]) -> None:
 
 
 def _passes(videos: pa.Table, target: Target, settings: SearchSettings) -> np.ndarray:
-    """Which of the videos the filters on cameras and times let through: bool [v]."""
+    """Which of the videos the filters on cameras let through: bool [v]."""
     passes = np.ones(len(videos), np.bool_)
     if settings.cameras:
         passes &= np.asarray(pc.is_in(videos["camera_id"], pa.array(settings.cameras, pa.string())))
     if settings.other_cameras:
         passes &= np.asarray(pc.fill_null(pc.not_equal(videos["camera_id"], target.video.camera_id), True))
-    for bound, compare in ((settings.after, pc.greater_equal), (settings.before, pc.less)):
-        if bound is not None:
-            inside = compare(videos["start_time"], pa.scalar(bound, pa.timestamp("us", tz="UTC")))
-            passes &= np.asarray(pc.fill_null(inside, False))
     return passes
 
 

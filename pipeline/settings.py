@@ -1,11 +1,14 @@
 """What the user of an index and of a search decides, checked. No PyTorch here: commands read their flags' defaults without it."""
 
+import json
 import math
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, time
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
 
 from pipeline.errors import UsageError
+from pipeline.seen import moment_words
 from pipeline.segments import segment_starts
 
 PREFILTERS = ("auto", "exact", "compressed")
@@ -74,7 +77,9 @@ class SearchSettings:
     top: leads a target; shortlist: best videos of the prefilter, None for all, and at least shortlist_share of those that pass
     the filters. patience: so many of them are scored at a time, best first and twice as many at first, until the last so many
     hold none of the `top`; None: all of them are scored. cameras: only these; other_cameras: all but the target's own. after,
-    before: only videos that start in [after, before), aware datetimes; videos without a start time then do not pass.
+    before: only videos in which somebody is seen at some instant of [after, before), aware datetimes. between: only those in
+    which somebody is seen while clocks in `zone` show a time in [between[0], between[1]), over midnight where the second is
+    earlier. zone: a name of the time zone database, in which times are shown too. Videos without a time pass no filter on times.
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
     expected_matches: on how many eligible videos the person is expected, the prior of the probabilities. exact: the true first
@@ -92,6 +97,8 @@ class SearchSettings:
     other_cameras: bool = False
     after: datetime | None = None
     before: datetime | None = None
+    between: tuple[time, time] | None = None
+    zone: str = "UTC"
     target_length: int | None = None
     target_stride: int | None = None
     pairs: int = 3
@@ -108,18 +115,32 @@ class SearchSettings:
         check_expected_matches(self.expected_matches)
         if self.after is not None and self.before is not None and self.after >= self.before:
             raise UsageError(f"the time window is empty: it starts at {self.after} and ends before {self.before}")
+        if self.between is not None and self.between[0] == self.between[1]:
+            raise UsageError(f"a daily window from {self.between[0]:%H:%M} to {self.between[1]:%H:%M} is empty; name two times")
+        try:
+            ZoneInfo(self.zone)
+        except (KeyError, ValueError, OSError) as error:
+            raise UsageError(f"{self.zone!r} is no time zone; name one of the time zone database, as Europe/London") from error
+
+    @property
+    def filters_times(self) -> bool:
+        """Whether only videos of some times are asked for."""
+        return not (self.after is None and self.before is None and self.between is None)
 
     def filters(self) -> tuple[str, ...]:
         """The filters in words."""
         words = [f"camera {', '.join(self.cameras)}"] if self.cameras else []
         words += ["not the target's own camera"] if self.other_cameras else []
-        words += [f"from {_in_utc(self.after)}"] if self.after else []
-        words += [f"before {_in_utc(self.before)}"] if self.before else []
+        words += [f"seen at or after {moment_words(self.after, self.zone)}"] if self.after else []
+        words += [f"seen before {moment_words(self.before, self.zone)}"] if self.before else []
+        if self.between is not None:
+            opens, closes = self.between
+            words.append(f"seen between {opens:%H:%M} and {closes:%H:%M} {self.zone}")
         return tuple(words)
 
-
-def _in_utc(time: datetime) -> str:
-    return f"{time.astimezone(UTC).isoformat(sep=' ').removesuffix('+00:00')} UTC"
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it, times in ISO 8601."""
+        return json.loads(json.dumps(asdict(self), default=lambda moment: moment.isoformat()))
 
 
 def check_expected_matches(expected_matches: float) -> None:

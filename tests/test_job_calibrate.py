@@ -1,5 +1,6 @@
 """jobs.calibrate keeps what scores are worth beside the head; an index built with it gives probabilities."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import jobs.calibrate as command
+from jobs.search import ranked_list
 from pipeline.backbone import DEFAULT, find_backbone
 from pipeline.calibration import load_calibration
 from pipeline.errors import PipelineError, UsageError
@@ -53,6 +55,7 @@ def test_searches_give_probabilities_once_the_head_is_calibrated(ingested: Path)
     target = gallery_target(gallery, "v000")
     with opened_partitions(gallery, index, actors=0) as partitions:
         result = search(gallery, index, partitions, target, SearchSettings(top=47, shortlist=None))
+        nothing = search(gallery, index, partitions, target, SearchSettings(after=datetime(2100, 1, 1, tzinfo=UTC)))
         other = search(gallery, index, partitions, target, SearchSettings(score=ScoreSettings(ratio=0.5)))
     probabilities = [lead.probability for lead in result.leads]
     assert probabilities == sorted(probabilities, reverse=True) and all(0 < p < 1 for p in probabilities)
@@ -61,6 +64,8 @@ def test_searches_give_probabilities_once_the_head_is_calibrated(ingested: Path)
     assert 0 < result.none_probability < 1 and result.calibration == "made-up people"
     assert all(lead.probability is None for lead in other.leads) and other.none_probability is None
     assert other.calibration == "the calibration is for ratio 0.05, not 0.5"
+    assert (nothing.eligible, nothing.none_probability, nothing.calibration) == (0, None, "no video was scored")
+    assert "none of these" not in ranked_list(nothing) and "none of these" in ranked_list(result)
 
 
 def test_a_calibration_of_another_head_is_refused_until_it_is_fitted_again(ingested: Path) -> None:

@@ -216,7 +216,8 @@ def test_search_writes_tables_by_the_contract_and_a_report_that_opens_offline(wo
     assert table.schema.equals(RESULTS_SCHEMA)
     contract = "target_id rank video_id uri camera_id start_time score probability prefilter_rank best_pairs index_version model"
     provenance = "source_hash ingested_hash boxes_uri track calibration gallery gallery_videos audit_head"
-    assert table.column_names == [*contract.split(), *provenance.split()]
+    asked = "eligible scored untimed none_probability expected_matches settings filters reason case searched_by searched_at"
+    assert table.column_names == [*contract.split(), *provenance.split(), "seen_from", "seen_to", *asked.split()]
     rows = table.to_pylist()
     gallery = {row["video_id"]: row for row in Gallery.open(world.gallery).snapshot().videos.to_pylist()}
     assert {row["video_id"] for row in rows} == gallery.keys() - {"cam00_p001_0"}
@@ -240,9 +241,11 @@ def test_search_writes_tables_by_the_contract_and_a_report_that_opens_offline(wo
         flat = list(csv.DictReader(file))
     assert list(flat[0]) == table.column_names
     assert [(row["video_id"], int(row["rank"]), float(row["score"])) for row in flat] == [
-        (row["video_id"], row["rank"], row["score"]) for row in rows
+        (row["video_id"], row["rank"], pytest.approx(row["score"], abs=1e-6)) for row in rows
     ]
-    assert [json.loads(row["best_pairs"]) for row in flat] == [row["best_pairs"] for row in rows]
+    for row, of_table in zip(flat, rows, strict=True):
+        for pair, full in zip(json.loads(row["best_pairs"]), of_table["best_pairs"], strict=True):
+            assert pair == {name: pytest.approx(full[name], rel=1e-5) for name in full if isinstance(full[name], float)}
     page = (tmp_path / "out" / "report.html").read_text()
     references = References(page)
     assert [address for address in references.addresses if not address.startswith(("#", "data:"))] == []
@@ -671,6 +674,12 @@ BAD_INPUT = [
     (SEARCH + "|id:v000", 2, "the target v000 is given twice"),
     (SEARCH + "|--camera|cam9", 2, "the gallery has no camera 'cam9'; it has cam0, cam1"),
     (SEARCH + "|--after|2026-03-02|--before|2026-03-01", 2, "the time window is empty"),
+    (SEARCH + "|--between|22-2", 2, "--between is two times of day such as 22:00-02:00, not '22-2'"),
+    (SEARCH + "|--between|10:00-25:00", 2, "--between is two times of day such as 22:00-02:00, not '10:00-25:00'"),
+    (SEARCH + "|--between|00:00-24:00", 2, "a daily window from 00:00 to 00:00 is empty; name two times"),
+    (SEARCH + "|--zone|Mars/Olympus", 2, "'Mars/Olympus' is no time zone; name one of the time zone database"),
+    (SEARCH + "|--zone|../etc/passwd", 2, "'../etc/passwd' is no time zone"),
+    (SEARCH + "|--zone|", 2, "'' is no time zone"),
     (SEARCH + "|--after|nonsense", 2, "'nonsense' is not a time in ISO 8601"),
     (SEARCH + "|--after|0001-01-01T00:00:00+14:00", 2, "'0001-01-01T00:00:00+14:00' is not a time"),
     (SEARCH + "|--shortlist|0", 2, "--shortlist is a number of videos, a share such as 5%, or all, not '0'"),

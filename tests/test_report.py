@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError, UsageError
 from pipeline.report import render_report, write_report
 from pipeline.results import Lead, Proof, SearchResult, SegmentPair, SegmentView, VideoRef
-from pipeline.settings import ScoreSettings
+from pipeline.settings import ScoreSettings, SearchSettings
 
 FRAMES = 8
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -334,6 +334,44 @@ def test_labels_are_shown_only_when_asked_for() -> None:
     assert "1 of the top 3 leads carry the target’s label (p1)." in page.text
     marks = [text for tag, text in page.texts if tag == "p" and text.endswith(" label")]
     assert marks == ["✓ same label", "✗ other label", "– no label"]
+
+
+def test_a_target_without_a_label_marks_no_lead() -> None:
+    result = search(lead(1, person_id="p1"), lead(2))
+    result = dataclasses.replace(result, target=dataclasses.replace(result.target, person_id=None))
+    page = Page(render_report([result, dataclasses.replace(search(), target=VideoRef("b", "/b.mp4"))], figure, show_labels=True))
+    assert page.text.count("The target carries no label") == 1  # and nothing is said of labels where there are no leads
+    assert not page.with_class("label") and "of the top" not in page.text
+
+
+def test_when_somebody_is_seen_is_told_in_the_zone_asked_for() -> None:
+    start = datetime(2024, 5, 1, 23, 59, tzinfo=UTC)
+    one = lead(1)
+    times = {"start_time": start, "seen_from": start + timedelta(seconds=30), "seen_to": start + timedelta(seconds=90)}
+    one = dataclasses.replace(one, video=dataclasses.replace(one.video, **times))
+    text = Page(render_report([search(one)], figure)).text
+    assert "seen 2024-05-01 23:59:30 – 2024-05-02 00:00:30 UTC" in text
+    abroad = dataclasses.replace(search(one), settings=SearchSettings(zone="Asia/Kathmandu"))
+    text = Page(render_report([abroad], figure)).text
+    assert "seen 2024-05-02 05:44:30 – 05:45:30 +0545" in text and "Best pair 2024-05-02 05:44:00.0 – 05:44:00.7 +0545" in text
+
+
+def test_videos_without_a_time_are_counted_where_they_were_left_out() -> None:
+    left_out = dataclasses.replace(search(lead(1)), untimed=1234)
+    assert (
+        "900 eligible after filters; 1,234 videos have no time and were left out" in Page(render_report([left_out], figure)).text
+    )
+    assert "no time" not in Page(render_report([search(lead(1))], figure)).text
+    apart = Page(render_report([left_out, search(target="b")], figure))
+    assert len(apart.with_class("funnel")) == 2  # each target has its own
+
+
+def test_copies_are_marked_with_the_lead_that_they_are_copies_of() -> None:
+    first, second = lead(1), lead(2)
+    same = (dataclasses.replace(one, video=dataclasses.replace(one.video, ingested_hash="file:1")) for one in (first, second))
+    page = Page(render_report([search(*same, lead(3))], figure))
+    assert page.text.count("same bytes as lead 1") == 1 and "same bytes as lead 2" not in page.text
+    assert "same bytes" not in Page(render_report([search(first, second)], figure)).text
 
 
 def test_untrained_ranking_and_missing_calibration_are_told() -> None:
