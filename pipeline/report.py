@@ -311,7 +311,7 @@ def _encode(crop: NDArray[np.uint8], box: tuple[int, int], encoded: dict[bytes, 
 def _facts(result: SearchResult) -> list[tuple[str, str]]:
     """What was searched, how and why, as (term, words); facts that are not known are left out."""
     facts: list[tuple[str, str | None]] = [
-        ("Searched", result.searched_at and moment_words(result.searched_at)),
+        ("Searched", moment_words(result.searched_at) if result.searched_at else None),
         ("Searched by", result.searched_by),
         ("Case", result.case),
         ("Reason", result.reason),
