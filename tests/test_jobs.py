@@ -745,6 +745,25 @@ def test_bad_input_is_told_in_one_sentence(places: dict[str, str], line: str, co
     assert files_below(places["t"]) == before, "something was written or deleted"
 
 
+def test_hours_of_the_day_and_times_are_of_the_zone_and_stand_in_the_audit_log(places: dict[str, str], tmp_path: Path) -> None:
+    # v000 to v011 begin a minute apart from 12:00 UTC on: 21:00 in Tokyo.
+    for flags, inside in (
+        (("--between", "21:03-21:05"), {"v003", "v004"}),
+        (("--between", "21:10-24:00"), {"v010", "v011"}),
+        (("--after", "2026-03-01T21:09"), {"v009", "v010", "v011"}),
+        (("--after", "2026-03-01T12:10Z"), {"v010", "v011"}),
+    ):
+        asked = ("id:v000", "--gallery", places["g"], "--zone", "Asia/Tokyo", *flags, "--out", str(tmp_path), "--no-report")
+        ended = command("search", *asked, "--shortlist", "all")
+        assert ended.code == 0 and {row["video_id"] for row in found(tmp_path)} == inside
+        assert f"2026-03-01 21:{max(inside)[2:]}:00 JST" in ended.out
+        record = read_records(Gallery.open(places["g"]))[-1]
+        assert (record["untimed"], record["settings"]["zone"]) == (0, "Asia/Tokyo")
+        assert [name for name in ("after", "between") if record["settings"][name]] == [flags[0].removeprefix("--")]
+    assert command("search", "id:v000", "--gallery", places["g"]).code == 0
+    assert read_records(Gallery.open(places["g"]))[-1]["untimed"] is None
+
+
 @pytest.mark.parametrize("line", ["ingest|{t}/absent|--gallery|{t}/new", SEARCH + "|--shortlist|abc", "search|--gallery|{g}"])
 def test_a_process_ends_as_the_command_within_this_one_does(places: dict[str, str], line: str) -> None:
     name, *arguments = line.format(**places).split("|")
