@@ -92,9 +92,7 @@ def _byte_range(network: Path, place: dict[str, str], weights: dict[str, bytes])
         start = int(place.get("offset", 0))
         stop = start + int(place["length"]) if "length" in place else len(weights[location])
     except ValueError as error:
-        raise UsageError(
-            f"{network} gives the place of its weights in {location!r} by what is no number; export it again"
-        ) from error
+        raise UsageError(f"where {network} has its weights in {location!r} is not given in numbers; export it again") from error
     if not 0 <= start <= stop <= len(weights[location]):
         raise UsageError(
             f"{network} wants bytes {start} to {stop} of {location!r}, which has {len(weights[location])}; copy that file again"
