@@ -35,6 +35,7 @@ REJECT_REASONS = {
     "undecodable": "it looks like a video, but its frames cannot be decoded",
     "unreadable_image": "an image of the folder cannot be decoded",
     "no_frames": "it holds no frames, or no image matches its pattern",
+    "scene": "it shows a whole scene where one person was asked for; only targets are refused for it",
     "too_large": "it has more pixels or frames than the settings allow",
     "time_limit": "decoding took longer than the settings allow",
     "decoder_crash": "the decoder's process died on it",
@@ -62,6 +63,7 @@ SOURCE_SCHEMA = pa.schema(
         ("start_time", pa.timestamp("us", tz="UTC")),
         ("person_id", pa.string()),
         ("boxes_uri", pa.string()),
+        ("frame_rate", pa.float64()),
         ("reject_reason", pa.string()),
         ("reject_message", pa.string()),
     ]
