@@ -185,7 +185,8 @@ BY_FRAME = np.array([0], np.int64)
         ),
         (  # as in a network left in training mode
             [
-                helper.make_node("Dropout", ["means", "half", "training"], ["features"]),
+                helper.make_node("Dropout", ["images", "half", "training"], ["dropped"]),
+                helper.make_node("ReduceMean", ["dropped", "axes"], ["features"], keepdims=0),
             ],
             {"half": np.float32(0.5), "training": np.bool_(True)},
             "gives a frame other features alone than among 8",
