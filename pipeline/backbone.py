@@ -183,7 +183,8 @@ class OnnxBackbone:
 
     def _embed_batch(self, frames: np.ndarray) -> np.ndarray:
         missing = self.batch - len(frames) if self.fixed_batch else 0
-        frames = np.pad(frames, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
+        if missing:
+            frames = np.pad(frames, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
         pixels = normalise_pixels(frames, self.spec).astype(self.pixel_type, copy=False)
         (features,) = self.session.run(None, {self.input_name: pixels})
         return np.asarray(features[: len(features) - missing])

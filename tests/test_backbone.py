@@ -136,9 +136,6 @@ def test_a_network_of_another_interface_is_refused(tmp_path: Path, network: dict
         load_backbone(spec, device="cpu")
 
 
-BY_FRAME = np.array([0], np.int64)
-
-
 @pytest.mark.parametrize(
     ("nodes", "constants", "words"),
     [
@@ -170,7 +167,7 @@ BY_FRAME = np.array([0], np.int64)
         ),
         (
             [helper.make_node("ReduceMean", ["means", "n"], ["all"]), helper.make_node("Sub", ["means", "all"], ["features"])],
-            {"n": BY_FRAME},
+            {"n": np.array([0])},
             "gives a frame other features alone than among 8; export it in eval mode, or with n fixed at 1",
         ),
         (  # the last is as it would be alone
