@@ -2,8 +2,9 @@
 
 By name or by path. A name is `efficientnet_lite0`, a backbone that ships (`pipeline.weights`) or a published one that is fetched
 (`pipeline.published`). A path is an ONNX file with a JSON sidecar of the same stem that says height, width, channels (RGB or
-BGR), scale (pixel values are divided by it), mean, std and dim. ONNX Runtime runs them all, on a CUDA device with its CUDA
-provider; only efficientnet_lite0 runs there in torch.
+BGR), scale (pixel values are divided by it), mean, std and dim. The network has one input, float [n, 3, height, width], n free or
+fixed, and one output, [n, dim]; weights may lie in files beside it (`pipeline.onnx_file`). ONNX Runtime runs them all, on a CUDA
+device with its CUDA provider; only efficientnet_lite0 runs there in torch.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ import numpy as np
 
 from pipeline.downloads import cache_folder, fetch
 from pipeline.errors import PipelineError, UsageError
+from pipeline.onnx_file import read_onnx
 from pipeline.published import PUBLISHED, Published, backbones_folder, obtain, with_weights
 from pipeline.weights import shipped_backbone, shipped_backbones
 
@@ -28,6 +30,8 @@ DEFAULT = "osnet_x0_25_distilled"
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 CPU_BATCH = 8  # frames a network call: more leave the cores' caches and take a tenth longer a frame
 GPU_BATCH = 32
+PIXEL_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}  # of a network's input
+BATCH_TOLERANCE = 0.01  # of the largest feature: between a frame alone and in a batch; float16 and TF32 round by 0.0005 each time
 SIDECAR_FIELDS = ("height", "width", "channels", "scale", "mean", "std", "dim")
 
 
@@ -36,7 +40,7 @@ class BackboneSpec:
     """What a backbone expects and gives.
 
     name: as shown to people. path: its ONNX file, or None for one known by name, which every machine finds for itself.
-    weights_sha256: of the weights' file.
+    weights_sha256: of the network's file and of files beside it that hold weights (`pipeline.onnx_file`).
     height, width: pixels. channels: "RGB" or "BGR". A pixel p in 0..255 becomes (p / scale - mean) / std per channel.
     dim: width of a frame feature.
     """
@@ -121,14 +125,16 @@ def load_backbone(spec: BackboneSpec, threads: int | None = None, device: str = 
     """Load a backbone.
 
     threads: CPU threads of a network call (None: one a core). device: "cpu", "cuda", or "auto" for CUDA where there is one.
-    Raises PipelineError when the file is not an ONNX network, has changed since it was looked up, or its width is not `dim`.
+    Frames that are made up are embedded in a batch as large as those in use, and the first and last of them alone. Raises
+    PipelineError when the file is not an ONNX network, has changed since it was looked up, does not take or give what its sidecar
+    says, gives no finite features, or others to a frame alone than in a batch.
     """
     for_torch = spec.path is None and spec.weights_sha256 == EFFICIENTNET_LITE0_SHA256
     if device == "auto":
         device = "cuda" if _cuda_is_usable(for_torch) else "cpu"
     in_torch = for_torch and device == "cuda"
-    backbone: Backbone = TorchBackbone(spec, device) if in_torch else OnnxBackbone(spec, threads, device)
-    _check_width(backbone)
+    backbone = TorchBackbone(spec, device) if in_torch else OnnxBackbone(spec, threads, device)
+    _check_features(backbone)
     return backbone
 
 
@@ -151,29 +157,37 @@ class OnnxBackbone:
 
         self.spec = spec
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 3 if device == "cuda" else 4  # errors are raised as well, but for a CUDA that cannot be used
         if threads is not None:
             options.intra_op_num_threads = threads
         wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
         available = onnxruntime.get_available_providers()
         providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in available]
-        network = _network(spec)
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # never its own, which is trusted more
+        network, label = onnx_network(spec), spec.path or spec.name
         try:
-            # From bytes: a network in memory cannot pull in other files as external data.
             self.session = onnxruntime.InferenceSession(network, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a family of classes of its own
-            label = spec.path or spec.name
             raise PipelineError(f"{label} is not an ONNX network that can be loaded: {_first_line(error)}") from error
-        self.input_name = self.session.get_inputs()[0].name
-        self.batch = CPU_BATCH if device == "cpu" else GPU_BATCH
+        _check_interface(self.session, spec, label)
+        (pixels,) = self.session.get_inputs()
+        self.input_name, self.pixel_type = pixels.name, PIXEL_TYPES[pixels.type]
+        self.fixed_batch = bool(pixels.shape) and isinstance(pixels.shape[0], int)
+        self.batch: int = pixels.shape[0] if self.fixed_batch else CPU_BATCH if device == "cpu" else GPU_BATCH
 
     def embed(self, frames: np.ndarray) -> np.ndarray:
         """frames: uint8 [n, height, width, 3], RGB -> float16 [n, dim]."""
-        features = [
-            self.session.run(None, {self.input_name: normalise_pixels(frames[i : i + self.batch], self.spec)})[0]
-            for i in range(0, len(frames), self.batch)
-        ]
-        return np.concatenate(features).astype(np.float16) if features else np.empty((0, self.spec.dim), np.float16)
+        features = [self._embed_batch(frames[i : i + self.batch]) for i in range(0, len(frames), self.batch)]
+        with np.errstate(over="ignore"):  # whoever stores them looks for infinite ones
+            return np.concatenate(features).astype(np.float16) if features else np.empty((0, self.spec.dim), np.float16)
+
+    def _embed_batch(self, frames: np.ndarray) -> np.ndarray:
+        missing = self.batch - len(frames) if self.fixed_batch else 0
+        if missing:
+            frames = np.pad(frames, ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
+        pixels = normalise_pixels(frames, self.spec).astype(self.pixel_type, copy=False)
+        (features,) = self.session.run(None, {self.input_name: pixels})
+        return np.asarray(features[: len(features) - missing])
 
 
 class TorchBackbone:
@@ -182,6 +196,7 @@ class TorchBackbone:
     def __init__(self, spec: BackboneSpec, device: str) -> None:
         self.spec = spec
         self.device = device
+        self.batch = 8 * GPU_BATCH
         self.network = efficientnet_lite0().to(device)
 
     def embed(self, frames: np.ndarray) -> np.ndarray:
@@ -190,8 +205,8 @@ class TorchBackbone:
 
         features = [np.empty((0, self.spec.dim), np.float16)]
         with torch.inference_mode():
-            for i in range(0, len(frames), 8 * GPU_BATCH):
-                pixels = torch.from_numpy(normalise_pixels(frames[i : i + 8 * GPU_BATCH], self.spec))
+            for i in range(0, len(frames), self.batch):
+                pixels = torch.from_numpy(normalise_pixels(frames[i : i + self.batch], self.spec))
                 features.append(self.network(pixels.to(self.device)).half().cpu().numpy())
         return np.concatenate(features)
 
@@ -232,11 +247,17 @@ def efficientnet_lite0() -> Any:
     return FrameFeatures().eval()
 
 
-def _network(spec: BackboneSpec) -> bytes:
-    """The backbone's ONNX network, made or fetched if it is known by name."""
+def onnx_network(spec: BackboneSpec) -> bytes:
+    """The backbone's ONNX network with all its weights, made or fetched if it is known by name.
+
+    Raises PipelineError when it is not there or is another one than was looked up.
+    """
     published = with_weights(spec.weights_sha256) if spec.path is None else None
     if spec.path is not None:
-        return _checked_bytes(Path(spec.path), spec, "it is not the network that was looked up: its content differs")
+        network, digest = read_onnx(Path(spec.path))
+        if digest != spec.weights_sha256:
+            raise PipelineError(f"{spec.path} cannot be used, it is not the network that was looked up: its content differs")
+        return network
     if spec.weights_sha256 == EFFICIENTNET_LITE0_SHA256:
         return _exported(spec, efficientnet_lite0)
     if published is not None:
@@ -294,14 +315,56 @@ def _checked_bytes(path: Path, spec: BackboneSpec, otherwise: str) -> bytes:
     return data
 
 
-def _check_width(backbone: Backbone) -> None:
-    spec = backbone.spec
+def _check_interface(session: Any, spec: BackboneSpec, label: str) -> None:
+    """Whether a network of ONNX Runtime takes frames and nothing else, of the sidecar's size, and gives one thing."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    for kind, found in (("input", inputs), ("output", outputs)):
+        if len(found) != 1:
+            names = ", ".join(repr(one.name) for one in found)
+            raise PipelineError(f"{label} has {len(found)} {kind}s ({names}) and must have one; export it with that one alone")
+    (pixels,) = inputs
+    wanted = [None, 3, spec.height, spec.width]
+    shape = pixels.shape or wanted  # a network need not say
+    free = [size is None or isinstance(size, str) for size in shape]
+    if len(shape) != 4 or shape[0] == 0 or not all(free[i] or shape[i] == wanted[i] for i in (1, 2, 3)):
+        described = " x ".join("free" if size is None else str(size) for size in shape)
+        size = f"{spec.height} x {spec.width}"
+        raise PipelineError(
+            f"{label} does not take {size} frames: its input is {described}, not n x 3 x {size}; "
+            "correct the sidecar's height and width, or export it again"
+        )
+    if pixels.type not in PIXEL_TYPES:
+        raise PipelineError(f"{label} takes {pixels.type}; export it with an input of float32 or float16")
+
+
+def _check_features(backbone: "OnnxBackbone | TorchBackbone") -> None:
+    """Whether a batch of made-up frames, as large as those in use, gets finite features, and the same as its frames alone."""
+    spec, n = backbone.spec, backbone.batch
+    # Blocks of random colours: unlike noise of every pixel, they differ from frame to frame as pictures do.
+    blocks = np.random.default_rng(0).integers(0, 256, (n, 8, 4, 3), np.uint8)
+    frames = blocks[:, np.arange(spec.height) * 8 // spec.height][:, :, np.arange(spec.width) * 4 // spec.width]
     try:
-        width = backbone.embed(np.zeros((1, spec.height, spec.width, 3), np.uint8)).shape[1:]
+        features = backbone.embed(frames)
+        alone = [backbone.embed(frames[i : i + 1]) for i in (0, n - 1)]
     except Exception as error:  # whatever the runtime says of a shape that does not fit
-        raise PipelineError(f"{spec.name} does not take {spec.height} x {spec.width} frames: {_first_line(error)}") from error
-    if width != (spec.dim,):
-        raise PipelineError(f"{spec.name} gives features of shape {width}; its sidecar says {spec.dim}")
+        raise PipelineError(
+            f"{spec.name} cannot embed {n} frames of {spec.height} x {spec.width} and one alone; "
+            f"export it with n free, or fixed at 1: {_first_line(error)}"
+        ) from error
+    for found, count in ((features, n), (alone[0], 1), (alone[1], 1)):
+        if found.shape != (count, spec.dim):
+            raise PipelineError(
+                f"{spec.name} gives features of shape {found.shape} for {count} frames, not {(count, spec.dim)}; "
+                "correct dim in its sidecar, or export it again"
+            )
+    apart, together = np.concatenate(alone).astype(np.float32), features[[0, -1]].astype(np.float32)
+    if not (np.isfinite(features).all() and np.isfinite(apart).all()):
+        raise PipelineError(f"{spec.name} gives features that are not finite in float16 for ordinary frames; export it again")
+    allowed = BATCH_TOLERANCE * np.abs(together).max() + np.finfo(np.float16).smallest_subnormal
+    if np.abs(together - apart).max() > allowed:
+        raise PipelineError(
+            f"{spec.name} gives a frame other features alone than among {n}; export it in eval mode, or with n fixed at 1"
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -323,7 +386,7 @@ def _read_sidecar(path: Path) -> BackboneSpec:
         spec = BackboneSpec(
             name=str(fields.get("name", path.stem)),
             path=str(path.resolve()),
-            weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            weights_sha256=read_onnx(path)[1],
             height=int(fields["height"]),
             width=int(fields["width"]),
             channels=str(fields["channels"]),

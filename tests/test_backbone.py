@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from pipeline.backbone import (
     DEFAULT,
@@ -48,11 +50,172 @@ def test_any_number_of_frames_is_embedded_like_one(toy_backbone: Path) -> None:
     assert backbone.embed(pixels[:0]).shape == (0, 3)
 
 
-def test_a_network_on_a_cpu_is_loaded_without_torch() -> None:
-    """torch takes more than a second to load, in every process of an ingest."""
+def test_a_network_on_a_cpu_is_loaded_without_torch_and_onnx() -> None:
+    """torch takes more than a second to load and onnx 0.05 s, in every process of an ingest."""
     load = "import sys, pipeline.backbone as b; b.load_backbone(b.find_backbone(), 1, 'cpu')"
-    loaded = subprocess.run([sys.executable, "-c", f"{load}; print('torch' in sys.modules)"], check=True, capture_output=True)
-    assert loaded.stdout.split() == [b"False"]
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"{load}; print({{'torch', 'onnx'}} & set(sys.modules))"], check=True, capture_output=True
+    )
+    assert loaded.stdout.split() == [b"set()"]
+
+
+IMAGES = ["n", 3, 8, 4]
+
+
+def save_network(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    shape: list[int | str] | None = IMAGES,
+    pixels: int = TensorProto.FLOAT,
+    more: dict[str, list[str]] | None = None,
+    **constants: np.ndarray,
+) -> Path:
+    """An ONNX network from images to features, with a toy's sidecar. more: names of further inputs and outputs."""
+    axes = onnx.numpy_helper.from_array(np.array([2, 3]), "axes")
+    inputs = [helper.make_tensor_value_info("images", pixels, shape)]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in (more or {}).get("inputs", [])]
+    outputs = [helper.make_tensor_value_info(name, pixels, None) for name in ["features", *(more or {}).get("outputs", [])]]
+    held = [axes, *(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())]
+    graph = helper.make_graph(nodes, "network", inputs, outputs, held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
+    path.with_suffix(".json").write_text(json.dumps(TOY_SIDECAR))
+    return path
+
+
+def mean(name: str) -> onnx.NodeProto:
+    return helper.make_node("ReduceMean", ["images", "axes"], [name], keepdims=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 16])
+def test_a_network_for_a_fixed_number_of_frames_embeds_any_number(tmp_path: Path, toy_backbone: Path, n: int) -> None:
+    backbone = load_backbone(
+        find_backbone(str(save_network(tmp_path / "fixed.onnx", [mean("features")], [n, 3, 8, 4]))), device="cpu"
+    )
+    free = load_backbone(find_backbone(str(toy_backbone)), device="cpu")
+    for count in (0, 1, 4, 5, 16, 17):
+        assert np.array_equal(backbone.embed(frames(8, 4, count)), free.embed(frames(8, 4, count)))
+
+
+def test_a_network_of_half_precision_gets_its_pixels_so(tmp_path: Path, toy_backbone: Path) -> None:
+    half = load_backbone(
+        find_backbone(str(save_network(tmp_path / "half.onnx", [mean("features")], pixels=TensorProto.FLOAT16))), device="cpu"
+    )
+    single = load_backbone(find_backbone(str(toy_backbone)), device="cpu")
+    assert np.abs(half.embed(frames(8, 4)) - single.embed(frames(8, 4))).max() < 5e-3
+
+
+def test_a_network_that_does_not_say_its_shape_is_tried(tmp_path: Path) -> None:
+    backbone = load_backbone(find_backbone(str(save_network(tmp_path / "any.onnx", [mean("features")], None))), device="cpu")
+    assert backbone.embed(frames(8, 4, 9)).shape == (9, 3)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"shape": ["n", 8, 4, 3]}, "does not take 8 x 4 frames: its input is n x 8 x 4 x 3, not n x 3 x 8 x 4; correct"),
+        ({"shape": ["n", 3, 4, 8]}, "its input is n x 3 x 4 x 8, not"),
+        ({"shape": ["n", 3, "height", 8]}, "its input is n x 3 x height x 8, not"),
+        ({"shape": [None, 1, 8, 4]}, "its input is free x 1 x 8 x 4, not"),
+        ({"shape": [0, 3, 8, 4]}, "its input is 0 x 3 x 8 x 4, not"),
+        ({"shape": ["n", 1, 3, 8, 4]}, "its input is n x 1 x 3 x 8 x 4, not"),
+        ({"pixels": TensorProto.DOUBLE}, r"takes tensor\(double\); export it with an input of float32 or float16"),
+        (
+            {"more": {"inputs": ["camera"]}},
+            r"has 2 inputs \('images', 'camera'\) and must have one; export it with that one alone",
+        ),
+        ({"more": {"outputs": ["logits"]}}, r"has 2 outputs \('features', 'logits'\) and must have one"),
+    ],
+)
+def test_a_network_of_another_interface_is_refused(tmp_path: Path, network: dict, words: str) -> None:
+    nodes = [
+        mean("features"),
+        *(helper.make_node("Identity", ["features"], [name]) for name in network.get("more", {}).get("outputs", [])),
+    ]
+    spec = find_backbone(str(save_network(tmp_path / "network.onnx", nodes, **network)))
+    with pytest.raises(PipelineError, match=words):
+        load_backbone(spec, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "words"),
+    [
+        (
+            [helper.make_node("Reshape", ["means", "sizes"], ["features"])],
+            {"sizes": np.array([1, 3])},
+            "cannot embed 8 frames of 8 x 4 and one alone; export it with n free, or fixed at 1",
+        ),
+        (
+            [helper.make_node("Reshape", ["means", "sizes"], ["features"])],
+            {"sizes": np.array([1, -1])},
+            r"gives features of shape \(1, 24\) for 8 frames, not \(8, 3\)",
+        ),
+        (
+            [helper.make_node("Concat", ["means", "means"], ["features"], axis=0)],
+            {},
+            r"gives features of shape \(16, 3\) for 8 frames, not \(8, 3\)",
+        ),
+        (
+            [helper.make_node("Unsqueeze", ["means", "one"], ["features"])],
+            {"one": np.array([2])},
+            r"gives features of shape \(8, 3, 1\) for 8 frames, not \(8, 3\)",
+        ),
+        ([helper.make_node("Log", ["means"], ["features"])], {}, "features that are not finite in float16 for ordinary frames"),
+        (
+            [helper.make_node("Mul", ["means", "factor"], ["features"])],
+            {"factor": np.float32(1e6)},
+            "features that are not finite in float16 for ordinary frames",
+        ),
+        (
+            [helper.make_node("ReduceMean", ["means", "n"], ["all"]), helper.make_node("Sub", ["means", "all"], ["features"])],
+            {"n": np.array([0])},
+            "gives a frame other features alone than among 8; export it in eval mode, or with n fixed at 1",
+        ),
+        (  # the last is as it would be alone
+            [helper.make_node("CumSum", ["means", "axis"], ["features"], reverse=1)],
+            {"axis": np.int64(0)},
+            "gives a frame other features alone than among 8",
+        ),
+        (  # the first is as it would be alone
+            [helper.make_node("CumSum", ["means", "axis"], ["features"])],
+            {"axis": np.int64(0)},
+            "gives a frame other features alone than among 8",
+        ),
+        (  # as in a network left in training mode
+            [
+                helper.make_node("Dropout", ["images", "half", "training"], ["dropped"]),
+                helper.make_node("ReduceMean", ["dropped", "axes"], ["features"], keepdims=0),
+            ],
+            {"half": np.float32(0.5), "training": np.bool_(True)},
+            "gives a frame other features alone than among 8",
+        ),
+    ],
+)
+def test_a_network_is_tried_with_the_batch_that_is_used(
+    tmp_path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], words: str
+) -> None:
+    constants = {name: np.asarray(value) for name, value in constants.items()}
+    spec = find_backbone(str(save_network(tmp_path / "network.onnx", [mean("means"), *nodes], **constants)))
+    with pytest.raises(PipelineError, match=words):
+        load_backbone(spec, device="cpu")
+
+
+def test_a_batch_may_differ_by_what_half_precision_allows(tmp_path: Path) -> None:
+    """Features that grow by a 2000th of themselves when others are beside them, as another order of sums does in float16."""
+    nodes = [
+        mean("means"),
+        helper.make_node("Shape", ["means"], ["shape"], start=0, end=1),
+        helper.make_node("Cast", ["shape"], ["n"], to=TensorProto.FLOAT),
+        helper.make_node("Pow", ["n", "exponent"], ["factor"]),
+        helper.make_node("Mul", ["means", "factor"], ["features"]),
+    ]
+    for factor, allowed in ((1.0005, True), (1.05, False)):
+        exponent = np.float32(np.log(factor) / np.log(8))
+        spec = find_backbone(str(save_network(tmp_path / "network.onnx", nodes, exponent=np.asarray(exponent))))
+        if allowed:
+            load_backbone(spec, device="cpu")
+        else:
+            with pytest.raises(PipelineError, match="other features alone"):
+                load_backbone(spec, device="cpu")
 
 
 @pytest.mark.parametrize("size", [(256, 128), (96, 48)])
@@ -117,7 +280,9 @@ def test_what_is_not_a_usable_network_is_refused(toy_backbone: Path, tmp_path: P
     with pytest.raises(UsageError, match="does not exist"):
         find_backbone(str(tmp_path / "absent.onnx"))
     toy_backbone.with_suffix(".json").write_text(json.dumps({**TOY_SIDECAR, "dim": 7}))
-    with pytest.raises(PipelineError, match=r"gives features of shape \(3,\); its sidecar says 7"):
+    with pytest.raises(
+        PipelineError, match=r"gives features of shape \(8, 3\) for 8 frames, not \(8, 7\); correct dim in its sidecar"
+    ):
         load_backbone(find_backbone(str(toy_backbone)), device="cpu")
     with pytest.raises(PipelineError, match="does not take 16 x 16 frames"):
         load_backbone(find_backbone(str(toy_backbone), (16, 16)), device="cpu")

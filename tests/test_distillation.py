@@ -159,6 +159,20 @@ def test_a_network_of_another_kind_cannot_give_hints(toy_backbone, tmp_path):
         HintTeacher(tmp_path / "broken.onnx")
 
 
+def test_a_teacher_has_the_weights_beside_it(teacher, teacher_path, tmp_path, monkeypatch):
+    """In the current directory lies a file of their name, with zeros."""
+    path, elsewhere = tmp_path / "there" / "teacher.onnx", tmp_path / "here"
+    path.parent.mkdir()
+    elsewhere.mkdir()
+    onnx.save_model(onnx.load(teacher_path), path, save_as_external_data=True, location="weights", size_threshold=0)
+    shutil.copy(teacher_path.with_suffix(".json"), path.with_suffix(".json"))
+    (elsewhere / "weights").write_bytes(bytes((path.parent / "weights").stat().st_size))
+    monkeypatch.chdir(elsewhere)
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 64, 32)).astype(np.float32)
+    expected, found = teacher.maps(pixels)["stem"], HintTeacher(path, threads=1).maps(pixels)["stem"]
+    assert np.array_equal(found, expected) and expected.any()
+
+
 def as_tensors(maps):
     return {name: torch.from_numpy(values) for name, values in maps.items()}
 

@@ -619,7 +619,7 @@ BAD_INPUT = [
     ("ingest|{t}/good.csv|--gallery|{t}/new|--backbone|{t}/absent.onnx", 2, "backbone {t}/absent.onnx does not exist"),
     ("ingest|{t}/good.csv|--gallery|{t}/new|--backbone|{t}/net.pth", 2, "not '{t}/net.pth'; other formats are not loaded"),
     ("ingest|{t}/good.csv|--gallery|{t}/new|--backbone|{t}/alone.onnx", 2, "needs a sidecar alone.json"),
-    ("ingest|{t}/good.csv|--gallery|{t}/new|--backbone|{t}/mean.onnx", 1, "features of shape (3,); its sidecar says 7"),
+    ("ingest|{t}/good.csv|--gallery|{t}/new|--backbone|{t}/mean.onnx", 1, "features of shape (8, 3) for 8 frames, not (8, 7)"),
     ("ingest|{t}/good.csv|--gallery|{t}/new|--backbone|{t}/junk.onnx", 1, "{t}/junk.onnx is not an ONNX network"),
     ("ingest|{t}/good.csv|--gallery|{t}/new|--input-size|abc", 2, "HEIGHTxWIDTH in pixels, for example 256x128, not 'abc'"),
     ("ingest|{t}/good.csv|--gallery|{t}/new|--input-size|00x64", 2, "height must be a positive number"),

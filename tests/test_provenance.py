@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import audit, provenance
-from pipeline.backbone import OnnxBackbone, find_backbone
+from pipeline.backbone import find_backbone
 from pipeline.errors import UsageError
 from pipeline.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
 from pipeline.index_build import build_index
-from pipeline.targets import read_targets, target_decoder
+from pipeline.targets import gallery_backbone, read_targets, target_decoder
 from tests.test_jobs import command
 from tests.test_video import write_video
 
@@ -96,7 +96,9 @@ def test_a_targets_hash_is_of_the_bytes_that_were_decoded(tmp_path: Path, toy_ba
 def test_a_target_without_finite_features_is_refused(tmp_path: Path, toy_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(find_backbone(str(toy_backbone)), 10.0, None))
     clip = write_video(tmp_path / "a.mp4")
-    monkeypatch.setattr(OnnxBackbone, "embed", lambda self, frames: np.full((len(frames), 3), np.inf, np.float16))
+    backbone = gallery_backbone(gallery)  # before: loading looks at features as well
+    monkeypatch.setattr(backbone, "embed", lambda frames: np.full((len(frames), 3), np.inf, np.float16))
+    monkeypatch.setattr("pipeline.targets.gallery_backbone", lambda *_: backbone)
     with target_decoder(gallery) as decoder, pytest.raises(UsageError, match=r"no finite features for .*a\.mp4"):
         read_targets([str(clip)], gallery, decoder)
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from pipeline.backbone import Backbone, find_backbone, load_backbone
+from pipeline.backbone import Backbone, find_backbone, load_backbone, onnx_network
 from pipeline.errors import PipelineError, UsageError
 from pipeline.osnet import OSNetConfig
 
@@ -105,8 +105,9 @@ class HintTeacher:
         self.spec = find_backbone(str(path))
         if self.spec.path is None:
             raise UsageError(f"{path} is a name; a teacher is given as the path of its ONNX file")
+        network = onnx_network(self.spec)
         try:
-            model = onnx.load_from_string(Path(self.spec.path).read_bytes())
+            model = onnx.load_from_string(network)
         except Exception as error:  # protobuf has a class of its own
             raise PipelineError(f"{path} is not an ONNX network") from error
         hints = find_hints(model)
