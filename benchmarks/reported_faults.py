@@ -31,16 +31,14 @@ from rich.table import Table
 from pipeline.decoder import Decoder
 from pipeline.sampling import Sampling
 from pipeline.video import Piece, Rejected
-from tests.recordings import (
+from tests.recording_files import (
     B_FRAMES,
     FRAMES,
     GOP,
-    KINDS,
     RATE,
     SIZE,
     X264,
     X265,
-    Kind,
     Packets,
     Recording,
     add_sound,
@@ -54,6 +52,7 @@ from tests.recordings import (
     with_payload,
     write,
 )
+from tests.recordings import KINDS, Kind
 
 TIME_LIMIT = 20  # seconds for decord to read one file
 STEP = 7  # frames from one sampled frame to the next
@@ -67,13 +66,15 @@ COLOUR = 3  # of 255, mean difference of the colours: coding costs 1.5, a range 
 class Report:
     """One report: its thread, what was reported, and how such a file is made.
 
-    by: what is held against the file besides the frames and their times: "colour", "memory" or nothing.
+    by: what is held against the file besides the frames and their times: "colour", "memory" or nothing. tell: whether the product
+    must say that something was damaged, guessed, mended or chosen.
     """
 
     thread: str
     said: str
     make: Kind
     by: str = ""
+    tell: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def damaged_packets(at: Path) -> Recording:
             for n, packet in enumerate(packets)
         ]
 
-    return shows(write(at.with_suffix(".avi"), edit=overwritten), unsure=frozenset(range(hit[0], 2 * GOP)))
+    path = write(at.with_suffix(".avi"), edit=overwritten)
+    return shows(path, unsure=frozenset(range(hit[0], 2 * GOP)), begin_slack=2.5 / RATE)
 
 
 def webm_without_length(at: Path) -> Recording:
@@ -219,13 +221,14 @@ REPORTS = (
         "dmlc/decord#373",
         "the container counts more frames than decode, and reading near the end never returned",
         counts_too_many,
+        tell=True,
     ),
     Report(
         "dmlc/decord#52",
         "with B frames, times came in the order of decoding and frames in that of showing",
         KINDS["variable-rate-mp4"],
     ),
-    Report("dmlc/decord#83", "a surveillance video (AVI) with some damaged frames could not be read", damaged_packets),
+    Report("dmlc/decord#83", "a surveillance video (AVI) with some damaged frames could not be read", damaged_packets, tell=True),
     Report("dmlc/decord#24", "the rotation that the container asks for was not applied", KINDS["turned-90"]),
     Report("dmlc/decord#88", "a webcam's recording without a length: the number of frames was negative", webm_without_length),
     Report("dmlc/decord#204", "of a playlist with a transport stream, seeking to the start failed", ts_segment),
@@ -233,6 +236,7 @@ REPORTS = (
         "dmlc/decord#232",
         "of a file with several video tracks one is taken, and none other can be chosen",
         KINDS["two-video-streams"],
+        tell=True,
     ),
     Report(
         "dmlc/decord#195", "of AVI files of a data set the same numbers gave other frames now and then", KINDS["mpeg4-packed"]
@@ -263,15 +267,32 @@ REPORTS = (
     ),
     Report("Motion-Project/motion#755", "recordings that do not start with a key frame", KINDS["begins-between-key-frames-mp4"]),
     Report("blakeblackshear/frigate#271", "saved clips without the index at their end (moov)", without_moov),
-    Report("ZoneMinder/zoneminder#2887", "an event that is still being recorded, MP4 in fragments", cut_in_a_fragment),
-    Report("blakeblackshear/frigate#9676", "stamps of a camera's stream jump back in the middle", KINDS["restart"]),
-    Report("blakeblackshear/frigate#7631", "two packets of a camera's stream have the same stamp", KINDS["stamp-repeated"]),
+    Report("ZoneMinder/zoneminder#2887", "an event that is still being recorded, MP4 in fragments", cut_in_a_fragment, tell=True),
+    Report("blakeblackshear/frigate#9676", "stamps of a camera's stream jump back in the middle", KINDS["restart"], tell=True),
+    Report(
+        "blakeblackshear/frigate#7631", "two packets of a camera's stream have the same stamp", KINDS["stamp-repeated"], tell=True
+    ),
     Report("tvheadend/tvheadend#2248", "after 26.5 hours the stamps of a transport stream begin anew", KINDS["wrap"]),
     Report(
-        "raspberrypi/firmware#258", "the size of the picture changes in the middle of a transport stream", KINDS["size-changes"]
+        "raspberrypi/firmware#258",
+        "the size of the picture changes in the middle of a transport stream",
+        KINDS["size-changes"],
+        tell=True,
     ),
-    Report("microsoft/FFmpegInterop#165", "raw H.264 that says no rate played far too fast", KINDS["raw-h264-without-rate"]),
+    Report(
+        "microsoft/FFmpegInterop#165",
+        "raw H.264 that says no rate played far too fast",
+        KINDS["raw-h264-without-rate"],
+        tell=True,
+    ),
     Report("NVIDIA/VideoProcessingFramework#195", "presentation times of some HEVC recordings were wrong", hevc_ts),
+    Report(
+        "HomeOfAviSynthPlusEvolution/L-SMASH-Works#69",
+        "packets without bytes, which stand for dropped frames in AVI, were left out, and all after them moved",
+        KINDS["avi-with-dropped-frames"],
+    ),
+    Report("opencv/opencv#15352", "with tracks of sound and data beside it, reading ended in the middle", KINDS["data-beside"]),
+    Report("Nevcairiel/LAVFilters#326", "recordings of Dahua cameras (.dav) could hardly be played", KINDS["dahua"]),
 )
 
 
@@ -342,7 +363,8 @@ def decoded(path: Path, rate: float, by: str) -> tuple[list[int], list[float], s
                     colour = colour_off(event.frames[0], 0)
                 ids += barcodes(np.stack([gray(frame) for frame in event.frames]))
                 times += event.time_s.tolist()
-            told += [str(getattr(event, name)) for name in ("remarks", "passed_over") if getattr(event, name, None)]
+            told += getattr(event, "remarks", ())
+            told += [f"{event.passed_over} passed over"] if getattr(event, "passed_over", 0) else []
         return ids, times, refused, colour, peak(decoder) - before, "; ".join(told)
 
 
@@ -381,6 +403,8 @@ def verdict(found: Found, recording: Recording, by: str) -> str:
         wrong.append("sampled with gaps, other frames come for the same times")
     if by == "colour" and found.colour > COLOUR:
         wrong.append(f"colours are {found.colour:.0f} of 255 off")
+    if tell and not found.told:
+        wrong.append("says nothing of it")
     return "; ".join(wrong) or "right"
 
 
@@ -395,7 +419,7 @@ def results(only: str, folder: Path) -> Iterator[dict[str, str]]:
             "report": report.thread,
             "file": (report.make.__doc__ or "").splitlines()[0],
             "decord": verdict(peer, recording, report.by),
-            "product": verdict(own, recording, report.by),
+            "product": verdict(own, recording, report.by, report.tell),
             "told": own.told or own.refused,
         }
 
