@@ -389,8 +389,8 @@ def colour_off(rgb: np.ndarray, number: int) -> float:
     return float(np.abs(blocks[0] - blocks[1]).mean())
 
 
-def verdict(found: Found, recording: Recording, by: str) -> str:
-    """ "right", or what is wrong, in a few words."""
+def verdict(found: Found, recording: Recording, by: str = "", tell: bool = False) -> str:
+    """What is wrong with what was read, in a few words; "right" where nothing is."""
     if not recording.ids:
         return "right: refused" if found.refused and not found.ids else "should be refused"
     if found.refused:
