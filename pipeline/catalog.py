@@ -62,6 +62,7 @@ SOURCE_SCHEMA = pa.schema(
         ("start_time", pa.timestamp("us", tz="UTC")),
         ("person_id", pa.string()),
         ("boxes_uri", pa.string()),
+        ("frame_rate", pa.float64()),
         ("reject_reason", pa.string()),
         ("reject_message", pa.string()),
     ]
