@@ -10,7 +10,6 @@ looked at. decord runs in a process of its own with a time limit. The last line 
 
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -305,7 +304,7 @@ def read_by_decord(path: str, by: str) -> Found:
     """All frames, with gaps: 0, 7, 14, ..., then 1, 8, 15, ...; where memory counts it has AHEAD seconds to decode ahead."""
     import decord
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     video = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
     if by == "memory":
         video.seek_accurate(GOP)
@@ -320,8 +319,7 @@ def read_by_decord(path: str, by: str) -> Found:
         for number, frame in zip(batch, frames, strict=True):
             ids[number] = barcodes(gray(frame)[None])[0]
     times = video.get_frame_timestamp(np.arange(len(video)))[:, 0].tolist()
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return Found(ids, times, colour=colour, memory=memory)
+    return Found(ids, times, colour=colour, memory=peak() - before)
 
 
 def apart(path: Path, by: str) -> Found:
@@ -352,7 +350,8 @@ def decoded(path: Path, rate: float, by: str) -> tuple[list[int], list[float], s
     """Barcodes, times, the refusal, how far colours are off, MiB and what the reader tells, at some sampled frames a second."""
     with Decoder(Sampling(rate=rate, height=SIZE[1], width=SIZE[0], time_limit=TIME_LIMIT)) as decoder:
         list(decoder.events(f"{path}.missing"))  # by its answer the libraries are loaded
-        before = peak(decoder)
+        child = decoder._process.pid if decoder._process else "self"
+        before = peak(child)
         ids: list[int] = []
         times: list[float] = []
         told: list[str] = []
@@ -367,14 +366,12 @@ def decoded(path: Path, rate: float, by: str) -> tuple[list[int], list[float], s
                 times += event.time_s.tolist()
             told += getattr(event, "remarks", ())
             told += [f"{event.passed_over} passed over"] if getattr(event, "passed_over", 0) else []
-        return ids, times, refused, colour, peak(decoder) - before, "; ".join(told)
+        return ids, times, refused, colour, peak(child) - before if by == "memory" else 0.0, "; ".join(told)
 
 
-def peak(decoder: Decoder) -> float:
-    """MiB that the decoder's process took at most so far."""
-    process = decoder._process
-    status = Path(f"/proc/{process.pid}/status").read_text() if process else "VmHWM: 0 kB"
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+def peak(process: int | str = "self") -> float:
+    """MiB that a process took at most so far; unlike what getrusage says, without its parent's before it began."""
+    return int(Path(f"/proc/{process}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def gray(rgb: np.ndarray) -> np.ndarray:
