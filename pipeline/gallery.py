@@ -406,5 +406,11 @@ def _latest_of_each_source(videos: pa.Table, rejects: pa.Table) -> tuple[pa.Tabl
     pairs = mentions.group_by(["source_id", "commit"]).aggregate([])
     if len(pairs) > len(pc.unique(pairs["source_id"])):
         newest = pairs.group_by("source_id").aggregate([("commit", "max")]).rename_columns(["source_id", "commit"])
-        videos, rejects = (table.join(newest, ["source_id", "commit"], join_type="left semi") for table in (videos, rejects))
+        videos, rejects = (_semi_joined(table, newest) for table in (videos, rejects))
     return videos.select(VIDEOS_SCHEMA.names), rejects.select(REJECTS_SCHEMA.names)
+
+
+def _semi_joined(table: pa.Table, newest: pa.Table) -> pa.Table:
+    """The rows whose source_id and commit stand in `newest`. pyarrow joins no table that has a column of lists."""
+    keys = table.select(["source_id", "commit"]).append_column("row", pa.array(np.arange(len(table))))
+    return table.take(keys.join(newest, ["source_id", "commit"], join_type="left semi")["row"])
