@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env demo test check format bench bench-scoring bench-scale bench-ingest drills clean
+.PHONY: help env demo test check format bench bench-scoring bench-scale bench-ingest bench-recordings drills clean
 
 help:
 	@echo "make demo    render a small camera network, ingest, index and search it; writes demo/report.html"
@@ -45,6 +45,9 @@ bench-scale: env
 
 bench-ingest: env
 	@$(BIN)/python -m benchmarks.ingest
+
+bench-recordings: env
+	@$(BIN)/python -m benchmarks.recordings
 
 drills: env
 	@$(BIN)/python -m benchmarks.kill_drill --work drills

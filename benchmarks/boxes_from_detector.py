@@ -71,20 +71,11 @@ def detect(network: Any, frame: np.ndarray, confidence: float) -> np.ndarray:
     return rows[rows[:, 2] >= confidence, 3:] * edges
 
 
-def read_all(video: str, batch: int = 16) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(number of the frame from 0, frames, frame), numbered as everything else in the pipeline numbers them."""
+def read_all(video: str) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the frame from 0, frame), numbered as everything else in the pipeline numbers them."""
     with contextlib.ExitStack() as stack:
-        opening = open_source(canonical_uri(video), Sampling(), stack)
-        try:
-            while True:
-                next(opening)
-        except StopIteration as opened:
-            reader = opened.value
-        count = len(reader.times)
-        for start in range(0, count, batch):
-            numbers = np.arange(start, min(start + batch, count))
-            for number, frame in zip(numbers.tolist(), reader.read(numbers), strict=True):
-                yield number, count, frame
+        for frame in open_source(canonical_uri(video), Sampling(), stack).frames():
+            yield frame.number, frame.picture()
 
 
 def main(
@@ -101,13 +92,13 @@ def main(
     network, tracks, rows, began = openvino.Core().compile_model(str(detector), "CPU"), Tracks(), [], time.monotonic()
     number = -1
     try:
-        for number, count, frame in read_all(video):
+        for number, frame in read_all(video):
             boxes = detect(network, frame, confidence)
             boxes = boxes[(boxes[:, 3] - boxes[:, 1] >= least_height) & (boxes[:, 2] > boxes[:, 0])]
             for track, (left, top, right, bottom) in zip(tracks.link(number, boxes), boxes.tolist(), strict=True):
                 rows.append(f"{number + 1},{track},{left:.1f},{top:.1f},{right - left:.1f},{bottom - top:.1f}")
             if number % 200 == 199:
-                print(f"{number + 1} of {count} frames, {tracks.begun} tracks", file=sys.stderr, flush=True)
+                print(f"{number + 1} frames, {tracks.begun} tracks", file=sys.stderr, flush=True)
     except VideoError as error:
         raise PipelineError(error.message) from error
     if not rows:

@@ -32,10 +32,17 @@ def ingest(
     image_rate: Annotated[
         float | None, typer.Option(help="Frames a second of folders of images [default: every image is looked at].")
     ] = None,
+    frame_rate: Annotated[
+        float | None,
+        typer.Option(help="Frames a second of streams that carry no times, such as raw H.264 [default: what they say, else 25]."),
+    ] = None,
     root: Annotated[list[str] | None, typer.Option(help="Folder or prefix that inputs must lie in; may be given again.")] = None,
     max_frames: Annotated[int, typer.Option(help="Most sampled frames of one candidate; longer ones are rejected.")] = 20_000,
     max_bytes: Annotated[int, typer.Option(help="Largest video file, in bytes.")] = 16 << 30,
     min_box: Annotated[int, typer.Option(help="Pixels of a box that must lie inside the frame, each way.")] = 8,
+    max_damage: Annotated[
+        float, typer.Option(help="Share of a video's packets that may be passed over because they cannot be decoded.")
+    ] = Sampling.max_damage,
     time_limit: Annotated[float, typer.Option(help="Seconds without progress after which a video is rejected.")] = 60.0,
     memory_limit: Annotated[int, typer.Option(help="MiB that decoding one video may take.")] = 3072,
     retry_rejected: Annotated[bool, typer.Option(help="Try videos again that were rejected before.")] = False,
@@ -54,18 +61,20 @@ def ingest(
 
     INPUT is a folder (searched recursively), a bucket prefix (s3://, gs://), one video, or a manifest with a column uri and
     optionally video_id, camera_id, start_time, person_id, boxes_uri. A video is a video file, a folder of numbered images, or
-    some of a folder's images by a pattern such as 0001/C1T0002*.jpg; with a boxes file (MOT format) each track id becomes a
-    candidate.
+    some of a folder's images by a pattern such as 0001/C1T0002*.jpg; with a boxes file (lines of frame,id,x,y,w,h from frame 1
+    in pixels, as in the MOT challenge, or columns named by a header) each track id becomes a candidate.
     """
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     sampling = Sampling(
         rate=sample_rate,
         image_rate=image_rate,
+        frame_rate=frame_rate,
         height=spec.height,
         width=spec.width,
         max_frames=max_frames,
         max_bytes=max_bytes,
         min_box=min_box,
+        max_damage=max_damage,
         time_limit=time_limit,
         memory_limit=memory_limit << 20,
         roots=tuple(map(canonical_uri, root or ())),

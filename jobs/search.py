@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -20,15 +21,31 @@ from pipeline.results import SearchResult, write_results
 from pipeline.sampling import Sampling
 from pipeline.settings import ScoreSettings, SearchSettings
 from pipeline.storage import StorageError, resolve
-from pipeline.targets import GALLERY_PREFIX, Target, read_targets, target_decoder
+from pipeline.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
+from pipeline.video import Box
 
 
 def search(
     targets: Annotated[
-        list[str], typer.Argument(metavar="TARGET", help="A video, a folder of images, or id:VIDEO_ID of the gallery.")
+        list[str],
+        typer.Argument(metavar="TARGET", help="A video, a photo, a folder of images, or id:VIDEO_ID of the gallery."),
     ],
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
     out: Annotated[str | None, typer.Option(help="Folder for results.parquet, results.csv and report.html.")] = None,
+    box: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Who is meant in the target's picture, in pixels; with --at in a video.")
+    ] = None,
+    at: Annotated[float | None, typer.Option(help="When --box shows the person: seconds from the start of the video.")] = None,
+    boxes: Annotated[
+        str | None, typer.Option(help="Boxes file of the target (MOT format); --track says which track is meant.")
+    ] = None,
+    track: Annotated[int | None, typer.Option(help="Track of --boxes [default: the only one].")] = None,
+    whole_picture: Annotated[
+        bool, typer.Option(help="Search for a target as it is even if it looks like a whole scene rather than one person.")
+    ] = False,
+    frame_rate: Annotated[
+        float | None, typer.Option(help="Frames a second of a target that carries no times, such as raw H.264.")
+    ] = None,
     top: Annotated[int, typer.Option(help="Leads a target; may exceed the gallery.")] = 20,
     shortlist: Annotated[
         str,
@@ -106,12 +123,13 @@ def search(
     )
     if actors is not None and actors < 0:
         raise UsageError(f"actors must be 0 or more, not {actors}")
-    Sampling(time_limit=time_limit)  # raises UsageError
+    whom = Whom(_box(box), at, boxes, track, whole_picture)
+    Sampling(time_limit=time_limit, frame_rate=frame_rate)  # raises UsageError
     if out is not None and resolve(out).info().is_file:
         raise UsageError(f"{out} is a file; results are written into a folder")
     opened = Gallery.open(gallery)
     check_policy(opened, reason, case)
-    with target_decoder(opened, time_limit) as decoder:
+    with target_decoder(opened, time_limit, whom.whole_picture, frame_rate) as decoder:
         if not all(name.startswith(GALLERY_PREFIX) for name in targets):
             decoder.start()
         with imports():  # of PyTorch: a second, in which the decoder begins
@@ -120,7 +138,9 @@ def search(
             from pipeline.search import search_many
 
         index = open_index(opened, index_version)
-        found = read_targets(targets, opened, decoder, backbone)
+        found = read_targets(targets, opened, decoder, backbone, whom)
+    for remark in (f"{target.video.video_id}: {remark}" for target in found for remark in target.remarks):
+        print(f"target {remark}", file=sys.stderr)
     asked = {
         "filters": settings.filters(),
         "settings": _plain(settings),
@@ -221,6 +241,19 @@ def _shortlist(text: str) -> dict[str, Any]:
     return (
         {"shortlist": 1, "shortlist_share": float(number) / 100} if share else {"shortlist": int(number), "shortlist_share": 0.0}
     )
+
+
+def _box(text: str | None) -> Box | None:
+    """(x, y, w, h) of a --box."""
+    if text is None:
+        return None
+    try:
+        x, y, w, h = (float(edge) for edge in text.split(","))
+    except ValueError:
+        x = y = w = h = math.nan
+    if not (math.isfinite(x + y + w + h) and w > 0 and h > 0):
+        raise UsageError(f"--box is X,Y,W,H in pixels, for example 120,80,60,160, not {text!r}")
+    return x, y, w, h
 
 
 def _patience(text: str) -> int | None:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,12 @@ class Committer:
             by_video = defaultdict(list)
             for (video_id, _), row in sorted(source.pieces.items()):
                 by_video[video_id].append(row)
-            for rows in by_video.values():
+            for video_id, rows in by_video.items():
+                if video_id in source.rejects:  # what came before it was refused
+                    continue
                 bad = next((row for row in rows if row["reason"] is not None), None)
                 if bad is None:
-                    videos.append(self._video_row(source_id, rows))
+                    videos.append(self._video_row(source_id, rows, source.end or {}))
                 else:
                     rejects.append(self._reject_row(source_id, bad))
         self._join(videos)
@@ -88,16 +90,20 @@ class Committer:
         for row in rejects:
             self.reasons[row["reason"]] = self.reasons.get(row["reason"], 0) + 1
 
-    def _video_row(self, source_id: str, pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    def _video_row(self, source_id: str, pieces: list[dict[str, Any]], end: dict[str, Any]) -> dict[str, Any]:
         row = pieces[0]
         split = any(piece["shard"] != row["shard"] for piece in pieces)
         source = self._source(source_id)
         # A boxes file holds many people: the source's label, if any, is not each track's.
         person_id = source["person_id"] if row["track"] is None else None
-        copied = {name: row[name] for name in ("video_id", "track", "fps", "source_frames", "width", "height")}
-        return copied | {
-            "ingested_hash": row["source_hash"],
+        start = source["start_time"]
+        return {
+            **{name: row[name] for name in ("video_id", "track")},
+            **{name: end[name] for name in ("fps", "source_frames", "width", "height", "passed_over", "remarks")},
             **{name: source[name] for name in ("uri", "camera_id", "start_time", "boxes_uri")},
+            "ingested_hash": end["source_hash"],
+            "seen_from": _later(start, row["first_s"]),
+            "seen_to": _later(start, pieces[-1]["last_s"]),
             "person_id": person_id,
             "sampled_frames": sum(piece["rows"] for piece in pieces),
             "shard": join_pieces.remote(self.gallery, pieces) if split else row["shard"],
@@ -125,6 +131,14 @@ class Committer:
     def _reject_row(self, source_id: str, row: dict[str, Any]) -> dict[str, Any]:
         copied = {name: row[name] for name in ("video_id", "reason", "message")}
         return copied | {"uri": self._source(source_id)["uri"], "source_id": source_id, "rejected_at": datetime.now(UTC)}
+
+
+def _later(start: datetime | None, seconds: float) -> datetime | None:
+    """None without a start, and where that is past what a calendar has."""
+    try:
+        return start + timedelta(seconds=seconds) if start is not None else None
+    except OverflowError:
+        return None
 
 
 @ray.remote(num_cpus=0)

@@ -1,9 +1,9 @@
 """Decoding in a child process: a video that crashes, hangs or fills the memory costs that video only.
 
-The child is `python -m pipeline.decoder SOCKET MEMORY`; it answers each request with the events of `pipeline.video.read_pieces`
-and is renewed after a crash, after a time-out, and when it has kept so much memory that videos would no longer have what they may
-take. The events come through the socket, the frames of a piece through memory that both processes map: the child waits until they
-are taken out before it puts in the next. FFmpeg's chatter on stderr is dropped.
+The child is `python -m pipeline.decoder SOCKET MEMORY`; it answers each request of `pipeline.video` with its events and is
+renewed after a crash, after a time-out, and when it has kept so much memory that videos would no longer have what they may take.
+The events come through the socket, the frames of a piece through memory that both processes map: the child waits until they are
+taken out before it puts in the next. FFmpeg's chatter on stderr is dropped.
 """
 
 import ctypes
@@ -15,22 +15,35 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from pipeline.errors import VideoError
-from pipeline.readers import Progress
+from pipeline.reading import Alive
 from pipeline.sampling import Sampling
-from pipeline.video import Event, Piece, Rejected, limit_memory, read_frames, read_pieces
+from pipeline.video import (
+    Box,
+    Event,
+    FramesRequest,
+    MomentRequest,
+    Piece,
+    Progress,
+    Rejected,
+    Request,
+    SourceRequest,
+    limit_memory,
+)
 
 LEFT = 1 / 2  # of the memory that a video may take: a child that has less left for the next one is renewed
 END, TAKEN = "end", "taken"
+HEARTBEAT_SECONDS = 0.5
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -61,26 +74,42 @@ class Decoder:
         except OSError:
             self.close()
 
-    def events(self, uri: str, boxes_uri: str | None = None) -> Iterator[Event]:
-        """The events of one source, see `pipeline.video.read_pieces`.
+    def events(self, uri: str, boxes_uri: str | None = None, frame_rate: float | None = None) -> Iterator[Event]:
+        """The events of one source, see `pipeline.video.read_pieces`. frame_rate: in place of `Sampling.frame_rate`.
 
         Never raises for a bad video: what spoils all of it is a last event Rejected(None, reason, message).
         """
-        yield from self._answers(uri, (uri, boxes_uri))
+        yield from self._answers(SourceRequest(uri, boxes_uri, frame_rate))
 
-    def frames(self, uri: str, boxes_uri: str | None, track: int | None, indices: Sequence[int]) -> dict[int, np.ndarray]:
-        """Single frames of one candidate: number -> RGB uint8 [height, width, 3]; those that cannot be read are left out."""
+    def moment(self, uri: str, box: Box, time_s: float) -> Iterator[Event]:
+        """The events of what a box shows at one moment, see `pipeline.video.read_moment`; failures as those of `events`."""
+        yield from self._answers(MomentRequest(uri, box, time_s))
+
+    def frames(
+        self,
+        uri: str,
+        boxes_uri: str | None,
+        track: int | None,
+        wanted: Sequence[int] | Mapping[int, float | None],
+        box: Box | None = None,
+    ) -> dict[int, np.ndarray]:
+        """Single frames of one candidate: number -> RGB uint8 [height, width, 3]; those that cannot be read are left out.
+
+        wanted: frame numbers; with the times that they had, in seconds, frames far into a recording are found sooner. box: cut
+        out of every frame, in place of a track.
+        """
         found: dict[int, np.ndarray] = {}
-        for event in self._answers(uri, (uri, boxes_uri, track, list(indices))):
+        times = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
+        for event in self._answers(FramesRequest(uri, boxes_uri, track, times, box)):
             if isinstance(event, Piece):
                 found.update(zip(event.frame_index.tolist(), event.frames, strict=True))
         return found
 
-    def _answers(self, uri: str, request: tuple[Any, ...], again: bool = True) -> Iterator[Event]:
+    def _answers(self, request: Request, again: bool = True) -> Iterator[Event]:
         """The events that a child answers. again: when it is killed from outside (SIGKILL, as by a machine short of memory, which
         no video sends), another one goes on once where it was.
         """
-        finished, given = False, 0
+        finished, given, uri = False, 0, request.uri
         try:
             connection = self._connect()
             connection.send(request)
@@ -99,7 +128,7 @@ class Decoder:
         except (EOFError, OSError):  # OSError too: it died in the middle of an answer
             if again and self._exit_code() == -signal.SIGKILL:
                 self.close()
-                events = (event for event in self._answers(uri, request, again=False) if not isinstance(event, Progress))
+                events = (event for event in self._answers(request, again=False) if not isinstance(event, Progress))
                 yield from itertools.islice(events, given, None)
                 return
             yield Rejected(None, "decoder_crash", f"the decoder {self._how_it_ended()} on {uri}")
@@ -175,20 +204,19 @@ def mapped_frames(memory: int, sampling: Sampling) -> np.ndarray:
 
 def serve(connection: Connection, memory: int) -> None:
     """The child's loop: a request in, events out, until the parent closes its end. memory: the descriptor for frames."""
-    import av  # noqa: F401 - loaded now, so that the limit counts what videos take and not libraries
-    import decord  # noqa: F401
+    import pipeline.recording  # noqa: F401 - loaded now, so that the limit counts what videos take and not libraries
 
     sampling: Sampling = connection.recv()
     frames = mapped_frames(memory, sampling)
     limit_memory(sampling.memory_limit)
-    full = False
+    full, alive = False, _Heartbeat(connection)
     try:
         while True:
             if full:
                 connection.recv()  # TAKEN
                 full = False
             request = connection.recv()
-            for event in _events(request, sampling):
+            for event in _events(request, sampling, alive):
                 if isinstance(event, Piece):
                     if full:
                         connection.recv()  # TAKEN
@@ -201,14 +229,22 @@ def serve(connection: Connection, memory: int) -> None:
         return
 
 
-def _events(request: tuple[Any, ...], sampling: Sampling) -> Iterator[Event]:
-    uri = request[0]
+class _Heartbeat:
+    """Tells the parent that work goes on, now and then."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.told = connection, 0.0
+
+    def __call__(self) -> None:
+        if (now := time.monotonic()) - self.told > HEARTBEAT_SECONDS:
+            self.told = now
+            self.connection.send(Progress())
+
+
+def _events(request: Request, sampling: Sampling, alive: Alive) -> Iterator[Event]:
+    uri = request.uri
     try:
-        if len(request) == 2:
-            yield from read_pieces(*request, sampling)
-        else:
-            uri, boxes_uri, track, indices = request
-            yield from read_frames(uri, boxes_uri, track, indices, sampling)
+        yield from request.answer(sampling, alive)
     except VideoError as error:
         yield Rejected(None, error.reason, error.message)
     except MemoryError:

@@ -17,9 +17,12 @@ class SourcePictures:
     def __init__(self, time_limit: float = 60.0) -> None:
         self.decoder = Decoder(Sampling(height=HEIGHT, width=WIDTH, time_limit=time_limit))
 
-    def __call__(self, video: VideoRef, frame_index: Sequence[int]) -> Mapping[int, np.ndarray]:
-        """Frame number -> RGB crop uint8 [192, 96, 3]; frames that cannot be read any more are left out."""
-        return self.decoder.frames(video.uri, video.boxes_uri, video.track, sorted(set(frame_index)))
+    def __call__(self, video: VideoRef, wanted: Sequence[int] | Mapping[int, float | None]) -> Mapping[int, np.ndarray]:
+        """Frame number -> RGB crop uint8 [192, 96, 3]; frames that cannot be read any more are left out.
+
+        wanted: frame numbers, better with the times in seconds that they had when they were scored.
+        """
+        return self.decoder.frames(video.uri, video.boxes_uri, video.track, wanted, video.box)
 
     def close(self) -> None:
         """End the decoder process."""

@@ -145,7 +145,7 @@ def _frames(decoder: Decoder, source: dict) -> np.ndarray | str:
     if source["boxes_uri"] is not None:
         return "videos with a boxes file are not copied"
     pieces = []
-    for event in decoder.events(source["uri"]):
+    for event in decoder.events(source["uri"], frame_rate=source["frame_rate"]):
         if isinstance(event, Rejected):
             return event.reason
         if isinstance(event, Piece):

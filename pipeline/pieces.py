@@ -19,7 +19,8 @@ from pipeline.gallery import Gallery, frames_table
 from pipeline.sampling import Sampling
 from pipeline.video import Piece, Rejected, VideoInfo
 
-# One row a piece (kind "piece"), a refused candidate ("reject"), or the end of a source ("end": how many of both there were).
+# One row a piece (kind "piece"), a refused candidate ("reject"), or the end of a source ("end": how many of both there were, and
+# what is known of the source by then).
 PIECES_SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
@@ -37,6 +38,8 @@ PIECES_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("source_hash", pa.string()),
+        ("passed_over", pa.int32()),
+        ("remarks", pa.list_(pa.string())),
         ("frame_index", pa.list_(pa.int32())),
         ("time_s", pa.list_(pa.float32())),
         ("frames", pa.large_binary()),
@@ -44,11 +47,15 @@ PIECES_SCHEMA = pa.schema(
 )
 # The same rows with the frames' features: float16 bytes [n, D].
 EMBEDDED_SCHEMA = pa.schema([*(f for f in PIECES_SCHEMA if f.name != "frames"), pa.field("feature", pa.large_binary())])
-# The same rows once their frames are in a shard.
-WRITTEN_SCHEMA = pa.schema(
-    [f for f in PIECES_SCHEMA if f.name not in ("frame_index", "time_s", "frames")]
-    + [pa.field("shard", pa.string()), pa.field("first_row", pa.int64()), pa.field("rows", pa.int32())]
-)
+_SHARD_FIELDS = [
+    pa.field("shard", pa.string()),
+    pa.field("first_row", pa.int64()),
+    pa.field("rows", pa.int32()),
+    pa.field("first_s", pa.float64()),
+    pa.field("last_s", pa.float64()),
+]
+# The same rows once their frames are in a shard; first_s, last_s: times of a piece's first and last frame, in seconds.
+WRITTEN_SCHEMA = pa.schema([f for f in PIECES_SCHEMA if f.name not in ("frame_index", "time_s", "frames")] + _SHARD_FIELDS)
 BAD_FEATURES = "the backbone gives frame features that are not finite numbers"
 TELL_SECONDS = 1.0
 TABLE_BYTES = 4 << 20  # of rows and features that are handed on at a time
@@ -72,20 +79,19 @@ class DecodeSources:
             if row["reject_reason"] is not None:
                 yield _refused(row["source_id"], row["reject_reason"], row["reject_message"])
             else:
-                yield from decode_source(self.decoder, row["source_id"], row["uri"], row["boxes_uri"])
+                yield from decode_source(self.decoder, row)
 
 
-def decode_source(decoder: Decoder, source_id: str, uri: str, boxes_uri: str | None) -> Iterator[Row]:
-    """The rows of one source; the last one is its end."""
+def decode_source(decoder: Decoder, source: dict[str, Any]) -> Iterator[Row]:
+    """The rows of one source, a row of the catalog; the last one is its end."""
+    source_id, uri = source["source_id"], source["uri"]
     info: VideoInfo | None = None
     fatal: Rejected | None = None
     pieces = rejects = 0
-    for event in decoder.events(uri, boxes_uri):
+    for event in decoder.events(uri, source["boxes_uri"], source["frame_rate"]):
         if isinstance(event, VideoInfo):
             info = event
         elif isinstance(event, Piece):
-            if info is None:
-                raise PipelineError(f"{uri}: frames came before the video's properties")
             pieces += 1
             yield {
                 "kind": "piece",
@@ -93,7 +99,6 @@ def decode_source(decoder: Decoder, source_id: str, uri: str, boxes_uri: str | N
                 "video_id": _video_id(source_id, event.track),
                 "track": event.track,
                 "piece": event.number,
-                **vars(info),
                 "frame_index": event.frame_index.tolist(),
                 "time_s": event.time_s.tolist(),
                 "frames": event.frames,
@@ -112,8 +117,10 @@ def decode_source(decoder: Decoder, source_id: str, uri: str, boxes_uri: str | N
             }
     if fatal is not None:
         yield _refused(source_id, fatal.reason, fatal.message)
+    elif info is None:
+        raise PipelineError(f"{uri}: its decoder ended without a word")
     else:
-        yield {"kind": "end", "source_id": source_id, "pieces": pieces, "rejects": rejects, "fatal": False}
+        yield {"kind": "end", "source_id": source_id, "pieces": pieces, "rejects": rejects, "fatal": False, **vars(info)}
 
 
 def _refused(source_id: str, reason: str, message: str) -> Row:
@@ -216,12 +223,16 @@ def write_pieces(pieces: pa.Table, gallery: Gallery) -> pa.Table:
             features.reshape(-1, gallery.feature_width),
         )
         shard = gallery.write_shard(frames)
-    written = pa.concat_tables([real, rest]).select([n for n in WRITTEN_SCHEMA.names if n not in ("shard", "first_row", "rows")])
-    nothing = [None] * len(rest)
-    first_rows = (np.cumsum(lengths) - lengths).tolist()
-    return (
-        written.append_column("shard", pa.array([shard] * len(real) + nothing, pa.string()))
-        .append_column("first_row", pa.array([*first_rows, *nothing], pa.int64()))
-        .append_column("rows", pa.array([*lengths, *nothing], pa.int32()))
-        .cast(WRITTEN_SCHEMA)
-    )
+    ends = np.cumsum(lengths)
+    times = np.asarray(pc.list_flatten(real["time_s"]), np.float64)
+    places = {
+        "shard": [shard] * len(real),
+        "first_row": (ends - lengths).tolist(),
+        "rows": lengths.tolist(),
+        "first_s": times[ends - lengths].tolist(),
+        "last_s": times[ends - 1].tolist(),
+    }
+    written = pa.concat_tables([real, rest]).select([name for name in WRITTEN_SCHEMA.names if name not in places])
+    for field in _SHARD_FIELDS:
+        written = written.append_column(field, pa.array([*places[field.name], *[None] * len(rest)], field.type))
+    return written.cast(WRITTEN_SCHEMA)

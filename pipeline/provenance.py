@@ -10,7 +10,7 @@ from pyarrow.fs import FileType
 from pipeline.calibration import Calibration
 from pipeline.catalog import is_image_pattern
 from pipeline.gallery import Gallery
-from pipeline.readers import image_names
+from pipeline.images import image_names
 from pipeline.storage import content_hash, resolve
 
 

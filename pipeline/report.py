@@ -23,8 +23,8 @@ from pipeline.results import Lead, SearchResult, SegmentPair, SegmentView, Video
 from pipeline.settings import ScoreSettings
 from pipeline.storage import resolve
 
-Pictures = Callable[[VideoRef, Sequence[int]], Mapping[int, NDArray[np.uint8]]]
-"""(video, frame numbers) -> RGB crop [h, w, 3] by frame number; a frame that cannot be read any more has no entry."""
+Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, NDArray[np.uint8]]]
+"""(video, frame numbers with their times in seconds) -> RGB crop [h, w, 3] by number; what cannot be read has no entry."""
 
 _FILM_BOX = (176, 144)  # width, height in pixels that a film frame must fit: 72 x 144 for a standing person
 _LARGE_BOX = (256, 208)  # the same for the frames compared at one look
@@ -226,16 +226,16 @@ def _strip(side: str, video: VideoRef, segment: SegmentView, scale: float, album
 
 
 def _make_album(results: Sequence[SearchResult], pictures: Pictures) -> _Album:
-    wanted: dict[VideoRef, set[int]] = {}
-    for video, number in _all_frames(results):
-        wanted.setdefault(video, set()).add(number)
+    wanted: dict[VideoRef, dict[int, float | None]] = {}
+    for video, number, time_s in _all_frames(results):
+        wanted.setdefault(video, {})[number] = time_s
     compared = set(_compared_frames(results))
     encoded: dict[bytes, _Picture] = {}
     film: dict[_Frame, _Picture] = {}
     large: dict[_Frame, _Picture] = {}
     for video, numbers in wanted.items():
-        crops = pictures(video, sorted(numbers))
-        for number in sorted(numbers & crops.keys()):
+        crops = pictures(video, dict(sorted(numbers.items())))
+        for number in sorted(numbers.keys() & crops.keys()):
             film[video, number] = _encode(crops[number], _FILM_BOX, encoded)
             if (video, number) in compared:
                 large[video, number] = _encode(crops[number], _LARGE_BOX, encoded)
@@ -243,13 +243,14 @@ def _make_album(results: Sequence[SearchResult], pictures: Pictures) -> _Album:
     return _Album(tuple(encoded.values()), film, large, unreadable)
 
 
-def _all_frames(results: Iterable[SearchResult]) -> Iterator[_Frame]:
+def _all_frames(results: Iterable[SearchResult]) -> Iterator[tuple[VideoRef, int, float | None]]:
+    """Every frame that the page shows, with its time."""
     for result in results:
-        yield from ((result.target, number) for number, _ in _target_strip(result))
+        yield from ((result.target, number, time_s) for number, time_s in _target_strip(result))
         for lead in result.leads:
             for pair in lead.best_pairs:
-                yield from ((result.target, number) for number in pair.target.frame_index)
-                yield from ((lead.video, number) for number in pair.candidate.frame_index)
+                for video, segment in ((result.target, pair.target), (lead.video, pair.candidate)):
+                    yield from ((video, *frame) for frame in zip(segment.frame_index, segment.time_s, strict=True))
 
 
 def _compared_frames(results: Iterable[SearchResult]) -> Iterator[_Frame]:

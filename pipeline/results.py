@@ -80,6 +80,7 @@ class VideoRef:
     """Where a video is and what is known of it. track: the track id in the boxes file, or None for the whole frame.
 
     ingested_hash: of the source when it was ingested (see `pipeline.provenance.source_hash`), None where it is not known.
+    box: (x, y, w, h) in pixels, of a target that is what a box shows.
     """
 
     video_id: str
@@ -90,6 +91,7 @@ class VideoRef:
     boxes_uri: str | None = None
     track: int | None = None
     ingested_hash: str | None = None
+    box: tuple[float, float, float, float] | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "VideoRef":

@@ -1,5 +1,6 @@
 """Which frames of a video are looked at, in what size, and the limits past which a video is refused."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -7,6 +8,7 @@ import numpy as np
 
 from pipeline.errors import UsageError
 
+SCENE_PIXELS = 352 * 288  # of the smallest picture that cameras usually give
 LONGEST_WAIT = 1_000_000  # seconds, some twelve days; the system's calls that wait take no more than twice as long
 
 
@@ -16,23 +18,29 @@ class Sampling:
 
     rate: sampled frames a second of video; a video with fewer frames a second gives all of them.
     image_rate: frames a second of a folder of images; None: the folder is taken as already sampled, each image counts.
+    frame_rate: frames a second of streams that carry no times, such as raw H.264; None: what the stream says, else a guess.
+    max_damage: share of a video's packets that may be passed over because they cannot be decoded.
     height, width: pixels of a frame handed to the backbone.
     piece: frames a piece. max_frames: sampled frames a candidate. max_bytes: size of a video file in bytes.
     min_box: pixels of a box that must lie inside the frame, in each direction, for it to count.
     time_limit: seconds without progress after which a video is given up. memory_limit: bytes that decoding may take.
+    scenes: whether a source without boxes may show a whole scene (`looks_like_a_scene`); a target may not.
     roots: canonical uris that whatever is opened must lie below, links followed; (): anywhere.
     """
 
     rate: float = 10.0
     image_rate: float | None = None
+    frame_rate: float | None = None
     height: int = 256
     width: int = 128
     piece: int = 64
     max_frames: int = 20_000
     max_bytes: int = 16 << 30
     min_box: int = 8
+    max_damage: float = 0.5
     time_limit: float = 60.0
     memory_limit: int = 3 << 30
+    scenes: bool = True
     roots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -47,23 +55,41 @@ class Sampling:
             "time_limit",
             "memory_limit",
         )
-        for name in (*positive, *(["image_rate"] if self.image_rate is not None else [])):
+        stated = [name for name in ("image_rate", "frame_rate") if getattr(self, name) is not None]
+        for name in (*positive, *stated):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {getattr(self, name)}")
+        if not 0 <= self.max_damage <= 1:
+            raise UsageError(f"the damage that is passed over is a share from 0 to 1, not {self.max_damage}")
         if self.time_limit > LONGEST_WAIT:
             raise UsageError(f"a time limit is at most {LONGEST_WAIT} seconds, not {self.time_limit:g}")
 
 
-def sample_times(times: np.ndarray, rate: float) -> np.ndarray:
-    """Frames to look at: of each 1/rate seconds of video, the first frame.
+class Ticks:
+    """Which frames are looked at: of each 1/rate seconds of video, counted from its first frame, the first frame.
 
-    times: float64 [n], seconds, ascending. Returns int64 [m], m <= n, ascending. Decided from the frames' own times, so
-    a variable frame rate is sampled evenly in time.
+    Decided from the frames' own times, so a variable frame rate is sampled evenly in time.
     """
-    if len(times) == 0:
-        return np.empty(0, np.int64)
-    ticks = np.floor((times - times[0]) * rate + 1e-3)
-    return np.flatnonzero(np.diff(ticks, prepend=-1.0) > 0)
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._first: float | None = None
+        self._last = -1.0
+
+    def take(self, time_s: float) -> bool:
+        """Whether the next frame, at this time in seconds, is looked at; times ascend."""
+        if self._first is None:
+            self._first = time_s
+        tick = math.floor((time_s - self._first) * self.rate + 1e-3)
+        if tick <= self._last:
+            return False
+        self._last = tick
+        return True
+
+
+def looks_like_a_scene(height: int, width: int) -> bool:
+    """Whether a picture of this size in pixels is rather what a camera sees than one person cut out: large, and not upright."""
+    return width >= height and height * width >= SCENE_PIXELS
 
 
 def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:

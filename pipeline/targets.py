@@ -1,6 +1,9 @@
-"""The target of a search: a video or image folder decoded now, or a gallery video whose features are there already."""
+"""The target of a search: a video, a photo or an image folder decoded now, or a gallery video whose features are there."""
 
 import hashlib
+import math
+import posixpath
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.backbone import Backbone, find_backbone, load_backbone, same_backbone
-from pipeline.catalog import default_video_id
+from pipeline.catalog import IMAGE_SUFFIXES, candidate_id, default_video_id
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, feature_matrix
@@ -17,7 +20,7 @@ from pipeline.provenance import source_hash
 from pipeline.results import VideoRef
 from pipeline.sampling import Sampling
 from pipeline.storage import canonical_uri, is_utf8
-from pipeline.video import Piece, Rejected, VideoInfo
+from pipeline.video import Box, Event, Piece, Rejected, VideoInfo
 
 GALLERY_PREFIX = "id:"
 
@@ -27,7 +30,8 @@ class Target:
     """A target's sampled frames. features: float16 [n, D]; frame_index: int32 [n]; time_s: float32 [n], seconds.
 
     content: what was searched for, as "KIND:SHA256": features: of a gallery video's stored frame features (float16, little
-    endian, row by row), file: of the bytes that were decoded, images: of a folder's images; None where nobody asks.
+    endian, row by row), file: of the bytes that were decoded, images: of a folder's images; None where nobody asks. remarks: what
+    was guessed or passed over in reading it, a sentence each.
     """
 
     video: VideoRef
@@ -35,20 +39,61 @@ class Target:
     frame_index: np.ndarray
     time_s: np.ndarray
     content: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
-def target_decoder(gallery: Gallery, time_limit: float = 60.0) -> Decoder:
-    """Decodes targets, sampled as the gallery is. time_limit: seconds without progress after which a target is given up."""
+@dataclass(frozen=True)
+class Whom:
+    """Who in the pictures of a target is meant, where that is not whoever they show.
+
+    box: (x, y, w, h) in pixels, at time_s, seconds from the start of the video. boxes_uri: a boxes file of the target, of which
+    track is meant, or None for the only one. whole_picture: take a picture of a scene as it is.
+    """
+
+    box: Box | None = None
+    time_s: float | None = None
+    boxes_uri: str | None = None
+    track: int | None = None
+    whole_picture: bool = False
+
+    def __post_init__(self) -> None:
+        if self.box is not None and self.boxes_uri is not None:
+            raise UsageError("a target is told by a box or by a boxes file, not by both")
+        if self.time_s is not None and self.box is None:
+            raise UsageError("a time within a target goes with a box (--box x,y,w,h --at SECONDS)")
+        if self.track is not None and self.boxes_uri is None:
+            raise UsageError("a track goes with a boxes file (--boxes FILE --track ID)")
+        if self.time_s is not None and not 0 <= self.time_s < math.inf:
+            raise UsageError(f"the time of a box is in seconds from the video's start, not {self.time_s:g}")
+
+    @property
+    def told(self) -> bool:
+        return self.box is not None or self.boxes_uri is not None
+
+
+def target_decoder(gallery: Gallery, time_limit: float = 60.0, scenes: bool = False, frame_rate: float | None = None) -> Decoder:
+    """Decodes targets, sampled as the gallery is.
+
+    time_limit: seconds without progress after which a target is given up. scenes: whether pictures of whole scenes are taken.
+    frame_rate: see `Sampling`.
+    """
     settings, spec = gallery.settings, gallery.settings.backbone
-    return Decoder(Sampling(settings.rate, settings.image_rate, spec.height, spec.width, time_limit=time_limit))
+    sampling = Sampling(settings.rate, settings.image_rate, frame_rate, spec.height, spec.width, time_limit=time_limit)
+    return Decoder(replace(sampling, scenes=scenes))
 
 
-def read_targets(names: list[str], gallery: Gallery, decoder: Decoder, backbone: str | None = None) -> list[Target]:
-    """Read targets: paths or uris of videos and image folders, or id:VIDEO_ID for gallery videos.
+def read_targets(
+    names: list[str], gallery: Gallery, decoder: Decoder, backbone: str | None = None, whom: Whom | None = None
+) -> list[Target]:
+    """Read targets: paths or uris of videos, photos and image folders, or id:VIDEO_ID for gallery videos.
 
     decoder: see `target_decoder`. backbone: name or path of the gallery's backbone, where it lies elsewhere than when the gallery
-    was made. Raises UsageError for a target that does not exist or cannot be used, and for two targets of the same id.
+    was made. whom: who is meant, of a single target. Raises UsageError for a target that does not exist or cannot be used, and
+    for two targets of the same id.
     """
+    whom = whom or Whom()
+    if whom.told and (len(names) != 1 or names[0].startswith(GALLERY_PREFIX)):
+        raise UsageError("a box or a boxes file goes with one target, a video or a photo")
     loaded: Backbone | None = None
     snapshot_videos: pa.Table | None = None
     targets = []
@@ -58,7 +103,7 @@ def read_targets(names: list[str], gallery: Gallery, decoder: Decoder, backbone:
             targets.append(gallery_target(gallery, name.removeprefix(GALLERY_PREFIX), snapshot_videos))
         else:
             loaded = loaded or gallery_backbone(gallery, backbone)
-            targets.append(video_target(name, loaded, decoder))
+            targets.append(video_target(name, loaded, decoder, whom))
     ids = [target.video.video_id for target in targets]
     if len(set(ids)) < len(ids):
         raise UsageError(f"the target {next(i for i in ids if ids.count(i) > 1)} is given twice")
@@ -95,23 +140,54 @@ def gallery_target(gallery: Gallery, video_id: str, videos: pa.Table | None = No
     return Target(ref, features, np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]), f"features:{content}")
 
 
-def video_target(uri: str, backbone: Backbone, decoder: Decoder) -> Target:
-    """A video file or a folder of numbered images as the target. Raises UsageError."""
-    uri = canonical_uri(uri)
+def video_target(uri: str, backbone: Backbone, decoder: Decoder, whom: Whom | None = None) -> Target:
+    """A video file, a photo or a folder of numbered images as the target. Raises UsageError."""
+    uri, whom = canonical_uri(uri), whom or Whom()
     pieces: list[Piece] = []
-    features, content = [], None
-    for event in decoder.events(uri):
-        if isinstance(event, Rejected):
-            raise UsageError(f"the target cannot be used: {event.message}")
+    features, info = [], None
+    for event in _events(uri, decoder, whom):
+        if isinstance(event, Rejected) and (event.track is None or event.track == whom.track):
+            raise UsageError(f"the target cannot be used: {event.message}{_remedy(event)}")
         if isinstance(event, VideoInfo):
-            content = event.source_hash
-        if isinstance(event, Piece):
+            info = event
+        if isinstance(event, Piece) and whom.track in (None, event.track):
+            if pieces and event.track != pieces[0].track:
+                raise UsageError(f"{whom.boxes_uri} has several tracks; say which one is meant with --track")
             features.append(backbone.embed(event.frames))
             pieces.append(replace(event, frames=event.frames[:0]))
             if not np.isfinite(features[-1]).all():
                 raise UsageError(f"the target cannot be used: the backbone gives no finite features for {uri}")
-    if not pieces:
+    if whom.boxes_uri is not None and not pieces:
+        raise UsageError(f"{whom.boxes_uri} has no track {whom.track} that can be used")
+    if not pieces or info is None:
         raise PipelineError(f"decoding the target {uri} gave no frames")
-    ref = VideoRef(default_video_id(uri), uri)
     index, times = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("frame_index", "time_s"))
-    return Target(ref, np.concatenate(features), index, times, content or source_hash(uri))
+    remarks = [*info.remarks, *([f"{info.passed_over} packets cannot be decoded"] if info.passed_over else [])]
+    content = info.source_hash or source_hash(uri)
+    return Target(_reference(uri, whom, pieces[0]), np.concatenate(features), index, times, content, tuple(remarks))
+
+
+def _events(uri: str, decoder: Decoder, whom: Whom) -> Iterator[Event]:
+    if whom.box is None:
+        yield from decoder.events(uri, whom.boxes_uri and canonical_uri(whom.boxes_uri))
+        return
+    photo = posixpath.splitext(uri)[1].lower() in IMAGE_SUFFIXES
+    if whom.time_s is None and not photo:
+        raise UsageError("say when the box shows the person: --at SECONDS from the start of the video")
+    yield from decoder.moment(uri, whom.box, whom.time_s or 0.0)
+
+
+def _reference(uri: str, whom: Whom, piece: Piece) -> VideoRef:
+    video_id = default_video_id(uri)
+    if whom.box is not None:
+        edges = ",".join(f"{edge:g}" for edge in whom.box)
+        return VideoRef(f"{video_id}@{edges},{piece.time_s[0]:g}", uri, box=whom.box)
+    if piece.track is not None and whom.boxes_uri is not None:
+        return VideoRef(candidate_id(video_id, piece.track), uri, boxes_uri=canonical_uri(whom.boxes_uri), track=piece.track)
+    return VideoRef(video_id, uri)
+
+
+def _remedy(event: Rejected) -> str:
+    if event.reason != "scene":
+        return ""
+    return "; say who is meant with --box x,y,w,h --at SECONDS or --boxes FILE, or give --whole-picture"

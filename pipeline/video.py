@@ -1,31 +1,35 @@
 """One video -> sampled frames, cropped and resized, in pieces of bounded size; every failure becomes a reason.
 
 Runs inside the child process that `pipeline.decoder` starts, so a decoder that crashes or hangs costs one video. A *piece* is
-up to `Sampling.piece` frames of one candidate; a candidate is the whole frame, or one track of a boxes file.
+up to `Sampling.piece` frames of one candidate; a candidate is the whole frame, or one track of a boxes file. A source is read
+once, front to back: what is sampled is decided as its frames come.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.boxes import clip_box, read_boxes
+from pipeline.boxes import boxes_remarks, clip_box, read_boxes
 from pipeline.errors import VideoError
-from pipeline.readers import Progress, Reader, hashed, open_source, refuse_outside
-from pipeline.sampling import Sampling, resize
+from pipeline.images import refuse_outside
+from pipeline.readers import hashed, open_source
+from pipeline.reading import Alive, Frame
+from pipeline.sampling import Sampling, Ticks, looks_like_a_scene, resize
 from pipeline.storage import resolve
 
-BATCH_BYTES = 64 << 20  # full-size frames decoded at a time
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container says: frames a second, frames in all, frame width and height in pixels.
+    """What is known of a source once it was read: frames a second, frames in all, width and height of its pictures in pixels.
 
     source_hash: of the bytes, just before they are decoded (`pipeline.provenance.source_hash`), None for images in object stores.
+    passed_over: packets that could not be decoded. remarks: what was guessed or mended, a sentence each.
     """
 
     fps: float
@@ -33,6 +37,8 @@ class VideoInfo:
     width: int
     height: int
     source_hash: str | None = None
+    passed_over: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Piece:
     """Consecutive sampled frames of one candidate.
 
     track: the track id, or None for the whole frame. number: 0, 1, ... within the candidate; last: no piece follows.
-    frame_index: int32 [n], frames of the source from 0. time_s: float32 [n], seconds from the video's first frame.
+    frame_index: int32 [n], frames of the source from 0. time_s: float32 [n], seconds from the source's start.
     frames: uint8 [n, height, width, 3], RGB.
     """
 
@@ -54,143 +60,262 @@ class Piece:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A candidate (track) or, with track None, the whole source that cannot be used, and why."""
+    """A candidate (track) or, with track None, the whole source that cannot be used, and why; whatever came of it before."""
 
     track: int | None
     reason: str
     message: str
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Work goes on; nothing to hand over yet."""
+
+
 Event = VideoInfo | Piece | Rejected | Progress
 
 
-def read_pieces(uri: str, boxes_uri: str | None, sampling: Sampling) -> Iterator[Event]:
-    """Decode one source: its VideoInfo, then the pieces of every candidate in it, and Progress between them all.
+@dataclass(frozen=True)
+class SourceRequest:
+    """All candidates of a source, see `read_pieces`. frame_rate: in place of `Sampling.frame_rate`."""
 
-    uri: a video file, a folder of numbered images or a pattern of some of its images (`pipeline.catalog.is_image_pattern`), local
-    or in an object store. boxes_uri: a MOT boxes file (frame from 1, id, x, y, w, h in pixels): each track id becomes a
-    candidate, cropped from the frames. Raises VideoError for what spoils the whole source; what spoils one track is a Rejected
-    event.
+    uri: str
+    boxes_uri: str | None = None
+    frame_rate: float | None = None
+
+    def answer(self, sampling: Sampling, alive: Alive) -> Iterator[Event]:
+        if self.frame_rate is not None:
+            sampling = replace(sampling, frame_rate=self.frame_rate)
+        yield from read_pieces(self.uri, self.boxes_uri, sampling, alive)
+
+
+@dataclass(frozen=True)
+class FramesRequest:
+    """Single frames of one candidate, see `read_frames`."""
+
+    uri: str
+    boxes_uri: str | None
+    track: int | None
+    wanted: Mapping[int, float | None]
+    box: Box | None = None
+
+    def answer(self, sampling: Sampling, alive: Alive) -> Iterator[Event]:
+        yield from read_frames(self.uri, self.boxes_uri, self.track, self.wanted, sampling, alive, self.box)
+
+
+@dataclass(frozen=True)
+class MomentRequest:
+    """What a box shows at one moment, see `read_moment`."""
+
+    uri: str
+    box: Box
+    time_s: float
+
+    def answer(self, sampling: Sampling, alive: Alive) -> Iterator[Event]:
+        yield from read_moment(self.uri, self.box, self.time_s, sampling, alive)
+
+
+Request = SourceRequest | FramesRequest | MomentRequest
+
+
+def read_pieces(uri: str, boxes_uri: str | None, sampling: Sampling, alive: Alive = lambda: None) -> Iterator[Event]:
+    """Decode one source: the pieces of every candidate in it and, last, its VideoInfo.
+
+    uri: a video file, an image, a folder of numbered images or a pattern of some of its images
+    (`pipeline.catalog.is_image_pattern`), local or in an object store. boxes_uri: a MOT boxes file (frame from 1, id, x, y, w, h
+    in pixels): each track id becomes a candidate, cropped from the frames. alive: called while there is nothing to hand over.
+    Raises VideoError for what spoils the whole source; what spoils one track is a Rejected event.
     """
     with contextlib.ExitStack() as stack:
-        reader = yield from open_source(uri, sampling, stack)
-        source_hash = yield from hashed(reader)
-        selected = reader.sampled(sampling)
-        if len(selected) == 0:
+        candidates = _Whole(uri, sampling) if boxes_uri is None else _Tracks(boxes_uri, sampling)
+        reader = open_source(uri, sampling, stack, alive)
+        source_hash = hashed(reader, alive)
+        ticks, shape = Ticks(sampling.rate), None
+        for frame in reader.frames():
+            if ticks.take(frame.time_s) and (shape is None or candidates.show(frame.number)):
+                picture = frame.picture()
+                shape = shape or picture.shape
+                yield from candidates.add(frame, picture)
+        reading = reader.reading()
+        if shape is None:
             raise VideoError("no_frames", f"{uri} has no frames")
-        first = reader.read(selected[:1])
-        yield VideoInfo(reader.fps, len(reader.times), first.shape[2], first.shape[1], source_hash)
-        batch = max(1, min(sampling.piece, BATCH_BYTES // first[0].nbytes))
-        if boxes_uri is None:
-            yield from _whole_frames(uri, reader, selected, first, batch, sampling)
-        else:
-            yield from _tracks(boxes_uri, reader, selected, first, batch, sampling)
+        yield from candidates.end()
+        remarks = (*reading.remarks, *candidates.remarks)
+        height, width = shape[:2]
+        yield VideoInfo(reading.fps, reading.frames, width, height, source_hash, reading.passed_over, remarks)
 
 
-def read_frames(uri: str, boxes_uri: str | None, track: int | None, indices: list[int], sampling: Sampling) -> Iterator[Event]:
+def read_frames(
+    uri: str,
+    boxes_uri: str | None,
+    track: int | None,
+    wanted: Mapping[int, float | None],
+    sampling: Sampling,
+    alive: Alive = lambda: None,
+    box: Box | None = None,
+) -> Iterator[Event]:
     """Single frames of one candidate, one Piece each; frame numbers that the source does not have are left out.
 
-    track: its id in the boxes file, or None for the whole frame. Raises VideoError.
+    track: its id in the boxes file, or None for the whole frame. wanted: frame numbers, each with the time that it had when it
+    was sampled, in seconds, or None; with times, a frame far into a long recording is found without reading all before it. box:
+    what to cut out of every frame, in place of a track. Raises VideoError.
     """
-    boxes = {}
+    boxes: Mapping[int, Box | np.ndarray] = dict.fromkeys(wanted, box) if box is not None else {}
     if track is not None and boxes_uri is not None:
         refuse_outside(boxes_uri, sampling)
         frames, found = read_boxes(resolve(boxes_uri)).get(track, ((), ()))
         boxes = dict(zip((int(frame) for frame in frames), found, strict=True))
     with contextlib.ExitStack() as stack:
-        reader = yield from open_source(uri, sampling, stack)
-        for index in sorted(index for index in indices if 0 <= index < len(reader.times)):
-            frame = reader.read(np.array([index]))[0]
-            if index in boxes:
-                crop = clip_box(boxes[index], frame.shape[1], frame.shape[0], 1)
+        reader = open_source(uri, sampling, stack, alive)
+        for frame in reader.frames_at({number: time for number, time in wanted.items() if number >= 0}):
+            picture = frame.picture()
+            if frame.number in boxes:
+                crop = clip_box(boxes[frame.number], picture.shape[1], picture.shape[0], 1)
                 if crop is None:
                     continue
-                frame = frame[crop[1] : crop[3], crop[0] : crop[2]]
-            yield from _Candidate(track, 1, sampling).add(index, reader.times[index], frame)
+                picture = picture[crop[1] : crop[3], crop[0] : crop[2]]
+            yield from _Candidate(track, sampling).only(frame, picture)
 
 
-def _in_batches(reader: Reader, indices: np.ndarray, decoded: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Frames with their numbers, up to `batch` at a time. decoded: those that the indices begin with, if they are there already:
-    the reader goes on behind them instead of going back.
+def read_moment(uri: str, box: Box, time_s: float, sampling: Sampling, alive: Alive = lambda: None) -> Iterator[Event]:
+    """What a box (x, y, w, h, in pixels) shows at the time nearest to time_s, in seconds: a Piece of one frame, and a VideoInfo.
+
+    Raises VideoError, for a time after the end and a box that lies outside the picture too.
     """
-    if len(decoded):
-        yield indices[: len(decoded)], decoded
-    for start in range(len(decoded), len(indices), batch):
-        yield indices[start : start + batch], reader.read(indices[start : start + batch])
+    with contextlib.ExitStack() as stack:
+        reader = open_source(uri, sampling, stack, alive)
+        frame = reader.frame_near(time_s)
+        picture = frame.picture()
+        height, width = picture.shape[:2]
+        crop = clip_box(box, width, height, sampling.min_box)
+        if crop is None:
+            message = (
+                f"the box {','.join(f'{edge:g}' for edge in box)} does not lie inside the {width} x {height} picture of {uri}"
+            )
+            raise VideoError("boxes_outside_frame", message)
+        yield from _Candidate(None, sampling).only(frame, picture[crop[1] : crop[3], crop[0] : crop[2]])
+        yield VideoInfo(1.0, 1, width, height, hashed(reader, alive))
 
 
-def _whole_frames(
-    uri: str, reader: Reader, selected: np.ndarray, first: np.ndarray, batch: int, sampling: Sampling
-) -> Iterator[Event]:
-    if len(selected) > sampling.max_frames:
-        raise VideoError("too_large", _too_many(f"{uri} has", len(selected), sampling))
-    candidate = _Candidate(None, len(selected), sampling)
-    for indices, frames in _in_batches(reader, selected, first, batch):
-        for index, frame in zip(indices, frames, strict=True):
-            yield from candidate.add(index, reader.times[index], frame)
-        yield Progress()
+class _Whole:
+    """The whole frame as the only candidate."""
+
+    remarks: tuple[str, ...] = ()
+
+    def __init__(self, uri: str, sampling: Sampling) -> None:
+        self.uri, self.candidate = uri, _Candidate(None, sampling)
+
+    def show(self, number: int) -> bool:
+        return True
+
+    def add(self, frame: Frame, picture: np.ndarray) -> Iterator[Event]:
+        height, width = picture.shape[:2]
+        if not self.candidate.sampling.scenes and looks_like_a_scene(height, width):
+            raise VideoError("scene", f"{self.uri} looks like a whole scene, {width} x {height} pixels, not like one person")
+        if self.candidate.full():
+            raise VideoError("too_large", _too_many(self.uri, self.candidate.sampling))
+        yield from self.candidate.add(frame, picture)
+
+    def end(self) -> Iterator[Event]:
+        yield from self.candidate.end()
 
 
-def _tracks(
-    boxes_uri: str, reader: Reader, selected: np.ndarray, first: np.ndarray, batch: int, sampling: Sampling
-) -> Iterator[Event]:
-    refuse_outside(boxes_uri, sampling)
-    tracks = read_boxes(resolve(boxes_uri))
-    boxes_of_frame: dict[int, list[tuple[int, tuple[int, int, int, int]]]] = {}
-    candidates: dict[int, _Candidate] = {}
-    sampled = set(selected.tolist())
-    height, width = first.shape[1:3]
-    for track, (frames, boxes) in tracks.items():
-        seen = [(int(f), b) for f, b in zip(frames, boxes, strict=True) if int(f) in sampled]
-        usable = [(f, c) for f, b in seen if (c := clip_box(b, width, height, sampling.min_box)) is not None]
-        if len(usable) > sampling.max_frames:
-            yield Rejected(track, "too_large", _too_many(f"track {track} has", len(usable), sampling))
-        elif usable:
-            candidates[track] = _Candidate(track, len(usable), sampling)
-            for frame, box in usable:
-                boxes_of_frame.setdefault(frame, []).append((track, box))
-        elif seen:
-            yield Rejected(track, "boxes_outside_frame", f"no box of track {track} lies inside the {width} x {height} frame")
+class _Tracks:
+    """The tracks of a boxes file as candidates. Each is handed on whole as soon as its last box has been passed."""
+
+    def __init__(self, boxes_uri: str, sampling: Sampling) -> None:
+        refuse_outside(boxes_uri, sampling)
+        tracks = read_boxes(resolve(boxes_uri))
+        self.sampling = sampling
+        self.remarks = tuple(boxes_remarks(tracks))
+        self.boxes: dict[int, list[tuple[int, np.ndarray]]] = {}
+        for track, (frames, boxes) in tracks.items():
+            for number, box in zip(frames.tolist(), boxes, strict=True):
+                self.boxes.setdefault(number, []).append((track, box))
+        self.running = {track: _Candidate(track, sampling) for track in tracks}
+        ends = sorted((int(frames[-1]), track) for track, (frames, _) in tracks.items())
+        self.ends = ends[::-1]  # the next to end is the last
+        self.outside: dict[int, str] = {}  # tracks with boxes in sampled frames, none of them inside
+
+    def show(self, number: int) -> bool:
+        return number in self.boxes
+
+    def add(self, frame: Frame, picture: np.ndarray) -> Iterator[Event]:
+        height, width = picture.shape[:2]
+        for track, box in self.boxes.get(frame.number, ()):
+            candidate = self.running.get(track)
+            crop = clip_box(box, width, height, self.sampling.min_box)
+            if candidate is None:  # refused already
+                continue
+            if crop is None:
+                self.outside[track] = f"no box of track {track} lies inside the {width} x {height} frame"
+            elif candidate.full():
+                del self.running[track]
+                yield Rejected(track, "too_large", _too_many(f"track {track}", self.sampling))
+            else:
+                yield from candidate.add(frame, picture[crop[1] : crop[3], crop[0] : crop[2]])
+        while self.ends and self.ends[-1][0] <= frame.number:
+            yield from self._end(self.ends.pop()[1])
+
+    def end(self) -> Iterator[Event]:
+        while self.ends:
+            yield from self._end(self.ends.pop()[1])
+
+    def _end(self, track: int) -> Iterator[Event]:
+        candidate = self.running.pop(track, None)
+        if candidate is None:
+            return
+        if candidate.count:
+            yield from candidate.end()
+        elif track in self.outside:
+            yield Rejected(track, "boxes_outside_frame", self.outside[track])
         else:
             yield Rejected(track, "no_frames", f"no sampled frame of the video has a box of track {track}")
-    needed = selected[np.isin(selected, list(boxes_of_frame))]
-    decoded = first if len(needed) and needed[0] == selected[0] else first[:0]
-    for indices, frames in _in_batches(reader, needed, decoded, batch):
-        for index, frame in zip(indices, frames, strict=True):
-            for track, (x0, y0, x1, y1) in boxes_of_frame[int(index)]:
-                yield from candidates[track].add(index, reader.times[index], frame[y0:y1, x0:x1])
-        yield Progress()
 
 
-def _too_many(subject: str, frames: int, sampling: Sampling) -> str:
-    limit = f"the limit is {sampling.max_frames} (--max-frames)"
-    return f"{subject} {frames} frames at {sampling.rate:g} a second; {limit}: lower the rate, cut it, or raise the limit"
+def _too_many(subject: str, sampling: Sampling) -> str:
+    limit = f"{sampling.max_frames} frames at {sampling.rate:g} a second, which is the limit (--max-frames)"
+    return f"{subject} has more than {limit}: lower the rate, cut it, or raise the limit"
 
 
 @dataclass
 class _Candidate:
-    """Collects one candidate's crops and hands them on a piece at a time."""
+    """Collects one candidate's crops and hands them on a piece at a time. count: its frames so far."""
 
     track: int | None
-    total: int
     sampling: Sampling
     number: int = 0
-    done: int = 0
+    count: int = 0
     indices: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    frames: list[np.ndarray] = field(default_factory=list)
+    crops: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, index: int, time: float, frame: np.ndarray) -> Iterator[Piece]:
-        self.indices.append(int(index))
-        self.times.append(float(time))
-        self.frames.append(resize(frame, self.sampling.height, self.sampling.width))
-        self.done += 1
-        last = self.done == self.total
-        if last or len(self.frames) == self.sampling.piece:
-            times = np.array(self.times, np.float32)
-            yield Piece(self.track, self.number, last, np.array(self.indices, np.int32), times, np.stack(self.frames))
-            self.number += 1
-            self.indices, self.times, self.frames = [], [], []
+    def full(self) -> bool:
+        return self.count == self.sampling.max_frames
+
+    def add(self, frame: Frame, crop: np.ndarray) -> Iterator[Piece]:
+        """Takes a frame; a piece that is complete is kept back until it is known whether it is the last one."""
+        if len(self.crops) == self.sampling.piece:
+            yield self._piece(last=False)
+        self.indices.append(frame.number)
+        self.times.append(frame.time_s)
+        self.crops.append(resize(crop, self.sampling.height, self.sampling.width))
+        self.count += 1
+
+    def end(self) -> Iterator[Piece]:
+        yield self._piece(last=True)
+
+    def only(self, frame: Frame, crop: np.ndarray) -> Iterator[Piece]:
+        """A candidate of one frame."""
+        yield from self.add(frame, crop)
+        yield from self.end()
+
+    def _piece(self, last: bool) -> Piece:
+        index, times = np.array(self.indices, np.int32), np.array(self.times, np.float32)
+        piece = Piece(self.track, self.number, last, index, times, np.stack(self.crops))
+        self.number += 1
+        self.indices, self.times, self.crops = [], [], []
+        return piece
 
 
 def limit_memory(limit: int) -> None:

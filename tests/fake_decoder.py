@@ -6,19 +6,19 @@ import sys
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import Any
 
 import pipeline.decoder
+from pipeline.reading import Alive
 from pipeline.sampling import Sampling
-from pipeline.video import Event, read_pieces
+from pipeline.video import Event, Request
 
 
-def misbehave(request: tuple[Any, ...], sampling: Sampling) -> Iterator[Event]:
-    if request[0] == "crash":
+def misbehave(request: Request, sampling: Sampling, alive: Alive) -> Iterator[Event]:
+    if request.uri == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if request[0] == "hang":
+    if request.uri == "hang":
         time.sleep(3600)
-    yield from read_pieces(*request, sampling)
+    yield from request.answer(sampling, alive)
 
 
 if __name__ == "__main__":

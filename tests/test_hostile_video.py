@@ -18,7 +18,7 @@ from pipeline.boxes import read_boxes
 from pipeline.catalog import read_catalog
 from pipeline.decoder import Decoder
 from pipeline.errors import VideoError
-from pipeline.readers import CONTAINER_MAGIC, STREAM_MAGIC
+from pipeline.recording import LIKE_A_VIDEO
 from pipeline.sampling import Sampling
 from pipeline.storage import resolve
 from pipeline.video import Piece, Rejected, read_pieces
@@ -130,10 +130,10 @@ class TestDamage:
         (tmp_path / "list.mp4").write_text(start + f"<BaseURL>{tmp_path}/secret.mp4</BaseURL></MPD>")
         assert refused(tmp_path / "list.mp4") == "not_a_video"
 
-    def test_what_tools_write_begins_as_containers_do(self, tmp_path: Path) -> None:
+    def test_what_tools_write_is_called_damaged_rather_than_no_video_if_it_does_not_open(self, tmp_path: Path) -> None:
         for source in write_sources(tmp_path):
             start = source.read_bytes()[:256]
-            assert CONTAINER_MAGIC.match(start) or STREAM_MAGIC.match(start), source.name
+            assert LIKE_A_VIDEO.match(start), source.name
 
 
 class TestRoots:

@@ -1,7 +1,6 @@
 """Sampling, cropping and decoding; every kind of bad file has its reason."""
 
 import fnmatch
-import itertools
 import os
 import struct
 from dataclasses import replace
@@ -17,11 +16,13 @@ from hypothesis import strategies as st
 from pipeline.catalog import REJECT_REASONS
 from pipeline.decoder import Decoder
 from pipeline.errors import UsageError, VideoError
+from pipeline.images import image_names, image_order, matches
 from pipeline.provenance import source_hash
-from pipeline.readers import FileReader, Progress, image_names, image_order, matches
-from pipeline.sampling import Sampling, resize, sample_times
+from pipeline.recording import Recording
+from pipeline.sampling import Sampling, resize
 from pipeline.storage import StorageError, resolve
 from pipeline.video import Event, Piece, Rejected, VideoInfo, read_frames, read_pieces
+from tests.recording_files import sample_times
 
 SMALL = Sampling(height=32, width=16)
 
@@ -69,7 +70,7 @@ def test_a_slow_video_gives_all_its_frames_and_a_fast_one_the_rate() -> None:
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
 def test_frames_come_in_order_with_their_times(tmp_path: Path, suffix: str) -> None:
     events = list(read_pieces(str(write_video(tmp_path / f"a{suffix}")), None, SMALL))
-    info = next(event for event in events if not isinstance(event, Progress))
+    info = events[-1]
     assert (
         isinstance(info, VideoInfo)
         and (info.width, info.height, info.source_frames) == (64, 48, 30)
@@ -77,7 +78,9 @@ def test_frames_come_in_order_with_their_times(tmp_path: Path, suffix: str) -> N
     )
     (piece,) = pieces(events)
     assert piece.last and piece.frames.shape == (30, 32, 16, 3) and piece.frames.dtype == np.uint8
-    assert piece.time_s == pytest.approx(np.arange(30) / 10, abs=0.01)
+    # AVI says when frames are decoded: two frames later than shown, as the ffmpeg program has it too.
+    late = 0.2 if suffix == ".avi" else 0.0
+    assert piece.time_s == pytest.approx(late + np.arange(30) / 10, abs=0.01)
     assert np.abs(piece.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(30)).max() < 4
 
 
@@ -88,7 +91,7 @@ def test_widths_that_decord_cannot_copy_are_read_all_the_same(tmp_path: Path, wi
     assert [len(piece.frames) for piece in found] == [12]
     brightness = found[0].frames.mean(axis=(1, 2, 3))
     assert np.abs(brightness - 8 * np.arange(12)).max() < 3
-    single = pieces(list(read_frames(str(path), None, None, [7, 2], Sampling(height=96, width=width))))
+    single = pieces(list(read_frames(str(path), None, None, {7: None, 2: None}, Sampling(height=96, width=width))))
     assert [round(float(piece.frames.mean()) / 8) for piece in single] == [2, 7]
 
 
@@ -102,22 +105,22 @@ def test_a_long_video_comes_in_pieces_that_join_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("begins", [None, 1, 3])
-def test_no_frame_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: int | None) -> None:
+def test_a_file_is_read_once_and_only_pictures_that_are_looked_at_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: int | None
+) -> None:
     """begins: the frame, from 1, in which the first track begins; None: no boxes."""
     path = write_video(tmp_path / "a.mp4", frames=20)
     boxes = tmp_path / "boxes.txt"
     boxes.write_text("\n".join(f"{i},1,4,4,20,40" for i in range(begins or 1, 21)))
-    asked: list[int] = []
-    read = FileReader.read
-
-    def noted(reader: FileReader, indices: np.ndarray) -> np.ndarray:
-        asked.extend(indices.tolist())
-        return read(reader, indices)
-
-    monkeypatch.setattr(FileReader, "read", noted)
+    made: list[float] = []
+    opened: list[Path] = []
+    picture, container = Recording._picture, Recording._opened
+    monkeypatch.setattr(Recording, "_picture", lambda self, frame: made.append(frame.time) or picture(self, frame))
+    monkeypatch.setattr(Recording, "_opened", lambda self: opened.append(self.path) or container(self))
     (piece,) = pieces(list(read_pieces(str(path), str(boxes) if begins else None, SMALL)))
     start = (begins or 1) - 1
-    assert piece.frame_index.tolist() == list(range(start, 20)) and asked == sorted({0, *range(start, 20)})
+    assert piece.frame_index.tolist() == list(range(start, 20)) and len(opened) == 1
+    assert [round(10 * time) for time in made] == sorted({0, *range(start, 20)})
     assert np.abs(piece.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(start, 20)).max() < 4
 
 
@@ -155,7 +158,7 @@ def test_boxes_of_images_that_differ_in_size_are_those_of_the_first_one(tmp_path
     for sampling in (SMALL, replace(SMALL, piece=2)):
         found = pieces(list(read_pieces(str(folder), str(boxes), sampling)))
         assert np.concatenate([piece.frames for piece in found]).min() > 190 and sum(len(piece.frames) for piece in found) == 4
-    (single,) = pieces(list(read_frames(str(folder), str(boxes), 1, [1], SMALL)))
+    (single,) = pieces(list(read_frames(str(folder), str(boxes), 1, {1: None}, SMALL)))
     assert single.frames.min() > 190
 
 
@@ -301,7 +304,7 @@ def test_boxes_make_one_candidate_a_track_cropped_from_the_frames(tmp_path: Path
 def test_single_frames_are_those_of_the_pieces(tmp_path: Path) -> None:
     path = str(write_video(tmp_path / "a.mp4"))
     (whole,) = pieces(list(read_pieces(path, None, SMALL)))
-    single = pieces(list(read_frames(path, None, None, [29, 3, 99], SMALL)))
+    single = pieces(list(read_frames(path, None, None, dict.fromkeys([29, 3, 99]), SMALL)))
     assert [piece.frame_index.tolist() for piece in single] == [[3], [29]]
     assert all(np.array_equal(piece.frames[0], whole.frames[piece.frame_index[0]]) for piece in single)
 
@@ -317,7 +320,7 @@ def test_each_kind_of_bad_file_has_its_reason(tmp_path: Path) -> None:
     cases = {
         "empty": b"",
         "not_a_video": b"This is a text file that FFmpeg would draw as a picture.\n" * 50,
-        "truncated": good[: len(good) * 2 // 3],
+        "truncated": good[: good.index(b"moov")],
     }
     for reason, content in cases.items():
         path = tmp_path / f"{reason}.mp4"
@@ -430,7 +433,13 @@ def test_an_abandoned_video_does_not_leak_into_the_next(tmp_path: Path) -> None:
         assert sum(len(piece.frames) for piece in pieces(list(decoder.events(short)))) == 9
 
 
-def test_counting_the_frames_of_a_long_stream_tells_its_progress(tmp_path: Path) -> None:
+def test_a_long_stream_of_which_little_is_looked_at_tells_its_progress(tmp_path: Path) -> None:
     path = write_video(tmp_path / "long.ts", frames=450)
-    before_info = list(itertools.takewhile(lambda event: not isinstance(event, VideoInfo), read_pieces(str(path), None, SMALL)))
-    assert len(before_info) >= 4 and all(isinstance(event, Progress) for event in before_info)
+    told = 0
+
+    def alive() -> None:
+        nonlocal told
+        told += 1
+
+    next(read_pieces(str(path), None, replace(SMALL, rate=0.1), alive))
+    assert told >= 450

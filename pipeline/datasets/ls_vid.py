@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.datasets.files import first_existing, read_lines, read_mat, read_npy
 from pipeline.datasets.labelled import LabelledData, LabelledVideo, labelled_data
 from pipeline.errors import UsageError
-from pipeline.readers import image_names, matches
+from pipeline.images import image_names, matches
 from pipeline.storage import Location, StorageError
 
 LAYOUT = "LS-VID is expected as PATH/list_sequence/list_seq_{train,val,test}.txt, PATH/test/data/info_test.mat and the images"

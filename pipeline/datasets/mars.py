@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.datasets.files import read_lines, read_mat, subfolders
 from pipeline.datasets.labelled import LabelledData, LabelledVideo, labelled_data
 from pipeline.errors import UsageError
-from pipeline.readers import image_names
+from pipeline.images import image_names
 from pipeline.storage import Location
 
 LAYOUT = "MARS is expected as PATH/bbox_train, PATH/bbox_test and PATH/info with its name files and .mat tables"

@@ -116,10 +116,11 @@ def _read_source(decoder: Decoder, row: dict[str, Any], frames: int) -> list[tup
         return [(row["reject_reason"], row["source_id"], [])]
     kept: dict[int | None, EvenlySpaced] = {}
     results: list[tuple[str | None, str, list[np.ndarray]]] = []
-    for event in decoder.events(row["uri"], row["boxes_uri"]):
+    for event in decoder.events(row["uri"], row["boxes_uri"], row["frame_rate"]):
         if isinstance(event, Rejected):
             if event.track is None:  # it spoils the source: what came before may be torn
                 return [(event.reason, row["source_id"], [])]
+            kept.pop(event.track, None)
             results.append((event.reason, candidate_id(row["source_id"], event.track), []))
         elif isinstance(event, Piece):
             collected = kept.setdefault(event.track, EvenlySpaced(frames))

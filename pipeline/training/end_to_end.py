@@ -119,8 +119,8 @@ def _decode_all(source: Source, frames: NDArray[np.uint8]) -> int:
     written = dict.fromkeys(places, 0)
     refused: dict[str, str] = {}
     with Decoder(sampling) as decoder:
-        for uri, boxes_uri in dict.fromkeys((row["uri"], row["boxes_uri"]) for row in rows):
-            for event in decoder.events(uri, boxes_uri):
+        for uri, boxes_uri, rate in dict.fromkeys((row["uri"], row["boxes_uri"], row["fps"]) for row in rows):
+            for event in decoder.events(uri, boxes_uri, rate):  # a stream without times has the rate that it was ingested at
                 if isinstance(event, Piece) and (uri, event.track) in places:
                     found = written[uri, event.track]
                     fitting = event.frames[: max(wanted[uri, event.track] - found, 0)]

@@ -1,0 +1,76 @@
+"""What a reader of videos gives: frames in the order of presentation, and what there is to say of the reading."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import VideoError
+
+PAST_END = 1.0  # seconds behind the last frame that still mean it
+Alive = Callable[[], None]
+"""Called while work goes on, so that whoever waits for it knows; cheap."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded frame. number: its place in the order of presentation, from 0. time_s: seconds from the source's own start.
+
+    picture: makes its pixels, uint8 [height, width, 3], RGB, upright and all of one size; only what is looked at is made.
+    """
+
+    number: int
+    time_s: float
+    picture: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known once a source was read to its end. frames: how many it has; fps: frames a second.
+
+    passed_over: packets that could not be decoded. remarks: what was guessed or mended, a sentence each.
+    """
+
+    frames: int
+    fps: float
+    passed_over: int = 0
+    remarks: tuple[str, ...] = ()
+
+
+class Reader:
+    """An open source. path: of the file, or of the folder of images."""
+
+    path: Path
+
+    def frames(self) -> Iterator[Frame]:
+        """All frames, front to back. Raises VideoError."""
+        raise NotImplementedError
+
+    def frames_at(self, wanted: Mapping[int, float | None]) -> Iterator[Frame]:
+        """Some frames, ascending; those that the source does not have are left out. Raises VideoError.
+
+        wanted: number -> the time that it had before, in seconds, or None.
+        """
+        last = max(wanted, default=-1)
+        for frame in self.frames() if wanted else ():
+            if frame.number in wanted:
+                yield frame
+            if frame.number >= last:
+                return
+
+    def frame_near(self, time_s: float) -> Frame:
+        """The frame whose time is nearest, in seconds from the source's start. Raises VideoError, also past the end."""
+        before: Frame | None = None
+        for frame in self.frames():
+            if frame.time_s >= time_s:
+                return frame if before is None or frame.time_s - time_s <= time_s - before.time_s else before
+            before = frame
+        if before is None or time_s > before.time_s + PAST_END:
+            end = f"ends after {before.time_s:.2f} s" if before is not None else "has no frames"
+            raise VideoError("no_frames", f"there is no frame at {time_s:g} s: {self.path.name} {end}")
+        return before
+
+    def reading(self) -> Reading:
+        """Of a source whose frames were read to the end."""
+        raise NotImplementedError
