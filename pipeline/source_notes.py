@@ -49,8 +49,8 @@ class SourceNotes:
             copied = pc.sum(pc.list_value_length(self.copies["source_ids"])).as_py()
             lines.append(f"  equal bytes   {copied} inputs have the same bytes as another one")
             for ids in self.copies["source_ids"].slice(0, _SHOWN).to_pylist():
-                others = f" = {len(ids) - _IDS_SHOWN} more" if len(ids) > _IDS_SHOWN else ""
-                lines.append(f"    {' = '.join(ids[:_IDS_SHOWN])}{others}")
+                more = [f"{len(ids) - _IDS_SHOWN} more"] if len(ids) > _IDS_SHOWN else []
+                lines.append(f"    {' = '.join(ids[:_IDS_SHOWN] + more)}")
             if groups > _SHOWN:
                 lines.append(f"    and {groups - _SHOWN} more such groups")
         return lines
@@ -59,18 +59,19 @@ class SourceNotes:
 def source_notes(videos: pa.Table, source_ids: pa.Array | None = None) -> SourceNotes:
     """The notes on videos (rows of Snapshot.videos).
 
-    source_ids: of these sources only; copies are then the groups that hold one of them, with their other members. What galleries
+    source_ids: of these sources only; copies are then the groups that hold one of them, their other members too. What galleries
     of older versions do not say counts as nothing.
     """
     copies = videos
     if source_ids is not None:
         copies, videos = videos, videos.filter(pc.is_in(videos["source_id"], source_ids))
         copies = copies.filter(pc.is_in(copies["ingested_hash"], videos["ingested_hash"].combine_chunks(), skip_nulls=True))
-    sources = _one_row_each(videos, ["source_id", "passed_over", "remarks"])
-    damaged = pc.greater(pc.fill_null(sources["passed_over"], 0), 0)
+    damaged, remarked = pc.greater(videos["passed_over"], 0), pc.greater(pc.list_value_length(videos["remarks"]), 0)
+    noted = pc.or_(pc.fill_null(damaged, False), pc.fill_null(remarked, False))
+    sources = _one_row_each(videos.filter(noted), ["source_id", "passed_over", "remarks"])
     return SourceNotes(
         passed_over=pc.sum(sources["passed_over"].cast(pa.int64())).as_py() or 0,
-        damaged=pc.sum(damaged).as_py() or 0,
+        damaged=pc.sum(pc.greater(sources["passed_over"], 0)).as_py() or 0,
         remarks=tuple(_remark_kinds(sources)),
         copies=equal_bytes(copies),
     )
@@ -86,7 +87,10 @@ def equal_bytes(videos: pa.Table) -> pa.Table:
     >>> equal_bytes(videos)["source_ids"].to_pylist()
     [['a', 'b']]
     """
-    sources = _one_row_each(videos.filter(pc.is_valid(videos["ingested_hash"])), ["source_id", "ingested_hash"])
+    digests = videos["ingested_hash"].combine_chunks().dictionary_encode().indices
+    rows_of = np.bincount(digests.drop_null())
+    repeated = pc.greater(pa.array(rows_of).take(digests), 1)  # null, as filter drops it, without a hash
+    sources = _one_row_each(videos.filter(repeated), ["source_id", "ingested_hash"])
     counts = sources.group_by("ingested_hash").aggregate([([], "count_all")])
     shared = counts.filter(pc.greater(counts["count_all"], 1))["ingested_hash"].combine_chunks()
     members = sources.filter(pc.is_in(sources["ingested_hash"], shared)).sort_by("source_id")

@@ -48,13 +48,13 @@ class TestEqualBytes:
         found = {one: set(group) for group in groups["source_ids"].to_pylist() for one in group}
         assert found == {one: group for one, group in expected.items() if len(group) > 1}
 
-    def test_a_million_rows_take_less_than_a_second_or_two(self) -> None:
+    def test_a_million_rows_take_a_fraction_of_a_second(self) -> None:
         ids = pa.array([f"video-{i}" for i in range(1_000_000)])
         digests = pa.array([f"{i // 2 if i < 1000 else i:064x}" for i in range(1_000_000)])
         table = pa.table({"source_id": ids, "ingested_hash": digests})
         begun = time.process_time()
         groups = equal_bytes(table)
-        assert time.process_time() - begun < 4  # of two processors, on which others work too
+        assert time.process_time() - begun < 2  # measured: 0.3 s; of processors, on which others work too
         assert len(groups) == 500
 
 
