@@ -38,10 +38,14 @@ class SourceNotes:
         """The notes in words, for a summary; those with two more leading blanks belong to the one before. Empty without any."""
         lines = []
         if self.passed_over:
-            parts = f"{self.passed_over} packets or images that cannot be decoded, of {self.damaged} inputs"
+            parts = (
+                f"{self.passed_over} packets or images that cannot be decoded, of {self.damaged} input{'s'[: self.damaged > 1]}"
+            )
             lines.append(f"  passed over   {parts}")
         if self.remarks:
-            lines.append(f"  remarks       {len(self.remarks)} kinds: what was guessed or mended in reading")
+            lines.append(
+                f"  remarks       {len(self.remarks)} kind{'s'[: len(self.remarks) > 1]}: what was guessed or mended in reading"
+            )
             lines += [f"    {kind.count:5d} {kind.text} (such as {kind.example})" for kind in self.remarks[:_SHOWN]]
             if others := self.remarks[_SHOWN:]:
                 lines.append(f"    {sum(kind.count for kind in others):5d} of {len(others)} other kinds")
