@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.errors import PipelineError, UsageError
 
 BACKBONE_HELP = f"Backbone by name ({', '.join(backbone_names())}), or the path of an ONNX file with a sidecar .json."
 DONE, FAILED, BAD_USAGE, SOME_REJECTED = 0, 1, 2, 3
+_JOINERS = "\u200c\u200d"  # Persian and Indian names are written with them
 LOG_FLAGS: dict[str, tuple[str | None, Any]] = {
     "log_format": (
         "text",
@@ -120,9 +122,21 @@ def imports() -> Iterator[None]:
             gc.enable()
 
 
+def printable(text: str) -> str:
+    """The text with a question mark for all that would steer a terminal or turn its reading direction.
+
+    For names, ids and messages: they come from files that anybody may have named. Blanks of any width and the marks that join
+    letters stay as they are.
+
+    >>> printable("camera\\x1b[2J \\u202e4pm.exe")
+    'camera?[2J ?4pm.exe'
+    """
+    return "".join(one if one.isprintable() or unicodedata.category(one) == "Zs" or one in _JOINERS else "?" for one in text)
+
+
 def stop(sentence: str, code: int) -> NoReturn:
     """Print one sentence on stderr and end the process."""
-    print(f"error: {sentence}", file=sys.stderr)
+    print(printable(f"error: {sentence}"), file=sys.stderr)
     sys.exit(code)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, run
+from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, printable, run
 from pipeline.backbone import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
 from pipeline.catalog import read_catalog
 from pipeline.gallery import Gallery, GallerySettings
@@ -60,9 +60,10 @@ def ingest(
     """Decode, sample, crop and embed candidate videos into a gallery. Run again, it does only what is missing.
 
     INPUT is a folder (searched recursively), a bucket prefix (s3://, gs://), one video, or a manifest with a column uri and
-    optionally video_id, camera_id, start_time, person_id, boxes_uri. A video is a video file, a folder of numbered images, or
-    some of a folder's images by a pattern such as 0001/C1T0002*.jpg; with a boxes file (lines of frame,id,x,y,w,h from frame 1
-    in pixels, as in the MOT challenge, or columns named by a header) each track id becomes a candidate.
+    optionally video_id, camera_id, start_time, person_id, boxes_uri, frame_rate (frames a second of a recording that carries no
+    times). A video is a video file, a folder of numbered images, or some of a folder's images by a pattern such as
+    0001/C1T0002*.jpg; with a boxes file (lines of frame,id,x,y,w,h from frame 1 in pixels, as in the MOT challenge, or columns
+    named by a header) each track id becomes a candidate.
     """
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     sampling = Sampling(
@@ -84,9 +85,8 @@ def ingest(
     if spec.name != EFFICIENTNET:
         load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate))
-    if catalog.ignored or catalog.ignored_columns:
-        columns = f", the columns {', '.join(catalog.ignored_columns)}" if catalog.ignored_columns else ""
-        print(f"not read: {catalog.ignored} other files{columns}", file=sys.stderr)
+    if not_read := catalog.not_read():
+        print(printable(f"not read: {not_read}"), file=sys.stderr)
     print(
         f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...", file=sys.stderr, flush=True
     )
@@ -128,8 +128,10 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
         f"ingest of {source} into {gallery}",
         f"  inputs        {summary.sources} ({summary.already} were dealt with before)",
         f"  candidates    {summary.candidates} added, {summary.frames} frames",
-        f"  rejected      {summary.rejected}"
-        + "".join(f"\n    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
+        f"  rejected      {summary.rejected}",
+        *(f"    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
+        *([f"  not read      {summary.not_read}"] if summary.not_read else []),
+        *summary.notes.lines(),
         f"  backbone      {backbone}",
         f"  time          {summary.seconds:.1f} s, {summary.startup_s:.1f} s of it start-up",
         f"  speed         {summary.frames / working:.0f} frames/s after the start-up",
@@ -140,7 +142,7 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
         )
     elif summary.refused and not summary.usable:
         lines.append("  NOTHING USABLE: every input was rejected; see rejects/ in the gallery for the reasons")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from jobs.command_line import imports, parse_time, run
+from jobs.command_line import imports, parse_time, printable, run
 from pipeline.audit import append_record, check_policy, head, user
 from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
@@ -153,7 +153,7 @@ def search(
         index = open_index(opened, index_version)
         found = read_targets(targets, opened, decoder, backbone, whom)
     for remark in (f"{target.video.video_id}: {remark}" for target in found for remark in target.remarks):
-        print(f"target {remark}", file=sys.stderr)
+        print(printable(f"target {remark}"), file=sys.stderr)
     asked = {
         "filters": settings.filters(),
         "settings": settings.plain(),
@@ -186,7 +186,7 @@ def search(
         results = [replace(result, not_indexed=not_indexed) for result in results]
         results = [_with_hashes(result, hashed) for result in results] if hash_sources else results
         for changed in sorted({lead.video.uri for result in results for lead in result.leads if lead.source_changed}):
-            print(f"note: {changed} is no longer the file that was ingested and scored", file=sys.stderr)
+            print(printable(f"note: {changed} is no longer the file that was ingested and scored"), file=sys.stderr)
         write_results(results, out)
         resolve(out).join("report.html").delete()  # of an earlier search
         if report:
@@ -223,7 +223,7 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         probability = "-" if lead.probability is None else f"{lead.probability:.3f}"
         lines.append(
             f"{lead.rank:>4}  {lead.score:6.4f}  {probability:>11}  {'*' if same else ' '} {video.video_id:<36} "
-            f"{_printable(video.camera_id or '-'):<12} {when}"
+            f"{video.camera_id or '-':<12} {when}"
         )
     if result.none_probability is not None:
         lines.append(f"      none of these: probability {result.none_probability:.3f} that no eligible video shows the person")
@@ -232,12 +232,7 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
     elif show_labels:
         hits = sum(lead.video.person_id == target.person_id for lead in result.leads)
         lines.append(f"      * the label is the target's: {hits} of the {len(result.leads)} leads")
-    return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    """Without what would steer a terminal; camera ids come from manifests."""
-    return "".join(one if one.isprintable() else "?" for one in text)
+    return "\n".join(map(printable, lines))
 
 
 def _proof(result: SearchResult) -> list[str]:

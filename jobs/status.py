@@ -7,12 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import printable, run
 from pipeline import audit
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, Snapshot
 from pipeline.index import index_versions, open_index, read_manifest, videos_not_in
 from pipeline.remains import files_with_forgotten
+from pipeline.source_notes import source_notes
 from pipeline.verification import verify_gallery
 
 
@@ -32,43 +33,51 @@ def status(
     snapshot = opened.snapshot()
     videos = snapshot.videos
     settings = opened.settings
-    print(f"gallery {opened.location.uri}")
-    print(f"  backbone      {settings.backbone.identity}, {settings.backbone.height} x {settings.backbone.width} pixels")
-    print(f"  sampling      {settings.rate:g} frames a second")
+    _say(f"gallery {opened.location.uri}")
+    _say(f"  backbone      {settings.backbone.identity}, {settings.backbone.height} x {settings.backbone.width} pixels")
+    _say(f"  sampling      {settings.rate:g} frames a second")
     cameras, people = (pc.count_distinct(videos[name]).as_py() for name in ("camera_id", "person_id"))
     frames = pc.sum(videos["sampled_frames"].cast(pa.int64())).as_py() or 0
-    print(f"  videos        {len(videos)}, {frames} frames, {cameras} cameras, {people} labels")
-    print(f"  rejected      {len(snapshot.rejects)}")
+    _say(f"  videos        {len(videos)}, {frames} frames, {cameras} cameras, {people} labels")
+    _say(f"  rejected      {len(snapshot.rejects)}")
     counts = {row["values"]: row["counts"] for row in pc.value_counts(snapshot.rejects["reason"]).to_pylist()}
     for reason, count in sorted(counts.items()):
-        print(f"    {count:5d} {reason}")
-    print(f"  forgotten     {len(snapshot.forgotten)}")
-    print(f"  shards        {pc.count_distinct(videos['shard']).as_py()} in {len(snapshot.commits)} commits")
+        _say(f"    {count:5d} {reason}")
+    for line in source_notes(videos).lines():
+        _say(line)
+    _say(f"  forgotten     {len(snapshot.forgotten)}")
+    _say(f"  shards        {pc.count_distinct(videos['shard']).as_py()} in {len(snapshot.commits)} commits")
     if snapshot.commits:
         newest = datetime.fromtimestamp(max(int(name[:20]) for name in snapshot.commits) / 1e9, UTC)
-        print(f"  last commit   {newest:%Y-%m-%d %H:%M:%S} UTC, {_ago(newest)}")
+        _say(f"  last commit   {newest:%Y-%m-%d %H:%M:%S} UTC, {_ago(newest)}")
     if (record := audit.newest(opened, "ingest")) is not None:
-        print(f"  last ingest   {ingest_state(record, snapshot)}")
+        _say(f"  last ingest   {ingest_state(record, snapshot)}")
+        if not_read := record.get("not_read"):  # older versions did not say
+            _say(f"  not read      {not_read}")
     for line in _indexes(opened):
-        print(f"  index         {line}")
-    print(f"  audit log     {audit.head(opened) or 'no records'}")
+        _say(f"  index         {line}")
+    _say(f"  audit log     {audit.head(opened) or 'no records'}")
     if names := audit.required(opened):
-        print(f"  required      {' and '.join(names)}, see jobs.policy")
+        _say(f"  required      {' and '.join(names)}, see jobs.policy")
     if verify:
         faults = verify_gallery(opened)
         faults += [f"audit log: {fault}" for fault in audit.verify(opened, audit_head)] if audit_head else []
         faults = list(dict.fromkeys(faults))
         if held := files_with_forgotten(opened):
-            print(f"  on disk       {len(held)} files hold forgotten videos; jobs.compact removes them")
+            _say(f"  on disk       {len(held)} files hold forgotten videos; jobs.compact removes them")
             for uri, count in sorted(held.items()):
-                print(f"    {count or 'unreadable'} in {uri}")
+                _say(f"    {count or 'unreadable'} in {uri}")
         elif snapshot.forgotten:
-            print("  on disk       no file holds a forgotten video")
-        print("  verified      " + ("no faults" if not faults else f"{len(faults)} faults"))
+            _say("  on disk       no file holds a forgotten video")
+        _say("  verified      " + ("no faults" if not faults else f"{len(faults)} faults"))
         for fault in faults:
-            print(f"    {fault}")
+            _say(f"    {fault}")
         if faults:
             raise PipelineError(f"{opened.location.uri} has {len(faults)} faults, the first: {faults[0]}")
+
+
+def _say(line: str) -> None:
+    print(printable(line))
 
 
 def ingest_state(record: dict[str, Any], snapshot: Snapshot) -> str:

@@ -10,8 +10,9 @@ import heapq
 import os
 import posixpath
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,21 @@ REJECT_REASONS = {
     "boxes_invalid": "its boxes file has a fault",
     "boxes_outside_frame": "no box of the track lies inside the frame",
 }
-VIDEO_SUFFIXES = frozenset(
+_LEFT_OUT_OF_IDS = frozenset(
     {
         *(".3g2", ".3gp", ".264", ".265", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc"),
         *(".ivf", ".m1v", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg"),
         *(".mpg", ".mts", ".mxf", ".ogg", ".ogm", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"),
     }
 )
+# Those that were added later stay in default ids: a manifest's rows that a gallery has must keep theirs.
+VIDEO_SUFFIXES = _LEFT_OUT_OF_IDS | {
+    *(".dav", ".dif", ".dv"),  # Dahua's recorders; DV tapes
+    *(".avc", ".h26l"),  # raw H.264
+    *(".m2t", ".tod", ".tp", ".trp"),  # MPEG transport streams
+    *(".m2p", ".mod", ".mp2v", ".mpv", ".ps", ".vro"),  # MPEG program streams and MPEG-2 video
+    ".qt",
+}
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 
 # reject_reason and reject_message are set on rows that are refused before anything is decoded.
@@ -63,35 +72,55 @@ SOURCE_SCHEMA = pa.schema(
         ("start_time", pa.timestamp("us", tz="UTC")),
         ("person_id", pa.string()),
         ("boxes_uri", pa.string()),
-        ("frame_rate", pa.float64()),
+        ("frame_rate", pa.float64()),  # frames a second, of recordings whose frames carry no times
         ("reject_reason", pa.string()),
         ("reject_message", pa.string()),
     ]
 )
 _NOT_READABLE = re.compile(r"[^A-Za-z0-9._-]+")
+_EXTENSION = re.compile(r"\.[a-z0-9_+~-]{1,16}")
+_KINDS_NAMED = 12
 
 
 @dataclass(frozen=True)
 class Catalog:
     """What read_catalog found. table: SOURCE_SCHEMA, sorted by source_id. root: canonical uri of the input's folder.
 
-    ignored: files below a folder input that belong to no candidate. ignored_columns: columns of a manifest that were not read.
+    Of what lies below a folder input and belongs to no candidate, ignored has the number of files by extension (lower case, with
+    the dot; "" for none), and ignored_images that of images by the reason, in words. ignored_columns: columns of a manifest that
+    were not read.
     """
 
     table: pa.Table
     root: str
-    ignored: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    ignored_images: Mapping[str, int] = field(default_factory=dict)
     ignored_columns: tuple[str, ...] = ()
+
+    def not_read(self) -> str:
+        """What was passed over, in words: "212 files: 120 .txt, 80 .json, 12 without extension"; "" where all was read."""
+        kinds = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
+        words = [f"{count} {extension or 'without extension'}" for extension, count in kinds[:_KINDS_NAMED]]
+        if others := kinds[_KINDS_NAMED:]:
+            words.append(f"{sum(count for _, count in others)} of {len(others)} other kinds")
+        files = sum(self.ignored.values())
+        parts = [f"{files} file{'s'[: files > 1]}: {', '.join(words)}"] if words else []
+        parts += [f"{count} image{'s'[: count > 1]} {reason}" for reason, count in sorted(self.ignored_images.items())]
+        if self.ignored_columns:
+            parts.append(f"the columns {', '.join(self.ignored_columns)}")
+        return "; ".join(parts)
 
 
 def read_catalog(source: str | Path, *, roots: Sequence[str | Path] | None = None) -> Catalog:
     """The candidate videos of a folder or bucket prefix (searched recursively), a manifest, one video file or image pattern.
 
-    In folders, files with one of VIDEO_SUFFIXES are candidates, and so is each folder of numbered images (a stem that ends in
-    a digit) with no video in it and neither videos nor images below it. Names with a leading dot are skipped; links are
-    followed once. A manifest has the column uri and may have the others of MANIFEST_COLUMNS; relative uris start from its
-    folder, times without a zone are UTC, empty text is none. Rows without video_id get default_video_id. An image pattern (see
-    is_image_pattern) is one candidate, as the input and in a manifest.
+    In folders, files with one of VIDEO_SUFFIXES are candidates, and so are the images of each folder that holds numbered ones (a
+    stem that ends in a digit) and no video; what lies in folders below it is looked at on its own. Names with a leading dot are
+    skipped; links are followed once.
+
+    A manifest has the column uri and may have the others of MANIFEST_COLUMNS; relative uris start from its folder, times without
+    a zone are UTC, empty text is none. Rows without video_id get default_video_id. An image pattern (see is_image_pattern) is one
+    candidate, as the input and in a manifest.
 
     roots: folders and prefixes that uris and boxes_uris must lie in; rows that do not are marked with the reject reason
     "outside_roots". None or empty: anywhere.
@@ -119,7 +148,7 @@ def read_catalog(source: str | Path, *, roots: Sequence[str | Path] | None = Non
     _refuse_duplicates(catalog.table, "uri", location.uri)
     _refuse_duplicates(catalog.table, "source_id", location.uri)
     table = _mark_outside(catalog.table, roots) if roots else catalog.table
-    return Catalog(table.sort_by("source_id"), catalog.root, catalog.ignored, catalog.ignored_columns)
+    return replace(catalog, table=table.sort_by("source_id"))
 
 
 def is_image_pattern(name: str) -> bool:
@@ -139,7 +168,7 @@ def default_video_id(uri: str) -> str:
     """A readable id that only this canonical uri has: its file's stem or folder's name and 12 hex digits of its SHA-256."""
     name = (uri if uri.startswith("/") else uri.partition("?")[0]).rpartition("/")[2]
     stem, dot, suffix = name.rpartition(".")
-    has_suffix = dot + suffix.lower() in VIDEO_SUFFIXES or is_image_pattern(name)
+    has_suffix = dot + suffix.lower() in _LEFT_OUT_OF_IDS or is_image_pattern(name)
     readable = _NOT_READABLE.sub("_", stem if has_suffix else name).strip("._-")[:60]
     return f"{readable or 'video'}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
 
@@ -160,7 +189,8 @@ class _Listing:
     kinds: list[str] = field(default_factory=list)
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)  # uri -> reason, message
     folders: dict[str, _Folder] = field(default_factory=dict)
-    ignored: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    ignored_images: Counter[str] = field(default_factory=Counter)
 
     def add_file(self, folder: str, name: str) -> None:
         stem, suffix = posixpath.splitext(name)
@@ -172,7 +202,8 @@ class _Listing:
             counts.images += 1
             counts.numbered |= stem[-1:].isascii() and stem[-1:].isdigit()
         else:
-            self.ignored += 1
+            extension = suffix.lower()
+            self.ignored[extension if _EXTENSION.fullmatch(extension) else ""] += 1
 
     def add_source(self, path: str, kind: str, refused: tuple[str, str] | None = None) -> None:
         uri = self.root.join(path).uri if path else self.root.uri
@@ -186,15 +217,17 @@ class _Listing:
 
     def add_image_folders(self) -> None:
         """Turn the folders of images that were seen into sources; call it once, after all files."""
-        inner: set[str] = set()  # folders with videos or images somewhere below them
-        for folder in self.folders:
-            while folder and (folder := posixpath.dirname(folder)) not in inner:
-                inner.add(folder)
-        for folder, counts in self.folders.items():
-            if counts.numbered and not counts.videos and folder not in inner:
+        examples: dict[str, str] = {}  # reason -> the first folder
+        for folder, counts in sorted(self.folders.items()):
+            if counts.images and (counts.videos or not counts.numbered):
+                reason = "in folders that also hold videos" if counts.videos else "in folders without numbered names"
+                self.ignored_images[f"{reason}, such as {examples.setdefault(reason, self._shown(folder))}"] += counts.images
+            elif counts.images:
                 self.add_source(folder, "images")
-            else:
-                self.ignored += counts.images
+
+    def _shown(self, folder: str) -> str:
+        """A folder's path for people; what is not UTF-8 in it is a question mark."""
+        return posixpath.join(self.root.path, folder).rstrip("/").encode(errors="replace").decode()
 
 
 def _read_folder(location: Location) -> Catalog:
@@ -207,12 +240,14 @@ def _read_folder(location: Location) -> Catalog:
             if not any(part.startswith(".") for part in relative.split("/")):
                 listing.add_file(*posixpath.split(relative))
     listing.add_image_folders()
+    table = source_table(listing.uris, listing.kinds, refused=listing.refused)
+    catalog = Catalog(table, location.uri, listing.ignored, listing.ignored_images)
     if not listing.uris:
+        passed_over = catalog.not_read()
         raise UsageError(
-            f"{location.uri} holds no video and no folder of numbered images"
-            + (f" ({listing.ignored} other files)" if listing.ignored else "")
+            f"{location.uri} holds no video and no folder of numbered images" + (f" ({passed_over})" if passed_over else "")
         )
-    return Catalog(source_table(listing.uris, listing.kinds, refused=listing.refused), location.uri, ignored=listing.ignored)
+    return catalog
 
 
 def _walk(root: str, listing: _Listing) -> None:
@@ -259,13 +294,13 @@ def _add_entry(entry: os.DirEntry[str], folder: str, listing: _Listing, folders:
         # A link to nothing stays a candidate, so that it ends among the rejects, as missing.
         listing.add_file(folder, entry.name)
     else:
-        listing.ignored += 1  # pipes and sockets: opening one could wait for ever
+        listing.ignored["(pipe, socket or device)"] += 1  # opening one could wait for ever
 
 
 def _from_manifest(location: Location) -> Catalog:
     folder = _folder_uri(location)
     manifest, ignored_columns = read_manifest(location, folder)
-    columns = {name: manifest[name] for name in ("camera_id", "start_time", "person_id", "boxes_uri")}
+    columns = {name: manifest[name] for name in ("camera_id", "start_time", "person_id", "boxes_uri", "frame_rate")}
     uris = manifest["uri"].to_pylist()
     ids = [explicit or default_video_id(uri) for explicit, uri in zip(manifest["video_id"].to_pylist(), uris, strict=True)]
     return Catalog(source_table(uris, ["auto"] * len(uris), source_id=ids, **columns), folder, ignored_columns=ignored_columns)

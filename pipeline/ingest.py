@@ -36,6 +36,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.pieces import DecodeAndEmbed, DecodeSources, EmbedPieces, Row, write_pieces
 from pipeline.sampling import Sampling
+from pipeline.source_notes import SourceNotes, source_notes
 from pipeline.storage import StorageError
 
 LOGGER = logging.getLogger("coattention.ingest")
@@ -90,7 +91,7 @@ class IngestSummary:
 
     already: sources that were dealt with before. reasons: reject reason -> candidates, of this run. refused, usable: sources that
     stand in rejects/ and in videos/ now. unaccounted: sources that were lost (a block of the stream failed); running ingest again
-    takes them up.
+    takes them up. not_read: what of the input belongs to no source, in words. notes: on the sources that stand in videos/ now.
     """
 
     sources: int
@@ -101,6 +102,8 @@ class IngestSummary:
     frames: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     unaccounted: int = 0
+    not_read: str = ""
+    notes: SourceNotes = field(default_factory=SourceNotes)
     startup_s: float = 0.0
     seconds: float = 0.0
 
@@ -128,16 +131,18 @@ def ingest(
     """
     began = time.monotonic()
     missing, already = missing_sources(catalog.table, gallery, retry_rejected)
-    summary = IngestSummary(sources=len(catalog.table), already=already)
+    summary = IngestSummary(sources=len(catalog.table), already=already, not_read=catalog.not_read())
     if len(missing):
         if source is not None:
-            append_record(gallery, "ingest", {"source": source, "inputs": len(catalog.table), "already": already})
+            begins = {"source": source, "inputs": len(catalog.table), "already": already, "not_read": summary.not_read}
+            append_record(gallery, "ingest", begins)
         with connected(address):
             _run(missing, gallery, sampling, workers or Workers(), summary, progress, began)
     snapshot = gallery.snapshot()
     ids = set(catalog.table["source_id"].to_pylist())
     summary.refused = len(ids & set(snapshot.rejects["source_id"].to_pylist()))
     summary.usable = len(ids & set(snapshot.videos["source_id"].to_pylist()))
+    summary.notes = source_notes(snapshot.videos, catalog.table["source_id"].combine_chunks())
     return summary
 
 

@@ -6,7 +6,8 @@ import itertools
 import json
 import operator
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -19,11 +20,17 @@ from pipeline.errors import UsageError
 from pipeline.storage import Location, canonical_uri, is_utf8
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
-MANIFEST_COLUMNS = ("uri", "video_id", "camera_id", "start_time", "person_id", "boxes_uri")
+MANIFEST_COLUMNS = ("uri", "video_id", "camera_id", "start_time", "person_id", "boxes_uri", "frame_rate")
+# A file of a few bytes can claim any number of rows, and one long text in all of them.
+MOST_ROWS = 20_000_000  # 10 GB of memory, at some 500 bytes a row while a catalog is made of them
+MOST_BYTES = 8 << 30  # of the values that are read, in memory
 
 _TEXT_MANIFEST = pa.schema([(name, pa.string()) for name in MANIFEST_COLUMNS])
 _TIME = pa.timestamp("us", tz="UTC")
+_NUMBER = re.compile(r"[0-9]*\.?[0-9]+|[0-9]+\.")
 _CHUNK_ROWS = 65536
+_DELTA_ROWS = 64
+_LONGEST_TEXT = 16384  # bytes; no path and no key of an object store is longer than 4,096
 _LONGEST_ID = 200
 
 
@@ -31,8 +38,9 @@ def read_manifest(location: Location, folder: str) -> tuple[pa.Table, tuple[str,
     """A manifest's rows and the names of the columns that were not read.
 
     folder: what relative uris start from, those of image patterns (tracklets/0001C1T0001F*.jpg) too. The table has
-    MANIFEST_COLUMNS: canonical uris, start_time as timestamp[us, UTC], the rest text; null where a row says nothing. Raises
-    UsageError for a manifest without rows, without the column uri or with a fault, which is named with its row, from 1.
+    MANIFEST_COLUMNS: canonical uris, start_time as timestamp[us, UTC], frame_rate float64 (frames a second, above 0 and below
+    1000), the rest text; null where a row says nothing. Raises UsageError for a manifest without rows, with more than
+    MOST_ROWS or MOST_BYTES, without the column uri or with a fault, which is named with its row, from 1.
     """
     suffix = posixpath.splitext(location.path)[1].lower()
     if suffix == ".parquet":
@@ -46,6 +54,7 @@ def read_manifest(location: Location, folder: str) -> tuple[pa.Table, tuple[str,
     for name in ("uri", "boxes_uri"):
         columns[name] = pa.chunked_array([pa.array(_canonical_uris(columns[name], folder, location.uri, name), pa.string())])
     columns["start_time"] = _utc_times(manifest["start_time"], location.uri)
+    columns["frame_rate"] = _frame_rates(columns["frame_rate"], location.uri)
     return pa.table({name: columns[name] for name in MANIFEST_COLUMNS}), ignored_columns
 
 
@@ -53,30 +62,88 @@ def _read_parquet(location: Location) -> tuple[pa.Table, tuple[str, ...]]:
     try:
         with location.open_input() as opened:
             file = parquet.ParquetFile(opened)
-            names = file.schema_arrow.names
-            _check_header(names, location.uri)
-            table = file.read(columns=[name for name in MANIFEST_COLUMNS if name in names])
+            schema = file.schema_arrow
+            _check_header(schema.names, location.uri)
+            chosen = [name for name in MANIFEST_COLUMNS if name in schema.names]
+            for name in chosen:
+                _check_type(schema.field(name).type, name, location.uri)
+            encodings = _check_claims(file.metadata, chosen, location.uri)
+            # A text that stands once in the file for many rows is measured before it is written out for each of them; where texts
+            # are told by how they differ from the one before, which pyarrow writes out at once, few rows are read at a time.
+            whole = [name for name in chosen if any(encoding.startswith("DELTA") for encoding in encodings[name])]
+            file = parquet.ParquetFile(opened, read_dictionary=[name for name in chosen if name not in whole])
+            plain = pa.schema([(name, _value_type(schema.field(name).type)) for name in chosen])
+            parts, size = [plain.empty_table()], 0
+            for batch in file.iter_batches(_DELTA_ROWS if whole else _CHUNK_ROWS, columns=chosen):
+                size += sum(_written_out(column, name, location.uri) for name, column in zip(chosen, batch.columns, strict=True))
+                _check_size(size, location.uri)
+                parts.append(
+                    pa.table([column.cast(kind) for column, kind in zip(batch.columns, plain.types, strict=True)], plain)
+                )
+            table = pa.concat_tables(parts)
             table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{location.uri} cannot be read as Parquet: {' '.join(str(error).split())}") from error
-    columns = {}
-    for name in MANIFEST_COLUMNS:
-        column = table[name] if name in names else pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        columns[name] = column if name == "start_time" else _text_column(column, name, location.uri)
-    return pa.table(columns), _others(names)
+    absent = pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
+    columns = {name: table[name] if name in chosen else absent for name in MANIFEST_COLUMNS}
+    texts = {name: _text_column(column, f"{name} in {location.uri}") for name, column in columns.items() if name != "start_time"}
+    return pa.table({**texts, "start_time": columns["start_time"]}), _others(schema.names)
 
 
-def _text_column(column: pa.ChunkedArray, name: str, manifest: str) -> pa.ChunkedArray:
+def _check_claims(metadata: parquet.FileMetaData, names: Collection[str], manifest: str) -> dict[str, set[str]]:
+    """Refuse a file that is too large by what it says of itself, and give each column's encodings; nothing is decoded."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    places = [place for place in range(metadata.num_columns) if metadata.schema.column(place).path in names]
+    chunks = [group.column(place) for group in groups for place in places]
+    rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
+    _check_size(sum(chunk.total_uncompressed_size for chunk in chunks), manifest, rows)
+    encodings: dict[str, set[str]] = {name: set() for name in names}
+    for chunk in chunks:
+        encodings[chunk.path_in_schema] |= set(chunk.encodings)
+    return encodings
+
+
+def _written_out(column: pa.Array, name: str, manifest: str) -> int:
+    """Bytes of a column when each row has its own text. Raises UsageError for a text that is too long."""
+    texts = column.dictionary if pa.types.is_dictionary(column.type) else column
+    if not _is_text(texts.type) or pa.types.is_null(texts.type):
+        return column.nbytes
+    lengths = pc.binary_length(texts.cast(pa.string())).cast(pa.int64())
+    if (longest := pc.max(lengths).as_py() or 0) > _LONGEST_TEXT:
+        raise UsageError(f"the column {name} of {manifest} holds a text of {longest} bytes; at most {_LONGEST_TEXT} are read")
+    return pc.sum(lengths if texts is column else lengths.take(column.indices)).as_py() or 0
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """What the values of a column are read as: text of any kind as string, a dictionary's values as they are."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.string() if _is_text(kind) else kind
+
+
+def _check_size(size: int, manifest: str, rows: int = 0) -> None:
+    if rows > MOST_ROWS or size > MOST_BYTES:
+        what = (
+            f"{rows} rows; at most {MOST_ROWS}" if rows > MOST_ROWS else f"{size >> 20} MiB of values; at most {MOST_BYTES >> 20}"
+        )
+        raise UsageError(f"the manifest {manifest} has {what} are read at once: split it into several")
+
+
+def _check_type(kind: pa.DataType, name: str, manifest: str) -> None:
+    kind = _value_type(kind)
+    if name == "start_time":
+        if not (_is_text(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+            raise UsageError(f"the column start_time of {manifest} is of type {kind}; ISO 8601 text or timestamps are needed")
+    elif not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        raise UsageError(f"the column {name} of {manifest} is of type {kind}; text or numbers are needed")
+
+
+def _text_column(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     """The column as text; whole numbers in any type become their plain digits."""
     kind = column.type
-    if _is_text(kind) or pa.types.is_integer(kind):
-        return column.cast(pa.string())
     if not pa.types.is_floating(kind) and not pa.types.is_decimal(kind):
-        raise UsageError(f"the column {name} of {manifest} is of type {kind}; text or numbers are needed")
+        return column.cast(pa.string())
     encoded = pc.dictionary_encode(column.combine_chunks())
-    texts = [_plain_text(value, f"{name} in {manifest}") for value in encoded.dictionary.to_pylist()]
+    texts = [_plain_text(value, where) for value in encoded.dictionary.to_pylist()]
     return pa.chunked_array([pa.array(texts, pa.string()).take(encoded.indices)])
 
 
@@ -93,6 +160,7 @@ def _read_text(
         while chunk := list(itertools.islice(records, _CHUNK_ROWS)):
             columns = [pa.array(values, pa.string()) for values in zip(*chunk, strict=True)]
             batches.append(pa.RecordBatch.from_arrays(columns, schema=_TEXT_MANIFEST))
+            _check_size(0, location.uri, sum(map(len, batches)))
     except UnicodeDecodeError as error:
         raise UsageError(f"{location.uri} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     if batches:
@@ -209,8 +277,6 @@ def _utc_times(column: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
     kind = column.type
     if _is_text(kind):
         return _parsed_times(_empty_to_null(column.cast(pa.string())), manifest)
-    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
-        raise UsageError(f"the column start_time of {manifest} is of type {kind}; ISO 8601 text or timestamps are needed")
     zone = getattr(kind, "tz", None)
     try:
         times = pc.cast(column, options=pc.CastOptions(pa.timestamp("us", zone), allow_time_truncate=True))
@@ -238,3 +304,18 @@ def _parsed_times(texts: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
                 f"row {row} of {manifest}: start_time {text[:80]!r} is not an ISO 8601 time such as 2026-05-01T12:00:00Z"
             ) from error
     return pa.chunked_array([pa.array(times, _TIME).take(encoded.indices)])
+
+
+def _frame_rates(texts: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
+    """float64 of texts that are positive numbers below 1000."""
+    encoded = pc.dictionary_encode(texts.combine_chunks())
+    rates = []
+    for text in encoded.dictionary.to_pylist():
+        rate = float(text) if _NUMBER.fullmatch(text.strip()) else 0.0
+        if not 0 < rate < 1000:
+            row = pc.index(texts, text).as_py() + 1
+            raise UsageError(
+                f"row {row} of {manifest}: frame_rate {text[:80]!r} is not a number of frames a second above 0 and below 1000"
+            )
+        rates.append(rate)
+    return pa.chunked_array([pa.array(rates, pa.float64()).take(encoded.indices)])

@@ -4,12 +4,14 @@ import csv
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import av.format
 import boto3
 import pandas as pd
 import pyarrow as pa
@@ -19,13 +21,16 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.catalog import (
+    IMAGE_SUFFIXES,
     REJECT_REASONS,
+    VIDEO_SUFFIXES,
     Catalog,
     candidate_id,
     default_video_id,
     read_catalog,
 )
 from pipeline.errors import UsageError
+from pipeline.manifest import MANIFEST_SUFFIXES
 from pipeline.storage import StorageError, resolve
 from tests.conftest import SHARED, touch
 
@@ -96,17 +101,59 @@ class TestFolders:
         touch(tmp_path, "person/1.jpg")
         assert [row["uri"] for row in rows(read_catalog(tmp_path / "person"))] == [str(tmp_path / "person")]
 
-    def test_only_the_innermost_folder_counts_and_images_beside_videos_do_not(self, tmp_path: Path) -> None:
-        touch(tmp_path, "a/1.jpg", "a/b/2.jpg", "a/b/notes/readme.txt", "c/3.jpg", "c/clip.mp4", "d/cover.jpg")
-        catalog = read_catalog(tmp_path)
-        assert kinds(catalog) == {"a/b": "images", "c/clip.mp4": "file"}
-        assert catalog.ignored == 4
+    def test_images_are_a_candidate_whatever_lies_in_folders_below_theirs(self, tmp_path: Path) -> None:
+        touch(tmp_path, "person/0001.jpg", "person/0002.jpg", "person/thumbs/0001.jpg", "person/notes/readme.txt")
+        touch(tmp_path, "camera/7.png", "camera/clips/a.mp4", "camera/tracks/3/1.jpg", "person/.cache/1.jpg")
+        assert kinds(read_catalog(tmp_path)) == {
+            "person": "images",
+            "person/thumbs": "images",
+            "camera": "images",
+            "camera/clips/a.mp4": "file",
+            "camera/tracks/3": "images",
+        }
 
-    def test_hidden_names_are_skipped_and_other_files_counted(self, tmp_path: Path) -> None:
-        touch(tmp_path, "a.mp4", ".b.mp4", ".trash/c.mp4", "notes.txt", "list.json", "x/.1.jpg")
+    def test_images_that_belong_to_no_candidate_are_counted_by_the_reason(self, tmp_path: Path) -> None:
+        touch(tmp_path, "c/3.jpg", "c/clip.mp4", "d/cover.jpg", "e/back.png", "e/front.PNG", "f/x.mkv", "f/9.jpg")
+        catalog = read_catalog(tmp_path)
+        assert kinds(catalog) == {"c/clip.mp4": "file", "f/x.mkv": "file"}
+        assert catalog.ignored_images == {
+            f"in folders that also hold videos, such as {tmp_path}/c": 2,
+            f"in folders without numbered names, such as {tmp_path}/d": 3,
+        }
+        assert catalog.ignored == {}
+
+    def test_hidden_names_are_skipped_and_other_files_counted_by_extension(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.mp4", ".b.mp4", ".trash/c.mp4", "notes.txt", "x/NOTES.TXT", "list.json", "x/.1.jpg", "README")
+        touch(tmp_path, "x/of Dr. Who", "x/" + "y." + "z" * 50)
         catalog = read_catalog(tmp_path)
         assert kinds(catalog) == {"a.mp4": "file"}
-        assert catalog.ignored == 2
+        assert catalog.ignored == {".txt": 2, ".json": 1, "": 3}
+        assert catalog.not_read() == "6 files: 3 without extension, 2 .txt, 1 .json"
+
+    def test_of_many_kinds_the_most_frequent_are_named_and_the_rest_summed(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.mp4", *(f"{i}.k{kind:02d}" for kind in range(14) for i in range(20 - kind)))
+        named = ", ".join(f"{20 - kind} .k{kind:02d}" for kind in range(12))
+        assert read_catalog(tmp_path).not_read() == f"{sum(range(7, 21))} files: {named}, 15 of 2 other kinds"
+
+    def test_a_name_that_is_no_text_can_still_be_told(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.mp4")
+        try:
+            touch(tmp_path, os.fsdecode(b"caf\xe9/cover.jpg"), os.fsdecode(b"b.tx\xe9"))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+        told = read_catalog(tmp_path).not_read().encode().decode()
+        assert told == f"1 file: 1 without extension; 1 image in folders without numbered names, such as {tmp_path}/caf?"
+
+    @pytest.mark.parametrize("demuxer", ["dhav", "dv", "h264", "hevc", "m4v"])
+    def test_what_ffmpeg_calls_recordings_is_a_video(self, demuxer: str) -> None:
+        assert {f".{name}" for name in av.format.ContainerFormat(demuxer, "r").extensions} <= VIDEO_SUFFIXES
+
+    def test_recordings_of_every_extension_are_candidates_and_none_is_an_image_too(self, tmp_path: Path) -> None:
+        touch(tmp_path, *(f"a{suffix}" for suffix in VIDEO_SUFFIXES), "b.TRP", "b.g64x")
+        catalog = read_catalog(tmp_path)
+        assert set(kinds(catalog)) == {f"a{suffix}" for suffix in VIDEO_SUFFIXES} | {"b.TRP"}
+        assert catalog.ignored == {".g64x": 1}
+        assert not VIDEO_SUFFIXES & (IMAGE_SUFFIXES | set(MANIFEST_SUFFIXES))
 
     def test_links_in_circles_end_and_a_folder_is_read_once(self, tmp_path: Path) -> None:
         touch(tmp_path, "z/a.mp4", "z/deep/b.mp4")
@@ -127,7 +174,8 @@ class TestFolders:
         (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
         os.mkfifo(tmp_path / "pipe.mp4")
         catalog = read_catalog(tmp_path)
-        assert (set(kinds(catalog)), catalog.ignored) == ({"a.mp4", "gone.mp4"}, 1)
+        assert set(kinds(catalog)) == {"a.mp4", "gone.mp4"}
+        assert catalog.not_read() == "1 file: 1 (pipe, socket or device)"
 
     def test_a_folder_that_may_not_be_listed_is_a_refused_row(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         touch(tmp_path, "a.mp4", "locked/b.mp4")
@@ -227,9 +275,10 @@ class TestBuckets:
             "deep/b c.mkv": "file",
             "what": "file",  # kinds() cuts off the options
             "person 1": "images",
+            "outer": "images",
             "outer/inner": "images",
         }
-        assert catalog.ignored == 3  # notes.txt, m.csv, outer/1.jpg
+        assert catalog.ignored == {".txt": 1, ".csv": 1}
         for row in rows(catalog):
             assert row["kind"] == "images" or resolve(row["uri"]).exists()
 
@@ -267,6 +316,9 @@ class TestIds:
         assert default_video_id("s3://b/c/person.7?region=x").startswith("person.7-")
         assert default_video_id("/data/日本.mp4").startswith("video-")
         assert default_video_id("/a/b.mp4") != default_video_id("/c/b.mp4")
+
+    def test_a_gallery_of_older_versions_keeps_the_ids_of_rows_whose_extension_was_no_videos_then(self) -> None:
+        assert default_video_id("/a/rec.dav").startswith("rec.dav-")
 
     @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
     def test_every_default_id_can_be_an_explicit_one(self, name: str) -> None:
@@ -345,4 +397,4 @@ class TestRealExamples:
         assert {Path(uri) for uri in catalog.table["uri"].to_pylist()} == folders
         assert set(catalog.table["kind"].to_pylist()) == {"images"}
         files = [path for path in shared("mini_mars").rglob("*") if path.is_file()]
-        assert catalog.ignored == sum(path.suffix != ".jpg" for path in files) > 0
+        assert catalog.ignored == Counter(path.suffix for path in files if path.suffix != ".jpg") != {}

@@ -160,6 +160,95 @@ class TestNumbersAsLabels:
         assert labels == [("7", "3"), ("8", "x"), ("9", None), ("A", "0.5"), ("B", "123456789012345678901234567890123")]
 
 
+class TestFrameRates:
+    @every_format
+    @pytest.mark.parametrize(("value", "expected"), [("25", 25.0), ("29.97", 29.97), ("", None), (".5", 0.5), ("999.9", 999.9)])
+    def test_text_is_a_number_of_frames_a_second(self, tmp_path: Path, name: str, value: str, expected: float | None) -> None:
+        manifest = WRITERS[name](tmp_path / name, [{"uri": "a", "frame_rate": value}, {"uri": "b"} | {"frame_rate": "12"}])
+        assert sorted(row["frame_rate"] or 0 for row in rows(read_catalog(manifest))) == sorted([expected or 0, 12.0])
+        assert pa.types.is_float64(read_catalog(manifest).table["frame_rate"].type)
+
+    @pytest.mark.parametrize("name", ["m.jsonl", "m.parquet"])
+    def test_numbers_are_taken_as_they_are_and_a_gap_says_nothing(self, tmp_path: Path, name: str) -> None:
+        values = [30000 / 1001, 25.0, None]
+        manifest = WRITERS[name](
+            tmp_path / name, [{"uri": f"{i}", "video_id": f"{i}", "frame_rate": v} for i, v in enumerate(values)]
+        )
+        assert read_catalog(manifest).table["frame_rate"].to_pylist() == values
+
+    def test_without_the_column_nothing_is_said(self, tmp_path: Path) -> None:
+        assert read_catalog(write_csv(tmp_path / "m.csv", [{"uri": "a"}])).table["frame_rate"].to_pylist() == [None]
+
+    @every_format
+    @pytest.mark.parametrize("value", ["0", "-25", "1000", "25 fps", "inf", "nan", "1_0", "٢٥", "30000/1001"])
+    def test_another_value_is_named_with_its_row(self, tmp_path: Path, name: str, value: str) -> None:
+        manifest = WRITERS[name](tmp_path / name, [{"uri": "a", "frame_rate": "25"}, {"uri": "b", "frame_rate": value}])
+        with pytest.raises(UsageError, match=f"row 2 of .*: frame_rate '{value}' is not a number of frames a second above 0"):
+            read_catalog(manifest)
+
+
+class TestLargeClaims:
+    def test_more_rows_than_memory_has_room_for_are_refused_before_any_is_read(self, tmp_path: Path) -> None:
+        column = pa.chunked_array([pa.nulls(1_000_000, pa.string())] * 150)
+        parquet.write_table(pa.table({"uri": column}), tmp_path / "m.parquet")
+        assert (tmp_path / "m.parquet").stat().st_size < 1_000_000
+        begun = time.thread_time()
+        with pytest.raises(UsageError, match=r"has 150000000 rows; at most 20000000 are read at once: split it into several"):
+            read_catalog(tmp_path / "m.parquet")
+        assert time.thread_time() - begun < 0.5
+
+    @pytest.mark.parametrize(
+        ("encoding", "texts"),
+        [("dictionary", ["x" * 1_000_000] * 50_000), ("DELTA_BYTE_ARRAY", ["x" * 1_000_000 + f"{i:04d}" for i in range(100)])],
+    )
+    def test_a_small_file_of_long_texts_is_refused_before_they_are_written_out(
+        self, tmp_path: Path, encoding: str, texts: list[str]
+    ) -> None:
+        column = pa.array(texts[:1]).dictionary_encode() if encoding == "dictionary" else pa.array(texts)
+        if encoding == "dictionary":
+            column = pa.DictionaryArray.from_arrays(pa.array([0] * len(texts), pa.int32()), column.dictionary)
+            parquet.write_table(pa.table({"uri": column}), tmp_path / "m.parquet")
+        else:
+            parquet.write_table(
+                pa.table({"uri": column}),
+                tmp_path / "m.parquet",
+                use_dictionary=False,
+                column_encoding={"uri": encoding},
+                write_statistics=False,
+            )
+        assert (tmp_path / "m.parquet").stat().st_size < 1_000_000
+        before = pa.default_memory_pool().max_memory()
+        with pytest.raises(UsageError, match=r"the column uri of .* holds a text of 10000\d\d bytes; at most 16384 are read"):
+            read_catalog(tmp_path / "m.parquet")
+        assert pa.default_memory_pool().max_memory() - before < 1 << 30  # written out, they are 50 GB
+
+    def test_values_are_added_up_while_they_are_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        texts = ["y" * 10_000] * 1000  # 10 MB, of which the file says that it holds one text and 1,000 references to it
+        parquet.write_table(pa.table({"uri": [f"{i}" for i in range(1000)], "camera_id": texts}), tmp_path / "m.parquet")
+        assert len(read_catalog(tmp_path / "m.parquet").table) == 1000
+        monkeypatch.setattr("pipeline.manifest.MOST_BYTES", 5 << 20)
+        with pytest.raises(UsageError, match="has 9 MiB of values; at most 5 are read at once"):
+            read_catalog(tmp_path / "m.parquet")
+
+    @pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+    @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+    def test_texts_are_read_however_they_are_encoded(self, tmp_path: Path, encoding: str, kind: pa.DataType) -> None:
+        uris = [f"/videos/{i:03d}.mp4" for i in range(200)]
+        cameras = pa.array([None if i % 3 == 0 else f"cam{i % 4}" for i in range(200)])
+        parquet.write_table(
+            pa.table(
+                {"uri": pa.array(uris).cast(kind), "camera_id": cameras.cast(kind), "person_id": cameras.dictionary_encode()}
+            ),
+            tmp_path / "m.parquet",
+            use_dictionary=["camera_id", "person_id"],
+            column_encoding={"uri": encoding},
+            row_group_size=70,
+        )
+        table = read_catalog(tmp_path / "m.parquet").table.sort_by("uri")
+        assert table["uri"].to_pylist() == uris
+        assert table["camera_id"].to_pylist() == table["person_id"].to_pylist() == cameras.to_pylist()
+
+
 class TestStartTimes:
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -222,6 +311,13 @@ class TestStartTimes:
 
 
 class TestFaults:
+    @pytest.mark.parametrize("column", ["uri", "frame_rate"])
+    def test_a_column_of_another_type_is_named(self, tmp_path: Path, column: str) -> None:
+        table = pa.table({"uri": ["a"]} | {column: pa.array([["a"]])})
+        parquet.write_table(table, tmp_path / "m.parquet")
+        with pytest.raises(UsageError, match=f"the column {column} of .* is of type list<.*>; text or numbers are needed"):
+            read_catalog(tmp_path / "m.parquet")
+
     @every_format
     @pytest.mark.parametrize(
         ("wrong", "sentence"),
