@@ -80,9 +80,10 @@ class Recording(Reader):
             stamp_of = _stamps_of(container, stream)
             decoding = _Decoding(container, stream, self.alive)
             times = FrameTimes(1 / rate)
-            number, zero, time = 0, 0.0, 0.0
+            number, damaged, zero, time = 0, 0, 0.0, 0.0
             self._size, self._resized = None, 0
             for time, frame in times.of((stamp_of(frame), frame) for frame in decoding.frames()):
+                damaged += frame.is_corrupt
                 if number == 0:
                     zero = _zero(container.start_time, time)
                     self._look_at(frame)
@@ -90,6 +91,8 @@ class Recording(Reader):
                 number += 1
             self._check(number, decoding, stream)
             remarks = [*self._stream_remarks(container, stream), *_time_remarks(times, number, container, guessed, rate)]
+            if damaged:
+                remarks.append(f"{damaged} frames are damaged: FFmpeg shows them with what was missing made up")
             if self._resized:
                 remarks.append(f"{self._resized} frames are of another size and were brought to that of the first one")
             if (short := _missing_end(container, stream, time - zero)) is not None:

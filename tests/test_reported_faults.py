@@ -14,12 +14,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "recordings.md"
 OWN = [report for report in REPORTS if report.make not in KINDS.values()]  # the kinds are read by their own test
 
 
-CONCEALED = pytest.mark.xfail(strict=True, reason="frames that FFmpeg conceals damage in are not counted")
-
-
-@pytest.mark.parametrize(
-    "report", [pytest.param(r, id=r.thread, marks=[CONCEALED] if r.thread == "dmlc/decord#83" else []) for r in OWN]
-)
+@pytest.mark.parametrize("report", OWN, ids=[report.thread for report in OWN])
 def test_a_file_as_reported_is_read_right(report: Report, tmp_path: Path) -> None:
     recording = report.make(tmp_path / "recording")
     assert verdict(read_by_product(recording.path, report.by), recording, report.by, report.tell).startswith("right")
