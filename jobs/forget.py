@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import parse_time, run
+from jobs.command_line import parse_time, printable, run
 from pipeline.gallery import Gallery
 from pipeline.retention import Selection
 from pipeline.retention import forget as run_forget
@@ -24,7 +24,7 @@ def forget(
     """Forget videos: gone from results at once and for later ingests too, gone from the disk after jobs.compact."""
     selection = Selection(tuple(video_id or ()), camera, parse_time(before), person)
     forgotten = run_forget(Gallery.open(gallery), selection, reason, case)
-    print(f"{len(forgotten)} videos forgotten" + (f": {', '.join(forgotten[:10])}" if forgotten else ""))
+    print(printable(f"{len(forgotten)} videos forgotten" + (f": {', '.join(forgotten[:10])}" if forgotten else "")))
     if forgotten:
         print("They are in no result from now on; jobs.compact takes their features off the disk.")
 

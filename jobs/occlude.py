@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import local_folder, run
+from jobs.command_line import local_folder, printable, run
 from pipeline.datasets import read_labelled
 from pipeline.occlusion import OcclusionSettings, occlude_catalog
 from pipeline.sampling import Sampling
@@ -41,7 +41,7 @@ def occlude(
         labelled.catalog, out, OcclusionSettings(share, kind, seed), Sampling(sample_rate, None, 256, 128), progress
     )
     for line in left_out[:SHOWN]:
-        print(f"left out: {line}", file=sys.stderr)
+        print(printable(f"left out: {line}"), file=sys.stderr)
     print(f"{len(labelled.catalog.table) - len(left_out)} videos copied, {len(left_out)} left out")
     print(f"manifest: {manifest}")
 
