@@ -76,7 +76,7 @@ def every_distance(index: faiss.Index, queries: np.ndarray) -> np.ndarray:
     return distances
 
 
-@needs_compiler
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("count", [1, 3, 8, 9, 16, 17, 40])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_it_measures_as_faiss_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, mapped: bool) -> None:
