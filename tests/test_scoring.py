@@ -314,6 +314,13 @@ def test_vectors_of_every_width_agree(processor, count, monkeypatch):
     torch.testing.assert_close(logits, candidate_logits(target, *arrays), rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize(("level", "few", "many"), [("x86-64-v2", 4, 4), ("x86-64-v3", 8, 8), ("x86-64-v4", 8, 16)])
+def test_vectors_are_as_wide_as_the_processor_s_registers(level, few, many, monkeypatch):
+    """128 bits with SSE4.2, 256 with AVX2, 512 with AVX-512, of which up to 8 target segments take a half."""
+    compile_for(level, monkeypatch)
+    assert [pair_kernel.lanes(count) for count in (1, 8, 9, 64)] == [few, few, many, many]
+
+
 def stored_at_random(count, key_width, value_width, storage):
     """A target of `count` segments, and what `candidate_logits` takes of 12 videos of 1 to 70 frames."""
     generator = torch.Generator().manual_seed(count)
