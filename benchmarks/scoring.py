@@ -43,7 +43,7 @@ LENGTH, STRIDE = 8, 4
 BLOCK = 4096  # pairs of segments of the vectorised definition at a time: its encodings, 3 MB then, fit the cache
 ORACLE_SEGMENTS = 2000
 TARGETS = (1, 8, 64)
-PAUSE_S = 0.05  # before each measurement: PyTorch's threads spin on for a while after their work
+LEAST_S = 0.1  # a turn: what is short is repeated, since PyTorch's threads spin on for a while after the work before
 COLUMNS = ("this code", "definition", "loop", "products", "reading")
 LESSER = {  # processors, what this one must have to be one of them (`torch.backends.cpu`), and what keeps PyTorch to them
     "x86-64-v3": (("AVX2", "AVX512"), ("avx2", "AVX2", "AVX2")),
@@ -162,7 +162,7 @@ class Bench:
         return found
 
     def turn(self, segments: int, names: tuple[str, ...]) -> dict[str, float]:
-        """Seconds of each, once."""
+        """Seconds of each, for one turn."""
         target, candidates = self.targets[segments], self.candidates
         work: dict[str, Callable[[], object]] = {
             "this code": lambda: candidate_logits(target, *self.arrays, LENGTH),
@@ -174,10 +174,12 @@ class Bench:
         }
         taken = {}
         for name in names:
-            time.sleep(PAUSE_S)
-            began = time.perf_counter()
-            work[name]()
-            taken[name] = time.perf_counter() - began
+            runs: list[float] = []
+            while sum(runs) < LEAST_S:
+                began = time.perf_counter()
+                work[name]()
+                runs.append(time.perf_counter() - began)
+            taken[name] = statistics.median(runs)
         return taken
 
 
