@@ -73,9 +73,7 @@ def _compiled(source: Path, processor: str) -> Path:
     if compiler is None:
         raise RuntimeError("there is no C compiler; install gcc and libc6-dev")
     flags = [*FLAGS, f"-mcpu={processor}" if platform.machine() in ("aarch64", "arm64") else f"-march={processor}"]
-    # The compiler's version and all that it will use of this processor: a cache may be shared by machines that differ.
-    known = _run(compiler, *flags, "-dM", "-E", "-x", "c", os.devnull) + _run(compiler, "--version")
-    content = "\0".join([source.read_text(), *flags, known])
+    content = "\0".join([source.read_text(), *flags, _described(compiler, *flags)])
     folder = (cache_folder() / "kernels").resolve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _check_private(folder)
@@ -90,6 +88,12 @@ def _compiled(source: Path, processor: str) -> Path:
         finally:
             Path(name).unlink(missing_ok=True)
     return library
+
+
+@cache
+def _described(compiler: str, *flags: str) -> str:
+    """A compiler's version and all that it will use of this processor: a cache may be shared by machines that differ."""
+    return _run(compiler, "--version") + _run(compiler, *flags, "-dM", "-E", "-x", "c", os.devnull)
 
 
 def _run(*command: str) -> str:
