@@ -8,16 +8,23 @@ slower of the two is the limit. All take turns, and medians count. Products alon
 the share of the limit exceeds 1 where this code's own products are faster than the library's for so narrow a matrix, so the share
 of the machine's arithmetic, as a square product of the library reaches it, is given beside it.
 
+All that is done for this processor and, in turn with it, for lesser ones (`--processor`): the kernel is compiled for x86-64-v3
+(AVX2) and x86-64-v2 (SSE4.2), and PyTorch with its libraries is kept to the same instructions, in a process of its own.
+
 Errors are of scores, against the definition in float64 on unrounded features. The last line is the same as JSON.
 """
 
 import json
+import multiprocessing
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,7 +32,7 @@ import typer
 from torch import Tensor
 
 from jobs.command_line import run
-from pipeline import pair_kernel
+from pipeline import compiled, pair_kernel
 from pipeline.coattention import Coattention
 from pipeline.head import load_head
 from pipeline.scoring import TargetEncoding, candidate_logits, encode_target, frame_band, segment_rows, video_scores
@@ -35,6 +42,22 @@ from pipeline.weights import FOLDER
 LENGTH, STRIDE = 8, 4
 BLOCK = 4096  # pairs of segments of the vectorised definition at a time: its encodings, 3 MB then, fit the cache
 ORACLE_SEGMENTS = 2000
+TARGETS = (1, 8, 64)
+LEAST_S = 0.1  # a turn: what is short is repeated, since PyTorch's threads spin on for a while after the work before
+COLUMNS = ("this code", "definition", "loop", "products", "reading")
+LESSER = {  # processors, what this one must have to be one of them (`torch.backends.cpu`), and what keeps PyTorch to them
+    "x86-64-v3": (("AVX2", "AVX512"), ("avx2", "AVX2", "AVX2")),
+    "x86-64-v2": (("DEFAULT", "AVX2", "AVX512"), ("default", "SSE4_2", "SSE41")),
+}
+LIMITS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")  # environment variables of these libraries
+
+
+def processors() -> list[str]:
+    """What kernels can be compiled for and run here: this processor, and lesser ones."""
+    if platform.machine() != "x86_64":
+        return ["native"]
+    found = torch.backends.cpu.get_cpu_capability()
+    return ["native", *(name for name, (at_least, _) in LESSER.items() if found in at_least)]
 
 
 class Candidates:
@@ -108,15 +131,96 @@ def reading(candidates: Candidates) -> None:
         flat[: len(flat) // 4 * 4].view(torch.int64).sum()
 
 
-def medians(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds of each, taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in work}
+class Bench:
+    """What is measured for one processor, in a process of its own."""
+
+    def __init__(self, processor: str, videos: int, frames: int, head: Path | None, threads: int) -> None:
+        compiled.PROCESSOR = processor
+        torch.set_num_threads(threads)
+        self.head = load_head(str(head or FOLDER / "heads" / "osnet_x0_25_distilled"))
+        self.candidates = candidates = Candidates(self.head, videos, frames)
+        self.floats = candidates.keys.float(), candidates.values.float()
+        self.arrays = (candidates.keys, candidates.values, candidates.bands[torch.float16], candidates.start, candidates.last)
+        self.targets = {segments: candidates.target(self.head, segments)[1] for segments in TARGETS}
+        self.square = torch.randn(2048, 2048)
+
+    def about(self) -> dict[str, Any]:
+        """Sizes and what is correct."""
+        candidates = self.candidates
+        found: dict[str, Any] = {
+            "kernel": pair_kernel.available(),
+            "lanes": {segments: pair_kernel.lanes(segments) for segments in TARGETS} if pair_kernel.available() else {},
+            "threads": torch.get_num_threads(),
+            "frames": len(candidates.keys),
+            "pairs": len(candidates.start),
+            "bytes": sum(array.nbytes for array in self.arrays[:3]),
+            "widths": candidates.keys.shape[1] + candidates.values.shape[1],
+        }
+        for kind, (error, ranked) in errors(self.head, candidates, 8).items():
+            name = str(kind).removeprefix("torch.")
+            found |= {f"max_abs_error_{name}": error, f"first_100_as_defined_{name}": ranked}
+        return found
+
+    def turn(self, segments: int, names: tuple[str, ...]) -> dict[str, float]:
+        """Seconds of each, for one turn."""
+        target, candidates = self.targets[segments], self.candidates
+        work: dict[str, Callable[[], object]] = {
+            "this code": lambda: candidate_logits(target, *self.arrays, LENGTH),
+            "products": lambda: products(*self.floats, target),
+            "reading": lambda: reading(candidates),
+            "square": lambda: self.square @ self.square,
+            "definition": lambda: definition(target, candidates.keys, candidates.values, candidates.rows),
+            "loop": lambda: video_by_video(target, candidates),
+        }
+        taken = {}
+        for name in names:
+            runs: list[float] = []
+            while sum(runs) < LEAST_S:
+                began = time.perf_counter()
+                work[name]()
+                runs.append(time.perf_counter() - began)
+            taken[name] = statistics.median(runs)
+        return taken
+
+
+_bench: Bench  # of a process that measures
+
+
+def _begin(*settings: Any) -> None:
+    global _bench
+    _bench = Bench(*settings)
+
+
+def _about() -> dict[str, Any]:
+    return _bench.about()
+
+
+def _turn(segments: int, names: tuple[str, ...]) -> dict[str, float]:
+    return _bench.turn(segments, names)
+
+
+def started(processor: str, *settings: Any) -> ProcessPoolExecutor:
+    """A process that measures for a processor."""
+    limits = dict(zip(LIMITS, LESSER[processor][1], strict=True)) if processor in LESSER else {}
+    spawn = multiprocessing.get_context("spawn")
+    with mock.patch.dict(os.environ, limits):
+        pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin, initargs=(processor, *settings))
+        pool.submit(time.time).result()
+    return pool
+
+
+def medians(
+    pools: dict[str, ProcessPoolExecutor], segments: int, names: tuple[str, ...], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Seconds of each by processor, in turn; the first turn does not count."""
+    turns: dict[str, list[dict[str, float]]] = {processor: [] for processor in pools}
     for _ in range(repeats + 1):
-        for name, function in work.items():
-            began = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+        for processor, pool in pools.items():
+            turns[processor].append(pool.submit(_turn, segments, names).result())
+    return {
+        processor: {name: statistics.median(turn[name] for turn in found[1:]) for name in names}
+        for processor, found in turns.items()
+    }
 
 
 def errors(head: Coattention, candidates: Candidates, segments: int) -> dict[torch.dtype, tuple[float, bool]]:
@@ -157,69 +261,69 @@ def encode_target_in_float64(head: Coattention, features: Tensor) -> TargetEncod
 def scoring(
     videos: Annotated[int, typer.Option(help="Candidate videos.")] = 4000,
     frames: Annotated[int, typer.Option(help="Frames a video.")] = 40,
-    repeats: Annotated[int, typer.Option(help="Runs whose median counts.")] = 7,
+    repeats: Annotated[int, typer.Option(help="Turns whose median counts.")] = 7,
     head: Annotated[Path | None, typer.Option(help="Folder of a head [default: the one that ships].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads [default: as PyTorch chooses].")] = None,
+    processor: Annotated[list[str] | None, typer.Option(help="native, x86-64-v3 or x86-64-v2 [default: all].")] = None,
 ) -> None:
-    """Measure scoring beside its peers and its limit, and print a table."""
-    model = load_head(str(head or FOLDER / "heads" / "osnet_x0_25_distilled"))
-    candidates = Candidates(model, videos, frames)
-    floats = candidates.keys.float(), candidates.values.float()
-    square = torch.randn(2048, 2048)
-    peak = 2 * 2048**3 / medians({"square": lambda: square @ square}, 3)["square"]
-    figures: dict[str, object] = {
-        "kernel": pair_kernel.available(),
-        "threads": torch.get_num_threads(),
-        "peak_gflops": peak / 1e9,
+    """Measure scoring beside its peers and its limit, for this processor and lesser ones, and print a table."""
+    asked = processor or processors()
+    pools = {name: started(name, videos, frames, head, threads or torch.get_num_threads()) for name in asked}
+    figures = {name: pool.submit(_about).result() for name, pool in pools.items()}
+    first = figures[asked[0]]
+    size = f"{first['pairs']} segments, {first['bytes'] / 1e6:.0f} MB"
+    print(f"{videos} videos of {frames} frames, {size}, {first['threads']} threads; {_model()}")
+    for name, taken in medians(pools, 1, ("square",), 3).items():
+        figures[name]["peak_gflops"] = 2 * 2048**3 / taken["square"] / 1e9
+    print(f"{'processor':<12}{'segments':>9}{'lanes':>6}" + "".join(f"{name:>12}" for name in COLUMNS) + "   us a frame")
+    for segments in TARGETS:
+        times = medians(pools, segments, COLUMNS, repeats)
+        for name, found in figures.items():
+            found |= _ratios(found, segments, times[name])
+            found[f"times_{asked[0]}_{segments}"] = times[name]["this code"] / times[asked[0]]["this code"]
+            row = "".join(f"{seconds / found['frames'] * 1e6:>12.4f}" for seconds in times[name].values())
+            print(f"{name:<12}{segments:>9}{found['lanes'].get(segments, '-'):>6}{row}")
+    for name, found in figures.items():
+        for segments in TARGETS:
+            print(
+                f"{name}, {segments} segments: {found[f'speedup_vs_textbook_{segments}']:.1f} x the definition, "
+                f"{found[f'speedup_vs_loop_{segments}']:.1f} x the loop, {found[f'share_of_limit_{segments}']:.2f} of the limit "
+                f"({found[f'bound_by_{segments}']}), {found[f'share_of_peak_{segments}']:.2f} of the arithmetic, "
+                f"{found[f'gbytes_per_s_{segments}']:.1f} GB/s, "
+                f"{found[f'times_{asked[0]}_{segments}']:.2f} x the time of {asked[0]}"
+            )
+        wrong = ", ".join(f"{found[f'max_abs_error_{kind}']:.1e} {kind}" for kind in ("float16", "float32"))
+        print(f"{name}: largest error {wrong}")
+    for pool in pools.values():
+        pool.shutdown()
+    print(json.dumps(first | {"processor": _model(), "lesser": {name: figures[name] for name in asked[1:]}}))
+
+
+def _model() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def _ratios(found: dict[str, Any], segments: int, times: dict[str, float]) -> dict[str, Any]:
+    """What the seconds of one processor mean."""
+    mine, limit = times["this code"], max(times["products"], times["reading"])
+    operations = 2 * found["widths"] * segments * found["frames"]
+    figures = {
+        "us_a_frame": mine / found["frames"] * 1e6,
+        "speedup_vs_textbook": times["definition"] / mine,
+        "speedup_vs_loop": times["loop"] / mine,
+        "share_of_limit": limit / mine,
+        "share_of_peak": operations / mine / found["peak_gflops"] / 1e9,
+        "gbytes_per_s": found["bytes"] / mine / 1e9,
+        "flops_per_byte": operations / found["bytes"],
+        "bound_by": "products" if times["products"] > times["reading"] else "reading",
     }
-    count, pairs = len(candidates.keys), len(candidates.start)
-    widths = candidates.keys.shape[1] + candidates.values.shape[1]
-    size = sum(array.nbytes for array in (candidates.keys, candidates.values, candidates.bands[torch.float16]))
-    print(f"{videos} videos of {frames} frames, {pairs} segments, {size / 1e6:.0f} MB, {os.cpu_count()} cores")
-    print(
-        f"{'':16}"
-        + "".join(f"{name:>13}" for name in ("this code", "definition", "loop", "products", "reading"))
-        + "   us a frame"
-    )
-    for segments in (1, 8, 64):
-        _, target = candidates.target(model, segments)
-        arrays = (candidates.keys, candidates.values, candidates.bands[torch.float16], candidates.start, candidates.last)
-        work: dict[str, Callable[[], object]] = {
-            "this code": lambda t=target, a=arrays: candidate_logits(t, *a, LENGTH),
-            "products": lambda t=target: products(*floats, t),
-            "reading": lambda: reading(candidates),
-        }
-        times = medians(work, repeats)
-        slow: dict[str, Callable[[], object]] = {
-            "this code": work["this code"],
-            "definition": lambda t=target: definition(t, candidates.keys, candidates.values, candidates.rows),
-            "loop": lambda t=target: video_by_video(t, candidates),
-        }
-        beside = medians(slow, repeats)
-        limit = max(times["products"], times["reading"])
-        row = [times["this code"], beside["definition"], beside["loop"], times["products"], times["reading"]]
-        print(f"{segments:>4} segments   " + "".join(f"{seconds / count * 1e6:>13.4f}" for seconds in row))
-        operations = 2 * widths * segments * count
-        figures |= {
-            f"speedup_vs_textbook_{segments}": beside["definition"] / beside["this code"],
-            f"speedup_vs_loop_{segments}": beside["loop"] / beside["this code"],
-            f"share_of_limit_{segments}": limit / times["this code"],
-            f"share_of_peak_{segments}": operations / times["this code"] / peak,
-            f"gbytes_per_s_{segments}": size / times["this code"] / 1e9,
-            f"flops_per_byte_{segments}": operations / size,
-            f"bound_by_{segments}": "products" if times["products"] > times["reading"] else "reading",
-        }
-    for kind, (error, ranked) in errors(model, candidates, 8).items():
-        name = str(kind).removeprefix("torch.")
-        figures |= {f"max_abs_error_{name}": error, f"first_100_as_defined_{name}": ranked}
-    for segments in (1, 8, 64):
-        print(
-            f"{segments:>4} segments: {figures[f'speedup_vs_textbook_{segments}']:.1f} x the definition, "
-            f"{figures[f'speedup_vs_loop_{segments}']:.1f} x the loop, {figures[f'share_of_limit_{segments}']:.2f} of the limit "
-            f"({figures[f'bound_by_{segments}']}), {figures[f'share_of_peak_{segments}']:.2f} of the arithmetic, "
-            f"{figures[f'gbytes_per_s_{segments}']:.1f} GB/s, {figures[f'flops_per_byte_{segments}']:.1f} operations a byte"
-        )
-    print(f"largest error {figures['max_abs_error_float16']:.1e} float16, {figures['max_abs_error_float32']:.1e} float32")
-    print(json.dumps(figures))
+    return {f"{name}_{segments}": figure for name, figure in figures.items()}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch import Tensor
 from pipeline import compiled
 from pipeline.errors import PipelineError
 
+_ARGUMENTS = [ctypes.c_int64, *4 * [ctypes.c_void_p], ctypes.POINTER(ctypes.c_int64)]  # of the C function, as they stand there
 READERS = 16  # threads: a disk answers many requests at a time
 PIECE = 4 << 20  # bytes that a thread reads at a time, about
 TOO_MANY_FILES = "this index needs more open files than the system allows; raise the limit (ulimit -n)"
@@ -187,7 +188,7 @@ def read_ranges(file: np.ndarray, at: np.ndarray, size: np.ndarray, target: np.n
         return
     arrays = [np.ascontiguousarray(array, np.int64) for array in (file, at, size)]
     at_fault = ctypes.c_int64()
-    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (*arrays, target))
-    failed = library.read_ranges(ctypes.c_int64(len(at)), *pointers, ctypes.byref(at_fault))
+    read = compiled.function(library, "read_ranges", _ARGUMENTS)
+    failed = read(len(at), *(array.ctypes.data for array in (*arrays, target)), ctypes.byref(at_fault))
     if failed:
         raise RangeError(at_fault.value, max(failed, 0) or errno.EIO, "it ends too early" if failed < 0 else os.strerror(failed))

@@ -1,7 +1,8 @@
 /* The nearest product-quantised segment of each video, on one CPU core; see pipeline/list_scan.py.
 
 Written once for every vector width: the file includes itself with another LANES. A vector holds one number of each of LANES target
-segments, so that a code's bytes pick rows of a table that are added up; what is left is the smallest number of one vector.
+segments, so that a code's bytes pick rows of a table that are added up; what is left is the smallest number of one vector. Where
+registers are narrower than that, it is PARTS vectors: compilers take a wider one apart through memory.
 */
 #ifndef LANES
 
@@ -12,8 +13,10 @@ segments, so that a code's bytes pick rows of a table that are added up; what is
 #define NAME(a) JOIN(a, LANES)
 #define INLINE static inline __attribute__((always_inline))
 
-#ifdef __SSE4_1__
+#if defined(__SSE4_1__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 /* Ask for memory that is needed soon: a list is too short for the processor to see that it is read from front to back. */
@@ -31,46 +34,54 @@ INLINE void fetch(const void *memory, int64_t bytes) {
 
 #else
 
-typedef uint16_t NAME(vec) __attribute__((vector_size(2 * LANES), aligned(2 * LANES)));
+#if LANES == 16 && !defined(__AVX2__)
+#define PARTS 2
+#else
+#define PARTS 1
+#endif
+typedef uint16_t NAME(vec) __attribute__((vector_size(2 * LANES / PARTS), aligned(2 * LANES / PARTS)));
 #define VEC NAME(vec)
 
-INLINE uint16_t NAME(smallest)(VEC x) {
-#ifdef __SSE4_1__
-  const __m128i *half = (const __m128i *)&x;
-#if LANES == 8
-  return (uint16_t)_mm_extract_epi16(_mm_minpos_epu16(half[0]), 0);
-#else
-  return (uint16_t)_mm_extract_epi16(_mm_minpos_epu16(_mm_min_epu16(half[0], half[1])), 0);
-#endif
-#else
-  uint16_t least = x[0];
-  for (int i = 1; i < LANES; i++) least = x[i] < least ? x[i] : least;
-  return least;
-#endif
-}
-
 typedef struct {
-  VEC sum;
+  VEC sum[PARTS];
   const uint8_t *code;
   int32_t video;
 } NAME(waiting);
 #define WAITING NAME(waiting)
 
+INLINE uint16_t NAME(smallest)(const WAITING *one) {
+#if defined(__SSE4_1__)
+  __m128i least = *(const __m128i *)one->sum;
+  if (LANES == 16) least = _mm_min_epu16(least, ((const __m128i *)one->sum)[LANES / 16]);
+  return (uint16_t)_mm_extract_epi16(_mm_minpos_epu16(least), 0);
+#elif defined(__aarch64__)
+  uint16x8_t least = (uint16x8_t)one->sum[0];
+  if (PARTS == 2) least = vminq_u16(least, (uint16x8_t)one->sum[PARTS - 1]);
+  return vminvq_u16(least);
+#else
+  uint16_t least = UINT16_MAX;
+  for (int p = 0; p < PARTS; p++)
+    for (int i = 0; i < LANES / PARTS; i++) least = one->sum[p][i] < least ? one->sum[p][i] : least;
+  return least;
+#endif
+}
+
 /* Whether a segment whose sum will be `sum` or more is of no use: it is not among those asked for, or its video has a nearer one. */
 INLINE int NAME(useless)(const WAITING *one, uint32_t limit, const uint16_t *best) {
-  uint16_t least = NAME(smallest)(one->sum);
+  uint16_t least = NAME(smallest)(one);
   return least > limit || least >= best[one->video];
 }
 
 INLINE void NAME(add_up)(WAITING *some, int count, int64_t from, int64_t to, const VEC *table) {
   for (int64_t m = from; m < to; m++)
-    for (int i = 0; i < count; i++) some[i].sum += table[256 * m + some[i].code[m]];
+    for (int i = 0; i < count; i++)
+      for (int p = 0; p < PARTS; p++) some[i].sum[p] += table[(256 * m + some[i].code[m]) * PARTS + p];
 }
 
 INLINE void NAME(finish)(WAITING *some, int count, int64_t half, int64_t width, const VEC *table, uint32_t limit, uint16_t *best) {
   NAME(add_up)(some, count, half, width, table);
   for (int i = 0; i < count; i++)
-    if (!NAME(useless)(some + i, limit, best)) best[some[i].video] = NAME(smallest)(some[i].sum);
+    if (!NAME(useless)(some + i, limit, best)) best[some[i].video] = NAME(smallest)(some + i);
 }
 
 /* Sums of the first half of codes; those that may still be of use wait for the other half until they are TOGETHER. */
@@ -106,7 +117,7 @@ int NAME(scan_lists_)(int64_t lists, const uint8_t *const *codes, const int64_t 
       if (id >= (uint64_t)segments) return -1;
       int32_t owner = video_of_segment[id];
       if (!best[owner]) continue;
-      fresh[count++] = (WAITING){{0}, codes[list] + i * width, owner};
+      fresh[count++] = (WAITING){{{0}}, codes[list] + i * width, owner};
       if (count == TOGETHER) {
         waiting = NAME(begin)(fresh, TOGETHER, later, waiting, half, width, rows, most, best);
         count = 0;
@@ -120,4 +131,5 @@ int NAME(scan_lists_)(int64_t lists, const uint8_t *const *codes, const int64_t 
 
 #undef VEC
 #undef WAITING
+#undef PARTS
 #endif

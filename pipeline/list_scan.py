@@ -7,8 +7,10 @@ Distances are FAISS's own (asymmetric, by the same codebook), added up in 16 bit
 """
 
 import ctypes
+import logging
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import faiss
@@ -17,7 +19,11 @@ import numpy as np
 from pipeline import compiled
 from pipeline.errors import PipelineError
 
+log = logging.getLogger(__name__)
+
 _NAME = "list_scan"
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_ARGUMENTS = [_SIZE, *3 * [_POINTER], _SIZE, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER]  # of the C function, as they stand there
 LARGEST = 65_000  # a sum of rounded numbers stays below what 16 bits hold
 LANES = (8, 16)
 NO_SUCH_SEGMENT = "the index is damaged: its prefilter names a segment that is not there; run jobs.index --rebuild"
@@ -69,7 +75,8 @@ class ListScan:
 
     @classmethod
     def of(cls, index: faiss.Index) -> "ListScan | None":
-        """None where there is no kernel, or the index has other codes than bytes of a product quantizer, or another metric.
+        """None where FAISS's own search serves: without a kernel, for other codes than bytes of a product quantizer, for another
+        metric, and where this release of FAISS lays out mapped lists in a way that is not known.
 
         Raises PipelineError for a damaged index.
         """
@@ -78,7 +85,10 @@ class ListScan:
             return None
         if found.pq.nbits != 8 or compiled.library(_NAME) is None:
             return None
-        lists: Any = found.invlists
+        invlists: Any = found.invlists
+        lists: Any = faiss.downcast_InvertedLists(invlists)
+        if isinstance(lists, faiss.OnDiskInvertedLists) and not _layout_is_known():
+            return None
         if (found.pq.M, found.pq.d, lists.nlist) != (found.code_size, found.d, found.nlist):
             raise PipelineError("the index is damaged: its prefilter contradicts itself; run jobs.index --rebuild")
         return cls(index, *_addresses(lists, found.nlist, found.code_size))
@@ -106,15 +116,13 @@ class ListScan:
         owners = np.ascontiguousarray(video_of_segment, np.int32)
         parts, _, lanes = table.rows.shape
         library: Any = compiled.library(_NAME)
-        failed = getattr(library, f"scan_lists_{lanes}")(
-            ctypes.c_int64(len(lists)),
-            *(_pointer(array) for array in arrays),
-            ctypes.c_int64(parts),
-            _pointer(table.rows),
-            ctypes.c_int64(len(owners)),
-            _pointer(owners),
-            ctypes.c_int64(most),
-            _pointer(best),
+        scan_lists = compiled.function(library, f"scan_lists_{lanes}", _ARGUMENTS)
+        failed = scan_lists(
+            len(lists),
+            *(array.ctypes.data for array in arrays),
+            *(parts, table.rows.ctypes.data),
+            *(len(owners), owners.ctypes.data),
+            *(most, best.ctypes.data),
         )
         if failed:
             raise PipelineError(NO_SUCH_SEGMENT)
@@ -124,18 +132,44 @@ class ListScan:
         return np.where(there, np.float32(table.smallest) + np.float32(table.unit) * best, np.float32(np.inf))
 
 
+@cache
+def _layout_is_known() -> bool:
+    """Whether `_addresses` reads of mapped lists what FAISS says, tried on three made-up ones; a log line says so if not."""
+    try:
+        lists: Any = faiss.OnDiskInvertedLists()
+        lists.nlist, lists.code_size, lists.totsize = 3, 5, 1000
+        for size, capacity, offset in ((1, 4, 64), (3, 7, 200), (0, 2, 500)):
+            one: Any = faiss.OnDiskOneList()
+            one.size, one.capacity, one.offset = size, capacity, offset
+            lists.lists.push_back(one)
+        known = np.array_equal(_addresses(lists, 3, 5), _told(lists, 3))
+    except (AttributeError, TypeError, PipelineError):
+        known = False
+    if not known:
+        log.warning(
+            "FAISS %s lays out mapped lists in a way that is not known here, so its own slower search serves; "
+            "install a release that pyproject.toml names",
+            faiss.__version__,
+        )
+    return known
+
+
+def _told(lists: Any, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_addresses` as FAISS gives them, one by one."""
+    every = [(int(lists.get_codes(i) or 0), int(lists.get_ids(i) or 0), lists.list_size(i)) for i in range(count)]
+    codes, ids, size = np.array(every, np.int64).T
+    return codes, ids, size
+
+
 def _addresses(lists: Any, count: int, code_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the codes and the ids of each list begin, and its size: int64 [count] each."""
-    found = faiss.downcast_InvertedLists(lists)
-    if not isinstance(found, faiss.OnDiskInvertedLists):
-        every = [(int(lists.get_codes(i) or 0), int(lists.get_ids(i) or 0), lists.list_size(i)) for i in range(count)]
-        codes, ids, size = np.array(every, np.int64).T
-        return codes, ids, size
-    # FAISS gives these one by one; a search of many partitions has no time for that.
-    of_lists: Any = found.lists
+    """Where the codes and the ids of each list begin, and its size: int64 [count] each. lists: downcast."""
+    if not isinstance(lists, faiss.OnDiskInvertedLists):
+        return _told(lists, count)
+    # A search of many partitions has no time to be told one by one.
+    of_lists: Any = lists.lists
     fields = (ctypes.c_int64 * (3 * count)).from_address(int(of_lists.data().this))
     size, capacity, offset = np.array(fields).reshape(count, 3).T
-    if ((size < 0) | (size > capacity) | (offset < 0) | (offset + capacity * (code_size + 8) > found.totsize)).any():
+    if ((size < 0) | (size > capacity) | (offset < 0) | (offset + capacity * (code_size + 8) > lists.totsize)).any():
         raise PipelineError("the index is damaged: its prefilter has lists beyond its end; run jobs.index --rebuild")
     base = int(lists.get_codes(0)) - offset[0]
     return base + offset, base + offset + capacity * code_size, size
@@ -147,7 +181,3 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     memory = np.zeros(size + 64, np.uint8)
     skip = -memory.ctypes.data % 64
     return memory[skip : skip + size].view(np.uint16).reshape(shape)
-
-
-def _pointer(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)

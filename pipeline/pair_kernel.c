@@ -1,7 +1,8 @@
 /* Logits of all pairs of target and candidate segments, on one CPU core; see pipeline/pair_kernel.py and pipeline/scoring.py.
 
 Written once for every storage type and vector width: the file includes itself with other macros. A vector holds LANES target
-segments, so that whatever belongs to a candidate frame is one broadcast number and nothing is ever added up across a vector.
+segments, so that whatever belongs to a candidate frame is one broadcast number and nothing is ever added up across a vector. LANES
+is never more than a register of the processor holds: compilers take wider vectors apart through memory, forty times as slow.
 */
 #ifndef TYPE
 
@@ -12,39 +13,78 @@ segments, so that whatever belongs to a candidate frame is one broadcast number 
 #include <string.h>
 #include <sys/uio.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
-#define NAME(a) JOIN(a, SUFFIX)
+#define NAME(a) JOIN(a, JOIN(SUFFIX, LANES))
 #define INLINE static inline __attribute__((always_inline))
 
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
-
-/* float16 -> float32; compilers of today leave this loop scalar where F16C is all there is. */
-INLINE void widen_half(const _Float16 *from, float *to, int64_t count) {
-  int64_t i = 0;
-#ifdef __F16C__
-  for (; i + 8 <= count; i += 8) _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
-#endif
-  for (; i < count; i++) to[i] = (float)from[i];
-}
-
-INLINE void widen_single(const float *from, float *to, int64_t count) { memcpy(to, from, 4 * count); }
-
-#define TILE 128 /* frames whose products are held at a time, and more where a segment is longer */
-#define ROWS 24  /* frames that are widened at a time */
-#define MANY 8   /* frames that are multiplied by one vector of target segments, and */
-#define FEW 6    /* by PANEL vectors at a time */
-#ifdef __AVX512F__
-#define PANEL 4 /* 24 sums in 32 registers */
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+#define FEWER 8 /* lanes for as many target segments at most */
+#define LANES_MOST 16
+#elif defined(__AVX2__)
+#define LANES_MOST 8
 #else
-#define PANEL 2 /* 12 sums in 16 registers */
+#define LANES_MOST 4 /* SSE, NEON, and AVX without integers */
 #endif
+
+/* PANEL vectors of target segments are multiplied at a time, and SUMS are held in registers. */
+#if defined(__AVX512VL__) /* of 32 registers */
+#define PANEL 4
+#define SUMS 24
+#elif defined(__aarch64__) /* of 32, but compilers load the numbers of all rows first, and would spill of 24 */
+#define PANEL 4
+#define SUMS 16
+#else /* of 16 */
+#define PANEL 2
+#define SUMS 12
+#endif
+#define MANY 8   /* frames that are multiplied at a time, at most */
+#define ROWS 24  /* frames that are widened at a time */
+#define TILE 120 /* frames whose products are held at a time, a multiple of ROWS, and more where a segment is longer */
 
 #define CHUNK 512    /* rows that are copied from files before they are scored: they stay in the second-level cache */
 #define LONGEST 4096 /* rows of a video that is */
 #define ARRAYS 3     /* keys, values, band */
+
+/* Lanes of the functions for so many target segments. */
+int64_t lanes_for(int64_t targets) {
+#ifdef FEWER
+  if (targets <= FEWER) return FEWER;
+#endif
+  (void)targets;
+  return LANES_MOST;
+}
+
+/* float16 -> float32, exactly, whatever the compiler knows of float16. */
+INLINE void widen_half(const uint16_t *from, float *to, int64_t count) {
+  int64_t i = 0;
+#if defined(__F16C__) /* by name: compilers leave the plain loop scalar */
+  for (; i + 8 <= count; i += 8) _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
+#elif defined(__aarch64__)
+  for (; i + 4 <= count; i += 4) vst1q_f32(to + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
+#endif
+  for (; i < count; i++) {
+    const uint32_t size = (from[i] & 0x7fffu) << 13, sign = (from[i] & 0x8000u) << 16;
+    const uint32_t least = 113u << 23; /* 2^-14: below, float16 has no leading one */
+    const uint32_t bits = size + (size >= 0x7c00u << 13 ? 224u << 23 : 112u << 23), small = size + least;
+    float number, one;
+    memcpy(&number, &small, 4);
+    memcpy(&one, &least, 4);
+    number -= one;
+    uint32_t subnormal;
+    memcpy(&subnormal, &number, 4);
+    const uint32_t whole = (size < 0x400u << 13 ? subnormal : bits) | sign;
+    memcpy(to + i, &whole, 4);
+  }
+}
+
+INLINE void widen_single(const float *from, float *to, int64_t count) { memcpy(to, from, 4 * count); }
 
 /* Whether a range of a file was in the page cache and is copied. Nothing is waited for; the system may begin to read what is not. */
 static int copied(int file, char *to, int64_t size, int64_t at) {
@@ -60,30 +100,30 @@ static int copied(int file, char *to, int64_t size, int64_t at) {
   return size == 0;
 }
 
-#define TYPE _Float16
+#define TYPE uint16_t
 #define WIDEN widen_half
-#define LANES 8
-#define SUFFIX _half_8
+#define SUFFIX _half_
+#define LANES LANES_MOST
 #include "pair_kernel.c"
+#ifdef FEWER
 #undef LANES
-#undef SUFFIX
-#define LANES 16
-#define SUFFIX _half_16
+#define LANES FEWER
 #include "pair_kernel.c"
+#endif
 #undef TYPE
 #undef WIDEN
-#undef LANES
 #undef SUFFIX
+#undef LANES
 #define TYPE float
 #define WIDEN widen_single
-#define LANES 8
-#define SUFFIX _single_8
+#define SUFFIX _single_
+#define LANES LANES_MOST
 #include "pair_kernel.c"
+#ifdef FEWER
 #undef LANES
-#undef SUFFIX
-#define LANES 16
-#define SUFFIX _single_16
+#define LANES FEWER
 #include "pair_kernel.c"
+#endif
 
 #else
 
@@ -94,34 +134,42 @@ typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES)));
 
 INLINE VEC NAME(select)(IVEC mask, VEC yes, VEC no) { return (VEC)(((IVEC)yes & mask) | ((IVEC)no & ~mask)); }
 
-/* e^x for x <= 0, to 2 units in the last place. */
-INLINE VEC NAME(exponential)(VEC x) {
-  VEC low = x - x - 87.0f;
-  x = NAME(select)(x < low, low, x); /* so that NaN stays NaN */
-  VEC shifted = x * 1.44269504f + 12582912.0f; /* rounds to an integer in the last bits */
-  VEC whole = shifted - 12582912.0f;
-  VEC rest = x - whole * 0.693145752f - whole * 1.42860677e-6f;
-  VEC sum = rest * 1.3888889e-3f + 8.3333333e-3f;
-  sum = sum * rest + 4.1666667e-2f;
-  sum = sum * rest + 1.6666667e-1f;
-  sum = sum * rest + 0.5f;
+/* The larger of each pair, the second where one is NaN. */
+#if LANES == 16
+#define LARGER(a, b) ((VEC)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#elif LANES == 8
+#define LARGER(a, b) ((VEC)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#elif defined(__SSE__)
+#define LARGER(a, b) ((VEC)_mm_max_ps((__m128)(a), (__m128)(b)))
+#else
+#define LARGER(a, b) NAME(select)((a) > (b), a, b)
+#endif
+
+/* 2^x for x <= 0, to 2 units in the last place. */
+INLINE VEC NAME(power)(VEC x) {
+  x = LARGER((VEC){0} - 126.0f, x);    /* so that NaN stays NaN */
+  VEC shifted = x + (12582912.0f + 127.0f); /* rounds to an integer in the last bits, and adds the exponent of 1 */
+  VEC rest = x - (shifted - (12582912.0f + 127.0f));
+  VEC sum = rest * 1.32647271e-3f + 9.67151264e-3f;
+  sum = sum * rest + 5.55073374e-2f;
+  sum = sum * rest + 2.40222421e-1f;
+  sum = sum * rest + 6.93146978e-1f;
   sum = sum * rest + 1.0f;
-  sum = sum * rest + 1.0f;
-  IVEC power = ((IVEC)shifted - 0x4b400000 + 127) << 23;
-  return sum * (VEC)power;
+  return sum * (VEC)((IVEC)shifted << 23);
 }
 
 /* out[r][v] = sum_d rows[r][d] * table[d][v] + added[r], for `count` rows and `vectors` vectors of target segments: all sums stay
-in registers. */
-INLINE void NAME(multiply)(const float *rows, int64_t width, const VEC *table, int64_t stride, const float *added, VEC *out,
-                           const int count, const int vectors) {
+in registers. Meanwhile as many bytes are asked for as stored rows of this width have, from `soon` on. */
+INLINE void NAME(multiply)(const float *rows, int64_t width, const VEC *table, int64_t stride, const float *added, uintptr_t soon,
+                           VEC *out, const int count, const int vectors) {
   VEC sums[MANY][PANEL];
 #pragma GCC unroll 8
   for (int r = 0; r < count; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) sums[r][v] = (VEC){0} + added[r];
-  for (int64_t d = 0; d < width; d++) {
+  for (int64_t d = 0; d < width; d++, soon += count * sizeof(TYPE)) {
     VEC column[PANEL];
+    __builtin_prefetch((const void *)soon);
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) column[v] = table[d * stride + v];
 #pragma GCC unroll 8
@@ -135,15 +183,24 @@ INLINE void NAME(multiply)(const float *rows, int64_t width, const VEC *table, i
     for (int v = 0; v < vectors; v++) out[r * stride + v] = sums[r][v];
 }
 
-/* The same for ROWS rows and any number of vectors. */
-INLINE void NAME(multiply_all)(const float *rows, int64_t width, const VEC *table, int64_t stride, const float *added, VEC *out) {
+/* The same for more rows, as many at a time as there are registers for; up to MANY - 1 rows more are written. */
+INLINE void NAME(multiply_rows)(const float *rows, int64_t number, int64_t width, const VEC *table, int64_t stride,
+                                const float *added, uintptr_t soon, VEC *out, const int vectors) {
+  const int count = SUMS / vectors < MANY ? SUMS / vectors : MANY;
+  for (int64_t r = 0; r < number; r += count)
+    NAME(multiply)(rows + r * width, width, table, stride, added + r, soon + r * width * sizeof(TYPE), out + r * stride, count, vectors);
+}
+
+/* The same for any number of vectors. Not inline: in a function of their own the addresses of rows find registers, too. */
+static __attribute__((noinline)) void NAME(multiply_all)(const float *rows, int64_t number, int64_t width, const VEC *table,
+                                                         int64_t stride, const float *added, uintptr_t soon, VEC *out) {
   int64_t v = 0;
   for (; v + PANEL <= stride; v += PANEL)
-    for (int r = 0; r < ROWS; r += FEW)
-      NAME(multiply)(rows + r * width, width, table + v, stride, added + r, out + r * stride + v, FEW, PANEL);
-  for (; v < stride; v++)
-    for (int r = 0; r < ROWS; r += MANY)
-      NAME(multiply)(rows + r * width, width, table + v, stride, added + r, out + r * stride + v, MANY, 1);
+    NAME(multiply_rows)(rows, number, width, table + v, stride, added, soon, out + v, PANEL);
+#if PANEL > 2
+  for (; v + 2 <= stride; v += 2) NAME(multiply_rows)(rows, number, width, table + v, stride, added, soon, out + v, 2);
+#endif
+  for (; v < stride; v++) NAME(multiply_rows)(rows, number, width, table + v, stride, added, soon, out + v, 1);
 }
 
 /* Heat and squared distance (less what belongs to the target) of frames first .. first + count - 1, [count][stride] vectors; up to
@@ -157,7 +214,7 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
     float squares[ROWS] = {0};
     WIDEN(key, scratch, rows * d_k);
     if (rows < ROWS) memset(scratch + rows * d_k, 0, 4 * (ROWS - rows) * d_k);
-    NAME(multiply_all)(scratch, d_k, queries, stride, squares, heat + row * stride);
+    NAME(multiply_all)(scratch, rows, d_k, queries, stride, squares, (uintptr_t)(key + ROWS * d_k), heat + row * stride);
     WIDEN(value, scratch, rows * d_v);
     for (int64_t r = 0; r < rows; r++) {
       float *row_values = scratch + r * d_v;
@@ -179,30 +236,28 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
       for (int i = 0; i < LANES; i++) squares[r] += parts[i];
     }
     if (rows < ROWS) memset(scratch + rows * d_v, 0, 4 * (ROWS - rows) * d_v);
-    NAME(multiply_all)(scratch, d_v, weighted, stride, squares, distance + row * stride);
+    NAME(multiply_all)(scratch, rows, d_v, weighted, stride, squares, (uintptr_t)(value + ROWS * d_v), distance + row * stride);
   }
 }
 
-/* Logits of one candidate segment, whose frames are rows 0 .. `last` of heat and distance and then `last` again. */
-INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, const float *between, const int64_t length,
-                          int64_t last, const VEC *constant, VEC ceiling, VEC *weights, VEC *out) {
+/* Logits of one candidate segment, whose frames are rows 0 .. `last` of heat and distance and then `last` again. band [length][length -
+1]: squared distance of each of its frames to the next ones. */
+INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, const float *band, const int64_t length, int64_t last,
+                          const VEC *constant, VEC ceiling, VEC *weights, VEC *out) {
   for (int64_t v = 0; v < stride; v++) {
     VEC top = heat[v];
-    for (int64_t t = 1; t < length; t++) {
-      VEC h = heat[(t < last ? t : last) * stride + v];
-      top = NAME(select)(h > top, h, top);
-    }
+    for (int64_t t = 1; t < length; t++) top = LARGER(heat[(t < last ? t : last) * stride + v], top);
     VEC total = {0}, linear = {0}, square = {0};
     for (int64_t t = 0; t < length; t++) {
       int64_t row = (t < last ? t : last) * stride + v;
-      VEC weight = NAME(exponential)(heat[row] - top);
+      VEC weight = NAME(power)(heat[row] - top);
       weights[t] = weight;
       total += weight;
       linear += weight * distance[row];
     }
-    for (int64_t t = 0; t < length; t++) {
+    for (int64_t t = 0; t < length - 1; t++) {
       VEC sum = {0};
-      for (int64_t u = t + 1; u < length; u++) sum += weights[u] * between[t * length + u];
+      for (int64_t u = t + 1; u < length; u++) sum += weights[u] * band[t * (length - 1) + u - t - 1];
       square += weights[t] * sum;
     }
     VEC share = 1.0f / total;
@@ -211,22 +266,30 @@ INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, 
   }
 }
 
+/* The band of a segment whose frames after number `last` are `last` again. */
+INLINE void NAME(repeat_last)(const float *band, const int64_t length, int64_t last, float *repeated) {
+  for (int64_t t = 0; t < length - 1; t++)
+    for (int64_t u = t + 1; u < length; u++) {
+      int64_t a = t < last ? t : last, b = u < last ? u : last;
+      repeated[t * (length - 1) + u - t - 1] = a == b ? 0.0f : band[a * (length - 1) + b - a - 1];
+    }
+}
+
 /* The logits [segments][targets] of candidate segments: frames start[k] .. min(start[k] + length - 1, last[k]), the last one
-repeated. Segments ascend by start. queries [d_k][targets], weighted [d_v][targets] = -2 w (e - centre), constant [targets] = bias
+repeated. Segments ascend by start. queries [d_k][targets] = q / log 2, weighted [d_v][targets] = -2 w (e - centre), constant [targets] = bias
 + sum w (e - centre)^2; targets is a multiple of LANES. band [frames][length - 1]: weighted squared distance to the next frames.
 Returns 0, or 1 where memory is short. */
 int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, int64_t d_k, int64_t d_v, int64_t length,
                       int64_t segments, const int64_t *start, const int64_t *last, int64_t targets, const float *queries,
                       const float *weighted, const float *constant, const float *weight, const float *centre, float ceiling,
                       float *out) {
-  const int64_t stride = targets / LANES, tile = TILE > 2 * length ? TILE : 2 * length;
+  const int64_t stride = targets / LANES, tile = TILE > 2 * length ? TILE : 2 * length, next = length - 1;
   const int64_t widest = d_k > d_v ? d_k : d_v, vectors = 2 * (tile + ROWS) * stride + length;
   char *memory = NULL;
-  if (posix_memalign((void **)&memory, 64, 4 * (vectors * LANES + ROWS * widest + length * length + 64))) return 1;
+  if (posix_memalign((void **)&memory, 64, 4 * (vectors * LANES + ROWS * widest + (tile + length) * next))) return 1;
   VEC *heat = (VEC *)memory, *distance = heat + (tile + ROWS) * stride, *weights = distance + (tile + ROWS) * stride;
-  float *between = (float *)(weights + length), *scratch = between + length * length;
+  float *scratch = (float *)(weights + length), *wide = scratch + ROWS * widest, *repeated = wide + tile * next;
   const VEC highest = (VEC){0} + ceiling;
-  memset(between, 0, 4 * length * length);
   for (int64_t from = 0; from < segments;) {
     int64_t first = start[from], end = first, to = from; /* frames first .. end - 1 serve segments from .. to - 1 */
     while (to < segments && start[to] <= end) {
@@ -237,17 +300,15 @@ int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, in
     }
     NAME(products)(keys, values, d_k, d_v, first, end - first, (const VEC *)queries, (const VEC *)weighted, stride, weight, centre,
                    scratch, heat, distance);
+    WIDEN(band + first * next, wide, (end - first) * next);
     for (; from < to; from++) {
-      int64_t offset = start[from] - first, final = last[from] - start[from];
-      for (int64_t t = 0; t < length; t++)
-        for (int64_t u = t + 1; u < length; u++) {
-          int64_t a = t < final ? t : final, b = u < final ? u : final;
-          between[t * length + u] = a == b ? 0.0f : (float)band[(start[from] + a) * (length - 1) + b - a - 1];
-        }
-      const VEC *h = heat + offset * stride, *d = distance + offset * stride;
+      const int64_t offset = start[from] - first, final = last[from] - start[from];
+      const VEC *h = heat + offset * stride, *d = distance + offset * stride, *c = (const VEC *)constant;
+      const float *own = wide + offset * next;
       VEC *o = (VEC *)(out + from * targets);
-      if (length == 8) NAME(segment)(h, d, stride, between, 8, final, (const VEC *)constant, highest, weights, o);
-      else NAME(segment)(h, d, stride, between, length, final, (const VEC *)constant, highest, weights, o);
+      if (final < next) NAME(repeat_last)(own, length, final, repeated), own = repeated;
+      if (length == 8 && final >= next) NAME(segment)(h, d, stride, own, 8, 7, c, highest, weights, o);
+      else NAME(segment)(h, d, stride, own, length, final, c, highest, weights, o);
     }
   }
   free(memory);
@@ -296,4 +357,5 @@ int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64
 
 #undef VEC
 #undef IVEC
+#undef LARGER
 #endif

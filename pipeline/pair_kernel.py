@@ -1,4 +1,4 @@
-"""Pair logits on a CPU by a small C kernel (`pipeline.compiled`).
+"""Pair logits on a CPU by a small C kernel (`pipeline.compiled`), in vectors as wide as the processor's.
 
 `available()` says whether there is one; `pipeline.scoring` does the same in torch where there is none. The kernel reads float16
 rows where they lie (a memory-mapped file included) and holds the products of some hundred frames at a time, so what it takes from
@@ -6,6 +6,7 @@ memory is each row once.
 """
 
 import ctypes
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ from pipeline.frame_rows import FileRows
 _NAME = "pair_kernel"
 _NAMES = {torch.float16: "half", torch.float32: "single"}
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_TABLES = [_SIZE, *5 * [_POINTER], ctypes.c_float]  # targets, queries, weighted, constant, weight, centre, ceiling
+_ARGUMENTS = {  # of the C functions, as they stand there
+    "pair_logits": [*3 * [_POINTER], *4 * [_SIZE], *2 * [_POINTER], *_TABLES, _POINTER],
+    "cached_logits": [*6 * [_POINTER], *5 * [_SIZE], *_TABLES, *2 * [_POINTER]],
+}
 LEAST_SEGMENTS = 64  # for a thread of their own
 
 
@@ -32,6 +38,18 @@ def available() -> bool:
 def why_not() -> str:
     """Why there is no kernel, in words; empty where there is one."""
     return compiled.why_not(_NAME)
+
+
+def lanes(targets: int) -> int:
+    """Target segments in a vector for a target of so many. Raises RuntimeError where there is no kernel."""
+    return compiled.function(_library(), "lanes_for", [_SIZE], _SIZE)(targets)
+
+
+def _library() -> ctypes.CDLL:
+    library = compiled.library(_NAME)
+    if library is None:
+        raise RuntimeError(f"no compiled kernel: {why_not()}")
+    return library
 
 
 @cache
@@ -57,15 +75,6 @@ class TargetTables:
     def __len__(self) -> int:
         return len(self.queries)
 
-    @property
-    def lanes(self) -> int:
-        """Target segments in a vector."""
-        return 8 if len(self) <= 8 else 16
-
-    @property
-    def padded(self) -> int:
-        return -(-len(self) // self.lanes) * self.lanes
-
 
 def pair_logits(
     keys: Tensor,
@@ -85,14 +94,14 @@ def pair_logits(
     kernel = _Call("pair_logits", keys.dtype, target)
     segments = len(start)
     start, last = start.contiguous(), last.contiguous()
-    out = torch.empty(segments, target.padded)
+    out = torch.empty(segments, kernel.padded)
 
     def run(begin: int, end: int) -> int:
         return kernel(
-            *(_POINTER(array.data_ptr()) for array in (keys, values, band)),
-            *(_SIZE(number) for number in (keys.shape[1], values.shape[1], length, end - begin)),
-            _POINTER(start.data_ptr() + 8 * begin),
-            _POINTER(last.data_ptr() + 8 * begin),
+            *(array.data_ptr() for array in (keys, values, band)),
+            *(keys.shape[1], values.shape[1], length, end - begin),
+            start.data_ptr() + 8 * begin,
+            last.data_ptr() + 8 * begin,
             out=out[begin:end],
         )
 
@@ -120,7 +129,7 @@ def cached_logits(
     d_k, d_v, _ = rows.widths
     kernel = _Call("cached_logits", torch.float16, target)
     ends = np.cumsum(segments)
-    out = torch.zeros(int(ends[-1]), target.padded)
+    out = torch.zeros(int(ends[-1]), kernel.padded)
     left = np.zeros(len(ends), np.bool_)
     files, offsets = (np.ascontiguousarray(table, np.int64) for table in (rows.descriptors, rows.offsets))
     of_videos = [np.ascontiguousarray(part, np.int64) for part in (rows.owner, first, frames, segments)]
@@ -128,12 +137,12 @@ def cached_logits(
     def run(begin: int, end: int) -> int:
         from_segment = int(ends[begin - 1]) if begin else 0
         return kernel(
-            _POINTER(files.ctypes.data),
-            _POINTER(offsets.ctypes.data),
-            *(_POINTER(part.ctypes.data + 8 * begin) for part in of_videos),
-            *(_SIZE(number) for number in (end - begin, d_k, d_v, length, stride)),
+            files.ctypes.data,
+            offsets.ctypes.data,
+            *(part.ctypes.data + 8 * begin for part in of_videos),
+            *(end - begin, d_k, d_v, length, stride),
             out=out[from_segment:],
-            more=(_POINTER(left.ctypes.data + begin),),
+            more=(left.ctypes.data + begin,),
         )
 
     threads = min(torch.get_num_threads(), max(1, int(ends[-1]) // LEAST_SEGMENTS))
@@ -146,18 +155,16 @@ class _Call:
     """A function of the library for a type of row and a target."""
 
     def __init__(self, name: str, dtype: torch.dtype, target: TargetTables) -> None:
-        library = compiled.library(_NAME)
-        if library is None:
-            raise RuntimeError(f"no compiled kernel: {why_not()}")
-        self.function = getattr(library, f"{name}_{_NAMES[dtype]}_{target.lanes}")
-        self.padded, self.ceiling = target.padded, target.ceiling
-        self.tables = [_padded(table, target.padded) for table in (target.queries, target.weighted, target.constant[:, None])]
+        width = lanes(len(target))
+        self.function = compiled.function(_library(), f"{name}_{_NAMES[dtype]}_{width}", _ARGUMENTS[name])
+        self.padded, self.ceiling = -(-len(target) // width) * width, target.ceiling
+        queries = target.queries / math.log(2)  # the kernel's softmax is one of powers of 2
+        self.tables = [_padded(table, self.padded) for table in (queries, target.weighted, target.constant[:, None])]
         self.tables += [target.weight.contiguous(), target.centre.contiguous()]
 
-    def __call__(self, *arguments: ctypes.c_void_p | ctypes.c_int64, out: Tensor, more: tuple[ctypes.c_void_p, ...] = ()) -> int:
-        tables = (_POINTER(table.data_ptr()) for table in self.tables)
-        shared = (_SIZE(self.padded), *tables, ctypes.c_float(self.ceiling), _POINTER(out.data_ptr()))
-        return self.function(*arguments, *shared, *more)
+    def __call__(self, *arguments: int, out: Tensor, more: tuple[int, ...] = ()) -> int:
+        tables = (table.data_ptr() for table in self.tables)
+        return self.function(*arguments, self.padded, *tables, self.ceiling, out.data_ptr(), *more)
 
 
 def _run(run: Callable[[int, int], int], cuts: list[int]) -> None:

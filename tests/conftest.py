@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import platform
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,10 +17,17 @@ import torch
 from moto.server import ThreadedMotoServer
 from onnx import TensorProto, helper
 
+from pipeline import compiled
 from pipeline.backbone import BackboneSpec
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 
 SHARED = Path(__file__).parents[2] / "shared"
+PROCESSORS = {  # that C sources are compiled for, and what this one must be to run that (`torch.backends.cpu`)
+    "native": (),
+    "x86-64-v2": ("DEFAULT", "AVX2", "AVX512"),
+    "x86-64-v3": ("AVX2", "AVX512"),
+    "x86-64-v4": ("AVX512",),
+}
 TOY_SIDECAR = {"height": 8, "width": 4, "channels": "RGB", "scale": 255, "mean": [0.5, 0.25, 0], "std": [0.5, 0.25, 1], "dim": 3}
 
 
@@ -34,6 +42,23 @@ def save_toy_backbone(path: Path) -> Path:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
     path.with_suffix(".json").write_text(json.dumps(TOY_SIDECAR))
     return path
+
+
+def compile_for(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C sources are compiled for one of PROCESSORS from here on: lesser ones have narrower vectors. Skips where it cannot run."""
+    able = PROCESSORS[processor]
+    if able and (platform.machine() != "x86_64" or torch.backends.cpu.get_cpu_capability() not in able):
+        pytest.skip(f"this processor cannot run what is compiled for {processor}")
+    monkeypatch.setattr(compiled, "PROCESSOR", processor)
+    if compiled.library("pair_kernel") is None:
+        pytest.skip(f"no compiled kernel: {compiled.why_not('pair_kernel')}")
+
+
+@pytest.fixture(params=list(PROCESSORS))
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What C sources are compiled for."""
+    compile_for(request.param, monkeypatch)
+    return request.param
 
 
 def touch(root: Path, *names: str) -> None:

@@ -104,7 +104,7 @@ def target_of(targets: int, key_width: int, value_width: int) -> TargetEncoding:
     return TargetEncoding(queries, encodings, torch.empty(0), weight, torch.tensor(0.5), encodings.mean(dim=0))
 
 
-@pytest.mark.skipif(not pair_kernel.available(), reason=f"no kernel: {pair_kernel.why_not()}")
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("targets", [1, 9, 40])
 @pytest.mark.parametrize(("length", "stride"), [(8, 4), (8, 11), (3, 1), (1, 1)])
 def test_logits_from_files_are_those_of_mapped_rows(tmp_path: Path, targets: int, length: int, stride: int) -> None:

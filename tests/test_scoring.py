@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import pair_kernel
+from pipeline import compiled, pair_kernel
 from pipeline.coattention import Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
 from pipeline.head import untrained_head
 from pipeline.scoring import (
     ScoreSettings,
+    TargetEncoding,
     attention_weights,
     candidate_logits,
     encode_target,
@@ -31,6 +33,7 @@ from pipeline.scoring import (
     video_scores,
 )
 from pipeline.segments import segment_frames, segment_starts
+from tests.conftest import PROCESSORS, compile_for
 from tests.oracle import Oracle
 
 WIDTH, KEY_WIDTH, VALUE_WIDTH = 24, 12, 16
@@ -56,13 +59,18 @@ HEADS = {
     "negative w, softmax": random_head(3, negative_weight=True, normalisation="softmax"),
     "plain features": random_head(4, normalise_features=False, normalise_values=True),
 }
-COMPILED = [
-    False,
-    pytest.param(True, marks=pytest.mark.skipif(not pair_kernel.available(), reason=f"no kernel: {pair_kernel.why_not()}")),
-]
 ROOT = Path(__file__).parents[1]
 
 every_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
+
+
+@pytest.fixture(params=["torch", *PROCESSORS])
+def scorer(request, monkeypatch):
+    """What scores stored candidates: torch, or the compiled kernel with vectors as this or a lesser processor has them."""
+    if request.param == "torch":
+        monkeypatch.setattr(pair_kernel, "available", lambda: False)
+    else:
+        compile_for(request.param, monkeypatch)
 
 
 def oracle_of(head):
@@ -230,34 +238,37 @@ def test_a_band_holds_nothing_beyond_the_end_of_a_video():
 
 
 @every_head
-@pytest.mark.parametrize("compiled", COMPILED)
-@pytest.mark.parametrize("count", [1, 9, 33])
+@pytest.mark.usefixtures("scorer")
+@pytest.mark.parametrize("count", [1, 9, 33, 64])
 @pytest.mark.parametrize(("storage", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-4)])
-def test_stored_candidates_score_as_the_textbook_says(head, compiled, count, storage, tolerance, monkeypatch):
-    monkeypatch.setattr(pair_kernel, "available", lambda: compiled)
+def test_stored_candidates_score_as_the_textbook_says(head, count, storage, tolerance):
     if storage == torch.float16 and not head.config.normalise_features:
         tolerance = 3e-4  # its keys are long, and float16 keeps a share of their length; heads that ship take unit features
-    gallery, target = Gallery(head, (21, 8, 5, 1, 140), storage), targets(count)
-    scores = candidate_logits(encode_target(head, torch.from_numpy(target)), *gallery.banded(head)).sigmoid()
-    expected = oracle_of(head).scores(target, gallery.oracle_segments())
-    np.testing.assert_allclose(scores.T, expected, rtol=0, atol=tolerance)
+    gallery = Gallery(head, (21, 8, 5, 1, 60), storage)
+    scores = candidate_logits(encode_target(head, torch.from_numpy(targets(count))), *gallery.banded(head)).sigmoid()
+    np.testing.assert_allclose(scores.T, textbook(head, (21, 8, 5, 1, 60), 64)[:count], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("compiled", COMPILED)
+@cache
+def textbook(head, lengths, count, segment_length=LENGTH):
+    """The oracle's scores of `targets(count)` and of a `Gallery`, computed once for all that are compared with it."""
+    gallery = Gallery(head, lengths, segment_length=segment_length)
+    return oracle_of(head).scores(targets(count), gallery.oracle_segments())
+
+
+@pytest.mark.usefixtures("scorer")
 @pytest.mark.parametrize("length", [1, 2, 7, 100])
-def test_segments_of_any_length_are_scored(compiled, length, monkeypatch):
-    monkeypatch.setattr(pair_kernel, "available", lambda: compiled)
+def test_segments_of_any_length_are_scored(length):
     head = HEADS["negative w"]
-    gallery, target = Gallery(head, (21, 8, 5, 330), segment_length=length), targets(11)
-    scores = candidate_logits(encode_target(head, torch.from_numpy(target)), *gallery.banded(head)).sigmoid()
-    np.testing.assert_allclose(scores.T, oracle_of(head).scores(target, gallery.oracle_segments()), rtol=0, atol=1e-5)
+    gallery = Gallery(head, (21, 8, 5, 330), segment_length=length)
+    scores = candidate_logits(encode_target(head, torch.from_numpy(targets(11))), *gallery.banded(head)).sigmoid()
+    np.testing.assert_allclose(scores.T, textbook(head, (21, 8, 5, 330), 11, length), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.usefixtures("scorer")
 @pytest.mark.parametrize("copies", [1, 300])
-def test_frames_that_nearly_coincide_lose_nothing_to_rounding(compiled, copies, monkeypatch):
+def test_frames_that_nearly_coincide_lose_nothing_to_rounding(copies):
     """The target's own frames as the candidate, far from the origin: distances are next to 0, products are large."""
-    monkeypatch.setattr(pair_kernel, "available", lambda: compiled)
     head = HEADS["negative w"]
     gallery = Gallery(head, (30,) * copies)
     own = torch.from_numpy(gallery.oracle_segments()[:3])
@@ -266,14 +277,66 @@ def test_frames_that_nearly_coincide_lose_nothing_to_rounding(compiled, copies, 
     target = replace(target, encodings=target.encodings + far, centre=target.centre + far)
     keys, _, band, start, last, length = gallery.banded(head)
     logits = candidate_logits(target, keys, gallery.values + far, band, start, last, length)
-    expected = oracle_of(head).scores(own.numpy(), gallery.oracle_segments())
-    np.testing.assert_allclose(logits.sigmoid().T, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits.sigmoid().T, textbook_of_its_own(head, copies), rtol=0, atol=1e-5)
     assert (logits <= target.bias).all()
 
 
-@pytest.mark.parametrize("compiled", COMPILED)
-def test_a_damaged_frame_shows_as_nan_in_its_segments_only(compiled, monkeypatch):
-    monkeypatch.setattr(pair_kernel, "available", lambda: compiled)
+@cache
+def textbook_of_its_own(head, copies):
+    segments = Gallery(head, (30,) * copies).oracle_segments()
+    return oracle_of(head).scores(segments[:3], segments)
+
+
+@pytest.mark.parametrize("count", [3, 8, 17, 64])
+@pytest.mark.parametrize(("key_width", "value_width"), [(128, 128), (5, 19)])
+@pytest.mark.parametrize(("storage", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-4)])
+@pytest.mark.usefixtures("scorer")
+def test_keys_and_values_of_any_width_score_as_defined(count, key_width, value_width, storage, tolerance):
+    target, arrays = stored_at_random(count, key_width, value_width, storage)
+    logits = candidate_logits(target, *arrays)
+    keys, values, _, start, last, length = (part.double().numpy() if torch.is_tensor(part) else part for part in arrays)
+    rows = np.minimum(start[:, None] + np.arange(length), last[:, None]).astype(int)
+    heat = keys[rows] @ target.query_vectors.double().numpy().T  # [K, T, N]
+    attention = np.exp(heat - heat.max(axis=1, keepdims=True))
+    attention /= attention.sum(axis=1, keepdims=True)
+    encodings = np.einsum("ktn,ktd->nkd", attention, values[rows])
+    differences = target.encodings.double().numpy()[:, None] - encodings
+    expected = float(target.bias) + differences**2 @ target.weight.double().numpy()  # [N, K]
+    assert np.ptp(expected) > 1
+    np.testing.assert_allclose(logits.sigmoid().T, 1 / (1 + np.exp(-expected)), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_vectors_of_every_width_agree(processor, count, monkeypatch):
+    target, arrays = stored_at_random(count, 128, 128, torch.float16)
+    logits = candidate_logits(target, *arrays)
+    monkeypatch.setattr(compiled, "PROCESSOR", "native")
+    torch.testing.assert_close(logits, candidate_logits(target, *arrays), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("level", "few", "many"), [("x86-64-v2", 4, 4), ("x86-64-v3", 8, 8), ("x86-64-v4", 8, 16)])
+def test_vectors_are_as_wide_as_the_processor_s_registers(level, few, many, monkeypatch):
+    """128 bits with SSE4.2, 256 with AVX2, 512 with AVX-512, of which up to 8 target segments take a half."""
+    compile_for(level, monkeypatch)
+    assert [pair_kernel.lanes(count) for count in (1, 8, 9, 64)] == [few, few, many, many]
+
+
+def stored_at_random(count, key_width, value_width, storage):
+    """A target of `count` segments, and what `candidate_logits` takes of 12 videos of 1 to 70 frames."""
+    generator = torch.Generator().manual_seed(count)
+    frames = torch.randint(1, 71, (12,), generator=generator)
+    after = torch.cat([torch.arange(n - 1, -1, -1) for n in frames.tolist()])
+    keys, queries = (torch.randn(n, key_width, generator=generator) / key_width**0.25 for n in (len(after), count))
+    values, encodings = (torch.randn(n, value_width, generator=generator) / value_width**0.5 for n in (len(after), count))
+    keys, values, weight = keys.to(storage), values.to(storage), -2 * torch.rand(value_width, generator=generator)
+    target = TargetEncoding(queries, encodings, torch.empty(0), weight, torch.tensor(1.0), encodings.mean(dim=0))
+    start = overlapping_segments(frames.tolist())[:, 0]
+    band = frame_band(weight, values, after, LENGTH).to(storage)
+    return target, (keys, values, band, start, start + after[start], LENGTH)
+
+
+@pytest.mark.usefixtures("scorer")
+def test_a_damaged_frame_shows_as_nan_in_its_segments_only():
     head = HEADS["negative w"]
     for array in ("keys", "values"):
         gallery = Gallery(head)
@@ -296,9 +359,8 @@ def test_a_damaged_frame_shows_as_nan_in_its_segments_only(compiled, monkeypatch
         lambda k, v, b, s, e, n: (k[:-1], v, b, s, e, n),
     ],
 )
-@pytest.mark.parametrize("compiled", COMPILED)
-def test_arrays_that_do_not_fit_are_refused(change, compiled, monkeypatch):
-    monkeypatch.setattr(pair_kernel, "available", lambda: compiled)
+@pytest.mark.usefixtures("scorer")
+def test_arrays_that_do_not_fit_are_refused(change):
     head = HEADS["negative w"]
     target = encode_target(head, torch.from_numpy(targets(2)))
     with pytest.raises(ValueError, match=r"fit|must be|frames"):
