@@ -95,7 +95,7 @@ class Recording(Reader):
                 remarks.append(f"{damaged} frames are damaged: FFmpeg shows them with what was missing made up")
             if self._resized:
                 remarks.append(f"{self._resized} frames are of another size and were brought to that of the first one")
-            if (short := _missing_end(container, stream, time - zero)) is not None:
+            if not times.restarts and (short := _missing_end(container, stream, time - zero)) is not None:
                 remarks.append(short)
             self._reading = Reading(number, rate, decoding.passed_over, tuple(remarks))
 
