@@ -28,7 +28,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
 
     address: of a running cluster ("auto" for the one on this machine); without it RAY_ADDRESS is used, and without that Ray is
     started on this machine with `cpus` CPUs (default: all) and ended afterwards. What this process had joined already stays.
-    Raises UsageError when the named cluster does not answer.
+    Raises UsageError when the named cluster does not answer, PipelineError when Ray does not start here.
     """
     import ray
 
@@ -46,10 +46,12 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to leave the machine unasked
             ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a start that takes too long is a bare Exception
+        ray.shutdown()
+        said = (str(error).splitlines() or [type(error).__name__])[0]
         if not address:
-            raise PipelineError(f"Ray does not start on this machine: {str(error).splitlines()[0]}") from error
-        raise UsageError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
+            raise PipelineError(f"Ray does not start on this machine: {said}") from error
+        raise UsageError(f"no Ray cluster answers at {address!r}: {said}") from error
     try:
         yield
     finally:

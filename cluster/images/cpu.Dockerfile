@@ -1,4 +1,4 @@
-# Head and CPU nodes. From the checkout's top: docker build -f cluster/images/cpu.Dockerfile -t registry.example/video-search:0.1.0-cpu .
+# Head and CPU nodes. From the checkout's top: docker build -f cluster/images/cpu.Dockerfile -t registry.example/video-search:0.2.0-cpu .
 FROM python:3.11-slim-bookworm
 
 # g++ compiles the scoring kernel on first use; wget is for KubeRay's probes; rsync and ssh are for `ray up`.

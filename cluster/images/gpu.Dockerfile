@@ -1,4 +1,4 @@
-# GPU nodes. From the checkout's top: docker build -f cluster/images/gpu.Dockerfile -t registry.example/video-search:0.1.0-gpu .
+# GPU nodes. From the checkout's top: docker build -f cluster/images/gpu.Dockerfile -t registry.example/video-search:0.2.0-gpu .
 # The CUDA libraries come with torch's packages; the driver comes from the host through NVIDIA's container runtime.
 FROM python:3.11-slim-bookworm
 
