@@ -36,7 +36,7 @@ def verify_gallery(gallery: Gallery) -> list[str]:
 
 def _undone_deletions(gallery: Gallery) -> list[str]:
     """Videos that the audit log says were forgotten and no commit does: the commit was removed, or never written."""
-    deletions = (record for record in audit.read_records(gallery) if record.get("action") == "forget")
+    deletions = (record for record in audit.read_records(gallery) if record.get("action") in ("forget", "take_forgotten"))
     told = {video for record in deletions for video in record.get("videos", ())}
     if not (missing := sorted(told - gallery.forgotten())):
         return []
