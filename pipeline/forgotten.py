@@ -56,7 +56,7 @@ class Forgotten:
         """Which rows of VIDEOS_SCHEMA show bytes that were forgotten, bool [n]: the whole source, or this track of it."""
         content = self.content
         hashes = pa.array(sorted({digest for digest, _ in content}), pa.string())
-        mask = np.array(pc.is_in(videos["ingested_hash"], value_set=hashes))
+        mask = np.asarray(pc.is_in(videos["ingested_hash"], value_set=hashes)).copy()
         for row in np.flatnonzero(mask):
             mask[row] = covers(content, *(videos[name][int(row)].as_py() for name in ("ingested_hash", "track")))
         return mask

@@ -348,6 +348,62 @@ def test_a_forged_policy_record_is_found_and_does_not_end_the_check(toy_gallery:
         assert "policy.json was changed without a record" in verify(toy_gallery)
 
 
+def test_a_policy_that_was_away_for_an_hour_shows_in_the_records_of_that_hour(toy_gallery: Gallery) -> None:
+    append_record(toy_gallery, "search", {"target": "v001"})  # nothing is required yet
+    set_policy(toy_gallery, ["reason", "case"], "by order")
+    append_record(toy_gallery, "search", {"reason": "lost child", "case": "7"})
+    policy = Path(toy_gallery.location.path, "audit", "policy.json")
+    content = policy.read_bytes()
+    policy.unlink()
+    append_record(toy_gallery, "search", {"reason": " ", "case": "7"})
+    append_record(toy_gallery, "ingest", {"source": "videos"})  # needs neither
+    append_record(toy_gallery, "forget", {"videos": ["v001"]})
+    policy.write_bytes(content)
+    append_record(toy_gallery, "search", {"reason": "lost child", "case": "8"})
+    assert verify(toy_gallery) == [
+        "0000000003.json says no reason, which the policy of that moment required",
+        "0000000005.json says no reason and no case, which the policy of that moment required",
+    ]
+    set_policy(toy_gallery, ["case"], "less")
+    append_record(toy_gallery, "search", {"case": "9"})
+    set_policy(toy_gallery, [], "none")
+    append_record(toy_gallery, "search", {})
+    assert len(verify(toy_gallery)) == 2
+
+
+def test_a_search_that_comes_while_a_policy_is_set_says_what_it_requires_or_stands_before_it(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed, append = audit._place, audit.append_record
+
+    def after_another_policy(folder: Location) -> tuple:
+        place = placed(folder)
+        monkeypatch.setattr(audit, "_place", placed)
+        set_policy(toy_gallery, ["reason"], "by order")
+        return place
+
+    monkeypatch.setattr(audit, "_place", after_another_policy)
+    with pytest.raises(UsageError, match="requires --reason"):
+        append(toy_gallery, "search", {"target": "v001"})
+
+    def with_a_search_just_after(gallery: Gallery, action: str, fields: dict) -> str:
+        name = append(gallery, action, fields)
+        with pytest.raises(UsageError, match="requires --case"):
+            append(gallery, "search", {"reason": "a reason alone"})
+        return name
+
+    monkeypatch.setattr(audit, "append_record", with_a_search_just_after)
+    set_policy(toy_gallery, ["reason", "case"], "more")
+    assert verify(toy_gallery) == [] and len(read_records(toy_gallery)) == 2
+
+
+def test_a_policy_whose_record_cannot_be_written_is_not_set(toy_gallery: Gallery) -> None:
+    set_policy(toy_gallery, ["case"], "by order")
+    with pytest.raises(UsageError, match="Unicode"):
+        set_policy(toy_gallery, ["reason"], "\udce9")
+    assert required(toy_gallery) == ("case",) and verify(toy_gallery) == []
+
+
 def test_only_a_reason_and_a_case_can_be_required(toy_gallery: Gallery) -> None:
     with pytest.raises(UsageError, match="'colour' cannot be required"):
         set_policy(toy_gallery, ["colour"])
