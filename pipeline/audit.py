@@ -74,6 +74,27 @@ def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
     raise PipelineError(f"the audit log {folder.uri} is being written by too many at once; try again")
 
 
+@contextlib.contextmanager
+def failures_recorded(gallery: Gallery, action: str, *fields: dict[str, Any]) -> Iterator[None]:
+    """Append a record for each of `fields` when the block raises, an interruption too, with the sentence that it failed with."""
+    try:
+        yield
+    except BaseException as error:
+        words = (str(error).splitlines() or [""])[0] or type(error).__name__
+        for each in fields:
+            append_record(gallery, action, each | {"failed": unicode_only(words), "ended_at": datetime.now(UTC).isoformat()})
+        raise
+
+
+def unicode_only(text: str) -> str:
+    """The text as a record can hold it: a path that is not UTF-8 with its bytes in figures.
+
+    >>> unicode_only("a\udce9.mp4")
+    'a\\\\udce9.mp4'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def read_records(gallery: Gallery) -> list[dict[str, Any]]:
     """All records, oldest first."""
     return [json.loads(data) for _, data in _contents(_records(gallery.location.join("audit")))]

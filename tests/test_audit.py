@@ -14,12 +14,15 @@ from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline import audit
 from pipeline.audit import NEED_POLICY, append_record, head, newest, read_records, required, set_policy, user, verify
+from pipeline.backbone import DEFAULT, find_backbone
+from pipeline.catalog import read_catalog
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import Gallery, GallerySettings, feature_matrix
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
 from pipeline.index_build import build_index
 from pipeline.provenance import source_hash
 from pipeline.settings import IndexSettings, ScoreSettings
@@ -432,6 +435,55 @@ def test_a_search_that_fails_is_recorded_too(toy_gallery: Gallery) -> None:
         ["camera cam9"],
     )
     assert record["target_hash"].startswith("features:") and "results" not in record and verify(toy_gallery) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("id:v999", "v999"), ("/nowhere/\udce9.mp4", "has no backbone toy"), ("id:v003", "has no index yet")],
+    ids=["an unknown id", "a name that is not UTF-8", "no index"],
+)
+def test_a_search_that_fails_before_its_targets_are_read_is_recorded_too(toy_gallery: Gallery, target: str, words: str) -> None:
+    if "no index" not in words:
+        build_index(toy_gallery, IndexSettings(8, 4))
+    ended = command("search", target, "id:v004", "--gallery", toy_gallery.location.uri, "--reason", "lost child")
+    assert ended.code in (1, 2) and ended.out == ""
+    records = read_records(toy_gallery)
+    assert [record["target"] for record in records] == [target.replace("\udce9", "\\udce9"), "id:v004"]
+    for record in records:
+        assert words in record["failed"] and "results" not in record
+        assert (record["action"], record["reason"], record["who"]) == ("search", "lost child", user())
+        assert datetime.fromisoformat(record["started_at"]) <= datetime.fromisoformat(record["ended_at"])
+    assert verify(toy_gallery) == []
+
+
+def test_an_interrupted_search_is_recorded_too(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    build_index(toy_gallery, IndexSettings(8, 4))
+    monkeypatch.setattr("pipeline.search.search_many", interrupted)
+    assert command("search", "id:v003", "--gallery", toy_gallery.location.uri).code == 130
+    (record,) = read_records(toy_gallery)
+    assert (record["target"], record["failed"]) == ("v003", "KeyboardInterrupt")
+
+
+def test_an_evaluation_that_fails_is_recorded_too(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("uri,person_id,camera_id\nabsent.mp4,p1,c1\n")
+    Gallery.open_or_create(tmp_path / "out/gallery", GallerySettings(find_backbone(DEFAULT), 10.0, None)).commit(
+        VIDEOS_SCHEMA.empty_table(), absent_reject(tmp_path)
+    )
+    ended = command("evaluate", "--data", str(tmp_path / "m.csv"), "--out", str(tmp_path / "out"), "--reason", "a test")
+    assert ended.code in (1, 2), ended.err
+    (record,) = read_records(Gallery.open(tmp_path / "out/gallery"))
+    assert (record["action"], record["data"], record["reason"]) == ("evaluate", str(tmp_path / "m.csv"), "a test")
+    assert record["failed"] and "queries" not in record
+
+
+def absent_reject(folder: Path) -> pa.Table:
+    """That the one input was refused before: nothing is ingested, and Ray need not start."""
+    (row,) = read_catalog(str(folder / "m.csv")).table.to_pylist()
+    reject = {"uri": row["uri"], "video_id": row["source_id"], "source_id": row["source_id"], "reason": "missing"}
+    return pa.Table.from_pylist([reject], schema=REJECTS_SCHEMA)
 
 
 def test_unfinished_writes_are_no_records(logged: Gallery) -> None:
