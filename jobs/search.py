@@ -172,13 +172,13 @@ def search(
         searched | {"target": target.video.video_id, "target_uri": target.video.uri} | asked | _of_target(target)
         for target in found
     ]
-    with failures_recorded(opened, "search", *each), opened_partitions(opened, index, actors, address) as partitions:
-        answers = search_many(opened, index, partitions, found, settings)
     results = []
-    for target, result in zip(found, answers, strict=True):
-        results.append(replace(result, searched_by=user(), reason=reason, case=case))
-        append_record(opened, "search", _audit_fields(results[-1]) | asked | _of_target(target))
-        results[-1] = replace(results[-1], audit_head=head(opened))
+    with failures_recorded(opened, "search", *each), opened_partitions(opened, index, actors, address) as partitions:
+        # Recorded while a cluster is still joined: what counts records reaches it.
+        for target, result in zip(found, search_many(opened, index, partitions, found, settings), strict=True):
+            results.append(replace(result, searched_by=user(), reason=reason, case=case))
+            append_record(opened, "search", _audit_fields(results[-1]) | asked | _of_target(target))
+            results[-1] = replace(results[-1], audit_head=head(opened))
     for result in results:
         print(ranked_list(result, show_labels))
     not_indexed = videos_not_in(opened, index)  # after the leads: of a large gallery it may take seconds
