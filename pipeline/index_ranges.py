@@ -66,7 +66,7 @@ def range_faults(gallery: Gallery, manifest: dict[str, Any]) -> list[str]:
             faults.append(f"the cohort of the index {manifest['version']} {wrong or 'names videos that are not there'}")
         for part in manifest["partitions"]:
             faults += _partition_faults(gallery, part, IndexSettings(**manifest["settings"]), widths, empty)
-    except (PipelineError, ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+    except (PipelineError, ValueError, LookupError, TypeError, RuntimeError, OSError, pa.ArrowException) as error:
         faults.append(f"the index {manifest['version']} cannot be read: {error}")
     return faults
 
@@ -84,15 +84,6 @@ def _partition_faults(
     frames, first_frame, first_segment, segments = (np.asarray(column).astype(np.int64) for column in places.values())
     if len(table) != part["videos"] or (frames < 1).any() or int(frames.sum()) != part["frames"]:
         return [f"the index file {folder.join(VIDEOS).uri} has other videos or frames than its manifest says"]
-    due = np.array([len(segment_starts(int(n), settings.segment_length, settings.stride)) for n in frames])
-    expected = {"first_frame": (first_frame, _first(frames)), "segments": (segments, due)}
-    expected["first_segment"] = (first_segment, _first(due))
-    for name, (held, right) in expected.items():
-        if not np.array_equal(held, right):
-            row = int(np.flatnonzero(held != right)[0])
-            return [f"the index file {folder.join(VIDEOS).uri} says {name} {held[row]} for video {row}, which is {right[row]}"]
-    if int(due.sum()) != part["segments"]:
-        return [f"the index file {folder.join(VIDEOS).uri} has other segments than its manifest says"]
     shapes: dict[str, tuple[type, tuple[int, ...]]] = {
         "keys": (np.float16, (part["frames"], widths[0])),
         "values": (np.float16, (part["frames"], widths[1])),
@@ -107,10 +98,20 @@ def _partition_faults(
         file = folder.join(f"{name}.npy")
         if wrong := _wrong(load_array(file), kind, shape):
             faults.append(f"the index file {file.uri} {wrong}")
+    if faults:  # before anything is as large as the table says
+        return faults
+    due = np.array([len(segment_starts(int(n), settings.segment_length, settings.stride)) for n in frames])
+    expected = {"first_frame": (first_frame, _first(frames)), "segments": (segments, due)}
+    expected["first_segment"] = (first_segment, _first(due))
+    for name, (held, right) in expected.items():
+        if not np.array_equal(held, right):
+            row = int(np.flatnonzero(held != right)[0])
+            return [f"the index file {folder.join(VIDEOS).uri} says {name} {held[row]} for video {row}, which is {right[row]}"]
+    if int(due.sum()) != part["segments"]:
+        return [f"the index file {folder.join(VIDEOS).uri} has other segments than its manifest says"]
     file = folder.join("prefilter.faiss")
-    if not faults and (wrong := _prefilter_fault(load_prefilter(file), part["segments"], empty)):
-        faults.append(f"the index file {file.uri} {wrong}")
-    return faults
+    wrong = _prefilter_fault(load_prefilter(file), part["segments"], empty)
+    return [f"the index file {file.uri} {wrong}"] if wrong else []
 
 
 def _prefilter_fault(index: faiss.Index, segments: int, empty: faiss.Index) -> str:
