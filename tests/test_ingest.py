@@ -156,7 +156,8 @@ def test_features_are_those_of_the_backbone_on_the_decoded_frames(running_ray: N
     ingest(read_catalog(str(folder / "manifest.csv")), gallery, SAMPLING)
     backbone = load_backbone(SPEC)
     with Decoder(SAMPLING) as decoder:
-        frames = next(decode_source(decoder, "good3", str(folder / "good3.mp4"), None))["frames"]
+        source = {"source_id": "good3", "uri": str(folder / "good3.mp4"), "boxes_uri": None, "frame_rate": None}
+        frames = next(decode_source(decoder, source))["frames"]
     stored = contents(gallery)["good3"]
     assert np.abs(stored.astype(np.float32) - backbone.embed(frames).astype(np.float32)).max() < 2e-3 * np.abs(stored).max()
 
