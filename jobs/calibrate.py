@@ -73,10 +73,10 @@ def calibrate(
         bounded=score.aggregate == "mean",
         name=name or data,
     )
-    path = save_calibration(fitted, head)
     quality, on = fitted.quality, fitted.fitted_on
     fields: dict[str, Any] = {"data": data, "model": index.model, "queries": len(pairs.query_rows)}
-    append_record(gallery, "calibrate", fields)
+    append_record(gallery, "calibrate", fields)  # before anything of the outcome is written or shown
+    path = save_calibration(fitted, head)
     print(f"calibration   {path}")
     print(f"videos        {len(index.videos)}, {summary.refused} rejected")
     print(f"fitted on     {on.identities} people, {on.same_pairs} pairs of one person, {on.different_pairs} of two")

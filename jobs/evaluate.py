@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.command_line import BACKBONE_HELP, run
-from pipeline.audit import append_record, check_policy
+from pipeline.audit import append_record, check_policy, failures_recorded, unicode_only
 from pipeline.backbone import DEFAULT, find_backbone, parse_input_size
 from pipeline.datasets import LabelledData, read_labelled
 from pipeline.errors import UsageError
@@ -85,18 +85,20 @@ def evaluate(
     gallery = Gallery.open_or_create(folder.join("gallery").uri, GallerySettings(spec, sample_rate, None))
     check_policy(gallery, reason, case)
     started_at = datetime.now(UTC).isoformat()
-    sampling = Sampling(sample_rate, None, spec.height, spec.width)
-    rejected = _ingest_all(labelled, gallery, sampling, address)
-    trained, calibration = find_head(head, gallery)
-    index = current_index(gallery, settings, trained, calibration)
-    index = index or build_index(gallery, settings, trained, calibration=calibration)
-    try:
-        pairs = judged_pairs(index.videos, list(dict.fromkeys(map(_division, labelled))))  # data without splits: all are one
-    except UsageError as error:
-        raise UsageError(f"{data}: {error}") from error
-    keep: dict[str, Any] | None = {} if save_scores else None
-    with opened_partitions(gallery, index, address=address) as partitions:
-        judged = evaluate_index(gallery, index, partitions, pairs, score, figures, keep, ProgressLine())
+    why = {"reason": reason, "case": case, "started_at": started_at}
+    with failures_recorded(gallery, "evaluate", {"data": unicode_only(data)} | why):
+        sampling = Sampling(sample_rate, None, spec.height, spec.width)
+        rejected = _ingest_all(labelled, gallery, sampling, address)
+        trained, calibration = find_head(head, gallery)
+        index = current_index(gallery, settings, trained, calibration)
+        index = index or build_index(gallery, settings, trained, calibration=calibration)
+        try:
+            pairs = judged_pairs(index.videos, list(dict.fromkeys(map(_division, labelled))))  # data without splits: all are one
+        except UsageError as error:
+            raise UsageError(f"{data}: {error}") from error
+        keep: dict[str, Any] | None = {} if save_scores else None
+        with opened_partitions(gallery, index, address=address) as partitions:
+            judged = evaluate_index(gallery, index, partitions, pairs, score, figures, keep, ProgressLine())
     named = {"data": data, "model": index.model, "index_version": index.version, "rejected": rejected}
     asked = {"part": part, "protocol": protocol, "split": split, "first_half": first_half, "sample_rate": sample_rate}
     document = named | {
@@ -107,7 +109,6 @@ def evaluate(
         "settings": asked | asdict(settings) | asdict(score) | asdict(figures),
         **judged,
     }
-    why = {"reason": reason, "case": case, "started_at": started_at}
     append_record(gallery, "evaluate", named | {"queries": judged["queries"]} | why)
     _write(document, folder)
     if keep is not None:

@@ -12,6 +12,7 @@ from pipeline.catalog import read_catalog
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.ingest import IngestProgress, IngestSummary, Workers
 from pipeline.ingest import ingest as run_ingest
+from pipeline.retention import take_forgotten
 from pipeline.sampling import Sampling
 from pipeline.storage import canonical_uri
 
@@ -46,6 +47,10 @@ def ingest(
     time_limit: Annotated[float, typer.Option(help="Seconds without progress after which a video is rejected.")] = 60.0,
     memory_limit: Annotated[int, typer.Option(help="MiB that decoding one video may take.")] = 3072,
     retry_rejected: Annotated[bool, typer.Option(help="Try videos again that were rejected before.")] = False,
+    forgotten: Annotated[
+        list[str] | None,
+        typer.Option(help="What another gallery has forgotten (jobs.forget --export): forgotten here too. May be given again."),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with 3 when some inputs were rejected.")] = False,
     decoders: Annotated[
         int | None, typer.Option(help="Decoding actors [default: with GPUs half the CPUs, else the embedding actors decode].")
@@ -85,6 +90,9 @@ def ingest(
     if spec.name != EFFICIENTNET:
         load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate))
+    for file in forgotten or ():
+        if gone := take_forgotten(opened, file):
+            print(f"{len(gone)} videos of this gallery stand in {printable(file)} and were forgotten", file=sys.stderr)
     if not_read := catalog.not_read():
         print(printable(f"not read: {not_read}"), file=sys.stderr)
     print(

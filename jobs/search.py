@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from jobs.command_line import imports, parse_time, printable, run
-from pipeline.audit import append_record, check_policy, head, user
+from pipeline.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
 from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery
@@ -142,7 +142,19 @@ def search(
         raise UsageError(f"{out} is a file; results are written into a folder")
     opened = Gallery.open(gallery)
     check_policy(opened, reason, case)
-    with target_decoder(opened, time_limit, whom.whole_picture, frame_rate) as decoder:
+    asked: dict[str, Any] = {
+        "filters": settings.filters(),
+        "settings": settings.plain(),
+        "reason": reason,
+        "case": case,
+        "out": None if out is None else unicode_only(out),
+        "started_at": datetime.now(UTC).isoformat(),
+    }
+    unread = [{"gallery": opened.location.uri, "target": unicode_only(target)} | asked for target in targets]
+    with (
+        failures_recorded(opened, "search", *unread),
+        target_decoder(opened, time_limit, whom.whole_picture, frame_rate) as decoder,
+    ):
         if not all(name.startswith(GALLERY_PREFIX) for name in targets):
             decoder.start()
         with imports():  # of PyTorch: a second, in which the decoder begins
@@ -154,30 +166,19 @@ def search(
         found = read_targets(targets, opened, decoder, backbone, whom)
     for remark in (f"{target.video.video_id}: {remark}" for target in found for remark in target.remarks):
         print(printable(f"target {remark}"), file=sys.stderr)
-    asked = {
-        "filters": settings.filters(),
-        "settings": settings.plain(),
-        "reason": reason,
-        "case": case,
-        "gallery_version": gallery_version(opened),
-        "calibration_version": calibration_version(index.calibration),
-        "out": out,
-        "started_at": datetime.now(UTC).isoformat(),
-    }
-    try:
-        with opened_partitions(opened, index, actors, address) as partitions:
-            answers = search_many(opened, index, partitions, found, settings)
-    except BaseException as error:
-        for target in found:
-            searched = {"gallery": opened.location.uri, "index_version": index.version, "model": index.model}
-            searched |= {"target": target.video.video_id, "target_uri": target.video.uri, "failed": _words(error)}
-            append_record(opened, "search", searched | asked | _of_target(target))
-        raise
+    asked |= {"gallery_version": gallery_version(opened), "calibration_version": calibration_version(index.calibration)}
+    searched = {"gallery": opened.location.uri, "index_version": index.version, "model": index.model}
+    each = [
+        searched | {"target": target.video.video_id, "target_uri": target.video.uri} | asked | _of_target(target)
+        for target in found
+    ]
     results = []
-    for target, result in zip(found, answers, strict=True):
-        results.append(replace(result, searched_by=user(), reason=reason, case=case))
-        append_record(opened, "search", _audit_fields(results[-1]) | asked | _of_target(target))
-        results[-1] = replace(results[-1], audit_head=head(opened))
+    with failures_recorded(opened, "search", *each), opened_partitions(opened, index, actors, address) as partitions:
+        # Recorded while a cluster is still joined: what counts records reaches it.
+        for target, result in zip(found, search_many(opened, index, partitions, found, settings), strict=True):
+            results.append(replace(result, searched_by=user(), reason=reason, case=case))
+            append_record(opened, "search", _audit_fields(results[-1]) | asked | _of_target(target))
+            results[-1] = replace(results[-1], audit_head=head(opened))
     for result in results:
         print(ranked_list(result, show_labels))
     not_indexed = videos_not_in(opened, index)  # after the leads: of a large gallery it may take seconds
@@ -302,10 +303,6 @@ def _with_hashes(result: SearchResult, hashed: Callable[[str], str | None]) -> S
 
 def _of_target(target: Target) -> dict[str, str | None]:
     return {"target_hash": target.content, "ended_at": datetime.now(UTC).isoformat()}
-
-
-def _words(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def _audit_fields(result: SearchResult) -> dict[str, object]:

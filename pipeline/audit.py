@@ -12,6 +12,7 @@ it, jobs.status prints it, results carry it) and give it to `verify`.
 Records are written before an answer is given out. They name ids and hashes, never features or pictures.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -48,10 +49,10 @@ def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
     folder = gallery.location.join("audit")
     if not is_utf8(json.dumps(fields, ensure_ascii=False)):
         raise UsageError("the reason, case or ids hold characters that are not Unicode; they go into the audit log")
-    if action in NEED_POLICY:
-        check_policy(gallery, fields.get("reason"), fields.get("case"))
     for _ in range(TRIES):
         number, previous = _place(folder)
+        if action in NEED_POLICY:  # after the place is known: no record follows that of a policy and has not seen it
+            check_policy(gallery, fields.get("reason"), fields.get("case"))
         record = {
             "action": action,
             "at": datetime.now(UTC).isoformat(),
@@ -71,6 +72,27 @@ def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
             _logger.info("audit record %s", name, extra={"action": action, "audit_head": f"{number + 1}:{digest}"})
             return name
     raise PipelineError(f"the audit log {folder.uri} is being written by too many at once; try again")
+
+
+@contextlib.contextmanager
+def failures_recorded(gallery: Gallery, action: str, *fields: dict[str, Any]) -> Iterator[None]:
+    """Append a record for each of `fields` when the block raises, an interruption too, with the sentence that it failed with."""
+    try:
+        yield
+    except BaseException as error:
+        words = (str(error).splitlines() or [""])[0] or type(error).__name__
+        for each in fields:
+            append_record(gallery, action, each | {"failed": unicode_only(words), "ended_at": datetime.now(UTC).isoformat()})
+        raise
+
+
+def unicode_only(text: str) -> str:
+    """The text as a record can hold it: a path that is not UTF-8 with its bytes in figures.
+
+    >>> unicode_only("a\udce9.mp4")
+    'a\\\\udce9.mp4'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_records(gallery: Gallery) -> list[dict[str, Any]]:
@@ -98,7 +120,7 @@ def head(gallery: Gallery) -> str | None:
 
 
 def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
-    """What is wrong with the log, in words; an empty list when the chain is whole.
+    """What is wrong with the log, in words; an empty list when the chain is whole and every record says what was required then.
 
     kept_head: what `head` gave earlier; finds a log that was rewritten or cut back since, head.json included. Raises UsageError
     for one that is not COUNT:SHA256.
@@ -110,7 +132,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
     before: set[str] = set()  # hashes of all records with smaller numbers
     due = 0  # the number that comes next
     numbered = 0
-    policy: list[str] | None = None  # what the newest record of one says
+    policies: dict[int, list[tuple[str, ...]]] = {-1: [()]}  # number -> what records of a policy require from the next one on
     # Read before the records, since others may come meanwhile.
     anchor, required_before = _read_head(folder), required(gallery)
     for file, data in _contents(_records(folder)):
@@ -136,7 +158,11 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
             faults.append(f"the record before {file.name} was changed, or {file.name} was")
         digests.setdefault(number, set()).add(hashlib.sha256(data).hexdigest())
         numbered += "number" in record
-        policy = record.get("required") if record.get("action") == "policy" else policy
+        if record.get("action") == "policy":
+            policies.setdefault(number, []).append(_known_names(record.get("required")))
+        in_force = policies[max(earlier for earlier in policies if earlier < number)]
+        if missing := min((_left_out(record, names) for names in in_force), key=len):
+            faults.append(f"{file.name} says no {' and no '.join(missing)}, which the policy of that moment required")
     else:
         if anchor is not None:
             anchors.append(("head.json", anchor))
@@ -147,7 +173,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
                 faults.append(f"the newest records are missing: {source} counts {count}, there are {due}")
             elif digest not in digests.get(count - 1, set()):
                 faults.append(f"record {count - 1} is not the one that {source} names")
-        if (tuple(policy) if isinstance(policy, list) else ()) not in (required_before, required(gallery)):
+        if not {required_before, required(gallery)} & {*policies[max(policies)]}:
             faults.append("policy.json was changed without a record")
     return faults
 
@@ -176,8 +202,31 @@ def set_policy(gallery: Gallery, names: Collection[str], reason: str | None = No
     if unknown := set(names) - set(REQUIRABLE):
         raise UsageError(f"{sorted(unknown)[0]!r} cannot be required; choose of {', '.join(REQUIRABLE)}")
     chosen = [name for name in REQUIRABLE if name in names]
-    append_record(gallery, "policy", {"required": chosen, "reason": reason})
-    gallery.location.join("audit", "policy.json").write_atomically(json.dumps({"required": chosen}).encode())
+    before: Collection[str] = ()
+    with contextlib.suppress(PipelineError):  # a damaged one is mended by this
+        before = required(gallery)
+    _write_policy(gallery, {*before, *chosen})  # at least as much as the records say, at every moment
+    try:
+        append_record(gallery, "policy", {"required": chosen, "reason": reason})
+    except BaseException:
+        _write_policy(gallery, before)
+        raise
+    _write_policy(gallery, chosen)
+
+
+def _write_policy(gallery: Gallery, names: Collection[str]) -> None:
+    document = {"required": [name for name in REQUIRABLE if name in names]}
+    gallery.location.join("audit", "policy.json").write_atomically(json.dumps(document).encode())
+
+
+def _known_names(listed: Any) -> tuple[str, ...]:
+    """What a record of a policy requires, whatever somebody wrote into it."""
+    return tuple(name for name in REQUIRABLE if isinstance(listed, list) and name in listed)
+
+
+def _left_out(record: dict[str, Any], names: Collection[str]) -> list[str]:
+    """What a record should say by a policy and does not."""
+    return [name for name in names if not str(record.get(name) or "").strip()] if record.get("action") in NEED_POLICY else []
 
 
 def check_policy(gallery: Gallery, reason: str | None, case: str | None) -> None:

@@ -44,6 +44,7 @@ REJECT_REASONS = {
     "boxes_missing": "its boxes file cannot be read",
     "boxes_invalid": "its boxes file has a fault",
     "boxes_outside_frame": "no box of the track lies inside the frame",
+    "forgotten": "the same bytes were forgotten with `jobs.forget`; `--retry-rejected` leaves them out",
 }
 _LEFT_OUT_OF_IDS = frozenset(
     {

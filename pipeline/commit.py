@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray
 
 from pipeline.errors import PipelineError
+from pipeline.forgotten import MESSAGE, REASON, Forgotten, covers
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
 
 
@@ -41,6 +42,9 @@ class Committer:
         self.committed: set[str] = set()
         self.candidates = self.frames = 0
         self.reasons: dict[str, int] = {}
+        self.known: set[str] = set()  # commits that `forgotten` was read from
+        self.forgotten = Forgotten()
+        self._forgotten_by_now()
 
     def add(self, written: pa.Table) -> None:
         touched: dict[str, PendingSource] = {}
@@ -64,6 +68,7 @@ class Committer:
     def _commit(self, sources: dict[str, PendingSource]) -> None:
         videos: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
+        forgotten = self._forgotten_by_now()
         for source_id, source in sources.items():
             if source.end is not None and source.end["fatal"]:
                 rejects.append(self._reject_row(source_id, source.end))
@@ -76,6 +81,8 @@ class Committer:
                 if video_id in source.rejects:  # what came before it was refused
                     continue
                 bad = next((row for row in rows if row["reason"] is not None), None)
+                if covers(forgotten, (source.end or {}).get("source_hash"), rows[0]["track"]):
+                    bad = rows[0] | {"reason": REASON, "message": MESSAGE}
                 if bad is None:
                     videos.append(self._video_row(source_id, rows, source.end or {}))
                 else:
@@ -89,6 +96,13 @@ class Committer:
         self.frames += sum(row["sampled_frames"] for row in videos)
         for row in rejects:
             self.reasons[row["reason"]] = self.reasons.get(row["reason"], 0) + 1
+
+    def _forgotten_by_now(self) -> frozenset[tuple[str, int | None]]:
+        """What was forgotten before the ingest began, and meanwhile. Only commits that are new are read."""
+        names = self.gallery.commit_names()
+        self.forgotten |= self.gallery.tombstones(self.known)
+        self.known.update(names)
+        return self.forgotten.content
 
     def _video_row(self, source_id: str, pieces: list[dict[str, Any]], end: dict[str, Any]) -> dict[str, Any]:
         row = pieces[0]

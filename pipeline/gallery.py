@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from pipeline.backbone import BackboneSpec
 from pipeline.errors import PipelineError, UsageError
+from pipeline.forgotten import REASON, Forgotten
 from pipeline.seals import sealed, unsealed
 from pipeline.storage import Location, resolve
 
@@ -108,8 +109,8 @@ class Snapshot:
     """A gallery at one moment.
 
     videos (VIDEOS_SCHEMA) and rejects (REJECTS_SCHEMA), each sorted by video_id; forgotten: ids of deleted videos, and
-    forgotten_uris: of what they were decoded from. commits: names of the live ones; seen: of the superseded ones too; files: the
-    tables that live ones name.
+    forgotten_uris: of what they were decoded from; tombstones: both, with the hashes of their bytes. commits: names of the live
+    ones; seen: of the superseded ones too; files: the tables that live ones name.
     """
 
     videos: pa.Table
@@ -119,14 +120,17 @@ class Snapshot:
     commits: tuple[str, ...]
     seen: tuple[str, ...]
     files: tuple[str, ...]
+    tombstones: Forgotten
 
     def finished_sources(self, count_rejected: bool = True) -> set[str]:
         """Ids of the catalog rows that need no more work; without count_rejected, none that has a reject.
 
-        What was refused because its storage did not answer ("unavailable") is no video's fault and never finished.
+        What was refused because its storage did not answer ("unavailable") is no video's fault and never finished; what was
+        refused because it had been forgotten always is.
         """
-        again = pc.equal(self.rejects["reason"], "unavailable") if count_rejected else None
-        unfinished = set((self.rejects.filter(again) if again is not None else self.rejects)["source_id"].to_pylist())
+        reasons = self.rejects["reason"]
+        again = pc.equal(reasons, "unavailable") if count_rejected else pc.not_equal(reasons, REASON)
+        unfinished = set(self.rejects.filter(again)["source_id"].to_pylist())
         return ({*self.videos["source_id"].to_pylist()} | {*self.rejects["source_id"].to_pylist()}) - unfinished
 
 
@@ -187,19 +191,21 @@ class Gallery:
         commits = self._commits()
         superseded = {name for commit in commits.values() for name in commit.get("supersedes", ())}
         live = {name: commit for name, commit in commits.items() if name not in superseded}
-        forgotten = frozenset(video_id for commit in live.values() for video_id in commit.get("forgotten", ()))
+        forgotten = Forgotten.of(live.values())
         videos = self._read_all(live, "videos", VIDEOS_SCHEMA)
         rejects = self._read_all(live, "rejects", REJECTS_SCHEMA)
         videos, rejects = _latest_of_each_source(videos, rejects)
-        gone = pc.is_in(videos["video_id"], pa.array(sorted(forgotten), pa.string()))
+        gone = np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten.ids), pa.string())))
+        gone = gone | forgotten.covered(videos)  # by bytes too: an ingest may have committed in the same moment
         return Snapshot(
-            videos=videos.filter(pc.invert(gone)).sort_by("video_id"),
+            videos=videos.filter(pa.array(~gone)).sort_by("video_id"),
             rejects=rejects.sort_by("video_id"),
-            forgotten=forgotten,
-            forgotten_uris=frozenset(uri for commit in live.values() for uri in commit.get("forgotten_uris", ())),
+            forgotten=forgotten.ids,
+            forgotten_uris=forgotten.uris,
             commits=tuple(sorted(live)),
             seen=tuple(sorted(commits)),
             files=tuple(name for commit in live.values() for kind in ("videos", "rejects") for name in commit[kind]),
+            tombstones=forgotten,
         )
 
     def forgotten(self, known: Collection[str] = ()) -> frozenset[str]:
@@ -207,10 +213,13 @@ class Gallery:
 
         known: names of commits that need not be read, because the caller was made from them.
         """
+        return self.tombstones(known).ids
+
+    def tombstones(self, known: Collection[str] = ()) -> Forgotten:
+        """All that is known of the videos that were deleted; known: see `forgotten`."""
         if known and set(known).issuperset(self.commit_names()):
-            return frozenset()
-        commits = self._while_compacted(lambda: self._commits(leave_out=known))
-        return frozenset(video_id for commit in commits.values() for video_id in commit.get("forgotten", ()))
+            return Forgotten()
+        return Forgotten.of(self._while_compacted(lambda: self._commits(leave_out=known)).values())
 
     def has_videos_since(self, known: Collection[str]) -> bool:
         """Whether any commit brought videos but the known ones and compactions of only these; known: names of commits."""
@@ -236,8 +245,8 @@ class Gallery:
     def commit(self, videos: pa.Table, rejects: pa.Table, **fields: Any) -> str:
         """Make videos and rejects part of the gallery in one step; the shards they name are already written.
 
-        fields: kind ("ingest", "compact", "forget"), supersedes (names of commits), forgotten (video ids). Returns the
-        commit's name.
+        fields: kind ("ingest", "compact", "forget"), supersedes (names of commits), and those of
+        `Forgotten.fields`. Returns the commit's name.
         """
         unique = uuid.uuid4().hex
         commit: dict[str, Any] = {"kind": "ingest", "videos": [], "rejects": [], "sha256": {}, **fields}

@@ -33,6 +33,7 @@ from pipeline.catalog import Catalog
 from pipeline.cluster import connected
 from pipeline.commit import Committer
 from pipeline.errors import PipelineError, UsageError
+from pipeline.forgotten import Forgotten
 from pipeline.gallery import Gallery
 from pipeline.pieces import DecodeAndEmbed, DecodeSources, EmbedPieces, Row, write_pieces
 from pipeline.sampling import Sampling
@@ -156,8 +157,8 @@ def _run(
     began: float,
 ) -> None:
     counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
-    stream = _stream(missing, gallery, sampling, workers, counter)
     committer = Committer(gallery, missing)
+    stream = _stream(missing, gallery, sampling, workers, counter, committer.forgotten)
     state = IngestProgress(total=len(missing))
     tell = _Telling()
     try:
@@ -227,7 +228,9 @@ def _cpu_shares(decoders: int, embedders: int, cpus: int, writers: int = 1) -> t
     return decode, embed, write
 
 
-def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Workers, counter: Any) -> Iterator[pa.Table]:
+def _stream(
+    missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Workers, counter: Any, forgotten: Forgotten
+) -> Iterator[pa.Table]:
     """Steps 1 to 4; yields tables of WRITTEN_SCHEMA."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `progress` and our errors say it better
     context = ray.data.DataContext.get_current()
@@ -250,11 +253,13 @@ def _stream(missing: pa.Table, gallery: Gallery, sampling: Sampling, workers: Wo
     dataset = ray.data.from_arrow(blocks)
     if decoders:
         pool = ray.data.ActorPoolStrategy(size=min(decoders, len(blocks)))
-        decode = {"fn_constructor_args": (sampling,), "compute": pool, "num_cpus": decode_cpus}
+        decode = {"fn_constructor_args": (sampling, forgotten), "compute": pool, "num_cpus": decode_cpus}
         dataset = dataset.map_batches(_TimedDecode, **BLOCKS, **decode)
         dataset = dataset.map_batches(_TimedEmbed, fn_constructor_args=network, **BLOCKS, **embed)
     else:
-        dataset = dataset.map_batches(_TimedDecodeAndEmbed, fn_constructor_args=(sampling, *network), **BLOCKS, **embed)
+        dataset = dataset.map_batches(
+            _TimedDecodeAndEmbed, fn_constructor_args=(sampling, forgotten, *network), **BLOCKS, **embed
+        )
     dataset = dataset.map_batches(
         _TimedWrite,
         fn_constructor_args=(gallery,),
@@ -278,8 +283,8 @@ class _TimedEmbed(EmbedPieces):
 
 
 class _TimedDecodeAndEmbed(DecodeAndEmbed):
-    def __init__(self, sampling: Sampling, spec: BackboneSpec, threads: int, counter: Any) -> None:
-        super().__init__(_TimedDecode(sampling), _TimedEmbed(spec, threads, counter, "cpu"))
+    def __init__(self, sampling: Sampling, forgotten: Forgotten, spec: BackboneSpec, threads: int, counter: Any) -> None:
+        super().__init__(_TimedDecode(sampling, forgotten), _TimedEmbed(spec, threads, counter, "cpu"))
 
 
 class _TimedWrite:

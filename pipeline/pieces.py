@@ -15,6 +15,7 @@ from pipeline.backbone import BackboneSpec, load_backbone
 from pipeline.catalog import candidate_id
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
+from pipeline.forgotten import MESSAGE, REASON, Forgotten, covers
 from pipeline.gallery import Gallery, frames_table
 from pipeline.sampling import Sampling
 from pipeline.video import Piece, Rejected, VideoInfo
@@ -65,10 +66,11 @@ Row = dict[str, Any]  # of PIECES_SCHEMA, without what is null; `frames` as uint
 
 
 class DecodeSources:
-    """Step 2: catalog rows -> PIECES_SCHEMA, frames as uint8 bytes [n, height, width, 3]."""
+    """Step 2: catalog rows -> PIECES_SCHEMA, frames as uint8 bytes [n, height, width, 3]. forgotten: what is not taken in."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, forgotten: Forgotten | None = None) -> None:
         self.decoder = Decoder(sampling)
+        self.forgotten = (forgotten or Forgotten()).content
 
     def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
         yield from map(_with_frames, self.rows(sources))
@@ -79,18 +81,31 @@ class DecodeSources:
             if row["reject_reason"] is not None:
                 yield _refused(row["source_id"], row["reject_reason"], row["reject_message"])
             else:
-                yield from decode_source(self.decoder, row)
+                yield from decode_source(self.decoder, row, self.forgotten)
 
 
-def decode_source(decoder: Decoder, source: dict[str, Any]) -> Iterator[Row]:
-    """The rows of one source, a row of the catalog; the last one is its end."""
+def decode_source(
+    decoder: Decoder, source: dict[str, Any], forgotten: frozenset[tuple[str, int | None]] = frozenset()
+) -> Iterator[Row]:
+    """The rows of one source, a row of the catalog; the last one is its end. forgotten: `Forgotten.content`, of which no piece
+    comes.
+    """
     source_id, uri = source["source_id"], source["uri"]
     info: VideoInfo | None = None
     fatal: Rejected | None = None
     pieces = rejects = 0
+    refused: set[int] = set()
     for event in decoder.events(uri, source["boxes_uri"], source["frame_rate"]):
         if isinstance(event, VideoInfo):
             info = event
+        elif isinstance(event, Piece) and covers(forgotten, event.source_hash, event.track):
+            if event.track is None or (event.source_hash, None) in forgotten:
+                yield _refused(source_id, REASON, MESSAGE)
+                return
+            if event.track not in refused:
+                refused.add(event.track)
+                rejects += 1
+                yield _reject(source_id, event.track, REASON, MESSAGE)
         elif isinstance(event, Piece):
             pieces += 1
             yield {
@@ -105,22 +120,21 @@ def decode_source(decoder: Decoder, source: dict[str, Any]) -> Iterator[Row]:
             }
         elif isinstance(event, Rejected) and event.track is None:
             fatal = event  # no event follows; a decoder that is not read to the end would be made anew
-        elif isinstance(event, Rejected):
+        elif isinstance(event, Rejected) and event.track not in refused:
             rejects += 1
-            yield {
-                "kind": "reject",
-                "source_id": source_id,
-                "video_id": _video_id(source_id, event.track),
-                "track": event.track,
-                "reason": event.reason,
-                "message": event.message,
-            }
+            yield _reject(source_id, event.track, event.reason, event.message)
     if fatal is not None:
         yield _refused(source_id, fatal.reason, fatal.message)
     elif info is None:
         raise PipelineError(f"{uri}: its decoder ended without a word")
     else:
         yield {"kind": "end", "source_id": source_id, "pieces": pieces, "rejects": rejects, "fatal": False, **vars(info)}
+
+
+def _reject(source_id: str, track: int | None, reason: str, message: str) -> Row:
+    """One candidate that is refused, whatever came of it before."""
+    row = {"kind": "reject", "source_id": source_id, "video_id": _video_id(source_id, track), "track": track}
+    return row | {"reason": reason, "message": message}
 
 
 def _refused(source_id: str, reason: str, message: str) -> Row:

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.forgotten import REASON
 from pipeline.gallery import Gallery
 from pipeline.storage import Location, StorageError
 
@@ -17,9 +18,14 @@ def files_with_forgotten(gallery: Gallery) -> dict[str, int]:
     finds them all. 0: a file that cannot be read, and so cannot be shown to be clean. After jobs.compact only what writers left
     who were killed within its --orphan-hours may be here.
     """
-    forgotten = pa.array(sorted(gallery.forgotten()), pa.string())
+    snapshot = gallery.snapshot()
+    # An ingest that came upon forgotten bytes under another id had begun to write them: it rejected them, and a shard holds them.
+    refused = snapshot.rejects.filter(pc.equal(snapshot.rejects["reason"], REASON))["video_id"].to_pylist()
+    forgotten = pa.array(sorted(snapshot.forgotten.union(refused)), pa.string())
     found: dict[str, int] = {}
+    rejects = gallery.location.join("rejects").uri  # these say what was refused, and hold nothing of it
     files = [*gallery.location.list(recursive=True), *gallery.location.leftovers()]
+    files = [file for file in files if not file.uri.startswith(f"{rejects}/")]
     for file in files if len(forgotten) else ():
         try:
             ids = _video_ids(file)

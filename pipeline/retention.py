@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.audit import append_record, check_policy
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import VIDEOS_SCHEMA, Gallery, Snapshot
+from pipeline.forgotten import FORGOTTEN_SCHEMA, Forgotten, read_forgotten
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, Snapshot
 from pipeline.index import holds_any, index_versions, open_index, partition_ids
 from pipeline.index_build import publish_without
 from pipeline.partition_store import delete_partition, partition_store, read_videos
@@ -30,7 +32,11 @@ ORPHAN_AGE = timedelta(hours=24)  # a file that no commit names may belong to an
 
 @dataclass(frozen=True)
 class Selection:
-    """Videos to forget, by one of the criteria. before: aware datetime, by start time."""
+    """Videos to forget, by one of the criteria.
+
+    before: aware datetime. A video is older than that when it ends before (seen_to); where that is not known, when it starts
+    before; where no time is known, when it was ingested before.
+    """
 
     video_ids: tuple[str, ...] = ()
     camera: str | None = None
@@ -38,8 +44,9 @@ class Selection:
     person: str | None = None
 
     def of(self, snapshot: Snapshot) -> pa.Table:
-        """The rows of Snapshot.videos that are chosen. Raises UsageError for an id that is not there, and unless there is one
-        criterion to choose by.
+        """The rows of Snapshot.videos that are chosen, and their copies: what shows the same bytes (`Forgotten.covered`).
+
+        Raises UsageError for an id, a camera or a label that no video has, and unless there is one criterion to choose by.
         """
         videos = snapshot.videos
         given = [
@@ -48,7 +55,7 @@ class Selection:
                 ("video_id", self.video_ids, pc.is_in),
                 ("camera_id", self.camera, pc.equal),
                 ("person_id", self.person, pc.equal),
-                ("start_time", self.before, pc.less),
+                ("time", self.before, pc.less),
             )
             if value
         ]
@@ -59,14 +66,35 @@ class Selection:
         if unknown := set(self.video_ids) - set(videos["video_id"].to_pylist()):
             raise UsageError(f"the gallery has no video {min(unknown)!r}; nothing was forgotten")
         ((column, value, compare),) = given
-        kind = videos.schema.field(column).type
-        wanted = pa.array(value, kind) if column == "video_id" else pa.scalar(value, kind)
-        return videos.filter(compare(videos[column], wanted))
+        held = _time(videos) if column == "time" else videos[column]
+        wanted = pa.array(value, held.type) if column == "video_id" else pa.scalar(value, held.type)
+        chosen = videos.filter(compare(held, wanted))
+        if len(chosen) == 0 and column in ("camera_id", "person_id"):
+            words = {"camera_id": "camera", "person_id": "person label"}[column]
+            raise UsageError(f"the gallery has no video with the {words} {value!r}; nothing was forgotten")
+        gone = np.asarray(pc.is_in(videos["video_id"], chosen["video_id"].combine_chunks()))
+        return videos.filter(pa.array(gone | _tombstones(chosen).covered(videos)))
+
+    def undated(self, snapshot: Snapshot) -> list[str]:
+        """Ids of the videos that `before` cannot judge, because no time of theirs is known."""
+        return snapshot.videos.filter(pc.is_null(_time(snapshot.videos)))["video_id"].to_pylist() if self.before else []
+
+
+def _time(videos: pa.Table) -> pa.ChunkedArray:
+    """When videos end, else start, else were ingested; null where none of these is known."""
+    return pc.coalesce(videos["seen_to"], videos["start_time"], videos["ingested_at"])
+
+
+def _tombstones(videos: pa.Table) -> Forgotten:
+    """What is kept of videos that are forgotten."""
+    columns = [videos[name].to_pylist() for name in FORGOTTEN_SCHEMA.names]
+    return Forgotten(frozenset(columns[0]), frozenset(columns[1]), frozenset(zip(*columns, strict=True)))
 
 
 def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None = None) -> list[str]:
     """Forget videos: they are in no result from now on, and never come back by another ingest. Returns their ids.
 
+    Copies, the same bytes under other ids, are forgotten along; of a recording of which one track is forgotten the others stay.
     The audit log says who and why first. Their features leave the disk with the next compaction.
     """
     if not reason.strip():
@@ -78,9 +106,34 @@ def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None
     if not ids:
         return []
     append_record(gallery, "forget", {"reason": reason, "case": case, "videos": ids})
-    uris = sorted(set(chosen["uri"].to_pylist()))
-    gallery.commit(VIDEOS_SCHEMA.empty_table(), snapshot.rejects.slice(0, 0), kind="forget", forgotten=ids, forgotten_uris=uris)
+    _commit(gallery, _tombstones(chosen))
     return ids
+
+
+def take_forgotten(gallery: Gallery, uri: str) -> list[str]:
+    """Forget here too what another gallery has forgotten; returns the ids of the videos that were here already, and went.
+
+    uri: a file of `pipeline.forgotten.write_forgotten`. What has a hash is known by it and its track; what has none, by its uri.
+    Ids are of the other gallery and do not count. The audit log is told first. Raises UsageError for a file of another kind.
+    """
+    table = read_forgotten(uri)
+    hashed = pc.is_valid(table["ingested_hash"])
+    content = [table.filter(hashed)[name].to_pylist() for name in ("ingested_hash", "track")]
+    uris = frozenset(pc.drop_null(table.filter(pc.invert(hashed))["uri"]).to_pylist())
+    taken = Forgotten(uris=uris, rows=frozenset((None, None, *row) for row in zip(*content, strict=True)))
+    snapshot = gallery.snapshot()
+    if taken.rows <= snapshot.tombstones.rows and taken.uris <= snapshot.forgotten_uris:
+        return []
+    gone = taken.covered(snapshot.videos) | np.asarray(pc.is_in(snapshot.videos["uri"], pa.array(sorted(uris), pa.string())))
+    here = snapshot.videos.filter(pa.array(gone))
+    ids = here["video_id"].to_pylist()
+    append_record(gallery, "take_forgotten", {"source": uri, "listed": len(table), "videos": ids})
+    _commit(gallery, taken | _tombstones(here))
+    return ids
+
+
+def _commit(gallery: Gallery, forgotten: Forgotten) -> None:
+    gallery.commit(VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table(), kind="forget", **forgotten.fields())
 
 
 @dataclass(frozen=True)
@@ -109,9 +162,8 @@ def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE, keep_indexes: 
     videos = snapshot.videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
     before = len(pc.unique(videos["shard"]))
     rewritten = _rewrite(gallery, videos)
-    tombstones = {"forgotten": sorted(snapshot.forgotten), "forgotten_uris": sorted(snapshot.forgotten_uris)}
     append_record(gallery, "compact", {"videos": len(videos), "forgotten": len(snapshot.forgotten)})
-    gallery.commit(rewritten, snapshot.rejects, kind="compact", supersedes=list(snapshot.seen), **tombstones)
+    gallery.commit(rewritten, snapshot.rejects, kind="compact", supersedes=list(snapshot.seen), **snapshot.tombstones.fields())
     deleted = _delete_unreferenced(gallery, orphan_age)
     doomed, reduced = _compact_indexes(gallery, snapshot.forgotten, orphan_age, keep_indexes)
     return Compaction(len(videos), before, len(pc.unique(rewritten["shard"])), deleted, doomed, reduced)

@@ -10,6 +10,7 @@ from pipeline import audit
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery
 from pipeline.index import index_versions, open_index, read_manifest, version_files
+from pipeline.index_ranges import manifest_faults, range_faults
 from pipeline.storage import Location
 
 
@@ -22,6 +23,9 @@ def verify_gallery(gallery: Gallery) -> list[str]:
         return [str(error)]
     for shard in pc.unique(videos["shard"]).to_pylist():
         rows = videos.filter(pc.equal(videos["shard"], shard))
+        if named := _place_faults(rows):
+            faults += named
+            continue
         try:
             for positions, frames in gallery.iter_features(rows):
                 faults += _frame_faults(rows, positions, frames)
@@ -36,12 +40,19 @@ def verify_gallery(gallery: Gallery) -> list[str]:
 
 def _undone_deletions(gallery: Gallery) -> list[str]:
     """Videos that the audit log says were forgotten and no commit does: the commit was removed, or never written."""
-    deletions = (record for record in audit.read_records(gallery) if record.get("action") == "forget")
+    deletions = (record for record in audit.read_records(gallery) if record.get("action") in ("forget", "take_forgotten"))
     told = {video for record in deletions for video in record.get("videos", ())}
     if not (missing := sorted(told - gallery.forgotten())):
         return []
     some = ", ".join(map(repr, missing[:5])) + (" and others" if len(missing) > 5 else "")
     return [f"{len(missing)} videos that the audit log calls forgotten are not ({some}); run jobs.forget for them again"]
+
+
+def _place_faults(videos: pa.Table) -> list[str]:
+    """Videos whose place in their shard is no place at all."""
+    placed = pc.and_(pc.greater_equal(videos["first_row"], 0), pc.greater(videos["sampled_frames"], 0))
+    wrong = videos.filter(pc.invert(pc.fill_null(placed, False)))["video_id"].to_pylist()
+    return [f"the row of {video_id} in videos/ names no rows of a shard" for video_id in wrong]
 
 
 def _frame_faults(videos: pa.Table, positions: np.ndarray, frames: pa.Table) -> list[str]:
@@ -61,13 +72,16 @@ def _index_faults(gallery: Gallery, version: str, checked: dict[tuple[str, str],
     """Faults of one version. checked: (uri, sha256) -> fault of files that were looked at before: partitions are shared."""
     faults, sound = list[str](), True
     try:
-        for file, expected in version_files(gallery, read_manifest(gallery, version)):
+        manifest = read_manifest(gallery, version)
+        if faults := manifest_faults(manifest, version):
+            return faults
+        for file, expected in version_files(gallery, manifest):
             key = file.uri, expected["sha256"]
             if key not in checked:
                 checked[key] = _file_fault(file, expected["sha256"])
                 faults += [fault for fault in (checked[key],) if fault is not None]
             sound = sound and checked[key] is None
-        if sound:
+        if sound and not (faults := range_faults(gallery, manifest)):  # what fails is not opened
             open_index(gallery, version)
     except PipelineError as error:
         faults.append(str(error))

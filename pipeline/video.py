@@ -7,7 +7,7 @@ once, front to back: what is sampled is decided as its frames come.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Piece:
 
     track: the track id, or None for the whole frame. number: 0, 1, ... within the candidate; last: no piece follows.
     frame_index: int32 [n], frames of the source from 0. time_s: float32 [n], seconds from the source's start.
-    frames: uint8 [n, height, width, 3], RGB.
+    frames: uint8 [n, height, width, 3], RGB. source_hash: see VideoInfo; None where it was not asked for.
     """
 
     track: int | None
@@ -56,6 +56,7 @@ class Piece:
     frame_index: np.ndarray
     time_s: np.ndarray
     frames: np.ndarray
+    source_hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,14 +136,20 @@ def read_pieces(uri: str, boxes_uri: str | None, sampling: Sampling, alive: Aliv
             if ticks.take(frame.time_s) and (shape is None or candidates.show(frame.number)):
                 picture = frame.picture()
                 shape = shape or picture.shape
-                yield from candidates.add(frame, picture)
+                yield from _hashed(candidates.add(frame, picture), source_hash)
         reading = reader.reading()
         if shape is None:
             raise VideoError("no_frames", f"{uri} has no frames")
-        yield from candidates.end()
+        yield from _hashed(candidates.end(), source_hash)
         remarks = (*reading.remarks, *candidates.remarks)
         height, width = shape[:2]
         yield VideoInfo(reading.fps, reading.frames, width, height, source_hash, reading.passed_over, remarks)
+
+
+def _hashed(events: Iterable[Event], source_hash: str | None) -> Iterator[Event]:
+    """The events with the source's hash in their pieces: who gets one can tell a forgotten source before it is embedded."""
+    for event in events:
+        yield replace(event, source_hash=source_hash) if isinstance(event, Piece) else event
 
 
 def read_frames(

@@ -62,7 +62,7 @@ def undisturbed(clips: Path, backbone: Path) -> Expected:
     found: Expected = {}
     with Decoder(Sampling(height=spec.height, width=spec.width)) as decoder:
         for row in read_catalog(str(clips)).table.to_pylist():
-            rows = decode_source(decoder, row["source_id"], row["uri"], None)
+            rows = decode_source(decoder, row)
             pieces = [piece for piece in rows if piece["kind"] == "piece"]
             frames = [piece["frames"] for piece in pieces]
             index = np.concatenate([piece["frame_index"] for piece in pieces]).astype(np.int32)

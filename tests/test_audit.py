@@ -14,12 +14,15 @@ from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline import audit
 from pipeline.audit import NEED_POLICY, append_record, head, newest, read_records, required, set_policy, user, verify
+from pipeline.backbone import DEFAULT, find_backbone
+from pipeline.catalog import read_catalog
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import Gallery, GallerySettings, feature_matrix
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
 from pipeline.index_build import build_index
 from pipeline.provenance import source_hash
 from pipeline.settings import IndexSettings, ScoreSettings
@@ -348,6 +351,62 @@ def test_a_forged_policy_record_is_found_and_does_not_end_the_check(toy_gallery:
         assert "policy.json was changed without a record" in verify(toy_gallery)
 
 
+def test_a_policy_that_was_away_for_an_hour_shows_in_the_records_of_that_hour(toy_gallery: Gallery) -> None:
+    append_record(toy_gallery, "search", {"target": "v001"})  # nothing is required yet
+    set_policy(toy_gallery, ["reason", "case"], "by order")
+    append_record(toy_gallery, "search", {"reason": "lost child", "case": "7"})
+    policy = Path(toy_gallery.location.path, "audit", "policy.json")
+    content = policy.read_bytes()
+    policy.unlink()
+    append_record(toy_gallery, "search", {"reason": " ", "case": "7"})
+    append_record(toy_gallery, "ingest", {"source": "videos"})  # needs neither
+    append_record(toy_gallery, "forget", {"videos": ["v001"]})
+    policy.write_bytes(content)
+    append_record(toy_gallery, "search", {"reason": "lost child", "case": "8"})
+    assert verify(toy_gallery) == [
+        "0000000003.json says no reason, which the policy of that moment required",
+        "0000000005.json says no reason and no case, which the policy of that moment required",
+    ]
+    set_policy(toy_gallery, ["case"], "less")
+    append_record(toy_gallery, "search", {"case": "9"})
+    set_policy(toy_gallery, [], "none")
+    append_record(toy_gallery, "search", {})
+    assert len(verify(toy_gallery)) == 2
+
+
+def test_a_search_that_comes_while_a_policy_is_set_says_what_it_requires_or_stands_before_it(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed, append = audit._place, audit.append_record
+
+    def after_another_policy(folder: Location) -> tuple:
+        place = placed(folder)
+        monkeypatch.setattr(audit, "_place", placed)
+        set_policy(toy_gallery, ["reason"], "by order")
+        return place
+
+    monkeypatch.setattr(audit, "_place", after_another_policy)
+    with pytest.raises(UsageError, match="requires --reason"):
+        append(toy_gallery, "search", {"target": "v001"})
+
+    def with_a_search_just_after(gallery: Gallery, action: str, fields: dict) -> str:
+        name = append(gallery, action, fields)
+        with pytest.raises(UsageError, match="requires --case"):
+            append(gallery, "search", {"reason": "a reason alone"})
+        return name
+
+    monkeypatch.setattr(audit, "append_record", with_a_search_just_after)
+    set_policy(toy_gallery, ["reason", "case"], "more")
+    assert verify(toy_gallery) == [] and len(read_records(toy_gallery)) == 2
+
+
+def test_a_policy_whose_record_cannot_be_written_is_not_set(toy_gallery: Gallery) -> None:
+    set_policy(toy_gallery, ["case"], "by order")
+    with pytest.raises(UsageError, match="Unicode"):
+        set_policy(toy_gallery, ["reason"], "\udce9")
+    assert required(toy_gallery) == ("case",) and verify(toy_gallery) == []
+
+
 def test_only_a_reason_and_a_case_can_be_required(toy_gallery: Gallery) -> None:
     with pytest.raises(UsageError, match="'colour' cannot be required"):
         set_policy(toy_gallery, ["colour"])
@@ -376,6 +435,55 @@ def test_a_search_that_fails_is_recorded_too(toy_gallery: Gallery) -> None:
         ["camera cam9"],
     )
     assert record["target_hash"].startswith("features:") and "results" not in record and verify(toy_gallery) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("id:v999", "v999"), ("/nowhere/\udce9.mp4", "has no backbone toy"), ("id:v003", "has no index yet")],
+    ids=["an unknown id", "a name that is not UTF-8", "no index"],
+)
+def test_a_search_that_fails_before_its_targets_are_read_is_recorded_too(toy_gallery: Gallery, target: str, words: str) -> None:
+    if "no index" not in words:
+        build_index(toy_gallery, IndexSettings(8, 4))
+    ended = command("search", target, "id:v004", "--gallery", toy_gallery.location.uri, "--reason", "lost child")
+    assert ended.code in (1, 2) and ended.out == ""
+    records = read_records(toy_gallery)
+    assert [record["target"] for record in records] == [target.replace("\udce9", "\\udce9"), "id:v004"]
+    for record in records:
+        assert words in record["failed"] and "results" not in record
+        assert (record["action"], record["reason"], record["who"]) == ("search", "lost child", user())
+        assert datetime.fromisoformat(record["started_at"]) <= datetime.fromisoformat(record["ended_at"])
+    assert verify(toy_gallery) == []
+
+
+def test_an_interrupted_search_is_recorded_too(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    build_index(toy_gallery, IndexSettings(8, 4))
+    monkeypatch.setattr("pipeline.search.search_many", interrupted)
+    assert command("search", "id:v003", "--gallery", toy_gallery.location.uri).code == 130
+    (record,) = read_records(toy_gallery)
+    assert (record["target"], record["failed"]) == ("v003", "KeyboardInterrupt")
+
+
+def test_an_evaluation_that_fails_is_recorded_too(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("uri,person_id,camera_id\nabsent.mp4,p1,c1\n")
+    Gallery.open_or_create(tmp_path / "out/gallery", GallerySettings(find_backbone(DEFAULT), 10.0, None)).commit(
+        VIDEOS_SCHEMA.empty_table(), absent_reject(tmp_path)
+    )
+    ended = command("evaluate", "--data", str(tmp_path / "m.csv"), "--out", str(tmp_path / "out"), "--reason", "a test")
+    assert ended.code in (1, 2), ended.err
+    (record,) = read_records(Gallery.open(tmp_path / "out/gallery"))
+    assert (record["action"], record["data"], record["reason"]) == ("evaluate", str(tmp_path / "m.csv"), "a test")
+    assert record["failed"] and "queries" not in record
+
+
+def absent_reject(folder: Path) -> pa.Table:
+    """That the one input was refused before: nothing is ingested, and Ray need not start."""
+    (row,) = read_catalog(str(folder / "m.csv")).table.to_pylist()
+    reject = {"uri": row["uri"], "video_id": row["source_id"], "source_id": row["source_id"], "reason": "missing"}
+    return pa.Table.from_pylist([reject], schema=REJECTS_SCHEMA)
 
 
 def test_unfinished_writes_are_no_records(logged: Gallery) -> None:

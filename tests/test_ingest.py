@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -20,6 +23,7 @@ from pipeline.catalog import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
 from pipeline.commit import Committer
 from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
+from pipeline.forgotten import write_forgotten
 from pipeline.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.ingest import IngestProgress, Workers, ingest
 from pipeline.pieces import (
@@ -34,8 +38,10 @@ from pipeline.pieces import (
     write_pieces,
 )
 from pipeline.provenance import source_hash
-from pipeline.retention import Selection, forget
+from pipeline.remains import files_with_forgotten
+from pipeline.retention import Selection, compact, forget, take_forgotten
 from pipeline.sampling import Sampling
+from pipeline.video import Event, read_pieces
 from tests.conftest import toy_spec
 from tests.test_video import write_video
 
@@ -150,7 +156,8 @@ def test_features_are_those_of_the_backbone_on_the_decoded_frames(running_ray: N
     ingest(read_catalog(str(folder / "manifest.csv")), gallery, SAMPLING)
     backbone = load_backbone(SPEC)
     with Decoder(SAMPLING) as decoder:
-        frames = next(decode_source(decoder, "good3", str(folder / "good3.mp4"), None))["frames"]
+        source = {"source_id": "good3", "uri": str(folder / "good3.mp4"), "boxes_uri": None, "frame_rate": None}
+        frames = next(decode_source(decoder, source))["frames"]
     stored = contents(gallery)["good3"]
     assert np.abs(stored.astype(np.float32) - backbone.embed(frames).astype(np.float32)).max() < 2e-3 * np.abs(stored).max()
 
@@ -286,6 +293,71 @@ def test_what_was_forgotten_does_not_come_back_under_another_id(committer: Commi
     renamed = pa.Table.from_pylist([{"source_id": "x", "uri": "/a"}, {"source_id": "y", "uri": "/y"}], schema=SOURCE_SCHEMA)
     missing, already = ingest_module.missing_sources(renamed, gallery, retry_rejected=True)
     assert missing["source_id"].to_pylist() == ["y"] and already == 1
+
+
+def test_bytes_that_are_forgotten_while_they_are_ingested_are_rejected_and_not_retried(committer: Committer) -> None:
+    gallery = committer.gallery
+    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1, source_hash="file:aa")]))
+    rest = written(
+        gallery, [piece_row("b", 0, 10, 1), piece_row("c", 0, 5, 1), end_row("b", 1, source_hash="file:aa"), end_row("c", 1)]
+    )
+    forget(gallery, Selection(("a",)), "a test")
+    committer.add(rest)
+    snapshot = gallery.snapshot()
+    assert snapshot.videos["video_id"].to_pylist() == ["c"] and committer.reasons == {"forgotten": 1}
+    assert [(row["video_id"], row["reason"]) for row in snapshot.rejects.to_pylist()] == [("b", "forgotten")]
+    again = pa.Table.from_pylist([{"source_id": "b", "uri": "/b"}, {"source_id": "c", "uri": "/c"}], schema=SOURCE_SCHEMA)
+    assert ingest_module.missing_sources(again, gallery, retry_rejected=True)[1] == 2
+    assert files_with_forgotten(gallery) and compact(gallery) and not files_with_forgotten(gallery)
+
+
+class Decoded:
+    """In place of a decoder: the events of `read_pieces`, and how many were taken."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def events(self, uri: str, boxes_uri: str | None, frame_rate: float | None) -> Iterator[Event]:
+        for event in read_pieces(uri, boxes_uri, replace(SAMPLING, piece=3)):
+            self.taken += 1
+            yield event
+
+
+def test_of_a_forgotten_source_nothing_is_embedded_and_of_a_forgotten_track_no_frame(folder: Path) -> None:
+    crowd = {"source_id": "crowd", "uri": f"{folder}/crowd.mp4", "boxes_uri": f"{folder}/crowd.txt", "frame_rate": None}
+    content, decoder = source_hash(crowd["uri"]), Decoded()
+    *before, end = decode_source(decoder, crowd, frozenset({(content, None)}))
+    assert (end["kind"], end["fatal"], end["reason"]) == ("end", True, "forgotten")
+    assert "piece" not in {row["kind"] for row in before} and decoder.taken == len(before) + 1  # it ends at the first frames
+    rows = list(decode_source(decoder, crowd, frozenset({(content, 2), ("file:another", None)})))
+    assert {row["track"] for row in rows if row["kind"] == "piece"} == {1}
+    rejects = {row["video_id"]: row["reason"] for row in rows if row["kind"] == "reject"}
+    assert rejects == {"crowd#2": "forgotten", "crowd#3": "boxes_outside_frame"}
+    assert (rows[-1]["pieces"], rows[-1]["rejects"]) == (sum(row["kind"] == "piece" for row in rows), 2)
+    whole = list(decode_source(decoder, crowd | {"boxes_uri": None}, frozenset({(content, 2)})))
+    assert {row["kind"] for row in whole} == {"piece", "end"}  # one track is not the recording
+
+
+@pytest.mark.ray
+def test_a_copy_of_a_forgotten_file_gives_no_video_here_nor_in_a_gallery_that_was_told(
+    running_ray: None, folder: Path, tmp_path: Path
+) -> None:
+    for name in ("mount", "elsewhere"):
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "good1.mp4", tmp_path / name / f"{name}.mp4")
+    write_video(tmp_path / "elsewhere/other.mp4", frames=7)
+    here, there = (Gallery.open_or_create(tmp_path / name, SETTINGS) for name in ("here", "there"))
+    ingest(read_catalog(str(tmp_path / "mount")), here, SAMPLING)
+    forget(here, Selection(tuple(here.snapshot().videos["video_id"].to_pylist())), "asked to")
+    write_forgotten(here.snapshot().tombstones, str(tmp_path / "list"))
+    take_forgotten(there, str(tmp_path / "list"))
+    for gallery in (here, there):
+        summary = ingest(read_catalog(str(tmp_path / "elsewhere")), gallery, SAMPLING)
+        assert (summary.candidates, summary.reasons) == (1, {"forgotten": 1})
+        shards = Path(gallery.location.path, "frames").iterdir()
+        assert max(len(pc.unique(pq.read_table(shard)["video_id"])) for shard in shards) == 1
+        again = ingest(read_catalog(str(tmp_path / "elsewhere")), gallery, SAMPLING, retry_rejected=True)
+        assert (again.already, again.candidates) == (2, 0)
 
 
 def test_one_video_has_one_id_and_one_id_one_video(committer: Committer) -> None:

@@ -14,18 +14,20 @@ from pipeline import retention
 from pipeline.audit import read_records, verify
 from pipeline.catalog import SOURCE_SCHEMA
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, Snapshot, feature_matrix, frames_table
+from pipeline.forgotten import write_forgotten
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, Snapshot, feature_matrix, frames_table
 from pipeline.head import save_head
 from pipeline.index import index_versions, open_index
 from pipeline.index_build import build_index
 from pipeline.ingest import missing_sources
 from pipeline.partitions import opened_partitions
-from pipeline.retention import Selection, compact, forget
+from pipeline.retention import Selection, compact, forget, take_forgotten
 from pipeline.search import search
 from pipeline.settings import IndexSettings, SearchSettings
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
-from tests.conftest import add_videos, people_features
+from tests.conftest import add_videos, people_features, toy_spec
+from tests.test_jobs import command
 
 NO_VIDEOS, NO_REJECTS = VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table()
 OLD = timedelta(hours=24)
@@ -119,8 +121,10 @@ def test_videos_without_a_camera_time_or_label_are_not_forgotten_by_them(toy_gal
     bare = {**toy_gallery.snapshot().videos.to_pylist()[0], "video_id": "bare", "source_id": "bare"}
     bare |= dict.fromkeys(["camera_id", "start_time", "person_id"])
     toy_gallery.commit(pa.Table.from_pylist([bare], schema=VIDEOS_SCHEMA), NO_REJECTS)
-    for selection in (Selection(camera="cam0"), Selection(before=datetime(2030, 1, 1, tzinfo=UTC)), Selection(person="p00")):
-        forget(toy_gallery, selection, "test")
+    future = Selection(before=datetime(2030, 1, 1, tzinfo=UTC))
+    for selection in (Selection(person="p00"), Selection(camera="cam0"), future):
+        assert forget(toy_gallery, selection, "test")
+    assert future.undated(toy_gallery.snapshot()) == ["bare"]
     assert ids(toy_gallery) == ["bare"]
 
 
@@ -206,6 +210,127 @@ def test_forgetting_one_track_leaves_the_others_of_its_video(toy_gallery: Galler
     forget(toy_gallery, Selection(video_ids=("crowd#2",)), "asked to")
     toy_gallery.commit(pa.Table.from_pylist(tracks, schema=VIDEOS_SCHEMA), NO_REJECTS)
     assert [name for name in ids(toy_gallery) if "#" in name] == ["crowd#1", "crowd#3"]
+
+
+def with_bytes(gallery: Gallery, *rows: tuple[str, str | None, int | None]) -> None:
+    """Commit videos (id, ingested_hash, track) that have the frames of v000 and uris of their own."""
+    frames = gallery.read_video(next(row for row in gallery.snapshot().videos.to_pylist() if row["video_id"] == "v000"))
+    features, steps = feature_matrix(frames), np.arange(len(frames))
+    table = []
+    for video_id, content, track in rows:
+        row = {"video_id": video_id, "source_id": video_id.split("#")[0], "uri": f"/mount/{video_id}.mp4", "track": track}
+        row |= {"shard": gallery.write_shard(frames_table([video_id], [len(steps)], steps, steps / 10, features)), "first_row": 0}
+        row |= {"sampled_frames": len(steps), "ingested_hash": content}
+        table.append(row)
+    gallery.commit(pa.Table.from_pylist(table, schema=VIDEOS_SCHEMA), NO_REJECTS)
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["before compaction", "after compaction"])
+def test_copies_go_with_a_forgotten_video_and_a_later_one_never_counts(toy_gallery: Gallery, compacted: bool) -> None:
+    with_bytes(
+        toy_gallery, ("one", "file:aa", None), ("copy", "file:aa", None), ("track#3", "file:aa", 3), ("bb", "file:bb", None)
+    )
+    assert forget(toy_gallery, Selection(video_ids=("one",)), "asked to") == ["copy", "one", "track#3"]
+    if compacted:
+        compact(toy_gallery)
+    with_bytes(toy_gallery, ("late", "file:aa", None), ("late#1", "file:aa", 1), ("unknown", None, None))  # begun before
+    assert set(ids(toy_gallery)) == {*(f"v{i:03d}" for i in range(40)), "bb", "unknown"}
+
+
+def test_a_forgotten_track_takes_only_the_same_track_of_copies_along(toy_gallery: Gallery) -> None:
+    with_bytes(toy_gallery, *((f"{name}#{track}", "file:aa", track) for name in ("one", "copy") for track in (1, 2)))
+    with_bytes(toy_gallery, ("whole", "file:aa", None))
+    assert forget(toy_gallery, Selection(video_ids=("one#2",)), "asked to") == ["copy#2", "one#2"]
+    assert {"one#1", "copy#1", "whole"} <= set(ids(toy_gallery))
+
+
+@pytest.fixture
+def other_gallery(tmp_path: Path) -> Gallery:
+    gallery = Gallery.open_or_create(tmp_path / "other", GallerySettings(toy_spec(), 10.0, None))
+    add_videos(gallery, people_features(10, 1, 24, seed=5))
+    return gallery
+
+
+def test_another_gallery_forgets_what_it_is_told_of_and_nothing_that_only_shares_an_id(
+    toy_gallery: Gallery, other_gallery: Gallery, tmp_path: Path
+) -> None:
+    with_bytes(toy_gallery, ("one", "file:aa", None), ("two#7", "file:bb", 7), ("three", None, None))
+    with_bytes(
+        other_gallery, ("here", "file:aa", None), ("four#7", "file:bb", 7), ("four#8", "file:bb", 8), ("one", "file:cc", None)
+    )
+    forget(toy_gallery, Selection(video_ids=("one", "two#7", "three", "v001")), "secret reason", "secret case")
+    listed = str(tmp_path / "list.parquet")
+    assert write_forgotten(toy_gallery.snapshot().tombstones, listed) == 4
+    assert pq.read_table(listed).to_pylist() == [
+        {"video_id": "one", "uri": "/mount/one.mp4", "ingested_hash": "file:aa", "track": None},
+        {"video_id": "three", "uri": "/mount/three.mp4", "ingested_hash": None, "track": None},
+        {"video_id": "two#7", "uri": "/mount/two#7.mp4", "ingested_hash": "file:bb", "track": 7},
+        {"video_id": "v001", "uri": "/videos/v001.mp4", "ingested_hash": None, "track": None},
+    ]
+    assert b"secret" not in Path(listed).read_bytes()
+    assert take_forgotten(other_gallery, listed) == ["four#7", "here", "v001"]  # v001: known by its uri only
+    assert set(ids(other_gallery)) == {*(f"v{i:03d}" for i in range(10) if i != 1), "four#8", "one"}
+    assert (read_records(other_gallery)[-1]["action"], read_records(other_gallery)[-1]["videos"]) == (
+        "take_forgotten",
+        ["four#7", "here", "v001"],
+    )
+    commits = other_gallery.commit_names()
+    assert take_forgotten(other_gallery, listed) == [] and other_gallery.commit_names() == commits  # told again
+    with_bytes(other_gallery, ("late", "file:aa", None))
+    assert "late" not in ids(other_gallery) and verify_gallery(other_gallery) == []
+    # A third gallery learns from the second what the first one forgot.
+    write_forgotten(other_gallery.snapshot().tombstones, listed)
+    assert {("file:aa", None), ("file:bb", 7)} <= {
+        (row["ingested_hash"], row["track"]) for row in pq.read_table(listed).to_pylist()
+    }
+
+
+def test_a_list_of_another_kind_is_refused_and_nothing_is_forgotten(toy_gallery: Gallery, tmp_path: Path) -> None:
+    for number, content in enumerate((b"", b"video_id\nv001\n", b"PAR1PAR1")):
+        (tmp_path / f"{number}").write_bytes(content)
+        with pytest.raises(UsageError, match="no list of forgotten videos"):
+            take_forgotten(toy_gallery, str(tmp_path / f"{number}"))
+    pq.write_table(pa.table({"video_id": ["v001"]}), tmp_path / "columns")
+    with pytest.raises(UsageError, match="no list of forgotten videos"):
+        take_forgotten(toy_gallery, str(tmp_path / "columns"))
+    assert len(ids(toy_gallery)) == 40 and read_records(toy_gallery) == []
+
+
+def test_a_video_is_older_when_it_ends_before_and_without_times_when_it_was_ingested_before(toy_gallery: Gallery) -> None:
+    limit, hour = datetime(2020, 1, 1, tzinfo=UTC), timedelta(hours=1)
+    base = toy_gallery.snapshot().videos.to_pylist()[0]
+    times = {  # seen_to, start_time, ingested_at -> goes
+        "ended": (limit - hour, limit - 2 * hour, limit + hour),
+        "running": (limit + hour, limit - hour, limit - hour),
+        "started": (None, limit - hour, limit + hour),
+        "ingested": (None, None, limit - hour),
+        "new": (None, None, limit),
+        "undated": (None, None, None),
+    }
+    rows = [
+        {**base, "video_id": name, "source_id": name, "seen_to": seen_to, "start_time": start, "ingested_at": ingested}
+        for name, (seen_to, start, ingested) in times.items()
+    ]
+    toy_gallery.commit(pa.Table.from_pylist(rows, schema=VIDEOS_SCHEMA), NO_REJECTS)
+    ended = command("forget", "--gallery", toy_gallery.location.path, "--before", limit.isoformat(), "--reason", "retention")
+    assert set(times) & set(ids(toy_gallery)) == {"running", "new", "undated"}
+    assert ended.code == 1 and "not judged, because no time of theirs is known: 1 videos (undated)" in ended.out
+    again = command("forget", "--gallery", toy_gallery.location.path, "--before", "2019-01-01", "--reason", "retention")
+    assert again.code == 1 and "nothing was forgotten: no video is older than 2019-01-01" in again.out
+
+
+def test_the_command_says_so_when_nothing_was_forgotten(toy_gallery: Gallery, tmp_path: Path) -> None:
+    asked = ("forget", "--gallery", toy_gallery.location.path, "--reason", "retention")
+    nothing = command(*asked, "--before", "2019-01-01")
+    assert nothing.code == 0 and nothing.out == "nothing was forgotten: no video is older than 2019-01-01\n"
+    for flag, words in (("--camera", "camera 'cam7'"), ("--person", "person label 'cam7'"), ("--video-id", "video 'cam7'")):
+        refused = command(*asked, flag, "cam7")
+        assert refused.code == 2 and words in refused.sentence and "nothing was forgotten" in refused.sentence
+    assert command("forget", "--gallery", toy_gallery.location.path, "--camera", "cam1").code == 2  # no reason
+    assert len(ids(toy_gallery)) == 40 and read_records(toy_gallery) == []
+    exported = command("forget", "--gallery", toy_gallery.location.path, "--export", str(tmp_path / "list"))
+    assert exported.code == 0 and exported.out == f"0 forgotten videos listed in {tmp_path}/list\n"
+    assert take_forgotten(toy_gallery, str(tmp_path / "list")) == []
 
 
 # compaction

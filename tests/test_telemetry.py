@@ -6,14 +6,19 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import telemetry
+from pipeline.audit import read_records
 from pipeline.catalog import REJECT_REASONS
+from pipeline.gallery import Gallery
+from pipeline.index_build import build_index
 
 ROOT = Path(__file__).parent.parent
 DASHBOARD = ROOT / "cluster/grafana-dashboard.json"
@@ -102,20 +107,71 @@ def test_reject_reasons_are_names_that_a_tag_can_hold() -> None:
     assert all(re.fullmatch(r"[a-z_]+", reason) for reason in REJECT_REASONS)
 
 
-@pytest.mark.ray
-def test_with_ray_the_names_reach_its_prometheus_endpoint() -> None:
+def exported(names: Collection[str], enough: Callable[[dict], bool]) -> dict[tuple[str, ...], float]:
+    """What Ray's endpoint says in Prometheus' text format, as Prometheus' own parser reads it, once it is enough.
+
+    (series, values of its documented tags and of le, in order of their names) -> sum over processes.
+    """
+    node = ray.nodes()[0]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    found: dict[tuple[str, ...], float] = {}
+    deadline = time.monotonic() + 60
+    while not enough(found) and time.monotonic() < deadline:
+        time.sleep(1)
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        found = defaultdict(float)
+        for family in families:
+            metric = telemetry.METRICS.get(family.name.removeprefix("ray_"))
+            if metric is None or family.name.removeprefix("ray_") not in names:
+                continue
+            assert (family.type, family.documentation) == (metric.kind, metric.description)
+            for sample in family.samples:
+                tags = [sample.labels[tag] for tag in sorted({*metric.tags, "le"} & sample.labels.keys())]
+                assert metric.tags.keys() <= sample.labels.keys() and sample.name in metric.series(
+                    family.name.removeprefix("ray_")
+                )
+                found[sample.name, *tags] += sample.value
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def running_ray() -> Iterator[None]:
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _metrics_export_port=0)
-    try:
-        use_all()
-        ray.get(ray.remote(use_all).remote())
-        wanted = {series for name, metric in telemetry.METRICS.items() for series in metric.series(name)}
-        node = ray.nodes()[0]
-        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        deadline, missing = time.monotonic() + 60, wanted
-        while missing and time.monotonic() < deadline:
-            time.sleep(1)
-            with urllib.request.urlopen(address, timeout=10) as answer:
-                missing = wanted - set(re.findall(r"^(\w+)\{", answer.read().decode(), re.MULTILINE))
-        assert not missing
-    finally:
-        ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+def test_with_ray_the_names_and_values_reach_its_prometheus_endpoint(running_ray: None) -> None:
+    use_all()
+    ray.get(ray.remote(use_all).remote())
+    wanted = {series for name, metric in telemetry.METRICS.items() for series in metric.series(name)}
+    found = exported(telemetry.METRICS, lambda found: wanted <= {series for series, *_ in found})
+    assert {series for series, *_ in found} == wanted
+    for stage in telemetry.SEARCH_STAGES:
+        count = found["ray_coattention_search_seconds_count", stage]
+        assert count in (1, 2) and found["ray_coattention_search_seconds_sum", stage] == 2 * count  # 2 s from each process
+        assert found["ray_coattention_search_seconds_bucket", "1.0", stage] == 0
+        assert found["ray_coattention_search_seconds_bucket", "3.0", stage] == count
+
+
+@pytest.mark.ray
+def test_a_search_by_command_and_its_records_reach_the_endpoint_of_the_cluster_it_joins(
+    running_ray: None, toy_gallery: Gallery
+) -> None:
+    build_index(toy_gallery)
+    names = ("coattention_searches", "coattention_audit_records")
+    before = exported(names, lambda found: len(found) > 0)
+    asked = [sys.executable, "-m", "jobs.search", "id:v000", "id:v001", "--gallery", toy_gallery.location.path]
+    asked += ["--address", ray.get_runtime_context().gcs_address]
+    ended = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert [record["action"] for record in read_records(toy_gallery)].count("search") == 2
+    series = [("ray_coattention_searches_total", "done"), ("ray_coattention_audit_records_total", "search")]
+
+    def more(found: dict, one: tuple[str, ...]) -> float:
+        return found.get(one, 0) - before.get(one, 0)
+
+    found = exported(names, lambda found: all(more(found, one) >= 2 for one in series))
+    assert [more(found, one) for one in series] == [2, 2]
