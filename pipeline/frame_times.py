@@ -26,8 +26,9 @@ Item = TypeVar("Item")
 class FrameTimes:
     """Gives the frames of one source their times.
 
-    duration: seconds that a frame lasts by the rate of the source. missing: frames that had no stamp; mended: stamps that were
-    replaced; restarts: how often the stamps began anew. They count as the frames go by.
+    duration: seconds that a frame lasts by the rate of the source. missing: frames that had no stamp, where the rate does not
+    confirm their times; mended: stamps that were replaced; restarts: how often the stamps began anew. They count as the frames
+    go by.
     """
 
     def __init__(self, duration: float) -> None:
@@ -122,9 +123,10 @@ class FrameTimes:
         place = self._next_good(times)
         count = place or 1
         missing = sum(time is None for time in times[:count])
-        self.missing += missing
         self.mended += count - missing
         good = times[place] if place is not None else None
+        if good is None or self._last is None or self._fit(good - self._last, count + 1) > self.duration / 4:
+            self.missing += missing
         if good is None:
             return [0.0 if self._last is None else self._last + self.duration]
         if self._last is None:
