@@ -26,7 +26,15 @@ DAMAGED = (
         "open-gop-without-its-start",
         "intra-refresh-without-its-start",
     ),
-    *("zeroed-packets", "flipped-bits", "lost-packets", "lost-packets-mp4", "lost-ts-packets", "ts-from-within-a-packet"),
+    *(
+        "half-a-jpeg",
+        "zeroed-packets",
+        "flipped-bits",
+        "lost-packets",
+        "lost-packets-mp4",
+        "lost-ts-packets",
+        "ts-from-within-a-packet",
+    ),
     *("cut-off-mp4", "cut-off-fragmented-mp4", "cut-off-mkv", "cut-off-avi", "cut-off-ts", "cut-off-raw"),
 )
 ONE_WAY = ("avi-b-frames", "h264-open-gop", "edit-list", "mpeg2-ts", "mpeg4-packed", "turned-90", "size-changes", "flipped-bits")
