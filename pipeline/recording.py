@@ -48,6 +48,8 @@ FIRST_SOUGHT = 250  # the frame from which on it pays to look for a key frame be
 TAIL = 8 << 20  # bytes behind the last packet of a transport stream in which other streams are looked for
 # Codecs of which every packet gives one picture, unless they are coded in fields.
 ONE_A_PACKET = frozenset({"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "wmv1", "wmv2", "h263", "flv"})
+# What FFmpeg says only in its log: H.264 whose numbers of frames have gaps, JPEG pictures that are broken.
+COMPLAINTS = {"h264": re.compile("Frame num gap"), "mjpeg": re.compile("overread|error |.*bad vlc")}
 # How a file of a container begins whose demuxer ends where a second one is joined on.
 BEGINS = {
     "flv": b"FLV\x01",
@@ -111,6 +113,11 @@ class Recording(Reader):
             remarks = [*self._stream_remarks(container, stream), *_time_remarks(times, number, container, guessed, rate)]
             if damaged:
                 remarks.append(f"{damaged} frames are damaged: FFmpeg shows them with what was missing made up")
+            if decoding.suspect:
+                remarks.append(
+                    f"in {decoding.suspect} places packets are broken or missing; what is shown from there to the next key frame "
+                    "may be wrong"
+                )
             if resized:
                 remarks.append(f"{resized} frames are of another size and were brought to that of the first one")
             if lost := decoding.without_picture(stream):
@@ -325,14 +332,16 @@ def _in_step(frames: Iterable[Any], stamps: np.ndarray) -> Iterator[tuple[int, A
 class _Decoding:
     """Decodes a stream from where its container stands.
 
-    packets, passed_over: how many there were, and could not be decoded. decoded: frames that came out. end: bytes of the file up
-    to the end of its last packet.
+    packets, passed_over: how many there were, and could not be decoded. decoded: frames that came out. suspect: packets that
+    FFmpeg decoded and said to be broken, or behind others that are missing. end: bytes of the file up to the end of its last
+    packet.
     """
 
     def __init__(self, container: Any, stream: Any, alive: Alive) -> None:
         self.container, self.stream, self.alive = container, stream, alive
         self.packets = self.passed_over = self.decoded = self.hidden = self.end = 0
-        self.interlaced = False
+        self.interlaced, self.suspect = False, 0
+        self.complaint = COMPLAINTS.get(stream.codec_context.name)
         self.error = ""
         self.begins_with_key = False
 
@@ -341,7 +350,7 @@ class _Decoding:
         for packet in self._packets():
             self.alive()
             try:
-                for frame in packet.decode() if packet is not None else self.stream.codec_context.decode(None):
+                for frame in self._decoded(packet):
                     self.decoded += 1
                     self.interlaced |= frame.interlaced_frame
                     yield frame
@@ -352,6 +361,20 @@ class _Decoding:
                     raise
                 self.passed_over += 1
                 self.error = _said(error)
+
+    def _decoded(self, packet: Any) -> list[Any]:
+        """The frames that come out with a packet. Counts what the decoder says of it and no frame tells."""
+        decode = packet.decode if packet is not None else functools.partial(self.stream.codec_context.decode, None)
+        if self.complaint is None:
+            return decode()
+        level = av.logging.get_level()
+        av.logging.set_level(av.logging.DEBUG)
+        try:
+            with av.logging.Capture() as said:
+                return decode()
+        finally:
+            av.logging.set_level(level)
+            self.suspect += any(self.complaint.match(message) for _, _, message in said)
 
     def _packets(self) -> Iterator[Any]:
         """All packets, and an empty one or None at the end; where reading fails, it goes on behind."""
