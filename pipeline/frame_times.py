@@ -57,6 +57,10 @@ class FrameTimes:
                     items.append(item)
             if not times:
                 return
+            if len(times) == 1 and self._on_time(times[0]):  # nearly all frames; the rest of this loop is slow for them
+                self._last = times.popleft()
+                yield self._last, items.popleft()  # type: ignore[misc]
+                continue
             before = self._shift
             for decided in self._decided(list(times)):
                 self._last = decided
@@ -74,7 +78,10 @@ class FrameTimes:
             return self._next_good(times) is None
         if self._last is None:
             return len(times) < 3
-        return len(times) == 1 and first - self._last > 2.5 * self.duration  # what comes on time needs no witness
+        return len(times) == 1 and not self._on_time(first)  # what comes on time needs no witness
+
+    def _on_time(self, time: float | None) -> bool:
+        return time is not None and self._last is not None and 0 < time - self._last <= 2.5 * self.duration
 
     def _next_good(self, times: Iterable[float | None]) -> int | None:
         """The first place behind the first one whose time goes on from the last time; None where there is none."""

@@ -93,7 +93,8 @@ class Recording(Reader):
             rate, guessed = self._rate(container, stream)
             stamp_of = _stamps_of(container, stream)
             decoding = _Decoding(container, stream, self.alive)
-            times = FrameTimes(1 / rate)
+            often = float(stream.guessed_rate or 0)  # of a recording with a long pause the average says nothing
+            times = FrameTimes(1 / (often if 4 * rate < often <= 1000 and container.format.name not in RAW_STREAMS else rate))
             number, damaged, resized, zero, lasts = 0, 0, 0, 0.0, 0.0
             time, size = 0.0, (0, 0)
             for time, frame in times.of((stamp_of(frame), frame) for frame in decoding.frames()):
@@ -111,6 +112,8 @@ class Recording(Reader):
                 return
             self._check(number, decoding, stream)
             remarks = [*self._stream_remarks(container, stream), *_time_remarks(times, number, container, guessed, rate)]
+            if zero > (container.start_time or 0) / av.time_base + LONGEST_PAUSE:
+                remarks.append("the picture begins more than 12 hours after the rest of the file; times count from the picture")
             if damaged:
                 remarks.append(f"{damaged} frames are damaged: FFmpeg shows them with what was missing made up")
             if decoding.suspect:
