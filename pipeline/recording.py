@@ -9,7 +9,6 @@ import functools
 import io
 import itertools
 import math
-import mmap
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -45,7 +44,7 @@ MOST_DELAYED = 16  # frames that a decoder holds back; of those that it gives up
 GUESSED_RATE = 25.0  # frames a second, as FFmpeg has it
 MOST_READ_ERRORS = 100  # one after another, at which a file is taken to end
 FIRST_SOUGHT = 250  # the frame from which on it pays to look for a key frame before it instead of reading all
-TAIL = 8 << 20  # bytes behind the last packet of a transport stream in which other streams are looked for
+TAIL = 8 << 20  # bytes behind the last packet that are looked at together
 # Codecs of which every packet gives one picture, unless they are coded in fields.
 ONE_A_PACKET = frozenset({"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "wmv1", "wmv2", "h263", "flv"})
 # What FFmpeg says only in its log: H.264 whose numbers of frames have gaps, JPEG pictures that are broken.
@@ -59,8 +58,8 @@ BEGINS = {
 SAME_TIME = 1e-3  # seconds, beside what float32 rounds off
 # How files begin that are videos but may not open: only to tell a damaged video from something else.
 LIKE_A_VIDEO = re.compile(
-    rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV|OggS|DKIF|YUV4MPEG2|DHAV|DAHUA|IMKH"
-    rb"|\x06\x0e\x2b\x34|\x30\x26\xb2\x75|\x47.{187}\x47|.{4}\x47.{191}\x47|\x00\x00\x01[\xba\xb3]|\x00\x00\x00?\x01",
+    rb"(?!<!)(.{4}(ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV|OggS|DKIF|YUV4MPEG2|DHAV|DAHUA"
+    rb"|IMKH|\x06\x0e\x2b\x34|\x30\x26\xb2\x75|\x47.{187}\x47|.{4}\x47.{191}\x47|\x00\x00\x01[\xba\xb3]|\x00\x00\x00?\x01)",
     re.DOTALL,
 )
 
@@ -110,7 +109,7 @@ class Recording(Reader):
                 self._empty.add(stream.index)
                 yield from self.frames()
                 return
-            self._check(number, decoding, stream)
+            self._check(number, decoding, container, stream)
             remarks = [*self._stream_remarks(container, stream), *_time_remarks(times, number, container, guessed, rate)]
             if zero > (container.start_time or 0) / av.time_base + LONGEST_PAUSE:
                 remarks.append("the picture begins more than 12 hours after the rest of the file; times count from the picture")
@@ -129,7 +128,9 @@ class Recording(Reader):
                 )
             if not times.restarts and (short := _missing_end(container, stream, time, max(lasts, 1 / rate))) is not None:
                 remarks.append(short)
-            if _more_follows(self.path, container, decoding.end):
+            with self._file() as file:
+                more = _more_follows(file, container, decoding.end)
+            if more:
                 remarks.append("another recording follows in the same file and is not read: take them apart")
             self._reading = Reading(number, rate, decoding.passed_over, tuple(remarks))
 
@@ -162,6 +163,10 @@ class Recording(Reader):
             if video:
                 raise VideoError("truncated", f"{self.uri} is a damaged or cut-off video: {_said(error)}") from error
             raise VideoError("not_a_video", f"{self.uri} is not in a video format that is read") from error
+
+    def _file(self) -> BinaryIO:
+        """The file from its start, at a position of its own."""
+        return self.path.open("rb")
 
     def _stream(self, container: Any) -> Any:
         """The video stream with the largest picture of those that are not known to show nothing."""
@@ -208,13 +213,14 @@ class Recording(Reader):
             picture = resize(picture, *self._size)
         return picture
 
-    def _check(self, frames: int, decoding: "_Decoding", stream: Any) -> None:
+    def _check(self, frames: int, decoding: "_Decoding", container: Any, stream: Any) -> None:
         if frames == 0 and decoding.passed_over:
             raise VideoError(
                 "undecodable", f"{self.uri}: none of its {decoding.packets} packets can be decoded: {decoding.error}"
             )
-        if frames == 0 and stream.frames:
-            raise VideoError("truncated", f"{self.uri} is cut off: of its {stream.frames} frames none is in the file")
+        has_length = len(container.streams) == 1 and (stream.duration or container.duration or 0) > 0
+        if frames == 0 and (stream.frames or has_length):
+            raise VideoError("truncated", f"{self.uri} is cut off: of its {stream.frames or 'pictures'} none is in the file")
         if frames == 0:
             raise VideoError("no_frames", f"{self.uri} has no frames")
         if decoding.passed_over > self.sampling.max_damage * decoding.packets:
@@ -474,24 +480,24 @@ def _missing_end(container: Any, stream: Any, last: float, lasts: float) -> str 
     return f"the file says that it is {said:.1f} s long; its pictures end after {end:.1f} s"
 
 
-def _more_follows(path: Path, container: Any, end: int) -> bool:
+def _more_follows(file: BinaryIO, container: Any, end: int) -> bool:
     """Whether there is a recording in the file that its demuxer does not come to. end: bytes up to that of the last packet."""
-    with path.open("rb") as file:
-        if container.format.name.startswith("mov"):
-            return _boxes(file).count(b"moov") > 1
-        if container.format.name == "mpegts":
-            file.seek(end)
-            known = {stream.id for stream in container.streams}
-            try:
-                with av.open(io.BytesIO(file.read(TAIL)), format="mpegts") as tail:
-                    return any(stream.id not in known and stream.codec_context is not None for stream in tail.streams.video)
-            except (av.FFmpegError, ValueError):
-                return False
-        begins = BEGINS.get(container.format.name)
-        if begins is None or end >= path.stat().st_size:
+    if container.format.name.startswith("mov"):
+        return _boxes(file).count(b"moov") > 1
+    file.seek(end)
+    if container.format.name == "mpegts":
+        known = {stream.id for stream in container.streams}
+        try:
+            with av.open(io.BytesIO(file.read(TAIL)), format="mpegts") as tail:
+                return any(stream.id not in known and stream.codec_context is not None for stream in tail.streams.video)
+        except (av.FFmpegError, ValueError):
             return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return data.find(begins, end) >= 0
+    begins, before = BEGINS.get(container.format.name), b""
+    while begins is not None and (block := file.read(TAIL)):
+        if begins in before + block:
+            return True
+        before = block[-len(begins) :]
+    return False
 
 
 def _boxes(file: BinaryIO) -> list[bytes]:
