@@ -44,7 +44,7 @@ MOST_DELAYED = 16  # frames that a decoder holds back; of those that it gives up
 GUESSED_RATE = 25.0  # frames a second, as FFmpeg has it
 MOST_READ_ERRORS = 100  # one after another, at which a file is taken to end
 FIRST_SOUGHT = 250  # the frame from which on it pays to look for a key frame before it instead of reading all
-TAIL = 8 << 20  # bytes behind the last packet that are looked at together
+TAIL = 8 << 20  # bytes at the end that are looked at together for another recording
 # Codecs of which every packet gives one picture, unless they are coded in fields.
 ONE_A_PACKET = frozenset({"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "wmv1", "wmv2", "h263", "flv"})
 # What FFmpeg says only in its log: H.264 whose numbers of frames have gaps, JPEG pictures that are broken.
@@ -484,20 +484,28 @@ def _more_follows(file: BinaryIO, container: Any, end: int) -> bool:
     """Whether there is a recording in the file that its demuxer does not come to. end: bytes up to that of the last packet."""
     if container.format.name.startswith("mov"):
         return _boxes(file).count(b"moov") > 1
-    file.seek(end)
     if container.format.name == "mpegts":
-        known = {stream.id for stream in container.streams}
-        try:
-            with av.open(io.BytesIO(file.read(TAIL)), format="mpegts") as tail:
-                return any(stream.id not in known and stream.codec_context is not None for stream in tail.streams.video)
-        except (av.FFmpegError, ValueError):
-            return False
+        file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL))
+        return not _video_pids(file.read()) <= {stream.id for stream in container.streams}
+    file.seek(end)
     begins, before = BEGINS.get(container.format.name), b""
     while begins is not None and (block := file.read(TAIL)):
         if begins in before + block:
             return True
         before = block[-len(begins) :]
     return False
+
+
+def _video_pids(data: bytes) -> set[int]:
+    """Under which ids video begins in a transport stream (ISO/IEC 13818-1, 2.4.3): in units of the streams e0 to ef."""
+    found = set()
+    for packet in re.finditer(rb"\x47([\x40-\x5f].)([\x10-\x3f])", data, re.DOTALL):
+        at = packet.end()
+        if packet[2][0] & 0x20 and at < len(data):  # an adaptation field
+            at += 1 + data[at]
+        if data[at : at + 3] == b"\0\0\1" and 0xE0 <= (data[at + 3 : at + 4] or b"\0")[0] <= 0xEF:
+            found.add(int.from_bytes(packet[1], "big") & 0x1FFF)
+    return found
 
 
 def _boxes(file: BinaryIO) -> list[bytes]:

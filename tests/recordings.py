@@ -576,6 +576,23 @@ def data_beside(at: Path) -> Recording:
     return shows(at.with_suffix(".ts"))
 
 
+@kind
+def second_camera_joins_late(at: Path) -> Recording:
+    """A transport stream into which another camera's is mixed after 40 s: readers know nothing of a stream that comes so late."""
+    program = {"mpegts_start_pid": "512", "mpegts_pmt_start_pid": "1024", "mpegts_service_id": "7"}
+    paths = [at.with_suffix(f".{n}.ts") for n in (0, 1)]
+    write(paths[0], range(1000), options=X264 | {"preset": "ultrafast"})
+    write(paths[1], range(FRAMES), muxer=program)
+    first, second = (
+        [data[n : n + TS_PACKET] for n in range(0, len(data), TS_PACKET)] for data in (p.read_bytes() for p in paths)
+    )
+    alone = len(first) - len(second)
+    mixed = [*first[:alone], *(packet for pair in zip(first[alone:], second, strict=True) for packet in pair)]
+    path = joined(at.with_suffix(".ts"), paths)
+    path.write_bytes(b"".join(mixed))
+    return shows(path, range(1000))
+
+
 # Stamps
 
 

@@ -123,7 +123,9 @@ SAID = {
     **dict.fromkeys(("open-gop-without-its-start", "intra-refresh-without-its-start", "ts-from-within-a-packet"), NO_PICTURE),
     **dict.fromkeys(("two-video-streams", "two-video-streams-ts"), "of 2 video streams the largest was taken"),
     "largest-stream-damaged": "1 larger without any picture",
-    **dict.fromkeys(("joined-mp4", "joined-flv", "joined-asf", "joined-ts-of-another-program"), FOLLOWS),
+    **dict.fromkeys(
+        ("joined-mp4", "joined-flv", "joined-asf", "joined-ts-of-another-program", "second-camera-joins-late"), FOLLOWS
+    ),
     **dict.fromkeys(("stamp-repeated", "stamp-far-ahead", "stamp-back", "stamps-in-pairs", "stamp-near-the-end-ahead"), MENDED),
     **dict.fromkeys(("first-stamp-ahead", "restart", "restart-of-another-size", "joined-mkv", "clock-set-back"), ANEW),
     **dict.fromkeys(("size-changes", "size-changes-raw", "size-changes-mkv"), SIZES),
