@@ -26,8 +26,9 @@ Item = TypeVar("Item")
 class FrameTimes:
     """Gives the frames of one source their times.
 
-    duration: seconds that a frame lasts by the rate of the source. missing: frames that had no stamp; mended: stamps that were
-    replaced; restarts: how often the stamps began anew. They count as the frames go by.
+    duration: seconds that a frame lasts by the rate of the source. missing: frames that had no stamp, where the rate does not
+    confirm their times; mended: stamps that were replaced; restarts: how often the stamps began anew. They count as the frames
+    go by.
     """
 
     def __init__(self, duration: float) -> None:
@@ -56,6 +57,10 @@ class FrameTimes:
                     items.append(item)
             if not times:
                 return
+            if len(times) == 1 and self._on_time(times[0]):  # nearly all frames; the rest of this loop is slow for them
+                self._last = times.popleft()
+                yield self._last, items.popleft()  # type: ignore[misc]
+                continue
             before = self._shift
             for decided in self._decided(list(times)):
                 self._last = decided
@@ -73,7 +78,10 @@ class FrameTimes:
             return self._next_good(times) is None
         if self._last is None:
             return len(times) < 3
-        return len(times) == 1 and first - self._last > 2.5 * self.duration  # what comes on time needs no witness
+        return len(times) == 1 and not self._on_time(first)  # what comes on time needs no witness
+
+    def _on_time(self, time: float | None) -> bool:
+        return time is not None and self._last is not None and 0 < time - self._last <= 2.5 * self.duration
 
     def _next_good(self, times: Iterable[float | None]) -> int | None:
         """The first place behind the first one whose time goes on from the last time; None where there is none."""
@@ -122,9 +130,10 @@ class FrameTimes:
         place = self._next_good(times)
         count = place or 1
         missing = sum(time is None for time in times[:count])
-        self.missing += missing
         self.mended += count - missing
         good = times[place] if place is not None else None
+        if good is None or self._last is None or self._fit(good - self._last, count + 1) > self.duration / 4:
+            self.missing += missing
         if good is None:
             return [0.0 if self._last is None else self._last + self.duration]
         if self._last is None:

@@ -6,11 +6,13 @@ passed over and counted. docs/recordings.md has the rules, docs/decisions.md why
 """
 
 import functools
+import io
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -19,7 +21,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from pipeline.errors import VideoError
-from pipeline.frame_times import LONGEST_PAUSE, FrameTimes
+from pipeline.frame_times import LONGEST_PAUSE, LOOKAHEAD, FrameTimes
 from pipeline.reading import PAST_END, Alive, Frame, Reader, Reading
 from pipeline.sampling import Sampling, resize
 
@@ -42,11 +44,22 @@ MOST_DELAYED = 16  # frames that a decoder holds back; of those that it gives up
 GUESSED_RATE = 25.0  # frames a second, as FFmpeg has it
 MOST_READ_ERRORS = 100  # one after another, at which a file is taken to end
 FIRST_SOUGHT = 250  # the frame from which on it pays to look for a key frame before it instead of reading all
+TAIL = 8 << 20  # bytes at the end that are looked at together for another recording
+# Codecs of which every packet gives one picture, unless they are coded in fields.
+ONE_A_PACKET = frozenset({"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "wmv1", "wmv2", "h263", "flv"})
+# What FFmpeg says only in its log: H.264 whose numbers of frames have gaps, JPEG pictures that are broken.
+COMPLAINTS = {"h264": re.compile("Frame num gap"), "mjpeg": re.compile("overread|error |.*bad vlc")}
+# How a file of a container begins whose demuxer ends where a second one is joined on.
+BEGINS = {
+    "flv": b"FLV\x01",
+    "ivf": b"DKIF\x00\x00\x20\x00",
+    "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
+}
 SAME_TIME = 1e-3  # seconds, beside what float32 rounds off
 # How files begin that are videos but may not open: only to tell a damaged video from something else.
 LIKE_A_VIDEO = re.compile(
-    rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV|OggS|DKIF|YUV4MPEG2|DHAV|DAHUA|IMKH"
-    rb"|\x06\x0e\x2b\x34|\x30\x26\xb2\x75|\x47.{187}\x47|.{4}\x47.{191}\x47|\x00\x00\x01[\xba\xb3]|\x00\x00\x00?\x01",
+    rb"(?!<!)(.{4}(ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV|OggS|DKIF|YUV4MPEG2|DHAV|DAHUA"
+    rb"|IMKH|\x06\x0e\x2b\x34|\x30\x26\xb2\x75|\x47.{187}\x47|.{4}\x47.{191}\x47|\x00\x00\x01[\xba\xb3]|\x00\x00\x00?\x01)",
     re.DOTALL,
 )
 
@@ -68,7 +81,7 @@ class Recording(Reader):
         self._unread: Any = self._opened()
         self._size: tuple[int, int] | None = None  # height and width of the first frame, upright
         self._turn = _Turn()
-        self._resized = 0
+        self._empty: set[int] = set()  # video streams that turned out to show nothing
         self._reading: Reading | None = None
 
     def frames(self) -> Iterator[Frame]:
@@ -79,24 +92,46 @@ class Recording(Reader):
             rate, guessed = self._rate(container, stream)
             stamp_of = _stamps_of(container, stream)
             decoding = _Decoding(container, stream, self.alive)
-            times = FrameTimes(1 / rate)
-            number, damaged, zero, time = 0, 0, 0.0, 0.0
-            self._size, self._resized = None, 0
+            often = float(stream.guessed_rate or 0)  # of a recording with a long pause the average says nothing
+            times = FrameTimes(1 / (often if 4 * rate < often <= 1000 and container.format.name not in RAW_STREAMS else rate))
+            number, damaged, resized, zero, lasts = 0, 0, 0, 0.0, 0.0
+            time, size = 0.0, (0, 0)
             for time, frame in times.of((stamp_of(frame), frame) for frame in decoding.frames()):
                 damaged += frame.is_corrupt
                 if number == 0:
-                    zero = _zero(container.start_time, time)
+                    zero, size = _zero(container.start_time, time), (frame.width, frame.height)
                     self._look_at(frame)
+                resized += (frame.width, frame.height) != size
                 yield Frame(number, time - zero, functools.partial(self._picture, frame))
                 number += 1
-            self._check(number, decoding, stream)
+                lasts = float(frame.duration * stream.time_base)
+            if number == 0 and any(s.index not in self._empty and s is not stream for s in self._streams(container)):
+                self._empty.add(stream.index)
+                yield from self.frames()
+                return
+            self._check(number, decoding, container, stream)
             remarks = [*self._stream_remarks(container, stream), *_time_remarks(times, number, container, guessed, rate)]
+            if zero > (container.start_time or 0) / av.time_base + LONGEST_PAUSE:
+                remarks.append("the picture begins more than 12 hours after the rest of the file; times count from the picture")
             if damaged:
                 remarks.append(f"{damaged} frames are damaged: FFmpeg shows them with what was missing made up")
-            if self._resized:
-                remarks.append(f"{self._resized} frames are of another size and were brought to that of the first one")
-            if not times.restarts and (short := _missing_end(container, stream, time - zero)) is not None:
+            if decoding.suspect:
+                remarks.append(
+                    f"in {decoding.suspect} places packets are broken or missing; what is shown from there to the next key frame "
+                    "may be wrong"
+                )
+            if resized:
+                remarks.append(f"{resized} frames are of another size and were brought to that of the first one")
+            if lost := decoding.without_picture(stream):
+                remarks.append(
+                    f"{lost} of {decoding.packets} packets gave no picture: what they need is damaged or not in the file"
+                )
+            if not times.restarts and (short := _missing_end(container, stream, time, max(lasts, 1 / rate))) is not None:
                 remarks.append(short)
+            with self._file() as file:
+                more = _more_follows(file, container, decoding.end)
+            if more:
+                remarks.append("another recording follows in the same file and is not read: take them apart")
             self._reading = Reading(number, rate, decoding.passed_over, tuple(remarks))
 
     def frames_at(self, wanted: Mapping[int, float | None]) -> Iterator[Frame]:
@@ -129,16 +164,24 @@ class Recording(Reader):
                 raise VideoError("truncated", f"{self.uri} is a damaged or cut-off video: {_said(error)}") from error
             raise VideoError("not_a_video", f"{self.uri} is not in a video format that is read") from error
 
+    def _file(self) -> BinaryIO:
+        """The file from its start, at a position of its own."""
+        return self.path.open("rb")
+
     def _stream(self, container: Any) -> Any:
-        """The video stream with the largest picture; covers and previews of one picture are none."""
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        """The video stream with the largest picture of those that are not known to show nothing."""
+        streams = self._streams(container)
         if not streams:
             raise VideoError("not_a_video", f"{self.uri} has no video stream")
-        stream = max(streams, key=_pixels)
+        stream = max((s for s in streams if s.index not in self._empty), key=_pixels)
         if stream.codec_context is None:
             raise VideoError("undecodable", f"{self.uri} is coded in a way that FFmpeg has no decoder for")
         stream.codec_context.thread_count = 1  # every core decodes another video
         return stream
+
+    def _streams(self, container: Any) -> list[Any]:
+        """All video streams; covers and previews of one picture are none."""
+        return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
     def _rate(self, container: Any, stream: Any) -> tuple[float, bool]:
         """Frames a second, and whether they are guessed."""
@@ -148,7 +191,7 @@ class Recording(Reader):
         # Of a raw stream `average_rate` is a default; what the stream itself says is in its codec's context.
         said = [stream.codec_context.framerate] if raw else [stream.average_rate, stream.guessed_rate]
         for rate in said:
-            if rate and 0 < rate < 1000:
+            if rate and 0 < rate <= 1000:
                 return float(rate), False
         return self.sampling.frame_rate or GUESSED_RATE, raw and self.sampling.frame_rate is None
 
@@ -167,17 +210,17 @@ class Recording(Reader):
             picture = picture[::-1]
         picture = np.ascontiguousarray(picture)
         if self._size is not None and picture.shape[:2] != self._size:
-            self._resized += 1
             picture = resize(picture, *self._size)
         return picture
 
-    def _check(self, frames: int, decoding: "_Decoding", stream: Any) -> None:
+    def _check(self, frames: int, decoding: "_Decoding", container: Any, stream: Any) -> None:
         if frames == 0 and decoding.passed_over:
             raise VideoError(
                 "undecodable", f"{self.uri}: none of its {decoding.packets} packets can be decoded: {decoding.error}"
             )
-        if frames == 0 and stream.frames:
-            raise VideoError("truncated", f"{self.uri} is cut off: of its {stream.frames} frames none is in the file")
+        has_length = len(container.streams) == 1 and (stream.duration or container.duration or 0) > 0
+        if frames == 0 and (stream.frames or has_length):
+            raise VideoError("truncated", f"{self.uri} is cut off: of its {stream.frames or 'pictures'} none is in the file")
         if frames == 0:
             raise VideoError("no_frames", f"{self.uri} has no frames")
         if decoding.passed_over > self.sampling.max_damage * decoding.packets:
@@ -187,25 +230,32 @@ class Recording(Reader):
             )
 
     def _stream_remarks(self, container: Any, stream: Any) -> Iterator[str]:
-        count = sum(not s.disposition & Disposition.attached_pic for s in container.streams.video)
+        count = len(self._streams(container))
         if count > 1:
-            yield f"of {count} video streams the largest was taken, {stream.width} x {stream.height} pixels"
+            larger = f", beside {len(self._empty)} larger without any picture that decodes" if self._empty else ""
+            yield f"of {count} video streams the largest was taken, {stream.width} x {stream.height} pixels{larger}"
 
     def _sought(self, wanted: Mapping[int, float | None]) -> list[Frame] | None:
         """The wanted frames, each decoded from a key frame before it; None where that might give others than `frames` does.
 
         The number of a frame is its stamp's rank among all packets', if that stamp is the time that the frame had before; and
-        what arrives must have that stamp. To be safe with streams that renew their picture bit by bit, decoding begins one key
-        frame earlier than it must.
+        what arrives must have that stamp, and around it one frame for each. To be safe with streams that renew their picture bit
+        by bit, decoding begins one key frame earlier than it must; to be safe from files that call every frame a key frame, the
+        decoder must call it one too.
         """
         entries = self._entries
         if entries is None or max(wanted) >= len(entries.stamps):
             return None
         with self._opened() as container:
             stream = self._stream(container)
+            frames = _Decoding(container, stream, self.alive).frames()
+            first = next(frames, None)
+            if first is None:
+                return None
+            self._look_at(first)
             found: list[Frame] = []
-            decoding = _Decoding(container, stream, self.alive)
-            frames, at = decoding.frames(), -math.inf
+            decoding, at = None, -math.inf
+            in_step: Iterator[tuple[int, Any]] = iter(())
             for number in sorted(map(int, wanted)):
                 stamp, before = int(entries.stamps[number]), wanted[number]
                 time = stamp * entries.time_base - entries.zero
@@ -214,18 +264,22 @@ class Recording(Reader):
                 place = int(np.searchsorted(entries.keys, stamp, side="right"))
                 key = int(entries.keys[max(0, place - 2)])
                 if key > at:
-                    container.seek(key, stream=stream, backward=True)
+                    try:
+                        container.seek(key, stream=stream, backward=True)
+                    except (av.FFmpegError, OSError):  # some containers cannot
+                        return None
                     decoding = _Decoding(container, stream, self.alive)
-                    frames = decoding.frames()
-                frame = next((frame for frame in frames if frame.pts is None or frame.pts >= stamp), None)
-                if frame is None or frame.pts != stamp or (frame.width, frame.height) != (stream.width, stream.height):
+                    in_step = _in_step(decoding.frames(), entries.stamps)
+                frame = next((frame for place, frame in in_step if place >= number), None)
+                if frame is None or frame.pts != stamp:
                     return None
-                if decoding.passed_over or not decoding.begins_with_key:
-                    return None
-                if not found:
-                    self._look_at(frame)
                 found.append(Frame(number, time, functools.partial(self._picture, frame)))
                 at = stamp
+            behind = sum(1 for _ in itertools.islice(in_step, LOOKAHEAD))
+            if behind < min(LOOKAHEAD, len(entries.stamps) - 1 - number):
+                return None
+            if decoding is None or decoding.passed_over or not decoding.begins_with_key:
+                return None
             return found
 
     @functools.cached_property
@@ -244,15 +298,19 @@ class Recording(Reader):
                             return None
                         stamps.append(packet.pts)
                         keys.append(packet.is_keyframe)
-            except (av.FFmpegError, OSError):
+            except (av.FFmpegError, OSError, IndexError):
                 return None
             start, scale = container.start_time, float(stream.time_base)
+            reordered = stream.codec_context.has_b_frames
         pts = np.array(stamps, np.int64)
         before = np.maximum.accumulate(np.concatenate([pts[:1] - 1, pts[:-1]]))
         after = np.minimum.accumulate(pts[::-1])[::-1]
         closed = np.array(keys, bool) & (before < pts) & (after == pts)
         ordered = np.sort(pts)
-        if len(pts) == 0 or np.any(np.diff(ordered) == 0) or not closed[0]:
+        steps = np.diff(ordered)
+        if len(pts) == 0 or not closed[0] or np.any(steps == 0) or np.any(steps * scale > LONGEST_PAUSE):
+            return None
+        if not reordered and not np.array_equal(pts, ordered):
             return None
         return _Entries(ordered, pts[closed], scale, _zero(start, float(ordered[0]) * scale))
 
@@ -268,12 +326,31 @@ class _Entries(NamedTuple):
     zero: float
 
 
+def _in_step(frames: Iterable[Any], stamps: np.ndarray) -> Iterator[tuple[int, Any]]:
+    """Frames with their places among all stamps (int64 [n], ascending), from a key frame on, for as long as each comes next."""
+    place = None
+    for frame in frames:
+        if place is None:
+            place = int(np.searchsorted(stamps, frame.pts)) if frame.pts is not None and frame.key_frame else len(stamps)
+        if place == len(stamps) or frame.pts != stamps[place] or frame.is_corrupt:
+            return
+        yield place, frame
+        place += 1
+
+
 class _Decoding:
-    """Decodes a stream from where its container stands. packets, passed_over: how many there were, and could not be decoded."""
+    """Decodes a stream from where its container stands.
+
+    packets, passed_over: how many there were, and could not be decoded. decoded: frames that came out. suspect: packets that
+    FFmpeg decoded and said to be broken, or behind others that are missing. end: bytes of the file up to the end of its last
+    packet.
+    """
 
     def __init__(self, container: Any, stream: Any, alive: Alive) -> None:
         self.container, self.stream, self.alive = container, stream, alive
-        self.packets = self.passed_over = 0
+        self.packets = self.passed_over = self.decoded = self.hidden = self.end = 0
+        self.interlaced, self.suspect = False, 0
+        self.complaint = COMPLAINTS.get(stream.codec_context.name)
         self.error = ""
         self.begins_with_key = False
 
@@ -282,7 +359,10 @@ class _Decoding:
         for packet in self._packets():
             self.alive()
             try:
-                yield from packet.decode() if packet is not None else self.stream.codec_context.decode(None)
+                for frame in self._decoded(packet):
+                    self.decoded += 1
+                    self.interlaced |= frame.interlaced_frame
+                    yield frame
             except av.error.EOFError:
                 return
             except av.FFmpegError as error:
@@ -290,6 +370,20 @@ class _Decoding:
                     raise
                 self.passed_over += 1
                 self.error = _said(error)
+
+    def _decoded(self, packet: Any) -> list[Any]:
+        """The frames that come out with a packet. Counts what the decoder says of it and no frame tells."""
+        decode = packet.decode if packet is not None else functools.partial(self.stream.codec_context.decode, None)
+        if self.complaint is None:
+            return decode()
+        level = av.logging.get_level()
+        av.logging.set_level(av.logging.DEBUG)
+        try:
+            with av.logging.Capture() as said:
+                return decode()
+        finally:
+            av.logging.set_level(level)
+            self.suspect += any(self.complaint.match(message) for _, _, message in said)
 
     def _packets(self) -> Iterator[Any]:
         """All packets, and an empty one or None at the end; where reading fails, it goes on behind."""
@@ -301,7 +395,12 @@ class _Decoding:
                     if packet.size:
                         self.begins_with_key |= self.packets == 0 and packet.is_keyframe
                         self.packets += 1
+                        self.hidden += packet.is_discard
+                        self.end = max(self.end, (packet.pos or 0) + packet.size)
                     yield packet
+                return
+            except IndexError:  # PyAV, at the end of a file in which a stream came in late
+                yield None
                 return
             except (av.FFmpegError, OSError) as error:
                 if isinstance(error, MemoryError):
@@ -313,6 +412,12 @@ class _Decoding:
                 if failures > MOST_READ_ERRORS:
                     yield None
                     return
+
+    def without_picture(self, stream: Any) -> int:
+        """How many packets gave neither a picture nor an error, of a codec of which each gives one."""
+        if stream.codec_context.name not in ONE_A_PACKET or self.interlaced:
+            return 0
+        return max(0, self.packets - self.passed_over - self.hidden - self.decoded)
 
 
 def _zero(start_time: int | None, first: float) -> float:
@@ -349,7 +454,7 @@ def _stamps_of(container: Any, stream: Any) -> Callable[[Any], float | None]:
 def _time_remarks(times: FrameTimes, frames: int, container: Any, guessed: bool, rate: float) -> Iterator[str]:
     if guessed:
         yield f"the stream has neither times nor a frame rate; {rate:g} frames a second were guessed (--frame-rate states them)"
-    usual = MOST_DELAYED if container.format.name in DECODING_TIMES else 0
+    usual = MOST_DELAYED if container.format.name in DECODING_TIMES | {"mpeg"} else 0
     if times.missing > usual and container.format.name not in RAW_STREAMS:
         yield f"{times.missing} of {frames} frames have no time stamp; their times lie between their neighbours'"
     if times.mended:
@@ -358,16 +463,62 @@ def _time_remarks(times: FrameTimes, frames: int, container: Any, guessed: bool,
         yield f"the time stamps begin anew {times.restarts} times; what follows is taken as going on at once"
 
 
-def _missing_end(container: Any, stream: Any, last: float) -> str | None:
-    """A sentence where the file says that it is longer than its pictures are by more than a second. last: of its last frame."""
+def _missing_end(container: Any, stream: Any, last: float, lasts: float) -> str | None:
+    """A sentence where the file says that it is longer than its pictures are. last: stamp of its last frame, in seconds, which is
+    there for so many.
+    """
     said = None
     if stream.duration is not None:
         said = float(stream.duration * stream.time_base)
     elif container.duration is not None and container.format.name not in RAW_STREAMS and len(container.streams) == 1:
         said = container.duration / av.time_base
-    if said is None or not last + 1 < said < 1e7:
+    from_zero = container.format.name.startswith("matroska")  # whose length counts from stamp 0
+    start = 0.0 if from_zero else float((stream.start_time or 0) * stream.time_base)
+    end = last - start + lasts
+    if said is None or not end + max(0.5, 2.5 * lasts) < said < 1e7:
         return None
-    return f"the file says that it is {said:.1f} s long; its pictures end after {last:.1f} s"
+    return f"the file says that it is {said:.1f} s long; its pictures end after {end:.1f} s"
+
+
+def _more_follows(file: BinaryIO, container: Any, end: int) -> bool:
+    """Whether there is a recording in the file that its demuxer does not come to. end: bytes up to that of the last packet."""
+    if container.format.name.startswith("mov"):
+        return _boxes(file).count(b"moov") > 1
+    if container.format.name == "mpegts":
+        file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL))
+        return not _video_pids(file.read()) <= {stream.id for stream in container.streams}
+    file.seek(end)
+    begins, before = BEGINS.get(container.format.name), b""
+    while begins is not None and (block := file.read(TAIL)):
+        if begins in before + block:
+            return True
+        before = block[-len(begins) :]
+    return False
+
+
+def _video_pids(data: bytes) -> set[int]:
+    """Under which ids video begins in a transport stream (ISO/IEC 13818-1, 2.4.3): in units of the streams e0 to ef."""
+    found = set()
+    for packet in re.finditer(rb"\x47([\x40-\x5f].)([\x10-\x3f])", data, re.DOTALL):
+        at = packet.end()
+        if packet[2][0] & 0x20 and at < len(data):  # an adaptation field
+            at += 1 + data[at]
+        if data[at : at + 3] == b"\0\0\1" and 0xE0 <= (data[at + 3 : at + 4] or b"\0")[0] <= 0xEF:
+            found.add(int.from_bytes(packet[1], "big") & 0x1FFF)
+    return found
+
+
+def _boxes(file: BinaryIO) -> list[bytes]:
+    """The names of the boxes of an MP4 or QuickTime file, the outer ones, as far as they can be followed."""
+    names, at = list[bytes](), 0
+    while len(head := file.read(16)) >= 8:
+        size = int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+        names.append(head[4:8])
+        if size < 8:  # 0: to the end
+            break
+        at += size
+        file.seek(at)
+    return names
 
 
 def _said(error: BaseException) -> str:

@@ -5,6 +5,7 @@
 A kind is a function of KINDS: it writes one small file and says what a reader must find in it. See `tests.recording_files`.
 """
 
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fractions import Fraction
@@ -27,6 +28,7 @@ from tests.recording_files import (
     TS_PACKET,
     X264,
     X265,
+    Edit,
     Packets,
     Recording,
     add_video,
@@ -207,6 +209,18 @@ def prores(at: Path) -> Recording:
     return shows(write(at.with_suffix(".mov"), range(HALF), codec="prores_ks", options={}, pixels="yuv422p10le"), range(HALF))
 
 
+@kind
+def mpeg4_all_key_frames(at: Path) -> Recording:
+    """MPEG-4 in MP4 whose index calls every frame a key frame, though one in twenty is."""
+
+    def called_keys(packets: Packets) -> Packets:
+        for packet in packets:
+            packet.is_keyframe = True
+        return packets
+
+    return shows(write(at.with_suffix(".mp4"), codec="mpeg4", options={"b": "2M"}, edit=called_keys))
+
+
 # Containers
 
 
@@ -289,6 +303,40 @@ def raw_mjpeg(at: Path) -> Recording:
     return shows(write(at.with_suffix(".mjpeg"), codec="mjpeg", options={"b": "4M"}, pixels="yuvj420p"))
 
 
+@kind
+def program_stream_b_frames(at: Path) -> Recording:
+    """H.264 with B frames in an MPEG program stream, which stamps only some of them."""
+    return shows(write(at.with_suffix(".mpg"), options=B_FRAMES, form="vob"))
+
+
+@kind
+def asf_b_frames(at: Path) -> Recording:
+    """MPEG-4 with B frames in ASF."""
+    path = write(at.with_suffix(".asf"), codec="mpeg4", options={"bf": "2", "b": "2M"})
+    return shows(path, begin_slack=2.5 / RATE)
+
+
+@kind
+def nut(at: Path) -> Recording:
+    """H.264 with B frames in NUT."""
+    return shows(write(at.with_suffix(".nut"), options=B_FRAMES))
+
+
+@kind
+def avi_without_index(at: Path) -> Recording:
+    """AVI that ends before its index, as it is after a loss of power."""
+    path = rewrite(write(at.with_suffix(".avi"), options=B_FRAMES), lambda data: data[: data.rindex(b"idx1")])
+    return shows(path, begin_slack=2.5 / RATE)
+
+
+@kind
+def avi_without_rate(at: Path) -> Recording:
+    """AVI whose header says 0 frames a second: readers take it for 25."""
+    one = struct.pack("<II", 1, RATE)
+    path = rewrite(write(at.with_suffix(".avi")), lambda data: data.replace(one, struct.pack("<II", 1, 0), 1))
+    return shows(path, begin_slack=2.5 / RATE)
+
+
 # Structures: what else lies in the file, and where the picture begins
 
 
@@ -315,6 +363,46 @@ def edit_list_within_a_gop(at: Path) -> Recording:
         sound=(2.0, 0.0),
     )
     return shows(path, range(7, FRAMES), first=7)
+
+
+def edited(path: Path, edits: list[tuple[int, int]]) -> Path:
+    """An MP4 with another edit list. edits: milliseconds shown, and from which stamp of the track on."""
+
+    def with_edits(box: bytes) -> bytes:
+        inner = [part for part in boxes(box[8:]) if part[4:8] != b"edts"]
+        entries = b"".join(struct.pack(">IiI", *edit, 1 << 16) for edit in edits)
+        elst = boxed(b"elst", struct.pack(">II", 0, len(edits)) + entries)
+        return boxed(box[4:8], b"".join([inner[0], boxed(b"edts", elst), *inner[1:]]))
+
+    def in_movie(box: bytes) -> bytes:
+        return boxed(box[4:8], b"".join(with_edits(part) if part[4:8] == b"trak" else part for part in boxes(box[8:])))
+
+    return rewrite(path, lambda data: b"".join(in_movie(box) if box[4:8] == b"moov" else box for box in boxes(data)))
+
+
+def boxed(name: bytes, inside: bytes) -> bytes:
+    """A box of an MP4 file."""
+    return struct.pack(">I4s", 8 + len(inside), name) + inside
+
+
+@kind
+def edit_list_in_another_order(at: Path) -> Recording:
+    """An edit list that shows the second half before the first."""
+    path = edited(write(at.with_suffix(".mp4")), [(1200, HALF * 512), (1200, 0)])  # FFmpeg writes 12,800 stamps a second
+    return Recording(path, (*range(HALF, FRAMES), *range(HALF)), tuple(i / RATE for i in range(FRAMES)))
+
+
+@kind
+def edit_list_far_in(at: Path) -> Recording:
+    """An edit list that hides the first eight seconds of twelve."""
+    path = edited(write(at.with_suffix(".mp4"), range(300)), [(4000, 200 * 512)])
+    return shows(path, range(200, 300), first=200)
+
+
+@kind
+def edit_list_begins_later(at: Path) -> Recording:
+    """An edit list that shows nothing for two hours, then everything; the picture's begin is the file's."""
+    return shows(edited(write(at.with_suffix(".mp4")), [(7_200_000, -1), (2400, 0)]))
 
 
 @kind
@@ -367,15 +455,14 @@ def sound_after_the_picture(at: Path) -> Recording:
     return shows(write(at.with_suffix(".mkv"), sound=(3.0, 0.8)))
 
 
-def two_streams(path: Path, small: tuple[int, int]) -> Path:
-    """A small stream of other pictures (their numbers begin at 500) before the large one."""
+def two_streams(path: Path, small: tuple[int, int], edit: Edit = list) -> Path:
+    """A small stream of other pictures (their numbers begin at 500) before the large one, to whose packets edit is done."""
     with av.open(str(path), "w") as container:
         streams = [add_video(container, "libx264", X264, RATE, size) for size in (small, SIZE)]
         packets: Packets = []
         for stream, size, first in zip(streams, (small, SIZE), (500, 0), strict=True):
-            packets += encoded(
-                stream, (picture(first + i, size) for i in range(FRAMES)), (Fraction(i, RATE) for i in range(FRAMES))
-            )
+            coded = encoded(stream, (picture(first + i, size) for i in range(FRAMES)), (Fraction(i, RATE) for i in range(FRAMES)))
+            packets += coded if first else edit(coded)
         container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
     return path
 
@@ -390,6 +477,54 @@ def two_video_streams(at: Path) -> Recording:
 def two_video_streams_ts(at: Path) -> Recording:
     """The same in a transport stream."""
     return shows(two_streams(at.with_suffix(".ts"), (160, 120)))
+
+
+@kind
+def largest_stream_damaged(at: Path) -> Recording:
+    """Two streams; of the larger one nothing decodes."""
+    zeroed = spoiled(0, FRAMES, lambda payload: b"\x00\x00\x00\x01\x65" + bytes(len(payload)))
+    path = two_streams(at.with_suffix(".mp4"), (160, 120), zeroed)
+    return replace_times(Recording(path, tuple(range(500, 500 + FRAMES)), ()), (i / RATE for i in range(FRAMES)))
+
+
+@kind
+def joined_mp4(at: Path) -> Recording:
+    """Two MP4 files one behind the other: of the second nothing is shown."""
+    halves = [write(at.with_suffix(f".{n}.mp4"), range(n * HALF, (n + 1) * HALF)) for n in (0, 1)]
+    return shows(joined(at.with_suffix(".mp4"), halves), range(HALF))
+
+
+@kind
+def joined_flv(at: Path) -> Recording:
+    """The same in FLV."""
+    halves = [write(at.with_suffix(f".{n}.flv"), range(n * HALF, (n + 1) * HALF)) for n in (0, 1)]
+    return shows(joined(at.with_suffix(".flv"), halves), range(HALF))
+
+
+@kind
+def joined_asf(at: Path) -> Recording:
+    """The same in ASF."""
+    halves = [
+        write(at.with_suffix(f".{n}.wmv"), range(n * HALF, (n + 1) * HALF), codec="wmv2", options={"b": "2M"}) for n in (0, 1)
+    ]
+    return shows(joined(at.with_suffix(".wmv"), halves), range(HALF))
+
+
+@kind
+def joined_mkv(at: Path) -> Recording:
+    """The same in Matroska, where readers go on with the second."""
+    halves = [write(at.with_suffix(f".{n}.mkv"), range(n * HALF, (n + 1) * HALF)) for n in (0, 1)]
+    return shows(joined(at.with_suffix(".mkv"), halves), time_slack=1.01 / RATE, misread=True)
+
+
+@kind
+def joined_ts_of_another_program(at: Path) -> Recording:
+    """Two transport streams one behind the other, the second of another program: readers stay with the first."""
+    other = {"mpegts_start_pid": "512", "mpegts_pmt_start_pid": "1024", "mpegts_service_id": "7"}
+    halves = [
+        write(at.with_suffix(f".{n}.ts"), range(n * HALF, (n + 1) * HALF), muxer=muxer) for n, muxer in enumerate(({}, other))
+    ]
+    return shows(joined(at.with_suffix(".ts"), halves), range(HALF))
 
 
 @kind
@@ -441,6 +576,23 @@ def data_beside(at: Path) -> Recording:
     return shows(at.with_suffix(".ts"))
 
 
+@kind
+def second_camera_joins_late(at: Path) -> Recording:
+    """A transport stream into which another camera's is mixed after 40 s: readers know nothing of a stream that comes so late."""
+    program = {"mpegts_start_pid": "512", "mpegts_pmt_start_pid": "1024", "mpegts_service_id": "7"}
+    paths = [at.with_suffix(f".{n}.ts") for n in (0, 1)]
+    write(paths[0], range(1000), options=X264 | {"preset": "ultrafast"})
+    write(paths[1], range(FRAMES), muxer=program)
+    first, second = (
+        [data[n : n + TS_PACKET] for n in range(0, len(data), TS_PACKET)] for data in (p.read_bytes() for p in paths)
+    )
+    alone = len(first) - len(second)
+    mixed = [*first[:alone], *(packet for pair in zip(first[alone:], second, strict=True) for packet in pair)]
+    path = joined(at.with_suffix(".ts"), paths)
+    path.write_bytes(b"".join(mixed))
+    return shows(path, range(1000))
+
+
 # Stamps
 
 
@@ -476,6 +628,26 @@ def stamp_far_ahead(at: Path) -> Recording:
 def stamp_back(at: Path) -> Recording:
     """One frame is stamped half a second too early."""
     return mended(rewrite(write(at.with_suffix(".ts")), lambda d: restamped(d, lambda n, t: t - 45_000 * (n == HALF))))
+
+
+@kind
+def stamps_in_pairs(at: Path) -> Recording:
+    """Every second frame has the stamp of the one before it."""
+    path = rewrite(write(at.with_suffix(".ts")), lambda d: restamped(d, lambda n, t: t - 3600 * (n % 2)))
+    return shows(path, misread=True)
+
+
+@kind
+def clock_set_back(at: Path) -> Recording:
+    """The camera's clock is set back by an hour while it records: time goes on."""
+    path = rewrite(write(at.with_suffix(".ts")), lambda d: restamped(d, lambda n, t: (t - 324_000_000 * (n >= HALF)) % STAMPS))
+    return shows(path, misread=True)
+
+
+@kind
+def stamp_near_the_end_ahead(at: Path) -> Recording:
+    """Five frames before the end one is stamped a thousand seconds ahead."""
+    return mended(rewrite(write(at.with_suffix(".ts")), lambda d: restamped(d, lambda n, t: t + 90_000_000 * (n == FRAMES - 5))))
 
 
 @kind
@@ -568,6 +740,29 @@ def one_frame_a_second(at: Path) -> Recording:
 
 
 @kind
+def four_seconds_a_frame(at: Path) -> Recording:
+    """A time lapse, in FLV."""
+    return shows(write(at.with_suffix(".flv"), range(HALF), rate=0.25), range(HALF), rate=0.25)
+
+
+@kind
+def last_frame_lasts(at: Path) -> Recording:
+    """The last frame is shown for 30 seconds, until somebody ended the recording."""
+
+    def lasting(packets: Packets) -> Packets:
+        packets[-1].duration = round(30 / packets[-1].time_base)
+        return packets
+
+    return shows(write(at.with_suffix(".mp4"), edit=lasting))
+
+
+@kind
+def thousand_frames_a_second(at: Path) -> Recording:
+    """A camera for motion that is too fast to see."""
+    return shows(write(at.with_suffix(".mp4"), rate=1000), rate=1000)
+
+
+@kind
 def eight_frames_a_second(at: Path) -> Recording:
     """What a recorder saves at night, in AVI."""
     return shows(write(at.with_suffix(".avi"), rate=8), rate=8, begin_slack=2.5 / 8)
@@ -651,6 +846,38 @@ def size_changes_raw(at: Path) -> Recording:
     return shows(joined(at.with_suffix(".h264"), halves))
 
 
+@kind
+def size_changes_mkv(at: Path) -> Recording:
+    """Matroska with H.264 whose picture gets larger."""
+    halves = [write(at.with_suffix(f".{n}.h264"), range(n * HALF, (n + 1) * HALF), size=(320 << n, 240 << n)) for n in (0, 1)]
+    raw = joined(at.with_suffix(".h264"), halves)
+    with av.open(str(raw)) as source, av.open(str(at.with_suffix(".mkv")), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for n, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet.stream, packet.time_base, packet.pts, packet.dts, packet.duration = stream, Fraction(1, RATE), n, n, 1
+            container.mux(packet)
+    raw.unlink()
+    return shows(at.with_suffix(".mkv"))
+
+
+@kind
+def gray_12_bit(at: Path) -> Recording:
+    """FFV1 of gray pictures of 12 bits."""
+    return shows(write(at.with_suffix(".mkv"), range(HALF), codec="ffv1", options={}, pixels="gray12le"), range(HALF))
+
+
+@kind
+def with_alpha(at: Path) -> Recording:
+    """PNG pictures with alpha in QuickTime."""
+    return shows(write(at.with_suffix(".mov"), range(HALF), codec="png", options={}, pixels="rgba"), range(HALF))
+
+
+@kind
+def ten_bit_444(at: Path) -> Recording:
+    """H.264 of 10 bits whose colours are as fine as its light."""
+    return shows(write(at.with_suffix(".mkv"), pixels="yuv444p10le"))
+
+
 # Damage
 
 
@@ -673,6 +900,14 @@ def flipped_bits(at: Path) -> Recording:
         return bytes(byte ^ 0x55 if n > 50 and n % 50 == 0 else byte for n, byte in enumerate(payload))
 
     return damaged(write(at.with_suffix(".mkv"), edit=spoiled(25, 2, flipped)), 25)
+
+
+@kind
+def half_a_jpeg(at: Path) -> Recording:
+    """Motion JPEG of which one picture ends in its middle."""
+    half = spoiled(25, 1, lambda payload: payload[: len(payload) // 2])
+    path = write(at.with_suffix(".avi"), codec="mjpeg", options={"b": "4M"}, pixels="yuvj420p", edit=half)
+    return shows(path, unsure=frozenset({25}))
 
 
 @kind
