@@ -134,6 +134,8 @@ SAID = {
     **dict.fromkeys(("cut-off-mp4", "cut-off-mkv"), SHORT),
     **dict.fromkeys(("cut-off-fragmented-mp4", "zeros-after-ts"), "1 passed over"),
 }
+# FFmpeg's muxer of program streams gives a stamp to the wrong frame now and then; not in each run, and it is mended and said.
+ROUGHLY_STAMPED = ("program-stream", "program-stream-b-frames", "hikvision")
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -145,7 +147,10 @@ def test_what_is_lost_or_guessed_is_said_and_nothing_of_a_sound_recording(
         info = list(read_pieces(str(truth.path), None, EVERY_FRAME))[-1]
         assert isinstance(info, VideoInfo)
         said = " ".join([*info.remarks, f"{info.passed_over} passed over"])
-        assert SAID[name] in said if name in SAID else said == "0 passed over"
+        if name in ROUGHLY_STAMPED:
+            assert said == "0 passed over" or (MENDED in said and said.endswith(" 0 passed over"))
+        else:
+            assert (SAID[name] in said) if name in SAID else said == "0 passed over", said
 
 
 @pytest.mark.parametrize("name", KINDS)
