@@ -39,7 +39,12 @@ def _content(opened: Opened, sampling: Sampling, name: str) -> bytes | None:
             return os.pread(opened.file, size, start)
     location = resolve(opened.folder).join(name)
     refuse_outside(location.uri, sampling)
-    file = open_local(location, sampling)
+    try:
+        file = open_local(location, sampling)
+    except StorageError as error:
+        if error.kind == "missing":  # a link to nothing
+            return None
+        raise
     if file is None:
         return None
     with os.fdopen(file, "rb") as image, explained("read", location.uri):

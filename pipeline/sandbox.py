@@ -31,7 +31,7 @@ _CALLS: dict[str, tuple[int, int, dict[str, tuple[int, int]], dict[str, int]]] =
         {
             **_NEW_EVERYWHERE,
             **{"socket": 41, "connect": 42, "bind": 49, "listen": 50},
-            **{"fork": 57, "vfork": 58, "execve": 59, "execveat": 322},
+            **{"execve": 59, "execveat": 322},
             **{"kill": 62, "ptrace": 101, "rt_sigqueueinfo": 129, "tkill": 200, "rt_tgsigqueueinfo": 297},
             **{"process_vm_readv": 310, "process_vm_writev": 311, "perf_event_open": 298, "bpf": 321, "userfaultfd": 323},
             **{"unshare": 272, "setns": 308, "add_key": 248, "request_key": 249, "keyctl": 250},
