@@ -46,6 +46,7 @@ def ingest(
     ] = Sampling.max_damage,
     time_limit: Annotated[float, typer.Option(help="Seconds without progress after which a video is rejected.")] = 60.0,
     memory_limit: Annotated[int, typer.Option(help="MiB that decoding one video may take.")] = 3072,
+    cpu_limit: Annotated[float, typer.Option(help="Seconds of processor time that one video may take.")] = Sampling.cpu_limit,
     retry_rejected: Annotated[bool, typer.Option(help="Try videos again that were rejected before.")] = False,
     forgotten: Annotated[
         list[str] | None,
@@ -83,6 +84,7 @@ def ingest(
         max_damage=max_damage,
         time_limit=time_limit,
         memory_limit=memory_limit << 20,
+        cpu_limit=cpu_limit,
         roots=tuple(map(canonical_uri, root or ())),
     )
     workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)

@@ -4,9 +4,10 @@ import bisect
 import functools
 import os
 import re
+import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,23 +18,34 @@ from pipeline.catalog import IMAGE_SUFFIXES
 from pipeline.errors import VideoError
 from pipeline.reading import Alive, Frame, Reader, Reading
 from pipeline.sampling import Sampling, resize
-from pipeline.storage import Location, StorageError, inside_checker, resolve
+from pipeline.storage import Location, StorageError, canonical_uri, explained, inside_checker, resolve
 
 LISTING_SECONDS = 600  # for which the listing of a bucket prefix is good; local folders say when they change
 
 
 class Images(Reader):
-    """Numbered images of a folder, in the order of their numbers. names: the images that belong to the video."""
+    """Numbered images, in the order of their numbers. names: of the images that belong to the video, so ordered.
 
-    def __init__(self, folder: Location, names: Sequence[str], sampling: Sampling, alive: Alive = lambda: None) -> None:
-        self.folder, self.path, self.sampling, self.alive = folder, Path(folder.path), sampling, alive
+    content: the bytes of an image by its name, None for what is no file; raises StorageError and VideoError. path: what
+    a folder or pattern is called.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        path: Path,
+        names: Sequence[str],
+        content: Callable[[str], bytes | None],
+        sampling: Sampling,
+        alive: Alive = lambda: None,
+    ) -> None:
+        self.uri, self.path, self.names, self.content, self.alive = uri, path, names, content, alive
         self.rate = sampling.image_rate or sampling.rate
-        self.names = sorted(names, key=image_order)
         self.size: tuple[int, int] | None = None  # height and width in pixels of the first image, once it was read
 
     def frames(self) -> Iterator[Frame]:
         if not self.names:
-            raise VideoError("no_frames", f"{self.folder.uri} has no frames")
+            raise VideoError("no_frames", f"{self.uri} has no frames")
         for number in range(len(self.names)):
             self.alive()
             yield Frame(number, number / self.rate, functools.partial(self._picture, number))
@@ -48,25 +60,18 @@ class Images(Reader):
             self.size = first.shape[0], first.shape[1]
         return resize(image, *self.size)
 
-    def image(self, name: str) -> Location | None:
-        """An image's file, None for a pipe, which would be waited for for ever. Raises VideoError for one outside the roots."""
-        image = self.folder.join(name)
-        refuse_outside(image.uri, self.sampling)
-        return None if image.is_local and not image.info().is_file else image
-
     def _image(self, index: int) -> np.ndarray:
-        image = self.folder.join(self.names[index])
+        uri = canonical_uri(self.names[index], self.uri)
         try:
-            file = self.image(self.names[index])
-            data = b"" if file is None else file.read_bytes()
+            data = self.content(self.names[index])
             frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
         except StorageError as error:
             reason = error.reject_reason("unreadable_image")
             raise VideoError("unreadable_image" if reason == "missing" else reason, str(error)) from error
         except cv2.error as error:  # what OpenCV refuses before it decodes: too many pixels, or no memory for them
-            raise VideoError("too_large", f"{image.uri} has more pixels than can be decoded") from error
+            raise VideoError("too_large", f"{uri} has more pixels than can be decoded") from error
         if frame is None:
-            raise VideoError("unreadable_image", f"{image.uri} is not an image that can be read")
+            raise VideoError("unreadable_image", f"{uri} is not an image that can be read")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
@@ -137,3 +142,25 @@ def refuse_outside(uri: str, sampling: Sampling) -> None:
     """Raises VideoError for what lies outside the roots by now: a link may have changed since the catalog was read."""
     if sampling.roots and not inside_checker(sampling.roots)(uri):
         raise VideoError("outside_roots", f"{uri} lies outside the allowed roots")
+
+
+def open_local(location: Location, sampling: Sampling) -> int | None:
+    """A descriptor of a local file, open for reading; None for what is no regular file: a pipe would be waited for for ever.
+
+    Whether it lies within the roots is asked of the file that was opened, whatever became of its name meanwhile. Raises
+    StorageError and VideoError.
+    """
+    with explained("read", location.uri):
+        if not stat.S_ISREG(os.stat(location.path).st_mode):  # noqa: PTH116 - some devices do something when they are opened
+            return None
+        file = os.open(location.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            return None
+        if sampling.roots and not inside_checker(sampling.roots)(os.readlink(f"/proc/self/fd/{file}")):  # noqa: PTH115
+            raise VideoError("outside_roots", f"{location.uri} lies outside the allowed roots")
+    except BaseException:
+        os.close(file)
+        raise
+    return file

@@ -22,6 +22,7 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.errors import VideoError
 from pipeline.frame_times import LONGEST_PAUSE, LOOKAHEAD, FrameTimes
+from pipeline.opening import DescriptorFile
 from pipeline.reading import PAST_END, Alive, Frame, Reader, Reading
 from pipeline.sampling import Sampling, resize
 
@@ -73,10 +74,15 @@ class _Turn(NamedTuple):
 
 
 class Recording(Reader):
-    """A video file. Raises VideoError where it is none, or none that opens."""
+    """A video file. Raises VideoError where it is none, or none that opens.
 
-    def __init__(self, path: Path, uri: str, sampling: Sampling, alive: Alive = lambda: None) -> None:
-        self.path, self.uri, self.sampling, self.alive = path, uri, sampling, alive
+    descriptor: of the file, open for reading, where it is not to be opened by its path; path is then only what it is called.
+    """
+
+    def __init__(
+        self, path: Path, uri: str, sampling: Sampling, alive: Alive = lambda: None, descriptor: int | None = None
+    ) -> None:
+        self.path, self.uri, self.sampling, self.alive, self.descriptor = path, uri, sampling, alive, descriptor
         self._reformatter = VideoReformatter()  # kept: a new one would be a new conversion table a frame
         self._unread: Any = self._opened()
         self._size: tuple[int, int] | None = None  # height and width of the first frame, upright
@@ -156,17 +162,17 @@ class Recording(Reader):
     def _opened(self) -> Any:
         options = {"format_whitelist": ",".join(sorted(DEMUXERS)), "protocol_whitelist": "file"}
         try:
-            return av.open(str(self.path), options=options, metadata_errors="ignore")
+            return av.open(self._file(), options=options, metadata_errors="ignore")
         except (av.FFmpegError, OSError, ValueError) as error:
-            with self.path.open("rb") as file:
+            with self._file() as file:
                 video = LIKE_A_VIDEO.match(file.read(256))
             if video:
                 raise VideoError("truncated", f"{self.uri} is a damaged or cut-off video: {_said(error)}") from error
             raise VideoError("not_a_video", f"{self.uri} is not in a video format that is read") from error
 
-    def _file(self) -> BinaryIO:
+    def _file(self) -> Any:
         """The file from its start, at a position of its own."""
-        return self.path.open("rb")
+        return self.path.open("rb") if self.descriptor is None else DescriptorFile(self.descriptor, str(self.path))
 
     def _stream(self, container: Any) -> Any:
         """The video stream with the largest picture of those that are not known to show nothing."""

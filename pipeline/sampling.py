@@ -24,6 +24,7 @@ class Sampling:
     piece: frames a piece. max_frames: sampled frames a candidate. max_bytes: size of a video file in bytes.
     min_box: pixels of a box that must lie inside the frame, in each direction, for it to count.
     time_limit: seconds without progress after which a video is given up. memory_limit: bytes that decoding may take.
+    cpu_limit: seconds of processor time that a source may take, however well it goes on.
     scenes: whether a source without boxes may show a whole scene (`looks_like_a_scene`); a target may not.
     roots: canonical uris that whatever is opened must lie below, links followed; (): anywhere.
     """
@@ -40,6 +41,7 @@ class Sampling:
     max_damage: float = 0.5
     time_limit: float = 60.0
     memory_limit: int = 3 << 30
+    cpu_limit: float = 12 * 3600.0
     scenes: bool = True
     roots: tuple[str, ...] = ()
 
@@ -54,6 +56,7 @@ class Sampling:
             "min_box",
             "time_limit",
             "memory_limit",
+            "cpu_limit",
         )
         stated = [name for name in ("image_rate", "frame_rate") if getattr(self, name) is not None]
         for name in (*positive, *stated):
@@ -61,8 +64,9 @@ class Sampling:
                 raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {getattr(self, name)}")
         if not 0 <= self.max_damage <= 1:
             raise UsageError(f"the damage that is passed over is a share from 0 to 1, not {self.max_damage}")
-        if self.time_limit > LONGEST_WAIT:
-            raise UsageError(f"a time limit is at most {LONGEST_WAIT} seconds, not {self.time_limit:g}")
+        for name in ("time_limit", "cpu_limit"):
+            if getattr(self, name) > LONGEST_WAIT:
+                raise UsageError(f"a {name.replace('_', ' ')} is at most {LONGEST_WAIT} seconds, not {getattr(self, name):g}")
 
 
 class Ticks:

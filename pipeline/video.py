@@ -6,20 +6,17 @@ once, front to back: what is sampled is decided as its frames come.
 """
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
-from pipeline.boxes import boxes_remarks, clip_box, read_boxes
+from pipeline.boxes import Tracks, boxes_remarks, clip_box, read_boxes
 from pipeline.errors import VideoError
-from pipeline.images import refuse_outside
-from pipeline.readers import hashed, open_source
+from pipeline.opening import Opened, open_files
+from pipeline.readers import hashed, reader_of
 from pipeline.reading import Alive, Frame
 from pipeline.sampling import Sampling, Ticks, looks_like_a_scene, resize
-from pipeline.storage import resolve
 
 Box = tuple[float, float, float, float]
 
@@ -84,10 +81,18 @@ class SourceRequest:
     boxes_uri: str | None = None
     frame_rate: float | None = None
 
-    def answer(self, sampling: Sampling, alive: Alive) -> Iterator[Event]:
+    def open(self, sampling: Sampling, alive: Alive) -> Opened:
+        ticks, rate = Ticks(sampling.rate), sampling.image_rate or sampling.rate
+
+        def looked_at(count: int) -> list[int]:
+            return [number for number in range(count) if ticks.take(number / rate)]
+
+        return open_files(self.uri, self.boxes_uri, sampling, alive, looked_at)
+
+    def answer(self, sampling: Sampling, alive: Alive, opened: Opened) -> Iterator[Event]:
         if self.frame_rate is not None:
             sampling = replace(sampling, frame_rate=self.frame_rate)
-        yield from read_pieces(self.uri, self.boxes_uri, sampling, alive)
+        yield from read_pieces(self.uri, self.boxes_uri, sampling, alive, opened)
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,16 @@ class FramesRequest:
     wanted: Mapping[int, float | None]
     box: Box | None = None
 
-    def answer(self, sampling: Sampling, alive: Alive) -> Iterator[Event]:
-        yield from read_frames(self.uri, self.boxes_uri, self.track, self.wanted, sampling, alive, self.box)
+    def open(self, sampling: Sampling, alive: Alive) -> Opened:
+        boxes_uri = None if self.track is None else self.boxes_uri
+
+        def looked_at(count: int) -> list[int]:
+            return [number for number in range(count) if number == 0 or number in self.wanted]  # 0 tells the size
+
+        return open_files(self.uri, boxes_uri, sampling, alive, looked_at)
+
+    def answer(self, sampling: Sampling, alive: Alive, opened: Opened) -> Iterator[Event]:
+        yield from read_frames(self.uri, self.boxes_uri, self.track, self.wanted, sampling, alive, self.box, opened)
 
 
 @dataclass(frozen=True)
@@ -112,25 +125,38 @@ class MomentRequest:
     box: Box
     time_s: float
 
-    def answer(self, sampling: Sampling, alive: Alive) -> Iterator[Event]:
-        yield from read_moment(self.uri, self.box, self.time_s, sampling, alive)
+    def open(self, sampling: Sampling, alive: Alive) -> Opened:
+        rate = sampling.image_rate or sampling.rate
+
+        def looked_at(count: int) -> list[int]:
+            near = {number for number in range(count) if abs(number / rate - self.time_s) <= 1 / rate}
+            return [number for number in range(count) if number in near or number in (0, count - 1)]
+
+        return open_files(self.uri, None, sampling, alive, looked_at)
+
+    def answer(self, sampling: Sampling, alive: Alive, opened: Opened) -> Iterator[Event]:
+        yield from read_moment(self.uri, self.box, self.time_s, sampling, alive, opened)
 
 
 Request = SourceRequest | FramesRequest | MomentRequest
 
 
-def read_pieces(uri: str, boxes_uri: str | None, sampling: Sampling, alive: Alive = lambda: None) -> Iterator[Event]:
+def read_pieces(
+    uri: str, boxes_uri: str | None, sampling: Sampling, alive: Alive = lambda: None, opened: Opened | None = None
+) -> Iterator[Event]:
     """Decode one source: the pieces of every candidate in it and, last, its VideoInfo.
 
     uri: a video file, an image, a folder of numbered images or a pattern of some of its images
     (`pipeline.catalog.is_image_pattern`), local or in an object store. boxes_uri: a MOT boxes file (frame from 1, id, x, y, w, h
     in pixels): each track id becomes a candidate, cropped from the frames. alive: called while there is nothing to hand over.
-    Raises VideoError for what spoils the whole source; what spoils one track is a Rejected event.
+    opened: the source, open, which the caller closes; None: it is opened here. Raises VideoError for what spoils the whole
+    source; what spoils one track is a Rejected event.
     """
     with contextlib.ExitStack() as stack:
-        candidates = _Whole(uri, sampling) if boxes_uri is None else _Tracks(boxes_uri, sampling)
-        reader = open_source(uri, sampling, stack, alive)
-        source_hash = hashed(reader, alive)
+        opened = opened or stack.enter_context(open_files(uri, boxes_uri, sampling, alive))
+        candidates = _Whole(uri, sampling) if boxes_uri is None else _Tracks(read_boxes(opened.boxes_bytes()), sampling)
+        reader = reader_of(opened, sampling, alive)
+        source_hash = hashed(opened, sampling, alive)
         ticks, shape = Ticks(sampling.rate), None
         for frame in reader.frames():
             if ticks.take(frame.time_s) and (shape is None or candidates.show(frame.number)):
@@ -160,20 +186,23 @@ def read_frames(
     sampling: Sampling,
     alive: Alive = lambda: None,
     box: Box | None = None,
+    opened: Opened | None = None,
 ) -> Iterator[Event]:
     """Single frames of one candidate, one Piece each; frame numbers that the source does not have are left out.
 
     track: its id in the boxes file, or None for the whole frame. wanted: frame numbers, each with the time that it had when it
     was sampled, in seconds, or None; with times, a frame far into a long recording is found without reading all before it. box:
-    what to cut out of every frame, in place of a track. Raises VideoError.
+    what to cut out of every frame, in place of a track. opened: see `read_pieces`. Raises VideoError.
     """
     boxes: Mapping[int, Box | np.ndarray] = dict.fromkeys(wanted, box) if box is not None else {}
-    if track is not None and boxes_uri is not None:
-        refuse_outside(boxes_uri, sampling)
-        frames, found = read_boxes(resolve(boxes_uri)).get(track, ((), ()))
-        boxes = dict(zip((int(frame) for frame in frames), found, strict=True))
+    if track is None:
+        boxes_uri = None
     with contextlib.ExitStack() as stack:
-        reader = open_source(uri, sampling, stack, alive)
+        opened = opened or stack.enter_context(open_files(uri, boxes_uri, sampling, alive))
+        if track is not None and boxes_uri is not None:
+            frames, found = read_boxes(opened.boxes_bytes()).get(track, ((), ()))
+            boxes = dict(zip((int(frame) for frame in frames), found, strict=True))
+        reader = reader_of(opened, sampling, alive)
         for frame in reader.frames_at({number: time for number, time in wanted.items() if number >= 0}):
             picture = frame.picture()
             if frame.number in boxes:
@@ -184,13 +213,16 @@ def read_frames(
             yield from _Candidate(track, sampling).only(frame, picture)
 
 
-def read_moment(uri: str, box: Box, time_s: float, sampling: Sampling, alive: Alive = lambda: None) -> Iterator[Event]:
+def read_moment(
+    uri: str, box: Box, time_s: float, sampling: Sampling, alive: Alive = lambda: None, opened: Opened | None = None
+) -> Iterator[Event]:
     """What a box (x, y, w, h, in pixels) shows at the time nearest to time_s, in seconds: a Piece of one frame, and a VideoInfo.
 
-    Raises VideoError, for a time after the end and a box that lies outside the picture too.
+    opened: see `read_pieces`. Raises VideoError, for a time after the end and a box that lies outside the picture too.
     """
     with contextlib.ExitStack() as stack:
-        reader = open_source(uri, sampling, stack, alive)
+        opened = opened or stack.enter_context(open_files(uri, None, sampling, alive))
+        reader = reader_of(opened, sampling, alive)
         frame = reader.frame_near(time_s)
         picture = frame.picture()
         height, width = picture.shape[:2]
@@ -201,7 +233,7 @@ def read_moment(uri: str, box: Box, time_s: float, sampling: Sampling, alive: Al
             )
             raise VideoError("boxes_outside_frame", message)
         yield from _Candidate(None, sampling).only(frame, picture[crop[1] : crop[3], crop[0] : crop[2]])
-        yield VideoInfo(1.0, 1, width, height, hashed(reader, alive))
+        yield VideoInfo(1.0, 1, width, height, hashed(opened, sampling, alive))
 
 
 class _Whole:
@@ -230,9 +262,7 @@ class _Whole:
 class _Tracks:
     """The tracks of a boxes file as candidates. Each is handed on whole as soon as its last box has been passed."""
 
-    def __init__(self, boxes_uri: str, sampling: Sampling) -> None:
-        refuse_outside(boxes_uri, sampling)
-        tracks = read_boxes(resolve(boxes_uri))
+    def __init__(self, tracks: Tracks, sampling: Sampling) -> None:
         self.sampling = sampling
         self.remarks = tuple(boxes_remarks(tracks))
         self.boxes: dict[int, list[tuple[int, np.ndarray]]] = {}
@@ -323,12 +353,3 @@ class _Candidate:
         self.number += 1
         self.indices, self.times, self.crops = [], [], []
         return piece
-
-
-def limit_memory(limit: int) -> None:
-    """Let this process take at most `limit` bytes more than it has now, so that a decompression bomb ends only itself."""
-    import resource
-
-    with Path("/proc/self/statm").open() as statm:
-        taken = int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (taken + limit, resource.RLIM_INFINITY))

@@ -1,26 +1,77 @@
-"""A decoder child that misbehaves on request, for tests/test_video.py."""
+"""A decoder child that misbehaves on files of certain names, for tests/test_video.py and tests/test_sandbox.py."""
 
+import ctypes
+import importlib
 import os
-import signal
+import pickle
+import struct
 import sys
 import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-import pipeline.decoder
+from pipeline import decoder_child
+from pipeline.opening import Opened
 from pipeline.reading import Alive
 from pipeline.sampling import Sampling
 from pipeline.video import Event, Request
 
 
-def misbehave(request: Request, sampling: Sampling, alive: Alive) -> Iterator[Event]:
-    if request.uri == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if request.uri == "hang":
-        time.sleep(3600)
-    yield from request.answer(sampling, alive)
+class Taken:
+    """Unpickled, it would end the process."""
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        return os._exit, (9,)
 
 
-if __name__ == "__main__":
-    pipeline.decoder._events = misbehave
-    pipeline.decoder.serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
+def say(data: bytes) -> None:
+    """Send bytes as one message."""
+    os.write(int(sys.argv[-2]), struct.pack("!i", len(data)) + data)
+    time.sleep(3600)
+
+
+def compute(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+DEEDS: dict[str, Callable[[], object]] = {
+    "crash": lambda: ctypes.string_at(0),
+    "hang": lambda: time.sleep(3600),
+    "compute": lambda: compute(3600),
+    "compute a little": lambda: compute(1.5),
+    "a bug": lambda: raise_(TypeError("made up")),
+    "a module is missing": lambda: importlib.import_module("no_such_module") and None,
+    "damage": lambda: raise_(ValueError("made up")),
+    "a pickle": lambda: say(pickle.dumps(Taken())),
+    "nonsense": lambda: say(b'["Piece", [1, 2]]'),
+    "too many frames": lambda: say(
+        b'["Piece", {"track": null, "number": 0, "last": true, "frame_index": [%s], "time_s": [%s], "frames": null}]'
+        % ((b"0" + b",0" * 99,) * 2)
+    ),
+    "half a message": lambda: os.write(int(sys.argv[-2]), struct.pack("!i", 1000) + b"half") and time.sleep(3600),
+}
+
+
+@dataclass(frozen=True)
+class Misbehaving:
+    """A request that does what its file's name says before it is answered."""
+
+    request: Request
+    uri: str
+
+    def answer(self, sampling: Sampling, alive: Alive, opened: Opened) -> Iterator[Event]:
+        DEEDS.get(Path(opened.name).stem, lambda: None)()
+        yield from self.request.answer(sampling, alive, opened)
+
+
+def main(channel: int, memory: int) -> None:
+    events = decoder_child._events
+    decoder_child._events = lambda request, *others: events(Misbehaving(request, request.uri), *others)
+    decoder_child.main(channel, memory)

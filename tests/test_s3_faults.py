@@ -18,7 +18,7 @@ from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySett
 from pipeline.ingest import Workers, ingest, missing_sources
 from pipeline.sampling import Sampling
 from pipeline.storage import Location, StorageError, resolve
-from pipeline.video import Piece, Rejected
+from pipeline.video import Piece, Progress, Rejected
 from tests.conftest import add_videos, people_features, save_toy_backbone, toy_spec
 from tests.faulty_store import FAULTS, FaultyStore
 from tests.test_video import write_video
@@ -125,22 +125,14 @@ def test_a_video_whose_store_does_not_answer_is_tried_again_by_the_next_ingest(s
     with Decoder(SAMPLING) as decoder:
         assert sum(len(event.frames) for event in decoder.events(uri) if isinstance(event, Piece)) == 30
     for fault in ("error", "half an answer"):
-        with store.failing(fault, rate=1.0):
-            (rejected,) = impatient_events(uri)
+        with store.failing(fault, rate=1.0), Decoder(SAMPLING) as decoder:
+            (rejected,) = [event for event in decoder.events(uri) if not isinstance(event, Progress)]
         assert isinstance(rejected, Rejected) and rejected.reason == "unavailable", rejected
     row = {"uri": uri, "video_id": "a", "reason": rejected.reason, "message": rejected.message}
     row["source_id"] = catalog.table["source_id"][0].as_py()
     gallery.commit(VIDEOS_SCHEMA.empty_table(), pa.Table.from_pylist([row], schema=REJECTS_SCHEMA))
     missing, _ = missing_sources(catalog.table, gallery, retry_rejected=False)
     assert len(missing) == 1
-
-
-def impatient_events(uri: str) -> list[object]:
-    """What the decoder's child would answer, in this process, where the tries are few."""
-    from pipeline.decoder import _events
-    from pipeline.readers import Progress
-
-    return [event for event in _events((uri, None), SAMPLING) if not isinstance(event, Progress)]
 
 
 def test_a_large_prefix_is_listed_page_by_page(store: FaultyStore) -> None:

@@ -389,7 +389,7 @@ def test_impossible_settings_are_refused() -> None:
 
 
 class FakeDecoder(Decoder):
-    """Its child plays the uri: "crash" ends it with a signal, "hang" never answers, anything else decodes."""
+    """Its child plays the file's name: "crash" ends it with a signal, "hang" never answers, anything else decodes."""
 
     module = "tests.fake_decoder"
 
@@ -398,7 +398,7 @@ def test_a_crash_costs_one_video_and_the_next_one_decodes(tmp_path: Path) -> Non
     path = str(write_video(tmp_path / "a.mp4"))
     with FakeDecoder(Sampling(height=32, width=16)) as decoder:
         assert len(pieces(list(decoder.events(path)))) == 1
-        (event,) = decoder.events("crash")
+        (event,) = decoder.events(str(write_video(tmp_path / "crash.mp4")))
         assert isinstance(event, Rejected) and event.reason == "decoder_crash" and "SIGSEGV" in event.message
         assert len(pieces(list(decoder.events(path)))) == 1
 
@@ -406,7 +406,7 @@ def test_a_crash_costs_one_video_and_the_next_one_decodes(tmp_path: Path) -> Non
 def test_a_hang_is_ended_by_the_time_limit(tmp_path: Path) -> None:
     path = str(write_video(tmp_path / "a.mp4"))
     with FakeDecoder(Sampling(height=32, width=16, time_limit=5)) as decoder:
-        (event,) = decoder.events("hang")
+        (event,) = decoder.events(str(write_video(tmp_path / "hang.mp4")))
         assert isinstance(event, Rejected) and event.reason == "time_limit" and "5 s" in event.message
         assert len(pieces(list(decoder.events(path)))) == 1
 
