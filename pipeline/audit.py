@@ -27,9 +27,11 @@ from typing import Any
 
 from pipeline import telemetry
 from pipeline.errors import PipelineError, UsageError
+from pipeline.formats import check_format
 from pipeline.gallery import Gallery
 from pipeline.storage import Location, StorageError, is_utf8
 
+OLDEST_FORMAT, FORMAT = 1, 1  # of records
 TRIES = 100  # writers that may come in between
 AMONG = 1000  # records that are looked through for the newest of a kind
 WINDOW = 32  # newest records among which a fork is looked for
@@ -144,9 +146,15 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
         due = number + 1
         try:
             record = json.loads(data)
+            check_format(
+                f"the record {file.name}", record.get("format", 1), OLDEST_FORMAT, FORMAT, "verify it with an older version"
+            )
             previous, own = record["previous"], record.pop("sha256")
             claimed = set(previous) if isinstance(previous, list) else {previous} - {None}
             changed = own != _hash_of(record)
+        except PipelineError as error:  # of another format, in which hashes may be made otherwise
+            faults.append(str(error))
+            break
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             faults.append(f"{file.name} is damaged")
             break

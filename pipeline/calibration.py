@@ -22,11 +22,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.formats import check_format, number_of
 from pipeline.settings import ScoreSettings, check_expected_matches
 from pipeline.storage import resolve
 
 FILE = "calibration.json"
-FORMAT = "score calibration 1"
+KIND = "score calibration"
+OLDEST_FORMAT, FORMAT = 1, 1
 FOLDS = 5
 MIN_IDENTITIES = 2 * FOLDS  # so that a fit without two of the folds still sees 6 people
 SATURATION = 2.0**-24  # a float32 sigmoid is 1 from here on; the logit of a score is cut there
@@ -127,15 +129,15 @@ class Calibration:
         return none_probability(self.log_likelihood_ratios(scores), eligible, self.lowest, absent)
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False) + "\n"
+        return json.dumps({"format": f"{KIND} {FORMAT}", **asdict(self)}, indent=1, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes, source: str) -> "Calibration":
         """Read what `to_json` wrote. Raises PipelineError that names the source for anything missing, unknown or not finite."""
         try:
             document = json.loads(text)
-            if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
-                raise ValueError(f'its format is not "{FORMAT}"')
+            number = number_of(document.pop("format", None) if isinstance(document, dict) else None, KIND)
+            check_format(f"the calibration {source}", number, OLDEST_FORMAT, FORMAT, "fit it anew with jobs.calibrate")
             return _read(Calibration, document, "")
         except (ValueError, OverflowError, RecursionError) as error:
             raise PipelineError(f"{source} is not a usable calibration: {error}; fit it again or remove it") from error

@@ -28,11 +28,13 @@ import pyarrow.parquet as pq
 
 from pipeline.backbone import BackboneSpec
 from pipeline.errors import PipelineError, UsageError
+from pipeline.formats import check_format
 from pipeline.forgotten import REASON, Forgotten
 from pipeline.seals import sealed, unsealed
 from pipeline.storage import Location, resolve
 
-FORMAT = 1
+OLDEST_FORMAT, FORMAT = 1, 1  # of gallery.json, which stands for the tables too
+OLDEST_COMMIT, COMMIT_FORMAT = 1, 1
 READ_TRIES = 5
 ROW_GROUP_ROWS = 1024  # frames; a video is read without reading its shard
 
@@ -153,8 +155,7 @@ class Gallery:
             raise UsageError(f"{location.uri} is not a gallery (it has no gallery.json); make one with jobs.ingest")
         try:
             fields = unsealed(location.join("gallery.json").read_bytes())
-            if fields["format"] != FORMAT:
-                raise PipelineError(f"{location.uri} has gallery format {fields['format']}; this version reads {FORMAT}")
+            check_format(f"the gallery {location.uri}", fields["format"], OLDEST_FORMAT, FORMAT, "ingest its videos anew")
             backbone = {
                 **fields["backbone"],
                 "mean": tuple(fields["backbone"]["mean"]),
@@ -351,6 +352,8 @@ class Gallery:
             if file.name.endswith(".json") and Path(file.name).stem not in leave_out:
                 try:
                     commit = unsealed(file.read_bytes())
+                    number = commit.get("format", 1)
+                    check_format(f"the commit {file.uri}", number, OLDEST_COMMIT, COMMIT_FORMAT, "ingest its videos anew")
                     if not all(isinstance(commit[kind], list) for kind in ("videos", "rejects")):
                         raise ValueError("it does not list its tables")
                     commits[Path(file.name).stem] = commit

@@ -23,8 +23,10 @@ from torch import Tensor
 from pipeline.backbone import same_backbone
 from pipeline.coattention import SAME, Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
+from pipeline.formats import check_format, number_of
 
-FORMAT = "co-attention head 1"
+KIND = "co-attention head"
+OLDEST_FORMAT, FORMAT = 1, 1
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
 
@@ -52,7 +54,7 @@ def save_head(
     payload = safetensors.torch.save(_float32_tensors(head))
     description = HeadDescription(head.config, backbone_hash, dict(info), hashlib.sha256(payload).hexdigest())
     document = {
-        "format": FORMAT,
+        "format": f"{KIND} {FORMAT}",
         "sizes": asdict(description.config),
         "backbone_hash": description.backbone_hash,
         "info": description.info,
@@ -106,8 +108,11 @@ def read_description(folder: str | os.PathLike[str]) -> HeadDescription:
         document = json.loads(_read(path))
     except ValueError as error:
         raise PipelineError(f"{path} is not JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise PipelineError(f'{path} does not describe a co-attention head: its format is not "{FORMAT}"')
+    try:
+        number = number_of(document.get("format") if isinstance(document, dict) else None, KIND)
+    except ValueError as error:
+        raise PipelineError(f"{path} does not describe a {KIND}: {error}") from error
+    check_format(f"the head {path}", number, OLDEST_FORMAT, FORMAT, "train it anew with jobs.train")
     for name, kind in (("sizes", dict), ("backbone_hash", str), ("info", dict), ("sha256", str)):
         if not isinstance(document.get(name), kind):
             raise PipelineError(f"{path} has no usable entry {name}")

@@ -34,6 +34,7 @@ from pipeline.calibration import Calibration, load_calibration
 from pipeline.coattention import Coattention
 from pipeline.cohort import Cohort
 from pipeline.errors import PipelineError, UsageError
+from pipeline.formats import check_format
 from pipeline.gallery import Gallery
 from pipeline.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description
 from pipeline.partition_files import load_array
@@ -50,7 +51,7 @@ from pipeline.settings import IndexSettings
 from pipeline.storage import Location, resolve
 from pipeline.weights import shipped_head
 
-FORMAT = 3
+OLDEST_FORMAT, FORMAT = 3, 3
 OPENED_AT_ONCE = 8  # tables of partitions
 PREFILTER = "prefilter/trained.faiss"
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
@@ -256,10 +257,8 @@ def read_manifest(gallery: Gallery, version: str) -> dict[str, Any]:
     location = gallery.location.join("index", version)
     try:
         manifest = unsealed(location.join("manifest.json").read_bytes())
-        if manifest["format"] != FORMAT:
-            raise PipelineError(
-                f"{location.uri} has index format {manifest['format']}; this version reads {FORMAT}: build it again"
-            )
+        remedy = "build it again with jobs.index --rebuild"
+        check_format(f"the index {location.uri}", manifest["format"], OLDEST_FORMAT, FORMAT, remedy)
         needed = {"settings", "backbone", "head", "files", "untrained", "commits", "drawn", "partitions"}
         if missing := needed - manifest.keys():
             raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")

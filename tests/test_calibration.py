@@ -370,7 +370,7 @@ def test_a_calibration_is_read_as_it_was_written(calibration: Calibration, tmp_p
         (("lowest",), 0.5, "bounds about 0"),
         (("bounded",), 1, "bounded is 1"),
         (("head",), None, "head is None"),
-        (("format",), "score calibration 2", "its format is not"),
+        (("format",), "score calibration two", "its format is not"),
         (("new",), 1, "new missing or unknown"),
         (("quality", "ece"), True, "quality.ece is True"),
         (("quality", "reliability"), {}, "quality.reliability is"),
