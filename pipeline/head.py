@@ -23,6 +23,7 @@ from torch import Tensor
 from pipeline.backbone import same_backbone
 from pipeline.coattention import SAME, Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage import resolve
 
 FORMAT = "co-attention head 1"
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
@@ -59,9 +60,8 @@ def save_head(
         "sha256": description.sha256,
     }
     text = json.dumps(document, indent=2, sort_keys=True) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / TENSORS, payload)
-    _write_whole(folder / DESCRIPTION, text.encode())
+    resolve(folder / TENSORS).write_atomically(payload)
+    resolve(folder / DESCRIPTION).write_atomically(text.encode())
     return description
 
 
@@ -303,9 +303,3 @@ def _read(path: Path) -> bytes:
         raise PipelineError(f"{path} is missing{hint}: a head is a folder with {TENSORS} and {DESCRIPTION}") from error
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error}") from error
-
-
-def _write_whole(path: Path, payload: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(payload)
-    partial.replace(path)
