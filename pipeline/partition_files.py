@@ -101,7 +101,7 @@ def write_partition(
     if done != len(videos):
         raise PipelineError(f"{len(videos) - done} videos of {gallery.location.uri} have no frames; the gallery is damaged")
     with (folder / "prefilter.faiss").open("wb") as file:  # FAISS's own writer says nothing of what fails when it closes the file
-        faiss.write_index(prefilter, faiss.PyCallbackIOWriter(file.write))
+        faiss.write_index(prefilter, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
     table = videos.append_column("first_frame", pa.array(first_frame[:-1])).append_column(
         "first_segment", pa.array(first_segment[:-1])
     )
