@@ -60,6 +60,8 @@ def run(command: Callable[..., Any]) -> None:
                 stop(str(error), BAD_USAGE)
             except PipelineError as error:
                 stop(str(error), FAILED)
+            except OSError as error:  # of a file that no part of the pipeline explains; anything else is a fault of the program
+                stop(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}", FAILED)
 
     own = inspect.signature(command)
     flags = [

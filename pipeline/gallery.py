@@ -302,7 +302,10 @@ class Gallery:
             raise PipelineError(f"the shard {location.uri} cannot be read: {error}") from error
 
     def read_video(self, row: dict[str, Any]) -> pa.Table:
-        """The frames of one video (a row of Snapshot.videos), in time order. Raises PipelineError on a damaged shard."""
+        """The frames of one video (a row of Snapshot.videos), in time order.
+
+        Raises PipelineError on a damaged shard and for features that are not finite numbers.
+        """
         try:
             table = self.read_shard(row["shard"], row["first_row"], row["sampled_frames"])
         except PipelineError as error:
@@ -310,7 +313,17 @@ class Gallery:
             return self.read_video(moved.to_pylist()[0])
         if len(table) != row["sampled_frames"] or pc.any(pc.not_equal(table["video_id"], row["video_id"])).as_py():
             raise PipelineError(f"the shard {row['shard']} of {self.location.uri} does not hold {row['video_id']} as recorded")
+        self._check_features(table, row["shard"])
         return table
+
+    def _check_features(self, frames: pa.Table, shard: str) -> None:
+        """Raises PipelineError for the first video with a feature that is not a finite number: it would spread to others."""
+        finite = np.isfinite(feature_matrix(frames)).all(axis=1)
+        if not finite.all():
+            video_id = frames["video_id"][int(finite.argmin())].as_py()
+            uri = self.location.join("frames", shard).uri
+            fault = f"the features of the video {video_id!r} in the shard {uri} are not all finite numbers"
+            raise PipelineError(f"{fault}; take it out with jobs.forget")
 
     def _moved(self, videos: pa.Table, error: PipelineError) -> pa.Table:
         """Rows of a shard that cannot be read, as they stand after a compaction. Raises `error` when they have not moved."""
@@ -320,11 +333,12 @@ class Gallery:
             raise error
         return now.take(places)
 
-    def iter_features(self, videos: pa.Table) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    def iter_features(self, videos: pa.Table, *, checked: bool = True) -> Iterator[tuple[np.ndarray, pa.Table]]:
         """Frames of many videos, shard by shard in file order.
 
         videos: rows of Snapshot.videos. Yields (positions, frames): positions int64 [v] of rows in `videos`, and their
         frames one video after another in that order. Memory: one shard. What a compaction has moved since is found again.
+        Raises PipelineError on a damaged shard and, if checked, for features that are not finite numbers, naming their video.
         """
         encoded = videos["shard"].combine_chunks().dictionary_encode()
         shards, shard_of = encoded.dictionary.to_pylist(), np.asarray(encoded.indices)
@@ -339,11 +353,13 @@ class Gallery:
                 table = self.read_shard(shard, start, stop - start)
             except PipelineError as error:
                 moved = self._moved(videos.take(pa.array(positions)), error)
-                yield from ((positions[places], frames) for places, frames in self.iter_features(moved))
+                yield from ((positions[places], frames) for places, frames in self.iter_features(moved, checked=checked))
                 continue
             rows = np.concatenate([np.arange(first_rows[p], first_rows[p] + counts[p]) - start for p in positions])
             if len(rows) != len(table):
                 table = table.take(pa.array(rows))
+            if checked:
+                self._check_features(table, shard)
             yield positions, table
 
     def _commits(self, leave_out: Collection[str] = ()) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from pipeline.backbone import same_backbone
 from pipeline.coattention import SAME, Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
 from pipeline.formats import check_format, number_of
+from pipeline.storage import resolve
 
 KIND = "co-attention head"
 OLDEST_FORMAT, FORMAT = 1, 1
@@ -61,9 +62,8 @@ def save_head(
         "sha256": description.sha256,
     }
     text = json.dumps(document, indent=2, sort_keys=True) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / TENSORS, payload)
-    _write_whole(folder / DESCRIPTION, text.encode())
+    resolve(folder / TENSORS).write_atomically(payload)
+    resolve(folder / DESCRIPTION).write_atomically(text.encode())
     return description
 
 
@@ -308,9 +308,3 @@ def _read(path: Path) -> bytes:
         raise PipelineError(f"{path} is missing{hint}: a head is a folder with {TENSORS} and {DESCRIPTION}") from error
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error}") from error
-
-
-def _write_whole(path: Path, payload: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(payload)
-    partial.replace(path)

@@ -48,7 +48,7 @@ from pipeline.prefilter import FLAT_SEGMENTS
 from pipeline.results import VideoRef
 from pipeline.seals import unsealed
 from pipeline.settings import IndexSettings
-from pipeline.storage import Location, resolve
+from pipeline.storage import Location, explained, resolve
 from pipeline.weights import shipped_head
 
 OLDEST_FORMAT, FORMAT = 3, 3
@@ -318,9 +318,11 @@ def head_folder(place: str | Path | Location) -> Iterator[Path]:
     there = {file.name for file in location.list()}
     if DESCRIPTION not in there:
         raise PipelineError(f"{location.uri} is not a head: it holds no {DESCRIPTION}")
-    with tempfile.TemporaryDirectory() as folder:
+    with explained("write", tempfile.gettempdir()):
+        copy = tempfile.TemporaryDirectory()
+    with copy as folder:
         for name in there & {TENSORS, DESCRIPTION, CALIBRATION}:
-            Path(folder, name).write_bytes(location.join(name).read_bytes())
+            resolve(Path(folder, name)).write_atomically(location.join(name).read_bytes())
         yield Path(folder)
 
 

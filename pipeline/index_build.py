@@ -4,6 +4,7 @@ What a version consists of is in pipeline.index.
 """
 
 import json
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ from pipeline.partition_store import (
 from pipeline.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
 from pipeline.seals import sealed
 from pipeline.settings import IndexSettings
-from pipeline.storage import Location
+from pipeline.storage import Location, explained
 
 
 @dataclass(frozen=True)
@@ -153,19 +154,10 @@ def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Cali
     return _Shared(base.head, base.untrained, calibration, cohort, cohort_ids, base.manifest["drawn"], prefilter)
 
 
-def _publish(
-    gallery: Gallery,
-    shared: _Shared,
-    settings: IndexSettings,
-    partitions: list[dict[str, Any]],
-    commits: Sequence[str],
-    ids: pa.ChunkedArray,
-) -> str:
-    """Publish a version of partitions that are there; returns its name. ids: of its videos, to look for forgotten ones."""
-    version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
-    location = gallery.location.join("index", version)
+def _publish_shared(gallery: Gallery, shared: _Shared, location: Location) -> dict[str, dict[str, Any]]:
+    """Write what the partitions share below a version's location; returns file name -> size in bytes and sha256."""
     files: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as name:
+    with explained("write", tempfile.gettempdir()), tempfile.TemporaryDirectory() as name:
         folders = {below: Path(name, below) for below in ("cohort", "head", "prefilter")}
         for folder in folders.values():
             folder.mkdir()
@@ -179,30 +171,49 @@ def _publish(
             Path(name, PREFILTER).write_bytes(shared.prefilter.tobytes())
         for below, folder in folders.items():
             files |= {f"{below}/{file}": entry for file, entry in publish_files(folder, location.join(below)).items()}
+    return files
+
+
+def _publish(
+    gallery: Gallery,
+    shared: _Shared,
+    settings: IndexSettings,
+    partitions: list[dict[str, Any]],
+    commits: Sequence[str],
+    ids: pa.ChunkedArray,
+) -> str:
+    """Publish a version of partitions that are there; returns its name. ids: of its videos, to look for forgotten ones."""
+    version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
+    location = gallery.location.join("index", version)
     metric = PrefilterMetric(*score_row(shared.head))
     prefilter = metric.empty_index() if shared.prefilter is None else faiss.deserialize_index(shared.prefilter)
-    manifest = {
-        "format": FORMAT,
-        "version": version,
-        "created_at": datetime.now(UTC).isoformat(),
-        "settings": asdict(settings),
-        "backbone": gallery.settings.backbone.identity,
-        "head": head_hash(shared.head),
-        "untrained": shared.untrained,
-        "prefilter": described(prefilter),
-        **{total: sum(part[total] for part in partitions) for total in ("videos", "frames", "segments")},
-        "drawn": shared.drawn,
-        "commits": list(commits),
-        "partitions": partitions,
-        "files": files,
-    }
-    location.join("manifest.json").write_atomically(sealed(manifest, indent=1))
-    _withdraw_if_overtaken(gallery, location, partitions, pa.chunked_array([*ids.chunks, shared.cohort_ids], pa.string()))
+    try:
+        files = _publish_shared(gallery, shared, location)
+        manifest = {
+            "format": FORMAT,
+            "version": version,
+            "created_at": datetime.now(UTC).isoformat(),
+            "settings": asdict(settings),
+            "backbone": gallery.settings.backbone.identity,
+            "head": head_hash(shared.head),
+            "untrained": shared.untrained,
+            "prefilter": described(prefilter),
+            **{total: sum(part[total] for part in partitions) for total in ("videos", "frames", "segments")},
+            "drawn": shared.drawn,
+            "commits": list(commits),
+            "partitions": partitions,
+            "files": files,
+        }
+        location.join("manifest.json").write_atomically(sealed(manifest, indent=1))
+        _check_not_overtaken(gallery, partitions, pa.chunked_array([*ids.chunks, shared.cohort_ids], pa.string()))
+    except BaseException:
+        _withdraw(location)
+        raise
     return version
 
 
-def _withdraw_if_overtaken(gallery: Gallery, location: Location, partitions: list[dict[str, Any]], ids: pa.ChunkedArray) -> None:
-    """Take the version back if videos were forgotten or partitions removed meanwhile: no compaction would find it afterwards."""
+def _check_not_overtaken(gallery: Gallery, partitions: list[dict[str, Any]], ids: pa.ChunkedArray) -> None:
+    """Raise PipelineError if videos were forgotten or partitions removed meanwhile: no compaction would find it afterwards."""
     forgotten = pa.array(sorted(gallery.forgotten()), pa.string())
     overtaken = ""
     if pc.any(pc.is_in(ids, forgotten)).as_py():
@@ -210,10 +221,16 @@ def _withdraw_if_overtaken(gallery: Gallery, location: Location, partitions: lis
     elif not all(partition_store(gallery).join(part["id"], VIDEOS).exists() for part in partitions):
         overtaken = "a compaction removed partitions while the index was built"
     if overtaken:
-        location.join("manifest.json").delete()
-        for file in location.list(recursive=True):
-            file.delete()
         raise PipelineError(f"{overtaken}; run jobs.index again")
+
+
+def _withdraw(location: Location) -> None:
+    """Remove a version's files, its manifest first: without it there is no version."""
+    location.join("manifest.json").delete()
+    for file in location.list(recursive=True):
+        file.delete()
+    if location.is_local:
+        shutil.rmtree(location.path, ignore_errors=True)
 
 
 def publish_without(gallery: Gallery, index: Index, video_ids: pa.Array) -> str | None:

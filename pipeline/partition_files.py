@@ -11,6 +11,7 @@ import threading
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import faiss
 import numpy as np
@@ -25,7 +26,7 @@ from pipeline.gallery import Gallery, feature_matrix
 from pipeline.prefilter import PrefilterMetric
 from pipeline.scoring import frame_band
 from pipeline.segments import segment_frames, segment_starts
-from pipeline.storage import Location
+from pipeline.storage import Location, explained
 
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
 LARGEST_DISTANCE = 65_000.0  # what float16 holds
@@ -56,46 +57,56 @@ def write_partition(
     first_frame = np.concatenate([[0], np.cumsum(frames)])
     first_segment = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
     widths = (head.config.key_width, head.config.value_width)
-    keys, values = (
-        _new_array(folder / n, np.float16, (first_frame[-1], w)) for n, w in zip(("keys", "values"), widths, strict=True)
-    )
-    band = _new_array(folder / "band", np.float16, (first_frame[-1], segment_length - 1))
-    frame_index = _new_array(folder / "frame_index", np.int32, (first_frame[-1],))
-    time_s = _new_array(folder / "time_s", np.float32, (first_frame[-1],))
-    segments = int(first_segment[-1])
-    cohort_mean, cohort_spread = (_new_array(folder / name, np.float32, (segments,)) for name in ("cohort_mean", "cohort_spread"))
+    total, segments = int(first_frame[-1]), int(first_segment[-1])
+    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
+        "keys": (np.float16, (total, widths[0])),
+        "values": (np.float16, (total, widths[1])),
+        "band": (np.float16, (total, segment_length - 1)),
+        "frame_index": (np.int32, (total,)),
+        "time_s": (np.float32, (total,)),
+        "cohort_mean": (np.float32, (segments,)),
+        "cohort_spread": (np.float32, (segments,)),
+    }
     metric = PrefilterMetric(*score_row(head))
     prefilter = metric.empty_index() if prefilter is None else faiss.clone_index(prefilter)
     weight, bias = (part.detach() for part in head.score_row())
     done = 0
-    for positions, table in gallery.iter_features(videos):  # videos are in shard order, so positions ascend from 0
-        rows = slice(int(first_frame[positions[0]]), int(first_frame[positions[-1] + 1]))
-        new_keys, new_values = encode_frames(head, feature_matrix(table))
-        keys[rows], values[rows] = new_keys, new_values
-        after = np.concatenate([np.arange(n - 1, -1, -1) for n in frames[positions]])
-        distances = frame_band(weight, torch.from_numpy(new_values), torch.from_numpy(after), segment_length)
-        if not bool((distances.abs() < LARGEST_DISTANCE).all()):
-            raise PipelineError("the head's values lie too far apart to be stored; train it with values of about unit length")
-        band[rows] = distances.half().numpy()
-        frame_index[rows], time_s[rows] = np.asarray(table["frame_index"]), np.asarray(table["time_s"])
-        own = slice(int(first_segment[positions[0]]), int(first_segment[positions[-1] + 1]))
-        of_shard = [segment_frames(starts[p], segment_length, int(frames[p])) + first_frame[p] for p in positions]
-        means = segment_means(new_values, np.concatenate(of_shard) - rows.start)
-        prefilter.add(metric.stored(means))
-        owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
-        statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
-        cohort_mean[own], cohort_spread[own] = statistics.mean.numpy(), statistics.spread.numpy()
-        done += len(positions)
+    with contextlib.ExitStack() as stack:
+        arrays = {name: stack.enter_context(_new_array(folder / name, *shape)) for name, shape in shapes.items()}
+        for positions, table in gallery.iter_features(videos):  # videos are in shard order, so positions ascend from 0
+            if not np.array_equal(positions, np.arange(done, done + len(positions))):
+                raise PipelineError("a compaction moved videos while the index was built; run jobs.index again")
+            new_keys, new_values = encode_frames(head, feature_matrix(table))
+            after = np.concatenate([np.arange(n - 1, -1, -1) for n in frames[positions]])
+            distances = frame_band(weight, torch.from_numpy(new_values), torch.from_numpy(after), segment_length)
+            if not bool((distances.abs() < LARGEST_DISTANCE).all()):
+                raise PipelineError("the head's values lie too far apart to be stored; train it with values of about unit length")
+            cuts = [segment_frames(starts[p], segment_length, int(frames[p])) + first_frame[p] for p in positions]
+            means = segment_means(new_values, np.concatenate(cuts) - first_frame[done])
+            prefilter.add(metric.stored(means))
+            owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
+            statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
+            new = {
+                "keys": new_keys,
+                "values": new_values,
+                "band": distances.numpy(),
+                "frame_index": np.asarray(table["frame_index"]),
+                "time_s": np.asarray(table["time_s"]),
+                "cohort_mean": statistics.mean.numpy(),
+                "cohort_spread": statistics.spread.numpy(),
+            }
+            for name, rows in new.items():
+                arrays[name].write(np.ascontiguousarray(rows, shapes[name][0]).data)
+            done += len(positions)
     if done != len(videos):
         raise PipelineError(f"{len(videos) - done} videos of {gallery.location.uri} have no frames; the gallery is damaged")
-    for array in (keys, values, band, frame_index, time_s, cohort_mean, cohort_spread):
-        array.flush()
-    faiss.write_index(prefilter, str(folder / "prefilter.faiss"))
+    with (folder / "prefilter.faiss").open("wb") as file:  # FAISS's own writer says nothing of what fails when it closes the file
+        faiss.write_index(prefilter, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
     table = videos.append_column("first_frame", pa.array(first_frame[:-1])).append_column(
         "first_segment", pa.array(first_segment[:-1])
     )
     table = table.append_column("segments", pa.array(np.diff(first_segment)))
-    return table, {"frames": int(first_frame[-1]), "segments": int(first_segment[-1])}
+    return table, {"frames": total, "segments": segments}
 
 
 def score_row(head: Coattention) -> tuple[np.ndarray, float]:
@@ -103,8 +114,12 @@ def score_row(head: Coattention) -> tuple[np.ndarray, float]:
     return weight.detach().numpy(), float(bias.detach())
 
 
-def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path.with_suffix(".npy"), mode="w+", dtype=dtype, shape=tuple(int(n) for n in shape))
+def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> BinaryIO:
+    """A new .npy file that awaits its rows; no memory map, since on a full disk writing to one ends the process (SIGBUS)."""
+    file = path.with_suffix(".npy").open("xb")
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
 
 
 @torch.inference_mode()
@@ -159,6 +174,6 @@ def _local_copy(location: Location) -> Iterator[Path]:
     """An object as a file; what has been mapped of it stays readable, and its disk space goes back when it is closed."""
     with tempfile.TemporaryDirectory(prefix="co-attention-search-") as folder:
         path = Path(folder, location.name)
-        with location.open_input() as source, path.open("wb") as sink:
+        with location.open_input() as source, explained(f"copy {location.uri} to", folder), path.open("wb") as sink:
             shutil.copyfileobj(source, sink, 16 << 20)
         yield path

@@ -28,7 +28,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery
 from pipeline.partition_files import write_partition
 from pipeline.seen import seen
-from pipeline.storage import Location
+from pipeline.storage import Location, explained, sync_folder
 
 VIDEOS = "videos.arrow"
 MOST_CAMERAS = 1000  # named in a partition's entry; with more, a search looks into every partition
@@ -133,7 +133,8 @@ class PartitionWork:
     def _write(self, videos: pa.Table, first_video: int) -> dict[str, Any]:
         name = uuid.uuid4().hex
         trained = None if self.prefilter is None else faiss.deserialize_index(self.prefilter)
-        with _new_folder(partition_store(self.gallery).join(name)) as (folder, files):
+        location = partition_store(self.gallery).join(name)
+        with explained("write", location.uri), _new_folder(location) as (folder, files):
             table, counts = write_partition(
                 self.gallery, videos, self.head, self.length, self.stride, self.cohort, first_video, folder, trained
             )
@@ -239,11 +240,11 @@ def _new_folder(location: Location) -> Iterator[tuple[Path, dict[str, dict[str, 
             with file.open("rb") as source:
                 os.fsync(source.fileno())
                 files[file.name] = {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(source, "sha256").hexdigest()}
+        sync_folder(path)
+        sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
-    _sync_folder(path)
-    _sync_folder(path.parent)
 
 
 def publish_files(folder: Path, location: Location) -> dict[str, dict[str, Any]]:
@@ -271,12 +272,3 @@ def delete_partition(gallery: Gallery, partition: str) -> None:
     if location.is_local:
         with contextlib.suppress(OSError):  # somebody else's file in it, or already gone
             Path(location.path).rmdir()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network mounts cannot sync folders
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -210,7 +210,7 @@ def _rewrite(gallery: Gallery, videos: pa.Table) -> pa.Table:
         rows = 0
 
     counts = videos["sampled_frames"].to_pylist()
-    for positions, frames in gallery.iter_features(videos):
+    for positions, frames in gallery.iter_features(videos, checked=False):  # what is damaged can be moved
         tables.append(frames)
         members += [int(position) for position in positions]
         rows += len(frames)

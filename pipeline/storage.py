@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl, unquote, urlencode
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import DTypeLike
 from pyarrow import fs as pafs
 
 from pipeline.errors import PipelineError, UsageError
@@ -44,11 +46,13 @@ _BUSY = re.compile(
     r"AWS Error (SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|NETWORK_CONNECTION|REQUEST_TIMEOUT)"
     r"|HTTP status (429|5\d\d)|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL)"
 )
+_NOT_WHOLE = re.compile(r"^\d+ requested and \d+ written$")  # NumPy's words, without a number, for a full disk
 _LEFTOVER_PREFIX = ".writing-"
 S3_TRIES = 12  # with pauses that double from 25 ms: 51 s, about as for Google's store; pyarrow's own end after 6 s
 _SMALL_BYTES = 2**20
 _SPOOL_BYTES = 64 * 2**20
 _NOT_ANSWERING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EBADF}
 
 
@@ -343,13 +347,28 @@ def explained(action: str, uri: str) -> Iterator[None]:
         raise StorageError(f"cannot {action} {uri}: {cause}", kind) from error
 
 
+def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file to be written as a memory map, its disk space taken beforehand: on a full disk, writing to a map ends the
+    process (SIGBUS). Raises StorageError, leaving nothing.
+    """
+    with explained("write", str(path)):
+        try:
+            array: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return array
+
+
 def _cause(error: Exception) -> tuple[str, str]:
     number, text = getattr(error, "errno", None), str(error)
     if isinstance(error, FileNotFoundError) or _MISSING.search(text):
         return "missing", "there is no such file, folder or bucket"
     if isinstance(error, PermissionError) or _DENIED.search(text):
         return "permission_denied", "permission denied"
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    if number in (errno.ENOSPC, errno.EDQUOT) or _NOT_WHOLE.search(text):
         return "no_space", "no space is left on the device"
     if number in _NOT_ANSWERING:
         return "unavailable", f"the file system does not answer: {os.strerror(number)}"
@@ -407,7 +426,7 @@ def _write_local(path: str, content: bytes | Callable[[IO[bytes]], object], excl
             return False
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(folder)
+    sync_folder(folder)
     return True
 
 
@@ -427,12 +446,13 @@ def _link(temporary: Path, path: str) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Let the names in a local folder survive a power cut. Raises OSError, but not where the file system cannot sync folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:  # some network mounts cannot sync folders
+        if error.errno not in _NO_FOLDER_SYNC:
             raise
     finally:
         os.close(descriptor)

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline import audit
 from pipeline.errors import PipelineError
-from pipeline.gallery import Gallery
+from pipeline.gallery import Gallery, feature_matrix
 from pipeline.index import index_versions, open_index, read_manifest, version_files
 from pipeline.index_ranges import manifest_faults, range_faults
 from pipeline.storage import Location
@@ -27,7 +27,7 @@ def verify_gallery(gallery: Gallery) -> list[str]:
             faults += named
             continue
         try:
-            for positions, frames in gallery.iter_features(rows):
+            for positions, frames in gallery.iter_features(rows, checked=False):
                 faults += _frame_faults(rows, positions, frames)
         except PipelineError as error:
             faults.append(str(error))
@@ -56,7 +56,7 @@ def _place_faults(videos: pa.Table) -> list[str]:
 
 
 def _frame_faults(videos: pa.Table, positions: np.ndarray, frames: pa.Table) -> list[str]:
-    """Videos whose frames are not theirs or not in time order; positions and frames as Gallery.iter_features gives them."""
+    """Videos whose frames are not theirs, not in time order or not finite; arguments as Gallery.iter_features gives them."""
     faults, start = [], 0
     for row in videos.take(pa.array(positions)).to_pylist():
         part = frames.slice(start, row["sampled_frames"])
@@ -65,6 +65,8 @@ def _frame_faults(videos: pa.Table, positions: np.ndarray, frames: pa.Table) -> 
             faults.append(f"the shard {row['shard']} does not hold {row['video_id']} as recorded")
         elif np.any(np.diff(np.asarray(part["frame_index"])) <= 0):
             faults.append(f"the frames of {row['video_id']} in {row['shard']} are not in time order")
+        elif not np.isfinite(feature_matrix(part)).all():
+            faults.append(f"the features of {row['video_id']} in {row['shard']} are not all finite numbers")
     return faults
 
 

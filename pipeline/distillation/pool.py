@@ -13,7 +13,7 @@ from pipeline.distillation.frame_augmentation import augment_frame
 from pipeline.distillation.people import People
 from pipeline.distillation.teachers import VectorTeacher
 from pipeline.errors import UsageError
-from pipeline.storage import resolve
+from pipeline.storage import new_array, resolve
 
 BLOCK = 256  # rows between two notes of how far it is
 
@@ -61,10 +61,7 @@ def fill_rows(
     """
     progress = resolve(path.with_suffix(".json"))
     made = json.loads(progress.read_bytes())["made"] if progress.exists() else 0
-    if made == 0:
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    else:
-        array = np.lib.format.open_memmap(path, mode="r+")
+    array = new_array(path, dtype, shape) if made == 0 else np.lib.format.open_memmap(path, mode="r+")
     for start in range(made, shape[0], BLOCK):
         stop = min(start + BLOCK, shape[0])
         array[start:stop] = rows(start, stop)

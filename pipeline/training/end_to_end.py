@@ -26,7 +26,7 @@ from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery
 from pipeline.sampling import Sampling
-from pipeline.storage import resolve
+from pipeline.storage import new_array, resolve
 from pipeline.training.checkpoint import EventFiles, RunFolder
 from pipeline.training.features import FeatureSet, Source, load_features, split_identities
 from pipeline.training.loop import Metrics, Training, validate
@@ -94,7 +94,7 @@ def cache_frames(sources: Sequence[Source], folder: str | Path, height: int, wid
     if not mark.exists() or mark.read_text() != made_of:
         folder.mkdir(parents=True, exist_ok=True)
         mark.unlink(missing_ok=True)
-        frames = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        frames = new_array(path, np.uint8, shape)
         at = 0
         for source in sources:
             at += _decode_all(source, frames[at:])
