@@ -17,6 +17,7 @@ from pipeline.decoder import Decoder
 from pipeline.errors import PipelineError
 from pipeline.gallery import Gallery, frames_table
 from pipeline.sampling import Sampling
+from pipeline.source_changes import STILL_CHANGING, is_changing
 from pipeline.video import Piece, Rejected, VideoInfo
 
 # One row a piece (kind "piece"), a refused candidate ("reject"), or the end of a source ("end": how many of both there were, and
@@ -115,7 +116,9 @@ def decode_source(decoder: Decoder, source: dict[str, Any]) -> Iterator[Row]:
                 "reason": event.reason,
                 "message": event.message,
             }
-    if fatal is not None:
+    if is_changing(source):
+        yield _refused(source_id, STILL_CHANGING, f"{uri} changes while it is read")
+    elif fatal is not None:
         yield _refused(source_id, fatal.reason, fatal.message)
     elif info is None:
         raise PipelineError(f"{uri}: its decoder ended without a word")
