@@ -16,6 +16,8 @@ from pipeline.retention import take_forgotten
 from pipeline.sampling import Sampling
 from pipeline.storage import canonical_uri
 
+SHOWN = 10  # inputs that have changed
+
 
 def ingest(
     source: Annotated[
@@ -52,6 +54,17 @@ def ingest(
         list[str] | None,
         typer.Option(help="What another gallery has forgotten (jobs.forget --export): forgotten here too. May be given again."),
     ] = None,
+    update: Annotated[
+        bool, typer.Option(help="Take videos in again whose files, boxes or frame rate have changed since they were ingested.")
+    ] = False,
+    quiet_period: Annotated[
+        float,
+        typer.Option(
+            help="Leave files for the next ingest that were modified in the last so many seconds [default: only those that "
+            "change while this one runs].",
+            min=0,
+        ),
+    ] = 0.0,
     strict: Annotated[bool, typer.Option(help="Exit with 3 when some inputs were rejected.")] = False,
     decoders: Annotated[
         int | None, typer.Option(help="Decoding actors [default: with GPUs half the CPUs, else the embedding actors decode].")
@@ -100,7 +113,11 @@ def ingest(
     print(
         f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...", file=sys.stderr, flush=True
     )
-    summary = run_ingest(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), address, source)
+    summary = run_ingest(
+        *(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), address, source),
+        update=update,
+        quiet_period=quiet_period,
+    )
     print(describe(summary, source, gallery, spec.identity))
     if summary.unaccounted or (summary.refused and not summary.usable):
         raise typer.Exit(FAILED)
@@ -140,6 +157,7 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
         f"  candidates    {summary.candidates} added, {summary.frames} frames",
         f"  rejected      {summary.rejected}",
         *(f"    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
+        *_changes(summary),
         *([f"  not read      {summary.not_read}"] if summary.not_read else []),
         *summary.notes.lines(),
         f"  backbone      {backbone}",
@@ -153,6 +171,24 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
     elif summary.refused and not summary.usable:
         lines.append("  NOTHING USABLE: every input was rejected; see rejects/ in the gallery for the reasons")
     return "\n".join(map(printable, lines))
+
+
+def _changes(summary: IngestSummary) -> list[str]:
+    lines, count = [], len(summary.changed)
+    if summary.updated:
+        lines.append(
+            f"  taken again   {summary.updated} inputs had changed since they were ingested: the new videos stand for the old"
+        )
+    elif count:
+        has = "1 input has" if count == 1 else f"{count} inputs have"
+        lines.append(f"  changed       {has} changed since the ingest; --update takes what has changed in again")
+        lines += [f"    {uri}" for uri in summary.changed[:SHOWN]]
+        lines += [f"    and {count - SHOWN} more"] if count > SHOWN else []
+    if summary.corrected:
+        lines.append(f"  corrected     {summary.corrected} videos: camera, start time or label, without decoding them")
+    if summary.left:
+        lines.append(f"  left          {summary.left} inputs change still or cannot be reached now; the next ingest tries them")
+    return lines
 
 
 if __name__ == "__main__":

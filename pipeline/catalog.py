@@ -76,6 +76,11 @@ SOURCE_SCHEMA = pa.schema(
         ("frame_rate", pa.float64()),  # frames a second, of recordings whose frames carry no times
         ("reject_reason", pa.string()),
         ("reject_message", pa.string()),
+        # Of the files as they were listed, see pipeline.source_changes; null until then, and where they cannot be asked:
+        ("source_size", pa.int64()),
+        ("source_mtime", pa.timestamp("us", tz="UTC")),
+        ("boxes_size", pa.int64()),
+        ("boxes_mtime", pa.timestamp("us", tz="UTC")),
     ]
 )
 _NOT_READABLE = re.compile(r"[^A-Za-z0-9._-]+")

@@ -1,6 +1,7 @@
 """The last step of an ingest: which sources are complete, and their commit (step 5 of pipeline.ingest)."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +13,9 @@ import ray
 from pipeline.errors import PipelineError
 from pipeline.forgotten import MESSAGE, REASON, Forgotten, covers
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
+from pipeline.source_changes import STATE, STILL_CHANGING
+
+OUT_OF_REACH = ("missing", "permission_denied", "unavailable")  # reasons that say nothing of what a file holds
 
 
 @dataclass
@@ -31,15 +35,19 @@ class PendingSource:
 class Committer:
     """Gathers written rows until sources are complete, and commits those.
 
-    committed: source ids; candidates, frames: how many; reasons: reject reason -> candidates.
+    replaced: ids of sources that have videos in the gallery, which give way to the new ones. committed: source ids; left: of
+    sources that are not committed and belong to the next ingest: files that still change, and such with videos in the gallery
+    that cannot be reached now. candidates, frames: how many; reasons: reject reason -> candidates.
     """
 
-    def __init__(self, gallery: Gallery, catalog: pa.Table) -> None:
+    def __init__(self, gallery: Gallery, catalog: pa.Table, replaced: Collection[str] = ()) -> None:
         self.gallery = gallery
         self.catalog = catalog
         self.position = {source_id: i for i, source_id in enumerate(catalog["source_id"].to_pylist())}
         self.pending: dict[str, PendingSource] = defaultdict(PendingSource)
+        self.replaced = frozenset(replaced)
         self.committed: set[str] = set()
+        self.left: set[str] = set()
         self.candidates = self.frames = 0
         self.reasons: dict[str, int] = {}
         self.known: set[str] = set()  # commits that `forgotten` was read from
@@ -49,7 +57,9 @@ class Committer:
     def add(self, written: pa.Table) -> None:
         touched: dict[str, PendingSource] = {}
         for row in written.to_pylist():
-            if row["source_id"] in self.committed:  # a task that was run again after its rows had arrived
+            if (
+                row["source_id"] in self.committed or row["source_id"] in self.left
+            ):  # a task that was run again after its rows had arrived
                 continue
             source = touched[row["source_id"]] = self.pending[row["source_id"]]
             if row["kind"] == "piece":
@@ -59,11 +69,18 @@ class Committer:
             else:
                 source.end = row
         complete = {source_id: source for source_id, source in touched.items() if source.complete()}
+        for source_id in [source_id for source_id, source in complete.items() if self._is_left(source_id, source)]:
+            del self.pending[source_id], complete[source_id]
+            self.left.add(source_id)
         if complete:
             self._commit(complete)
             for source_id in complete:
                 del self.pending[source_id]
             self.committed |= complete.keys()
+
+    def _is_left(self, source_id: str, source: PendingSource) -> bool:
+        reason = source.end["reason"] if source.end is not None and source.end["fatal"] else None
+        return reason == STILL_CHANGING or (reason in OUT_OF_REACH and source_id in self.replaced)
 
     def _commit(self, sources: dict[str, PendingSource]) -> None:
         videos: list[dict[str, Any]] = []
@@ -114,7 +131,7 @@ class Committer:
         return {
             **{name: row[name] for name in ("video_id", "track")},
             **{name: end[name] for name in ("fps", "source_frames", "width", "height", "passed_over", "remarks")},
-            **{name: source[name] for name in ("uri", "camera_id", "start_time", "boxes_uri")},
+            **{name: source[name] for name in ("uri", "camera_id", "start_time", "boxes_uri", "frame_rate", *STATE)},
             "ingested_hash": end["source_hash"],
             "seen_from": _later(start, row["first_s"]),
             "seen_to": _later(start, pieces[-1]["last_s"]),
@@ -144,7 +161,9 @@ class Committer:
 
     def _reject_row(self, source_id: str, row: dict[str, Any]) -> dict[str, Any]:
         copied = {name: row[name] for name in ("video_id", "reason", "message")}
-        return copied | {"uri": self._source(source_id)["uri"], "source_id": source_id, "rejected_at": datetime.now(UTC)}
+        source = self._source(source_id)
+        copied |= {name: source[name] for name in ("uri", "boxes_uri", "frame_rate", *STATE)}
+        return copied | {"source_id": source_id, "rejected_at": datetime.now(UTC)}
 
 
 def _later(start: datetime | None, seconds: float) -> datetime | None:

@@ -8,8 +8,9 @@
 
 A gallery's state is the set of its commits, compactions first and then in the order of their names: nothing is ever changed in
 place, so a reader, a retry and a kill -9 can only meet files that no commit names. The newest commit that mentions a source
-decides on it; a commit may supersede others (compaction) and may forget videos. docs/decisions.md says why no table format is
-used.
+decides on it; a commit may supersede others (compaction) and may forget videos. A commit of corrections says what else is true
+of videos that are there: it changes CORRECTABLE columns of rows, never which rows there are or where their frames lie, so
+neither a compaction nor another ingest at the same time can be undone by one. docs/decisions.md says why no table format is used.
 """
 
 import hashlib
@@ -28,8 +29,8 @@ import pyarrow.parquet as pq
 
 from pipeline.backbone import BackboneSpec
 from pipeline.errors import PipelineError, UsageError
-from pipeline.formats import check_format
 from pipeline.forgotten import REASON, Forgotten
+from pipeline.formats import check_format
 from pipeline.seals import sealed, unsealed
 from pipeline.storage import Location, resolve
 
@@ -38,8 +39,17 @@ OLDEST_COMMIT, COMMIT_FORMAT = 1, 1
 READ_TRIES = 5
 ROW_GROUP_ROWS = 1024  # frames; a video is read without reading its shard
 
+_INGESTED = ["video_id", "ingested_at", "sampled_frames"]  # the same: a video has the same frames
+
 Read = TypeVar("Read")
 
+# Of the source's files when they were listed for the ingest, see pipeline.source_changes; null where that is not known.
+SOURCE_STATE = (
+    ("source_size", pa.int64()),  # bytes; of images, of all of them
+    ("source_mtime", pa.timestamp("us", tz="UTC")),  # time of modification; of images, the latest
+    ("boxes_size", pa.int64()),
+    ("boxes_mtime", pa.timestamp("us", tz="UTC")),
+)
 VIDEOS_SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
@@ -65,6 +75,8 @@ VIDEOS_SCHEMA = pa.schema(
         ("seen_to", pa.timestamp("us", tz="UTC")),  # and of its last one; null without a start_time
         ("passed_over", pa.int32()),  # packets or images of the source that could not be decoded
         ("remarks", pa.list_(pa.string())),  # what was guessed or mended in reading the source, in words
+        *SOURCE_STATE,
+        ("frame_rate", pa.float64()),  # of a recording without times, as the manifest gave it
     ]
 )
 REJECTS_SCHEMA = pa.schema(
@@ -75,8 +87,13 @@ REJECTS_SCHEMA = pa.schema(
         ("message", pa.string()),
         ("source_id", pa.string()),
         ("rejected_at", pa.timestamp("us", tz="UTC")),
+        # Null in galleries of older versions:
+        *SOURCE_STATE,
+        ("boxes_uri", pa.string()),
+        ("frame_rate", pa.float64()),
     ]
 )
+CORRECTABLE = ("camera_id", "start_time", "person_id", "seen_from", "seen_to", *(name for name, _ in SOURCE_STATE))
 
 
 def frames_schema(feature_width: int) -> pa.Schema:
@@ -193,9 +210,12 @@ class Gallery:
         superseded = {name for commit in commits.values() for name in commit.get("supersedes", ())}
         live = {name: commit for name, commit in commits.items() if name not in superseded}
         forgotten = Forgotten.of(live.values())
-        videos = self._read_all(live, "videos", VIDEOS_SCHEMA)
-        rejects = self._read_all(live, "rejects", REJECTS_SCHEMA)
+        corrections = {name: commit for name, commit in live.items() if commit.get("kind") == "correct"}
+        others = {name: commit for name, commit in live.items() if name not in corrections}
+        videos = self._read_all(others, "videos", VIDEOS_SCHEMA)
+        rejects = self._read_all(others, "rejects", REJECTS_SCHEMA)
         videos, rejects = _latest_of_each_source(videos, rejects)
+        videos = _corrected(videos, self._read_all(corrections, "videos", VIDEOS_SCHEMA))
         gone = np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten.ids), pa.string())))
         gone = gone | forgotten.covered(videos)  # by bytes too: an ingest may have committed in the same moment
         return Snapshot(
@@ -222,11 +242,15 @@ class Gallery:
             return Forgotten()
         return Forgotten.of(self._while_compacted(lambda: self._commits(leave_out=known)).values())
 
-    def has_videos_since(self, known: Collection[str]) -> bool:
-        """Whether any commit brought videos but the known ones and compactions of only these; known: names of commits."""
+    def has_changes_since(self, known: Collection[str]) -> bool:
+        """Whether any commit brought, took away or corrected videos but the known ones and compactions of only these.
+
+        known: names of commits. A reject counts: a source that cannot be used any more takes its videos with it.
+        """
         known = set(known)
         commits = self._while_compacted(lambda: self._commits(leave_out=known))
-        return any(commit["videos"] and not known.issuperset(commit.get("supersedes") or [""]) for commit in commits.values())
+        changed = (commit for commit in commits.values() if commit["videos"] or commit["rejects"])
+        return any(not known.issuperset(commit.get("supersedes") or [""]) for commit in changed)
 
     def _while_compacted(self, read: Callable[[], Read]) -> Read:
         """What `read` gives; again from the start when a compaction took files away between listing and reading."""
@@ -246,8 +270,8 @@ class Gallery:
     def commit(self, videos: pa.Table, rejects: pa.Table, **fields: Any) -> str:
         """Make videos and rejects part of the gallery in one step; the shards they name are already written.
 
-        fields: kind ("ingest", "compact", "forget"), supersedes (names of commits), and those of
-        `Forgotten.fields`. Returns the commit's name.
+        fields: kind ("ingest", "correct", "compact", "forget"), supersedes (names of commits), and those of `Forgotten.fields`.
+        The videos of kind "correct" are rows of a snapshot with other values in CORRECTABLE columns. Returns the commit's name.
         """
         unique = uuid.uuid4().hex
         commit: dict[str, Any] = {"kind": "ingest", "videos": [], "rejects": [], "sha256": {}, **fields}
@@ -331,7 +355,12 @@ class Gallery:
         places = pc.index_in(videos["video_id"], value_set=now["video_id"].combine_chunks())
         if places.null_count or pc.any(pc.equal(now["shard"].take(places), videos["shard"])).as_py():
             raise error
-        return now.take(places)
+        moved = now.take(places)
+        if moved.select(_INGESTED) != videos.select(_INGESTED):
+            raise PipelineError(
+                f"videos of {self.location.uri} were ingested anew and compacted meanwhile; run it again"
+            ) from error
+        return moved
 
     def iter_features(self, videos: pa.Table, *, checked: bool = True) -> Iterator[tuple[np.ndarray, pa.Table]]:
         """Frames of many videos, shard by shard in file order.
@@ -436,6 +465,27 @@ def _latest_of_each_source(videos: pa.Table, rejects: pa.Table) -> tuple[pa.Tabl
         newest = pairs.group_by("source_id").aggregate([("commit", "max")]).rename_columns(["source_id", "commit"])
         videos, rejects = (_semi_joined(table, newest) for table in (videos, rejects))
     return videos.select(VIDEOS_SCHEMA.names), rejects.select(REJECTS_SCHEMA.names)
+
+
+def _corrected(videos: pa.Table, corrections: pa.Table) -> pa.Table:
+    """The videos (VIDEOS_SCHEMA) with the newest correction of each; one of an earlier ingest of the same video says nothing.
+
+    corrections: VIDEOS_SCHEMA and the column `commit`, oldest first.
+    """
+    if len(corrections) == 0:
+        return videos
+    keyed, corrections_keyed = (
+        pa.table(
+            {"id": table["video_id"], "at": pc.fill_null(table["ingested_at"].cast(pa.int64()), -1), "row": np.arange(len(table))}
+        )
+        for table in (videos, corrections)
+    )
+    newest = corrections_keyed.group_by(["id", "at"]).aggregate([("row", "max")])
+    row = keyed.join(newest, ["id", "at"], join_type="left outer").sort_by("row")["row_max"]
+    for name in CORRECTABLE:
+        column = pc.if_else(pc.is_valid(row), corrections[name].take(row), videos[name])
+        videos = videos.set_column(videos.schema.get_field_index(name), VIDEOS_SCHEMA.field(name), column)
+    return videos
 
 
 def _semi_joined(table: pa.Table, newest: pa.Table) -> pa.Table:

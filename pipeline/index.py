@@ -40,6 +40,7 @@ from pipeline.head import DESCRIPTION, TENSORS, head_hash, load_head, read_descr
 from pipeline.partition_files import load_array
 from pipeline.partition_store import (
     VIDEOS,
+    as_indexed,
     partition_store,
     plan_partitions,
     read_videos,
@@ -294,12 +295,31 @@ def holds_any(index: Index, video_ids: pa.Array) -> bool:
     return any(pc.any(pc.is_in(ids, video_ids)).as_py() for ids in (index.videos["video_id"], index.cohort_ids))
 
 
+@dataclass(frozen=True)
+class Lag:
+    """How far an index is behind its gallery. missing: videos of the gallery that it does not hold; outdated: videos that it
+    holds otherwise than the gallery: ingested anew, corrected or gone since, without those that were forgotten.
+    """
+
+    missing: int = 0
+    outdated: int = 0
+
+
+def index_lag(gallery: Gallery, index: Index) -> Lag:
+    """How far an index is behind; reads the videos only if there were commits since."""
+    if not gallery.has_changes_since(index.manifest["commits"]):
+        return Lag()
+    snapshot = gallery.snapshot()
+    ids = index.videos["video_id"].combine_chunks()
+    held = pc.is_in(snapshot.videos["video_id"], ids)
+    forgotten = np.asarray(pc.is_in(ids, pa.array(sorted(snapshot.forgotten), pa.string())))
+    outdated = ~as_indexed(snapshot.videos, index.videos) & ~forgotten
+    return Lag(len(held) - (pc.sum(held).as_py() or 0), int(outdated.sum()))
+
+
 def videos_not_in(gallery: Gallery, index: Index) -> int:
-    """How many videos of the gallery an index does not hold yet; reads the videos only if there were commits since."""
-    if not gallery.has_videos_since(index.manifest["commits"]):
-        return 0
-    held = pc.is_in(gallery.snapshot().videos["video_id"], index.videos["video_id"].combine_chunks())
-    return len(held) - (pc.sum(held).as_py() or 0)
+    """How many videos of the gallery an index does not hold yet, see `index_lag`."""
+    return index_lag(gallery, index).missing
 
 
 def index_versions(gallery: Gallery) -> list[str]:

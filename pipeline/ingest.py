@@ -34,9 +34,10 @@ from pipeline.cluster import connected
 from pipeline.commit import Committer
 from pipeline.errors import PipelineError, UsageError
 from pipeline.forgotten import Forgotten
-from pipeline.gallery import Gallery
+from pipeline.gallery import REJECTS_SCHEMA, Gallery
 from pipeline.pieces import DecodeAndEmbed, DecodeSources, EmbedPieces, Row, write_pieces
 from pipeline.sampling import Sampling
+from pipeline.source_changes import find_changes, too_young, with_states
 from pipeline.source_notes import SourceNotes, source_notes
 from pipeline.storage import StorageError
 
@@ -90,13 +91,20 @@ class IngestProgress:
 class IngestSummary:
     """What an ingest did. sources are catalog rows; candidates are what became searchable.
 
-    already: sources that were dealt with before. reasons: reject reason -> candidates, of this run. refused, usable: sources that
-    stand in rejects/ and in videos/ now. unaccounted: sources that were lost (a block of the stream failed); running ingest again
-    takes them up. not_read: what of the input belongs to no source, in words. notes: on the sources that stand in videos/ now.
+    already: sources that were dealt with before. changed: uris of those whose files, boxes or frame rate are others by now, and
+    updated: how many of these were taken in again; corrected: videos that got another camera, start time or label; left: sources
+    for the next ingest, since their files still change. reasons: reject reason -> candidates, of this run. refused, usable:
+    sources that stand in rejects/ and in videos/ now. unaccounted: sources that were lost (a block of the stream failed); running
+    ingest again takes them up. not_read: what of the input belongs to no source, in words. notes: on the sources that stand in
+    videos/ now.
     """
 
     sources: int
     already: int = 0
+    changed: tuple[str, ...] = ()
+    updated: int = 0
+    corrected: int = 0
+    left: int = 0
     refused: int = 0
     usable: int = 0
     candidates: int = 0
@@ -122,8 +130,16 @@ def ingest(
     progress: Callable[[IngestProgress], None] = lambda _: None,
     address: str | None = None,
     source: str | None = None,
+    *,
+    update: bool = False,
+    quiet_period: float = 0.0,
 ) -> IngestSummary:
-    """Bring every source of the catalog into the gallery that is not in it yet.
+    """Bring every source of the catalog into the gallery that is not in it yet, and correct what the catalog says of the others.
+
+    Sources that have changed since they were ingested (`pipeline.source_changes`) are named, and with update taken in again: in
+    one step their new videos stand for the old ones. Rejected ones that changed are always tried again. A source whose files
+    change between their listing and the end of its decoding, or did in the last quiet_period seconds, is left for the next
+    ingest.
 
     progress is called about once a second, from this thread. address: see `pipeline.cluster.connected`; Ray is started only if
     there is something to do. source: what the inputs are called in the audit log, which is told that an ingest begins and how far
@@ -131,14 +147,27 @@ def ingest(
     backbone that does not load.
     """
     began = time.monotonic()
-    missing, already = missing_sources(catalog.table, gallery, retry_rejected)
-    summary = IngestSummary(sources=len(catalog.table), already=already, not_read=catalog.not_read())
+    table, snapshot = with_states(catalog.table), gallery.snapshot()
+    changes = find_changes(table, gallery, snapshot)
+    again = changes.again | (changes.changed if update else frozenset())
+    missing, already = missing_sources(table, gallery, retry_rejected, again)
+    changed = table.filter(pc.is_in(table["source_id"], pa.array(sorted(changes.changed), pa.string())))
+    summary = IngestSummary(
+        sources=len(table), already=already, not_read=catalog.not_read(), changed=tuple(changed["uri"].to_pylist())
+    )
+    if quiet_period:
+        young = too_young(missing, quiet_period)
+        missing, summary.left = missing.filter(pc.invert(young)), pc.sum(young).as_py() or 0
+    if source is not None and (len(missing) or changes.corrected):
+        begins = {"source": source, "inputs": len(table), "already": already, "not_read": summary.not_read}
+        append_record(gallery, "ingest", begins | {"corrected": changes.corrected})
+    if len(changes.corrections):
+        gallery.commit(changes.corrections, REJECTS_SCHEMA.empty_table(), kind="correct")
+        summary.corrected = changes.corrected
     if len(missing):
-        if source is not None:
-            begins = {"source": source, "inputs": len(catalog.table), "already": already, "not_read": summary.not_read}
-            append_record(gallery, "ingest", begins)
         with connected(address):
-            _run(missing, gallery, sampling, workers or Workers(), summary, progress, began)
+            replaced = frozenset(snapshot.videos["source_id"].to_pylist())
+            _run(missing, replaced, gallery, sampling, workers or Workers(), summary, progress, began)
     snapshot = gallery.snapshot()
     ids = set(catalog.table["source_id"].to_pylist())
     summary.refused = len(ids & set(snapshot.rejects["source_id"].to_pylist()))
@@ -149,6 +178,7 @@ def ingest(
 
 def _run(
     missing: pa.Table,
+    replaced: frozenset[str],
     gallery: Gallery,
     sampling: Sampling,
     workers: Workers,
@@ -157,7 +187,7 @@ def _run(
     began: float,
 ) -> None:
     counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
-    committer = Committer(gallery, missing)
+    committer = Committer(gallery, missing, replaced)
     stream = _stream(missing, gallery, sampling, workers, counter, committer.forgotten)
     state = IngestProgress(total=len(missing))
     tell = _Telling()
@@ -168,14 +198,16 @@ def _run(
                 with telemetry.timed("coattention_ingest_seconds", stage="commit"):
                     committer.add(written)
                 tell.of(written, committer)
-                state.done, state.rejected = len(committer.committed), sum(committer.reasons.values())
+                state.done, state.rejected = len(committer.committed) + len(committer.left), sum(committer.reasons.values())
     except (ray.exceptions.RayError, StorageError) as error:
         done = f"{len(committer.committed)} of {len(missing)} inputs are committed; run the same command again to go on"
         cause = str(error) if isinstance(error, StorageError) else _cause(error)
         raise PipelineError(f"the ingest stopped: {cause}; {done}") from error
     state.frames = max(state.frames, committer.frames)
     progress(state)
-    summary.unaccounted = len(missing) - len(committer.committed)
+    summary.left += len(committer.left)
+    summary.updated = len(replaced & committer.committed)
+    summary.unaccounted = len(missing) - len(committer.committed) - len(committer.left)
     summary.candidates, summary.frames, summary.reasons = committer.candidates, committer.frames, committer.reasons
     summary.seconds = time.monotonic() - began
 
@@ -189,8 +221,10 @@ def _cause(error: BaseException) -> str:
     return found[-1] if found else f"{type(error).__name__}: {text.strip().splitlines()[0]}"
 
 
-def missing_sources(catalog: pa.Table, gallery: Gallery, retry_rejected: bool) -> tuple[pa.Table, int]:
-    """The catalog's rows that need work, and how many are finished already.
+def missing_sources(
+    catalog: pa.Table, gallery: Gallery, retry_rejected: bool, again: frozenset[str] = frozenset()
+) -> tuple[pa.Table, int]:
+    """The catalog's rows that need work, and how many are finished already. again: ids of finished ones that need it anew.
 
     What was forgotten, under whatever id, stays forgotten. Raises PipelineError when ids and uris are paired otherwise than in
     the gallery.
@@ -204,7 +238,7 @@ def missing_sources(catalog: pa.Table, gallery: Gallery, retry_rejected: bool) -
     _refuse("videos are in the gallery under other ids", [f"{uri} ({ids[uri]})" for i, uri in rows if ids.get(uri, i) != i])
     forgotten = [i for i, uri in rows if i in snapshot.forgotten and uri not in snapshot.forgotten_uris]
     _refuse("ids belonged to videos that were forgotten", forgotten)
-    finished = snapshot.finished_sources(count_rejected=not retry_rejected)
+    finished = snapshot.finished_sources(count_rejected=not retry_rejected) - again
     wanted = pa.array([i not in finished and uri not in snapshot.forgotten_uris for i, uri in rows], pa.bool_())
     missing = catalog.filter(wanted)
     return missing, len(catalog) - len(missing)
@@ -310,7 +344,8 @@ class _Telling:
             telemetry.count("coattention_ingest_rejects", count - self.reasons.get(reason, 0), reason=reason)
         for row in written.filter(pc.is_valid(written["reason"])).to_pylist():
             fields = {name: row[name] for name in ("source_id", "video_id", "reason")}
-            LOGGER.warning("rejected: %s", row["message"], extra=fields)
+            what = "left for the next ingest" if row["source_id"] in committer.left else "rejected"
+            LOGGER.warning("%s: %s", what, row["message"], extra=fields)
         if len(committer.committed) > self.sources:
             fields = {"videos": committer.candidates, "frames": committer.frames, "rejected": sum(committer.reasons.values())}
             LOGGER.info("committed", extra={"sources": len(committer.committed), **fields})

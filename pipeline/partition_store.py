@@ -32,6 +32,7 @@ from pipeline.storage import Location, explained, sync_folder
 
 VIDEOS = "videos.arrow"
 MOST_CAMERAS = 1000  # named in a partition's entry; with more, a search looks into every partition
+LOOKED_AT = ("ingested_at", "sampled_frames", "camera_id", "start_time", "person_id", "seen_from", "seen_to")
 FULL = 0.75  # a partition of which this share is used is left alone
 
 
@@ -55,8 +56,8 @@ def plan_partitions(
 
     videos: at least one. indexed, old: videos and partitions of the older index.
 
-    A partition of which a video is gone or was ingested anew is given up. When that or new videos make work, so is every
-    partition that is less than FULL. The videos of these join the new ones: pooled, they are cut into partitions of
+    A partition of which a video is gone, was ingested anew or was corrected is given up. When that or new videos make work, so is
+    every partition that is less than FULL. The videos of these join the new ones: pooled, they are cut into partitions of
     `partition_videos`, the last one smaller. So an addition encodes the new videos, those that share a partition with one that
     went, and at most FULL * partition_videos others for each partition that was not full (after additions alone, one); and there
     are never more than videos / (FULL * partition_videos) + 1 partitions.
@@ -79,14 +80,25 @@ def plan_partitions(
 
 
 def _unchanged(videos: pa.Table, indexed: pa.Table, old: Sequence[dict[str, Any]]) -> list[int]:
-    """Partitions of which every video is in the gallery, from the same ingest."""
-    position = pc.index_in(indexed["video_id"], value_set=videos["video_id"].combine_chunks())
-    same = np.array(pc.is_valid(position))
-    row = np.asarray(pc.fill_null(position, 0))
-    for name in ("ingested_at", "sampled_frames"):
-        now, then = (np.asarray(pc.fill_null(table[name].cast(pa.int64()), -1)) for table in (videos, indexed))
-        same &= now[row] == then
+    """Partitions of which every video is in the gallery as it is indexed."""
+    same = as_indexed(videos, indexed)
     return [n for n, part in enumerate(old) if same[part["first_video"] : part["first_video"] + part["videos"]].all()]
+
+
+def as_indexed(videos: pa.Table, indexed: pa.Table) -> np.ndarray:
+    """Which indexed videos are in the gallery as an index has them: bool, one a row of `indexed`.
+
+    videos: of a snapshot. Not so are those that are gone, that were ingested anew, and of which something was corrected that a
+    search looks at.
+    """
+    position = pc.index_in(indexed["video_id"], value_set=videos["video_id"].combine_chunks())
+    same = pc.is_valid(position)
+    for name in LOOKED_AT:
+        if name in indexed.schema.names:  # indexes of older versions have fewer columns
+            now, then = videos[name].take(position), indexed[name]
+            both_null = pc.and_(pc.is_null(now), pc.is_null(then))
+            same = pc.and_(same, pc.or_(both_null, pc.fill_null(pc.equal(now, then), False)))
+    return np.array(same, np.bool_)
 
 
 def _ids_of(indexed: pa.Table, partitions: list[dict[str, Any]]) -> pa.Array:

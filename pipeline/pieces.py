@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.forgotten import MESSAGE, REASON, Forgotten, covers
 from pipeline.gallery import Gallery, frames_table
 from pipeline.sampling import Sampling
+from pipeline.source_changes import STILL_CHANGING, is_changing
 from pipeline.video import Piece, Rejected, VideoInfo
 
 # One row a piece (kind "piece"), a refused candidate ("reject"), or the end of a source ("end": how many of both there were, and
@@ -123,7 +124,9 @@ def decode_source(
         elif isinstance(event, Rejected) and event.track not in refused:
             rejects += 1
             yield _reject(source_id, event.track, event.reason, event.message)
-    if fatal is not None:
+    if is_changing(source):
+        yield _refused(source_id, STILL_CHANGING, f"{uri} changes while it is read")
+    elif fatal is not None:
         yield _refused(source_id, fatal.reason, fatal.message)
     elif info is None:
         raise PipelineError(f"{uri}: its decoder ended without a word")

@@ -156,12 +156,17 @@ class Location:
             return sorted(e.name for e in entries if e.is_file() and not e.name.startswith(_LEFTOVER_PREFIX))
         return []
 
-    def _files(self, recursive: bool) -> list["Location"]:
+    def infos(self, recursive: bool = False) -> list[tuple["Location", pafs.FileInfo]]:
+        """The files below this folder and what `info` says of each, sorted by path; unfinished writes too."""
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
         with explained("list", self.uri):
             infos = self.filesystem.get_file_info(selector)
         start = len(self.path.rstrip("/")) + 1
-        return [self.join(path[start:]) for path in sorted(info.path for info in infos if info.is_file)]
+        files = sorted((info for info in infos if info.is_file), key=lambda info: info.path)
+        return [(self.join(info.path[start:]), info) for info in files]
+
+    def _files(self, recursive: bool) -> list["Location"]:
+        return [file for file, _ in self.infos(recursive)]
 
     def delete(self) -> None:
         """Remove the file; nothing happens when it is already gone."""
