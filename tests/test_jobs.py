@@ -707,7 +707,7 @@ BAD_INPUT = [
     ("status|--gallery|{t}/absent", 2, "{t}/absent is not a gallery"),
     ("status|--gallery|{t}/rateless gallery", 1, "{t}/rateless gallery/gallery.json is damaged"),
     ("status|--gallery|{t}/list manifest|--verify", 1, "{t}/list manifest/index/"),
-    ("forget|--gallery|{g}|--video-id|v000", 2, "Missing option '--reason'"),
+    ("forget|--gallery|{g}|--video-id|v000", 2, "a reason is needed: it goes into the audit log; nothing was forgotten"),
     ("forget|--gallery|{g}|--reason|x", 2, "say what to forget"),
     ("forget|--gallery|{g}|--reason|x|--video-id|v999", 2, "has no video 'v999'; nothing was forgotten"),
     ("forget|--gallery|{g}|--reason|x|--before|soon", 2, "'soon' is not a time in ISO 8601"),
