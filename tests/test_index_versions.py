@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features, toy_spec
 
 NINE = IndexSettings(partition_videos=9)
+ALL = SearchSettings(top=999, shortlist=None)
 
 
 @pytest.fixture
@@ -53,9 +55,7 @@ def stored(gallery: Gallery) -> set[str]:
     return {path.parent.name for path in root.rglob("*") if path.is_file()}
 
 
-def scores(
-    gallery: Gallery, index: Index, target: str = "v005", settings: SearchSettings = SearchSettings(top=999, shortlist=None)
-) -> dict[str, float]:
+def scores(gallery: Gallery, index: Index, target: str = "v005", settings: SearchSettings = ALL) -> dict[str, float]:
     with opened_partitions(gallery, index, actors=0) as opened:
         result = search(gallery, index, opened, gallery_target(gallery, target), settings)
     return {lead.video.video_id: lead.score for lead in result.leads}
@@ -91,7 +91,7 @@ def test_a_video_that_was_ingested_anew_is_built_anew_and_until_then_counted(toy
     kept = set(partitions(rebuilt)) & set(partitions(first_index))
     assert kept and partitions(first_index)[holder(first_index, "v003")] not in kept
     assert "v003" in first_index.cohort_ids.to_pylist() and "v003" not in rebuilt.cohort_ids.to_pylist()
-    plain = SearchSettings(top=999, shortlist=None, normalise="none")  # by a cohort, a video's own segments do not count
+    plain = replace(ALL, normalise="none")  # by a cohort, a video's own segments do not count
     now, then = (scores(toy_gallery, index, settings=plain) for index in (rebuilt, first_index))
     assert now["v003"] == now["v030"] == then["v030"] != then["v003"]
 

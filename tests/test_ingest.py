@@ -172,14 +172,17 @@ def test_blocks_pieces_and_shards_do_not_change_what_is_stored(
 
 
 @pytest.mark.ray
-def test_rejected_videos_that_are_as_they_were_are_tried_again_when_asked(
-    running_ray: None, folder: Path, tmp_path: Path
-) -> None:
-    gallery, catalog = Gallery.open_or_create(tmp_path / "g", SETTINGS), read_catalog(str(folder / "good1.mp4"))
-    ingest(catalog, gallery, replace(SAMPLING, max_bytes=100))
-    assert gallery.snapshot().rejects["reason"].to_pylist() == ["too_large"]
-    assert ingest(catalog, gallery, SAMPLING).candidates == 0
-    assert ingest(catalog, gallery, SAMPLING, retry_rejected=True).candidates == 1
+def test_rejected_videos_are_tried_again_when_asked_or_changed(running_ray: None, folder: Path, tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes((folder / "good1.mp4").read_bytes())
+    (tmp_path / "a.mp4").write_bytes(b"")
+    gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
+    ingest(read_catalog(str(tmp_path / "a.mp4")), gallery, SAMPLING)
+    assert len(gallery.snapshot().rejects) == 1
+    assert ingest(read_catalog(str(tmp_path / "a.mp4")), gallery, SAMPLING).rejected == 0  # not tried again
+    assert ingest(read_catalog(str(tmp_path / "a.mp4")), gallery, SAMPLING, retry_rejected=True).rejected == 1
+    (tmp_path / "a.mp4").write_bytes((folder / "good1.mp4").read_bytes())  # an upload that was completed
+    assert ingest(read_catalog(str(tmp_path / "a.mp4")), gallery, SAMPLING).candidates == 1
     snapshot = gallery.snapshot()
     assert (len(snapshot.videos), len(snapshot.rejects)) == (1, 0)
 
