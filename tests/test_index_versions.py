@@ -22,7 +22,7 @@ from pipeline.partition_store import FULL, PartitionWork, build_partitions
 from pipeline.partitions import opened_partitions
 from pipeline.retention import Selection, compact, forget
 from pipeline.search import search
-from pipeline.settings import IndexSettings, SearchSettings
+from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features, toy_spec
@@ -91,7 +91,7 @@ def test_a_video_that_was_ingested_anew_is_built_anew_and_until_then_counted(toy
     kept = set(partitions(rebuilt)) & set(partitions(first_index))
     assert kept and partitions(first_index)[holder(first_index, "v003")] not in kept
     assert "v003" in first_index.cohort_ids.to_pylist() and "v003" not in rebuilt.cohort_ids.to_pylist()
-    plain = replace(ALL, normalise="none")  # by a cohort, a video's own segments do not count
+    plain = replace(ALL, score=ScoreSettings(normalise="none"))  # by a cohort, a video's own segments do not count
     now, then = (scores(toy_gallery, index, settings=plain) for index in (rebuilt, first_index))
     assert now["v003"] == now["v030"] == then["v030"] != then["v003"]
 
