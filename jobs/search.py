@@ -158,7 +158,7 @@ def search(
         if not all(name.startswith(GALLERY_PREFIX) for name in targets):
             decoder.start()
         with imports():  # of PyTorch: a second, in which the decoder begins
-            from pipeline.index import open_index, videos_not_in
+            from pipeline.index import index_lag, open_index
             from pipeline.partitions import opened_partitions
             from pipeline.search import search_many
 
@@ -181,10 +181,10 @@ def search(
             results[-1] = replace(results[-1], audit_head=head(opened))
     for result in results:
         print(ranked_list(result, show_labels))
-    not_indexed = videos_not_in(opened, index)  # after the leads: of a large gallery it may take seconds
+    lag = index_lag(opened, index)  # after the leads: of a large gallery it may take seconds
     if out is not None:
         hashed = functools.cache(_source_hash)
-        results = [replace(result, not_indexed=not_indexed) for result in results]
+        results = [replace(result, not_indexed=lag.missing) for result in results]
         results = [_with_hashes(result, hashed) for result in results] if hash_sources else results
         for changed in sorted({lead.video.uri for result in results for lead in result.leads if lead.source_changed}):
             print(printable(f"note: {changed} is no longer the file that was ingested and scored"), file=sys.stderr)
@@ -198,8 +198,13 @@ def search(
                 print(f"report: {write_report(results, out, pictures, show_labels=show_labels)}")
             finally:
                 pictures.close()
-    if not_indexed:
-        print(f"note: {not_indexed} videos of the gallery are not in this index yet; jobs.index takes them in", file=sys.stderr)
+    if lag.missing:
+        print(f"note: {lag.missing} videos of the gallery are not in this index yet; jobs.index takes them in", file=sys.stderr)
+    if lag.outdated:
+        changed = "were ingested anew, corrected or taken out since this index was made"
+        print(
+            f"note: {lag.outdated} videos {changed}, and searched as they were; jobs.index brings it up to date", file=sys.stderr
+        )
 
 
 def ranked_list(result: SearchResult, show_labels: bool = False) -> str:

@@ -11,7 +11,7 @@ from jobs.command_line import printable, run
 from pipeline import audit
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, Snapshot
-from pipeline.index import index_versions, open_index, read_manifest, videos_not_in
+from pipeline.index import Lag, index_lag, index_versions, open_index, read_manifest
 from pipeline.remains import files_with_forgotten
 from pipeline.source_notes import source_notes
 from pipeline.verification import verify_gallery
@@ -95,14 +95,20 @@ def _indexes(gallery: Gallery) -> list[str]:
     for version in versions:
         try:
             manifest = read_manifest(gallery, version)
-            behind = videos_not_in(gallery, open_index(gallery, version)) if version == versions[-1] else None
+            lag = index_lag(gallery, open_index(gallery, version)) if version == versions[-1] else None
         except PipelineError as error:
             lines.append(f"{version}: {error}")
             continue
-        state = "older" if behind is None else f"{behind} videos behind" if behind else "current"
+        state = "older" if lag is None else _behind(lag)
         untrained = ", untrained head" if manifest["untrained"] else ""
         lines.append(f"{version}: {manifest['videos']} videos in {len(manifest['partitions'])} partitions, {state}{untrained}")
     return lines
+
+
+def _behind(lag: Lag) -> str:
+    parts = [f"{lag.missing} videos behind"] if lag.missing else []
+    parts += [f"{lag.outdated} videos changed since"] if lag.outdated else []
+    return ", ".join(parts) or "current"
 
 
 def _ago(moment: datetime) -> str:

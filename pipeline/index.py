@@ -154,7 +154,7 @@ class Index:
         if self.manifest["videos"] >= MOST_GROWTH * drawn["gallery_videos"]:
             return f"the gallery has grown from {drawn['gallery_videos']} to {self.manifest['videos']} videos"
         if len(torch.unique(self.cohort.video)) < LEAST_COHORT * drawn["cohort_videos"]:
-            return f"more than {1 - LEAST_COHORT:.0%} of the videos that scores are normalised by were forgotten"
+            return f"more than {1 - LEAST_COHORT:.0%} of the videos that scores are normalised by were forgotten or replaced"
         flat = not is_compressed(self)
         if flat and self.settings.prefilter == "auto" and self.manifest["segments"] > MOST_GROWTH * FLAT_SEGMENTS:
             return "the index has grown so large that its prefilter should be a compressed one"

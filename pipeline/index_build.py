@@ -30,8 +30,10 @@ from pipeline.index import FORMAT, PREFILTER, Index, open_index
 from pipeline.index_samples import count_segments, sample_cohort, sample_features, sample_means
 from pipeline.partition_files import score_row
 from pipeline.partition_store import (
+    FRAMES_OF,
     VIDEOS,
     PartitionWork,
+    as_indexed,
     build_partitions,
     delete_partition,
     partition_store,
@@ -94,7 +96,9 @@ def build_index(
         with telemetry.timed("coattention_index_seconds", stage="draw"):
             shared = _draw(gallery, pa.concat_tables(plan.fresh), settings, head, calibration)
     else:
-        alive = pc.is_in(base.cohort_ids, snapshot.videos["video_id"].combine_chunks())
+        replaced = base.videos["video_id"].filter(pa.array(~as_indexed(snapshot.videos, base.videos, FRAMES_OF)))
+        there = pc.is_in(base.cohort_ids, snapshot.videos["video_id"].combine_chunks())
+        alive = pc.and_not(there, pc.is_in(base.cohort_ids, replaced.combine_chunks()))
         shared = _carry(base, alive, ids, calibration)
     work = PartitionWork(gallery, shared.head, settings.segment_length, settings.stride, shared.cohort, shared.prefilter)
     built: dict[int, dict[str, Any]] = {}

@@ -32,7 +32,8 @@ from pipeline.storage import Location, explained, sync_folder
 
 VIDEOS = "videos.arrow"
 MOST_CAMERAS = 1000  # named in a partition's entry; with more, a search looks into every partition
-LOOKED_AT = ("ingested_at", "sampled_frames", "camera_id", "start_time", "person_id", "seen_from", "seen_to")
+FRAMES_OF = ("ingested_at", "sampled_frames")  # the same: the same ingest, and so the same frames
+LOOKED_AT = (*FRAMES_OF, "camera_id", "start_time", "person_id", "seen_from", "seen_to")
 FULL = 0.75  # a partition of which this share is used is left alone
 
 
@@ -85,15 +86,15 @@ def _unchanged(videos: pa.Table, indexed: pa.Table, old: Sequence[dict[str, Any]
     return [n for n, part in enumerate(old) if same[part["first_video"] : part["first_video"] + part["videos"]].all()]
 
 
-def as_indexed(videos: pa.Table, indexed: pa.Table) -> np.ndarray:
+def as_indexed(videos: pa.Table, indexed: pa.Table, columns: Sequence[str] = LOOKED_AT) -> np.ndarray:
     """Which indexed videos are in the gallery as an index has them: bool, one a row of `indexed`.
 
-    videos: of a snapshot. Not so are those that are gone, that were ingested anew, and of which something was corrected that a
-    search looks at.
+    videos: of a snapshot. columns: what is compared. Not so are those that are gone, that were ingested anew (FRAMES_OF), and of
+    which something was corrected that a search looks at.
     """
     position = pc.index_in(indexed["video_id"], value_set=videos["video_id"].combine_chunks())
     same = pc.is_valid(position)
-    for name in LOOKED_AT:
+    for name in columns:
         if name in indexed.schema.names:  # indexes of older versions have fewer columns
             now, then = videos[name].take(position), indexed[name]
             both_null = pc.and_(pc.is_null(now), pc.is_null(then))

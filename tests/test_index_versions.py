@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,19 +15,20 @@ import ray
 from jobs.index import index as run_jobs_index
 from pipeline import partition_store
 from pipeline.errors import PipelineError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
-from pipeline.index import Index, current_index, extensible_index, index_versions, open_index, videos_not_in
+from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
+from pipeline.index import Index, Lag, current_index, extensible_index, index_lag, index_versions, open_index, videos_not_in
 from pipeline.index_build import build_index
 from pipeline.partition_store import FULL, PartitionWork, build_partitions
 from pipeline.partitions import opened_partitions
 from pipeline.retention import Selection, compact, forget
 from pipeline.search import search
-from pipeline.settings import IndexSettings, SearchSettings
+from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
 from pipeline.targets import gallery_target
 from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features, toy_spec
 
 NINE = IndexSettings(partition_videos=9)
+ALL = SearchSettings(top=999, shortlist=None)
 
 
 @pytest.fixture
@@ -53,15 +55,66 @@ def stored(gallery: Gallery) -> set[str]:
     return {path.parent.name for path in root.rglob("*") if path.is_file()}
 
 
-def scores(gallery: Gallery, index: Index, target: str = "v005") -> dict[str, float]:
+def scores(gallery: Gallery, index: Index, target: str = "v005", settings: SearchSettings = ALL) -> dict[str, float]:
     with opened_partitions(gallery, index, actors=0) as opened:
-        result = search(gallery, index, opened, gallery_target(gallery, target), SearchSettings(top=999, shortlist=None))
+        result = search(gallery, index, opened, gallery_target(gallery, target), settings)
     return {lead.video.video_id: lead.score for lead in result.leads}
 
 
 def holder(index: Index, video_id: str) -> int:
     """Number of the partition that a video lies in."""
     return next(n for n in range(len(sizes(index))) if video_id in index.partition_videos(n)["video_id"].to_pylist())
+
+
+def committed_again(gallery: Gallery, video_id: str, kind: str = "ingest", **values: object) -> None:
+    """Commit a row of the gallery once more, with some other values."""
+    rows = [row | values for row in gallery.snapshot().videos.to_pylist() if row["video_id"] == video_id]
+    gallery.commit(pa.Table.from_pylist(rows, schema=VIDEOS_SCHEMA), REJECTS_SCHEMA.empty_table(), kind=kind)
+
+
+# replacements
+
+
+def test_a_video_that_was_ingested_anew_is_built_anew_and_until_then_counted(toy_gallery: Gallery, first_index: Index) -> None:
+    other = next(row for row in toy_gallery.snapshot().videos.to_pylist() if row["video_id"] == "v030")
+    place = {name: other[name] for name in ("shard", "first_row", "sampled_frames")}
+    features = toy_gallery.read_video(other)["feature"]
+    # Frames of v030 under the id of v003:
+    index, times = (toy_gallery.read_video(other)[name].to_numpy() for name in ("frame_index", "time_s"))
+    matrix = np.array(features.to_pylist(), np.float16)
+    place["shard"] = toy_gallery.write_shard(frames_table(["v003"], [len(matrix)], index, times, matrix))
+    committed_again(toy_gallery, "v003", ingested_at=datetime(2026, 3, 2, tzinfo=UTC), **(place | {"first_row": 0}))
+    assert current_index(toy_gallery, NINE) is None
+    assert index_lag(toy_gallery, first_index) == Lag(missing=0, outdated=1)
+    rebuilt = extended(toy_gallery)
+    assert index_lag(toy_gallery, rebuilt) == Lag() and current_index(toy_gallery, NINE) is not None
+    kept = set(partitions(rebuilt)) & set(partitions(first_index))
+    assert kept and partitions(first_index)[holder(first_index, "v003")] not in kept
+    assert "v003" in first_index.cohort_ids.to_pylist() and "v003" not in rebuilt.cohort_ids.to_pylist()
+    plain = replace(ALL, score=ScoreSettings(normalise="none"))  # by a cohort, a video's own segments do not count
+    now, then = (scores(toy_gallery, index, settings=plain) for index in (rebuilt, first_index))
+    assert now["v003"] == now["v030"] == then["v030"] != then["v003"]
+
+
+def test_a_corrected_video_is_built_anew_though_its_ingest_is_the_same(toy_gallery: Gallery, first_index: Index) -> None:
+    before = scores(toy_gallery, first_index)
+    committed_again(toy_gallery, "v003", kind="correct", camera_id="cam7")
+    assert index_lag(toy_gallery, first_index) == Lag(missing=0, outdated=1)
+    rebuilt = extended(toy_gallery)
+    row = rebuilt.rows([rebuilt.position("v003")])[0]
+    assert row["camera_id"] == "cam7" and rebuilt.partitions_matching(["cam7"]) == [holder(rebuilt, "v003")]
+    assert scores(toy_gallery, rebuilt) == before
+
+
+def test_a_video_whose_source_was_rejected_later_is_counted_and_leaves_the_next_version(
+    toy_gallery: Gallery, first_index: Index
+) -> None:
+    row = {"uri": "/videos/v003.mp4", "video_id": "v003", "source_id": "v003", "reason": "truncated"}
+    toy_gallery.commit(VIDEOS_SCHEMA.empty_table(), pa.Table.from_pylist([row], schema=REJECTS_SCHEMA))
+    assert index_lag(toy_gallery, first_index) == Lag(missing=0, outdated=1)
+    forget(toy_gallery, Selection(("v004",)), "a test")
+    assert index_lag(toy_gallery, first_index) == Lag(missing=0, outdated=1)  # what was forgotten is in no result anyway
+    assert extended(toy_gallery).position("v003") == -1
 
 
 # additions

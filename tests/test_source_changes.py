@@ -22,9 +22,11 @@ from pipeline.index import index_lag
 from pipeline.index_build import build_index
 from pipeline.ingest import ingest
 from pipeline.pieces import decode_source
+from pipeline.provenance import source_hash
 from pipeline.retention import Selection, compact, forget
 from pipeline.settings import IndexSettings
 from pipeline.source_changes import STILL_CHANGING, Changes, find_changes, is_changing, too_young, with_states
+from tests.conftest import toy_spec
 from tests.test_ingest import SAMPLING, SETTINGS, contents, end_row, piece_row, written
 from tests.test_video import write_video
 
@@ -51,8 +53,6 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gallery(tmp_path: Path) -> Gallery:
-    from tests.conftest import toy_spec
-
     return Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
 
 
@@ -67,8 +67,6 @@ PLAIN = NAMED + "a.mp4,a,cam1,2026-03-01T12:00:00Z,\nb.mp4,b,,,\nc.mp4,c,,,\n"
 
 def taken_in(gallery: Gallery, catalog: Catalog, rejected: tuple[str, ...] = (), value: float = 1.0) -> pa.Table:
     """Commit made-up frames of every source of a catalog, or a reject; returns the catalog with the states it had then."""
-    from pipeline.provenance import source_hash
-
     table = with_states(catalog.table)
     committer = Committer(gallery, table)
     for row in table.to_pylist():
@@ -364,9 +362,8 @@ def test_changes_are_named_and_with_update_the_new_videos_stand_for_the_old_ones
     text = text.replace("still,,", "still,,cam7")
     told = ingest(manifest(folder, text), gallery, SAMPLING)
     assert (told.changed, told.updated, told.corrected, told.candidates) == ((str(crowd),), 0, 1, 1)
-    assert "1 input has changed since the ingest; --update" in describe(told, "in", "g", "b") and str(crowd) in describe(
-        told, "in", "g", "b"
-    )
+    words = describe(told, "in", "g", "b")
+    assert "1 input has changed since the ingest; --update" in words and f"    {crowd}\n" in words
     assert row_of(gallery, "crowd#1") == before and row_of(gallery, "still")["camera_id"] == "cam7"
     assert not len(gallery.snapshot().rejects)  # the upload was completed and tried again unasked
 
