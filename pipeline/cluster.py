@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, UsageError
@@ -46,6 +47,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to leave the machine unasked
             ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+            _close_token()
     except Exception as error:  # a start that takes too long is a bare Exception
         ray.shutdown()
         said = (str(error).splitlines() or [type(error).__name__])[0]
@@ -56,6 +58,14 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def _close_token() -> None:
+    """Let nobody else read the token that Ray has made for this account; Ray itself leaves it readable to all."""
+    token = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(FileNotFoundError):
+        if token.stat().st_mode & 0o077:
+            token.chmod(0o600)
 
 
 def _check_reachable(address: str) -> None:

@@ -53,6 +53,23 @@ def test_ray_that_does_not_start_is_one_sentence(
         pass
 
 
+def test_the_token_that_ray_makes_is_closed_to_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import ray
+
+    def started(**_: object) -> None:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray/auth_token").write_text("made by Ray")
+        (tmp_path / ".ray/auth_token").chmod(0o644)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", started)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with connected():
+        assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.cluster
 def test_the_steps_of_one_machine_give_a_cluster_that_wants_its_token(tmp_path: Path) -> None:
     """The commands of cluster/README.md, up to the start, in an empty home; only ports, folder and waiting are the test's."""
