@@ -62,7 +62,7 @@ def occlusion(
             place = work / f"{kind}-{share}-{spec.identity.replace('@', '-')}"
             gallery = Gallery.open_or_create(place, GallerySettings(spec, 10.0, None))
             catalog = read_catalog(copies / "manifest.csv")
-            ingest(catalog, gallery, Sampling(10.0, None, spec.height, spec.width))
+            ingest(catalog, gallery, Sampling(height=spec.height, width=spec.width))
             trained, calibration = find_head(head, gallery)
             index = build_index(gallery, head=trained, calibration=calibration)
             pairs = judged_pairs(index.videos, [Split(None, None, frozenset(catalog.table["source_id"].to_pylist()))])

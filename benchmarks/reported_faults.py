@@ -349,7 +349,8 @@ def read_by_product(path: Path, by: str) -> Found:
 def decoded(path: Path, rate: float, by: str) -> tuple[list[int], list[float], str, float, float, str]:
     """Barcodes, times, the refusal, how far colours are off, MiB and what the reader tells, at some sampled frames a second."""
     with Decoder(Sampling(rate=rate, height=SIZE[1], width=SIZE[0], time_limit=TIME_LIMIT)) as decoder:
-        list(decoder.events(f"{path}.missing"))  # by its answer the libraries are loaded
+        if by == "memory":
+            list(decoder.events(str(write(path.with_name("short.mp4"), range(1)))))  # by its answer the libraries are loaded
         child = decoder._process.pid if decoder._process else "self"
         before = peak(child)
         ids: list[int] = []

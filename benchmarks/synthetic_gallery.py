@@ -145,11 +145,12 @@ def _video_rows(
 ) -> pa.Table:
     count, began = len(ids), datetime(2026, 3, 1, tzinfo=UTC)
     seconds = np.arange(first, first + count) * (DAYS * 86400 / settings.videos)  # in the order of time, as they come in
+    start = [began + timedelta(seconds=float(second)) for second in seconds]
     columns = {
         "video_id": ids,
         "uri": [f"synthetic/{name}.mp4" for name in ids],
         "camera_id": [f"cam{number:04d}" for number in camera],
-        "start_time": [began + timedelta(seconds=float(second)) for second in seconds],
+        "start_time": start,
         "fps": np.full(count, 10.0),
         "source_frames": frames,
         "width": np.full(count, 128),
@@ -161,11 +162,16 @@ def _video_rows(
         "backbone": [settings.gallery.backbone.identity] * count,
         "ingested_at": [datetime.now(UTC)] * count,
         "source_id": ids,
-        "track": pa.nulls(count),
-        "boxes_uri": pa.nulls(count),
-        "ingested_hash": pa.nulls(count),
+        "seen_from": start,
+        "seen_to": [at + timedelta(seconds=(int(n) - 1) / 10) for at, n in zip(start, frames, strict=True)],
+        "passed_over": np.zeros(count, np.int32),
+        "remarks": [[]] * count,
     }
-    return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in VIDEOS_SCHEMA], schema=VIDEOS_SCHEMA)
+    arrays = [
+        pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(count, field.type)
+        for field in VIDEOS_SCHEMA
+    ]
+    return pa.Table.from_arrays(arrays, schema=VIDEOS_SCHEMA)
 
 
 @dataclass(frozen=True)

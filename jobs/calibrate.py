@@ -49,7 +49,7 @@ def calibrate(
     settings, score = IndexSettings(segment_length, stride), ScoreSettings(ratio, normalise=normalise)  # type: ignore[arg-type]
     labelled = read_labelled(data, part=part)
     gallery = Gallery.open_or_create(resolve(out).join("gallery").uri, GallerySettings(spec, sample_rate, None))
-    summary = ingest(labelled.catalog, gallery, Sampling(sample_rate, None, spec.height, spec.width), address=address)
+    summary = ingest(labelled.catalog, gallery, Sampling(rate=sample_rate, height=spec.height, width=spec.width), address=address)
     with head_folder(head) as folder:
         trained = head_for(gallery, folder)  # whatever calibration lies there is about to be replaced
     index = current_index(gallery, settings, trained) or build_index(gallery, settings, trained)

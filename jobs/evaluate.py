@@ -87,7 +87,7 @@ def evaluate(
     started_at = datetime.now(UTC).isoformat()
     why = {"reason": reason, "case": case, "started_at": started_at}
     with failures_recorded(gallery, "evaluate", {"data": unicode_only(data)} | why):
-        sampling = Sampling(sample_rate, None, spec.height, spec.width)
+        sampling = Sampling(rate=sample_rate, height=spec.height, width=spec.width)
         rejected = _ingest_all(labelled, gallery, sampling, address)
         trained, calibration = find_head(head, gallery)
         index = current_index(gallery, settings, trained, calibration)

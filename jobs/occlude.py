@@ -38,7 +38,7 @@ def occlude(
             print(f"{done}/{total} videos", file=sys.stderr, flush=True)
 
     manifest, left_out = occlude_catalog(
-        labelled.catalog, out, OcclusionSettings(share, kind, seed), Sampling(sample_rate, None, 256, 128), progress
+        labelled.catalog, out, OcclusionSettings(share, kind, seed), Sampling(rate=sample_rate), progress
     )
     for line in left_out[:SHOWN]:
         print(printable(f"left out: {line}"), file=sys.stderr)

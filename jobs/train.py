@@ -308,7 +308,7 @@ def _gallery(data: str, place: Location, backbone: str | None, sample_rate: floa
     for note in labelled.notes:
         print(f"{labelled.name}: {note}", file=sys.stderr)
     gallery = Gallery.open_or_create(place.uri, GallerySettings(spec, sample_rate, None))
-    summary = ingest(labelled.catalog, gallery, Sampling(sample_rate, None, spec.height, spec.width), address=address)
+    summary = ingest(labelled.catalog, gallery, Sampling(rate=sample_rate, height=spec.height, width=spec.width), address=address)
     print(f"{labelled.name}: {summary.usable} videos in {place.uri}, {summary.refused} rejected", file=sys.stderr, flush=True)
     return gallery
 

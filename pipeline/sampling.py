@@ -12,7 +12,7 @@ SCENE_PIXELS = 352 * 288  # of the smallest picture that cameras usually give
 LONGEST_WAIT = 1_000_000  # seconds, some twelve days; the system's calls that wait take no more than twice as long
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Which frames of a video are looked at, in what size, and the limits past which a video is refused.
 

@@ -78,8 +78,16 @@ def target_decoder(gallery: Gallery, time_limit: float = 60.0, scenes: bool = Fa
     frame_rate: see `Sampling`.
     """
     settings, spec = gallery.settings, gallery.settings.backbone
-    sampling = Sampling(settings.rate, settings.image_rate, frame_rate, spec.height, spec.width, time_limit=time_limit)
-    return Decoder(replace(sampling, scenes=scenes))
+    sampling = Sampling(
+        rate=settings.rate,
+        image_rate=settings.image_rate,
+        frame_rate=frame_rate,
+        height=spec.height,
+        width=spec.width,
+        time_limit=time_limit,
+        scenes=scenes,
+    )
+    return Decoder(sampling)
 
 
 def read_targets(

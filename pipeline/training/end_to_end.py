@@ -111,7 +111,7 @@ def _labelled_rows(source: Source) -> list[dict[str, Any]]:
 def _decode_all(source: Source, frames: NDArray[np.uint8]) -> int:
     """Write the frames of a gallery's labelled videos, in the order of their ids, to the front of `frames`; returns how many."""
     settings = source.gallery.settings
-    sampling = Sampling(settings.rate, settings.image_rate, frames.shape[1], frames.shape[2])
+    sampling = Sampling(rate=settings.rate, image_rate=settings.image_rate, height=frames.shape[1], width=frames.shape[2])
     rows = _labelled_rows(source)
     ends = np.cumsum([row["sampled_frames"] for row in rows])
     places = {(row["uri"], row["track"]): end - row["sampled_frames"] for row, end in zip(rows, ends, strict=True)}
