@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, printable, run
+from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Endpoints, InsecureCluster, printable, run
 from pipeline.backbone import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
 from pipeline.catalog import read_catalog
+from pipeline.cluster import Cluster
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.ingest import IngestProgress, IngestSummary, Workers
 from pipeline.ingest import ingest as run_ingest
 from pipeline.sampling import Sampling
-from pipeline.storage import canonical_uri
 
 
 def ingest(
@@ -36,7 +36,14 @@ def ingest(
         float | None,
         typer.Option(help="Frames a second of streams that carry no times, such as raw H.264 [default: what they say, else 25]."),
     ] = None,
-    root: Annotated[list[str] | None, typer.Option(help="Folder or prefix that inputs must lie in; may be given again.")] = None,
+    root: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder or prefix that inputs must lie in; may be repeated. Those of the first ingest stay with the gallery; a "
+            "later ingest may name some within them, for itself."
+        ),
+    ] = None,
+    endpoint: Endpoints = None,
     max_frames: Annotated[int, typer.Option(help="Most sampled frames of one candidate; longer ones are rejected.")] = 20_000,
     max_bytes: Annotated[int, typer.Option(help="Largest video file, in bytes.")] = 16 << 30,
     min_box: Annotated[int, typer.Option(help="Pixels of a box that must lie inside the frame, each way.")] = 8,
@@ -56,6 +63,7 @@ def ingest(
         typer.Option(help="Pieces (about: videos) of a shard and commit [default: a 20th of the inputs, 16 to 512].", min=1),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    insecure_cluster: InsecureCluster = False,
 ) -> None:
     """Decode, sample, crop and embed candidate videos into a gallery. Run again, it does only what is missing.
 
@@ -78,19 +86,20 @@ def ingest(
         max_damage=max_damage,
         time_limit=time_limit,
         memory_limit=memory_limit << 20,
-        roots=tuple(map(canonical_uri, root or ())),
     )
     workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
-    catalog = read_catalog(source, roots=root)
+    catalog = read_catalog(source, roots=root, endpoints=endpoint)
     if spec.name != EFFICIENTNET:
         load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
-    opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate))
+    opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate, catalog.reach.roots))
     if not_read := catalog.not_read():
         print(printable(f"not read: {not_read}"), file=sys.stderr)
     print(
         f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...", file=sys.stderr, flush=True
     )
-    summary = run_ingest(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), address, source)
+    summary = run_ingest(
+        catalog, opened, sampling, workers, retry_rejected, ProgressLine(), Cluster(address, insecure_cluster), source
+    )
     print(describe(summary, source, gallery, spec.identity))
     if summary.unaccounted or (summary.refused and not summary.usable):
         raise typer.Exit(FAILED)

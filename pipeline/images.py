@@ -17,7 +17,7 @@ from pipeline.catalog import IMAGE_SUFFIXES
 from pipeline.errors import VideoError
 from pipeline.reading import Alive, Frame, Reader, Reading
 from pipeline.sampling import Sampling, resize
-from pipeline.storage import Location, StorageError, inside_checker, resolve
+from pipeline.storage import Location, StorageError, resolve
 
 LISTING_SECONDS = 600  # for which the listing of a bucket prefix is good; local folders say when they change
 
@@ -134,6 +134,6 @@ def _listed_images(uri: str, stamp: int) -> list[str]:
 
 
 def refuse_outside(uri: str, sampling: Sampling) -> None:
-    """Raises VideoError for what lies outside the roots by now: a link may have changed since the catalog was read."""
-    if sampling.roots and not inside_checker(sampling.roots)(uri):
-        raise VideoError("outside_roots", f"{uri} lies outside the allowed roots")
+    """Raises VideoError for what is out of reach by now: a link may have changed since the catalog was read."""
+    if refusal := sampling.reach.refusal(uri):
+        raise VideoError(*refusal)

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import UsageError
+from pipeline.storage import Reach
 
 SCENE_PIXELS = 352 * 288  # of the smallest picture that cameras usually give
 LONGEST_WAIT = 1_000_000  # seconds, some twelve days; the system's calls that wait take no more than twice as long
@@ -25,7 +26,7 @@ class Sampling:
     min_box: pixels of a box that must lie inside the frame, in each direction, for it to count.
     time_limit: seconds without progress after which a video is given up. memory_limit: bytes that decoding may take.
     scenes: whether a source without boxes may show a whole scene (`looks_like_a_scene`); a target may not.
-    roots: canonical uris that whatever is opened must lie below, links followed; (): anywhere.
+    roots, endpoints: where what is opened may lie and who may be asked for it, see `pipeline.storage.Reach`.
     """
 
     rate: float = 10.0
@@ -42,6 +43,7 @@ class Sampling:
     memory_limit: int = 3 << 30
     scenes: bool = True
     roots: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         positive = (
@@ -63,6 +65,10 @@ class Sampling:
             raise UsageError(f"the damage that is passed over is a share from 0 to 1, not {self.max_damage}")
         if self.time_limit > LONGEST_WAIT:
             raise UsageError(f"a time limit is at most {LONGEST_WAIT} seconds, not {self.time_limit:g}")
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(self.roots, self.endpoints)
 
 
 class Ticks:
