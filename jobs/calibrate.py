@@ -5,10 +5,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from jobs.command_line import BACKBONE_HELP, run
+from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
 from pipeline.audit import append_record
 from pipeline.backbone import DEFAULT, find_backbone
 from pipeline.calibration import fit_calibration, save_calibration, settings_of
+from pipeline.cluster import Cluster
 from pipeline.datasets import read_labelled
 from pipeline.errors import UsageError
 from pipeline.evaluation import Split, coattention_scores, judged_pairs
@@ -39,6 +40,8 @@ def calibrate(
     normalise: Annotated[str, typer.Option(help="cohort or none, as in the searches that the calibration is for.")] = "cohort",
     name: Annotated[str | None, typer.Option(help="Name of the videos, for people who read a report [default: --data].")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    insecure_cluster: InsecureCluster = False,
+    endpoint: Endpoints = None,
 ) -> None:
     """Fit the probability of "same person" to the scores of labelled videos and keep it beside the head.
 
@@ -47,9 +50,14 @@ def calibrate(
     """
     spec = find_backbone(backbone)
     settings, score = IndexSettings(segment_length, stride), ScoreSettings(ratio, normalise=normalise)  # type: ignore[arg-type]
-    labelled = read_labelled(data, part=part)
+    labelled = read_labelled(data, part=part, endpoints=endpoint or ())
     gallery = Gallery.open_or_create(resolve(out).join("gallery").uri, GallerySettings(spec, sample_rate, None))
-    summary = ingest(labelled.catalog, gallery, Sampling(rate=sample_rate, height=spec.height, width=spec.width), address=address)
+    summary = ingest(
+        labelled.catalog,
+        gallery,
+        Sampling(rate=sample_rate, height=spec.height, width=spec.width),
+        address=Cluster(address, insecure_cluster),
+    )
     with head_folder(head) as folder:
         trained = head_for(gallery, folder)  # whatever calibration lies there is about to be replaced
     index = current_index(gallery, settings, trained) or build_index(gallery, settings, trained)
@@ -60,7 +68,7 @@ def calibrate(
         pairs = judged_pairs(index.videos, [Split(labelled.queries, labelled.gallery, sources)])
     except UsageError as error:
         raise UsageError(f"{data}: {error}") from error
-    with opened_partitions(gallery, index, address=address) as partitions:
+    with opened_partitions(gallery, index, address=Cluster(address, insecure_cluster)) as partitions:
         scores = coattention_scores(gallery, index, partitions, pairs.query_rows, pairs.gallery_rows, score)
     persons = np.array([person or "" for person in index.videos["person_id"].to_pylist()], np.str_)
     q, g = np.nonzero(pairs.valid)

@@ -21,6 +21,17 @@ from pipeline.errors import PipelineError, UsageError
 
 BACKBONE_HELP = f"Backbone by name ({', '.join(backbone_names())}), or the path of an ONNX file with a sidecar .json."
 DONE, FAILED, BAD_USAGE, SOME_REJECTED = 0, 1, 2, 3
+InsecureCluster = Annotated[
+    bool,
+    typer.Option("--insecure-cluster", help="Take a Ray cluster that asks for no token: who reaches its ports can run code."),
+]
+Endpoints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--endpoint",
+        help="URL of an object store that uris in the data may name, besides those in this command; may be repeated.",
+    ),
+]
 _JOINERS = "\u200c\u200d"  # Persian and Indian names are written with them
 LOG_FLAGS: dict[str, tuple[str | None, Any]] = {
     "log_format": (

@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import Endpoints, run
 from pipeline.datasets import read_labelled
 from pipeline.distillation.loop import DistillationSettings, Metrics, hints_phase, whole_phase
 from pipeline.distillation.run import Outcome, PoolSettings, distil
@@ -52,6 +52,7 @@ def main(
     ] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of all random choices.", min=0)] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: one a core].", min=1)] = None,
+    endpoint: Endpoints = None,
 ) -> None:
     """Distil an OSNet into a student of the same channels, with a second teacher into a branch of it, and export it to ONNX.
 
@@ -75,7 +76,7 @@ def main(
     pool_settings = PoolSettings(
         pool, frames, held_out_share, shares=tuple(share or ()), sampling=Sampling(rate=sample_rate), seed=seed
     )
-    labelled = [read_labelled(source, part="train") for source in data]
+    labelled = [read_labelled(source, part="train", endpoints=endpoint or ()) for source in data]
     about = {
         "command": shlex.join(["python", "-m", "jobs.distil", *sys.argv[1:]]),
         "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.command_line import BACKBONE_HELP, run
+from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
 from pipeline.audit import append_record, check_policy, failures_recorded, unicode_only
 from pipeline.backbone import DEFAULT, find_backbone, parse_input_size
+from pipeline.cluster import Cluster
 from pipeline.datasets import LabelledData, read_labelled
 from pipeline.errors import UsageError
 from pipeline.evaluation import EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores
@@ -63,6 +64,8 @@ def evaluate(
         bool, typer.Option("--save-scores", help="Write scores.parquet, every pair that counts with its scores.")
     ] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    insecure_cluster: InsecureCluster = False,
+    endpoint: Endpoints = None,
     reason: Annotated[str | None, typer.Option(help="Why it is evaluated; goes into the audit log.")] = None,
     case: Annotated[str | None, typer.Option(help="Case or ticket number; goes into the audit log.")] = None,
 ) -> None:
@@ -80,15 +83,17 @@ def evaluate(
     if folder.info().is_file:
         raise UsageError(f"{out} is a file; an evaluation is written into a folder")
     labelled = [
-        read_labelled(data, part=part, protocol=protocol, split=number, first_half=first_half) for number in _splits(split)
+        read_labelled(data, part=part, protocol=protocol, split=number, first_half=first_half, endpoints=endpoint or ())
+        for number in _splits(split)
     ]
     gallery = Gallery.open_or_create(folder.join("gallery").uri, GallerySettings(spec, sample_rate, None))
     check_policy(gallery, reason, case)
     started_at = datetime.now(UTC).isoformat()
     why = {"reason": reason, "case": case, "started_at": started_at}
+    cluster = Cluster(address, insecure_cluster)
     with failures_recorded(gallery, "evaluate", {"data": unicode_only(data)} | why):
         sampling = Sampling(rate=sample_rate, height=spec.height, width=spec.width)
-        rejected = _ingest_all(labelled, gallery, sampling, address)
+        rejected = _ingest_all(labelled, gallery, sampling, cluster)
         trained, calibration = find_head(head, gallery)
         index = current_index(gallery, settings, trained, calibration)
         index = index or build_index(gallery, settings, trained, calibration=calibration)
@@ -97,7 +102,7 @@ def evaluate(
         except UsageError as error:
             raise UsageError(f"{data}: {error}") from error
         keep: dict[str, Any] | None = {} if save_scores else None
-        with opened_partitions(gallery, index, address=address) as partitions:
+        with opened_partitions(gallery, index, address=cluster) as partitions:
             judged = evaluate_index(gallery, index, partitions, pairs, score, figures, keep, ProgressLine())
     named = {"data": data, "model": index.model, "index_version": index.version, "rejected": rejected}
     asked = {"part": part, "protocol": protocol, "split": split, "first_half": first_half, "sample_rate": sample_rate}
@@ -125,10 +130,10 @@ def _splits(text: str) -> range:
     return range(int(text), int(text) + 1)
 
 
-def _ingest_all(labelled: list[LabelledData], gallery: Gallery, sampling: Sampling, address: str | None) -> int:
+def _ingest_all(labelled: list[LabelledData], gallery: Gallery, sampling: Sampling, cluster: Cluster) -> int:
     """Bring the videos of all splits into the gallery; returns how many inputs were rejected."""
     for one in labelled:
-        summary = ingest(one.catalog, gallery, sampling, address=address)
+        summary = ingest(one.catalog, gallery, sampling, address=cluster)
         if summary.unaccounted:
             print(f"{summary.unaccounted} inputs were lost on the way; run the same command again", file=sys.stderr)
     sources = {source for one in labelled for source in one.catalog.table["source_id"].to_pylist()}

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import InsecureCluster, run
+from pipeline.cluster import Cluster
 from pipeline.gallery import Gallery
 from pipeline.index import Index, current_index, extensible_index, find_head, version_files
 from pipeline.index_build import build_index
@@ -31,6 +32,7 @@ def index(
         int | None, typer.Option(help="Partitions built at a time [default: 1; on a cluster one a CPU].", min=1)
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this process].")] = None,
+    insecure_cluster: InsecureCluster = False,
 ) -> None:
     """Make an index version of everything in the gallery and publish it in one step; searches under way keep theirs.
 
@@ -54,7 +56,9 @@ def index(
         print(f"{done}/{total} videos indexed", file=sys.stderr, flush=True)
 
     base = None if force else extensible_index(opened, settings, trained)
-    built = build_index(opened, settings, trained, progress, calibration, base=base, workers=workers, address=address)
+    built = build_index(
+        opened, settings, trained, progress, calibration, base=base, workers=workers, address=Cluster(address, insecure_cluster)
+    )
     manifest = built.manifest
     print(f"index {built.version} of {gallery}")
     print(f"  videos        {manifest['videos']}, {manifest['frames']} frames, {manifest['segments']} segments")

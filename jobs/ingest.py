@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, printable, run
+from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Endpoints, InsecureCluster, printable, run
 from pipeline.backbone import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
 from pipeline.catalog import read_catalog
+from pipeline.cluster import Cluster
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.ingest import IngestProgress, IngestSummary, Workers
 from pipeline.ingest import ingest as run_ingest
 from pipeline.retention import take_forgotten
 from pipeline.sampling import Sampling
-from pipeline.storage import canonical_uri
 
 SHOWN = 10  # inputs that have changed
 
@@ -39,7 +39,14 @@ def ingest(
         float | None,
         typer.Option(help="Frames a second of streams that carry no times, such as raw H.264 [default: what they say, else 25]."),
     ] = None,
-    root: Annotated[list[str] | None, typer.Option(help="Folder or prefix that inputs must lie in; may be given again.")] = None,
+    root: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder or prefix that inputs must lie in; may be repeated. Those of the first ingest stay with the gallery; a "
+            "later ingest may name some within them, for itself."
+        ),
+    ] = None,
+    endpoint: Endpoints = None,
     max_frames: Annotated[int, typer.Option(help="Most sampled frames of one candidate; longer ones are rejected.")] = 20_000,
     max_bytes: Annotated[int, typer.Option(help="Largest video file, in bytes.")] = 16 << 30,
     min_box: Annotated[int, typer.Option(help="Pixels of a box that must lie inside the frame, each way.")] = 8,
@@ -75,6 +82,7 @@ def ingest(
         typer.Option(help="Pieces (about: videos) of a shard and commit [default: a 20th of the inputs, 16 to 512].", min=1),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    insecure_cluster: InsecureCluster = False,
 ) -> None:
     """Decode, sample, crop and embed candidate videos into a gallery. Run again, it does only what is missing.
 
@@ -98,13 +106,12 @@ def ingest(
         time_limit=time_limit,
         memory_limit=memory_limit << 20,
         cpu_limit=cpu_limit,
-        roots=tuple(map(canonical_uri, root or ())),
     )
     workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
-    catalog = read_catalog(source, roots=root)
+    catalog = read_catalog(source, roots=root, endpoints=endpoint)
     if spec.name != EFFICIENTNET:
         load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
-    opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate))
+    opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate, catalog.reach.roots))
     for file in forgotten or ():
         if gone := take_forgotten(opened, file):
             print(f"{len(gone)} videos of this gallery stand in {printable(file)} and were forgotten", file=sys.stderr)
@@ -114,7 +121,7 @@ def ingest(
         f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...", file=sys.stderr, flush=True
     )
     summary = run_ingest(
-        *(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), address, source),
+        *(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), Cluster(address, insecure_cluster), source),
         update=update,
         quiet_period=quiet_period,
     )

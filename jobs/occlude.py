@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import local_folder, printable, run
+from jobs.command_line import Endpoints, local_folder, printable, run
 from pipeline.datasets import read_labelled
 from pipeline.occlusion import OcclusionSettings, occlude_catalog
 from pipeline.sampling import Sampling
@@ -24,6 +24,7 @@ def occlude(
     seed: Annotated[int, typer.Option(help="Number that everything random is drawn from.")] = 0,
     sample_rate: Annotated[float, typer.Option(help="Frames taken, a second of video.")] = 10.0,
     part: Annotated[str, typer.Option(help="Part of a data set: train, val, test or all.")] = "test",
+    endpoint: Endpoints = None,
 ) -> None:
     """Write copies of videos in which something covers all but the person's head for a while.
 
@@ -31,7 +32,7 @@ def occlude(
     jobs.evaluate says what a head does where people are hidden.
     """
     local_folder(out)
-    labelled = read_labelled(data, part=part)
+    labelled = read_labelled(data, part=part, endpoints=endpoint or ())
 
     def progress(done: int, total: int) -> None:
         if done % 50 == 0 or done == total:

@@ -1,5 +1,6 @@
 """Search a gallery for the person in one or more targets: python -m jobs.search TARGET ... --gallery G --out R"""
 
+import contextlib
 import functools
 import math
 import re
@@ -12,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from jobs.command_line import imports, parse_time, printable, run
+from jobs.command_line import Endpoints, InsecureCluster, imports, parse_time, printable, run
 from pipeline.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
 from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
@@ -22,7 +23,7 @@ from pipeline.results import SearchResult, write_results
 from pipeline.sampling import Sampling
 from pipeline.seen import span_words
 from pipeline.settings import ScoreSettings, SearchSettings
-from pipeline.storage import StorageError, resolve
+from pipeline.storage import Reach, StorageError, canonical_uri, resolve
 from pipeline.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
 from pipeline.video import Box
 
@@ -99,10 +100,12 @@ def search(
     target_stride: Annotated[int | None, typer.Option(help="Frames between target segments [default: the index's].")] = None,
     index_version: Annotated[str | None, typer.Option(help="Index version [default: the newest].")] = None,
     backbone: Annotated[str | None, typer.Option(help="Where the gallery's backbone is, if it has moved.")] = None,
+    endpoint: Endpoints = None,
     actors: Annotated[
         int | None, typer.Option(help="Ray actors; 0: this process [default: by the gallery's size and cluster].")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    insecure_cluster: InsecureCluster = False,
     time_limit: Annotated[float, typer.Option(help="Seconds without progress after which decoding a target is given up.")] = 60.0,
     report: Annotated[bool, typer.Option(help="Write report.html (decodes the shown frames again).")] = True,
     show_labels: Annotated[bool, typer.Option(help="Mark leads whose label in the gallery is the target's.")] = False,
@@ -151,10 +154,10 @@ def search(
         "started_at": datetime.now(UTC).isoformat(),
     }
     unread = [{"gallery": opened.location.uri, "target": unicode_only(target)} | asked for target in targets]
-    with (
-        failures_recorded(opened, "search", *unread),
-        target_decoder(opened, time_limit, whom.whole_picture, frame_rate) as decoder,
-    ):
+    with failures_recorded(opened, "search", *unread), contextlib.ExitStack() as stack:
+        named = [canonical_uri(name) for name in (*targets, boxes) if name is not None and not name.startswith(GALLERY_PREFIX)]
+        reach = opened.reach(*named, *([canonical_uri(out)] if out else []), endpoints=endpoint or ())
+        decoder = stack.enter_context(target_decoder(opened, time_limit, whom.whole_picture, frame_rate, reach.endpoints))
         if not all(name.startswith(GALLERY_PREFIX) for name in targets):
             decoder.start()
         with imports():  # of PyTorch: a second, in which the decoder begins
@@ -183,7 +186,7 @@ def search(
         print(ranked_list(result, show_labels))
     lag = index_lag(opened, index)  # after the leads: of a large gallery it may take seconds
     if out is not None:
-        hashed = functools.cache(_source_hash)
+        hashed = functools.cache(functools.partial(_source_hash, reach=reach))
         results = [replace(result, not_indexed=lag.missing) for result in results]
         results = [_with_hashes(result, hashed) for result in results] if hash_sources else results
         for changed in sorted({lead.video.uri for result in results for lead in result.leads if lead.source_changed}):
@@ -193,7 +196,8 @@ def search(
         if report:
             from pipeline.report import write_report
 
-            pictures = SourcePictures(time_limit)
+            # The targets' own pictures may lie outside the gallery's roots: somebody named them.
+            pictures = SourcePictures(time_limit, replace(reach, roots=reach.roots and (*reach.roots, *named)))
             try:
                 print(f"report: {write_report(results, out, pictures, show_labels=show_labels)}")
             finally:
@@ -293,10 +297,10 @@ def _between(text: str | None) -> tuple[time, time] | None:
     return time.fromisoformat(found[1]), time() if found[2] == "24:00" else time.fromisoformat(found[2])
 
 
-def _source_hash(uri: str) -> str | None:
-    """Of a source as it is now; None for one in an object store or that went away."""
+def _source_hash(uri: str, reach: Reach) -> str | None:
+    """Of a source as it is now; None for one in an object store, out of reach or that went away."""
     try:
-        return source_hash(uri) if uri.startswith("/") else None
+        return source_hash(uri, reach) if uri.startswith("/") else None
     except StorageError:
         return None
 

@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,9 +15,9 @@ import safetensors.torch
 import torch
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import Endpoints, InsecureCluster, run
 from pipeline.backbone import DEFAULT, BackboneSpec, find_backbone, parse_input_size
-from pipeline.cluster import cluster_is_named
+from pipeline.cluster import Cluster, cluster_is_named
 from pipeline.datasets import read_labelled
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import Gallery, GallerySettings
@@ -123,6 +124,8 @@ def train(
     cpus: Annotated[int, typer.Option(help="CPUs of one worker on Ray.", min=1)] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="Each worker on Ray takes a GPU.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    insecure_cluster: InsecureCluster = False,
+    endpoint: Endpoints = None,
 ) -> None:
     """Train a co-attention head on stored frame features and write it into OUT/head.
 
@@ -174,23 +177,27 @@ def train(
         }
         if wrong := [flag for flag, value in unused.items() if value]:
             raise UsageError(f"{', '.join(wrong)} is for a training with --end-to-end")
-    sources = []
+    cluster = Cluster(address, insecure_cluster)
+    sources, endpoints = [], set[str]()
     for number, name in enumerate([*data, *(hidden or [])]):
-        gallery = _gallery(name, folder.join("galleries", str(number)), backbone, sample_rate, address)
+        gallery, named = _gallery(name, folder.join("galleries", str(number)), backbone, sample_rate, cluster, endpoint or ())
+        endpoints |= {*named}
         sources.append(GallerySource(gallery.location.uri, str(number % len(data)), number >= len(data)))
     plan = TrainingPlan(tuple(sources), folder.uri, validation_share, start, settings)
     progress = Progress(settings.epochs)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_ray = workers if workers is not None else int(cluster_is_named(address))
+    on_ray = workers if workers is not None else int(cluster_is_named(cluster))
     if end_to_end:
         from pipeline.training.end_to_end import run_end_to_end
 
         _say_how_much(plan, spec)
-        run_end_to_end(plan, network, spec, progress, device, running_statistics=not batch_statistics)
+        run_end_to_end(
+            plan, network, spec, progress, device, running_statistics=not batch_statistics, endpoints=sorted(endpoints)
+        )
     elif on_ray:
         from pipeline.training.distributed import WorkerSettings, train_on_ray
 
-        train_on_ray(plan, WorkerSettings(on_ray, gpu, cpus), lambda: progress.follow(folder), address)
+        train_on_ray(plan, WorkerSettings(on_ray, gpu, cpus), lambda: progress.follow(folder), cluster)
     else:
         run_training(plan, progress, device)
     checkpoint = newest_checkpoint(folder)
@@ -292,25 +299,28 @@ def _value(text: str, kind: str) -> Any:
     return None if "None" in kind and text == "none" else float(text)
 
 
-def _gallery(data: str, place: Location, backbone: str | None, sample_rate: float, address: str | None) -> Gallery:
-    """The gallery that `data` is, or the one at `place` after its videos are ingested."""
+def _gallery(
+    data: str, place: Location, backbone: str | None, sample_rate: float, cluster: Cluster, endpoints: Sequence[str]
+) -> tuple[Gallery, tuple[str, ...]]:
+    """The gallery that `data` is, or the one at `place` after its videos are ingested; and the endpoints of `Reach`."""
     if ":" not in data.split("/")[0] or "://" in data:
         location = resolve(data)
         if location.join("gallery.json").exists():
             gallery = Gallery.open(data)
             if backbone is not None and (spec := find_backbone(backbone)).identity != gallery.settings.backbone.identity:
                 raise UsageError(f"{data} was made with the backbone {gallery.settings.backbone.identity}, not {spec.identity}")
-            return gallery
+            return gallery, gallery.reach(endpoints=endpoints).endpoints
     from pipeline.ingest import ingest
 
     spec = find_backbone(backbone or DEFAULT)
-    labelled = read_labelled(data, part="train")
+    labelled = read_labelled(data, part="train", endpoints=endpoints)
     for note in labelled.notes:
         print(f"{labelled.name}: {note}", file=sys.stderr)
     gallery = Gallery.open_or_create(place.uri, GallerySettings(spec, sample_rate, None))
-    summary = ingest(labelled.catalog, gallery, Sampling(rate=sample_rate, height=spec.height, width=spec.width), address=address)
+    sampling = Sampling(rate=sample_rate, height=spec.height, width=spec.width)
+    summary = ingest(labelled.catalog, gallery, sampling, address=cluster)
     print(f"{labelled.name}: {summary.usable} videos in {place.uri}, {summary.refused} rejected", file=sys.stderr, flush=True)
-    return gallery
+    return gallery, labelled.catalog.reach.endpoints
 
 
 class Progress:

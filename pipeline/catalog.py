@@ -22,13 +22,14 @@ from pyarrow import fs as pafs
 
 from pipeline.errors import UsageError
 from pipeline.manifest import MANIFEST_SUFFIXES, read_manifest
-from pipeline.storage import Location, StorageError, canonical_uri, inside_checker, is_utf8, resolve
+from pipeline.storage import Location, Reach, StorageError, canonical_uri, is_utf8, resolve
 
 REJECT_REASONS = {
     "missing": "there is no such file",
     "permission_denied": "the file or folder may not be read",
     "unavailable": "its storage, or the disk of who decodes it, does not answer; the next ingest tries it again",
     "outside_roots": "it lies outside the folders and buckets that are allowed",
+    "unnamed_endpoint": "its uri names an endpoint that the command does not (`--endpoint`); credentials are not sent there",
     "bad_name": "the file name is not UTF-8",
     "empty": "the file holds no bytes",
     "not_a_video": "the file is of another kind",
@@ -94,7 +95,7 @@ class Catalog:
 
     Of what lies below a folder input and belongs to no candidate, ignored has the number of files by extension (lower case, with
     the dot; "" for none), and ignored_images that of images by the reason, in words. ignored_columns: columns of a manifest that
-    were not read.
+    were not read. reach: where its uris may lead.
     """
 
     table: pa.Table
@@ -102,6 +103,7 @@ class Catalog:
     ignored: Mapping[str, int] = field(default_factory=dict)
     ignored_images: Mapping[str, int] = field(default_factory=dict)
     ignored_columns: tuple[str, ...] = ()
+    reach: Reach = field(default_factory=Reach)
 
     def not_read(self) -> str:
         """What was passed over, in words: "212 files: 120 .txt, 80 .json, 12 without extension"; "" where all was read."""
@@ -117,7 +119,9 @@ class Catalog:
         return "; ".join(parts)
 
 
-def read_catalog(source: str | Path, *, roots: Sequence[str | Path] | None = None) -> Catalog:
+def read_catalog(
+    source: str | Path, *, roots: Sequence[str | Path] | None = None, endpoints: Sequence[str] | None = None
+) -> Catalog:
     """The candidate videos of a folder or bucket prefix (searched recursively), a manifest, one video file or image pattern.
 
     In folders, files with one of VIDEO_SUFFIXES are candidates, and so are the images of each folder that holds numbered ones (a
@@ -129,7 +133,8 @@ def read_catalog(source: str | Path, *, roots: Sequence[str | Path] | None = Non
     candidate, as the input and in a manifest.
 
     roots: folders and prefixes that uris and boxes_uris must lie in; rows that do not are marked with the reject reason
-    "outside_roots". None or empty: anywhere.
+    "outside_roots". None or empty: anywhere. endpoints: URLs that they may name besides that of the source and the roots; rows
+    that name others are marked "unnamed_endpoint".
 
     Raises UsageError for an input that is missing, holds nothing usable or has a fault, which is named with its row (rows of a
     manifest count from 1, without the header), and StorageError when the storage refuses.
@@ -153,8 +158,9 @@ def read_catalog(source: str | Path, *, roots: Sequence[str | Path] | None = Non
         )
     _refuse_duplicates(catalog.table, "uri", location.uri)
     _refuse_duplicates(catalog.table, "source_id", location.uri)
-    table = _mark_outside(catalog.table, roots) if roots else catalog.table
-    return replace(catalog, table=table.sort_by("source_id"))
+    reach = Reach.of(location.uri, roots=roots or (), endpoints=endpoints or ())
+    table = _mark_refused(catalog.table, reach)
+    return replace(catalog, table=table.sort_by("source_id"), reach=reach)
 
 
 def is_image_pattern(name: str) -> bool:
@@ -345,14 +351,17 @@ def _refuse_duplicates(table: pa.Table, name: str, source: str) -> None:
         raise UsageError(f"{len(twice)} {what} values stand more than once in {source}: {named}")
 
 
-def _mark_outside(table: pa.Table, roots: Sequence[str | Path]) -> pa.Table:
-    is_inside, linked = inside_checker(roots), functools.lru_cache(maxsize=4096)(_linked_images)
+def _mark_refused(table: pa.Table, reach: Reach) -> pa.Table:
+    """The table with a reject reason for rows that lead out of reach."""
+    if not reach.roots and not any(pc.any(pc.match_substring(table[name], "?")).as_py() for name in ("uri", "boxes_uri")):
+        return table
+    refusal, linked = reach.refusals(), functools.lru_cache(maxsize=4096)(_linked_images)
     reasons, messages = table["reject_reason"].to_pylist(), table["reject_message"].to_pylist()
     for row, places in enumerate(zip(table["uri"].to_pylist(), table["boxes_uri"].to_pylist(), strict=True)):
-        links = linked(places[0]) if reasons[row] is None else []
-        outside = [place for place in (*places, *links) if place is not None and reasons[row] is None and not is_inside(place)]
-        if outside:
-            reasons[row], messages[row] = "outside_roots", f"{outside[0]} lies outside the allowed roots"
+        if reasons[row] is None:
+            links = linked(places[0]) if reach.roots else []
+            refusals = (refusal(place) for place in (*places, *links) if place is not None)
+            reasons[row], messages[row] = next(filter(None, refusals), (None, messages[row]))
     for name, values in (("reject_reason", reasons), ("reject_message", messages)):
         table = table.set_column(table.schema.get_field_index(name), SOURCE_SCHEMA.field(name), pa.array(values, pa.string()))
     return table

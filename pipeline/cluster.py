@@ -1,71 +1,106 @@
 """Connecting to Ray: the cluster that a job was submitted to, one named by its address, or one on this machine.
 
+Who reaches the ports of Ray can run code, unless Ray asks for a token; they are open on all of a machine's addresses, also where
+a command starts Ray for itself. So Ray without token authentication is refused, by asking it for something without a token.
+
 Ray takes half a second to import: only what connects does.
 """
 
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, UsageError
 
 CONNECT_SECONDS = 10.0
+_PROBES = {False: "/ray.rpc.InternalKVGcsService/InternalKVExists", True: "/ray.rpc.RayletDriver/ClusterInfo"}
 
 
-def cluster_is_named(address: str | None = None) -> bool:
+@dataclass(frozen=True)
+class Cluster:
+    """Which Ray to use.
+
+    address: of a running cluster ("auto" for the one on this machine); None: RAY_ADDRESS, and without that Ray is started on this
+    machine. insecure: whether a cluster is taken that asks for no token, so that whoever reaches its ports can run code.
+    """
+
+    address: str | None = None
+    insecure: bool = False
+
+
+def cluster_is_named(cluster: Cluster | str | None = None) -> bool:
     """Whether there is a cluster to use rather than one to start: by address, RAY_ADDRESS (as in a submitted job), or joined."""
     ray = sys.modules.get("ray")
-    return bool(address or os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+    return bool(_address(cluster)) or (ray is not None and ray.is_initialized())
 
 
 @contextlib.contextmanager
-def connected(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Ray for the time of a block of work.
 
-    address: of a running cluster ("auto" for the one on this machine); without it RAY_ADDRESS is used, and without that Ray is
-    started on this machine with `cpus` CPUs (default: all) and ended afterwards. What this process had joined already stays.
-    Raises UsageError when the named cluster does not answer, PipelineError when Ray does not start here.
+    cluster: which one, or its address. Where Ray is started on this machine, it has `cpus` CPUs (default: all) and is ended
+    afterwards; it asks for the token in ~/.ray/auth_token, which is made if there is none and which this user alone can read.
+    What this process had joined already stays.
+    Raises UsageError when the named cluster does not answer, or asks for no token and is not `insecure`, and PipelineError when
+    Ray does not start.
     """
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = _address(cluster)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address:
             _check_reachable(address)
             ray.init(address=address, **quiet)
         else:
+            _keep_token_private()
             # Ray's own processes write to this one's stderr, alarming words about every actor of Ray Data among them.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to leave the machine unasked
             ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
-            _close_token()
-    except Exception as error:  # a start that takes too long is a bare Exception
-        ray.shutdown()
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        if not address:
-            raise PipelineError(f"Ray does not start on this machine: {said}") from error
-        raise UsageError(f"no Ray cluster answers at {address!r}: {said}") from error
+    except Exception as error:  # a start-up that takes too long is a bare Exception in Ray
+        ray.shutdown()  # of what did start
+        raise _not_connected(error, address) from error
     try:
+        if not (isinstance(cluster, Cluster) and cluster.insecure) and not _asks_for_token(address):
+            which = f"at {address!r}" if address else "of this command"
+            raise UsageError(
+                f"the Ray cluster {which} asks for no token, so whoever reaches its ports can run code; "
+                "start it with RAY_AUTH_MODE=token (cluster/README.md), or accept it with --insecure-cluster"
+            )
         yield
     finally:
         ray.shutdown()
 
 
-def _close_token() -> None:
-    """Let nobody else read the token that Ray has made for this account; Ray itself leaves it readable to all."""
-    token = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(FileNotFoundError):
-        if token.stat().st_mode & 0o077:
-            token.chmod(0o600)
+def _address(cluster: Cluster | str | None) -> str | None:
+    return (cluster.address if isinstance(cluster, Cluster) else cluster) or os.environ.get("RAY_ADDRESS")
+
+
+def _not_connected(error: Exception, address: str | None) -> PipelineError:
+    """Ray's failure in one sentence."""
+    import ray
+
+    cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, ray.exceptions.AuthenticationError):
+        return UsageError(
+            f"the Ray cluster at {address!r} wants a token: set RAY_AUTH_MODE=token, and put the cluster's token into "
+            f"~/.ray/auth_token or where RAY_AUTH_TOKEN_PATH says ({cause})"
+        )
+    if not address:
+        return PipelineError(f"Ray does not start on this machine: {cause}")
+    return UsageError(f"no Ray cluster answers at {address!r}: {cause}")
 
 
 def _check_reachable(address: str) -> None:
@@ -73,3 +108,35 @@ def _check_reachable(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and "//" not in host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def _asks_for_token(address: str | None) -> bool:
+    """Whether the Ray that was just joined refuses a caller without a token. With Ray's own TLS, callers need a certificate."""
+    import grpc  # type: ignore[import-untyped]
+    import ray
+
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True
+    client = bool(address and address.startswith("ray://"))
+    where = address.removeprefix("ray://") if address and client else ray.get_runtime_context().gcs_address
+    with grpc.insecure_channel(where) as channel:
+        try:
+            channel.unary_unary(_PROBES[client])(b"", timeout=CONNECT_SECONDS)
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
+
+
+def _keep_token_private() -> None:
+    """Make the token of Ray on this machine unless one is set up, and close it to other users: Ray would leave it readable."""
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file, contextlib.suppress(FileExistsError):  # mode 0600
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.link(file.name, path)  # whole from the start, and another command's stays
+    if (status := path.stat()).st_uid == os.getuid() and status.st_mode & 0o077:
+        path.chmod(0o600)

@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.decoder import Decoder
 from pipeline.results import VideoRef
 from pipeline.sampling import Sampling
+from pipeline.storage import Reach
 
 HEIGHT, WIDTH = 192, 96  # pixels of a crop in a report
 
@@ -14,8 +15,11 @@ HEIGHT, WIDTH = 192, 96  # pixels of a crop in a report
 class SourcePictures:
     """Reads crops from the sources, in a decoder process. Close it when done."""
 
-    def __init__(self, time_limit: float = 60.0) -> None:
-        self.decoder = Decoder(Sampling(height=HEIGHT, width=WIDTH, time_limit=time_limit))
+    def __init__(self, time_limit: float = 60.0, reach: Reach | None = None) -> None:
+        """time_limit: seconds without progress. reach: where sources may lie; None: anywhere, at the cloud's own endpoints."""
+        reach = reach or Reach()
+        sampling = Sampling(height=HEIGHT, width=WIDTH, time_limit=time_limit, roots=reach.roots, endpoints=reach.endpoints)
+        self.decoder = Decoder(sampling)
 
     def __call__(self, video: VideoRef, wanted: Sequence[int] | Mapping[int, float | None]) -> Mapping[int, np.ndarray]:
         """Frame number -> RGB crop uint8 [192, 96, 3]; frames that cannot be read any more are left out.

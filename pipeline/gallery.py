@@ -16,8 +16,8 @@ neither a compaction nor another ingest at the same time can be undone by one. d
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,9 +32,13 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.forgotten import REASON, Forgotten
 from pipeline.formats import check_format
 from pipeline.seals import sealed, unsealed
-from pipeline.storage import Location, resolve
+from pipeline.storage import Location, Reach, inside_checker, resolve
 
-OLDEST_FORMAT, FORMAT = 1, 1  # of gallery.json, which stands for the tables too
+OLDEST_FORMAT, FORMAT, FORMAT_WITH_ROOTS = (
+    1,
+    1,
+    2,
+)  # of gallery.json, which stands for the tables too; the last keeps off releases that know no roots
 OLDEST_COMMIT, COMMIT_FORMAT = 1, 1
 READ_TRIES = 5
 ROW_GROUP_ROWS = 1024  # frames; a video is read without reading its shard
@@ -106,12 +110,14 @@ def frames_schema(feature_width: int) -> pa.Schema:
 class GallerySettings:
     """What every video of a gallery shares, so that its features compare.
 
-    backbone: its spec. rate: sampled frames a second; image_rate: frames a second of folders of images, or None.
+    backbone: its spec. rate: sampled frames a second; image_rate: frames a second of folders of images, or None. roots: canonical
+    uris that its sources must lie in or below whenever they are opened, links followed; (): anywhere.
     """
 
     backbone: BackboneSpec
     rate: float
     image_rate: float | None
+    roots: tuple[str, ...] = ()
 
     def differences(self, other: "GallerySettings") -> list[str]:
         """What differs, in words."""
@@ -164,6 +170,24 @@ class Gallery:
     def feature_width(self) -> int:
         return self.settings.backbone.dim
 
+    def narrowed(self, roots: Sequence[str]) -> tuple[str, ...]:
+        """These canonical uris, or the gallery's roots where there are none. Raises UsageError for one outside the gallery's."""
+        inside = inside_checker(self.settings.roots) if self.settings.roots else None
+        if inside is not None and (outside := [root for root in roots if not inside(root)]):
+            raise UsageError(
+                f"{outside[0]} lies outside the roots of {self.location.uri} ({', '.join(self.settings.roots)}), which stay as "
+                "its first ingest named them; use another gallery"
+            )
+        return tuple(roots) or self.settings.roots
+
+    def reach(self, *named: str, endpoints: Sequence[str] = ()) -> Reach:
+        """Where the uris of its rows may lead: below its roots, and to its own endpoint and those that a command names.
+
+        named: canonical uris in the command's own arguments. endpoints: URLs. Rows and settings name none: they are data.
+        """
+        found = Reach.of(self.location.uri, *named, endpoints=endpoints)
+        return Reach(self.settings.roots, found.endpoints)
+
     @classmethod
     def open(cls, uri: str | Path) -> "Gallery":
         """Open an existing gallery. Raises UsageError when there is none, PipelineError when gallery.json is unusable."""
@@ -172,7 +196,9 @@ class Gallery:
             raise UsageError(f"{location.uri} is not a gallery (it has no gallery.json); make one with jobs.ingest")
         try:
             fields = unsealed(location.join("gallery.json").read_bytes())
-            check_format(f"the gallery {location.uri}", fields["format"], OLDEST_FORMAT, FORMAT, "ingest its videos anew")
+            check_format(
+                f"the gallery {location.uri}", fields["format"], OLDEST_FORMAT, FORMAT_WITH_ROOTS, "ingest its videos anew"
+            )
             backbone = {
                 **fields["backbone"],
                 "mean": tuple(fields["backbone"]["mean"]),
@@ -180,7 +206,10 @@ class Gallery:
             }
             image_rate = fields["image_rate"]
             settings = GallerySettings(
-                BackboneSpec(**backbone), float(fields["rate"]), None if image_rate is None else float(image_rate)
+                BackboneSpec(**backbone),
+                float(fields["rate"]),
+                None if image_rate is None else float(image_rate),
+                tuple(map(str, fields.get("roots", ()))),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise PipelineError(f"{location.join('gallery.json').uri} is damaged: {error}") from error
@@ -188,18 +217,26 @@ class Gallery:
 
     @classmethod
     def open_or_create(cls, uri: str | Path, settings: GallerySettings) -> "Gallery":
-        """Open the gallery, or make it. Raises UsageError when one is there that was made with other settings."""
+        """Open the gallery, or make it.
+
+        Raises UsageError when one is there that was made with other settings. Its roots are those of its first ingest and stay;
+        roots that lie within them are no other ones, and hold for whoever gave them only.
+        """
         location = resolve(uri)
         if not location.join("gallery.json").exists():
             if location.info().is_file:
                 raise UsageError(f"{location.uri} is a file; a gallery is a folder or a bucket prefix")
             if location.list(recursive=True):
                 raise UsageError(f"{location.uri} is not empty and not a gallery; name a new folder")
-            fields = {"format": FORMAT, "created_at": datetime.now(UTC).isoformat(), **asdict(settings)}
+            number = FORMAT_WITH_ROOTS if settings.roots else FORMAT
+            fields = {"format": number, "created_at": datetime.now(UTC).isoformat(), **asdict(settings)}
             location.join("gallery.json").write_atomically(sealed(fields, indent=1), exclusive=True)
-        if differences := settings.differences(cls.open(uri).settings):
+        made = cls.open(uri).settings
+        if differences := settings.differences(made):
             raise UsageError(f"{location.uri} was made with other settings: {'; '.join(differences)}; use another gallery")
-        return cls(location, settings)  # these name the backbone's file where it lies now
+        opened = cls(location, replace(settings, roots=made.roots))
+        opened.narrowed(settings.roots)
+        return opened  # these name the backbone's file where it lies now
 
     def snapshot(self) -> Snapshot:
         """The gallery now. Raises PipelineError naming the file when a committed file is missing or damaged."""

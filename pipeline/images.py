@@ -139,9 +139,9 @@ def _listed_images(uri: str, stamp: int) -> list[str]:
 
 
 def refuse_outside(uri: str, sampling: Sampling) -> None:
-    """Raises VideoError for what lies outside the roots by now: a link may have changed since the catalog was read."""
-    if sampling.roots and not inside_checker(sampling.roots)(uri):
-        raise VideoError("outside_roots", f"{uri} lies outside the allowed roots")
+    """Raises VideoError for what is out of reach by now: a link may have changed since the catalog was read."""
+    if refusal := sampling.reach.refusal(uri):
+        raise VideoError(*refusal)
 
 
 def open_local(location: Location, sampling: Sampling) -> int | None:

@@ -21,6 +21,7 @@ import torch
 
 from pipeline import telemetry
 from pipeline.calibration import Calibration, save_calibration
+from pipeline.cluster import Cluster
 from pipeline.coattention import Coattention
 from pipeline.cohort import Cohort
 from pipeline.errors import PipelineError
@@ -70,7 +71,7 @@ def build_index(
     *,
     base: Index | None = None,
     workers: int | None = None,
-    address: str | None = None,
+    address: Cluster | str | None = None,
 ) -> Index:
     """Make a new index version of all videos in the gallery and publish it.
 

@@ -17,7 +17,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from pipeline import telemetry
 from pipeline.audit import append_record
 from pipeline.backbone import BackboneSpec
 from pipeline.catalog import Catalog
-from pipeline.cluster import connected
+from pipeline.cluster import Cluster, connected
 from pipeline.commit import Committer
 from pipeline.errors import PipelineError, UsageError
 from pipeline.forgotten import Forgotten
@@ -128,7 +128,7 @@ def ingest(
     workers: Workers | None = None,
     retry_rejected: bool = False,
     progress: Callable[[IngestProgress], None] = lambda _: None,
-    address: str | None = None,
+    address: Cluster | str | None = None,
     source: str | None = None,
     *,
     update: bool = False,
@@ -143,10 +143,14 @@ def ingest(
 
     progress is called about once a second, from this thread. address: see `pipeline.cluster.connected`; Ray is started only if
     there is something to do. source: what the inputs are called in the audit log, which is told that an ingest begins and how far
-    the gallery is by then; None tells it nothing. Raises PipelineError for what no video is to blame for: storage that refuses, a
-    backbone that does not load.
+    the gallery is by then; None tells it nothing. Sources are opened below the roots of the sampling or the catalog, which lie
+    within the gallery's, else below the gallery's, and at the endpoints of any of the three. Raises UsageError for roots outside
+    the gallery's, and PipelineError for what no video is to blame for: storage that refuses, a backbone that does not load.
     """
     began = time.monotonic()
+    endpoints = {*sampling.endpoints, *catalog.reach.endpoints, *gallery.reach().endpoints}
+    roots = gallery.narrowed(sampling.roots or catalog.reach.roots)
+    sampling = replace(sampling, roots=roots, endpoints=tuple(sorted(endpoints)))
     table, snapshot = with_states(catalog.table), gallery.snapshot()
     changes = find_changes(table, gallery, snapshot)
     again = changes.again | (changes.changed if update else frozenset())

@@ -8,7 +8,7 @@ import csv
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -99,7 +99,7 @@ def occlude_catalog(
     """
     out = Path(out)
     _start(out)
-    sampling = sampling or Sampling()
+    sampling = replace(sampling or Sampling(), roots=catalog.reach.roots, endpoints=catalog.reach.endpoints)
     rows: list[dict[str, str]] = []
     left_out: list[str] = []
     others: np.ndarray | None = None

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import telemetry
-from pipeline.cluster import cluster_is_named, connected
+from pipeline.cluster import Cluster, cluster_is_named, connected
 from pipeline.coattention import Coattention
 from pipeline.cohort import Cohort
 from pipeline.errors import PipelineError
@@ -173,7 +173,11 @@ class PartitionWork:
 
 
 def build_partitions(
-    work: PartitionWork, videos: Sequence[pa.Table], first_video: int, workers: int | None = None, address: str | None = None
+    work: PartitionWork,
+    videos: Sequence[pa.Table],
+    first_video: int,
+    workers: int | None = None,
+    address: Cluster | str | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Build partitions one after another, or several at a time over Ray; yields (number in `videos`, entry) as they are done.
 

@@ -19,7 +19,7 @@ import torch
 
 from pipeline import pair_kernel, telemetry
 from pipeline.candidates import Candidates, TargetSegments, ascending_union, score_many, together
-from pipeline.cluster import cluster_is_named, connected
+from pipeline.cluster import Cluster, cluster_is_named, connected
 from pipeline.errors import PipelineError
 from pipeline.frame_rows import Reading
 from pipeline.gallery import Gallery
@@ -373,7 +373,7 @@ class _PartitionsActor:
 
 @contextlib.contextmanager
 def opened_partitions(
-    gallery: Gallery, index: Index, actors: int | None = None, address: str | None = None
+    gallery: Gallery, index: Index, actors: int | None = None, address: Cluster | str | None = None
 ) -> Iterator[Partitions]:
     """The index's partitions, ready to be searched.
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import posixpath
 from dataclasses import asdict
 
 from pyarrow.fs import FileType
@@ -11,21 +10,33 @@ from pipeline.calibration import Calibration
 from pipeline.catalog import is_image_pattern
 from pipeline.gallery import Gallery
 from pipeline.images import image_names
-from pipeline.storage import content_hash, resolve
+from pipeline.storage import Location, Reach, StorageError, canonical_uri, content_hash, resolve
 
 
-def source_hash(uri: str) -> str:
+def source_hash(uri: str, reach: Reach | None = None) -> str:
     """A video file or images as they are now: "file:SHA256" of bytes, or "images:SHA256" (`pipeline.storage.content_hash`).
 
-    Raises StorageError.
+    reach: where the uri and its images may lead; None: anywhere, for a uri that the operator gave. Raises StorageError.
     """
+    _check(uri, reach)
     location = resolve(uri)
     if is_image_pattern(location.name):
-        folder = resolve(posixpath.dirname(uri))
-        return f"images:{content_hash(folder, image_names(folder, location.name))}"
+        folder = resolve(canonical_uri("..", uri))
+        return _images_hash(folder, image_names(folder, location.name), reach)
     if location.info().type == FileType.File:
         return f"file:{content_hash(location)}"
-    return f"images:{content_hash(location, image_names(location))}"
+    return _images_hash(location, image_names(location), reach)
+
+
+def _images_hash(folder: Location, names: list[str], reach: Reach | None) -> str:
+    for name in names:  # each may be a link
+        _check(folder.join(name).uri, reach)
+    return f"images:{content_hash(folder, names)}"
+
+
+def _check(uri: str, reach: Reach | None) -> None:
+    if reach is not None and (refusal := reach.refusal(uri)):
+        raise StorageError(refusal[1], "permission_denied")
 
 
 def gallery_version(gallery: Gallery) -> str:

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import UsageError
+from pipeline.storage import Reach
 
 SCENE_PIXELS = 352 * 288  # of the smallest picture that cameras usually give
 LONGEST_WAIT = 1_000_000  # seconds, some twelve days; the system's calls that wait take no more than twice as long
@@ -26,7 +27,7 @@ class Sampling:
     time_limit: seconds without progress after which a video is given up. memory_limit: bytes that decoding may take.
     cpu_limit: seconds of processor time that a source may take, however well it goes on.
     scenes: whether a source without boxes may show a whole scene (`looks_like_a_scene`); a target may not.
-    roots: canonical uris that whatever is opened must lie below, links followed; (): anywhere.
+    roots, endpoints: where what is opened may lie and who may be asked for it, see `pipeline.storage.Reach`.
     """
 
     rate: float = 10.0
@@ -44,6 +45,7 @@ class Sampling:
     cpu_limit: float = 12 * 3600.0
     scenes: bool = True
     roots: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         positive = (
@@ -67,6 +69,10 @@ class Sampling:
         for name in ("time_limit", "cpu_limit"):
             if getattr(self, name) > LONGEST_WAIT:
                 raise UsageError(f"a {name.replace('_', ' ')} is at most {LONGEST_WAIT} seconds, not {getattr(self, name):g}")
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(self.roots, self.endpoints)
 
 
 class Ticks:

@@ -262,6 +262,75 @@ def _canonical_with_scheme(scheme: str, rest: str, text: str) -> str:
     return f"{scheme.replace('gcs', 'gs')}://{bucket}{_normal('/' + key)}".rstrip("/") + options
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Where uris may lead that stand in data: in a manifest, or in a gallery's rows.
+
+    roots: canonical uris that they must lie in or below, links followed; (): anywhere. endpoints: those of `endpoint_of`, which
+    the operator named; credentials are sent to no other, but for the cloud's own.
+    """
+
+    roots: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, *named: str, roots: Sequence[str | Path] = (), endpoints: Sequence[str] = ()) -> "Reach":
+        """The reach of a command. named: the canonical uris in its own arguments, whose endpoints count. endpoints: URLs.
+
+        Raises UsageError for a root or an endpoint that cannot be meant.
+        """
+        canonical = tuple(map(canonical_uri, roots))
+        found = [*map(endpoint_of, (*named, *canonical)), *map(_named_endpoint, endpoints)]
+        return cls(canonical, tuple(sorted({one for one in found if one is not None})))
+
+    def refusal(self, uri: str) -> tuple[str, str] | None:
+        """(reject reason, sentence) for a canonical uri that leads out of reach by now, else None. Opens nothing."""
+        return self.refusals()(uri)
+
+    def refusals(self) -> Callable[[str], tuple[str, str] | None]:
+        """`refusal` for many uris: where a folder's links lead is looked up once."""
+        is_inside = inside_checker(self.roots) if self.roots else None
+
+        def refusal(uri: str) -> tuple[str, str] | None:
+            if (endpoint := endpoint_of(uri)) is not None and endpoint not in self.endpoints:
+                sentence = f"{uri} names the endpoint {endpoint}, which the command does not; if you trust it, add --endpoint URL"
+                return "unnamed_endpoint", sentence
+            if is_inside is not None and not is_inside(uri):
+                return "outside_roots", f"{uri} lies outside the allowed roots"
+            return None
+
+        return refusal
+
+
+def endpoint_of(uri: str) -> str | None:
+    """Which server a canonical uri sends requests to, as "https://HOST"; None for local paths and for the cloud's own.
+
+    What else decides where signed requests go, or who may read them, is part of it.
+
+    >>> endpoint_of("s3://bucket/a.mp4?endpoint_override=store.example:9000&region=eu")
+    'https://store.example:9000'
+    >>> endpoint_of("s3://bucket/a.mp4?region=eu") is None
+    True
+    """
+    options = dict(parse_qsl(_split_options(uri)[1].removeprefix("?"), keep_blank_values=True))
+    if not options:
+        return None
+    scheme, mark, host = options.get("endpoint_override", "").rstrip("/").rpartition("://")
+    parts = [f"{scheme if mark else options.get('scheme', 'https')}://{host}".lower()]
+    if "tls_ca_file_path" in options:
+        parts.append(f"with the certificates of {options['tls_ca_file_path']}")
+    if re.fullmatch(r"[A-Za-z0-9-]*", region := options.get("region", "")) is None:  # it becomes part of the host's name
+        parts.append(f"with the region {region}")
+    return None if parts == ["https://"] else " ".join(parts)
+
+
+def _named_endpoint(url: str) -> str:
+    """An --endpoint as `endpoint_of` gives it."""
+    if re.fullmatch(r"https?://[^/?#\s]+/?", url) is None:
+        raise UsageError(f"--endpoint is a URL such as https://store.example:9000, not {url!r}")
+    return url.rstrip("/").lower()
+
+
 def inside_checker(roots: Sequence[str | Path]) -> Callable[[str], bool]:
     """A function that says whether a canonical uri lies in or below one of the roots, local symlinks followed.
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,11 +71,18 @@ class Whom:
         return self.box is not None or self.boxes_uri is not None
 
 
-def target_decoder(gallery: Gallery, time_limit: float = 60.0, scenes: bool = False, frame_rate: float | None = None) -> Decoder:
+def target_decoder(
+    gallery: Gallery,
+    time_limit: float = 60.0,
+    scenes: bool = False,
+    frame_rate: float | None = None,
+    endpoints: Sequence[str] = (),
+) -> Decoder:
     """Decodes targets, sampled as the gallery is.
 
     time_limit: seconds without progress after which a target is given up. scenes: whether pictures of whole scenes are taken.
-    frame_rate: see `Sampling`.
+    frame_rate: see `Sampling`. endpoints: what targets may name besides the gallery's, see `pipeline.storage.Reach`; a gallery's
+    roots bind its rows, not the targets that somebody names.
     """
     settings, spec = gallery.settings, gallery.settings.backbone
     sampling = Sampling(
@@ -86,6 +93,7 @@ def target_decoder(gallery: Gallery, time_limit: float = 60.0, scenes: bool = Fa
         width=spec.width,
         time_limit=time_limit,
         scenes=scenes,
+        endpoints=(*gallery.reach().endpoints, *endpoints),
     )
     return Decoder(sampling)
 

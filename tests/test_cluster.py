@@ -1,8 +1,9 @@
-"""Joining Ray: a cluster that does not answer is said so at once."""
+"""Joining Ray: one that does not answer, does not start or asks for no token is said so in one sentence."""
 
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -10,11 +11,32 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
-from pipeline.cluster import cluster_is_named, connected
+from pipeline.cluster import Cluster, cluster_is_named, connected
 from pipeline.errors import PipelineError, UsageError
+
+CHECKOUT = Path(__file__).parents[1]
+# A head of its own in a process of its own: the token mode of a process is fixed once Ray has read it.
+HEAD = """
+import ray, sys
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+JOIN = """
+import sys
+from pipeline.cluster import Cluster, connected
+from pipeline.errors import PipelineError
+try:
+    with connected(Cluster(sys.argv[1] or None, insecure=sys.argv[2] == "insecure")):
+        print("joined")
+except PipelineError as error:
+    print(error)
+"""
 
 
 def test_an_address_where_nobody_listens_is_refused_within_seconds() -> None:
@@ -29,45 +51,77 @@ def test_an_address_where_nobody_listens_is_refused_within_seconds() -> None:
 
 def test_a_cluster_is_named_by_flag_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert not cluster_is_named() and cluster_is_named("auto")
+    assert not cluster_is_named() and cluster_is_named("auto") and not cluster_is_named(Cluster(insecure=True))
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert cluster_is_named()
+    assert cluster_is_named() and cluster_is_named(Cluster())
 
 
 @pytest.mark.parametrize(
-    ("address", "kind", "words"), [(None, PipelineError, "Ray does not start"), ("x", UsageError, "answers at 'x'")]
+    ("error", "sentence"),
+    [
+        (Exception("The current node timed out during startup.\nThis could happen because ..."), "The current node timed out"),
+        (AssertionError(), "Ray does not start on this machine: AssertionError"),
+        (TimeoutError("timed out"), "Ray does not start on this machine: timed out"),
+    ],
 )
 def test_ray_that_does_not_start_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, address: str | None, kind: type[Exception], words: str
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Ray raises a bare Exception when its start takes too long."""
-    import ray
-
-    def late(**_: object) -> None:
-        raise Exception("The current node timed out during startup.\nThis could happen because ...")
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", late)
-    with pytest.raises(kind, match=rf"{words}.*: The current node timed out during startup\.$"), connected(address):
-        pass
-
-
-def test_the_token_that_ray_makes_is_closed_to_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import ray
-
-    def started(**_: object) -> None:
-        (tmp_path / ".ray").mkdir()
-        (tmp_path / ".ray/auth_token").write_text("made by Ray")
-        (tmp_path / ".ray/auth_token").chmod(0o644)
+    def fails(**_: Any) -> None:
+        raise error
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", started)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with connected():
-        assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(PipelineError, match=sentence) as found, connected():
+        pass
+    assert not isinstance(found.value, UsageError) and "\n" not in str(found.value)
+
+
+def test_a_cluster_that_refuses_the_token_says_where_to_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**_: Any) -> None:
+        raise ray.exceptions.AuthenticationError("invalid token")
+
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(UsageError, match=r"'auto' wants a token: set RAY_AUTH_MODE=token.*auth_token"), connected("auto"):
+        pass
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_a_cluster_without_authentication_is_refused_unless_accepted(mode: str, tmp_path: Path) -> None:
+    here = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(CHECKOUT), "RAY_AUTH_TOKEN": "0" * 64}
+    here = {name: value for name, value in here.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", HEAD], env={**here, "RAY_AUTH_MODE": mode}, **pipes) as head:
+        assert head.stdout is not None
+        address = head.stdout.readline().strip()
+
+        def join(words: str) -> str:
+            command = [sys.executable, "-c", JOIN, address, words]
+            return subprocess.run(command, env={**here, "RAY_AUTH_MODE": mode}, capture_output=True, text=True).stdout.strip()
+
+        plain = join("")
+        if mode == "token":
+            assert plain == "joined"
+        else:
+            assert plain.startswith(f"the Ray cluster at '{address}' asks for no token") and "--insecure-cluster" in plain
+            assert join("insecure") == "joined"
+        head.communicate()  # its input ends, and so does it
+
+
+@pytest.mark.ray
+def test_ray_of_a_command_asks_for_a_token_that_only_its_user_can_read(tmp_path: Path) -> None:
+    here = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(CHECKOUT)}
+    here = {name: value for name, value in here.items() if not name.startswith(("RAY_ADDRESS", "RAY_AUTH"))}
+    command = [sys.executable, "-c", JOIN, "", ""]
+    old = os.umask(0o022)
+    try:
+        joined = subprocess.run(command, env=here, capture_output=True, text=True)
+    finally:
+        os.umask(old)
+    assert joined.stdout.strip() == "joined", joined.stderr
+    assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600
 
 
 @pytest.mark.cluster

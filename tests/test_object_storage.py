@@ -54,7 +54,7 @@ def test_everything_can_live_in_a_bucket(s3_options: str, tmp_path: Path) -> Non
         result = search(gallery, index, partitions, target, SearchSettings())
     assert len(result.leads) == 3
     write_results([result], f"{prefix}results{options}")
-    pictures = SourcePictures()
+    pictures = SourcePictures(reach=gallery.reach())
     page = resolve(write_report([result], f"{prefix}results{options}", pictures)).read_bytes()
     pictures.close()
     assert page.count(b"data:image/jpeg") > 8

@@ -1,6 +1,7 @@
 """Labelled data sets of the field, and manifests with labels, read for training and evaluation."""
 
 import re
+from collections.abc import Sequence
 
 from pipeline.catalog import read_catalog
 from pipeline.datasets.ilids_vid import read_ilids_vid
@@ -19,7 +20,13 @@ _PREFIX = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(?!//)(.*)", re.DOTALL)
 
 
 def read_labelled(
-    data: str, *, part: str = "test", protocol: str = "official", split: int = 0, first_half: str = "test"
+    data: str,
+    *,
+    part: str = "test",
+    protocol: str = "official",
+    split: int = 0,
+    first_half: str = "test",
+    endpoints: Sequence[str] = (),
 ) -> LabelledData:
     """Labelled videos and who is asked for among whom.
 
@@ -28,7 +35,8 @@ def read_labelled(
     part, and every labelled one is a query.
     part: "train", "test", "all", and "val" for LS-VID. protocol, for MARS: "official" or "torchreid", see `mars.read_mars`.
     split, for iLIDS-VID and PRID2011: 0 to 9. first_half, for iLIDS-VID: "test" (Torchreid, jiyanggao, AP3D, SINet) or "train"
-    (Chen et al. 2018, TF-CLIP), see `ilids_vid.read_ilids_vid`.
+    (Chen et al. 2018, TF-CLIP), see `ilids_vid.read_ilids_vid`. endpoints: URLs that a manifest's uris may name, see
+    `pipeline.catalog.read_catalog`.
 
     Raises UsageError, one sentence with the path, for a file or folder that is missing or damaged or an argument that cannot be
     meant, and StorageError when the storage refuses.
@@ -37,7 +45,7 @@ def read_labelled(
         raise UsageError(f"{part!r} is no part of a data set; choose one of {', '.join(PARTS)}")
     match = _PREFIX.fullmatch(data)
     if match is None or (match[1].lower() not in DATA_SETS and resolve(data).exists()):
-        return _read_manifest(data, part)
+        return _read_manifest(data, part, endpoints)
     name, path = match[1].lower(), match[2]
     if name not in DATA_SETS or not path:
         raise UsageError(f"{data!r} is no data set; write NAME:PATH with one of {', '.join(DATA_SETS)}, or a manifest's path")
@@ -55,8 +63,8 @@ def read_labelled(
     return read_ls_vid(root, part)
 
 
-def _read_manifest(data: str, part: str) -> LabelledData:
-    catalog = read_catalog(data)
+def _read_manifest(data: str, part: str, endpoints: Sequence[str]) -> LabelledData:
+    catalog = read_catalog(data, endpoints=endpoints)
     labelled = LabelledData(data, catalog, None, None, ())
     notes = [describe(labelled)]
     if unlabelled := catalog.table["person_id"].null_count:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.catalog import Catalog, source_table
 from pipeline.errors import UsageError
-from pipeline.storage import Location
+from pipeline.storage import Location, Reach
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def labelled_data(
     )
     data = LabelledData(
         name,
-        Catalog(table.sort_by("source_id"), root.uri),
+        Catalog(table.sort_by("source_id"), root.uri, reach=Reach.of(root.uri)),
         None if queries is None else tuple(queries),
         None if gallery is None else frozenset(gallery),
         (),

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,8 @@ def gather_people(
     done = infos[-1]["next"] if infos else 0
     kept = sum(candidate["frames"] for info in infos for candidate in info["candidates"])
     chunk = _Chunk(folder, len(infos))
-    with Decoder(sampling) as decoder:
+    endpoints = tuple({endpoint for catalog in catalogs for endpoint in catalog.reach.endpoints})
+    with Decoder(replace(sampling, endpoints=endpoints)) as decoder:
         for number in range(done, len(sources)):
             data, row = sources[number]
             for reason, candidate, images in _read_source(decoder, row, frames):

@@ -89,7 +89,9 @@ def distil(
     if len(shares) != len(catalogs):
         raise UsageError(f"there are {len(shares)} shares of the pool for {len(catalogs)} inputs; give one for each")
     teachers = [teacher.spec.identity, *([second_teacher.sha256] if second_teacher else [])]
-    claim(out / "pool", {"data": _fingerprint(catalogs), "pool settings": asdict(pool_settings), "teachers": teachers})
+    pool_fields = asdict(pool_settings)
+    del pool_fields["sampling"]["endpoints"]  # who was asked for the videos makes no other pool
+    claim(out / "pool", {"data": _fingerprint(catalogs), "pool settings": pool_fields, "teachers": teachers})
     claim(out / "run", {"settings": asdict(settings), "teachers": teachers})
 
     people = gather_people(

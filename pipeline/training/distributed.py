@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.cluster import connected
+from pipeline.cluster import Cluster, connected
 from pipeline.errors import PipelineError, UsageError
 from pipeline.storage import resolve
 from pipeline.training.run import TrainingPlan, run_training
@@ -41,7 +41,7 @@ def train_on_ray(
     plan: TrainingPlan,
     workers: WorkerSettings | None = None,
     progress: Callable[[], None] = lambda: None,
-    address: str | None = None,
+    address: Cluster | str | None = None,
 ) -> None:
     """Run the plan on Ray Train; the result is what the workers leave in plan.out (see `pipeline.training.checkpoint`).
 
@@ -49,7 +49,7 @@ def train_on_ray(
     the worker's own sentence, when the training fails.
     """
     workers = workers or WorkerSettings()
-    cpus = None if address else max(workers.workers * workers.cpus, os.cpu_count() or 1)
+    cpus = max(workers.workers * workers.cpus, os.cpu_count() or 1)
     with connected(address, cpus):
         fitting = _begun(_trainer(plan, workers).fit)
         while not wait([fitting], timeout=2.0).done:

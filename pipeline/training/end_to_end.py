@@ -76,10 +76,13 @@ class FrameSet:
         return replace(self.labels, features=np.concatenate(parts))
 
 
-def cache_frames(sources: Sequence[Source], folder: str | Path, height: int, width: int) -> FrameSet:
+def cache_frames(
+    sources: Sequence[Source], folder: str | Path, height: int, width: int, endpoints: Sequence[str] = ()
+) -> FrameSet:
     """Decode the labelled videos of galleries once into folder/frames.npy; a finished cache of the same videos is used again.
 
-    Frames are those that the galleries sampled, resized to height x width pixels; 24 kB a frame of 128 x 64. Raises PipelineError
+    Frames are those that the galleries sampled, resized to height x width pixels; 24 kB a frame of 128 x 64. They are read below
+    the galleries' roots, and at no other endpoints than the galleries' and these (`pipeline.storage.Reach`). Raises PipelineError
     when a video gives other frames than when it was ingested.
     """
     folder = Path(folder)
@@ -97,7 +100,7 @@ def cache_frames(sources: Sequence[Source], folder: str | Path, height: int, wid
         frames = new_array(path, np.uint8, shape)
         at = 0
         for source in sources:
-            at += _decode_all(source, frames[at:])
+            at += _decode_all(source, frames[at:], endpoints)
         frames.flush()
         resolve(mark).write_atomically(made_of.encode())
     return FrameSet(labels, np.load(path, mmap_mode="r", allow_pickle=False), np.arange(shape[0]))
@@ -108,10 +111,17 @@ def _labelled_rows(source: Source) -> list[dict[str, Any]]:
     return [row for row in rows if row["person_id"] is not None]
 
 
-def _decode_all(source: Source, frames: NDArray[np.uint8]) -> int:
+def _decode_all(source: Source, frames: NDArray[np.uint8], endpoints: Sequence[str]) -> int:
     """Write the frames of a gallery's labelled videos, in the order of their ids, to the front of `frames`; returns how many."""
     settings = source.gallery.settings
-    sampling = Sampling(rate=settings.rate, image_rate=settings.image_rate, height=frames.shape[1], width=frames.shape[2])
+    sampling = Sampling(
+        rate=settings.rate,
+        image_rate=settings.image_rate,
+        height=frames.shape[1],
+        width=frames.shape[2],
+        roots=settings.roots,
+        endpoints=(*source.gallery.reach().endpoints, *endpoints),
+    )
     rows = _labelled_rows(source)
     ends = np.cumsum([row["sampled_frames"] for row in rows])
     places = {(row["uri"], row["track"]): end - row["sampled_frames"] for row, end in zip(rows, ends, strict=True)}
@@ -263,6 +273,7 @@ def run_end_to_end(
     *,
     augmentation: AugmentationSettings | None = None,
     running_statistics: bool = True,
+    endpoints: Sequence[str] = (),
 ) -> nn.Module:
     """The backbone of the best epoch, trained in place; plan.out/run has checkpoints, with the head, plan.out/frames the pixels.
 
@@ -275,7 +286,7 @@ def run_end_to_end(
         raise UsageError(f"{plan.out} is not local; frames are memory-mapped, so an end-to-end training needs a folder on a disk")
     cache = Path(out.path) / "frames"
     sources = [Source(Gallery.open(source.uri), source.network, source.hidden) for source in plan.galleries]
-    frames = cache_frames(sources, cache, spec.height, spec.width)
+    frames = cache_frames(sources, cache, spec.height, spec.width, endpoints)
     augmentation = augmentation or AugmentationSettings()
     folder = RunFolder(
         out,
