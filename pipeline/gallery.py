@@ -34,11 +34,7 @@ from pipeline.formats import check_format
 from pipeline.seals import sealed, unsealed
 from pipeline.storage import Location, Reach, inside_checker, resolve
 
-OLDEST_FORMAT, FORMAT, FORMAT_WITH_ROOTS = (
-    1,
-    1,
-    2,
-)  # of gallery.json, which stands for the tables too; the last keeps off releases that know no roots
+OLDEST_FORMAT, FORMAT = 1, 2  # of gallery.json, which stands for the tables too; 2 where it has roots
 OLDEST_COMMIT, COMMIT_FORMAT = 1, 1
 READ_TRIES = 5
 ROW_GROUP_ROWS = 1024  # frames; a video is read without reading its shard
@@ -196,9 +192,7 @@ class Gallery:
             raise UsageError(f"{location.uri} is not a gallery (it has no gallery.json); make one with jobs.ingest")
         try:
             fields = unsealed(location.join("gallery.json").read_bytes())
-            check_format(
-                f"the gallery {location.uri}", fields["format"], OLDEST_FORMAT, FORMAT_WITH_ROOTS, "ingest its videos anew"
-            )
+            check_format(f"the gallery {location.uri}", fields["format"], OLDEST_FORMAT, FORMAT, "ingest its videos anew")
             backbone = {
                 **fields["backbone"],
                 "mean": tuple(fields["backbone"]["mean"]),
@@ -228,7 +222,7 @@ class Gallery:
                 raise UsageError(f"{location.uri} is a file; a gallery is a folder or a bucket prefix")
             if location.list(recursive=True):
                 raise UsageError(f"{location.uri} is not empty and not a gallery; name a new folder")
-            number = FORMAT_WITH_ROOTS if settings.roots else FORMAT
+            number = FORMAT if settings.roots else OLDEST_FORMAT
             fields = {"format": number, "created_at": datetime.now(UTC).isoformat(), **asdict(settings)}
             location.join("gallery.json").write_atomically(sealed(fields, indent=1), exclusive=True)
         made = cls.open(uri).settings
