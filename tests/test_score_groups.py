@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import candidates, compiled, pair_kernel, partitions
+from pipeline import candidates, pair_kernel, partitions
 from pipeline.calibration import Calibration, CalibrationQuality, CalibrationSet, settings_of
 from pipeline.candidates import TargetSegments
 from pipeline.frame_rows import FileRows
@@ -30,8 +30,7 @@ LONG = 40  # videos of the toy gallery, which ends with some that are longer
 def scorer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The kernel for each width of vectors, and torch where there is none."""
     if request.param == "torch":
-        monkeypatch.setattr(compiled, "library", lambda name: None)
-        assert not pair_kernel.available()
+        monkeypatch.setattr(pair_kernel, "available", lambda: False)
     else:
         compile_for(request.param, monkeypatch)
     yield request.param
@@ -48,7 +47,7 @@ def index(toy_gallery: Gallery) -> Index:
 def grouped(count: int, others: int) -> Iterator[list[int]]:
     """Each number below `count` at a changing place among so many others."""
     rng = np.random.default_rng(others)
-    for one in range(0, count, 5):
+    for one in range(0, count, 7):
         group = rng.permutation(np.delete(np.arange(count), one))[:others].tolist()
         group.insert(int(rng.integers(0, others + 1)), one)
         yield group
