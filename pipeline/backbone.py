@@ -313,7 +313,7 @@ def _as_onnx(network: Any) -> bytes:
         torch.onnx.export(
             network,
             (torch.zeros(1, 3, 256, 128),),
-            content,
+            content,  # type: ignore[arg-type]  # it takes files as well
             dynamo=False,
             input_names=["frames"],
             output_names=["features"],
