@@ -8,9 +8,10 @@ device with its CUDA provider; only efficientnet_lite0 runs there in torch.
 """
 
 import hashlib
+import io
 import json
+import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,11 +20,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.downloads import cache_folder, fetch
+from pipeline.downloads import cache_folder, check_private, fetch
 from pipeline.errors import PipelineError, UsageError
 from pipeline.onnx_file import read_onnx
 from pipeline.published import PUBLISHED, Published, backbones_folder, obtain, with_weights
+from pipeline.storage import resolve
 from pipeline.weights import shipped_backbone, shipped_backbones
+
+log = logging.getLogger(__name__)
 
 EFFICIENTNET = "efficientnet_lite0"
 DEFAULT = "osnet_x0_25_distilled"
@@ -276,33 +280,47 @@ def _osnet(weights: bytes, path: Path) -> Any:
 
 
 def _exported(spec: BackboneSpec, make: Callable[[], Any]) -> bytes:
-    """A torch network as ONNX, any height and width, kept in the user's cache from its first use on."""
+    """A torch network as ONNX, any height and width, kept in the user's cache from its first use on.
+
+    Its SHA-256 stands in its name: a file that is not what was written is made anew. It is not kept where others could change it,
+    and with it name and hash.
+    """
+    name, folder = f"{spec.name}-{spec.weights_sha256[:16]}", (cache_folder() / "exported").resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        check_private(folder)
+    except OSError as error:
+        raise PipelineError(f"the cache {folder} cannot be used: {error.strerror}; set XDG_CACHE_HOME") from error
+    except RuntimeError as error:
+        log.warning("the network %s is exported anew at every start: %s", spec.name, error)
+        return _as_onnx(make())
+    for path in sorted(folder.glob(f"{name}-*.onnx")):
+        network = resolve(path).read_bytes()
+        if path.name == f"{name}-{hashlib.sha256(network).hexdigest()}.onnx":
+            return network
+        resolve(path).delete()
+    network = _as_onnx(make())
+    resolve(folder / f"{name}-{hashlib.sha256(network).hexdigest()}.onnx").write_atomically(network)
+    return network
+
+
+def _as_onnx(network: Any) -> bytes:
     import torch
 
-    cache = cache_folder()
-    path = cache / f"{spec.name}-{spec.weights_sha256[:16]}.onnx"
-    try:
-        if path.is_file():
-            return path.read_bytes()
-        network = make()
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = Path(folder) / path.name
-            torch.onnx.export(
-                network,
-                (torch.zeros(1, 3, 256, 128),),
-                str(exported),
-                dynamo=False,
-                input_names=["frames"],
-                output_names=["features"],
-                dynamic_axes={"frames": {0: "n", 2: "height", 3: "width"}, "features": {0: "n"}},
-                opset_version=17,
-            )
-            exported.replace(path)
-        return path.read_bytes()
-    except OSError as error:
-        raise PipelineError(f"the cache {cache} cannot be used: {error.strerror}; set XDG_CACHE_HOME") from error
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, 3, 256, 128),),
+            content,  # type: ignore[arg-type]  # it takes files as well
+            dynamo=False,
+            input_names=["frames"],
+            output_names=["features"],
+            dynamic_axes={"frames": {0: "n", 2: "height", 3: "width"}, "features": {0: "n"}},
+            opset_version=17,
+        )
+    return content.getvalue()
 
 
 def _checked_bytes(path: Path, spec: BackboneSpec, otherwise: str) -> bytes:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import pair_kernel
 from pipeline.cohort import CohortStatistics, normalised_logits
 from pipeline.frame_rows import FileRows, FrameRows
-from pipeline.scoring import TargetEncoding, cached_logits, candidate_logits, video_scores
+from pipeline.scoring import TargetEncoding, cached_logits, candidate_logits, sigmoid, video_scores
 from pipeline.settings import ScoreSettings
 
 SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
@@ -74,7 +75,7 @@ class Candidates:
         logits = logits.T
         if settings.normalise == "cohort" and target.cohort is not None:
             logits = normalised_logits(logits, target.cohort.to(logits.device), self.cohort.to(logits.device))
-        return logits.sigmoid().cpu().numpy(), left
+        return sigmoid(logits), left
 
     def scores(self, targets: Sequence[TargetSegments], settings: ScoreSettings) -> np.ndarray:
         """Video scores float64 [n, m] of each target, in one pass over the frames; NaN where a video is left out."""
@@ -131,10 +132,12 @@ def score_many(
 ) -> list[np.ndarray]:
     """Scores float64 of each target and its videos, int64 and ascending; in one pass where most ask for the same videos.
 
-    candidates: what videos, ascending, are scored as.
+    candidates: what videos, ascending, are scored as. A target's scores are the same, bit by bit, whatever the others are: the
+    kernel computes each pair for itself. torch's products do not, so without the kernel each target is scored alone.
     """
     union = ascending_union(videos)
-    if len(targets) == 1 or len(union) * len(targets) > SHARED * sum(map(len, videos)):
+    alone = len(targets) == 1 or len(union) * len(targets) > SHARED * sum(map(len, videos))
+    if alone or not joinable(targets):
         asked = zip(targets, videos, strict=True)
         return [candidates(mine).scores([one], settings)[0] if len(mine) else np.empty(0) for one, mine in asked]
     scores = candidates(union).scores(targets, settings)
@@ -154,11 +157,17 @@ def counted_up(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
 
 
+def joinable(targets: Sequence[TargetSegments]) -> bool:
+    """Whether targets may be scored as one without a change of a bit: by the kernel, and around one centre."""
+    first = targets[0].encoding.centre
+    return pair_kernel.available() and all(torch.equal(t.encoding.centre, first) for t in targets)
+
+
 def _joined(targets: Sequence[TargetSegments]) -> TargetSegments:
-    """The segments of several targets as those of one, for scores only."""
+    """The segments of several targets as those of one, for scores only; they share a centre."""
     first = targets[0].encoding
     joined = {name: torch.cat([getattr(target.encoding, name) for target in targets]) for name in ("query_vectors", "encodings")}
-    encoding = replace(first, **joined, attention=first.attention[:0], centre=joined["encodings"].mean(dim=0))
+    encoding = replace(first, **joined, attention=first.attention[:0])
     cohort = None
     if statistics := [target.cohort for target in targets if target.cohort is not None]:
         cohort = CohortStatistics(torch.cat([one.mean for one in statistics]), torch.cat([one.spread for one in statistics]))

@@ -10,7 +10,6 @@ import logging
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 import threading
@@ -19,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.downloads import cache_folder
+from pipeline.downloads import cache_folder, check_owned, check_private
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ def _compiled(source: Path, processor: str) -> Path:
     content = "\0".join([source.read_text(), *flags, _described(compiler, *flags)])
     folder = (cache_folder() / "kernels").resolve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _check_private(folder)
+    check_private(folder)
     library = folder / f"{source.stem}-{hashlib.sha256(content.encode()).hexdigest()[:24]}.so"
     if not library.exists():
         handle, name = tempfile.mkstemp(suffix=".so", dir=folder)
@@ -100,25 +99,12 @@ def _run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS).stdout
 
 
-def _check_private(folder: Path) -> None:
-    """Raise RuntimeError unless this user or root alone can change what is in a resolved folder, or put another in its place."""
-    for place in (folder, *folder.parents):
-        _check_owned(place, place.stat())
-
-
-def _check_owned(place: Path, found: os.stat_result) -> None:
-    if found.st_uid not in (0, os.getuid()):
-        raise RuntimeError(f"{place} belongs to another user; set XDG_CACHE_HOME to a folder of your own")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise RuntimeError(f"others may write to {place}; set XDG_CACHE_HOME to a folder in which only you may write")
-
-
 def _opened(library: Path) -> ctypes.CDLL:
     """The library, opened as the very file that was checked. Raises RuntimeError for one that is not this user's alone."""
     # The descriptor stays open: the loader knows libraries by their path, and would take another of this number for the same.
     file = os.open(library, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        _check_owned(library, os.fstat(file))
+        check_owned(library, os.fstat(file))
         by_number = Path(f"/proc/self/fd/{file}")
         return ctypes.CDLL(str(by_number if by_number.exists() else library))
     except (OSError, RuntimeError):

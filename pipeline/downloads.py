@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import stat
 import tempfile
 import time
 import urllib.error
@@ -36,6 +37,20 @@ class _DownloadError(Exception):
 def cache_folder() -> Path:
     """Where this program keeps what can be made or fetched again; XDG_CACHE_HOME moves it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "co-attention-search"
+
+
+def check_private(folder: Path) -> None:
+    """Raise RuntimeError unless this user or root alone can change what is in a resolved folder, or put another in its place."""
+    for place in (folder, *folder.parents):
+        check_owned(place, place.stat())
+
+
+def check_owned(place: Path, found: os.stat_result) -> None:
+    """Raise RuntimeError for what belongs to another user than this one and root, or that others may write to."""
+    if found.st_uid not in (0, os.getuid()):
+        raise RuntimeError(f"{place} belongs to another user; set XDG_CACHE_HOME to a folder of your own")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise RuntimeError(f"others may write to {place}; set XDG_CACHE_HOME to a folder in which only you may write")
 
 
 def cached(file: PinnedFile, folder: Path) -> Path | None:

@@ -1,7 +1,7 @@
 /* Logits of all pairs of target and candidate segments, on one CPU core; see pipeline/pair_kernel.py and pipeline/scoring.py.
 
 Written once for every storage type and vector width: the file includes itself with other macros. A vector holds LANES target
-segments, so that whatever belongs to a candidate frame is one broadcast number and nothing is ever added up across a vector. LANES
+segments, so that whatever belongs to a candidate frame is one broadcast number, and no logit depends on those beside it. LANES
 is never more than a register of the processor holds: compilers take wider vectors apart through memory, forty times as slow.
 */
 #ifndef TYPE
@@ -99,6 +99,9 @@ static int copied(int file, char *to, int64_t size, int64_t at) {
 #endif
   return size == 0;
 }
+
+/* For sums across a vector: as many numbers whatever LANES is, since their order decides on the last bits. */
+typedef float parts_vec __attribute__((vector_size(4 * LANES_MOST)));
 
 #define TYPE uint16_t
 #define WIDEN widen_half
@@ -218,10 +221,10 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
     WIDEN(value, scratch, rows * d_v);
     for (int64_t r = 0; r < rows; r++) {
       float *row_values = scratch + r * d_v;
-      const int64_t even = d_v - d_v % LANES;
-      VEC parts = {0};
-      for (int64_t d = 0; d < even; d += LANES) {
-        VEC x, middle, factor;
+      const int64_t even = d_v - d_v % LANES_MOST;
+      parts_vec parts = {0};
+      for (int64_t d = 0; d < even; d += LANES_MOST) {
+        parts_vec x, middle, factor;
         memcpy(&x, row_values + d, sizeof x);
         memcpy(&middle, centre + d, sizeof x);
         memcpy(&factor, weight + d, sizeof x);
@@ -233,7 +236,7 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
         row_values[d] -= centre[d];
         squares[r] += weight[d] * row_values[d] * row_values[d];
       }
-      for (int i = 0; i < LANES; i++) squares[r] += parts[i];
+      for (int i = 0; i < LANES_MOST; i++) squares[r] += parts[i];
     }
     if (rows < ROWS) memset(scratch + rows * d_v, 0, 4 * (ROWS - rows) * d_v);
     NAME(multiply_all)(scratch, rows, d_v, weighted, stride, squares, (uintptr_t)(value + ROWS * d_v), distance + row * stride);

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline import pair_kernel, telemetry
-from pipeline.candidates import Candidates, TargetSegments, ascending_union, score_many, together
+from pipeline.candidates import Candidates, TargetSegments, ascending_union, joinable, score_many, together
 from pipeline.cluster import Cluster, cluster_is_named, connected
 from pipeline.errors import PipelineError
 from pipeline.frame_rows import Reading
@@ -135,11 +135,14 @@ class LocalPartitions:
     def score_many(
         self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
     ) -> list[np.ndarray]:
-        """`score` of each target and its videos, group by group of them, so that what they share is read once.
+        """`score` of each target and its videos, the same bit by bit whatever the other targets are.
 
+        They go group by group, so that what they share is read once, where targets may be joined (`candidates.joinable`).
         Few videos, or those of a large index, are not scored where they are mapped: first those in the page cache, straight from
         the files; then the others are read.
         """
+        if len(targets) > 1 and (self.device != "cpu" or not joinable(targets)):
+            return [self.score(target, mine, settings) for target, mine in zip(targets, videos, strict=True)]
         scores = [np.full(len(mine), np.nan) for mine in videos]
         left = [np.argsort(mine, kind="stable") for mine in videos]  # places of videos without a score, by ascending video
 

@@ -196,6 +196,17 @@ def _tables(target: TargetEncoding) -> pair_kernel.TargetTables:
     return pair_kernel.TargetTables(target.query_vectors, -2 * weighted, constant, target.weight, target.centre, ceiling)
 
 
+def sigmoid(logits: Tensor) -> NDArray[np.float32]:
+    """Scores float32 of logits float32 of any shape. Not torch's on a CPU: there the last bit depends on a number's place."""
+    if logits.device.type != "cpu":
+        return logits.sigmoid().cpu().numpy()
+    scores = -logits.numpy()
+    with np.errstate(over="ignore"):  # 1 / inf is the 0 that is meant
+        np.exp(scores, out=scores)
+    scores += 1
+    return np.reciprocal(scores, out=scores)
+
+
 def segment_rows(start: Tensor, last: Tensor, length: int) -> Tensor:
     """Frame numbers int64 [K, length] of segments: consecutive from `start`, `last` repeated where a video is short."""
     return torch.minimum(start[:, None] + torch.arange(length, device=start.device), last[:, None])

@@ -96,7 +96,11 @@ def segmented(
     stride = index.settings.stride if stride is None else stride
     IndexSettings(length, stride)  # raises UsageError
     rows = segment_frames(segment_starts(frames, length, stride), length, frames)
-    encoding = encode_target(head, torch.from_numpy(target.features[rows]))
+    means = index.cohort.means.float()
+    centre = (
+        means.mean(dim=0) if len(means) else means.new_zeros(means.shape[1])
+    )  # near all values, and the same for every target
+    encoding = encode_target(head, torch.from_numpy(target.features[rows]), centre)
     statistics = None
     if index.cohort.usable:
         own = index.rows_of(target.video) if own is None else own

@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +19,16 @@ from pipeline.backbone import (
     EFFICIENTNET,
     BackboneSpec,
     TorchBackbone,
+    _exported,
     efficientnet_lite0,
     find_backbone,
     load_backbone,
     normalise_pixels,
     parse_input_size,
 )
+from pipeline.downloads import cache_folder
 from pipeline.errors import PipelineError, UsageError
-from tests.conftest import SHARED, TOY_SIDECAR
+from tests.conftest import SHARED, TOY_SIDECAR, toy_spec
 
 OSNET = SHARED / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx"
 
@@ -311,3 +315,47 @@ def test_a_spec_names_every_field_that_changes_features() -> None:
 
 def test_the_default_is_known_by_name_on_every_machine() -> None:
     assert find_backbone().path is None and find_backbone().name == DEFAULT
+
+
+class TestExportedNetworks:
+    """What is kept in the cache is what was exported, or it is exported anew."""
+
+    @pytest.fixture
+    def exports(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, list[bytes]]]:
+        """An empty cache below the user's own (pytest's folders lie where all may write), and what was exported into it."""
+        made: list[bytes] = []
+
+        def export(network: bytes) -> bytes:
+            made.append(network)
+            return network
+
+        monkeypatch.setattr("pipeline.backbone._as_onnx", export)
+        below = cache_folder()
+        below.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=below) as folder:
+            monkeypatch.setenv("XDG_CACHE_HOME", folder)
+            yield Path(folder, "co-attention-search", "exported"), made
+
+    def test_one_export_serves_all_that_follow(self, exports: tuple[Path, list[bytes]]) -> None:
+        spec = toy_spec()
+        assert [_exported(spec, lambda: b"network"), _exported(spec, lambda: b"other")] == [b"network", b"network"]
+        assert exports[1] == [b"network"]
+
+    @pytest.mark.parametrize("content", [b"", b"net", b"Network", b"networks"])
+    def test_a_changed_or_half_written_file_is_not_loaded(self, exports: tuple[Path, list[bytes]], content: bytes) -> None:
+        folder, made = exports
+        _exported(toy_spec(), lambda: b"network")
+        (file,) = folder.iterdir()
+        file.write_bytes(content)
+        assert _exported(toy_spec(), lambda: b"network") == b"network"
+        assert made == [b"network"] * 2
+        assert file.read_bytes() == b"network"
+
+    @pytest.mark.parametrize("place", [".", ".."])
+    def test_a_folder_that_others_may_write_to_is_not_used(self, exports: tuple[Path, list[bytes]], place: str) -> None:
+        folder, made = exports
+        _exported(toy_spec(), lambda: b"network")
+        (folder / place).chmod(0o777)
+        assert _exported(toy_spec(), lambda: b"made anew") == b"made anew"
+        assert made == [b"network", b"made anew"]
+        assert [file.read_bytes() for file in folder.iterdir()] == [b"network"]

@@ -102,7 +102,7 @@ def test_a_file_that_is_not_this_user_s_own_library_is_not_opened(
 
 def test_what_is_opened_is_the_file_that_was_checked(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file put in its place between the two is not."""
-    check, swapped = compiled._check_owned, []
+    check, swapped = compiled.check_owned, []
 
     def check_then_swap(place: Path, found: os.stat_result) -> None:
         check(place, found)
@@ -111,7 +111,7 @@ def test_what_is_opened_is_the_file_that_was_checked(cache: Path, monkeypatch: p
             (place.parent / "other").replace(place)
             swapped.append(place)
 
-    monkeypatch.setattr(compiled, "_check_owned", check_then_swap)
+    monkeypatch.setattr(compiled, "check_owned", check_then_swap)
     found = compiled.library("frame_rows")
     assert found is not None and hasattr(found, "read_ranges")
     assert [place.read_bytes() for place in swapped] == [b"no library"]

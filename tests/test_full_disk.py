@@ -1,7 +1,10 @@
 """A full disk is one sentence and leaves nothing behind: on a small file system of its own, where this user may mount one."""
 
 import contextlib
+import errno
+import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -158,3 +161,21 @@ def test_a_map_takes_its_space_before_it_is_written(disk: SmallDisk) -> None:
     array[:] = 1  # ends the process where the space was not taken
     with contextlib.closing(resolve(disk.folder / "map.npy").open_input()) as file:
         assert file.read()[-(1 << 20) :] == b"\1" * (1 << 20)
+
+
+def test_a_partition_whose_folder_cannot_be_synced_is_not_published(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(toy_gallery, IndexSettings(8, 4))
+    before = {path for path in Path(toy_gallery.location.path).rglob("*") if path.is_file()}
+    real = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(StorageError, match="does not answer: Input/output error"):
+        build_index(toy_gallery, IndexSettings(8, 4))
+    assert {path for path in Path(toy_gallery.location.path).rglob("*") if path.is_file()} == before

@@ -5,6 +5,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import stat
 import threading
 from pathlib import Path
 
@@ -218,6 +219,22 @@ class TestWholeOrNothing:
             resolve(tmp_path / "a").write_atomically(b"1")
         assert refused.value.kind == kind
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(("number", "passed_over"), [(errno.EIO, False), (errno.EINVAL, True), (errno.ENOTSUP, True)])
+    def test_a_sync_of_a_folder_that_fails_is_said_unless_there_is_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, passed_over: bool
+    ) -> None:
+        real = os.fsync
+
+        def sync(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", sync)
+        target = resolve(tmp_path / "a")
+        with contextlib.nullcontext() if passed_over else pytest.raises(StorageError, match="Input/output error"):
+            target.write_atomically(b"1")
 
     def test_a_full_device_is_named(self, tmp_path: Path) -> None:
         if not Path("/dev/full").exists():
