@@ -100,9 +100,6 @@ static int copied(int file, char *to, int64_t size, int64_t at) {
   return size == 0;
 }
 
-/* For sums across a vector: as many numbers whatever LANES is, since their order decides on the last bits. */
-typedef float parts_vec __attribute__((vector_size(4 * LANES_MOST)));
-
 #define TYPE uint16_t
 #define WIDEN widen_half
 #define SUFFIX _half_
@@ -222,21 +219,23 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
     for (int64_t r = 0; r < rows; r++) {
       float *row_values = scratch + r * d_v;
       const int64_t even = d_v - d_v % LANES_MOST;
-      parts_vec parts = {0};
-      for (int64_t d = 0; d < even; d += LANES_MOST) {
-        parts_vec x, middle, factor;
-        memcpy(&x, row_values + d, sizeof x);
-        memcpy(&middle, centre + d, sizeof x);
-        memcpy(&factor, weight + d, sizeof x);
-        x -= middle;
-        memcpy(row_values + d, &x, sizeof x);
-        parts += factor * x * x;
-      }
+      VEC parts[LANES_MOST / LANES] = {0}; /* as many numbers whatever LANES is: the order of a sum decides on its last bits */
+      for (int64_t d = 0; d < even; d += LANES_MOST)
+        for (int part = 0; part < LANES_MOST / LANES; part++) {
+          VEC x, middle, factor;
+          float *place = row_values + d + part * LANES;
+          memcpy(&x, place, sizeof x);
+          memcpy(&middle, centre + (place - row_values), sizeof x);
+          memcpy(&factor, weight + (place - row_values), sizeof x);
+          x -= middle;
+          memcpy(place, &x, sizeof x);
+          parts[part] += factor * x * x;
+        }
       for (int64_t d = even; d < d_v; d++) {
         row_values[d] -= centre[d];
         squares[r] += weight[d] * row_values[d] * row_values[d];
       }
-      for (int i = 0; i < LANES_MOST; i++) squares[r] += parts[i];
+      for (int i = 0; i < LANES_MOST; i++) squares[r] += parts[i / LANES][i % LANES];
     }
     if (rows < ROWS) memset(scratch + rows * d_v, 0, 4 * (ROWS - rows) * d_v);
     NAME(multiply_all)(scratch, rows, d_v, weighted, stride, squares, (uintptr_t)(value + ROWS * d_v), distance + row * stride);
