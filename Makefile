@@ -20,7 +20,7 @@ demo: env
 	@$(BIN)/python -m jobs.demo
 
 test: env
-	@$(BIN)/python -m pytest -m "not gpu"
+	@$(BIN)/python -X faulthandler -m pytest -m "not gpu"
 
 check: env
 	@$(BIN)/ruff check .
