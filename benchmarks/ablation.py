@@ -16,7 +16,7 @@ import torch
 import typer
 
 from jobs.command_line import run
-from pipeline.gallery import Gallery
+from pipeline.gallery.gallery import Gallery
 from pipeline.training.features import Source, load_features, split_identities
 from pipeline.training.loop import Metrics, train, validate
 from pipeline.training.settings import TrainingSettings

@@ -19,11 +19,11 @@ import numpy as np
 import typer
 
 from jobs.command_line import run
+from pipeline.decoding.readers import open_source
+from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.teachers import import_openvino
 from pipeline.errors import PipelineError, UsageError, VideoError
-from pipeline.readers import open_source
-from pipeline.sampling import Sampling
-from pipeline.storage import canonical_uri, resolve
+from pipeline.storage.location import canonical_uri, resolve
 
 LINK_OVERLAP = 0.3  # intersection over union of two boxes that are one person, at least
 LINK_FRAMES = 5  # frames that a person may be missed

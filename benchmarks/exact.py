@@ -21,17 +21,25 @@ import torch
 import typer
 
 from jobs.command_line import run
-from pipeline.bounds import Projection, attention_logits, ball_logits, certified_top, radii, squared_distances, video_bounds
-from pipeline.cohort import CohortStatistics
+from pipeline.coattention.cohort import CohortStatistics
 from pipeline.errors import PipelineError
-from pipeline.gallery import Gallery
-from pipeline.index import open_index
-from pipeline.partition import STAGES, Partition
-from pipeline.prefilter import PrefilterMetric, PrefilterQuery, stored_vectors
-from pipeline.scoring import TargetEncoding, segment_rows
-from pipeline.search import segmented
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.prefilter import PrefilterMetric, PrefilterQuery, stored_vectors
+from pipeline.index.versions import open_index
+from pipeline.scoring.bounds import (
+    Projection,
+    attention_logits,
+    ball_logits,
+    certified_top,
+    radii,
+    squared_distances,
+    video_bounds,
+)
+from pipeline.scoring.scores import TargetEncoding, segment_rows
+from pipeline.search.partition import STAGES, Partition
+from pipeline.search.search import segmented
+from pipeline.search.targets import read_targets, target_decoder
 from pipeline.settings import SearchSettings
-from pipeline.targets import read_targets, target_decoder
 
 DIRECTIONS = (16, 32, 64)
 HULL_STEPS = (0, 2, 5)

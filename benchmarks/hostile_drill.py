@@ -22,8 +22,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.decoder import Decoder
-from pipeline.sampling import Sampling
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling
 from tests.damage import Damage, Witness, made_up_gallery, try_damage
 from tests.mutant_judge import Judge, Outcome, ingest_faults
 from tests.mutants import KINDS, SIZE, Mutant, write_mutants, write_sources

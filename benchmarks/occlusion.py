@@ -16,19 +16,19 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import run
-from pipeline.backbone import DEFAULT, find_backbone
-from pipeline.catalog import read_catalog
+from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import connected
 from pipeline.datasets import read_labelled
-from pipeline.evaluation import EvaluationSettings, Split, evaluate_index, judged_pairs
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import find_head
-from pipeline.index_build import build_index
-from pipeline.ingest import ingest
-from pipeline.occlusion import OcclusionSettings, occlude_catalog
-from pipeline.partitions import opened_partitions
-from pipeline.sampling import Sampling
+from pipeline.decoding.sampling import Sampling
+from pipeline.evaluation.evaluate import EvaluationSettings, Split, evaluate_index, judged_pairs
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import find_head
+from pipeline.ingest.run import ingest
+from pipeline.search.partitions import opened_partitions
 from pipeline.settings import ScoreSettings
+from pipeline.training.occlusion import OcclusionSettings, occlude_catalog
 
 
 def occlusion(

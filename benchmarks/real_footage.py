@@ -20,19 +20,19 @@ import numpy as np
 import typer
 
 from jobs.command_line import run
-from pipeline.backbone import DEFAULT, EFFICIENTNET, find_backbone
-from pipeline.catalog import read_catalog
+from pipeline.backbone.runtime import DEFAULT, EFFICIENTNET, find_backbone
+from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import connected
+from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
-from pipeline.evaluation import COATTENTION, COSINE, coattention_scores, cosine_scores, video_means
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import Index, find_head
-from pipeline.index_build import build_index
-from pipeline.ingest import ingest
-from pipeline.metrics import RankingQuality, query_figures, ranking_quality
-from pipeline.partitions import opened_partitions
-from pipeline.sampling import Sampling
-from pipeline.scoring import rank_videos
+from pipeline.evaluation.evaluate import COATTENTION, COSINE, coattention_scores, cosine_scores, video_means
+from pipeline.evaluation.metrics import RankingQuality, query_figures, ranking_quality
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import Index, find_head
+from pipeline.ingest.run import ingest
+from pipeline.scoring.scores import rank_videos
+from pipeline.search.partitions import opened_partitions
 from pipeline.settings import ScoreSettings
 
 VTEST_AVI = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")  # where Debian's opencv-doc puts it

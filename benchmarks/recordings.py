@@ -26,9 +26,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.decoder import Decoder
-from pipeline.sampling import Sampling, resize
-from pipeline.video import Piece, Rejected
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling, resize
+from pipeline.decoding.video import Piece, Rejected
 from tests.recording_files import SIZE, Recording, barcodes, faults, matched, read_by_ffmpeg, sample_times
 from tests.recordings import KINDS
 

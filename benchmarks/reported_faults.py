@@ -28,9 +28,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.decoder import Decoder
-from pipeline.sampling import Sampling
-from pipeline.video import Piece, Rejected
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Piece, Rejected
 from tests.recording_files import (
     B_FRAMES,
     FRAMES,

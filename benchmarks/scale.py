@@ -62,16 +62,16 @@ from benchmarks.scale_searches import (
 )
 from benchmarks.synthetic_gallery import SyntheticSettings, comparison, cosine_statistics, write_gallery
 from jobs.command_line import run
-from pipeline.coattention import Coattention
-from pipeline.gallery import Gallery
-from pipeline.head import load_head, untrained_head
-from pipeline.index import Index, current_index, find_head, open_index
-from pipeline.index_build import build_index
-from pipeline.index_samples import sample_features
-from pipeline.partitions import Partitions, opened_partitions
-from pipeline.search import search, search_many
+from pipeline.coattention.head import load_head, untrained_head
+from pipeline.coattention.network import Coattention
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.build import build_index
+from pipeline.index.samples import sample_features
+from pipeline.index.versions import Index, current_index, find_head, open_index
+from pipeline.search.partitions import Partitions, opened_partitions
+from pipeline.search.search import search, search_many
+from pipeline.search.targets import Target
 from pipeline.settings import IndexSettings, SearchSettings
-from pipeline.targets import Target
 
 KEY_WIDTH, VALUE_WIDTH = 64, 192  # of the heads that ship
 TRAINED_ON = SyntheticSettings(3000, cameras=40, seed=1)

@@ -25,12 +25,12 @@ from benchmarks.scale_searches import (
     whole_shortlist,
 )
 from pipeline.errors import UsageError
-from pipeline.gallery import Gallery, feature_matrix
-from pipeline.index import Index, open_index
-from pipeline.partitions import Partitions, opened_partitions
-from pipeline.search import search, search_many, segmented
+from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.index.versions import Index, open_index
+from pipeline.search.partitions import Partitions, opened_partitions
+from pipeline.search.search import search, search_many, segmented
+from pipeline.search.targets import Target
 from pipeline.segments import segment_frames, segment_starts
-from pipeline.targets import Target
 
 
 def recall_step(plan: Plan, means: str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.gallery import Gallery, feature_matrix
-from pipeline.index import Index
-from pipeline.results import SearchResult, VideoRef
+from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.index.versions import Index
+from pipeline.search.results import SearchResult, VideoRef
+from pipeline.search.targets import Target
 from pipeline.settings import SearchSettings
-from pipeline.targets import Target
 
 BEST = 10
 USUAL_SHARE = 0.01

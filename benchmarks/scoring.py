@@ -2,7 +2,7 @@
 
     python -m benchmarks.scoring
 
-For 1, 8 and 64 target segments: this code (`pipeline.scoring.candidate_logits`) against (a) METHOD's definition as vectorised
+For 1, 8 and 64 target segments: this code (`pipeline.scoring.scores.candidate_logits`) against (a) METHOD's definition as vectorised
 PyTorch, (b) a loop over candidate videos doing the same, (c) the two matrix products alone, and reading the arrays alone; the
 slower of the two is the limit. All take turns, and medians count. Products alone are torch's on float32 copies that lie ready;
 the share of the limit exceeds 1 where this code's own products are faster than the library's for so narrow a matrix, so the share
@@ -32,10 +32,10 @@ import typer
 from torch import Tensor
 
 from jobs.command_line import run
-from pipeline import compiled, pair_kernel
-from pipeline.coattention import Coattention
-from pipeline.head import load_head
-from pipeline.scoring import TargetEncoding, candidate_logits, encode_target, frame_band, segment_rows, video_scores
+from pipeline.coattention.head import load_head
+from pipeline.coattention.network import Coattention
+from pipeline.scoring import compiled, pair_kernel
+from pipeline.scoring.scores import TargetEncoding, candidate_logits, encode_target, frame_band, segment_rows, video_scores
 from pipeline.segments import segment_starts
 from pipeline.weights import FOLDER
 

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from jobs.command_line import run
 from pipeline.errors import PipelineError
-from pipeline.gallery import Gallery, GallerySettings, feature_matrix
-from pipeline.storage import Location, resolve
+from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
+from pipeline.storage.location import Location, resolve
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.faulty_store import FAULTS, FaultyStore
 

@@ -27,9 +27,9 @@ import torch
 import typer
 
 from jobs.command_line import run
-from pipeline.backbone import BackboneSpec
+from pipeline.backbone.runtime import BackboneSpec
 from pipeline.errors import UsageError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
 
 # Shares of a unit vector's square. Cosines that follow, and those of the rendered clips: other people in other cameras 0.44
 # (0.44), the same person in another camera 0.64 (0.64), other people in one camera 0.50 (0.50), a frame and the next 0.93 (0.93).

@@ -6,21 +6,21 @@ import numpy as np
 import typer
 
 from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
-from pipeline.audit import append_record
-from pipeline.backbone import DEFAULT, find_backbone
-from pipeline.calibration import fit_calibration, save_calibration, settings_of
+from pipeline.backbone.runtime import DEFAULT, find_backbone
 from pipeline.cluster import Cluster
+from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
 from pipeline.datasets import read_labelled
+from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
-from pipeline.evaluation import Split, coattention_scores, judged_pairs
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import current_index, head_folder, head_for
-from pipeline.index_build import build_index
-from pipeline.ingest import ingest
-from pipeline.partitions import opened_partitions
-from pipeline.sampling import Sampling
+from pipeline.evaluation.evaluate import Split, coattention_scores, judged_pairs
+from pipeline.gallery.audit import append_record
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import current_index, head_folder, head_for
+from pipeline.ingest.run import ingest
+from pipeline.search.partitions import opened_partitions
 from pipeline.settings import IndexSettings, ScoreSettings
-from pipeline.storage import resolve
+from pipeline.storage.location import resolve
 
 
 def calibrate(

@@ -7,9 +7,9 @@ import typer
 
 from jobs.command_line import run
 from pipeline.errors import UsageError
-from pipeline.gallery import Gallery
-from pipeline.index import index_versions
-from pipeline.retention import compact as run_compact
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.versions import index_versions
+from pipeline.retention.forget import compact as run_compact
 
 
 def compact(

@@ -11,21 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
-from pipeline.audit import append_record, check_policy, failures_recorded, unicode_only
-from pipeline.backbone import DEFAULT, find_backbone, parse_input_size
+from pipeline.backbone.runtime import DEFAULT, find_backbone, parse_input_size
 from pipeline.cluster import Cluster
 from pipeline.datasets import LabelledData, read_labelled
+from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
-from pipeline.evaluation import EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores
-from pipeline.evaluation_report import evaluation_text, render_evaluation
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import current_index, find_head
-from pipeline.index_build import build_index
-from pipeline.ingest import ingest
-from pipeline.partitions import opened_partitions
-from pipeline.sampling import Sampling
+from pipeline.evaluation.evaluate import EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores
+from pipeline.evaluation.report import evaluation_text, render_evaluation
+from pipeline.gallery.audit import append_record, check_policy, failures_recorded, unicode_only
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import current_index, find_head
+from pipeline.ingest.run import ingest
+from pipeline.search.partitions import opened_partitions
 from pipeline.settings import IndexSettings, ScoreSettings
-from pipeline.storage import Location, resolve
+from pipeline.storage.location import Location, resolve
 
 SPLITS = 10  # of the data sets that are divided several times
 SCORE = ScoreSettings()  # its defaults

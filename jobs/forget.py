@@ -5,10 +5,10 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import FAILED, parse_time, printable, run
-from pipeline.forgotten import write_forgotten
-from pipeline.gallery import Gallery
-from pipeline.retention import Selection
-from pipeline.retention import forget as run_forget
+from pipeline.gallery.forgotten import write_forgotten
+from pipeline.gallery.gallery import Gallery
+from pipeline.retention.forget import Selection
+from pipeline.retention.forget import forget as run_forget
 
 
 def forget(

@@ -8,9 +8,9 @@ import typer
 
 from jobs.command_line import InsecureCluster, run
 from pipeline.cluster import Cluster
-from pipeline.gallery import Gallery
-from pipeline.index import Index, current_index, extensible_index, find_head, version_files
-from pipeline.index_build import build_index
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.build import build_index
+from pipeline.index.versions import Index, current_index, extensible_index, find_head, version_files
 from pipeline.settings import IndexSettings
 
 

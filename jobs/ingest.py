@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Endpoints, InsecureCluster, printable, run
-from pipeline.backbone import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
-from pipeline.catalog import read_catalog
+from pipeline.backbone.runtime import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
+from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import Cluster
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.ingest import IngestProgress, IngestSummary, Workers
-from pipeline.ingest import ingest as run_ingest
-from pipeline.retention import take_forgotten
-from pipeline.sampling import Sampling
+from pipeline.decoding.sampling import Sampling
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.ingest.run import IngestProgress, IngestSummary, Workers
+from pipeline.ingest.run import ingest as run_ingest
+from pipeline.retention.forget import take_forgotten
 
 SHOWN = 10  # inputs that have changed
 

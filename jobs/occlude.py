@@ -8,8 +8,8 @@ import typer
 
 from jobs.command_line import Endpoints, local_folder, printable, run
 from pipeline.datasets import read_labelled
-from pipeline.occlusion import OcclusionSettings, occlude_catalog
-from pipeline.sampling import Sampling
+from pipeline.decoding.sampling import Sampling
+from pipeline.training.occlusion import OcclusionSettings, occlude_catalog
 
 SHOWN = 10  # videos that were left out, by name
 

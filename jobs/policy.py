@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import run
-from pipeline.audit import required, set_policy
 from pipeline.errors import UsageError
-from pipeline.gallery import Gallery
+from pipeline.gallery.audit import required, set_policy
+from pipeline.gallery.gallery import Gallery
 
 
 def policy(

@@ -14,18 +14,18 @@ from zoneinfo import ZoneInfo
 import typer
 
 from jobs.command_line import Endpoints, InsecureCluster, imports, parse_time, printable, run
-from pipeline.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
+from pipeline.decoding.provenance import calibration_version, gallery_version, source_hash
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Box
 from pipeline.errors import UsageError
-from pipeline.evidence import SourcePictures
-from pipeline.gallery import Gallery
-from pipeline.provenance import calibration_version, gallery_version, source_hash
-from pipeline.results import SearchResult, write_results
-from pipeline.sampling import Sampling
-from pipeline.seen import span_words
+from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
+from pipeline.gallery.gallery import Gallery
+from pipeline.search.evidence import SourcePictures
+from pipeline.search.results import SearchResult, write_results
+from pipeline.search.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
 from pipeline.settings import ScoreSettings, SearchSettings
-from pipeline.storage import Reach, StorageError, canonical_uri, resolve
-from pipeline.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
-from pipeline.video import Box
+from pipeline.storage.location import Reach, StorageError, canonical_uri, resolve
+from pipeline.time_windows import span_words
 
 
 def search(
@@ -161,9 +161,9 @@ def search(
         if not all(name.startswith(GALLERY_PREFIX) for name in targets):
             decoder.start()
         with imports():  # of PyTorch: a second, in which the decoder begins
-            from pipeline.index import index_lag, open_index
-            from pipeline.partitions import opened_partitions
-            from pipeline.search import search_many
+            from pipeline.index.versions import index_lag, open_index
+            from pipeline.search.partitions import opened_partitions
+            from pipeline.search.search import search_many
 
         index = open_index(opened, index_version)
         found = read_targets(targets, opened, decoder, backbone, whom)
@@ -194,7 +194,7 @@ def search(
         write_results(results, out)
         resolve(out).join("report.html").delete()  # of an earlier search
         if report:
-            from pipeline.report import write_report
+            from pipeline.search.report import write_report
 
             # The targets' own pictures may lie outside the gallery's roots: somebody named them.
             pictures = SourcePictures(time_limit, replace(reach, roots=reach.roots and (*reach.roots, *named)))

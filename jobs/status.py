@@ -8,13 +8,13 @@ import pyarrow.compute as pc
 import typer
 
 from jobs.command_line import printable, run
-from pipeline import audit
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import Gallery, Snapshot
-from pipeline.index import Lag, index_lag, index_versions, open_index, read_manifest
-from pipeline.remains import files_with_forgotten
-from pipeline.source_notes import source_notes
-from pipeline.verification import verify_gallery
+from pipeline.gallery import audit
+from pipeline.gallery.gallery import Gallery, Snapshot
+from pipeline.gallery.source_notes import source_notes
+from pipeline.index.versions import Lag, index_lag, index_versions, open_index, read_manifest
+from pipeline.retention.remains import files_with_forgotten
+from pipeline.retention.verify import verify_gallery
 
 
 def status(

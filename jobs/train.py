@@ -16,15 +16,15 @@ import torch
 import typer
 
 from jobs.command_line import Endpoints, InsecureCluster, run
-from pipeline.backbone import DEFAULT, BackboneSpec, find_backbone, parse_input_size
+from pipeline.backbone.osnet import OSNet
+from pipeline.backbone.runtime import DEFAULT, BackboneSpec, find_backbone, parse_input_size
 from pipeline.cluster import Cluster, cluster_is_named
+from pipeline.coattention.head import DESCRIPTION, TENSORS, save_head
 from pipeline.datasets import read_labelled
+from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.head import DESCRIPTION, TENSORS, save_head
-from pipeline.osnet import OSNet
-from pipeline.sampling import Sampling
-from pipeline.storage import Location, resolve
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.storage.location import Location, resolve
 from pipeline.training.checkpoint import Checkpoint, newest_checkpoint
 from pipeline.training.loop import Metrics
 from pipeline.training.run import GallerySource, TrainingPlan, run_training
@@ -249,7 +249,7 @@ def _say_how_much(plan: TrainingPlan, spec: BackboneSpec) -> None:
 
 def _write_backbone(network: OSNet, spec: BackboneSpec, folder: Location, name: str) -> BackboneSpec:
     """Write OUT/backbone/NAME.onnx with its sidecar and its tensors; the backbone that it now is."""
-    from pipeline.export import export_backbone
+    from pipeline.backbone.export import export_backbone
 
     path = Path(folder.path, "backbone", f"{name}.onnx")
     about = {"name": name, "start": spec.identity, "command": shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]])}
@@ -310,7 +310,7 @@ def _gallery(
             if backbone is not None and (spec := find_backbone(backbone)).identity != gallery.settings.backbone.identity:
                 raise UsageError(f"{data} was made with the backbone {gallery.settings.backbone.identity}, not {spec.identity}")
             return gallery, gallery.reach(endpoints=endpoints).endpoints
-    from pipeline.ingest import ingest
+    from pipeline.ingest.run import ingest
 
     spec = find_backbone(backbone or DEFAULT)
     labelled = read_labelled(data, part="train", endpoints=endpoints)

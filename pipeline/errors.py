@@ -12,7 +12,7 @@ class UsageError(PipelineError):
 class VideoError(Exception):
     """One video cannot be used. It becomes a row in rejects/, and the job goes on.
 
-    reason: one of `pipeline.catalog.REJECT_REASONS`; message: one sentence for the person who looks at the row.
+    reason: one of `pipeline.catalog.inputs.REJECT_REASONS`; message: one sentence for the person who looks at the row.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from pipeline.errors import UsageError
-from pipeline.seen import moment_words
 from pipeline.segments import segment_starts
+from pipeline.time_windows import moment_words
 
 PREFILTERS = ("auto", "exact", "compressed")
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
@@ -49,7 +49,7 @@ class ScoreSettings:
     aggregate: "mean" or "sum" of the scores that count. The patent adds them; but a sum over a share grows with N x
         K, so that long videos win by length. The mean compares videos of different length, is what the authors' code
         does, and is the default.
-    normalise: "cohort" measures every score against a sample of the gallery (`pipeline.cohort`), "none" is the patent's.
+    normalise: "cohort" measures every score against a sample of the gallery (`pipeline.coattention.cohort`), "none" is the patent's.
 
     Raises UsageError for values outside these ranges.
     """

@@ -19,14 +19,14 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from pipeline.backbone import find_backbone, load_backbone
-from pipeline.catalog import read_catalog
-from pipeline.decoder import Decoder
+from pipeline.backbone.runtime import find_backbone, load_backbone
+from pipeline.catalog.inputs import read_catalog
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError
-from pipeline.gallery import Gallery, feature_matrix
-from pipeline.pieces import decode_source
-from pipeline.sampling import Sampling
-from pipeline.verification import verify_gallery
+from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.ingest.pieces import decode_source
+from pipeline.retention.verify import verify_gallery
 from tests.two_nodes import HEAD, WORKER, TwoNodes, find_processes, kill_process, start_again
 
 WAIT_SECONDS = 900  # for one command; a busy machine takes minutes to start Ray's workers

@@ -17,9 +17,9 @@ import torch
 from moto.server import ThreadedMotoServer
 from onnx import TensorProto, helper
 
-from pipeline import compiled
-from pipeline.backbone import BackboneSpec
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
+from pipeline.backbone.runtime import BackboneSpec
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
+from pipeline.scoring import compiled
 
 SHARED = Path(__file__).parents[2] / "shared"
 PROCESSORS = {  # that C sources are compiled for, and what this one must be to run that (`torch.backends.cpu`)

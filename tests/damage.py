@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import open_index
-from pipeline.index_build import build_index
-from pipeline.partitions import opened_partitions
-from pipeline.search import search
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import open_index
+from pipeline.retention.verify import verify_gallery
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
-from pipeline.targets import gallery_target
-from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features, toy_spec
 
 Leads = list[tuple[str, float]]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import decoder_child
-from pipeline.opening import Opened
-from pipeline.reading import Alive
-from pipeline.sampling import Sampling
-from pipeline.video import Event, Request
+from pipeline.decoding import child as decoder_child
+from pipeline.decoding.opening import Opened
+from pipeline.decoding.reading import Alive
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Event, Request
 
 
 class Taken:

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from pipeline.catalog import REJECT_REASONS
-from pipeline.decoder import Decoder
-from pipeline.gallery import Gallery
-from pipeline.sampling import Sampling
-from pipeline.video import Event, Piece, Rejected, VideoInfo
+from pipeline.catalog.inputs import REJECT_REASONS
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Event, Piece, Rejected, VideoInfo
+from pipeline.gallery.gallery import Gallery
 from tests.conftest import save_toy_backbone
 from tests.mutants import Mutant
 

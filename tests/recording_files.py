@@ -18,7 +18,7 @@ import av
 import cv2
 import numpy as np
 
-from pipeline.sampling import Ticks
+from pipeline.decoding.sampling import Ticks
 
 FRAMES, GOP, RATE = 60, 20, 25  # of a recording, unless its kind says otherwise: frames, frames from key to key, frames a second
 SIZE = (320, 240)

@@ -9,12 +9,12 @@ import threading
 import time
 
 from pipeline.errors import PipelineError
-from pipeline.gallery import Gallery
-from pipeline.index import open_index
-from pipeline.partitions import opened_partitions
-from pipeline.search import search
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.versions import open_index
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
 from pipeline.settings import SearchSettings
-from pipeline.targets import gallery_target
 
 
 def main(uri: str, video_id: str, actors: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline import telemetry
-from pipeline.catalog import REJECT_REASONS
+from pipeline.catalog.inputs import REJECT_REASONS
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "cluster/prometheus-alerts.yaml"

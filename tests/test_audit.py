@@ -17,17 +17,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import audit
-from pipeline.audit import NEED_POLICY, append_record, head, newest, read_records, required, set_policy, user, verify
-from pipeline.backbone import DEFAULT, find_backbone
-from pipeline.catalog import read_catalog
+from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.catalog.inputs import read_catalog
+from pipeline.decoding.provenance import source_hash
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
-from pipeline.index_build import build_index
-from pipeline.provenance import source_hash
+from pipeline.gallery import audit
+from pipeline.gallery.audit import NEED_POLICY, append_record, head, newest, read_records, required, set_policy, user, verify
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
+from pipeline.index.build import build_index
+from pipeline.retention.verify import verify_gallery
 from pipeline.settings import IndexSettings, ScoreSettings
-from pipeline.storage import Location
-from pipeline.verification import verify_gallery
+from pipeline.storage.location import Location
 from tests.conftest import toy_spec
 from tests.test_jobs import command
 
@@ -461,7 +461,7 @@ def test_an_interrupted_search_is_recorded_too(toy_gallery: Gallery, monkeypatch
         raise KeyboardInterrupt
 
     build_index(toy_gallery, IndexSettings(8, 4))
-    monkeypatch.setattr("pipeline.search.search_many", interrupted)
+    monkeypatch.setattr("pipeline.search.search.search_many", interrupted)
     assert command("search", "id:v003", "--gallery", toy_gallery.location.uri).code == 130
     (record,) = read_records(toy_gallery)
     assert (record["target"], record["failed"]) == ("v003", "KeyboardInterrupt")

@@ -3,8 +3,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from pipeline.augmentation import AugmentationSettings, augment
 from pipeline.errors import UsageError
+from pipeline.training.augmentation import AugmentationSettings, augment
 
 OFF = AugmentationSettings(**{field.name: 0.0 for field in fields(AugmentationSettings)})
 ALL = AugmentationSettings(

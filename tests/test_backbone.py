@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from pipeline.backbone import (
+from pipeline.backbone.runtime import (
     DEFAULT,
     EFFICIENTNET,
     BackboneSpec,
@@ -26,8 +26,8 @@ from pipeline.backbone import (
     normalise_pixels,
     parse_input_size,
 )
-from pipeline.downloads import cache_folder
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.downloads import cache_folder
 from tests.conftest import SHARED, TOY_SIDECAR, toy_spec
 
 OSNET = SHARED / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx"
@@ -56,7 +56,7 @@ def test_any_number_of_frames_is_embedded_like_one(toy_backbone: Path) -> None:
 
 def test_a_network_on_a_cpu_is_loaded_without_torch_and_onnx() -> None:
     """torch takes more than a second to load and onnx 0.05 s, in every process of an ingest."""
-    load = "import sys, pipeline.backbone as b; b.load_backbone(b.find_backbone(), 1, 'cpu')"
+    load = "import sys, pipeline.backbone.runtime as b; b.load_backbone(b.find_backbone(), 1, 'cpu')"
     loaded = subprocess.run(
         [sys.executable, "-c", f"{load}; print({{'torch', 'onnx'}} & set(sys.modules))"], check=True, capture_output=True
     )
@@ -329,7 +329,7 @@ class TestExportedNetworks:
             made.append(network)
             return network
 
-        monkeypatch.setattr("pipeline.backbone._as_onnx", export)
+        monkeypatch.setattr("pipeline.backbone.runtime._as_onnx", export)
         below = cache_folder()
         below.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=below) as folder:

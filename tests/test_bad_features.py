@@ -8,16 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation import video_means
-from pipeline.gallery import Gallery, feature_matrix, frames_table
-from pipeline.index import Index
-from pipeline.index_build import build_index
-from pipeline.index_samples import sample_cohort, sample_features, sample_means
-from pipeline.retention import Selection, compact, forget
+from pipeline.evaluation.evaluate import video_means
+from pipeline.gallery.gallery import Gallery, feature_matrix, frames_table
+from pipeline.index.build import build_index
+from pipeline.index.samples import sample_cohort, sample_features, sample_means
+from pipeline.index.versions import Index
+from pipeline.retention.forget import Selection, compact, forget
+from pipeline.retention.verify import verify_gallery
+from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings
-from pipeline.targets import gallery_target
 from pipeline.training.features import Source, load_features
-from pipeline.verification import verify_gallery
 from tests.test_jobs import command
 
 VIDEO = "v017"

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.bounds import (
+from pipeline.coattention.cohort import CohortStatistics
+from pipeline.scoring.bounds import (
     Projection,
     attention_logits,
     ball_logits,
@@ -16,8 +17,7 @@ from pipeline.bounds import (
     squared_distances,
     video_bounds,
 )
-from pipeline.cohort import CohortStatistics
-from pipeline.scoring import TargetEncoding, video_scores
+from pipeline.scoring.scores import TargetEncoding, video_scores
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import ScoreSettings
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.boxes import Tracks, clip_box, read_boxes
+from pipeline.decoding.boxes import Tracks, clip_box, read_boxes
 from pipeline.errors import VideoError
-from pipeline.storage import resolve
+from pipeline.storage.location import resolve
 
 SHARED_BOXES = Path(__file__).parents[1].parent / "shared/data/vtest_tracklets/boxes.csv"
 
@@ -77,7 +77,7 @@ class TestReading:
         ],
     )
     def test_ordinary_files_are_not_read_line_by_line(self, text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pipeline.boxes._read_rows_slowly", lambda *_: pytest.fail("read line by line"))
+        monkeypatch.setattr("pipeline.decoding.boxes._read_rows_slowly", lambda *_: pytest.fail("read line by line"))
         assert list(read_boxes(text)) == [1]
 
     def test_a_million_lines_take_seconds(self) -> None:

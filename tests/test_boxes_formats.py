@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.boxes
-from pipeline.boxes import Tracks, boxes_remarks, read_boxes
+import pipeline.decoding.boxes
+from pipeline.decoding.boxes import Tracks, boxes_remarks, read_boxes
 from pipeline.errors import VideoError
-from pipeline.storage import resolve
+from pipeline.storage.location import resolve
 
 FIELD = Path(__file__).parents[1].parent / "shared/data/field"
 
@@ -358,5 +358,5 @@ class TestOtherFormats:
 
 
 def test_the_example_in_the_docstring() -> None:
-    results = doctest.testmod(pipeline.boxes)
+    results = doctest.testmod(pipeline.decoding.boxes)
     assert (results.failed, results.attempted) == (0, 1)

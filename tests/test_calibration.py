@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.calibration import (
+from pipeline.coattention.calibration import (
     FILE,
     SLOPE_PRIOR,
     Calibration,

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from pipeline.catalog import (
+from pipeline.catalog.inputs import (
     IMAGE_SUFFIXES,
     REJECT_REASONS,
     VIDEO_SUFFIXES,
@@ -29,9 +29,9 @@ from pipeline.catalog import (
     default_video_id,
     read_catalog,
 )
+from pipeline.catalog.manifest import MANIFEST_SUFFIXES
 from pipeline.errors import UsageError
-from pipeline.manifest import MANIFEST_SUFFIXES
-from pipeline.storage import StorageError, resolve
+from pipeline.storage.location import StorageError, resolve
 from tests.conftest import SHARED, touch
 
 

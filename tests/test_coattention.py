@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.coattention import DIFFERENT, SAME, Coattention, CoattentionConfig
+from pipeline.coattention.network import DIFFERENT, SAME, Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
 from tests.oracle import Oracle
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cohort import LEAST_SPREAD, Cohort, CohortStatistics, cohort_statistics, normalised_logits
+from pipeline.coattention.cohort import LEAST_SPREAD, Cohort, CohortStatistics, cohort_statistics, normalised_logits
 
 
 def definition(cohort: np.ndarray, owner: np.ndarray, encoding: np.ndarray, own: int, weight: np.ndarray, bias: float):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import compiled
+from pipeline.scoring import compiled
 
 SOURCE = Path(compiled.__file__).with_name("frame_rows.c")
 

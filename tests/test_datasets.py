@@ -13,11 +13,11 @@ import scipy.io
 
 from pipeline.datasets import LabelledData, queries_without_match, read_labelled
 from pipeline.datasets.files import read_mat, read_npy
-from pipeline.decoder import Decoder
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Piece, Rejected
 from pipeline.errors import UsageError
-from pipeline.sampling import Sampling
-from pipeline.storage import resolve
-from pipeline.video import Piece, Rejected
+from pipeline.storage.location import resolve
 from tests.conftest import touch
 
 

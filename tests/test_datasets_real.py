@@ -12,10 +12,10 @@ import pytest
 from pipeline.datasets import queries_without_match, read_labelled
 from pipeline.datasets.files import read_mat
 from pipeline.datasets.mars import mars_protocol
-from pipeline.decoder import Decoder
-from pipeline.sampling import Sampling
-from pipeline.storage import resolve
-from pipeline.video import Piece, Rejected
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Piece, Rejected
+from pipeline.storage.location import resolve
 from tests.conftest import SHARED
 
 pytestmark = pytest.mark.shared

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import decoder as decoder_module
-from pipeline.decoder import Decoder
-from pipeline.gallery import Gallery
-from pipeline.sampling import Sampling
-from pipeline.video import Piece, Rejected
+from pipeline.decoding import decoder as decoder_module
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Piece, Rejected
+from pipeline.gallery.gallery import Gallery
 from tests.test_video import write_video
 
 SAMPLING = Sampling(height=128, width=64, piece=5)
@@ -100,7 +100,7 @@ def test_a_child_that_does_not_begin_is_told_by_the_first_source(clip: Path, mon
 
 def test_a_search_begins_its_decoder_before_it_loads_what_takes_long(clip: Path, toy_gallery: Gallery) -> None:
     code = (
-        "import sys; from pipeline.decoder import Decoder; import jobs.search;"
+        "import sys; from pipeline.decoding.decoder import Decoder; import jobs.search;"
         "Decoder.start = lambda self: sys.exit(' '.join({'pandas', 'torch', 'faiss', 'ray'} & sys.modules.keys()) or 7);"
         "jobs.search.search([sys.argv[1]], gallery=sys.argv[2])"
     )
@@ -111,5 +111,5 @@ def test_a_search_begins_its_decoder_before_it_loads_what_takes_long(clip: Path,
 
 def test_a_child_loads_only_what_decoding_takes() -> None:
     """Each takes tenths of a second and tens of megabytes, in every decoder and before the first lead of a search."""
-    code = "import sys, pipeline.decoder; print(*{'pandas', 'ray', 'torch', 'onnxruntime'} & sys.modules.keys())"
+    code = "import sys, pipeline.decoding.decoder; print(*{'pandas', 'ray', 'torch', 'onnxruntime'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.split() == []

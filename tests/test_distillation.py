@@ -21,9 +21,12 @@ from typer.testing import CliRunner
 import jobs.distil
 from benchmarks.boxes_from_detector import Tracks, overlap
 from benchmarks.boxes_from_detector import main as boxes_from_detector
-from pipeline.backbone import find_backbone, load_backbone, normalise_pixels
-from pipeline.boxes import read_boxes
-from pipeline.catalog import read_catalog
+from pipeline.backbone.export import export_backbone, largest_difference, scaled_features
+from pipeline.backbone.osnet import OSNet, OSNetConfig
+from pipeline.backbone.runtime import find_backbone, load_backbone, normalise_pixels
+from pipeline.catalog.inputs import read_catalog
+from pipeline.decoding.boxes import read_boxes
+from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.checkpoint import Checkpoints, claim
 from pipeline.distillation.frame_augmentation import augment_frame
 from pipeline.distillation.hints import channel_scales, divided, piece_losses, whole_losses
@@ -32,9 +35,6 @@ from pipeline.distillation.people import EvenlySpaced, gather_people, is_held_ou
 from pipeline.distillation.pool import build_pool, fill_rows
 from pipeline.distillation.teachers import FEATURE, HintTeacher, find_hints, load_vector_teacher
 from pipeline.errors import PipelineError, UsageError
-from pipeline.export import export_backbone, largest_difference, scaled_features
-from pipeline.osnet import OSNet, OSNetConfig
-from pipeline.sampling import Sampling
 from tests.conftest import SHARED
 from tests.test_osnet import lively
 
@@ -534,7 +534,7 @@ def test_the_exported_backbone_gives_torchs_numbers_on_the_teachers_scale(networ
 
 
 def test_an_export_that_gives_other_numbers_leaves_nothing(teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("pipeline.backbone.export.TOLERANCE", -1.0)
     with pytest.raises(PipelineError, match=r"the exported student.onnx differs by \S+ from the network"):
         export_backbone(lively(TEACHER), teacher.spec, tmp_path / "student.onnx", {})
     assert not list(tmp_path.glob("student*"))

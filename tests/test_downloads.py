@@ -15,8 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pipeline.downloads import PinnedFile, fetch
 from pipeline.errors import PipelineError
+from pipeline.storage.downloads import PinnedFile, fetch
 from tests.conftest import save_toy_backbone
 
 CONTENT = bytes(range(256)) * 1000
@@ -163,7 +163,8 @@ def test_a_cache_that_cannot_be_written_is_named(server: ThreadingHTTPServer, tm
 def test_a_published_backbone_comes_by_name_and_then_without_a_network(
     server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import backbone, published
+    from pipeline.backbone import published
+    from pipeline.backbone import runtime as backbone
 
     data = save_toy_backbone(tmp_path / "toy.onnx").read_bytes()
     server.files["/toy"] = data

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import index_versions, open_index
-from pipeline.index_build import build_index
-from pipeline.partitions import opened_partitions
-from pipeline.retention import compact
-from pipeline.search import search
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import index_versions, open_index
+from pipeline.retention.forget import compact
+from pipeline.retention.verify import verify_gallery
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
-from pipeline.targets import gallery_target
-from pipeline.verification import verify_gallery
 from tests.cluster_drills import Reader, account, ingest_under_kills, undisturbed, write_clips
 from tests.conftest import add_videos, people_features, save_toy_backbone, toy_spec
 from tests.two_nodes import WORKER, TwoNodes, find_processes, two_nodes
@@ -143,7 +143,7 @@ def for_ever(work: str, place: str, begun: Any) -> None:
 def test_a_search_sees_whole_versions_while_builds_and_compactions_are_killed(tmp_path: Path, work: str) -> None:
     gallery, expected = searchable(tmp_path / "gallery")
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["pipeline.retention"])
+    processes.set_forkserver_preload(["pipeline.retention.forget"])
     chance, ended = random.Random(3), threading.Event()
     faults, searches = [], 0
 

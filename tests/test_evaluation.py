@@ -19,11 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.evaluate import evaluate
-from pipeline.audit import read_records
-from pipeline.cohort import Cohort
+from pipeline.coattention.cohort import Cohort
 from pipeline.datasets import LabelledData, read_labelled
 from pipeline.errors import UsageError
-from pipeline.evaluation import (
+from pipeline.evaluation.evaluate import (
     COATTENTION,
     COSINE,
     METRIC,
@@ -42,15 +41,16 @@ from pipeline.evaluation import (
     video_means,
     write_pair_scores,
 )
-from pipeline.gallery import Gallery, feature_matrix
-from pipeline.index import Index, open_index
-from pipeline.index_build import build_index
-from pipeline.metrics import identity_interval, query_figures, ranking_quality
-from pipeline.partitions import LocalPartitions, Partitions, opened_partitions
-from pipeline.search import search, segmented
+from pipeline.evaluation.metrics import identity_interval, query_figures, ranking_quality
+from pipeline.gallery.audit import read_records
+from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.index.build import build_index
+from pipeline.index.versions import Index, open_index
+from pipeline.search.partitions import LocalPartitions, Partitions, opened_partitions
+from pipeline.search.search import search, segmented
+from pipeline.search.targets import gallery_target
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
-from pipeline.targets import gallery_target
 from tests.conftest import toy_spec
 
 FEW = EvaluationSettings(false_match_rate=0.01, shortlists=("5", "20%"), bootstrap=200)
@@ -332,7 +332,7 @@ def test_pair_scores_come_back_as_rows(toy_gallery: Gallery, monkeypatch: pytest
     index, _, pairs = opened(toy_gallery)
     tables = {"one": np.arange(1600.0).reshape(40, 40), "two": -np.ones((40, 40))}
     sink = io.BytesIO()
-    monkeypatch.setattr("pipeline.evaluation.PARQUET_ROWS", 130)  # several row groups
+    monkeypatch.setattr("pipeline.evaluation.evaluate.PARQUET_ROWS", 130)  # several row groups
     write_pair_scores(tables, index, pairs, sink)
     rows = pq.read_table(io.BytesIO(sink.getvalue())).to_pylist()
     ids = index.videos["video_id"].to_pylist()

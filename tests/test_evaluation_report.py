@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluation import COATTENTION, COSINE, EvaluationSettings, Split, evaluate_index, judged_pairs
-from pipeline.evaluation_report import evaluation_text, interval, render_evaluation, share, spread
-from pipeline.gallery import Gallery
-from pipeline.index_build import build_index
-from pipeline.partitions import opened_partitions
+from pipeline.evaluation.evaluate import COATTENTION, COSINE, EvaluationSettings, Split, evaluate_index, judged_pairs
+from pipeline.evaluation.report import evaluation_text, interval, render_evaluation, share, spread
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.build import build_index
+from pipeline.search.partitions import opened_partitions
 from pipeline.settings import ScoreSettings
 from tests.test_report import HOSTILE, Page
 

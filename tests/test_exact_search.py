@@ -11,14 +11,14 @@ import ray
 import torch
 
 from benchmarks import exact as exact_benchmark
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import Index
-from pipeline.index_build import build_index
-from pipeline.partitions import LocalPartitions, opened_partitions
-from pipeline.results import SearchResult
-from pipeline.search import search, search_many
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import Index
+from pipeline.search.partitions import LocalPartitions, opened_partitions
+from pipeline.search.results import SearchResult
+from pipeline.search.search import search, search_many
+from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
-from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features, toy_spec
 
 PEOPLE, EACH = 60, 4

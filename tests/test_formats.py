@@ -9,16 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import audit, calibration, gallery, head, index
-from pipeline.calibration import Calibration
+from pipeline.coattention import calibration, head
+from pipeline.coattention.calibration import Calibration
+from pipeline.coattention.head import read_description
 from pipeline.errors import PipelineError
-from pipeline.gallery import Gallery
-from pipeline.head import read_description
-from pipeline.index import open_index
-from pipeline.index_build import build_index
-from pipeline.seals import sealed, unsealed
+from pipeline.gallery import audit, gallery
+from pipeline.gallery.gallery import Gallery
+from pipeline.index import versions as index
+from pipeline.index.build import build_index
+from pipeline.index.versions import open_index
+from pipeline.retention.verify import verify_gallery
 from pipeline.settings import IndexSettings
-from pipeline.verification import verify_gallery
+from pipeline.storage.seals import sealed, unsealed
 from tests.write_format_fixture import found, write
 
 RELEASES = sorted(folder.name for folder in (Path(__file__).parent / "fixtures").iterdir())

@@ -11,20 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import candidates as candidates_module
-from pipeline import compiled, frame_rows, pair_kernel
-from pipeline import partitions as partitions_module
 from pipeline.errors import PipelineError
-from pipeline.frame_rows import FileRows, Reading, RowFiles, Wanted
-from pipeline.gallery import Gallery
-from pipeline.index import Index
-from pipeline.index_build import build_index
-from pipeline.partitions import LocalPartitions
-from pipeline.scoring import TargetEncoding, cached_logits, candidate_logits
-from pipeline.search import search_many
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.build import build_index
+from pipeline.index.versions import Index
+from pipeline.scoring import candidates as candidates_module
+from pipeline.scoring import compiled, frame_rows, pair_kernel
+from pipeline.scoring.frame_rows import FileRows, Reading, RowFiles, Wanted
+from pipeline.scoring.scores import TargetEncoding, cached_logits, candidate_logits
+from pipeline.search import partitions as partitions_module
+from pipeline.search.partitions import LocalPartitions
+from pipeline.search.search import search_many
+from pipeline.search.targets import gallery_target
 from pipeline.segments import segment_starts
 from pipeline.settings import IndexSettings, SearchSettings
-from pipeline.targets import gallery_target
 
 
 @pytest.fixture(params=["compiled", "python"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.frame_times import LONGEST_PAUSE, LOOKAHEAD, FrameTimes
+from pipeline.decoding.frame_times import LONGEST_PAUSE, LOOKAHEAD, FrameTimes
 
 STEP = 0.04
 GOOD = [round(STEP * number, 2) for number in range(30)]

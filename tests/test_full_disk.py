@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.coattention import Coattention, CoattentionConfig
-from pipeline.gallery import Gallery, frames_table
-from pipeline.head import save_head
-from pipeline.index import open_index
-from pipeline.index_build import build_index
+from pipeline.coattention.head import save_head
+from pipeline.coattention.network import Coattention, CoattentionConfig
+from pipeline.gallery.gallery import Gallery, frames_table
+from pipeline.index.build import build_index
+from pipeline.index.versions import open_index
 from pipeline.settings import IndexSettings
-from pipeline.storage import StorageError, new_array, resolve
+from pipeline.storage.location import StorageError, new_array, resolve
 from tests.test_jobs import ROOT, command
 
 PAGE = 4096

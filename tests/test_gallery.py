@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
-from pipeline.retention import compact
-from pipeline.seals import sealed, unsealed
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
+from pipeline.retention.forget import compact
+from pipeline.storage.seals import sealed, unsealed
 from tests.conftest import add_videos, people_features, toy_spec
 
 NO_REJECTS = REJECTS_SCHEMA.empty_table()

@@ -6,9 +6,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.coattention import Coattention, CoattentionConfig
+from pipeline.coattention.head import head_hash, load_head, read_description, save_head, untrained_head
+from pipeline.coattention.network import Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
-from pipeline.head import head_hash, load_head, read_description, save_head, untrained_head
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.backbone import BackboneSpec, find_backbone, load_backbone
-from pipeline.catalog import read_catalog
-from pipeline.coattention import Coattention, CoattentionConfig
+from pipeline.backbone.runtime import BackboneSpec, find_backbone, load_backbone
+from pipeline.catalog.inputs import read_catalog
+from pipeline.coattention.head import load_head, save_head
+from pipeline.coattention.network import Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import Gallery
-from pipeline.head import load_head, save_head
+from pipeline.gallery.gallery import Gallery
 from tests.conftest import save_toy_backbone
 from tests.damage import Witness, made_up_gallery, try_damage
 

@@ -14,14 +14,14 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.boxes import read_boxes
-from pipeline.catalog import read_catalog
-from pipeline.decoder import Decoder
+from pipeline.catalog.inputs import read_catalog
+from pipeline.decoding.boxes import read_boxes
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.recording import LIKE_A_VIDEO
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Piece, Rejected, read_pieces
 from pipeline.errors import VideoError
-from pipeline.recording import LIKE_A_VIDEO
-from pipeline.sampling import Sampling
-from pipeline.storage import resolve
-from pipeline.video import Piece, Rejected, read_pieces
+from pipeline.storage.location import resolve
 from tests.mutant_judge import Judge, Outcome, event_faults, ingest_faults
 from tests.mutants import KINDS, SIZE, encode, write_mutants, write_sources
 from tests.test_video import SMALL, refused, write_image, write_video

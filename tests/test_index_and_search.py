@@ -13,17 +13,17 @@ import ray
 import torch
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
-from pipeline.index import Index, index_versions, open_index
-from pipeline.index_build import build_index
-from pipeline.index_samples import sample_features
-from pipeline.partitions import opened_partitions
-from pipeline.results import SearchResult, VideoRef
-from pipeline.seals import sealed, unsealed
-from pipeline.search import search
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
+from pipeline.index.build import build_index
+from pipeline.index.samples import sample_features
+from pipeline.index.versions import Index, index_versions, open_index
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.results import SearchResult, VideoRef
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
-from pipeline.targets import gallery_target
+from pipeline.storage.seals import sealed, unsealed
 from tests.conftest import add_videos, people_features, toy_spec
 
 EVERYTHING = SearchSettings(top=100, shortlist=None)
@@ -361,7 +361,7 @@ def test_more_partitions_than_files_may_be_open(toy_gallery: Gallery, monkeypatc
     wanted = leads(toy_gallery, index).leads
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     if not raised:
-        monkeypatch.setattr("pipeline.partitions._allow_open_files", lambda more: None)
+        monkeypatch.setattr("pipeline.search.partitions._allow_open_files", lambda more: None)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, limits[1]))
     try:
         if raised:

@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import verification
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery
-from pipeline.index import index_versions
-from pipeline.index_build import build_index
-from pipeline.partition_store import read_videos, write_videos
-from pipeline.seals import sealed, unsealed
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery
+from pipeline.index.build import build_index
+from pipeline.index.partition_store import read_videos, write_videos
+from pipeline.index.versions import index_versions
+from pipeline.retention import verify as verification
+from pipeline.retention.verify import verify_gallery
 from pipeline.settings import IndexSettings
-from pipeline.storage import resolve
-from pipeline.verification import verify_gallery
+from pipeline.storage.location import resolve
+from pipeline.storage.seals import sealed, unsealed
 
 Forge = Callable[[Any], Any]
 

@@ -13,18 +13,27 @@ import pytest
 import ray
 
 from jobs.index import index as run_jobs_index
-from pipeline import partition_store
 from pipeline.errors import PipelineError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
-from pipeline.index import Index, Lag, current_index, extensible_index, index_lag, index_versions, open_index, videos_not_in
-from pipeline.index_build import build_index
-from pipeline.partition_store import FULL, PartitionWork, build_partitions
-from pipeline.partitions import opened_partitions
-from pipeline.retention import Selection, compact, forget
-from pipeline.search import search
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
+from pipeline.index import partition_store
+from pipeline.index.build import build_index
+from pipeline.index.partition_store import FULL, PartitionWork, build_partitions
+from pipeline.index.versions import (
+    Index,
+    Lag,
+    current_index,
+    extensible_index,
+    index_lag,
+    index_versions,
+    open_index,
+    videos_not_in,
+)
+from pipeline.retention.forget import Selection, compact, forget
+from pipeline.retention.verify import verify_gallery
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
-from pipeline.targets import gallery_target
-from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features, toy_spec
 
 NINE = IndexSettings(partition_videos=9)

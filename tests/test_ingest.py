@@ -16,17 +16,19 @@ import pytest
 import ray
 
 from jobs.ingest import ProgressLine
-from pipeline import ingest as ingest_module
-from pipeline import pieces as pieces_module
-from pipeline.backbone import DEFAULT, find_backbone, load_backbone
-from pipeline.catalog import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
-from pipeline.commit import Committer
-from pipeline.decoder import Decoder
+from pipeline.backbone.runtime import DEFAULT, find_backbone, load_backbone
+from pipeline.catalog.inputs import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.provenance import source_hash
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Event, read_pieces
 from pipeline.errors import PipelineError
-from pipeline.forgotten import write_forgotten
-from pipeline.gallery import Gallery, GallerySettings, feature_matrix
-from pipeline.ingest import IngestProgress, Workers, ingest
-from pipeline.pieces import (
+from pipeline.gallery.forgotten import write_forgotten
+from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
+from pipeline.ingest import pieces as pieces_module
+from pipeline.ingest import run as ingest_module
+from pipeline.ingest.commit import Committer
+from pipeline.ingest.pieces import (
     EMBEDDED_SCHEMA,
     PIECES_SCHEMA,
     WRITTEN_SCHEMA,
@@ -37,11 +39,9 @@ from pipeline.pieces import (
     with_features,
     write_pieces,
 )
-from pipeline.provenance import source_hash
-from pipeline.remains import files_with_forgotten
-from pipeline.retention import Selection, compact, forget, take_forgotten
-from pipeline.sampling import Sampling
-from pipeline.video import Event, read_pieces
+from pipeline.ingest.run import IngestProgress, Workers, ingest
+from pipeline.retention.forget import Selection, compact, forget, take_forgotten
+from pipeline.retention.remains import files_with_forgotten
 from tests.conftest import toy_spec
 from tests.test_video import write_video
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pipeline.ingest import Workers, _cpu_shares
+from pipeline.ingest.run import Workers, _cpu_shares
 
 
 def test_without_a_gpu_one_embedder_of_one_thread_a_cpu_that_decodes_for_itself() -> None:

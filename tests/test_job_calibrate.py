@@ -9,17 +9,17 @@ from typer.testing import CliRunner
 
 import jobs.calibrate as command
 from jobs.search import ranked_list
-from pipeline.backbone import DEFAULT, find_backbone
-from pipeline.calibration import load_calibration
+from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.coattention.calibration import load_calibration
+from pipeline.coattention.head import head_hash, save_head
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.head import head_hash, save_head
-from pipeline.index import find_head
-from pipeline.index_build import build_index
-from pipeline.partitions import opened_partitions
-from pipeline.search import search
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import find_head
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
 from pipeline.settings import ScoreSettings, SearchSettings
-from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features
 
 

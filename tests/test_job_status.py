@@ -9,10 +9,10 @@ import pytest
 
 from jobs.command_line import printable
 from jobs.ingest import describe
-from pipeline import audit
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
-from pipeline.ingest import IngestSummary
-from pipeline.source_notes import source_notes
+from pipeline.gallery import audit
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
+from pipeline.gallery.source_notes import source_notes
+from pipeline.ingest.run import IngestSummary
 from tests.conftest import toy_spec
 from tests.test_jobs import SIZE, command, process
 from tests.test_video import write_video

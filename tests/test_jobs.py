@@ -33,16 +33,16 @@ import ray
 import typer.main
 from onnx import TensorProto, helper
 
-from pipeline.audit import read_records
-from pipeline.backbone import DEFAULT, find_backbone
-from pipeline.catalog import default_video_id
-from pipeline.gallery import Gallery, GallerySettings, feature_matrix
-from pipeline.head import save_head
-from pipeline.index import FORMAT
-from pipeline.index_build import build_index
+from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.catalog.inputs import default_video_id
+from pipeline.coattention.head import save_head
+from pipeline.gallery.audit import read_records
+from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
+from pipeline.index.build import build_index
+from pipeline.index.versions import FORMAT
 from pipeline.rendering import render_network
-from pipeline.results import RESULTS_SCHEMA
-from pipeline.retention import Selection, forget
+from pipeline.retention.forget import Selection, forget
+from pipeline.search.results import RESULTS_SCHEMA
 from tests.conftest import add_videos, people_features
 from tests.test_video import write_video
 

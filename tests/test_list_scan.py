@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import compiled, list_scan, prefilter
-from pipeline.candidates import TargetSegments
 from pipeline.errors import PipelineError
-from pipeline.list_scan import DistanceTable, ListScan
-from pipeline.partition_files import load_prefilter
-from pipeline.partitions import LocalPartitions
-from pipeline.prefilter import PrefilterMetric, PrefilterQuery, compressed_index, shortlist
-from pipeline.scoring import TargetEncoding
-from pipeline.storage import resolve
+from pipeline.index import list_scan, prefilter
+from pipeline.index.list_scan import DistanceTable, ListScan
+from pipeline.index.partition_files import load_prefilter
+from pipeline.index.prefilter import PrefilterMetric, PrefilterQuery, compressed_index, shortlist
+from pipeline.scoring import compiled
+from pipeline.scoring.candidates import TargetSegments
+from pipeline.scoring.scores import TargetEncoding
+from pipeline.search.partitions import LocalPartitions
+from pipeline.storage.location import resolve
 
 METRIC = PrefilterMetric(np.full(24, -0.5, np.float32), 1.5)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import logs
-from pipeline.gallery import Gallery
-from pipeline.index_build import build_index
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.build import build_index
 from tests.test_jobs import command
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from pipeline.catalog import (
+from pipeline.catalog.inputs import (
     SOURCE_SCHEMA,
     default_video_id,
     read_catalog,
@@ -226,7 +226,7 @@ class TestLargeClaims:
         texts = ["y" * 10_000] * 1000  # 10 MB, of which the file says that it holds one text and 1,000 references to it
         parquet.write_table(pa.table({"uri": [f"{i}" for i in range(1000)], "camera_id": texts}), tmp_path / "m.parquet")
         assert len(read_catalog(tmp_path / "m.parquet").table) == 1000
-        monkeypatch.setattr("pipeline.manifest.MOST_BYTES", 5 << 20)
+        monkeypatch.setattr("pipeline.catalog.manifest.MOST_BYTES", 5 << 20)
         with pytest.raises(UsageError, match="has 9 MiB of values; at most 5 are read at once"):
             read_catalog(tmp_path / "m.parquet")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.metrics import (
+from pipeline.evaluation.metrics import (
     QueryFigures,
     camera_pairs,
     identity_interval,
@@ -22,7 +22,7 @@ from pipeline.metrics import (
     shortlist_recall,
     threshold_for_rate,
 )
-from pipeline.scoring import rank_videos
+from pipeline.scoring.scores import rank_videos
 
 # ---- the definitions, in plain Python
 
@@ -119,7 +119,7 @@ def test_the_means_leave_queries_without_a_match_out_and_count_them(world: World
 def test_a_gallery_that_needs_several_blocks_is_what_counting_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     world = random_world(5, queries=23, gallery=60, values=200)
     whole = query_figures(*world.arrays)
-    monkeypatch.setattr("pipeline.metrics._BLOCK", 120)  # two rows
+    monkeypatch.setattr("pipeline.evaluation.metrics._BLOCK", 120)  # two rows
     blocks = query_figures(*world.arrays)
     for name in ("first_hit", "average_precision", "inverse_penalty"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(blocks, name))

@@ -21,13 +21,13 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 from jobs.evaluate import evaluate
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
-from pipeline.index_build import build_index
-from pipeline.partitions import opened_partitions
-from pipeline.results import write_results
-from pipeline.search import search
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.results import write_results
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
 from pipeline.settings import SearchSettings
-from pipeline.targets import gallery_target
 from pipeline.training.checkpoint import metrics_table
 from pipeline.training.run import GallerySource, TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
@@ -268,7 +268,7 @@ def test_without_failures_sources_cameras_and_intervals_they_are_sentences(
 def test_failures_whose_sources_are_gone_are_told_in_a_sentence(
     mislabelled: Mislabelled, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.evidence.SourcePictures.__call__", lambda *_: {})
+    monkeypatch.setattr("pipeline.search.evidence.SourcePictures.__call__", lambda *_: {})
     assert "failure-strips" not in run_here(GOOD, evaluation=str(mislabelled.out))
     assert "cannot be read any more, so they have no pictures: v000" in capsys.readouterr().out
 

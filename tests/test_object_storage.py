@@ -7,26 +7,26 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipeline.backbone import DEFAULT, find_backbone
-from pipeline.calibration import fit_calibration, save_calibration, settings_of
-from pipeline.catalog import read_catalog
+from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.catalog.inputs import read_catalog
+from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
+from pipeline.coattention.head import head_hash, save_head, untrained_head
+from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError
-from pipeline.evidence import SourcePictures
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.head import head_hash, save_head, untrained_head
-from pipeline.index import find_head, open_index
-from pipeline.index_build import build_index
-from pipeline.ingest import ingest
-from pipeline.partitions import opened_partitions
-from pipeline.report import write_report
-from pipeline.results import write_results
-from pipeline.retention import Selection, compact, forget
-from pipeline.sampling import Sampling
-from pipeline.search import search
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import find_head, open_index
+from pipeline.ingest.run import ingest
+from pipeline.retention.forget import Selection, compact, forget
+from pipeline.retention.verify import verify_gallery
+from pipeline.search.evidence import SourcePictures
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.report import write_report
+from pipeline.search.results import write_results
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
 from pipeline.settings import ScoreSettings, SearchSettings
-from pipeline.storage import resolve
-from pipeline.targets import gallery_target
-from pipeline.verification import verify_gallery
+from pipeline.storage.location import resolve
 from tests.test_video import write_video
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.catalog import read_catalog
+from pipeline.catalog.inputs import read_catalog
+from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
-from pipeline.occlusion import HEAD, KINDS, OcclusionSettings, hide_stretch, occlude_catalog
 from pipeline.rendering.encoding import write_video
-from pipeline.sampling import Sampling
+from pipeline.training.occlusion import HEAD, KINDS, OcclusionSettings, hide_stretch, occlude_catalog
 
 
 def picture(count: int, seed: int = 0) -> np.ndarray:

@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper
 
-from pipeline import onnx_file
-from pipeline.backbone import find_backbone, load_backbone
+from pipeline.backbone import onnx_file
+from pipeline.backbone.onnx_file import read_onnx
+from pipeline.backbone.runtime import find_backbone, load_backbone
 from pipeline.errors import PipelineError, UsageError
-from pipeline.onnx_file import read_onnx
 from tests.conftest import save_toy_backbone
 
 FACTORS = np.array([2, 3, 5], np.float32)

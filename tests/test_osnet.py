@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.osnet import OmniScaleBlock, OSNet, OSNetConfig
-from pipeline.osnet_checkpoint import PublishedOSNet
+from pipeline.backbone.osnet import OmniScaleBlock, OSNet, OSNetConfig
+from pipeline.backbone.osnet_checkpoint import PublishedOSNet
 
 TINY = OSNetConfig((8, 16, 24, 32), 40, 16, 12)
 

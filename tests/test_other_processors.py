@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import compiled
-from pipeline.scoring import frame_band
+from pipeline.scoring import compiled
+from pipeline.scoring.scores import frame_band
 from pipeline.segments import segment_starts
 
 SOURCES = Path(compiled.__file__).parent

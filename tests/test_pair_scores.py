@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation import Split, judged_pairs, write_pair_scores
-from pipeline.gallery import Gallery
-from pipeline.index_build import build_index
-from pipeline.metrics import query_figures
-from pipeline.pair_scores import read_pair_scores
-from pipeline.storage import resolve
+from pipeline.evaluation.evaluate import Split, judged_pairs, write_pair_scores
+from pipeline.evaluation.metrics import query_figures
+from pipeline.evaluation.pair_scores import read_pair_scores
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.build import build_index
+from pipeline.storage.location import resolve
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.partition_files import load_array
-from pipeline.storage import resolve
+from pipeline.index.partition_files import load_array
+from pipeline.storage.location import resolve
 
 
 @pytest.fixture

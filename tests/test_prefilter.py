@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.prefilter import PrefilterMetric, PrefilterQuery, compressed_index, is_flat, shortlist
-from pipeline.scoring import TargetEncoding
+from pipeline.index.prefilter import PrefilterMetric, PrefilterQuery, compressed_index, is_flat, shortlist
+from pipeline.scoring.scores import TargetEncoding
 
 
 def case(seed: int, signs: str) -> tuple[TargetEncoding, np.ndarray, np.ndarray]:

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import audit, provenance
-from pipeline.backbone import find_backbone
+from pipeline.backbone.runtime import find_backbone
+from pipeline.decoding import provenance
 from pipeline.errors import UsageError
-from pipeline.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
-from pipeline.index_build import build_index
-from pipeline.targets import gallery_backbone, read_targets, target_decoder
+from pipeline.gallery import audit
+from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.search.targets import gallery_backbone, read_targets, target_decoder
 from tests.test_jobs import command
 from tests.test_video import write_video
 
@@ -98,7 +99,7 @@ def test_a_target_without_finite_features_is_refused(tmp_path: Path, toy_backbon
     clip = write_video(tmp_path / "a.mp4")
     backbone = gallery_backbone(gallery)  # before: loading looks at features as well
     monkeypatch.setattr(backbone, "embed", lambda frames: np.full((len(frames), 3), np.inf, np.float16))
-    monkeypatch.setattr("pipeline.targets.gallery_backbone", lambda *_: backbone)
+    monkeypatch.setattr("pipeline.search.targets.gallery_backbone", lambda *_: backbone)
     with target_decoder(gallery) as decoder, pytest.raises(UsageError, match=r"no finite features for .*a\.mp4"):
         read_targets([str(clip)], gallery, decoder)
 

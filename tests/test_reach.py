@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.catalog import read_catalog
-from pipeline.decoder import Decoder
+from pipeline.catalog.inputs import read_catalog
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.provenance import source_hash
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Rejected, VideoInfo
 from pipeline.errors import UsageError
-from pipeline.evidence import SourcePictures
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.provenance import source_hash
-from pipeline.results import VideoRef
-from pipeline.sampling import Sampling
-from pipeline.storage import Reach, StorageError, endpoint_of, resolve
-from pipeline.video import Rejected, VideoInfo
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.search.evidence import SourcePictures
+from pipeline.search.results import VideoRef
+from pipeline.storage.location import Reach, StorageError, endpoint_of, resolve
 from tests.conftest import toy_spec
 from tests.test_video import write_video
 

@@ -11,12 +11,12 @@ import av
 import numpy as np
 import pytest
 
-import pipeline.recording
+import pipeline.decoding.recording
 from benchmarks.recordings import EVERY_FRAME, TEN_A_SECOND, of_product
-from pipeline.decoder import Decoder
-from pipeline.reading import Reader
-from pipeline.targets import video_target
-from pipeline.video import Event, Piece, Rejected, VideoInfo, read_pieces
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.reading import Reader
+from pipeline.decoding.video import Event, Piece, Rejected, VideoInfo, read_pieces
+from pipeline.search.targets import video_target
 from tests.recording_files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv, restamped, sample_times
 from tests.recordings import KINDS
 
@@ -158,10 +158,10 @@ def test_a_frame_that_is_sought_is_the_one_that_reading_from_the_start_gives(
     name: str, recording: Callable[[str], Recording], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     truth = recording(name)
-    monkeypatch.setattr(pipeline.recording, "FIRST_SOUGHT", 0)
+    monkeypatch.setattr(pipeline.decoding.recording, "FIRST_SOUGHT", 0)
 
     def opened() -> Reader:
-        return pipeline.recording.Recording(truth.path, name, EVERY_FRAME)
+        return pipeline.decoding.recording.Recording(truth.path, name, EVERY_FRAME)
 
     every = [(frame.number, frame.time_s, frame.picture()) for frame in opened().frames()] if truth.ids else []
     for number, time_s, pixels_then in every[3::13]:
@@ -185,7 +185,7 @@ def test_pictures_are_turned_and_mirrored_as_ffmpeg_turns_them(
     data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     path = tmp_path / "turned.mp4"
     path.write_bytes(data)
-    shown = next(pipeline.recording.Recording(path, "turned", EVERY_FRAME).frames()).picture()
+    shown = next(pipeline.decoding.recording.Recording(path, "turned", EVERY_FRAME).frames()).picture()
     command = ["ffmpeg", "-v", "error", "-nostdin", "-i", path, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     theirs = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8).reshape(shown.shape)
     assert np.abs(shown.astype(int) - theirs).mean() < 1

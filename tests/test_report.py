@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.report import render_report, write_report
-from pipeline.results import Lead, Proof, SearchResult, SegmentPair, SegmentView, VideoRef
+from pipeline.search.report import render_report, write_report
+from pipeline.search.results import Lead, Proof, SearchResult, SegmentPair, SegmentView, VideoRef
 from pipeline.settings import ScoreSettings, SearchSettings
 
 FRAMES = 8

@@ -10,22 +10,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import retention
-from pipeline.audit import read_records, verify
-from pipeline.catalog import SOURCE_SCHEMA
+from pipeline.catalog.inputs import SOURCE_SCHEMA
+from pipeline.coattention.head import save_head
 from pipeline.errors import PipelineError, UsageError
-from pipeline.forgotten import write_forgotten
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, Snapshot, feature_matrix, frames_table
-from pipeline.head import save_head
-from pipeline.index import index_versions, open_index
-from pipeline.index_build import build_index
-from pipeline.ingest import missing_sources
-from pipeline.partitions import opened_partitions
-from pipeline.retention import Selection, compact, forget, take_forgotten
-from pipeline.search import search
+from pipeline.gallery.audit import read_records, verify
+from pipeline.gallery.forgotten import write_forgotten
+from pipeline.gallery.gallery import (
+    REJECTS_SCHEMA,
+    VIDEOS_SCHEMA,
+    Gallery,
+    GallerySettings,
+    Snapshot,
+    feature_matrix,
+    frames_table,
+)
+from pipeline.index.build import build_index
+from pipeline.index.versions import index_versions, open_index
+from pipeline.ingest.run import missing_sources
+from pipeline.retention import forget as retention
+from pipeline.retention.forget import Selection, compact, forget, take_forgotten
+from pipeline.retention.verify import verify_gallery
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
-from pipeline.targets import gallery_target
-from pipeline.verification import verify_gallery
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.test_jobs import command
 
@@ -654,7 +662,7 @@ def test_an_index_does_not_outlive_videos_that_were_forgotten_while_it_was_built
         compact(toy_gallery)
         return save_head(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("pipeline.index_build.save_head", forget_and_save)
+    monkeypatch.setattr("pipeline.index.build.save_head", forget_and_save)
     with pytest.raises(PipelineError, match="forgotten while the index was built"):
         build_index(toy_gallery)
     assert index_versions(toy_gallery) == []

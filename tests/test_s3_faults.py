@@ -10,15 +10,15 @@ import pyarrow as pa
 import pytest
 import ray
 
-from pipeline import storage
-from pipeline.catalog import read_catalog
-from pipeline.decoder import Decoder
+from pipeline.catalog.inputs import read_catalog
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Piece, Progress, Rejected
 from pipeline.errors import PipelineError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
-from pipeline.ingest import Workers, ingest, missing_sources
-from pipeline.sampling import Sampling
-from pipeline.storage import Location, StorageError, resolve
-from pipeline.video import Piece, Progress, Rejected
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
+from pipeline.ingest.run import Workers, ingest, missing_sources
+from pipeline.storage import location as storage
+from pipeline.storage.location import Location, StorageError, resolve
 from tests.conftest import add_videos, people_features, save_toy_backbone, toy_spec
 from tests.faulty_store import FAULTS, FaultyStore
 from tests.test_video import write_video
@@ -153,7 +153,7 @@ def test_an_ingest_between_buckets_survives_a_bad_store(store: FaultyStore, tmp_
     for number in range(4):
         video = write_video(tmp_path / f"{number}.mp4", frames=8 + number).read_bytes()
         resolve(f"s3://bucket/in/{number}.mp4{options}").write_atomically(video)
-    from pipeline.backbone import find_backbone
+    from pipeline.backbone.runtime import find_backbone
 
     spec = find_backbone(str(save_toy_backbone(tmp_path / "mean.onnx")))
     gallery = Gallery.open_or_create(f"s3://bucket/out{options}", GallerySettings(spec, 10.0, None))

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import decoder as decoder_module
-from pipeline import images, sandbox
-from pipeline.decoder import PACKAGE_ROOT, Decoder
-from pipeline.decoder_messages import event_of, unpacked
+from pipeline.decoding import decoder as decoder_module
+from pipeline.decoding import images, sandbox
+from pipeline.decoding.decoder import PACKAGE_ROOT, Decoder
+from pipeline.decoding.messages import event_of, unpacked
+from pipeline.decoding.video import Event, Piece, Progress, Rejected
 from pipeline.errors import PipelineError
-from pipeline.storage import resolve
-from pipeline.video import Event, Piece, Progress, Rejected
+from pipeline.storage.location import resolve
 from tests.test_video import SMALL, FakeDecoder, pieces, write_image, write_video
 
 HEADERS = {"x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), "aarch64": Path("/usr/include/asm-generic/unistd.h")}
@@ -46,7 +46,7 @@ def confined(code: str) -> list[str]:
     """Lines that Python code prints in a confined process, through a pipe: files take nothing from it. It has `refused(call)`."""
     start = """
 import errno, os, socket, subprocess, sys, threading
-from pipeline.sandbox import confine
+from pipeline.decoding.sandbox import confine
 def refused(call):
     try:
         call()
@@ -97,7 +97,7 @@ print(refused(lambda: [os.dup(read) for _ in range(300)]))
         assert confined(code) == ["EMFILE"]
         with tempfile.TemporaryFile() as output:
             ended = subprocess.run(
-                [sys.executable, "-c", "import os; from pipeline.sandbox import confine; confine(); os.write(1, b'x')"],
+                [sys.executable, "-c", "import os; from pipeline.decoding.sandbox import confine; confine(); os.write(1, b'x')"],
                 stdout=output,
                 stderr=subprocess.PIPE,
                 cwd=PACKAGE_ROOT,
@@ -126,7 +126,7 @@ print(*worked)
         assert len(ours.keys() - known.keys()) <= 1  # a header older than the newest call
 
     def test_an_unknown_processor_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        code = "import platform; platform.machine = lambda: 'sparc'; from pipeline.sandbox import confine; print(confine()[0])"
+        code = "import platform; platform.machine = lambda: 'sparc'; from pipeline.decoding.sandbox import confine; print(confine()[0])"
         said = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE_ROOT, stdout=subprocess.PIPE, text=True).stdout
         assert "not closed on sparc" in said and platform.machine() != "sparc"
 

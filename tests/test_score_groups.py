@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import candidates, pair_kernel, partitions
-from pipeline.calibration import Calibration, CalibrationQuality, CalibrationSet, settings_of
-from pipeline.candidates import TargetSegments
-from pipeline.frame_rows import FileRows
-from pipeline.gallery import Gallery
-from pipeline.index import Index
-from pipeline.index_build import build_index
-from pipeline.partitions import LocalPartitions
-from pipeline.results import SearchResult
-from pipeline.scoring import TargetEncoding, sigmoid
-from pipeline.search import search, search_many, segmented
+from pipeline.coattention.calibration import Calibration, CalibrationQuality, CalibrationSet, settings_of
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.build import build_index
+from pipeline.index.versions import Index
+from pipeline.scoring import candidates, pair_kernel
+from pipeline.scoring.candidates import TargetSegments
+from pipeline.scoring.frame_rows import FileRows
+from pipeline.scoring.scores import TargetEncoding, sigmoid
+from pipeline.search import partitions
+from pipeline.search.partitions import LocalPartitions
+from pipeline.search.results import SearchResult
+from pipeline.search.search import search, search_many, segmented
+from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
-from pipeline.targets import gallery_target
 from tests.conftest import PROCESSORS, add_videos, compile_for
 
 GROUPS = (1, 7, 15)  # other targets

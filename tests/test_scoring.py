@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import compiled, pair_kernel
-from pipeline.coattention import Coattention, CoattentionConfig
+from pipeline.coattention.head import untrained_head
+from pipeline.coattention.network import Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
-from pipeline.head import untrained_head
-from pipeline.scoring import (
+from pipeline.scoring import compiled, pair_kernel
+from pipeline.scoring.scores import (
     ScoreSettings,
     TargetEncoding,
     attention_weights,

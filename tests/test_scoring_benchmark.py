@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.scoring import TARGETS, processors
-from pipeline import pair_kernel
+from pipeline.scoring import pair_kernel
 
 WIDEST = {"DEFAULT": 4, "AVX2": 8, "AVX512": 16}
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from pipeline.seals import sealed, unsealed
+from pipeline.storage.seals import sealed, unsealed
 
 DOCUMENT = {"kind": "ingest", "videos": ["videos/a.parquet"], "n": 3, "rate": 10.0, "é": None}
 

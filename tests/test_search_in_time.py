@@ -10,16 +10,16 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
-from pipeline.index import Index, open_index
-from pipeline.index_build import build_index
-from pipeline.partition_store import VIDEOS, write_videos
-from pipeline.partitions import opened_partitions
-from pipeline.results import SearchResult
-from pipeline.seals import sealed
-from pipeline.search import search_many
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.partition_store import VIDEOS, write_videos
+from pipeline.index.versions import Index, open_index
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.results import SearchResult
+from pipeline.search.search import search_many
+from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
-from pipeline.targets import gallery_target
+from pipeline.storage.seals import sealed
 from tests.conftest import add_videos, people_features, toy_spec
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.seen import TIME, moment_words, seen, seen_daily, seen_within, span_words
+from pipeline.time_windows import TIME, moment_words, seen, seen_daily, seen_within, span_words
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WINDOWS = [(time(22), time(2)), (time(1, 30), time(1, 45)), (time(0), time(0, 1)), (time(1, 10), time(1, 5)), (time(9), time(0))]

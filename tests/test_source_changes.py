@@ -13,19 +13,19 @@ import pytest
 import ray
 
 from jobs.ingest import describe
-from pipeline import retention
-from pipeline.catalog import Catalog, read_catalog
-from pipeline.commit import Committer
-from pipeline.decoder import Decoder
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
-from pipeline.index import index_lag
-from pipeline.index_build import build_index
-from pipeline.ingest import ingest
-from pipeline.pieces import decode_source
-from pipeline.provenance import source_hash
-from pipeline.retention import Selection, compact, forget
+from pipeline.catalog.inputs import Catalog, read_catalog
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.provenance import source_hash
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import index_lag
+from pipeline.ingest.commit import Committer
+from pipeline.ingest.pieces import decode_source
+from pipeline.ingest.run import ingest
+from pipeline.ingest.source_changes import STILL_CHANGING, Changes, find_changes, is_changing, too_young, with_states
+from pipeline.retention import forget as retention
+from pipeline.retention.forget import Selection, compact, forget
 from pipeline.settings import IndexSettings
-from pipeline.source_changes import STILL_CHANGING, Changes, find_changes, is_changing, too_young, with_states
 from tests.conftest import toy_spec
 from tests.test_ingest import SAMPLING, SETTINGS, contents, end_row, piece_row, written
 from tests.test_video import write_video
@@ -134,7 +134,7 @@ def test_the_same_bytes_with_another_time_have_not_changed_and_are_not_hashed_ag
     assert not changes.changed and changes.corrected == 0 and changes.corrections["video_id"].to_pylist() == ["a"]
     correct(gallery, changes)
     hashed: list[str] = []
-    monkeypatch.setattr("pipeline.source_changes.source_hash", hashed.append)
+    monkeypatch.setattr("pipeline.ingest.source_changes.source_hash", hashed.append)
     assert len(found(gallery, catalog).corrections) == 0 and hashed == []
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.gallery import VIDEOS_SCHEMA
-from pipeline.source_notes import SourceNotes, equal_bytes, source_notes
+from pipeline.gallery.gallery import VIDEOS_SCHEMA
+from pipeline.gallery.source_notes import SourceNotes, equal_bytes, source_notes
 
 
 def videos(*rows: dict[str, Any]) -> pa.Table:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.storage import Location, StorageError, canonical_uri, inside_checker, resolve
+from pipeline.storage.location import Location, StorageError, canonical_uri, inside_checker, resolve
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import process_figures, scale, scale_recall, scale_report, scale_searches, synthetic_gallery
 from benchmarks.synthetic_gallery import SyntheticSettings, cosine_statistics, write_gallery
 from pipeline.errors import UsageError
-from pipeline.gallery import Gallery, feature_matrix
+from pipeline.gallery.gallery import Gallery, feature_matrix
 
 SMALL = SyntheticSettings(130, people=20, cameras=6, width=32, shard_videos=50)
 # Mean cosines of two frames of 643 rendered clips with the default backbone; in the synthetic gallery some people are hidden.

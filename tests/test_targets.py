@@ -7,15 +7,15 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.backbone import find_backbone, load_backbone
-from pipeline.decoder import Decoder
+from pipeline.backbone.runtime import find_backbone, load_backbone
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.provenance import source_hash
+from pipeline.decoding.recording import FIRST_SOUGHT, Recording
+from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
-from pipeline.evidence import SourcePictures
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.provenance import source_hash
-from pipeline.recording import FIRST_SOUGHT, Recording
-from pipeline.sampling import Sampling
-from pipeline.targets import Target, Whom, read_targets, target_decoder
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.search.evidence import SourcePictures
+from pipeline.search.targets import Target, Whom, read_targets, target_decoder
 from tests.conftest import save_toy_backbone
 from tests.recording_files import B_FRAMES, RATE, picture, write
 from tests.recordings import KINDS

@@ -15,10 +15,10 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import telemetry
-from pipeline.audit import read_records
-from pipeline.catalog import REJECT_REASONS
-from pipeline.gallery import Gallery
-from pipeline.index_build import build_index
+from pipeline.catalog.inputs import REJECT_REASONS
+from pipeline.gallery.audit import read_records
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.build import build_index
 
 ROOT = Path(__file__).parent.parent
 DASHBOARD = ROOT / "cluster/grafana-dashboard.json"

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.coattention import Comparison
+from pipeline.coattention.network import Comparison
 from pipeline.errors import UsageError
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.scoring import video_score
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.scoring.scores import video_score
 from pipeline.settings import ScoreSettings
 from pipeline.training.features import FeatureSet, Source, load_features, matched_people, split_identities
 from pipeline.training.loop import learning_rate, train, validate

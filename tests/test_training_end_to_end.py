@@ -10,12 +10,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from jobs.train import NAME, train
-from pipeline.augmentation import AugmentationSettings
-from pipeline.backbone import DEFAULT, find_backbone, load_backbone, normalise_pixels
+from pipeline.backbone.runtime import DEFAULT, find_backbone, load_backbone, normalise_pixels
+from pipeline.coattention.head import load_head
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
-from pipeline.head import load_head
-from pipeline.storage import resolve
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
+from pipeline.storage.location import resolve
+from pipeline.training.augmentation import AugmentationSettings
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.end_to_end import cache_frames, run_end_to_end, train_end_to_end
 from pipeline.training.features import Source

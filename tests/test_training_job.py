@@ -20,10 +20,10 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
+from pipeline.coattention.head import load_head, read_description
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.head import load_head, read_description
-from pipeline.storage import resolve
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.storage.location import resolve
 from pipeline.training.checkpoint import RunFolder, metrics_table, newest_checkpoint
 from pipeline.training.run import GallerySource, TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.catalog import REJECT_REASONS
-from pipeline.decoder import Decoder
+from pipeline.catalog.inputs import REJECT_REASONS
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.images import image_names, image_order, matches
+from pipeline.decoding.provenance import source_hash
+from pipeline.decoding.recording import Recording
+from pipeline.decoding.sampling import Sampling, resize
+from pipeline.decoding.video import Event, Piece, Rejected, VideoInfo, read_frames, read_pieces
 from pipeline.errors import UsageError, VideoError
-from pipeline.images import image_names, image_order, matches
-from pipeline.provenance import source_hash
-from pipeline.recording import Recording
-from pipeline.sampling import Sampling, resize
-from pipeline.storage import StorageError, resolve
-from pipeline.video import Event, Piece, Rejected, VideoInfo, read_frames, read_pieces
+from pipeline.storage.location import StorageError, resolve
 from tests.recording_files import sample_times
 
 SMALL = Sampling(height=32, width=16)

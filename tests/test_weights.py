@@ -16,15 +16,16 @@ import safetensors.torch
 import torch
 from onnx import numpy_helper
 
-from pipeline import published, weights
-from pipeline.backbone import find_backbone, load_backbone, same_backbone
-from pipeline.downloads import PinnedFile
+from pipeline import weights
+from pipeline.backbone import published
+from pipeline.backbone.osnet_checkpoint import read_checkpoint
+from pipeline.backbone.published import OSNET_X0_25, PUBLISHED, Published
+from pipeline.backbone.runtime import find_backbone, load_backbone, same_backbone
+from pipeline.coattention.head import load_head, save_head, untrained_head
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.head import load_head, save_head, untrained_head
-from pipeline.osnet_checkpoint import read_checkpoint
-from pipeline.published import OSNET_X0_25, PUBLISHED, Published
-from pipeline.targets import gallery_backbone
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.search.targets import gallery_backbone
+from pipeline.storage.downloads import PinnedFile
 from tests.conftest import SHARED, save_toy_backbone
 
 OSNET = SHARED / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx"

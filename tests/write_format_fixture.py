@@ -8,13 +8,13 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline.gallery import Gallery, GallerySettings
-from pipeline.index import open_index
-from pipeline.index_build import build_index
-from pipeline.partitions import opened_partitions
-from pipeline.search import search
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import open_index
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
-from pipeline.targets import gallery_target
 from tests.conftest import add_videos, people_features, threads_of_torch, toy_spec
 
 TARGET = "v000"

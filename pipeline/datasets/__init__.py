@@ -3,14 +3,14 @@
 import re
 from collections.abc import Sequence
 
-from pipeline.catalog import read_catalog
+from pipeline.catalog.inputs import read_catalog
 from pipeline.datasets.ilids_vid import read_ilids_vid
 from pipeline.datasets.labelled import LabelledData, describe, queries_without_match
 from pipeline.datasets.ls_vid import read_ls_vid
 from pipeline.datasets.mars import read_mars
 from pipeline.datasets.prid2011 import read_prid2011
 from pipeline.errors import UsageError
-from pipeline.storage import resolve
+from pipeline.storage.location import resolve
 
 __all__ = ["DATA_SETS", "PARTS", "LabelledData", "describe", "queries_without_match", "read_labelled"]
 
@@ -36,7 +36,7 @@ def read_labelled(
     part: "train", "test", "all", and "val" for LS-VID. protocol, for MARS: "official" or "torchreid", see `mars.read_mars`.
     split, for iLIDS-VID and PRID2011: 0 to 9. first_half, for iLIDS-VID: "test" (Torchreid, jiyanggao, AP3D, SINet) or "train"
     (Chen et al. 2018, TF-CLIP), see `ilids_vid.read_ilids_vid`. endpoints: URLs that a manifest's uris may name, see
-    `pipeline.catalog.read_catalog`.
+    `pipeline.catalog.inputs.read_catalog`.
 
     Raises UsageError, one sentence with the path, for a file or folder that is missing or damaged or an argument that cannot be
     meant, and StorageError when the storage refuses.

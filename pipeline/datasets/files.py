@@ -11,7 +11,7 @@ import scipy.io
 from pyarrow import fs as pafs
 
 from pipeline.errors import UsageError
-from pipeline.storage import Location, StorageError
+from pipeline.storage.location import Location, StorageError
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # MATLAB 7.3 writes it behind 512 bytes of its own
 

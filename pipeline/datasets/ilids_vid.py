@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.datasets.files import read_mat, subfolders
 from pipeline.datasets.labelled import LabelledData, LabelledVideo, labelled_data
 from pipeline.errors import UsageError
-from pipeline.storage import Location
+from pipeline.storage.location import Location
 
 LAYOUT = (
     "iLIDS-VID is expected as PATH/i-LIDS-VID/sequences/cam1 and cam2 with a folder a person, and "

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.catalog import Catalog, source_table
+from pipeline.catalog.inputs import Catalog, source_table
 from pipeline.errors import UsageError
-from pipeline.storage import Location, Reach
+from pipeline.storage.location import Location, Reach
 
 
 @dataclass(frozen=True)
 class LabelledData:
     """Labelled videos and a protocol over them.
 
-    name: shown to people ("MARS test, official protocol"). catalog: what `pipeline.ingest.ingest` takes, only the videos that
+    name: shown to people ("MARS test, official protocol"). catalog: what `pipeline.ingest.run.ingest` takes, only the videos that
     take part, person_id and camera_id filled. queries: video ids; None: every labelled video. gallery: ids of the videos that a
     query is ranked against, distractors included; None: all videos. A query in the gallery is not ranked against itself, and
     the same person under the same camera is left out: that is the evaluation's work. notes: sentences that a person must know.
@@ -84,7 +84,7 @@ def describe(data: LabelledData) -> str:
 def queries_without_match(data: LabelledData) -> list[str]:
     """Queries whose person is on no other gallery video of another camera: they cannot be scored, only counted.
 
-    A camera that is not known is another one than any (see `pipeline.evaluation.judged_pairs`).
+    A camera that is not known is another one than any (see `pipeline.evaluation.evaluate.judged_pairs`).
     """
     columns = (data.catalog.table[name].to_pylist() for name in ("source_id", "person_id", "camera_id"))
     labels = {video_id: (person, camera) for video_id, person, camera in zip(*columns, strict=True)}

@@ -17,9 +17,9 @@ import numpy as np
 
 from pipeline.datasets.files import first_existing, read_lines, read_mat, read_npy
 from pipeline.datasets.labelled import LabelledData, LabelledVideo, labelled_data
+from pipeline.decoding.images import image_names, matches
 from pipeline.errors import UsageError
-from pipeline.images import image_names, matches
-from pipeline.storage import Location, StorageError
+from pipeline.storage.location import Location, StorageError
 
 LAYOUT = "LS-VID is expected as PATH/list_sequence/list_seq_{train,val,test}.txt, PATH/test/data/info_test.mat and the images"
 LINE = re.compile(r"(\S.*?)\s+(-?\d+)")

@@ -14,9 +14,9 @@ import numpy as np
 
 from pipeline.datasets.files import read_lines, read_mat, subfolders
 from pipeline.datasets.labelled import LabelledData, LabelledVideo, labelled_data
+from pipeline.decoding.images import image_names
 from pipeline.errors import UsageError
-from pipeline.images import image_names
-from pipeline.storage import Location
+from pipeline.storage.location import Location
 
 LAYOUT = "MARS is expected as PATH/bbox_train, PATH/bbox_test and PATH/info with its name files and .mat tables"
 IMAGE_NAME = re.compile(r"((\d{4}|00-1)C([1-6])T\d{4})F\d{3,}\.jpg")

@@ -9,7 +9,7 @@ import re
 from pipeline.datasets.files import read_json, subfolders
 from pipeline.datasets.labelled import LabelledData, LabelledVideo, labelled_data
 from pipeline.errors import UsageError
-from pipeline.storage import Location
+from pipeline.storage.location import Location
 
 LAYOUT = (
     "PRID2011 is expected as PATH/prid_2011/multi_shot/cam_a and cam_b with a folder a person, and "

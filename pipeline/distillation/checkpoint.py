@@ -15,7 +15,7 @@ import torch
 
 from pipeline.distillation.loop import Distillation, Metrics
 from pipeline.errors import PipelineError, UsageError
-from pipeline.storage import Location, resolve
+from pipeline.storage.location import Location, resolve
 from pipeline.training.checkpoint import metrics_table
 
 KEPT = 2  # newest checkpoints that stay

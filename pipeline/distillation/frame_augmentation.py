@@ -1,4 +1,4 @@
-"""Augmentation of single frames for distillation: `pipeline.augmentation`, and what only teachers can judge.
+"""Augmentation of single frames for distillation: `pipeline.training.augmentation`, and what only teachers can judge.
 
 The teachers say what is right for whatever they are shown, so that a person need not stay the same person: clothes may change
 their colour, and one person's upper body may stand on another's legs. Frames are uint8 [h, w, 3], RGB.
@@ -7,7 +7,7 @@ their colour, and one person's upper body may stand on another's legs. Frames ar
 import cv2
 import numpy as np
 
-from pipeline.augmentation import AugmentationSettings, augment
+from pipeline.training.augmentation import AugmentationSettings, augment
 
 CAMERAS = AugmentationSettings(crop=0.12, light=0.35, blur=0.3, resolution=0.35, occluder=0.25, erase=0.15)
 HUE, MIXED, NOISE = 0.35, 0.18, 0.25  # probabilities

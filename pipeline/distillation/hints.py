@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.backbone.osnet import OmniScaleBlock, OSNet
 from pipeline.distillation.teachers import FEATURE
-from pipeline.osnet import OmniScaleBlock, OSNet
 
 STREAMS = 4
 

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbone import normalise_pixels
+from pipeline.backbone.osnet import OSNet
+from pipeline.backbone.runtime import normalise_pixels
 from pipeline.distillation.hints import channel_scales, divided, piece_losses, whole_losses
 from pipeline.distillation.teachers import FEATURE, HintTeacher
 from pipeline.errors import PipelineError, UsageError
-from pipeline.osnet import OSNet
 
 SCALE_FRAMES = 160  # of the pool, from which the channels' scales are taken
 GRID = 16  # crops start at multiples of this many pixels, so that every piece's map of them is whole

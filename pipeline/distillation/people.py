@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.catalog import Catalog, candidate_id
-from pipeline.decoder import Decoder
+from pipeline.catalog.inputs import Catalog, candidate_id
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Piece, Rejected
 from pipeline.errors import PipelineError
-from pipeline.sampling import Sampling
-from pipeline.storage import resolve
-from pipeline.video import Piece, Rejected
+from pipeline.storage.location import resolve
 
 CHUNK = 2000  # frames, about 200 MB
 

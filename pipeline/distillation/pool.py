@@ -13,7 +13,7 @@ from pipeline.distillation.frame_augmentation import augment_frame
 from pipeline.distillation.people import People
 from pipeline.distillation.teachers import VectorTeacher
 from pipeline.errors import UsageError
-from pipeline.storage import new_array, resolve
+from pipeline.storage.location import new_array, resolve
 
 BLOCK = 256  # rows between two notes of how far it is
 

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.backbone import normalise_pixels
-from pipeline.catalog import Catalog
+from pipeline.backbone.export import export_backbone, scaled_features
+from pipeline.backbone.runtime import normalise_pixels
+from pipeline.catalog.inputs import Catalog
+from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.checkpoint import Checkpoints, claim
 from pipeline.distillation.loop import EVALUATED, Distillation, DistillationSettings, HeldOut, Metrics, run_phases
 from pipeline.distillation.people import People, gather_people
 from pipeline.distillation.pool import build_pool, teach_pool
 from pipeline.distillation.teachers import FEATURE, HintTeacher, VectorTeacher
 from pipeline.errors import UsageError
-from pipeline.export import export_backbone, scaled_features
-from pipeline.sampling import Sampling
 
 
 @dataclass(frozen=True)

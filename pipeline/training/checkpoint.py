@@ -21,9 +21,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from pipeline.coattention import Coattention, CoattentionConfig
+from pipeline.coattention.network import Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
-from pipeline.storage import Location
+from pipeline.storage.location import Location
 from pipeline.training.loop import Metrics, Training
 
 KEPT = 2  # newest checkpoints that stay

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.cluster import Cluster, connected
 from pipeline.errors import PipelineError, UsageError
-from pipeline.storage import resolve
+from pipeline.storage.location import resolve
 from pipeline.training.run import TrainingPlan, run_training
 
 

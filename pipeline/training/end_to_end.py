@@ -2,7 +2,7 @@
 
 cache_frames     galleries' videos -> one file of uint8 frames, beside the labels that the galleries have
 EndToEnd         the loop; each batch is cut, augmented, embedded and compared
-train_end_to_end ties both together in one process; `pipeline.export` makes the network a backbone for ingest
+train_end_to_end ties both together in one process; `pipeline.backbone.export` makes the network a backbone for ingest
 run_end_to_end   the same from a plan, with a cache and checkpoints in its folder, so that it goes on where it was killed
 """
 
@@ -19,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.augmentation import AugmentationSettings, augment
-from pipeline.backbone import BackboneSpec, normalise_pixels
-from pipeline.coattention import Coattention
-from pipeline.decoder import Decoder
+from pipeline.backbone.runtime import BackboneSpec, normalise_pixels
+from pipeline.coattention.network import Coattention
+from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Piece, Rejected
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import Gallery
-from pipeline.sampling import Sampling
-from pipeline.storage import new_array, resolve
+from pipeline.gallery.gallery import Gallery
+from pipeline.storage.location import new_array, resolve
+from pipeline.training.augmentation import AugmentationSettings, augment
 from pipeline.training.checkpoint import EventFiles, RunFolder
 from pipeline.training.features import FeatureSet, Source, load_features, split_identities
 from pipeline.training.loop import Metrics, Training, validate
@@ -34,7 +35,6 @@ from pipeline.training.run import TrainingPlan
 from pipeline.training.sampler import Batch
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings, identity_start
-from pipeline.video import Piece, Rejected
 
 EMBED_FRAMES = 64  # frames a network call, outside training
 START_VIDEOS = 256  # videos that the head's start point is made from
@@ -82,7 +82,7 @@ def cache_frames(
     """Decode the labelled videos of galleries once into folder/frames.npy; a finished cache of the same videos is used again.
 
     Frames are those that the galleries sampled, resized to height x width pixels; 24 kB a frame of 128 x 64. They are read below
-    the galleries' roots, and at no other endpoints than the galleries' and these (`pipeline.storage.Reach`). Raises PipelineError
+    the galleries' roots, and at no other endpoints than the galleries' and these (`pipeline.storage.location.Reach`). Raises PipelineError
     when a video gives other frames than when it was ingested.
     """
     folder = Path(folder)

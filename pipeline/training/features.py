@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.gallery import Gallery, feature_matrix
+from pipeline.gallery.gallery import Gallery, feature_matrix
 
 SAME_FRAME = 0.999  # cosine of one frame's features in two versions of a clip, above which nothing covers it in either
 

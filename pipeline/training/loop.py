@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.coattention import Coattention
+from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError
 from pipeline.training.features import FeatureSet
 from pipeline.training.losses import IdentityNeck, Labels, batch_loss

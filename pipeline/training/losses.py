@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.coattention import Comparison
+from pipeline.coattention.network import Comparison
 from pipeline.training.settings import TrainingSettings
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.gallery import Gallery
-from pipeline.storage import resolve
+from pipeline.gallery.gallery import Gallery
+from pipeline.storage.location import resolve
 from pipeline.training.checkpoint import EventFiles, RunFolder
 from pipeline.training.features import FeatureSet, Source, load_features, split_identities
 from pipeline.training.loop import Metrics, Training

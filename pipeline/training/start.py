@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.coattention import Coattention
-from pipeline.head import untrained_head
+from pipeline.coattention.head import untrained_head
+from pipeline.coattention.network import Coattention
 from pipeline.training.features import FeatureSet
 
 SAMPLE_VIDEOS, SAMPLE_FRAMES = 2048, 16  # what the directions are taken from
@@ -38,7 +38,7 @@ def identity_start(videos: FeatureSet, settings: StartSettings | None = None, se
     """A head with orthonormal values, accumulating LSTM and a row that puts its threshold between same and different people.
 
     The row is -a throughout, a such that the logit is 0 half-way between the mean squared distance of the same person's videos
-    and that of different people's. The same set gives the same head. Raises as `pipeline.head.untrained_head` does.
+    and that of different people's. The same set gives the same head. Raises as `pipeline.coattention.head.untrained_head` does.
     """
     settings = settings or StartSettings()
 

@@ -5,10 +5,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.coattention import Coattention
-from pipeline.cohort import Cohort, cohort_statistics, normalised_logits
-from pipeline.metrics import RankingQuality, query_figures, ranking_quality
-from pipeline.scoring import encode_target, pair_logits
+from pipeline.coattention.cohort import Cohort, cohort_statistics, normalised_logits
+from pipeline.coattention.network import Coattention
+from pipeline.evaluation.metrics import RankingQuality, query_figures, ranking_quality
+from pipeline.scoring.scores import encode_target, pair_logits
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.training.features import FeatureSet, matched_people
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.osnet import OSNet
+    from pipeline.backbone.osnet import OSNet
 
 FOLDER = Path(__file__).parent
 
@@ -41,7 +41,7 @@ def read_network(path: Path) -> "OSNet":
     import safetensors
     import safetensors.torch
 
-    from pipeline.osnet import OSNet
+    from pipeline.backbone.osnet import OSNet
 
     network = OSNet()
     try:
@@ -57,8 +57,8 @@ def shipped_head(identity: str) -> Path | None:
     identity: `BackboneSpec.identity`; its hash decides, so a copy of a backbone under another name gets its head too. Raises
     PipelineError for a damaged head.
     """
-    from pipeline.backbone import same_backbone
-    from pipeline.head import read_description
+    from pipeline.backbone.runtime import same_backbone
+    from pipeline.coattention.head import read_description
 
     for description in sorted((FOLDER / "heads").glob("*/model.json")):
         backbone = read_description(description.parent).backbone_hash

@@ -1,0 +1,319 @@
+"""Decoding in a child process: a video that crashes, hangs or fills the memory costs that video only, and can do nothing else.
+
+The parent opens what a request names (`pipeline.decoding.opening`) and hands the descriptors over a socket; the child
+(`pipeline.decoding.child`) answers with events, and is renewed after a crash, after a time-out, and when it has kept so much
+memory that videos would no longer have what they may take. The frames of a piece go through memory that both processes map: the
+child waits until they are taken out before it puts in the next. FFmpeg's chatter on stderr is dropped.
+
+The child has a bare environment and loads nothing from the working directory or from PYTHONPATH; `pipeline.decoding.sandbox` takes the
+network, other programs and changes to files from it.
+"""
+
+import fcntl
+import functools
+import itertools
+import logging
+import math
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from pipeline.decoding.messages import END, FAULT, LONGEST, UNCONFINED, event_of, frames_bytes, mapped_frames, unpacked
+from pipeline.decoding.opening import Opened
+from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.video import Box, Event, FramesRequest, MomentRequest, Piece, Progress, Rejected, Request, SourceRequest
+from pipeline.errors import PipelineError, UsageError, VideoError
+
+LOGGER = logging.getLogger("coattention.decoder")
+LEFT = 1 / 2  # of the memory that a video may take: a child that has less left for the next one is renewed
+WAIT_SECONDS = 0.5  # for a file to open, before it is told that work goes on
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = Path(np.__file__).resolve().parents[1]  # for where Python alone does not look: packages of a user, of PYTHONPATH
+KEPT = ("LD_LIBRARY_PATH", "OMP_", "OPENBLAS_")  # of the environment: how names begin that loading and computing need
+# What the child runs. Packages of ours are loaded from where they are, so that no folder in which anybody may put files is looked
+# in for others. What goes wrong in this code is told, and the parent waited for: who ends at once may cut off what was said.
+START = """
+import importlib, importlib.machinery, importlib.util, json, sys, traceback
+from multiprocessing.connection import Connection
+root, libraries, module, channel, memory = sys.argv[1:]
+sys.path.append(libraries)
+try:
+    for package in {"pipeline", module.partition(".")[0]}:
+        spec = importlib.machinery.PathFinder.find_spec(package, [root])
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package])
+    importlib.import_module(module).main(int(channel), int(memory))
+except (MemoryError, OSError):
+    raise
+except Exception as error:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+    connection = Connection(int(channel))
+    connection.send_bytes(json.dumps(["Fault", {"text": text}]).encode())
+    while True:
+        connection.recv_bytes()
+"""
+
+
+class Decoder:
+    """Decodes one video at a time in a child process. A context manager; not for several threads."""
+
+    module = "pipeline.decoding.child"  # what the child runs
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._frames = np.empty(0, np.uint8)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin the child, which takes 0.3 s, before there is a source; if it does not begin, the first source tells."""
+        try:
+            self._connect()
+        except OSError:
+            self.close()
+
+    def events(self, uri: str, boxes_uri: str | None = None, frame_rate: float | None = None) -> Iterator[Event]:
+        """The events of one source, see `pipeline.decoding.video.read_pieces`. frame_rate: in place of `Sampling.frame_rate`.
+
+        Never raises for a bad video: what spoils all of it is a last event Rejected(None, reason, message).
+        """
+        yield from self._answers(SourceRequest(uri, boxes_uri, frame_rate))
+
+    def moment(self, uri: str, box: Box, time_s: float) -> Iterator[Event]:
+        """The events of what a box shows at one moment, see `pipeline.decoding.video.read_moment`; failures as those of `events`."""
+        yield from self._answers(MomentRequest(uri, box, time_s))
+
+    def frames(
+        self,
+        uri: str,
+        boxes_uri: str | None,
+        track: int | None,
+        wanted: Sequence[int] | Mapping[int, float | None],
+        box: Box | None = None,
+    ) -> dict[int, np.ndarray]:
+        """Single frames of one candidate: number -> RGB uint8 [height, width, 3]; those that cannot be read are left out.
+
+        wanted: frame numbers; with the times that they had, in seconds, frames far into a recording are found sooner. box: cut
+        out of every frame, in place of a track.
+        """
+        found: dict[int, np.ndarray] = {}
+        times = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
+        for event in self._answers(FramesRequest(uri, boxes_uri, track, times, box)):
+            if isinstance(event, Piece):
+                found.update(zip(event.frame_index.tolist(), event.frames, strict=True))
+        return found
+
+    def _answers(self, request: Request) -> Iterator[Event]:
+        """The events of a request. Raises PipelineError where not the video but this code or its installation is at fault."""
+        self.start()  # meanwhile
+        with _Opening(request, self.sampling) as opening:
+            while not opening.is_done(WAIT_SECONDS):
+                if opening.idle_seconds() > self.sampling.time_limit:
+                    yield Rejected(None, "time_limit", f"opening {request.uri} made no progress for {self._time_limit()}")
+                    return
+                yield Progress()
+            try:
+                opened = opening.opened()
+            except VideoError as error:
+                yield Rejected(None, error.reason, error.message)
+                return
+            except UsageError as error:
+                yield Rejected(None, "undecodable", f"{request.uri} cannot be decoded: {error}")
+                return
+            yield from self._decoded(request, opened)
+
+    def _decoded(self, request: Request, opened: Opened, again: bool = True) -> Iterator[Event]:
+        """The events that a child answers. again: when it is killed from outside (SIGKILL, as by a machine short of memory, which
+        no video sends), another one goes on once where it was.
+        """
+        finished, given, uri = False, 0, request.uri
+        try:
+            connection = self._connect()
+            connection.send((request, opened))
+            if opened.descriptors():
+                with socket.socket(fileno=os.dup(connection.fileno())) as files:
+                    socket.send_fds(files, [b"f"], opened.descriptors())
+            while connection.poll(self.sampling.time_limit):
+                try:
+                    kind, fields = unpacked(connection.recv_bytes(LONGEST))
+                    event = None if kind in (END, FAULT, UNCONFINED) else event_of(kind, fields, self._frames)
+                except (ValueError, KeyError, TypeError, RecursionError):  # only whoever has taken it over says such things
+                    yield Rejected(None, "decoder_crash", f"the decoder gave an answer that cannot be on {uri}")
+                    return
+                if kind == END:
+                    finished = True
+                    return
+                if kind == FAULT:
+                    raise PipelineError(
+                        f"the decoder itself is at fault on {uri}, not the video: {fields.get('text')}; install the requirements "
+                        "anew if a module is missing, else report this and leave the video out"
+                    )
+                if kind == UNCONFINED:
+                    _tell_unconfined(str(fields.get("missing")))
+                if event is None:
+                    continue
+                if isinstance(event, Piece):
+                    connection.send("taken")
+                given += not isinstance(event, Progress)
+                yield event
+            yield Rejected(None, "time_limit", f"decoding {uri} made no progress for {self._time_limit()}")
+        except (EOFError, OSError):  # OSError too: it died in the middle of an answer
+            code = self._exit_code()
+            if again and code == -signal.SIGKILL:
+                self.close()
+                events = (event for event in self._decoded(request, opened, False) if not isinstance(event, Progress))
+                yield from itertools.islice(events, given, None)
+            elif code == -signal.SIGXCPU:
+                limit = f"{self.sampling.cpu_limit:g} s (--cpu-limit)"
+                yield Rejected(None, "time_limit", f"decoding {uri} takes more processor time than {limit}")
+            else:
+                yield Rejected(None, "decoder_crash", f"the decoder {_how_it_ended(code)} on {uri}")
+        finally:
+            if not finished:
+                self.close()
+
+    def _time_limit(self) -> str:
+        return f"{self.sampling.time_limit:g} s (--time-limit)"
+
+    def close(self) -> None:
+        """End the child process."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._connection = None
+
+    def _connect(self) -> Connection:
+        if self._has_grown():
+            self.close()
+        if self._connection is None:
+            ours, theirs = socket.socketpair()
+            # A child that stops in the middle of a message, or takes none, is not waited for for ever.
+            for waiting in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                ours.setsockopt(socket.SOL_SOCKET, waiting, struct.pack("ll", math.ceil(self.sampling.time_limit), 0))
+            memory = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            with theirs, os.fdopen(memory, "r+b") as file:
+                file.truncate(frames_bytes(self.sampling))
+                # Memory that the child could take away would end the parent when it reads it.
+                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+                self._frames = mapped_frames(memory, self.sampling)
+                inherited = [theirs.fileno(), memory]
+                arguments = [PACKAGE_ROOT, LIBRARIES, self.module, *inherited]
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-X", "utf8", "-c", START, *map(str, arguments)],
+                    pass_fds=inherited,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    # Of many arenas each takes address space, which is what the memory limit counts, and keeps it.
+                    env={name: value for name, value in os.environ.items() if name.startswith(KEPT)} | {"MALLOC_ARENA_MAX": "1"},
+                )
+            self._connection = Connection(ours.detach())
+            self._connection.send(self.sampling)
+        return self._connection
+
+    def _has_grown(self) -> bool:
+        if self._process is None:
+            return False
+        try:
+            limit, _ = resource.prlimit(self._process.pid, resource.RLIMIT_AS)
+            held = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError):  # it ended
+            return True
+        return limit != resource.RLIM_INFINITY and limit - held < self.sampling.memory_limit * LEFT
+
+    def _exit_code(self) -> int | None:
+        """How the child ended; None where there is none, or it goes on although it closed its end of the connection."""
+        try:
+            return self._process.wait(5) if self._process is not None else None
+        except subprocess.TimeoutExpired:
+            return None
+
+
+class _Opening:
+    """Opens the files of a request in a thread, since a disk that is gone or a store may keep who asks; a context manager.
+
+    A thread that is kept is left behind: nothing ends it, and it keeps nothing from ending.
+    """
+
+    def __init__(self, request: Request, sampling: Sampling) -> None:
+        self.request, self.sampling = request, sampling
+        self._future: Future[Opened] = Future()
+        self._last = time.monotonic()
+        threading.Thread(target=self._open, name="opening", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if not self._future.cancel() and self._future.exception() is None:
+            self._future.result().__exit__()
+
+    def is_done(self, seconds: float) -> bool:
+        """Whether it is done within so many seconds."""
+        try:
+            self._future.exception(seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def idle_seconds(self) -> float:
+        """Seconds since anything came."""
+        return time.monotonic() - self._last
+
+    def opened(self) -> Opened:
+        """What was opened, until the context ends. Raises what opening it raised."""
+        return self._future.result()
+
+    def _open(self) -> None:
+        try:
+            opened = self.request.open(self.sampling, self._alive)
+        except BaseException as error:
+            if not self._future.cancelled():
+                self._future.set_exception(error)
+            return
+        try:
+            self._future.set_result(opened)
+        except InvalidStateError:  # nobody waits any more
+            opened.__exit__()
+
+    def _alive(self) -> None:
+        if self._future.cancelled():
+            raise InterruptedError("nobody waits any more")
+        self._last = time.monotonic()
+
+
+def _how_it_ended(code: int | None) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else "stopped"
+
+
+@functools.cache
+def _tell_unconfined(missing: str) -> None:
+    """Said once in a process."""
+    LOGGER.warning("decoders are less confined than they could be: %s", missing)

@@ -1,0 +1,200 @@
+"""Opens what a source is made of, for a process that may read but neither open files at will nor reach a network.
+
+A file becomes a descriptor. Objects of a bucket are fetched into a temporary file without a name, which is gone with the last
+process that holds it, however that ends. Images of a local folder stay where they are.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+from pyarrow.fs import FileType
+
+from pipeline.catalog.inputs import IMAGE_SUFFIXES, is_image_pattern
+from pipeline.decoding.images import image_names, image_order, open_local, refuse_outside
+from pipeline.decoding.reading import Alive
+from pipeline.decoding.sampling import Sampling
+from pipeline.errors import VideoError
+from pipeline.storage.location import Location, StorageError, canonical_uri, explained, resolve
+
+BLOCK_BYTES = 16 << 20  # of an object that is fetched
+LookedAt = Callable[[int], Iterable[int]]
+"""Of so many images, the numbers of those that are looked at."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open source, and its boxes file; a context manager that closes them.
+
+    uri: what it is called in messages; name: its last part, whose ending helps to tell the format. file: descriptor of a video or
+    photo, or of all fetched images one behind the other. images: names of the images, in the order of their numbers; None: a
+    video. spans: name -> (first byte, bytes) in `file` of an image; None: the images are in the local folder `folder`. photo:
+    the only image, given by its own name.
+    """
+
+    uri: str
+    name: str
+    file: int | None = None
+    images: tuple[str, ...] | None = None
+    folder: str = ""
+    spans: Mapping[str, tuple[int, int]] | None = None
+    photo: bool = False
+    boxes: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for descriptor in self.descriptors():
+            os.close(descriptor)
+
+    def descriptors(self) -> list[int]:
+        """The descriptors, of the process that opened them."""
+        return [descriptor for descriptor in (self.file, self.boxes) if descriptor is not None]
+
+    def received(self, descriptors: Iterable[int]) -> "Opened":
+        """The same in another process, where what `descriptors` gave has these numbers."""
+        given = iter(descriptors)
+        file, boxes = (None if mine is None else next(given) for mine in (self.file, self.boxes))
+        return replace(self, file=file, boxes=boxes)
+
+    def boxes_bytes(self) -> bytes:
+        """The content of the boxes file."""
+        return b"" if self.boxes is None else DescriptorFile(self.boxes, self.name).read()
+
+
+class DescriptorFile(io.RawIOBase):
+    """A file behind a descriptor, which it leaves open, read at a position of its own. name: what FFmpeg tells formats by."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self.descriptor, self.name = descriptor, name
+        self.at, self.size = 0, os.fstat(descriptor).st_size
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0:
+            return b"".join(iter(lambda: self.read(BLOCK_BYTES), b""))
+        block = os.pread(self.descriptor, size, self.at)
+        self.at += len(block)
+        return block
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        at = offset + (0, self.at, self.size)[whence]
+        if at < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.at = at
+        return at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def open_files(
+    uri: str, boxes_uri: str | None, sampling: Sampling, alive: Alive = lambda: None, looked_at: LookedAt = range
+) -> Opened:
+    """Open a source: a video file, an image, a folder of numbered images or a pattern of some of them, local or in a bucket.
+
+    alive: called while objects are fetched. looked_at: which images of a bucket are fetched. Raises VideoError with one of
+    `pipeline.catalog.inputs.REJECT_REASONS`.
+    """
+    with contextlib.ExitStack() as closed_on_error:
+        boxes = None if boxes_uri is None else _open_boxes(boxes_uri, sampling, alive)
+        if boxes is not None:
+            closed_on_error.callback(os.close, boxes)
+        refuse_outside(uri, sampling)
+        try:
+            opened = _open_source(uri, sampling, alive, looked_at)
+        except StorageError as error:
+            raise VideoError(error.reject_reason("undecodable"), str(error)) from error
+        closed_on_error.pop_all()
+        return replace(opened, boxes=boxes)
+
+
+def _open_source(uri: str, sampling: Sampling, alive: Alive, looked_at: LookedAt) -> Opened:
+    location = resolve(uri)
+    info = location.info()
+    if info.type == FileType.Directory:
+        return _open_images(uri, location, image_names(location), sampling, alive, looked_at)
+    if is_image_pattern(location.name):
+        folder = resolve(canonical_uri("..", location.uri))
+        names = image_names(folder, location.name)
+        if not names:
+            raise VideoError("no_frames", f"no image of the folder matches {uri}")
+        return _open_images(uri, folder, names, sampling, alive, looked_at)
+    if info.type == FileType.NotFound:
+        raise VideoError("missing", f"{uri} does not exist")
+    if info.is_file and info.size == 0:
+        raise VideoError("empty", f"{uri} is an empty file")
+    if info.is_file and info.size > sampling.max_bytes:
+        raise VideoError("too_large", f"{uri} has {info.size} bytes; the limit is {sampling.max_bytes} (--max-bytes)")
+    file = open_local(location, sampling) if location.is_local else _fetched([location], sampling, alive)[0]
+    if file is None:
+        raise VideoError("not_a_video", f"{uri} is a pipe, a device or a socket")
+    if posixpath.splitext(location.name)[1].lower() not in IMAGE_SUFFIXES:
+        return Opened(uri, location.name, file)
+    spans = {location.name: (0, os.fstat(file).st_size)}
+    return Opened(uri, location.name, file, (location.name,), canonical_uri("..", location.uri), spans, photo=True)
+
+
+def _open_images(
+    uri: str, folder: Location, names: Iterable[str], sampling: Sampling, alive: Alive, looked_at: LookedAt
+) -> Opened:
+    images = tuple(sorted(names, key=image_order))
+    if folder.is_local:
+        return Opened(uri, folder.name, images=images, folder=folder.uri)
+    wanted = [images[number] for number in looked_at(len(images))]
+    try:
+        file, spans = _fetched([folder.join(name) for name in wanted], sampling, alive)
+    except StorageError as error:
+        reason = error.reject_reason("unreadable_image")
+        raise VideoError("unreadable_image" if reason == "missing" else reason, str(error)) from error
+    return Opened(uri, folder.name, file, images, folder.uri, dict(zip(wanted, spans, strict=True)))
+
+
+def _open_boxes(uri: str, sampling: Sampling, alive: Alive) -> int:
+    refuse_outside(uri, sampling)
+    try:
+        location = resolve(uri)
+        file = open_local(location, sampling) if location.is_local else _fetched([location], sampling, alive)[0]
+    except StorageError as error:
+        reason = "unavailable" if error.reject_reason("") == "unavailable" else "boxes_missing"
+        raise VideoError(reason, f"the boxes file cannot be read: {error}") from error
+    if file is None:
+        raise VideoError("boxes_missing", f"the boxes file {uri} is not a file")
+    return file
+
+
+def _fetched(objects: Iterable[Location], sampling: Sampling, alive: Alive) -> tuple[int, list[tuple[int, int]]]:
+    """Objects as one file without a name, its descriptor; and (first byte, bytes) of each in it.
+
+    Seeking over a network costs more than fetching all. Raises StorageError, and VideoError where it is too much.
+    """
+    spans = []
+    with contextlib.ExitStack() as stack:
+        try:
+            copy = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+        except OSError as error:  # said of this machine, not of the object
+            raise StorageError(f"no temporary file can be made here: {error.strerror}; set TMPDIR", "no_space") from error
+        for location in objects:
+            start = copy.tell()
+            for block in location.blocks(BLOCK_BYTES):
+                if copy.tell() + len(block) > sampling.max_bytes:
+                    raise VideoError("too_large", f"{location.uri}: more than {sampling.max_bytes} bytes (--max-bytes)")
+                with explained(f"copy {location.uri} to", tempfile.gettempdir()):
+                    rest = memoryview(block)
+                    while rest:
+                        rest = rest[copy.write(rest) :]
+                alive()
+            spans.append((start, copy.tell() - start))
+        return os.dup(copy.fileno()), spans

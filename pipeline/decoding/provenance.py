@@ -1,0 +1,53 @@
+"""What exactly was compared: hashes of a target, a source, a calibration, and the version of a gallery."""
+
+import hashlib
+import json
+from dataclasses import asdict
+
+from pyarrow.fs import FileType
+
+from pipeline.catalog.inputs import is_image_pattern
+from pipeline.coattention.calibration import Calibration
+from pipeline.decoding.images import image_names
+from pipeline.gallery.gallery import Gallery
+from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, content_hash, resolve
+
+
+def source_hash(uri: str, reach: Reach | None = None) -> str:
+    """A video file or images as they are now: "file:SHA256" of bytes, or "images:SHA256" (`pipeline.storage.location.content_hash`).
+
+    reach: where the uri and its images may lead; None: anywhere, for a uri that the operator gave. Raises StorageError.
+    """
+    _check(uri, reach)
+    location = resolve(uri)
+    if is_image_pattern(location.name):
+        folder = resolve(canonical_uri("..", uri))
+        return _images_hash(folder, image_names(folder, location.name), reach)
+    if location.info().type == FileType.File:
+        return f"file:{content_hash(location)}"
+    return _images_hash(location, image_names(location), reach)
+
+
+def _images_hash(folder: Location, names: list[str], reach: Reach | None) -> str:
+    for name in names:  # each may be a link
+        _check(folder.join(name).uri, reach)
+    return f"images:{content_hash(folder, names)}"
+
+
+def _check(uri: str, reach: Reach | None) -> None:
+    if reach is not None and (refusal := reach.refusal(uri)):
+        raise StorageError(refusal[1], "permission_denied")
+
+
+def gallery_version(gallery: Gallery) -> str:
+    """Names the set of a gallery's commits: how many there are, and a hash of their names."""
+    names = gallery.commit_names()
+    return f"{len(names)}:{hashlib.sha256(' '.join(names).encode()).hexdigest()[:16]}"
+
+
+def calibration_version(calibration: Calibration | None) -> str | None:
+    """Name and content hash of the calibration of an index, None without one."""
+    if calibration is None:
+        return None
+    document = json.dumps(asdict(calibration), sort_keys=True, default=str)
+    return f"{calibration.fitted_on.name}@{hashlib.sha256(document.encode()).hexdigest()[:16]}"

@@ -1,0 +1,78 @@
+"""What a video can be, ready to be read: a file, numbered images of a folder, or one image."""
+
+import contextlib
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+from pipeline.decoding.images import Images, open_local, refuse_outside
+from pipeline.decoding.opening import BLOCK_BYTES, DescriptorFile, Opened, open_files
+from pipeline.decoding.reading import Alive, Reader
+from pipeline.decoding.sampling import Sampling
+from pipeline.storage.location import StorageError, explained, listed_hash, resolve
+
+
+def open_source(uri: str, sampling: Sampling, stack: contextlib.ExitStack, alive: Alive = lambda: None) -> Reader:
+    """A source, opened and read by this process. stack: closes it. See `pipeline.decoding.opening.open_files` and `reader_of`."""
+    return reader_of(stack.enter_context(open_files(uri, None, sampling, alive)), sampling, alive)
+
+
+def reader_of(opened: Opened, sampling: Sampling, alive: Alive = lambda: None) -> Reader:
+    """Reads an open source, while it is open. alive: called while frames are decoded.
+
+    Raises VideoError with one of `pipeline.catalog.inputs.REJECT_REASONS`.
+    """
+    if opened.images is None:
+        from pipeline.decoding.recording import Recording  # PyAV with it, which only the decoder's child needs
+
+        return Recording(Path(opened.name), opened.uri, sampling, alive, opened.file)
+    content = functools.partial(_content, opened, sampling)
+    return Images(opened.folder, Path(opened.name), opened.images, content, sampling, alive)
+
+
+def _content(opened: Opened, sampling: Sampling, name: str) -> bytes | None:
+    """The bytes of an image; None for what is no file."""
+    if opened.spans is not None and opened.file is not None:
+        start, size = opened.spans[name]
+        with explained("read", opened.uri):
+            return os.pread(opened.file, size, start)
+    location = resolve(opened.folder).join(name)
+    refuse_outside(location.uri, sampling)
+    try:
+        file = open_local(location, sampling)
+    except StorageError as error:
+        if error.kind == "missing":  # a link to nothing
+            return None
+        raise
+    if file is None:
+        return None
+    with os.fdopen(file, "rb") as image, explained("read", location.uri):
+        return image.read()
+
+
+def hashed(opened: Opened, sampling: Sampling, alive: Alive = lambda: None) -> str | None:
+    """The hash of an open source, as `pipeline.decoding.provenance.source_hash` gives it.
+
+    None for images in object stores, of which not all are fetched, and for what cannot be read: decoding says why.
+    """
+    try:
+        if opened.images is None or opened.photo:
+            digest = hashlib.sha256()
+            file = DescriptorFile(opened.file or 0, opened.name)
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                alive()
+            return f"file:{digest.hexdigest()}"
+        if opened.spans is not None:
+            return None
+        hashes = {}
+        for name in opened.images:
+            content = _content(opened, sampling, name)
+            if content is None:
+                return None
+            hashes[name] = hashlib.sha256(content).hexdigest()
+            alive()
+        return f"images:{listed_hash(hashes)}" if hashes else None
+    except (StorageError, OSError):
+        return None

@@ -1,0 +1,259 @@
+"""Making index versions: drawing what their partitions share, building these, publishing the manifest.
+
+What a version consists of is in pipeline.index.versions.
+"""
+
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from pipeline import telemetry
+from pipeline.cluster import Cluster
+from pipeline.coattention.calibration import Calibration, save_calibration
+from pipeline.coattention.cohort import Cohort
+from pipeline.coattention.head import head_hash, save_head, untrained_head
+from pipeline.coattention.network import Coattention
+from pipeline.errors import PipelineError
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.partition_files import score_row
+from pipeline.index.partition_store import (
+    FRAMES_OF,
+    VIDEOS,
+    PartitionWork,
+    as_indexed,
+    build_partitions,
+    delete_partition,
+    partition_store,
+    plan_partitions,
+    publish_files,
+)
+from pipeline.index.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
+from pipeline.index.samples import count_segments, sample_cohort, sample_features, sample_means
+from pipeline.index.versions import FORMAT, PREFILTER, Index, open_index
+from pipeline.settings import IndexSettings
+from pipeline.storage.location import Location, explained
+from pipeline.storage.seals import sealed
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the partitions of a version share. cohort_ids: the video of each of the cohort's segments; drawn: how many videos
+    the gallery and the cohort had when the cohort (and an untrained head) were drawn. prefilter: see `PartitionWork`.
+    """
+
+    head: Coattention
+    untrained: bool
+    calibration: Calibration | None
+    cohort: Cohort
+    cohort_ids: pa.Array
+    drawn: dict[str, int]
+    prefilter: np.ndarray | None
+
+
+def build_index(
+    gallery: Gallery,
+    settings: IndexSettings | None = None,
+    head: Coattention | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    calibration: Calibration | None = None,
+    *,
+    base: Index | None = None,
+    workers: int | None = None,
+    address: Cluster | str | None = None,
+) -> Index:
+    """Make a new index version of all videos in the gallery and publish it.
+
+    head: the trained head, or None for the one that needs no training, made from a sample of the gallery. calibration: its own.
+    base: an index of the same settings and head (see `extensible_index`), of which head, cohort and what has not changed are
+    kept, see `plan_partitions`; without it everything is made anew. workers, address: see `build_partitions`. progress is told
+    videos done and in all. Raises PipelineError for an empty gallery, a damaged shard, a head of another width, or when videos
+    were forgotten while it was built.
+    """
+    settings = settings or IndexSettings()
+    snapshot = gallery.snapshot()
+    if len(snapshot.videos) == 0:
+        raise PipelineError(f"{gallery.location.uri} has no videos yet; run jobs.ingest first")
+    old = base.manifest["partitions"] if base is not None else []
+    plan = plan_partitions(snapshot.videos, settings.partition_videos, base and base.videos, old)
+    entries, kept = [], 0
+    for number in plan.kept:
+        entries.append({**old[number], "first_video": kept})
+        kept += old[number]["videos"]
+    tables = [base.partition_videos(number).select(["video_id"]) for number in plan.kept] if base is not None else []
+    ids = pa.concat_tables([*tables, *(rows.select(["video_id"]) for rows in plan.fresh)])["video_id"]
+    if base is None:
+        with telemetry.timed("coattention_index_seconds", stage="draw"):
+            shared = _draw(gallery, pa.concat_tables(plan.fresh), settings, head, calibration)
+    else:
+        replaced = base.videos["video_id"].filter(pa.array(~as_indexed(snapshot.videos, base.videos, FRAMES_OF)))
+        there = pc.is_in(base.cohort_ids, snapshot.videos["video_id"].combine_chunks())
+        alive = pc.and_not(there, pc.is_in(base.cohort_ids, replaced.combine_chunks()))
+        shared = _carry(base, alive, ids, calibration)
+    work = PartitionWork(gallery, shared.head, settings.segment_length, settings.stride, shared.cohort, shared.prefilter)
+    built: dict[int, dict[str, Any]] = {}
+    done = kept
+    try:
+        for number, entry in build_partitions(work, plan.fresh, kept, workers, address):
+            built[number] = entry
+            done += entry["videos"]
+            progress(done, len(ids))
+        entries += [built[number] for number in sorted(built)]
+        with telemetry.timed("coattention_index_seconds", stage="publish"):
+            version = _publish(gallery, shared, settings, entries, sorted(snapshot.seen), ids)
+    except BaseException:
+        for entry in built.values():
+            delete_partition(gallery, entry["id"])
+        raise
+    return open_index(gallery, version)
+
+
+def _draw(
+    gallery: Gallery, videos: pa.Table, settings: IndexSettings, head: Coattention | None, calibration: Calibration | None
+) -> _Shared:
+    """Head and cohort of an index that is built anew of `videos`."""
+    untrained = head is None
+    length, stride = settings.segment_length, settings.stride
+    head = head if head is not None else untrained_head(sample_features(gallery, videos), segment_length=length)
+    if head.config.feature_width != gallery.feature_width:
+        widths = f"{head.config.feature_width}, the gallery's backbone gives {gallery.feature_width}"
+        raise PipelineError(
+            f"the head takes frame features of width {widths}; use a head made for {gallery.settings.backbone.name}"
+        )
+    cohort = sample_cohort(gallery, videos, head, length, stride)
+    drawn = {"gallery_videos": len(videos), "cohort_videos": len(torch.unique(cohort.video))}
+    cohort_ids = videos["video_id"].take(pa.array(cohort.video.numpy())).combine_chunks()
+    prefilter, segments = None, count_segments(videos, length, stride)
+    if settings.prefilter == "compressed" or (settings.prefilter == "auto" and segments > FLAT_SEGMENTS):
+        means = sample_means(gallery, videos, head, length, stride)
+        prefilter = faiss.serialize_index(compressed_index(PrefilterMetric(*score_row(head)), means, segments))
+    return _Shared(head, untrained, calibration, cohort, cohort_ids, drawn, prefilter)
+
+
+def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Calibration | None) -> _Shared:
+    """Head and cohort of an older index for one of the videos `ids`, without the cohort's segments that are not `alive`.
+
+    What was measured by them in the partitions that are kept stays: means and spreads over hundreds of videos, none's features.
+    """
+    cohort_ids = base.cohort_ids.filter(alive)
+    videos = pc.unique(cohort_ids)
+    rows = pc.index_in(videos, value_set=ids.combine_chunks())
+    absent = pa.array(-2 - np.arange(len(videos)), pa.int64())  # -1 is a target that is not in the gallery
+    video = pc.if_else(pc.is_valid(rows), rows.cast(pa.int64()), absent).take(pc.index_in(cohort_ids, value_set=videos))
+    means = base.cohort.means[torch.from_numpy(np.array(alive, bool))]
+    cohort = Cohort(means, torch.from_numpy(np.array(video, np.int64)))
+    prefilter = None
+    if PREFILTER in base.manifest["files"]:
+        prefilter = np.frombuffer(base.location.join(PREFILTER).read_bytes(), np.uint8)
+    return _Shared(base.head, base.untrained, calibration, cohort, cohort_ids, base.manifest["drawn"], prefilter)
+
+
+def _publish_shared(gallery: Gallery, shared: _Shared, location: Location) -> dict[str, dict[str, Any]]:
+    """Write what the partitions share below a version's location; returns file name -> size in bytes and sha256."""
+    files: dict[str, dict[str, Any]] = {}
+    with explained("write", tempfile.gettempdir()), tempfile.TemporaryDirectory() as name:
+        folders = {below: Path(name, below) for below in ("cohort", "head", "prefilter")}
+        for folder in folders.values():
+            folder.mkdir()
+        np.save(folders["cohort"] / "means.npy", shared.cohort.means.numpy())
+        np.save(folders["cohort"] / "video.npy", shared.cohort.video.numpy())
+        (folders["cohort"] / "video_id.json").write_text(json.dumps(shared.cohort_ids.to_pylist()))
+        save_head(shared.head, folders["head"], {"untrained": shared.untrained}, gallery.settings.backbone.identity)
+        if shared.calibration is not None:
+            save_calibration(shared.calibration, folders["head"])
+        if shared.prefilter is not None:
+            Path(name, PREFILTER).write_bytes(shared.prefilter.tobytes())
+        for below, folder in folders.items():
+            files |= {f"{below}/{file}": entry for file, entry in publish_files(folder, location.join(below)).items()}
+    return files
+
+
+def _publish(
+    gallery: Gallery,
+    shared: _Shared,
+    settings: IndexSettings,
+    partitions: list[dict[str, Any]],
+    commits: Sequence[str],
+    ids: pa.ChunkedArray,
+) -> str:
+    """Publish a version of partitions that are there; returns its name. ids: of its videos, to look for forgotten ones."""
+    version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
+    location = gallery.location.join("index", version)
+    metric = PrefilterMetric(*score_row(shared.head))
+    prefilter = metric.empty_index() if shared.prefilter is None else faiss.deserialize_index(shared.prefilter)
+    try:
+        files = _publish_shared(gallery, shared, location)
+        manifest = {
+            "format": FORMAT,
+            "version": version,
+            "created_at": datetime.now(UTC).isoformat(),
+            "settings": asdict(settings),
+            "backbone": gallery.settings.backbone.identity,
+            "head": head_hash(shared.head),
+            "untrained": shared.untrained,
+            "prefilter": described(prefilter),
+            **{total: sum(part[total] for part in partitions) for total in ("videos", "frames", "segments")},
+            "drawn": shared.drawn,
+            "commits": list(commits),
+            "partitions": partitions,
+            "files": files,
+        }
+        location.join("manifest.json").write_atomically(sealed(manifest, indent=1))
+        _check_not_overtaken(gallery, partitions, pa.chunked_array([*ids.chunks, shared.cohort_ids], pa.string()))
+    except BaseException:
+        _withdraw(location)
+        raise
+    return version
+
+
+def _check_not_overtaken(gallery: Gallery, partitions: list[dict[str, Any]], ids: pa.ChunkedArray) -> None:
+    """Raise PipelineError if videos were forgotten or partitions removed meanwhile: no compaction would find it afterwards."""
+    forgotten = pa.array(sorted(gallery.forgotten()), pa.string())
+    overtaken = ""
+    if pc.any(pc.is_in(ids, forgotten)).as_py():
+        overtaken = "videos were forgotten while the index was built"
+    elif not all(partition_store(gallery).join(part["id"], VIDEOS).exists() for part in partitions):
+        overtaken = "a compaction removed partitions while the index was built"
+    if overtaken:
+        raise PipelineError(f"{overtaken}; run jobs.index again")
+
+
+def _withdraw(location: Location) -> None:
+    """Remove a version's files, its manifest first: without it there is no version."""
+    location.join("manifest.json").delete()
+    for file in location.list(recursive=True):
+        file.delete()
+    if location.is_local:
+        shutil.rmtree(location.path, ignore_errors=True)
+
+
+def publish_without(gallery: Gallery, index: Index, video_ids: pa.Array) -> str | None:
+    """Publish a version of an index without the partitions and the cohort's segments that hold any of the videos.
+
+    Returns its name, None where no partition is left. The other videos of these partitions are missing until the next build.
+    """
+    gone = np.asarray(pc.is_in(index.videos["video_id"], video_ids))
+    partitions: list[dict[str, Any]] = []
+    tables = []
+    first = 0
+    for number, part in enumerate(index.manifest["partitions"]):
+        if not gone[part["first_video"] : part["first_video"] + part["videos"]].any():
+            partitions.append({**part, "first_video": first})
+            tables.append(index.partition_videos(number).select(["video_id"]))
+            first += part["videos"]
+    if not partitions:
+        return None
+    ids = pa.concat_tables(tables)["video_id"]
+    shared = _carry(index, pc.invert(pc.is_in(index.cohort_ids, video_ids)), ids, index.calibration)
+    return _publish(gallery, shared, index.settings, partitions, (), ids)

@@ -1,0 +1,179 @@
+"""The files of one partition of an index: how they are made from a gallery's frame features, and how they are opened.
+
+See `pipeline.index.versions` for what a version consists of.
+"""
+
+import contextlib
+import errno
+import shutil
+import tempfile
+import threading
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.coattention.cohort import Cohort, cohort_statistics
+from pipeline.coattention.network import Coattention
+from pipeline.errors import PipelineError
+from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.index.prefilter import PrefilterMetric
+from pipeline.scoring.frame_rows import TOO_MANY_FILES
+from pipeline.scoring.scores import frame_band
+from pipeline.segments import segment_frames, segment_starts
+from pipeline.storage.location import Location, explained
+
+ENCODE_ROWS = 8192  # frames that pass through the head at a time
+LARGEST_DISTANCE = 65_000.0  # what float16 holds
+
+# NumPy parses a file's header with `ast`, which in Python 3.11 fails now and then (SystemError) where two threads do so at once.
+_header_parser = threading.Lock()
+
+
+def write_partition(
+    gallery: Gallery,
+    videos: pa.Table,
+    head: Coattention,
+    segment_length: int,
+    stride: int,
+    cohort: Cohort,
+    first_video: int,
+    folder: Path,
+    prefilter: faiss.Index | None = None,
+) -> tuple[pa.Table, dict[str, int]]:
+    """Write one partition's files into a local folder; returns its rows of videos.arrow and its counts.
+
+    first_video: row of its first video among all of the index. prefilter: a trained, empty index
+    (`pipeline.index.prefilter.compressed_index`) that the partition's segments are added to a copy of; None for a flat one. Memory: a
+    shard's frame features, and what FAISS keeps.
+    """
+    frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
+    starts = [segment_starts(int(n), segment_length, stride) for n in frames]
+    first_frame = np.concatenate([[0], np.cumsum(frames)])
+    first_segment = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
+    widths = (head.config.key_width, head.config.value_width)
+    total, segments = int(first_frame[-1]), int(first_segment[-1])
+    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
+        "keys": (np.float16, (total, widths[0])),
+        "values": (np.float16, (total, widths[1])),
+        "band": (np.float16, (total, segment_length - 1)),
+        "frame_index": (np.int32, (total,)),
+        "time_s": (np.float32, (total,)),
+        "cohort_mean": (np.float32, (segments,)),
+        "cohort_spread": (np.float32, (segments,)),
+    }
+    metric = PrefilterMetric(*score_row(head))
+    prefilter = metric.empty_index() if prefilter is None else faiss.clone_index(prefilter)
+    weight, bias = (part.detach() for part in head.score_row())
+    done = 0
+    with contextlib.ExitStack() as stack:
+        arrays = {name: stack.enter_context(_new_array(folder / name, *shape)) for name, shape in shapes.items()}
+        for positions, table in gallery.iter_features(videos):  # videos are in shard order, so positions ascend from 0
+            if not np.array_equal(positions, np.arange(done, done + len(positions))):
+                raise PipelineError("a compaction moved videos while the index was built; run jobs.index again")
+            new_keys, new_values = encode_frames(head, feature_matrix(table))
+            after = np.concatenate([np.arange(n - 1, -1, -1) for n in frames[positions]])
+            distances = frame_band(weight, torch.from_numpy(new_values), torch.from_numpy(after), segment_length)
+            if not bool((distances.abs() < LARGEST_DISTANCE).all()):
+                raise PipelineError("the head's values lie too far apart to be stored; train it with values of about unit length")
+            cuts = [segment_frames(starts[p], segment_length, int(frames[p])) + first_frame[p] for p in positions]
+            means = segment_means(new_values, np.concatenate(cuts) - first_frame[done])
+            prefilter.add(metric.stored(means))
+            owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
+            statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
+            new = {
+                "keys": new_keys,
+                "values": new_values,
+                "band": distances.numpy(),
+                "frame_index": np.asarray(table["frame_index"]),
+                "time_s": np.asarray(table["time_s"]),
+                "cohort_mean": statistics.mean.numpy(),
+                "cohort_spread": statistics.spread.numpy(),
+            }
+            for name, rows in new.items():
+                arrays[name].write(np.ascontiguousarray(rows, shapes[name][0]).data)
+            done += len(positions)
+    if done != len(videos):
+        raise PipelineError(f"{len(videos) - done} videos of {gallery.location.uri} have no frames; the gallery is damaged")
+    with (folder / "prefilter.faiss").open("wb") as file:  # FAISS's own writer says nothing of what fails when it closes the file
+        faiss.write_index(prefilter, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
+    table = videos.append_column("first_frame", pa.array(first_frame[:-1])).append_column(
+        "first_segment", pa.array(first_segment[:-1])
+    )
+    table = table.append_column("segments", pa.array(np.diff(first_segment)))
+    return table, {"frames": total, "segments": segments}
+
+
+def score_row(head: Coattention) -> tuple[np.ndarray, float]:
+    weight, bias = head.score_row()
+    return weight.detach().numpy(), float(bias.detach())
+
+
+def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> BinaryIO:
+    """A new .npy file that awaits its rows; no memory map, since on a full disk writing to one ends the process (SIGBUS)."""
+    file = path.with_suffix(".npy").open("xb")
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+@torch.inference_mode()
+def encode_frames(head: Coattention, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of frame features [n, D], float16 [n, d_k] and [n, d_v]."""
+    keys, values = [], []
+    for start in range(0, len(features), ENCODE_ROWS):
+        block = torch.from_numpy(np.array(features[start : start + ENCODE_ROWS]))
+        keys.append(head.keys(block).half().numpy())
+        values.append(head.values(block).half().numpy())
+    return np.concatenate(keys), np.concatenate(values)
+
+
+def segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Mean values float32 [S, d_v] of segments, frames int64 [S, T]."""
+    blocks = [values[frames[i : i + 4096]].astype(np.float32).mean(axis=1) for i in range(0, len(frames), 4096)]
+    return np.concatenate(blocks)
+
+
+def load_array(location: Location) -> np.ndarray:
+    """A .npy file, memory-mapped: from where it lies, or from a copy of an object on the local disk. Raises PipelineError."""
+    try:
+        if location.is_local:
+            return _mapped(location.path)
+        with _local_copy(location) as path:
+            return _mapped(path)
+    except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise PipelineError(TOO_MANY_FILES) from error
+        raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
+
+
+def _mapped(path: str | Path) -> np.ndarray:
+    with _header_parser:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def load_prefilter(location: Location) -> faiss.Index:
+    """A FAISS index, memory-mapped as `load_array` does, without tables that FAISS would compute. Raises PipelineError."""
+    flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+    try:
+        if location.is_local:
+            return faiss.read_index(location.path, flags)
+        with _local_copy(location) as path:
+            return faiss.read_index(str(path), flags)
+    except (RuntimeError, OSError, MemoryError) as error:  # a damaged size asks for any amount of memory
+        raise PipelineError(f"the index file {location.uri} is damaged: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _local_copy(location: Location) -> Iterator[Path]:
+    """An object as a file; what has been mapped of it stays readable, and its disk space goes back when it is closed."""
+    with tempfile.TemporaryDirectory(prefix="co-attention-search-") as folder:
+        path = Path(folder, location.name)
+        with location.open_input() as source, explained(f"copy {location.uri} to", folder), path.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 16 << 20)
+        yield path

@@ -1,0 +1,140 @@
+"""Whether the numbers and arrays of an index version stay within its files: what a checksum does not say of a forged one.
+
+Checksums and seals have no key: who writes an index can make them fit. A search takes rows of mapped files by the numbers in its
+tables, in C too, so each is compared here with what the videos' own frame counts give.
+"""
+
+import re
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from pipeline.coattention.head import load_head
+from pipeline.errors import PipelineError
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.partition_files import load_array, load_prefilter, score_row
+from pipeline.index.partition_store import VIDEOS, partition_store, read_videos
+from pipeline.index.prefilter import PrefilterMetric, is_flat
+from pipeline.index.versions import head_folder
+from pipeline.segments import segment_starts
+from pipeline.settings import IndexSettings
+
+_PARTITION = re.compile(r"[0-9a-f]{32}")
+_FILE = re.compile(r"[A-Za-z0-9_]+(\.[a-z]+)+")  # of a partition; of a version it lies one folder below
+
+
+def manifest_faults(manifest: dict[str, Any], version: str) -> list[str]:
+    """What of a manifest (`pipeline.index.versions.read_manifest`) leads out of the index or does not add up, in words.
+
+    No other file is read.
+    """
+    name = f"the manifest of the index {version}"
+    try:
+        parts = manifest["partitions"]
+        files = [file for part in parts for file in part["files"]]
+        files += [file.removeprefix(f"{folder}/") for file in manifest["files"] for folder in (file.split("/")[0],)]
+        if manifest["version"] != version or not all(_PARTITION.fullmatch(part["id"]) for part in parts):
+            return [f"{name} names another version or a partition of no index"]
+        if strange := [file for file in files if not _FILE.fullmatch(file)]:
+            return [f"{name} names the file {strange[0]!r}, which belongs to no index"]
+        counts = np.array([[part[key] for key in ("first_video", "videos", "frames", "segments")] for part in parts])
+        if counts.dtype != np.int64 or counts.ndim != 2 or (counts[:, 1:] < 1).any():
+            return [f"{name} counts partitions in other than whole numbers"]
+        sums = dict(zip(("videos", "frames", "segments"), counts[:, 1:].sum(axis=0).tolist(), strict=True))
+        if not np.array_equal(counts[:, 0], _first(counts[:, 1])) or any(manifest[key] != total for key, total in sums.items()):
+            return [f"{name} does not add up: its partitions do not follow each other"]
+        IndexSettings(**manifest["settings"])
+    except (KeyError, TypeError, ValueError, AttributeError, PipelineError) as error:
+        return [f"{name} is damaged: {type(error).__name__}: {error}"]
+    return []
+
+
+def range_faults(gallery: Gallery, manifest: dict[str, Any]) -> list[str]:
+    """Faults in the tables and arrays of a version whose manifest and checksums are sound, in words."""
+    faults = []
+    location = gallery.location.join("index", manifest["version"])
+    try:
+        with head_folder(location.join("head")) as folder:
+            head = load_head(folder)
+        widths = (head.config.key_width, head.config.value_width)
+        empty = PrefilterMetric(*score_row(head)).empty_index()
+        means, video = (load_array(location.join("cohort", f"{name}.npy")) for name in ("means", "video"))
+        wrong = _wrong(means, np.float32, (len(video), widths[1])) or _wrong(video, np.int64, (len(means),))
+        if wrong or (np.asarray(video) >= manifest["videos"]).any():
+            faults.append(f"the cohort of the index {manifest['version']} {wrong or 'names videos that are not there'}")
+        for part in manifest["partitions"]:
+            faults += _partition_faults(gallery, part, IndexSettings(**manifest["settings"]), widths, empty)
+    except (PipelineError, ValueError, LookupError, TypeError, RuntimeError, OSError, pa.ArrowException) as error:
+        faults.append(f"the index {manifest['version']} cannot be read: {error}")
+    return faults
+
+
+def _partition_faults(
+    gallery: Gallery, part: dict[str, Any], settings: IndexSettings, widths: tuple[int, int], empty: faiss.Index
+) -> list[str]:
+    folder = partition_store(gallery).join(part["id"])
+    table = read_videos(folder, part["files"][VIDEOS]["sha256"])
+    table.validate(full=True)
+    places = {name: table[name] for name in ("sampled_frames", "first_frame", "first_segment", "segments")}
+    for name, column in places.items():
+        if not pa.types.is_integer(column.type) or column.null_count:
+            return [f"the index file {folder.join(VIDEOS).uri} has a {name} that is no whole number"]
+    frames, first_frame, first_segment, segments = (np.asarray(column).astype(np.int64) for column in places.values())
+    if len(table) != part["videos"] or (frames < 1).any() or int(frames.sum()) != part["frames"]:
+        return [f"the index file {folder.join(VIDEOS).uri} has other videos or frames than its manifest says"]
+    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
+        "keys": (np.float16, (part["frames"], widths[0])),
+        "values": (np.float16, (part["frames"], widths[1])),
+        "band": (np.float16, (part["frames"], settings.segment_length - 1)),
+        "frame_index": (np.int32, (part["frames"],)),
+        "time_s": (np.float32, (part["frames"],)),
+        "cohort_mean": (np.float32, (part["segments"],)),
+        "cohort_spread": (np.float32, (part["segments"],)),
+    }
+    faults = []
+    for name, (kind, shape) in shapes.items():
+        file = folder.join(f"{name}.npy")
+        if wrong := _wrong(load_array(file), kind, shape):
+            faults.append(f"the index file {file.uri} {wrong}")
+    if faults:  # before anything is as large as the table says
+        return faults
+    due = np.array([len(segment_starts(int(n), settings.segment_length, settings.stride)) for n in frames])
+    expected = {"first_frame": (first_frame, _first(frames)), "segments": (segments, due)}
+    expected["first_segment"] = (first_segment, _first(due))
+    for name, (held, right) in expected.items():
+        if not np.array_equal(held, right):
+            row = int(np.flatnonzero(held != right)[0])
+            return [f"the index file {folder.join(VIDEOS).uri} says {name} {held[row]} for video {row}, which is {right[row]}"]
+    if int(due.sum()) != part["segments"]:
+        return [f"the index file {folder.join(VIDEOS).uri} has other segments than its manifest says"]
+    file = folder.join("prefilter.faiss")
+    wrong = _prefilter_fault(load_prefilter(file), part["segments"], empty)
+    return [f"the index file {file.uri} {wrong}"] if wrong else []
+
+
+def _prefilter_fault(index: faiss.Index, segments: int, empty: faiss.Index) -> str:
+    """What is wrong with a partition's prefilter, "" for nothing. empty: a flat one of the head's metric."""
+    if (index.d, index.metric_type, index.ntotal) != (empty.d, empty.metric_type, segments):
+        return f"holds {index.ntotal} vectors of {index.d} numbers instead of {segments} of {empty.d}, or in another metric"
+    if is_flat(index):
+        return "" if isinstance(faiss.downcast_index(index), faiss.IndexFlat) else "is of a kind that no index has"
+    inverted: Any = faiss.downcast_index(index)  # FAISS types the base class only
+    lists = inverted.invlists
+    ids = [faiss.rev_swig_ptr(lists.get_ids(n), lists.list_size(n)).copy() for n in range(lists.nlist) if lists.list_size(n)]
+    held = np.sort(np.concatenate([np.empty(0, np.int64), *ids]))
+    return "" if np.array_equal(held, np.arange(segments)) else "names segments that are not there"
+
+
+def _first(counts: np.ndarray) -> np.ndarray:
+    """Where each of these many begins when they follow each other, int64 [n]."""
+    return np.cumsum(counts) - counts
+
+
+def _wrong(array: np.ndarray, kind: type, shape: tuple[int, ...]) -> str:
+    """How an array differs from what is expected, "" where it does not."""
+    if array.dtype == kind and array.shape == shape and array.flags.c_contiguous:
+        return ""
+    order = "" if array.flags.c_contiguous else ", columns first,"
+    return f"holds {array.dtype} {list(array.shape)}{order} instead of {np.dtype(kind)} {list(shape)}"

@@ -1,0 +1,183 @@
+"""The last step of an ingest: which sources are complete, and their commit (step 5 of pipeline.ingest.run)."""
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from pipeline.errors import PipelineError
+from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten, covers
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
+from pipeline.ingest.source_changes import STATE, STILL_CHANGING
+
+OUT_OF_REACH = ("missing", "permission_denied", "unavailable")  # reasons that say nothing of what a file holds
+
+
+@dataclass
+class PendingSource:
+    """What has been written of a source that is not complete yet. Keys make a row that comes twice count once."""
+
+    pieces: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    rejects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    end: dict[str, Any] | None = None
+
+    def complete(self) -> bool:
+        if self.end is None:
+            return False
+        return self.end["fatal"] or (len(self.pieces) == self.end["pieces"] and len(self.rejects) == self.end["rejects"])
+
+
+class Committer:
+    """Gathers written rows until sources are complete, and commits those.
+
+    replaced: ids of sources that have videos in the gallery, which give way to the new ones. committed: source ids; left: of
+    sources that are not committed and belong to the next ingest: files that still change, and such with videos in the gallery
+    that cannot be reached now. candidates, frames: how many; reasons: reject reason -> candidates.
+    """
+
+    def __init__(self, gallery: Gallery, catalog: pa.Table, replaced: Collection[str] = ()) -> None:
+        self.gallery = gallery
+        self.catalog = catalog
+        self.position = {source_id: i for i, source_id in enumerate(catalog["source_id"].to_pylist())}
+        self.pending: dict[str, PendingSource] = defaultdict(PendingSource)
+        self.replaced = frozenset(replaced)
+        self.committed: set[str] = set()
+        self.left: set[str] = set()
+        self.candidates = self.frames = 0
+        self.reasons: dict[str, int] = {}
+        self.known: set[str] = set()  # commits that `forgotten` was read from
+        self.forgotten = Forgotten()
+        self._forgotten_by_now()
+
+    def add(self, written: pa.Table) -> None:
+        touched: dict[str, PendingSource] = {}
+        for row in written.to_pylist():
+            if (
+                row["source_id"] in self.committed or row["source_id"] in self.left
+            ):  # a task that was run again after its rows had arrived
+                continue
+            source = touched[row["source_id"]] = self.pending[row["source_id"]]
+            if row["kind"] == "piece":
+                source.pieces[row["video_id"], row["piece"]] = row
+            elif row["kind"] == "reject":
+                source.rejects[row["video_id"]] = row
+            else:
+                source.end = row
+        complete = {source_id: source for source_id, source in touched.items() if source.complete()}
+        for source_id in [source_id for source_id, source in complete.items() if self._is_left(source_id, source)]:
+            del self.pending[source_id], complete[source_id]
+            self.left.add(source_id)
+        if complete:
+            self._commit(complete)
+            for source_id in complete:
+                del self.pending[source_id]
+            self.committed |= complete.keys()
+
+    def _is_left(self, source_id: str, source: PendingSource) -> bool:
+        reason = source.end["reason"] if source.end is not None and source.end["fatal"] else None
+        return reason == STILL_CHANGING or (reason in OUT_OF_REACH and source_id in self.replaced)
+
+    def _commit(self, sources: dict[str, PendingSource]) -> None:
+        videos: list[dict[str, Any]] = []
+        rejects: list[dict[str, Any]] = []
+        forgotten = self._forgotten_by_now()
+        for source_id, source in sources.items():
+            if source.end is not None and source.end["fatal"]:
+                rejects.append(self._reject_row(source_id, source.end))
+                continue
+            rejects += [self._reject_row(source_id, row) for row in source.rejects.values()]
+            by_video = defaultdict(list)
+            for (video_id, _), row in sorted(source.pieces.items()):
+                by_video[video_id].append(row)
+            for video_id, rows in by_video.items():
+                if video_id in source.rejects:  # what came before it was refused
+                    continue
+                bad = next((row for row in rows if row["reason"] is not None), None)
+                if covers(forgotten, (source.end or {}).get("source_hash"), rows[0]["track"]):
+                    bad = rows[0] | {"reason": REASON, "message": MESSAGE}
+                if bad is None:
+                    videos.append(self._video_row(source_id, rows, source.end or {}))
+                else:
+                    rejects.append(self._reject_row(source_id, bad))
+        self._join(videos)
+        self._check_shards(videos)
+        self.gallery.commit(
+            pa.Table.from_pylist(videos, schema=VIDEOS_SCHEMA), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA)
+        )
+        self.candidates += len(videos)
+        self.frames += sum(row["sampled_frames"] for row in videos)
+        for row in rejects:
+            self.reasons[row["reason"]] = self.reasons.get(row["reason"], 0) + 1
+
+    def _forgotten_by_now(self) -> frozenset[tuple[str, int | None]]:
+        """What was forgotten before the ingest began, and meanwhile. Only commits that are new are read."""
+        names = self.gallery.commit_names()
+        self.forgotten |= self.gallery.tombstones(self.known)
+        self.known.update(names)
+        return self.forgotten.content
+
+    def _video_row(self, source_id: str, pieces: list[dict[str, Any]], end: dict[str, Any]) -> dict[str, Any]:
+        row = pieces[0]
+        split = any(piece["shard"] != row["shard"] for piece in pieces)
+        source = self._source(source_id)
+        # A boxes file holds many people: the source's label, if any, is not each track's.
+        person_id = source["person_id"] if row["track"] is None else None
+        start = source["start_time"]
+        return {
+            **{name: row[name] for name in ("video_id", "track")},
+            **{name: end[name] for name in ("fps", "source_frames", "width", "height", "passed_over", "remarks")},
+            **{name: source[name] for name in ("uri", "camera_id", "start_time", "boxes_uri", "frame_rate", *STATE)},
+            "ingested_hash": end["source_hash"],
+            "seen_from": _later(start, row["first_s"]),
+            "seen_to": _later(start, pieces[-1]["last_s"]),
+            "person_id": person_id,
+            "sampled_frames": sum(piece["rows"] for piece in pieces),
+            "shard": join_pieces.remote(self.gallery, pieces) if split else row["shard"],
+            "first_row": 0 if split else row["first_row"],
+            "backbone": self.gallery.settings.backbone.identity,
+            "ingested_at": datetime.now(UTC),
+            "source_id": source_id,
+        }
+
+    @staticmethod
+    def _join(videos: list[dict[str, Any]]) -> None:
+        """Wait for the shards of videos that came in several; they are all being written by now."""
+        split = [row for row in videos if isinstance(row["shard"], ray.ObjectRef)]
+        for row, shard in zip(split, ray.get([row["shard"] for row in split]) if split else [], strict=True):
+            row["shard"] = shard
+
+    def _check_shards(self, videos: list[dict[str, Any]]) -> None:
+        for shard in sorted({row["shard"] for row in videos}):
+            if not self.gallery.location.join("frames", shard).exists():
+                raise PipelineError(f"the shard {shard} went away before it was committed; run the ingest again")
+
+    def _source(self, source_id: str) -> dict[str, Any]:
+        return self.catalog.slice(self.position[source_id], 1).to_pylist()[0]
+
+    def _reject_row(self, source_id: str, row: dict[str, Any]) -> dict[str, Any]:
+        copied = {name: row[name] for name in ("video_id", "reason", "message")}
+        source = self._source(source_id)
+        copied |= {name: source[name] for name in ("uri", "boxes_uri", "frame_rate", *STATE)}
+        return copied | {"source_id": source_id, "rejected_at": datetime.now(UTC)}
+
+
+def _later(start: datetime | None, seconds: float) -> datetime | None:
+    """None without a start, and where that is past what a calendar has."""
+    try:
+        return start + timedelta(seconds=seconds) if start is not None else None
+    except OverflowError:
+        return None
+
+
+@ray.remote(num_cpus=0)
+def join_pieces(gallery: Gallery, pieces: list[dict[str, Any]]) -> str:
+    """A video whose pieces came to lie in several shards, as one shard of its own; returns the shard's name."""
+    tables = [gallery.read_shard(piece["shard"], piece["first_row"], piece["rows"]) for piece in pieces]
+    frames = pa.concat_tables(tables)
+    index, times = np.asarray(frames["frame_index"]), np.asarray(frames["time_s"])
+    return gallery.write_shard(frames_table([pieces[0]["video_id"]], [len(frames)], index, times, feature_matrix(frames)))

@@ -1,0 +1,175 @@
+"""Candidate videos, their rows at hand or in files, and the scores of targets against them. No Ray here."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.coattention.cohort import CohortStatistics, normalised_logits
+from pipeline.scoring import pair_kernel
+from pipeline.scoring.frame_rows import FileRows, FrameRows
+from pipeline.scoring.scores import TargetEncoding, cached_logits, candidate_logits, sigmoid, video_scores
+from pipeline.settings import ScoreSettings
+
+SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
+SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time
+
+
+@dataclass(frozen=True)
+class TargetSegments:
+    """A target, ready to be searched for: its encoding, and for the evidence the frames of each segment.
+
+    frame_index: int32 [N, T_p], frames of the source; time_s: float32 [N, T_p], seconds. cohort: of the segments' logits, or None
+    where the index has no usable cohort.
+    """
+
+    encoding: TargetEncoding
+    frame_index: np.ndarray
+    time_s: np.ndarray
+    cohort: CohortStatistics | None = None
+
+    def __len__(self) -> int:
+        return len(self.frame_index)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Videos and where their frames lie in `rows`, each video's in one piece.
+
+    first, frames, segments: int64 [m], a video's first row, rows and segments, ascending by `first` (in each file). cohort: of
+    all their segments in order, [K]. length, stride: frames of a segment, and between segments.
+    """
+
+    rows: FrameRows | FileRows
+    first: np.ndarray
+    frames: np.ndarray
+    segments: np.ndarray
+    cohort: CohortStatistics
+    length: int
+    stride: int
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each video's segments begin, int64 [m + 1]."""
+        return np.concatenate([[0], np.cumsum(self.segments)])
+
+    def cut(self) -> tuple[Tensor, Tensor]:
+        """The first row of each segment and the last one of its video, int64 [K]; the starts of `segments.segment_starts`."""
+        nth = counted_up(np.zeros(len(self.segments), np.int64), self.segments)
+        first, frames = np.repeat(self.first, self.segments), np.repeat(self.frames, self.segments)
+        start = first + np.minimum(nth * self.stride, np.maximum(frames - self.length, 0))
+        return torch.from_numpy(start), torch.from_numpy(first + frames - 1)
+
+    def pair_scores(self, target: TargetSegments, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 [N, K] against all segments, and which videos are left out, bool [m]: these have no scores."""
+        left = np.zeros(len(self.first), np.bool_)
+        if isinstance(self.rows, FileRows):
+            lie = self.rows, self.first, self.frames, self.segments
+            logits, left = cached_logits(target.encoding, *lie, self.length, self.stride)
+        else:
+            keys, values, band = self.rows.keys, self.rows.values, self.rows.band
+            first, final = (rows.to(keys.device) for rows in self.cut())
+            logits = candidate_logits(target.encoding, keys, values, band, first, final, self.length)
+        logits = logits.T
+        if settings.normalise == "cohort" and target.cohort is not None:
+            logits = normalised_logits(logits, target.cohort.to(logits.device), self.cohort.to(logits.device))
+        return sigmoid(logits), left
+
+    def scores(self, targets: Sequence[TargetSegments], settings: ScoreSettings) -> np.ndarray:
+        """Video scores float64 [n, m] of each target, in one pass over the frames; NaN where a video is left out."""
+        scores = np.empty((len(targets), len(self.first)))
+        ends = np.cumsum([len(target) for target in targets])
+        joined = targets[0] if len(targets) == 1 else _joined(targets)
+        for some in self._parts(int(ends[-1])):
+            part = self._part(some)
+            pairs, left = part.pair_scores(joined, settings)
+            for row, (end, target) in enumerate(zip(ends, targets, strict=True)):
+                of_target = video_scores(pairs[end - len(target) : end], part.offsets, settings)
+                scores[row, some] = np.where(left, np.nan, of_target)
+        return scores
+
+    def _parts(self, target_segments: int) -> Iterator[slice]:
+        """The videos in pieces of about SCORE_PAIRS pairs of segments."""
+        used = np.cumsum(self.segments * (target_segments / SCORE_PAIRS))
+        start = 0
+        while start < len(used):
+            taken = used[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(used, taken + 1, side="right")))
+            yield slice(start, stop)
+            start = stop
+
+    def _part(self, some: slice) -> "Candidates":
+        if some == slice(0, len(self.first)):
+            return self
+        begin, end = self.offsets[[some.start, some.stop]]
+        cohort = CohortStatistics(self.cohort.mean[begin:end], self.cohort.spread[begin:end])
+        rows = replace(self.rows, owner=self.rows.owner[some]) if isinstance(self.rows, FileRows) else self.rows
+        return replace(
+            self, rows=rows, first=self.first[some], frames=self.frames[some], segments=self.segments[some], cohort=cohort
+        )
+
+
+def together(parts: Sequence[Candidates]) -> Candidates:
+    """Candidates that lie one after another in the same rows, or all of them in files, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    first, frames, segments = (np.concatenate([getattr(p, name) for p in parts]) for name in ("first", "frames", "segments"))
+    cohort = CohortStatistics(torch.cat([part.cohort.mean for part in parts]), torch.cat([part.cohort.spread for part in parts]))
+    rows = parts[0].rows
+    if filed := [part.rows for part in parts if isinstance(part.rows, FileRows)]:
+        owner = np.repeat(np.arange(len(parts)), [len(part.first) for part in parts])
+        rows = FileRows([files for part in filed for files in part.files], owner)
+    return replace(parts[0], rows=rows, first=first, frames=frames, segments=segments, cohort=cohort)
+
+
+def score_many(
+    targets: Sequence[TargetSegments],
+    videos: Sequence[np.ndarray],
+    candidates: Callable[[np.ndarray], Candidates],
+    settings: ScoreSettings,
+) -> list[np.ndarray]:
+    """Scores float64 of each target and its videos, int64 and ascending; in one pass where most ask for the same videos.
+
+    candidates: what videos, ascending, are scored as. A target's scores are the same, bit by bit, whatever the others are: the
+    kernel computes each pair for itself. torch's products do not, so without the kernel each target is scored alone.
+    """
+    union = ascending_union(videos)
+    alone = len(targets) == 1 or len(union) * len(targets) > SHARED * sum(map(len, videos))
+    if alone or not joinable(targets):
+        asked = zip(targets, videos, strict=True)
+        return [candidates(mine).scores([one], settings)[0] if len(mine) else np.empty(0) for one, mine in asked]
+    scores = candidates(union).scores(targets, settings)
+    return [row[np.searchsorted(union, mine)] for row, mine in zip(scores, videos, strict=True)]
+
+
+def ascending_union(numbers: Sequence[np.ndarray]) -> np.ndarray:
+    """All numbers of these arrays, each ascending, once and ascending."""
+    if len(numbers) == 1:
+        return numbers[0]
+    every = np.sort(np.concatenate(numbers))
+    return every[np.diff(every, prepend=every[:1] - 1) > 0]
+
+
+def counted_up(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """first[0], first[0] + 1, ... counts[0] of them, then from first[1] on: int64."""
+    return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+
+
+def joinable(targets: Sequence[TargetSegments]) -> bool:
+    """Whether targets may be scored as one without a change of a bit: by the kernel, and around one centre."""
+    first = targets[0].encoding.centre
+    return pair_kernel.available() and all(torch.equal(t.encoding.centre, first) for t in targets)
+
+
+def _joined(targets: Sequence[TargetSegments]) -> TargetSegments:
+    """The segments of several targets as those of one, for scores only; they share a centre."""
+    first = targets[0].encoding
+    joined = {name: torch.cat([getattr(target.encoding, name) for target in targets]) for name in ("query_vectors", "encodings")}
+    encoding = replace(first, **joined, attention=first.attention[:0])
+    cohort = None
+    if statistics := [target.cohort for target in targets if target.cohort is not None]:
+        cohort = CohortStatistics(torch.cat([one.mean for one in statistics]), torch.cat([one.spread for one in statistics]))
+    frames = np.empty((len(joined["encodings"]), 0))
+    return TargetSegments(encoding, frames, frames, cohort)

@@ -1,0 +1,364 @@
+"""Scores of many candidates at once: the numbers of `coattention`, without an encoding for each pair.
+
+With a = attention that target segment n gives to the T frames of candidate segment j (so sum_t a_t = 1), and writing |x|^2 for
+sum_d w_d x_d^2, the square in the score opens up:
+
+    logit = c + |e_n - sum_t a_t v_t|^2 = c + sum_t a_t |e_n - v_t|^2 - 1/2 sum_tu a_t a_u D_tu,   D_tu = |v_t - v_u|^2
+
+What touches a pair of target segment and candidate frame is two matrix products over candidate frames, and D belongs to the
+candidate alone. The identity is exact. Distances between frames of one segment are small where its frames are alike, whatever
+the origin, so that they keep as float16 what products of values would lose. Video scores and the ranking of videos [0054] are
+here too.
+
+Sizes: N target segments, K candidate segments of T frames, F candidate frames, d_k and d_v width of a key and of a
+value.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pipeline.coattention.network import Coattention
+from pipeline.errors import PipelineError
+from pipeline.scoring import pair_kernel
+from pipeline.scoring.frame_rows import FileRows
+from pipeline.settings import ScoreSettings
+
+CPU_CHUNK = 1024  # the tables of a chunk stay in the cache: 1.5 times as fast as 16384 at 128-wide keys and values
+GPU_CHUNK = 16384  # large enough to fill a GPU
+
+
+@dataclass(frozen=True)
+class TargetEncoding:
+    """What scoring needs of a target; all tensors float32 on one device.
+
+    query_vectors: [N, d_k]. encodings: e_n, [N, d_v]. attention: of the target's own frames, [N, T_p].
+    weight: the row w, [d_v]. bias: c, []. centre: [d_v], taken off both sides before any product.
+
+    Only differences of encodings count, so any centre gives the same score; one near the values keeps the terms of the
+    opened square small, so that float32 does not lose their difference.
+    """
+
+    query_vectors: Tensor
+    encodings: Tensor
+    attention: Tensor
+    weight: Tensor
+    bias: Tensor
+    centre: Tensor
+
+    def to(self, device: torch.device | str) -> "TargetEncoding":
+        """The same on another device."""
+        return TargetEncoding(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+@torch.no_grad()
+def encode_target(head: Coattention, target_features: Tensor, centre: Tensor | None = None) -> TargetEncoding:
+    """Query vectors and encodings of target segments, each under the attention of its own query vector [0044-0049].
+
+    target_features: frame features [N, T_p, D], any floating type. centre: [d_v]; without it, the mean of the target's encodings.
+    Raises PipelineError for features of another width.
+    """
+    target_features = target_features.to(head.feature_mean.device)
+    query_vectors = head.query_vectors(target_features)  # [N, d_k]
+    attention = head.attention(query_vectors, head.keys(target_features))  # [N, T_p]
+    encodings = head.encode(attention, head.values(target_features))  # [N, d_v]
+    weight, bias = head.score_row()
+    centre = encodings.mean(dim=0) if centre is None else centre.to(encodings.device)
+    parts = (query_vectors, encodings, attention, weight, bias, centre)
+    return TargetEncoding(*(part.detach().clone().float() for part in parts))  # cloned: weight and bias are the head's
+
+
+def pair_scores(
+    target: TargetEncoding,
+    keys: Tensor,
+    values: Tensor,
+    segment_frames: Tensor,
+    *,
+    distances: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Scores float32 [N, K] in 0..1 of target against candidate segments [0052]; arguments as in `pair_logits`."""
+    return pair_logits(target, keys, values, segment_frames, distances=distances, chunk=chunk).sigmoid_()
+
+
+@torch.no_grad()
+def pair_logits(
+    target: TargetEncoding,
+    keys: Tensor,
+    values: Tensor,
+    segment_frames: Tensor,
+    *,
+    distances: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Logits float32 [N, K], of which the sigmoid is the score, computed in float32 on the device of `keys`.
+
+    keys: [F, d_k], values: [F, d_v], one row a candidate frame, float16 or wider. segment_frames: int64 [K, T], rows
+    of keys and values that make up each segment; segments may share frames and may come in any order, but segments
+    that lie near each other in `segment_frames` are fastest when they do so in `keys`.
+    distances: D, [K, T, T], from `segment_distances`; without it, it is computed here.
+    chunk: candidate segments in work at once, by default 1024 on a CPU and 16384 elsewhere; beyond the result, about
+    4 * chunk * T * (4 N + 3 d_v + d_k) bytes. Another chunk moves the last bits of a result at most, as matrix
+    libraries round differently for different shapes.
+
+    Where no weight is above 0, no logit exceeds the bias: rounding is cut off there.
+    Raises ValueError for shapes that do not fit each other and frame numbers outside 0..F-1.
+    """
+    _check_shapes(target, keys, values, segment_frames, distances, chunk)
+    target = target.to(keys.device)
+    ceiling = torch.where((target.weight <= 0).all(), target.bias, math.inf)
+    encodings = target.encodings - target.centre  # [N, d_v]
+    weighted = encodings * target.weight  # [N, d_v]
+    constant = target.bias + (weighted * encodings).sum(dim=1)  # [N]
+    logits = torch.empty(len(encodings), len(segment_frames), device=keys.device)  # [N, K]
+    for start, rows, segments in _chunks(segment_frames.to(keys.device), len(keys), chunk):
+        attention = _attention(target, keys[rows], segments)  # [k, T, N]
+        centred = (values[rows] - target.centre).float()  # [f, d_v]
+        cross = (centred @ (-2 * weighted).T + (centred.square() @ target.weight)[:, None])[segments]  # [k, T, N]
+        if distances is None:
+            table = _distances(target.weight, centred, segments)  # [k, T, T]
+        else:
+            table = distances[start : start + len(segments)].to(keys.device, torch.float32)
+        square = table @ attention  # [k, T, N]
+        pairs = (attention * (cross - square / 2)).sum(dim=1)  # [k, N]
+        logits[:, start : start + len(segments)] = torch.minimum(constant + pairs, ceiling).T
+    return logits
+
+
+@torch.no_grad()
+def candidate_logits(
+    target: TargetEncoding, keys: Tensor, values: Tensor, band: Tensor, start: Tensor, last: Tensor, length: int
+) -> Tensor:
+    """`pair_logits` of segments of consecutive frames with stored distances, float32 [K, N], the fastest way there is.
+
+    keys: [F, d_k], values: [F, d_v], band: [F, length - 1] from `frame_band`, all float16 or all float32 and on one device.
+    start, last: int64 [K], ascending by start: a segment is the frames start .. start + length - 1, where numbers beyond `last`,
+    its video's last frame, mean `last`. On a CPU this is the compiled kernel (`pipeline.scoring.pair_kernel`) where there is a compiler.
+    Raises ValueError for shapes that do not fit and frame numbers outside 0..F-1.
+    """
+    count = len(start)
+    if count == 0:
+        return torch.empty(0, len(target.encodings), device=keys.device)
+    if band.shape != (len(keys), length - 1) or last.shape != start.shape:
+        raise ValueError(
+            f"a band {list(band.shape)} and {list(last.shape)} ends do not fit {len(keys)} frames and {count} segments"
+        )
+    first, final = (part.cpu().numpy() for part in (start, last))  # torch's threads would spin on beside the kernel's
+    lowest, highest = int(first.min()), int(final.max())
+    if lowest < 0 or highest >= len(keys) or bool((final < first).any()):
+        raise ValueError(f"segments name frames {lowest}..{highest}, but there are only 0..{len(keys) - 1}")
+    if keys.device.type == "cpu" and keys.dtype in (torch.float16, torch.float32) and pair_kernel.available():
+        _check_shapes(target, keys, values, segment_rows(start[:1], last[:1], length), None, None)
+        if not keys.dtype == values.dtype == band.dtype or not all(part.is_contiguous() for part in (keys, values, band)):
+            raise ValueError("keys, values and band must be contiguous and of one type")
+        return pair_kernel.pair_logits(keys, values, band, length, start, last, _tables(target))
+    rows = segment_rows(start, last, length)
+    parts = []
+    for begin in range(0, count, GPU_CHUNK):
+        piece = rows[begin : begin + GPU_CHUNK]
+        parts.append(pair_logits(target, keys, values, piece, distances=segment_distances(band, piece)).T)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def cached_logits(
+    target: TargetEncoding,
+    rows: FileRows,
+    first: NDArray[np.int64],
+    frames: NDArray[np.int64],
+    segments: NDArray[np.int64],
+    length: int,
+    stride: int,
+) -> tuple[Tensor, NDArray[np.bool_]]:
+    """`candidate_logits` of all segments of videos in files, float32 [K, N], and which videos are left out, bool [m].
+
+    Left out are those that the page cache does not hold whole and very long ones. first, frames, segments: of each video, [m],
+    its first row in its file, its rows, its segments of `length` frames, `stride` apart. Needs the compiled kernel. Raises
+    ValueError for rows of other widths than the target's.
+    """
+    widths = (target.query_vectors.shape[1], target.encodings.shape[1], length - 1)
+    if rows.widths != widths:
+        raise ValueError(f"keys, values and band of a frame have {rows.widths} numbers, not {widths}")
+    return pair_kernel.cached_logits(rows, first, frames, segments, _tables(target), length, stride)
+
+
+def _tables(target: TargetEncoding) -> pair_kernel.TargetTables:
+    target = target.to("cpu")
+    encodings = target.encodings - target.centre
+    weighted = encodings * target.weight
+    constant = target.bias + (weighted * encodings).sum(dim=1)
+    ceiling = float(target.bias) if bool((target.weight <= 0).all()) else math.inf
+    return pair_kernel.TargetTables(target.query_vectors, -2 * weighted, constant, target.weight, target.centre, ceiling)
+
+
+def sigmoid(logits: Tensor) -> NDArray[np.float32]:
+    """Scores float32 of logits float32 of any shape. Not torch's on a CPU: there the last bit depends on a number's place."""
+    if logits.device.type != "cpu":
+        return logits.sigmoid().cpu().numpy()
+    scores = -logits.numpy()
+    with np.errstate(over="ignore"):  # 1 / inf is the 0 that is meant
+        np.exp(scores, out=scores)
+    scores += 1
+    return np.reciprocal(scores, out=scores)
+
+
+def segment_rows(start: Tensor, last: Tensor, length: int) -> Tensor:
+    """Frame numbers int64 [K, length] of segments: consecutive from `start`, `last` repeated where a video is short."""
+    return torch.minimum(start[:, None] + torch.arange(length, device=start.device), last[:, None])
+
+
+@torch.no_grad()
+def frame_band(weight: Tensor, values: Tensor, after: Tensor, length: int) -> Tensor:
+    """D of each frame to the length - 1 frames after it, float32 [F, length - 1]: all that segments of `length` frames need.
+
+    weight: w, [d_v]; values: [F, d_v]; after: int64 [F], frames that the frame's video has after it; entries beyond are 0.
+    """
+    weight = weight.to(values.device, torch.float32)
+    band = torch.zeros(len(values), length - 1, device=values.device)
+    for first in range(0, len(values), CPU_CHUNK):
+        block = values[first : first + CPU_CHUNK + length - 1].float()
+        rows = min(CPU_CHUNK, len(values) - first)
+        for i in range(1, length):
+            count = min(rows, len(block) - i)
+            if count > 0:
+                band[first : first + count, i - 1] = (block[i : i + count] - block[:count]).square() @ weight
+    return band.masked_fill_(torch.arange(1, length, device=values.device) > after[:, None].to(values.device), 0.0)
+
+
+@torch.no_grad()
+def segment_distances(band: Tensor, segment_frames: Tensor) -> Tensor:
+    """D of candidate segments, float32 [K, T, T], out of a `frame_band`; segment_frames: int64 [K, T], ascending."""
+    first, second = segment_frames[:, :, None], segment_frames[:, None, :]
+    gap = (second - first).abs()  # [K, T, T]
+    lower = torch.minimum(first, second)
+    found = band[lower, (gap - 1).clamp_min(0)] if band.shape[1] else torch.zeros_like(gap, dtype=band.dtype)
+    return torch.where(gap > 0, found.float(), 0.0)
+
+
+@torch.no_grad()
+def attention_weights(target: TargetEncoding, keys: Tensor, segment_frames: Tensor) -> Tensor:
+    """Attention float32 [N, K, T] that each target segment gives to each frame of candidate segments [0046].
+
+    keys: [F, d_k], segment_frames: int64 [K, T], as in `pair_logits`; meant for the few segments that a report shows.
+    The target's own frames have theirs in `TargetEncoding.attention`. Raises ValueError for frame numbers outside
+    0..F-1.
+    """
+    target = target.to(keys.device)
+    shape = (len(target.query_vectors), *segment_frames.shape)
+    weights = torch.empty(shape, device=keys.device)
+    for start, rows, segments in _chunks(segment_frames.to(keys.device), len(keys), None):
+        weights[:, start : start + len(segments)] = _attention(target, keys[rows], segments).permute(2, 0, 1)
+    return weights
+
+
+def _attention(target: TargetEncoding, keys: Tensor, segments: Tensor) -> Tensor:
+    heat = keys.float() @ target.query_vectors.T  # [f, N]
+    return heat[segments].softmax(dim=1)  # [k, T, N]: rows of N, so that the gather copies runs and not single numbers
+
+
+def _distances(weight: Tensor, values: Tensor, segments: Tensor) -> Tensor:
+    gathered = values[segments]  # [k, T, d_v]
+    products = (gathered * weight) @ gathered.mT  # [k, T, T]
+    squares = products.diagonal(dim1=1, dim2=2)  # [k, T]
+    return squares[:, :, None] + squares[:, None, :] - 2 * products
+
+
+def _chunks(segment_frames: Tensor, frames: int, chunk: int | None) -> Iterator[tuple[int, slice | Tensor, Tensor]]:
+    """Number of the first segment, the frame rows in use, and the segments [k, T] numbered within those rows."""
+    chunk = chunk or (CPU_CHUNK if segment_frames.device.type == "cpu" else GPU_CHUNK)
+    for start in range(0, len(segment_frames), chunk):
+        segments = segment_frames[start : start + chunk]
+        first, last = int(segments.min()), int(segments.max())
+        if first < 0 or last >= frames:
+            raise ValueError(f"segments name frames {first}..{last}, but there are only 0..{frames - 1}")
+        if last - first < segments.numel():
+            yield start, slice(first, last + 1), segments - first
+        else:  # scattered segments: computing the frames between them would cost more than finding the distinct ones
+            rows, inverse = torch.unique(segments, return_inverse=True)
+            yield start, rows, inverse
+
+
+def _check_shapes(
+    target: TargetEncoding, keys: Tensor, values: Tensor, segment_frames: Tensor, distances: Tensor | None, chunk: int | None
+) -> None:
+    widths = (target.query_vectors.shape[1], target.encodings.shape[1])
+    if keys.ndim != 2 or values.ndim != 2 or len(keys) != len(values) or (keys.shape[1], values.shape[1]) != widths:
+        raise ValueError(f"keys {list(keys.shape)} and values {list(values.shape)} must be [F, {widths[0]}] and [F, {widths[1]}]")
+    if segment_frames.ndim != 2 or segment_frames.shape[1] < 1:
+        raise ValueError(f"segment_frames must be [K, T] with T at least 1, not {list(segment_frames.shape)}")
+    count, length = segment_frames.shape
+    if distances is not None and distances.shape != (count, length, length):
+        raise ValueError(f"distances must be {[count, length, length]}, not {list(distances.shape)}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"a chunk needs at least 1 segment, not {chunk}")
+
+
+USUAL = ScoreSettings()
+
+
+def video_score(scores: ArrayLike, settings: ScoreSettings = USUAL) -> float:
+    """The score of one video from all its pair scores, an array of any shape ([0054], claim 9).
+
+    Raises ValueError for an array without numbers, PipelineError for NaN.
+    """
+    flat = np.asarray(scores).reshape(1, -1)
+    return float(video_scores(flat, np.array([0, flat.shape[1]]), settings)[0])
+
+
+def video_scores(scores: ArrayLike, offsets: ArrayLike, settings: ScoreSettings = USUAL) -> NDArray[np.float64]:
+    """The score of each video from the pair scores of many: `video_score` of each, float64 [V] ([0054], claim 9).
+
+    scores: [N, K_total], the segments of video v in columns offsets[v]:offsets[v + 1]; offsets: integers [V + 1],
+    from 0 to K_total. A video's scores are added in ascending order, so its score depends neither on its neighbours
+    in the call nor on the order of its segments. Raises ValueError for offsets that do not fit or a video without
+    scores, PipelineError for NaN.
+    """
+    scores, offsets = np.asarray(scores), np.asarray(offsets)
+    if scores.ndim != 2 or offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != scores.shape[1]:
+        raise ValueError(f"offsets must run from 0 to the {scores.shape[-1]} columns of scores [N, K_total]")
+    if np.isnan(scores).any():
+        raise PipelineError("pair scores hold NaN: the frame features or the head that made them are damaged")
+    counts = np.diff(offsets)
+    if (counts < 1).any() or (len(counts) and not len(scores)):
+        raise ValueError("every video needs at least one pair score")
+    result = np.empty(len(counts))
+    for count in np.unique(counts):  # videos of equal length form one rectangular table
+        videos = np.flatnonzero(counts == count)  # [V_count]
+        columns = offsets[videos, None] + np.arange(count)  # [V_count, count]
+        table = scores[:, columns].swapaxes(0, 1).reshape(len(videos), -1)  # [V_count, N * count]
+        result[videos] = _aggregate(table, settings)
+    return result
+
+
+def _aggregate(table: NDArray[np.floating], settings: ScoreSettings) -> NDArray[np.float64]:
+    """Video scores [V] of a table [V, pairs]."""
+    pairs = table.shape[1]
+    # Rounded before ceil: 0.07 * 100 is a little above 7 in binary, and would count 8.
+    top = pairs if settings.threshold is not None else max(1, math.ceil(round(settings.ratio * pairs, 6)))
+    if top < pairs:
+        table = np.partition(table, pairs - top, axis=1)[:, pairs - top :]
+    chosen = np.sort(table.astype(np.float64), axis=1)  # [V, top], ascending, so that every order adds up to the same
+    if settings.threshold is None:
+        total, number = chosen.sum(axis=1), np.full(len(chosen), top)
+    else:
+        counted = chosen >= settings.threshold
+        total, number = np.where(counted, chosen, 0.0).sum(axis=1), np.maximum(counted.sum(axis=1), 1)
+    return total if settings.aggregate == "sum" else total / number
+
+
+def rank_videos(scores: ArrayLike, video_ids: Sequence[str] | NDArray[np.str_]) -> NDArray[np.int64]:
+    """Positions of the videos from best to worst, int64 [V]: score descending [0054], equal ones by video_id ascending.
+
+    scores: [V]; video_ids: [V]. Raises ValueError for unequal lengths, PipelineError for NaN.
+    """
+    scores, ids = np.asarray(scores, dtype=np.float64), np.asarray(video_ids, dtype=np.str_)
+    if scores.ndim != 1 or scores.shape != ids.shape:
+        raise ValueError(f"{scores.shape} scores do not belong to {ids.shape} video ids")
+    if np.isnan(scores).any():
+        raise PipelineError("video scores hold NaN and cannot be ranked")
+    return np.lexsort((ids, -scores))

@@ -1,0 +1,206 @@
+"""One partition of an index, open: its share of the shortlist, its full scores, its evidence. No Ray here."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.coattention.cohort import CohortStatistics
+from pipeline.errors import PipelineError
+from pipeline.index.list_scan import ListScan
+from pipeline.index.partition_files import load_array, load_prefilter
+from pipeline.index.prefilter import PrefilterQuery, is_flat, shortlist, stored_vectors
+from pipeline.index.versions import Index
+from pipeline.scoring.bounds import Projection, attention_logits, ball_logits, radii, squared_distances, video_bounds
+from pipeline.scoring.candidates import SCORE_PAIRS, Candidates, TargetSegments, counted_up
+from pipeline.scoring.frame_rows import FileRows, FrameRows, RowFiles, Wanted
+from pipeline.scoring.scores import attention_weights, segment_rows
+from pipeline.search.results import SegmentPair, SegmentView
+from pipeline.settings import ScoreSettings
+
+STAGES = 3  # of bounds: the ball around a segment's mean; its true attention; where values vary most their true coordinates too
+AXES = 64  # coordinates that the last stage looks at
+AXES_SAMPLE = 4096  # frames that they are chosen by
+RADII_SEGMENTS = 65_536  # measured at a time
+
+
+class Partition:
+    """The arrays of one partition: memory-mapped where they are scored on a CPU, resident where on a GPU.
+
+    Videos are numbered from 0 within it. files: of the arrays, to be read from; None on a GPU and for objects in a store.
+    """
+
+    def __init__(self, index: Index, number: int, device: str = "cpu") -> None:
+        folder = index.partition_location(number)
+        videos = index.partition_videos(number)
+        self.device = device
+        self.length, self.stride = index.settings.segment_length, index.settings.stride
+        self.arrays: dict[str, Any] = {name: load_array(folder.join(f"{name}.npy")) for name in ("keys", "values", "band")}
+        config = index.head.config
+        _check_rows(folder.uri, self.arrays, (config.key_width, config.value_width, self.length - 1))
+        self.keys, self.values, self.band = (_tensor(array).to(device) for array in self.arrays.values())
+        self.files = RowFiles(self.arrays) if device == "cpu" and folder.is_local else None
+        self.row_bytes = sum(array.strides[0] for array in self.arrays.values())
+        self.frame_index, self.time_s = load_array(folder.join("frame_index.npy")), load_array(folder.join("time_s.npy"))
+        self.cohort_mean, self.cohort_spread = (
+            _tensor(load_array(folder.join(f"{n}.npy"))) for n in ("cohort_mean", "cohort_spread")
+        )
+        self.prefilter = load_prefilter(folder.join("prefilter.faiss"))
+        self.scan = ListScan.of(self.prefilter)
+        self.frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
+        self.first_frame = np.asarray(videos["first_frame"])
+        self.segments = np.asarray(videos["segments"])
+        self.first_segment = np.asarray(videos["first_segment"])
+        _check_lengths(
+            folder.uri, self.frames, self.segments, (*self.arrays.values(), self.frame_index, self.time_s), self.cohort_mean
+        )
+        self.rows = FrameRows(self.keys, self.values, self.band)
+        self.radius: torch.Tensor | None = None
+        self.axes: Projection | None = None
+        self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
+
+    def candidates(
+        self, videos: np.ndarray, rows: FrameRows | FileRows | None = None, first: np.ndarray | None = None
+    ) -> Candidates:
+        """The videos, int64 [m] ascending, as they are scored: in the partition's own rows, or in `rows` from `first` [m] on."""
+        numbers = torch.from_numpy(self._segments_of(videos))
+        return Candidates(
+            rows or self.rows,
+            self.first_frame[videos] if first is None else first,
+            self.frames[videos],
+            self.segments[videos],
+            CohortStatistics(self.cohort_mean[numbers], self.cohort_spread[numbers]),
+            self.length,
+            self.stride,
+        )
+
+    def wanted(self, videos: np.ndarray) -> Wanted:
+        """Where the rows of the videos, int64 [m] ascending, are to be read; for a partition with files."""
+        return Wanted(self._open_files(), self.first_frame[videos], self.frames[videos])
+
+    def in_files(self, videos: np.ndarray) -> Candidates:
+        """The videos, int64 [m] ascending, as they are scored from files; for a partition that has them."""
+        return self.candidates(videos, FileRows([self._open_files()], np.zeros(len(videos), np.int64)))
+
+    def _open_files(self) -> RowFiles:
+        if self.files is None:
+            raise ValueError("the rows of this partition are in no local files")
+        return self.files
+
+    def _segments_of(self, videos: np.ndarray) -> np.ndarray:
+        """Numbers of the videos' segments within the partition, int64 [K]."""
+        return counted_up(self.first_segment[videos], self.segments[videos])
+
+    def shortlist(
+        self, query: PrefilterQuery, count: int, allowed: np.ndarray | None, least: float = -math.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(videos, prefilter logits) of the best `count` videos, see `pipeline.index.prefilter.shortlist`. allowed: bool [V]."""
+        return shortlist(self.prefilter, query, self.video_of_segment, count, allowed, self.scan, least)
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        """Upper bounds of the scores float64 [m] of the videos int64 [m], each ascending; stages tighten from 0 to STAGES - 1.
+
+        Infinite where the prefilter does not hold the segments' means.
+        """
+        if not is_flat(self.prefilter):
+            return np.full(len(videos), np.inf)
+        rows = self.segments[videos] * len(target) * (1, self.length, max(self.length, 4 * AXES))[stage]
+        cuts = np.flatnonzero(np.diff(np.cumsum(rows) // SCORE_PAIRS)) + 1
+        parts = [self._bounds(target, part, settings, stage) for part in np.split(videos, cuts)]
+        return np.concatenate(parts)
+
+    def _bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        candidates, rows = self.candidates(videos), torch.from_numpy(self._segments_of(videos))
+        means = _tensor(stored_vectors(self.prefilter))[rows]
+        encoding = target.encoding.to("cpu")
+        if stage == 0:
+            logits = ball_logits(encoding, means, self._radii()[rows])
+        else:
+            frames = segment_rows(*candidates.cut(), self.length)
+            used, of_used = torch.unique(frames, return_inverse=True)
+            base = int(used[0])
+            table = squared_distances(-self.band[base : int(used[-1]) + 1].cpu(), frames - base)
+            asked, projected, scale = encoding, None, torch.sqrt(-encoding.weight)
+            if stage == 2:
+                axes = self._axes(scale)
+                asked, means = axes.rotated_target(encoding), means[:, axes.order]
+                projected = (self.values[used].cpu().float() * scale)[:, axes.order[:AXES]]
+            logits = attention_logits(asked, means, self.keys[used].cpu(), table, of_used, projected)
+        of_cohort = settings.normalise == "cohort" and target.cohort is not None
+        return video_bounds(logits, candidates.offsets, settings, *((target.cohort, candidates.cohort) if of_cohort else ()))
+
+    def _axes(self, scale: torch.Tensor) -> Projection:
+        """Coordinates by how much values vary along them, found when they are first asked for. scale: sqrt(-w), [d_v]."""
+        if self.axes is None:
+            step = max(1, len(self.values) // AXES_SAMPLE)
+            self.axes = Projection.of_axes(self.values[::step].cpu().float() * scale)
+        return self.axes
+
+    def _radii(self) -> torch.Tensor:
+        """Of all segments, computed when they are first asked for."""
+        if self.radius is None:
+            start, last = self.candidates(np.arange(len(self.frames))).cut()
+            means, parts = _tensor(stored_vectors(self.prefilter)), []
+            for first in range(0, len(start), RADII_SEGMENTS):
+                some = slice(first, first + RADII_SEGMENTS)
+                frames = segment_rows(start[some], last[some], self.length)
+                base = int(frames.min())
+                band = -self.band[base : int(frames.max()) + 1].cpu()
+                parts.append(radii(squared_distances(band, frames - base), means[some]))
+            self.radius = torch.cat(parts)
+        return self.radius
+
+    def evidence(self, target: TargetSegments, video: int, pairs: int, settings: ScoreSettings) -> list[SegmentPair]:
+        """The best segment pairs of one video, best first, each candidate segment and each target segment at most once."""
+        candidates = self.candidates(np.array([video]))
+        scores, _ = candidates.pair_scores(target, settings)
+        left = scores.copy()
+        chosen: list[tuple[int, int]] = []
+        while len(chosen) < min(pairs, *scores.shape):
+            n, k = divmod(int(left.argmax()), scores.shape[1])
+            chosen.append((n, k))
+            left[n], left[:, k] = -np.inf, -np.inf
+        rows = segment_rows(*candidates.cut(), self.length)
+        numbers = rows.numpy()
+        first, frames = int(self.first_frame[video]), int(self.frames[video])
+        keys = self.keys[first : first + frames].cpu()
+        weights = attention_weights(target.encoding.to("cpu"), keys, rows - first).numpy()
+        own = target.encoding.attention.cpu().numpy()
+        return [
+            SegmentPair(
+                _view(target.frame_index[n], target.time_s[n], own[n]),
+                _view(self.frame_index[numbers[k]], self.time_s[numbers[k]], weights[n, k]),
+                float(scores[n, k]),
+            )
+            for n, k in chosen
+        ]
+
+
+def _check_lengths(
+    uri: str, frames: np.ndarray, segments: np.ndarray, of_frames: Sequence[np.ndarray], of_segments: torch.Tensor
+) -> None:
+    """Raises PipelineError where arrays are shorter or longer than their videos need."""
+    if any(len(array) != frames.sum() for array in of_frames) or len(of_segments) != segments.sum():
+        raise PipelineError(f"the index partition {uri} is damaged: its files do not fit each other; run jobs.index --rebuild")
+
+
+def _check_rows(uri: str, arrays: dict[str, Any], widths: Sequence[int]) -> None:
+    """Raises PipelineError where keys, values or band are not rows of float16 of these widths, one after another."""
+    for (name, array), width in zip(arrays.items(), widths, strict=True):
+        if array.dtype != np.float16 or array.ndim != 2 or array.shape[1] != width or not array.flags.c_contiguous:
+            words = f"its {name} are not rows of {width} float16 numbers"
+            raise PipelineError(f"the index partition {uri} is damaged: {words}; run jobs.index --rebuild")
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor over the same memory; nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _view(frame_index: np.ndarray, time_s: np.ndarray, attention: np.ndarray) -> SegmentView:
+    return SegmentView(tuple(map(int, frame_index)), tuple(map(float, time_s)), tuple(map(float, attention)))

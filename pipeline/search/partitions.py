@@ -1,0 +1,406 @@
+"""All partitions of an index, in this process or spread over Ray actors that own them: what a search asks of them.
+
+Query vectors go out, scores come back; features never travel. A video's score does not depend on who holds its partition; whether
+a compressed prefilter finds it may, since it looks into more lists where a partition names too few.
+"""
+
+import contextlib
+import math
+import resource
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import faiss
+import numpy as np
+import torch
+
+from pipeline import telemetry
+from pipeline.cluster import Cluster, cluster_is_named, connected
+from pipeline.errors import PipelineError
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.prefilter import PrefilterQuery
+from pipeline.index.versions import Index, open_index
+from pipeline.scoring import pair_kernel
+from pipeline.scoring.candidates import Candidates, TargetSegments, ascending_union, joinable, score_many, together
+from pipeline.scoring.frame_rows import Reading
+from pipeline.search.partition import Partition
+from pipeline.search.results import SegmentPair
+from pipeline.settings import ScoreSettings
+
+NEARLY_ALL = 0.9  # share of the videos that a filter leaves, from where on partitions are taken to hold about as many good ones
+START_SECONDS = 120.0  # for actors to find a place and open their partitions
+IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
+MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are never scored where they are mapped
+SPARSE = 0.25  # share of the videos that is asked for, below which they are not either: mapped reading reads what lies around too
+FILES_A_PARTITION, OTHER_FILES = 11, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
+READ_BYTES = 64 << 20  # of rows that are read together and scored together: what Python does is done a group
+CACHED_BYTES = 1 << 30  # of rows in the page cache that are scored together
+READ_AHEAD = 1  # groups whose rows are read while those of another are scored
+
+Answer = TypeVar("Answer")
+
+
+class Partitions(Protocol):
+    """All partitions of an index, wherever they are. Videos are numbered as in Index.videos."""
+
+    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray: ...
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]: ...
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray: ...
+
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]: ...
+
+
+class LocalPartitions:
+    """Some or all partitions, in this process; each is opened when it is first asked for something."""
+
+    def __init__(self, index: Index, numbers: Sequence[int], device: str = "cpu") -> None:
+        self.first = np.array([index.manifest["partitions"][n]["first_video"] for n in numbers], np.int64)
+        self.count = np.array([index.manifest["partitions"][n]["videos"] for n in numbers], np.int64)
+        self.index, self.numbers, self.device = index, list(numbers), device
+        frames = sum(index.manifest["partitions"][number]["frames"] for number in numbers)
+        self.large = 2 * frames * (index.head.config.key_width + index.head.config.value_width) > MAPPED_BYTES
+        self.opened: dict[int, Partition] = {}
+        self.threads: ThreadPoolExecutor | None = None
+        _allow_open_files(FILES_A_PARTITION * len(self.numbers))
+
+    def open(self, place: int) -> Partition:
+        """The partition at a place in `numbers`."""
+        if place not in self.opened:
+            self.opened[place] = Partition(self.index, self.numbers[place], self.device)
+            telemetry.gauge("coattention_partitions_open", len(self.opened))
+        return self.opened[place]
+
+    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Best videos by the prefilter, a superset of the best `count`: (videos int64 [m], logits float32 [m]).
+
+        Each partition is asked for somewhat more than its share, and again where it may hold more of the best.
+        """
+        query = PrefilterQuery(target.encoding)
+        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        inside = [None if allowed is None else allowed[f : f + n] for f, n in zip(self.first, self.count, strict=True)]
+        asked = {p: count for p, mine in enumerate(inside) if mine is None or mine.any()}
+        if len(asked) > 1:
+            asked = dict.fromkeys(asked, min(count, 2 * -(-count // len(asked)) + 32))
+
+        def ask(places: list[int], least: float = -math.inf) -> None:
+            answers = self._at_once(lambda place: self.open(place).shortlist(query, asked[place], inside[place], least), places)
+            found.update(zip(places, answers, strict=True))
+
+        def to_ask_for_more() -> list[int]:
+            best = np.concatenate([np.empty(0, np.float32)] + [logits for _, logits in found.values()])
+            last = np.partition(best, -count)[-count] if len(best) > count else -np.inf
+            more = [
+                place
+                for place, (videos, logits) in found.items()
+                if asked[place] <= len(videos) < self.count[place] and asked[place] < count and logits[-1] >= last
+            ]
+            asked.update({place: min(count, 4 * asked[place]) for place in more})
+            return more
+
+        wanted = list(asked)
+        share = 1.0 if allowed is None else np.count_nonzero(allowed) / max(1, len(allowed))
+        if share > NEARLY_ALL and len(wanted) > 2 * (some := torch.get_num_threads()):
+            # What the first partitions do not name is of no interest in the others, unless all that is found is too little.
+            ask(wanted[:some])
+            ask(wanted[some:], min((float(logits[-1]) for _, logits in found.values() if len(logits)), default=-math.inf))
+            wanted = wanted[some:] if sum(len(videos) for videos, _ in found.values()) < count else to_ask_for_more()
+        while wanted:
+            ask(wanted)
+            wanted = to_ask_for_more()
+        videos = [np.empty(0, np.int64)] + [videos + self.first[place] for place, (videos, _) in found.items()]
+        return np.concatenate(videos), np.concatenate([np.empty(0, np.float32)] + [logits for _, logits in found.values()])
+
+    def _at_once(self, ask: Callable[[int], Answer], places: Sequence[int]) -> list[Answer]:
+        """`ask` of each place, a partition a thread: FAISS uses one thread for the lists of one index."""
+        if len(places) < 2 or torch.get_num_threads() < 2:
+            return [ask(place) for place in places]
+        if self.threads is None:
+            self.threads = ThreadPoolExecutor(torch.get_num_threads(), "partitions", faiss.omp_set_num_threads, (1,))
+        return list(self.threads.map(ask, places))
+
+    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
+        """Video scores float64 [m] of the videos int64 [m]; NaN for those that lie in partitions not held here."""
+        return self.score_many([target], [videos], settings)[0]
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]:
+        """`score` of each target and its videos, the same bit by bit whatever the other targets are.
+
+        They go group by group, so that what they share is read once, where targets may be joined (`candidates.joinable`).
+        Few videos, or those of a large index, are not scored where they are mapped: first those in the page cache, straight from
+        the files; then the others are read.
+        """
+        if len(targets) > 1 and (self.device != "cpu" or not joinable(targets)):
+            return [self.score(target, mine, settings) for target, mine in zip(targets, videos, strict=True)]
+        scores = [np.full(len(mine), np.nan) for mine in videos]
+        left = [np.argsort(mine, kind="stable") for mine in videos]  # places of videos without a score, by ascending video
+
+        def take(groups: Iterator[_Group]) -> None:
+            for group in groups:
+                ascending = [mine[order] for mine, order in zip(videos, left, strict=True)]
+                places = [group.places(mine) for mine in ascending]
+                asked = [mine[place] for mine, place in zip(ascending, places, strict=True)]
+                found = score_many(targets, asked, group.candidates, settings)
+                for one, order, place, numbers in zip(scores, left, places, found, strict=True):
+                    one[order[place]] = numbers
+
+        def wanted() -> np.ndarray:
+            return ascending_union([mine[order] for mine, order in zip(videos, left, strict=True)])
+
+        everything = wanted()
+        held = int((np.searchsorted(everything, self.first + self.count) - np.searchsorted(everything, self.first)).sum())
+        in_files = self.large or (pair_kernel.available() and held < SPARSE * int(self.count.sum()))
+        if in_files and pair_kernel.available():
+            take(self._groups(everything, CACHED_BYTES, in_files))
+            left = [order[np.isnan(one[order])] for one, order in zip(scores, left, strict=True)]
+        take(self._read_ahead(self._groups(wanted(), READ_BYTES, in_files)))
+        return scores
+
+    def _groups(self, videos: np.ndarray, most: int, in_files: bool) -> Iterator["_Group"]:
+        """The videos that are held here, int64 ascending, as they are scored together: a partition at a time where mapped,
+        at most so many bytes at a time from files, where there are any.
+        """
+        pieces: list[_Piece] = []
+        size = 0
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
+            begin, end = np.searchsorted(videos, (first, first + number))
+            if begin == end:
+                continue
+            partition, here = self.open(place), videos[begin:end] - first
+            if partition.files is None or not in_files:
+                yield _Group([_Piece(partition, first, here)], in_files=False)
+                continue
+            ends = np.cumsum(partition.frames[here] * partition.row_bytes)
+            for some in np.split(here, np.flatnonzero(np.diff((size + ends) // most)) + 1):
+                more = int(partition.frames[some].sum()) * partition.row_bytes
+                if pieces and size + more > most:
+                    yield _Group(pieces, in_files=True)
+                    pieces, size = [], 0
+                pieces.append(_Piece(partition, first, some))
+                size += more
+        if pieces:
+            yield _Group(pieces, in_files=True)
+
+    @staticmethod
+    def _read_ahead(groups: Iterator["_Group"]) -> Iterator["_Group"]:
+        """The groups, while the rows of those behind each are being read; done with one, the next is asked for."""
+        ahead: deque[_Group] = deque()
+        memory: dict[str, np.ndarray] = {}
+        for group in groups:
+            group.read(memory)
+            ahead.append(group)
+            if len(ahead) > READ_AHEAD:
+                done = ahead.popleft()
+                yield done
+                memory = done.memory
+        yield from ahead
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        """Upper bounds of the scores, float64 [m], of the videos int64 [m]; NaN for those not held here."""
+        bounds = np.full(len(videos), np.nan)
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
+            mine = np.flatnonzero((videos >= first) & (videos < first + number))
+            mine = mine[np.argsort(videos[mine], kind="stable")]
+            if len(mine):
+                bounds[mine] = self.open(place).bounds(target, videos[mine] - first, settings, stage)
+        return bounds
+
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]:
+        """The best segment pairs of each video; an empty list for those not held here."""
+        found: list[list[SegmentPair]] = [[] for _ in videos]
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
+            for i in np.flatnonzero((videos >= first) & (videos < first + number)):
+                found[i] = self.open(place).evidence(target, int(videos[i] - first), pairs, settings)
+        return found
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Videos of one partition, int64 ascending, numbered within it; first: the number of its first video in the index."""
+
+    partition: Partition
+    first: int
+    videos: np.ndarray
+
+    def among(self, videos: np.ndarray) -> slice:
+        """Where its own lie among videos that are numbered as in the index, ascending."""
+        return slice(*np.searchsorted(videos, (self.first + self.videos[0], self.first + self.videos[-1] + 1)).tolist())
+
+
+class _Group:
+    """Videos that are scored together: of one partition, where they are mapped; or of some, from their files, or in rows that are
+    read at once.
+    """
+
+    def __init__(self, pieces: Sequence[_Piece], *, in_files: bool) -> None:
+        self.pieces, self.in_files = pieces, in_files
+        self.reading: Reading | None = None
+
+    def read(self, memory: dict[str, np.ndarray]) -> None:
+        """Begin to, where they are not mapped; into this memory where it is large enough."""
+        if self.in_files:
+            self.reading = Reading([piece.partition.wanted(piece.videos) for piece in self.pieces], memory)
+
+    @property
+    def memory(self) -> dict[str, np.ndarray]:
+        """What was read into."""
+        return {} if self.reading is None else self.reading.memory
+
+    def places(self, videos: np.ndarray) -> np.ndarray:
+        """Which of the videos, numbered as in the index and ascending, are of this group: int64, ascending."""
+        return np.concatenate([np.arange(len(videos))[piece.among(videos)] for piece in self.pieces])
+
+    def candidates(self, videos: np.ndarray) -> Candidates:
+        """Videos of this group, int64 ascending, numbered as in the index."""
+        rows = None if self.reading is None else self.reading.rows()
+        parts: list[Candidates] = []
+        for number, piece in enumerate(self.pieces):
+            mine = videos[piece.among(videos)] - piece.first
+            if not len(mine):
+                continue
+            if not self.in_files:
+                parts.append(piece.partition.candidates(mine))
+            elif self.reading is None:
+                parts.append(piece.partition.in_files(mine))
+            else:
+                first = self.reading.first[number][np.searchsorted(piece.videos, mine)]
+                parts.append(piece.partition.candidates(mine, rows, first))
+        return together(parts)
+
+
+class ActorPartitions:
+    """The partitions spread over Ray actors, GPUs where the cluster has them. Close it to end the actors."""
+
+    def __init__(self, gallery_uri: str, index: Index, actors: int | None = None) -> None:
+        import ray
+
+        self.ray = ray
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        partitions = len(index.manifest["partitions"])
+        cpus = max(1, int(resources.get("CPU", 1)))
+        count = min(actors or gpus or max(1, cpus // 2), partitions, gpus or cpus)
+        owner = ray.remote(num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=2, max_task_retries=2)(
+            _PartitionsActor
+        )
+        numbers = [list(range(i, partitions, count)) for i in range(count)]
+        self.actors = [owner.remote(gallery_uri, index.version, mine) for mine in numbers]
+        _, waiting = ray.wait([actor.ready.remote() for actor in self.actors], num_returns=count, timeout=START_SECONDS)
+        if waiting:
+            self.close()
+            raise PipelineError(f"the cluster has no room for {len(waiting)} of {count} search actors; try --actors")
+
+    def close(self) -> None:
+        for actor in self.actors:
+            self.ray.kill(actor)
+
+    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        parts = self._ask("shortlist", target, count, allowed)
+        return np.concatenate([videos for videos, _ in parts]), np.concatenate([logits for _, logits in parts])
+
+    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
+        return np.fmax.reduce(self._ask("score", target, videos, settings))
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]:
+        parts = self._ask("score_many", list(targets), list(videos), settings)
+        return [np.fmax.reduce(answers) for answers in zip(*parts, strict=True)]
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        return np.fmax.reduce(self._ask("bounds", target, videos, settings, stage))
+
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]:
+        parts = self._ask("evidence", target, videos, pairs, settings)
+        return [next((found for found in of_video if found), []) for of_video in zip(*parts, strict=True)]
+
+    def _ask(self, method: str, target: TargetSegments | list[TargetSegments], *arguments: Any) -> list[Any]:
+        shared = self.ray.put(target)
+        try:
+            return self.ray.get([getattr(actor, method).remote(shared, *arguments) for actor in self.actors])
+        except self.ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, PipelineError):
+                raise error.cause from error
+            raise
+        except self.ray.exceptions.RayActorError as error:
+            raise PipelineError("a search actor died and did not come back; nothing is lost, search again") from error
+
+
+class _PartitionsActor:
+    """Runs on a Ray actor: opens its partitions once and keeps them warm."""
+
+    def __init__(self, gallery_uri: str, version: str, numbers: list[int]) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.partitions = LocalPartitions(open_index(Gallery.open(gallery_uri), version), numbers, device)
+
+    def ready(self) -> bool:
+        """Answers once the partitions are open."""
+        for place in range(len(self.partitions.numbers)):
+            self.partitions.open(place)
+        return True
+
+    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        return self.partitions.shortlist(target, count, allowed)
+
+    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
+        return self.partitions.score(target, videos, settings)
+
+    def score_many(
+        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+    ) -> list[np.ndarray]:
+        return self.partitions.score_many(targets, videos, settings)
+
+    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
+        return self.partitions.bounds(target, videos, settings, stage)
+
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]:
+        return self.partitions.evidence(target, videos, pairs, settings)
+
+
+@contextlib.contextmanager
+def opened_partitions(
+    gallery: Gallery, index: Index, actors: int | None = None, address: Cluster | str | None = None
+) -> Iterator[Partitions]:
+    """The index's partitions, ready to be searched.
+
+    actors: 0 for this process, a number for that many Ray actors, None to decide: Ray when a cluster is named (address,
+    RAY_ADDRESS) or the index has more than IN_PROCESS_VIDEOS videos, else this process.
+    """
+    everything = range(len(index.manifest["partitions"]))
+    if actors is None and not cluster_is_named(address) and len(index.videos) <= IN_PROCESS_VIDEOS:
+        actors = 0
+    if actors == 0:
+        yield LocalPartitions(index, everything)
+        return
+    with connected(address):
+        partitions = ActorPartitions(gallery.location.uri, index, actors)
+        try:
+            yield partitions
+        finally:
+            partitions.close()
+
+
+def _allow_open_files(more: int) -> None:
+    """Let this process have so many files open beside some hundred others, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = more + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

@@ -1,0 +1,408 @@
+"""The report page: the leads of a search with their evidence, as one HTML file that opens offline.
+
+`render_report` reads the pictures of each video once, encodes each picture once and fills `report.html.j2`. The page asks
+nothing of the network (its Content-Security-Policy forbids it) and needs no script. Its words are deliberate: a lead is to
+be checked by a person, the page never says that a person was found.
+"""
+
+import base64
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import cv2
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView, VideoRef
+from pipeline.settings import ScoreSettings
+from pipeline.storage.location import resolve
+from pipeline.time_windows import moment_words, span_words
+
+Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, NDArray[np.uint8]]]
+"""(video, frame numbers with their times in seconds) -> RGB crop [h, w, 3] by number; what cannot be read has no entry."""
+
+_FILM_BOX = (176, 144)  # width, height in pixels that a film frame must fit: 72 x 144 for a standing person
+_LARGE_BOX = (256, 208)  # the same for the frames compared at one look
+_JPEG_QUALITY = 80
+_TARGET_STRIP = 12  # frames that introduce a target
+
+_Frame = tuple[VideoRef, int]
+
+SCORE_WORDS = {
+    "cohort": "measured against a sample of the gallery; 0.5: as alike as the nearest third of it",
+    "none": "the network's own, not normalised",
+}
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An encoded picture of the page; `name` is its anchor, width and height are in pixels."""
+
+    name: str
+    width: int
+    height: int
+    data_uri: str
+
+
+@dataclass(frozen=True)
+class _Album:
+    """All pictures of the page. film and large say which picture shows a frame; unreadable: frames without one."""
+
+    pictures: tuple[_Picture, ...]
+    film: Mapping[_Frame, _Picture]
+    large: Mapping[_Frame, _Picture]
+    unreadable: frozenset[_Frame]
+
+
+@dataclass(frozen=True)
+class _FilmFrame:
+    """A frame in a filmstrip. bar: attention as a share of the pair's largest, 0..1; repeated: padding of a short video."""
+
+    picture: _Picture | None
+    number: int
+    time_s: float
+    attention: float
+    bar: float
+    repeated: bool
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """One side of a segment pair. even: height of the bar that equal attention would give, 0..1."""
+
+    side: str
+    frames: tuple[_FilmFrame, ...]
+    start_s: float
+    end_s: float
+    even: float
+
+
+@dataclass(frozen=True)
+class _PairView:
+    """A segment pair as two strips with common columns. wide: its pictures lie (whole frames), not stand (persons)."""
+
+    score: float
+    strips: tuple[_Strip, _Strip]
+    columns: int
+    wide: bool
+    clock: str | None
+
+
+@dataclass(frozen=True)
+class _LeadView:
+    """A lead as its card shows it. seen, first_seen: when somebody is; clock: when the best segment was recorded. label: (kind,
+    words) where labels are shown; copy_of: rank of a lead before of which the file has the same bytes.
+    """
+
+    lead: Lead
+    anchor: str
+    target_picture: _Picture | None
+    picture: _Picture | None
+    seen: str | None
+    first_seen: str | None
+    clock: str | None
+    pairs: tuple[_PairView, ...]
+    label: tuple[str, str] | None
+    copy_of: int | None
+
+    @property
+    def wide(self) -> bool:
+        return any(picture is not None and picture.width > picture.height for picture in (self.target_picture, self.picture))
+
+
+@dataclass(frozen=True)
+class _TargetView:
+    """A target's section: its facts that differ from the other targets', its frames and its leads."""
+
+    result: SearchResult
+    anchor: str
+    seen: str | None
+    facts: tuple[tuple[str, str], ...]
+    strip: tuple[tuple[_Picture | None, float], ...]
+    leads: tuple[_LeadView, ...]
+    label_summary: str | None
+    no_leads: str
+
+
+def write_report(results: Sequence[SearchResult], folder: str | Path, pictures: Pictures, *, show_labels: bool = False) -> str:
+    """Write report.html into a folder or below a bucket prefix and return its uri; the rest is as in `render_report`.
+
+    Raises StorageError when the file cannot be written; then nothing is.
+    """
+    location = resolve(folder).join("report.html")
+    # A command line may carry bytes that are no text (surrogates); they must not cost the user the report.
+    location.write_atomically(render_report(results, pictures, show_labels=show_labels).encode("utf-8", "replace"))
+    return location.uri
+
+
+def render_report(results: Sequence[SearchResult], pictures: Pictures, *, show_labels: bool = False) -> str:
+    """The report on one or several targets as one HTML page, complete in itself.
+
+    pictures: gives the crops; it is called once a video, and where it leaves frames out the page shows a grey field and
+    says so. show_labels: say of each lead whether it carries the target's label (person_id), for labelled galleries.
+    Raises UsageError without results, PipelineError for a crop that is not RGB uint8 [h, w, 3].
+    """
+    if not results:
+        raise UsageError("a report needs the result of at least one target")
+    album = _make_album(results, pictures)
+    facts = [_facts(result) for result in results]
+    shared = tuple(fact for fact in facts[0] if all(fact in others for others in facts))
+    return _template().render(
+        results=results,
+        shared_facts=shared,
+        same_counts=len({_counts(result) for result in results}) == 1,
+        targets=[
+            _target_view(result, number, own, shared, album, show_labels)
+            for number, (result, own) in enumerate(zip(results, facts, strict=True), 1)
+        ],
+        album=album,
+        unreadable_videos=len({video for video, _ in album.unreadable}),
+        untrained=any(result.untrained for result in results),
+        calibrated=any(lead.probability is not None for result in results for lead in result.leads),
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "position": _position}
+    return environment.from_string(resources.files("pipeline").joinpath("report.html.j2").read_text("utf-8"))
+
+
+def _target_view(
+    result: SearchResult,
+    number: int,
+    facts: Sequence[tuple[str, str]],
+    shared: Sequence[tuple[str, str]],
+    album: _Album,
+    show_labels: bool,
+) -> _TargetView:
+    anchor = f"target-{number}"
+    return _TargetView(
+        result=result,
+        anchor=anchor,
+        seen=_seen(result.target, result),
+        facts=tuple(fact for fact in facts if fact not in shared),
+        strip=tuple((album.film.get((result.target, frame)), time_s) for frame, time_s in _target_strip(result)),
+        leads=tuple(_lead_view(result, lead, anchor, album, show_labels) for lead in result.leads),
+        label_summary=_label_summary(result) if show_labels else None,
+        no_leads=_why_no_leads(result),
+    )
+
+
+def _lead_view(result: SearchResult, lead: Lead, anchor: str, album: _Album, show_labels: bool) -> _LeadView:
+    best = lead.best_pairs[0] if lead.best_pairs else None
+    labelled = show_labels and result.target.person_id is not None
+    return _LeadView(
+        lead=lead,
+        anchor=f"{anchor}-lead-{lead.rank}",
+        target_picture=album.large.get((result.target, _best_frame(best.target))) if best else None,
+        picture=album.large.get((lead.video, _best_frame(best.candidate))) if best else None,
+        seen=_seen(lead.video, result),
+        first_seen=moment_words(lead.video.seen[0], result.settings.zone) if lead.video.seen else None,
+        clock=_clock(lead.video.start_time, best.candidate, result.settings.zone) if best else None,
+        pairs=tuple(_pair_view(result, lead.video, pair, album) for pair in lead.best_pairs),
+        label=_label(result.target, lead.video) if labelled else None,
+        copy_of=result.copies.get(lead.rank),
+    )
+
+
+def _pair_view(result: SearchResult, candidate: VideoRef, pair: SegmentPair, album: _Album) -> _PairView:
+    columns = max(len(pair.target.frame_index), len(pair.candidate.frame_index))
+    # One scale for both sides, so that their bars compare.
+    scale = max(*pair.target.attention, *pair.candidate.attention, 1 / columns)
+    strips = (
+        _strip("Target", result.target, pair.target, scale, album),
+        _strip("Candidate", candidate, pair.candidate, scale, album),
+    )
+    shown = [frame.picture for strip in strips for frame in strip.frames if frame.picture]
+    wide = any(picture.width > picture.height for picture in shown)
+    clock = _clock(candidate.start_time, pair.candidate, result.settings.zone)
+    return _PairView(pair.score, strips, columns, wide, clock)
+
+
+def _strip(side: str, video: VideoRef, segment: SegmentView, scale: float, album: _Album) -> _Strip:
+    before = (None, *segment.frame_index[:-1])
+    frames = tuple(
+        _FilmFrame(album.film.get((video, number)), number, time_s, attention, attention / scale, number == previous)
+        for number, time_s, attention, previous in zip(
+            segment.frame_index, segment.time_s, segment.attention, before, strict=True
+        )
+    )
+    return _Strip(side, frames, segment.start_s, segment.end_s, 1 / len(frames) / scale)
+
+
+def _make_album(results: Sequence[SearchResult], pictures: Pictures) -> _Album:
+    wanted: dict[VideoRef, dict[int, float | None]] = {}
+    for video, number, time_s in _all_frames(results):
+        wanted.setdefault(video, {})[number] = time_s
+    compared = set(_compared_frames(results))
+    encoded: dict[bytes, _Picture] = {}
+    film: dict[_Frame, _Picture] = {}
+    large: dict[_Frame, _Picture] = {}
+    for video, numbers in wanted.items():
+        crops = pictures(video, dict(sorted(numbers.items())))
+        for number in sorted(numbers.keys() & crops.keys()):
+            film[video, number] = _encode(crops[number], _FILM_BOX, encoded)
+            if (video, number) in compared:
+                large[video, number] = _encode(crops[number], _LARGE_BOX, encoded)
+    unreadable = frozenset((video, number) for video, numbers in wanted.items() for number in numbers) - film.keys()
+    return _Album(tuple(encoded.values()), film, large, unreadable)
+
+
+def _all_frames(results: Iterable[SearchResult]) -> Iterator[tuple[VideoRef, int, float | None]]:
+    """Every frame that the page shows, with its time."""
+    for result in results:
+        yield from ((result.target, number, time_s) for number, time_s in _target_strip(result))
+        for lead in result.leads:
+            for pair in lead.best_pairs:
+                for video, segment in ((result.target, pair.target), (lead.video, pair.candidate)):
+                    yield from ((video, *frame) for frame in zip(segment.frame_index, segment.time_s, strict=True))
+
+
+def _compared_frames(results: Iterable[SearchResult]) -> Iterator[_Frame]:
+    for result in results:
+        for lead in result.leads:
+            for pair in lead.best_pairs[:1]:
+                yield result.target, _best_frame(pair.target)
+                yield lead.video, _best_frame(pair.candidate)
+
+
+def _best_frame(segment: SegmentView) -> int:
+    """Number of the frame with the largest attention."""
+    return segment.frame_index[int(np.argmax(segment.attention))]
+
+
+def _target_strip(result: SearchResult) -> list[tuple[int, float]]:
+    """(frame number, time in s) of frames spread over the target's segments in the pairs; the first frame without pairs."""
+    times = {
+        number: time_s
+        for lead in result.leads
+        for pair in lead.best_pairs
+        for number, time_s in zip(pair.target.frame_index, pair.target.time_s, strict=True)
+    } or {0: 0.0}
+    frames = sorted(times.items())
+    chosen = np.linspace(0, len(frames) - 1, min(len(frames), _TARGET_STRIP)).round().astype(int)
+    return [frames[place] for place in chosen]
+
+
+def _encode(crop: NDArray[np.uint8], box: tuple[int, int], encoded: dict[bytes, _Picture]) -> _Picture:
+    """The crop as a JPEG that fits the box and is never enlarged; the same bytes become the same picture."""
+    if crop.ndim != 3 or crop.shape[2] != 3 or crop.dtype != np.uint8 or not crop.size:
+        raise PipelineError(f"a picture for the report must be RGB uint8 [h, w, 3], not {crop.dtype} {list(crop.shape)}")
+    height, width = crop.shape[:2]
+    shrink = min(1.0, box[0] / width, box[1] / height)
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA) if shrink < 1 else crop
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), parameters)
+    data = jpeg.tobytes()
+    if data not in encoded:
+        uri = "data:image/jpeg;base64," + base64.b64encode(data).decode()
+        encoded[data] = _Picture(f"p{len(encoded)}", *size, uri)
+    return encoded[data]
+
+
+def _facts(result: SearchResult) -> list[tuple[str, str]]:
+    """What was searched, how and why, as (term, words); facts that are not known are left out."""
+    facts: list[tuple[str, str | None]] = [
+        ("Searched", moment_words(result.searched_at) if result.searched_at is not None else None),
+        ("Searched by", result.searched_by),
+        ("Case", result.case),
+        ("Reason", result.reason),
+        ("Gallery", result.gallery),
+        ("Filters", "\n".join(result.filters) or "none"),
+        ("Index version", result.index_version),
+        ("Model", result.model),
+        ("Scores", f"{SCORE_WORDS[result.score.normalise]}; {_aggregate_words(result.score)}"),
+        ("Probabilities", _calibration_words(result)),
+        ("None of these", _none_words(result)),
+        ("Audit record", result.audit_head),
+        ("Time taken", f"{result.seconds:.1f} s"),
+    ]
+    return [(term, words) for term, words in facts if words]
+
+
+def _calibration_words(result: SearchResult) -> str | None:
+    if result.none_probability is None:
+        return f"none: {result.calibration}" if result.calibration else None
+    matches = f"{result.expected_matches:g} match{'es' if result.expected_matches != 1 else ''}"
+    return f"calibrated on {result.calibration}; {matches} expected among the eligible videos"
+
+
+def _aggregate_words(score: ScoreSettings) -> str:
+    best = f"best {100 * score.ratio:g} %" if score.threshold is None else f"those of at least {score.threshold:g}"
+    return f"{score.aggregate} of the pair scores: {best}"
+
+
+def _none_words(result: SearchResult) -> str | None:
+    if result.none_probability is None:
+        return None
+    return f"probability {result.none_probability:.3f} that no eligible video shows the person (1 in 2 before the search)"
+
+
+def _counts(result: SearchResult) -> tuple[object, ...]:
+    """What `funnel` shows."""
+    names = ("gallery_videos", "not_indexed", "eligible", "untimed", "scored", "passed_over", "proof")
+    return tuple(getattr(result, name) for name in names)
+
+
+def _why_no_leads(result: SearchResult) -> str:
+    if not result.gallery_videos:
+        return "The index holds no videos, so there was nothing to search."
+    if not result.eligible and result.filters:
+        return "No video of the gallery passes the filters, so nothing was scored. Wider filters may give leads."
+    if not result.eligible:
+        return "The gallery holds no video that could be searched for this target, so nothing was scored."
+    return f"{result.scored:,} of {result.eligible:,} eligible videos were scored in full, and none of them was kept as a lead."
+
+
+def _label(target: VideoRef, candidate: VideoRef) -> tuple[str, str]:
+    if candidate.person_id is None:
+        return "unknown", "– no label"
+    if target.person_id == candidate.person_id:
+        return "same", "✓ same label"
+    return "other", "✗ other label"
+
+
+def _label_summary(result: SearchResult) -> str | None:
+    if not result.leads:
+        return None
+    if result.target.person_id is None:
+        return "The target carries no label, so the leads cannot be compared with it."
+    same = sum(lead.video.person_id == result.target.person_id for lead in result.leads)
+    return f"{same} of the top {len(result.leads)} leads carry the target’s label ({result.target.person_id})."
+
+
+def _percent(share: float) -> str:
+    """A share of 1 in whole per cent, for a label under a narrow picture."""
+    return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+
+
+def _position(seconds: float) -> str:
+    """A place in a video: seconds and, from one minute on, what a player shows."""
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    return f"{seconds:.2f} s ({timedelta(seconds=int(seconds))})"
+
+
+def _seen(video: VideoRef, result: SearchResult) -> str | None:
+    """When somebody is seen in a video; None where its time is not known."""
+    return span_words(*video.seen, result.settings.zone) if video.seen else None
+
+
+def _clock(start_time: datetime | None, segment: SegmentView, zone: str) -> str | None:
+    """When a segment was recorded, to a tenth of a second; None where the video's start is not known."""
+    if start_time is None:
+        return None
+    try:
+        first, last = (start_time + timedelta(seconds=round(time_s, 1)) for time_s in (segment.start_s, segment.end_s))
+    except OverflowError:  # past the year 9999, which some write for "not known"
+        return None
+    return span_words(first, last, zone, tenths=True)

@@ -1,0 +1,322 @@
+"""What a search gives: leads with their evidence, and the tables they are written to.
+
+A lead is a candidate that deserves a look, not a verdict: rank and score order the looking, the evidence supports or refutes it.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.settings import ScoreSettings, SearchSettings
+from pipeline.storage.location import resolve
+
+_SPAN = [("target_start_s", pa.float32()), ("target_end_s", pa.float32()), ("candidate_start_s", pa.float32())]
+_FRAMES = [
+    (f"{side}_{name}", pa.list_(kind))
+    for side in ("target", "candidate")
+    for name, kind in (("frames", pa.int32()), ("attention", pa.float32()))
+]
+_PAIR = pa.struct([*_SPAN, ("candidate_end_s", pa.float32()), ("score", pa.float32()), *_FRAMES])
+RESULTS_SCHEMA = pa.schema(
+    [
+        ("target_id", pa.string()),
+        ("rank", pa.int32()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("camera_id", pa.string()),
+        ("start_time", pa.timestamp("us", tz="UTC")),
+        ("score", pa.float64()),
+        ("probability", pa.float64()),
+        ("prefilter_rank", pa.int32()),
+        ("best_pairs", pa.list_(_PAIR)),
+        ("index_version", pa.string()),
+        ("model", pa.string()),
+        ("source_hash", pa.string()),
+        ("ingested_hash", pa.string()),
+        ("boxes_uri", pa.string()),
+        ("track", pa.int64()),
+        ("calibration", pa.string()),
+        ("gallery", pa.string()),
+        ("gallery_videos", pa.int64()),
+        ("audit_head", pa.string()),
+        ("seen_from", pa.timestamp("us", tz="UTC")),
+        ("seen_to", pa.timestamp("us", tz="UTC")),
+        ("eligible", pa.int64()),
+        ("scored", pa.int64()),
+        ("untimed", pa.int64()),
+        ("none_probability", pa.float64()),
+        ("expected_matches", pa.float64()),
+        ("settings", pa.string()),
+        ("filters", pa.list_(pa.string())),
+        ("reason", pa.string()),
+        ("case", pa.string()),
+        ("searched_by", pa.string()),
+        ("searched_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+# What is said of a search in each of its rows and, since it may have none, in the table's metadata.
+_OF_SEARCH = (
+    *("index_version", "model", "gallery", "gallery_videos", "audit_head", "eligible", "scored", "untimed", "none_probability"),
+    *("expected_matches", "reason", "case", "searched_by", "searched_at"),
+)
+_OPENS_FORMULA = re.compile(r"[=+\-@\t\r\n]")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class SegmentView:
+    """One segment as evidence: its frames and how much each of them counted.
+
+    frame_index: frames of the source, from 0; a short video's last frame repeats. time_s: seconds from the video's first frame.
+    attention: sums to 1. All three have T entries.
+    """
+
+    frame_index: tuple[int, ...]
+    time_s: tuple[float, ...]
+    attention: tuple[float, ...]
+
+    @property
+    def start_s(self) -> float:
+        return self.time_s[0]
+
+    @property
+    def end_s(self) -> float:
+        return self.time_s[-1]
+
+
+@dataclass(frozen=True)
+class SegmentPair:
+    """A target segment and a candidate segment, and the score of the two, 0..1."""
+
+    target: SegmentView
+    candidate: SegmentView
+    score: float
+
+
+@dataclass(frozen=True)
+class VideoRef:
+    """Where a video is and what is known of it. track: the track id in the boxes file, or None for the whole frame.
+
+    ingested_hash: of the source when it was ingested (see `pipeline.decoding.provenance.source_hash`), None where it is not known.
+    seen_from, seen_to: when somebody is first and last seen in it; None where only start_time is known, or nothing.
+    box: (x, y, w, h) in pixels, of a target that is what a box shows.
+    """
+
+    video_id: str
+    uri: str
+    camera_id: str | None = None
+    start_time: datetime | None = None
+    person_id: str | None = None
+    boxes_uri: str | None = None
+    track: int | None = None
+    ingested_hash: str | None = None
+    seen_from: datetime | None = None
+    seen_to: datetime | None = None
+    box: tuple[float, float, float, float] | None = None
+
+    @property
+    def seen(self) -> tuple[datetime, datetime] | None:
+        """When somebody is first and last seen; the start time twice where no more is known, None without a time."""
+        first = self.seen_from or self.start_time
+        return None if first is None else (first, self.seen_to or first)
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "VideoRef":
+        """Of a row of a gallery's or an index's videos; older ones lack the newest columns."""
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__ if name in row})
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A candidate worth a look. score: the video score; probability: calibrated, None without a calibration.
+
+    prefilter_rank: place in the shortlist, from 1. best_pairs: the best segment pairs, best first. source_hash: of the source as
+    it was when the search was made (see `pipeline.decoding.provenance.source_hash`), None where it was not read.
+    """
+
+    rank: int
+    video: VideoRef
+    score: float
+    probability: float | None
+    prefilter_rank: int
+    best_pairs: tuple[SegmentPair, ...]
+    source_hash: str | None = None
+
+    @property
+    def source_changed(self) -> bool:
+        """Whether the source is not what was ingested: its pictures then do not show what was scored."""
+        return None not in (self.source_hash, self.video.ingested_hash) and self.source_hash != self.video.ingested_hash
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Why no other eligible video can be among the leads of an exact search.
+
+    scored: videos that were scored in full; threshold: the score of the last lead, -inf where fewer are eligible; largest_bound:
+    no other video can score above it, -inf where all were scored; bounded: videos that each stage of bounds looked at.
+    """
+
+    scored: int
+    threshold: float
+    largest_bound: float
+    bounded: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The leads for one target, best first, and what was searched.
+
+    target_segments: segments of the target. gallery: its uri; gallery_videos: videos of it that the index holds; not_indexed:
+    those that it does not hold yet, None where nobody looked; eligible: those of the index that pass the filters; untimed: those
+    that a filter on times left out because they have none, None without one; scored: those scored in full; passed_over: those of
+    the shortlist that were not, because the last ones that were brought no lead. settings: what was asked for; filters: in words.
+    untrained: no trained head was used. seconds: of the search. reason, case: why it was searched, as given. score: how scores
+    were made, normalise as it was in the end. expected_matches: the prior of the probabilities. none_probability: that no
+    eligible video shows the target, None without a calibration or where nothing was scored. calibration: in words, what
+    probabilities rest on, or why there are none. proof: of an exact search, else None. audit_head: of the audit log with the
+    record of this search in it, as `pipeline.gallery.audit.verify` takes it.
+    """
+
+    target: VideoRef
+    target_segments: int
+    leads: tuple[Lead, ...]
+    gallery: str
+    gallery_videos: int
+    eligible: int
+    scored: int
+    index_version: str
+    model: str
+    untrained: bool
+    filters: tuple[str, ...] = ()
+    seconds: float = 0.0
+    searched_at: datetime | None = None
+    searched_by: str | None = None
+    reason: str | None = None
+    case: str | None = None
+    score: ScoreSettings = field(default_factory=lambda: ScoreSettings(normalise="none"))
+    expected_matches: float = 1.0
+    none_probability: float | None = None
+    calibration: str = ""
+    proof: Proof | None = None
+    audit_head: str | None = None
+    passed_over: int = 0
+    not_indexed: int | None = None
+    untimed: int | None = None
+    settings: SearchSettings = field(default_factory=SearchSettings)
+
+    @property
+    def copies(self) -> dict[int, int]:
+        """Of leads (and their track) that lie in another file of the same bytes as a lead before: rank -> rank of the first."""
+        first: dict[tuple[str, int | None], Lead] = {}
+        copies: dict[int, int] = {}
+        for lead in self.leads:
+            if lead.video.ingested_hash is not None:
+                one = first.setdefault((lead.video.ingested_hash, lead.video.track), lead)
+                copies |= {lead.rank: one.rank} if one.video.uri != lead.video.uri else {}
+        return copies
+
+    @property
+    def untimed_words(self) -> str | None:
+        """How many videos a filter on times left out because they have none; None where there are none."""
+        if not self.untimed:
+            return None
+        return (
+            "1 video has no time and was left out"
+            if self.untimed == 1
+            else f"{self.untimed:,} videos have no time and were left out"
+        )
+
+
+def results_table(results: Sequence[SearchResult]) -> pa.Table:
+    """All leads of all targets, one row each (RESULTS_SCHEMA), in the order of targets and ranks.
+
+    The schema's metadata says what was searched, also where there is no lead: in "searches", a JSON list of an object per target.
+    """
+    searches = [_search_row(result) for result in results]
+    rows = [
+        {
+            **of_search,
+            "rank": lead.rank,
+            **{name: getattr(lead.video, name) for name in ("video_id", "uri", "camera_id", "start_time")},
+            **dict(zip(("seen_from", "seen_to"), lead.video.seen or (None, None), strict=True)),
+            **{name: getattr(lead, name) for name in ("score", "probability", "prefilter_rank", "source_hash")},
+            **{name: getattr(lead.video, name) for name in ("ingested_hash", "boxes_uri", "track")},
+            "best_pairs": [_pair_row(pair) for pair in lead.best_pairs],
+            "calibration": result.calibration if lead.probability is not None else None,
+        }
+        for result, of_search in zip(results, searches, strict=True)
+        for lead in result.leads
+    ]
+    more = ("target_segments", "not_indexed", "passed_over", "calibration", "seconds")
+    said = [
+        {**of_search, "settings": result.settings.plain(), **{name: getattr(result, name) for name in more}}
+        for result, of_search in zip(results, searches, strict=True)
+    ]
+    metadata = {"searches": json.dumps(said, default=datetime.isoformat)}
+    return pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA.with_metadata(metadata))
+
+
+def write_results(results: Sequence[SearchResult], folder: str | Path) -> None:
+    """Write results.parquet and, for spreadsheets, results.csv into a folder or below a bucket prefix.
+
+    In the CSV file times are ISO 8601 in UTC, numbers are rounded, best_pairs is JSON without the single frames, and a text that
+    a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    table = results_table(results)
+    location = resolve(folder)
+    location.join("results.parquet").write_atomically(lambda sink: pq.write_table(table, sink))
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(table.column_names)
+    lines.writerows([_cell(value) for value in row.values()] for row in table.to_pylist())
+    location.join("results.csv").write_atomically(text.getvalue().encode())
+
+
+def _search_row(result: SearchResult) -> dict[str, Any]:
+    return {
+        "target_id": result.target.video_id,
+        **{name: getattr(result, name) for name in _OF_SEARCH},
+        "settings": json.dumps(result.settings.plain()),
+        "filters": list(result.filters),
+    }
+
+
+def _pair_row(pair: SegmentPair) -> dict[str, Any]:
+    return {
+        "target_start_s": pair.target.start_s,
+        "target_end_s": pair.target.end_s,
+        "candidate_start_s": pair.candidate.start_s,
+        "candidate_end_s": pair.candidate.end_s,
+        "score": pair.score,
+        "target_frames": pair.target.frame_index,
+        "target_attention": pair.target.attention,
+        "candidate_frames": pair.candidate.frame_index,
+        "candidate_attention": pair.candidate.attention,
+    }
+
+
+def _cell(value: Any) -> Any:
+    """A value of a table as a person reads it in a spreadsheet, which must not run it."""
+    if isinstance(value, float):
+        return f"{value:.6g}" if abs(value) < 1 else f"{round(value, 4):.15g}"
+    if isinstance(value, datetime):
+        whole = "milliseconds" if value.microsecond else "seconds"
+        return value.astimezone(UTC).isoformat(timespec=whole).replace("+00:00", "Z")
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        names = [name for name in value[0] if not isinstance(value[0][name], list)]
+        return json.dumps([{name: float(_cell(pair[name])) for name in names} for pair in value])
+    if isinstance(value, list):
+        value = "; ".join(value)
+    if not isinstance(value, str):
+        return value
+    safe = f"'{value}" if _OPENS_FORMULA.match(value) else value
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", safe.replace("\r\n", "\n"))
