@@ -30,7 +30,7 @@ import typer
 from jobs.command_line import run
 from pipeline.backbone.runtime import DEFAULT
 from pipeline.errors import PipelineError
-from pipeline.rendering import render_network
+from pipeline.rendering.network import render_network
 
 CLIPS_A_PERSON = 3.0  # of a rendered network, on average
 

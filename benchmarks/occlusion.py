@@ -19,7 +19,7 @@ from jobs.command_line import run
 from pipeline.backbone.runtime import DEFAULT, find_backbone
 from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import connected
-from pipeline.datasets import read_labelled
+from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
 from pipeline.evaluation.evaluate import EvaluationSettings, Split, evaluate_index, judged_pairs
 from pipeline.gallery.gallery import Gallery, GallerySettings

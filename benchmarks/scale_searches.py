@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.versions import Index
-from pipeline.search.results import SearchResult, VideoRef
+from pipeline.search.results import SearchResult
 from pipeline.search.targets import Target
 from pipeline.settings import SearchSettings
 

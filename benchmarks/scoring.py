@@ -2,11 +2,11 @@
 
     python -m benchmarks.scoring
 
-For 1, 8 and 64 target segments: this code (`pipeline.scoring.scores.candidate_logits`) against (a) METHOD's definition as vectorised
-PyTorch, (b) a loop over candidate videos doing the same, (c) the two matrix products alone, and reading the arrays alone; the
-slower of the two is the limit. All take turns, and medians count. Products alone are torch's on float32 copies that lie ready;
-the share of the limit exceeds 1 where this code's own products are faster than the library's for so narrow a matrix, so the share
-of the machine's arithmetic, as a square product of the library reaches it, is given beside it.
+For 1, 8 and 64 target segments: this code (`pipeline.scoring.scores.candidate_logits`) against (a) METHOD's definition as
+vectorised PyTorch, (b) a loop over candidate videos doing the same, (c) the two matrix products alone, and reading the arrays
+alone; the slower of the two is the limit. All take turns, and medians count. Products alone are torch's on float32 copies that
+lie ready; the share of the limit exceeds 1 where this code's own products are faster than the library's for so narrow a matrix,
+so the share of the machine's arithmetic, as a square product of the library reaches it, is given beside it.
 
 All that is done for this processor and, in turn with it, for lesser ones (`--processor`): the kernel is compiled for x86-64-v3
 (AVX2) and x86-64-v2 (SSE4.2), and PyTorch with its libraries is kept to the same instructions, in a process of its own.

@@ -9,7 +9,7 @@ from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
 from pipeline.backbone.runtime import DEFAULT, find_backbone
 from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
-from pipeline.datasets import read_labelled
+from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import Split, coattention_scores, judged_pairs

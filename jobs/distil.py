@@ -12,7 +12,7 @@ import torch
 import typer
 
 from jobs.command_line import Endpoints, run
-from pipeline.datasets import read_labelled
+from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.loop import DistillationSettings, Metrics, hints_phase, whole_phase
 from pipeline.distillation.run import Outcome, PoolSettings, distil

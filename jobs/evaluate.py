@@ -13,7 +13,8 @@ import typer
 from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
 from pipeline.backbone.runtime import DEFAULT, find_backbone, parse_input_size
 from pipeline.cluster import Cluster
-from pipeline.datasets import LabelledData, read_labelled
+from pipeline.datasets.labelled import LabelledData
+from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import Endpoints, local_folder, printable, run
-from pipeline.datasets import read_labelled
+from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
 from pipeline.training.occlusion import OcclusionSettings, occlude_catalog
 

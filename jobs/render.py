@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import local_folder, run
-from pipeline.rendering import render_network
+from pipeline.rendering.network import render_network
 
 
 def render(

@@ -14,12 +14,13 @@ from zoneinfo import ZoneInfo
 import typer
 
 from jobs.command_line import Endpoints, InsecureCluster, imports, parse_time, printable, run
-from pipeline.decoding.provenance import calibration_version, gallery_version, source_hash
+from pipeline.coattention.calibration import calibration_version
 from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Box
 from pipeline.errors import UsageError
 from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
-from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.gallery import Gallery, gallery_version
 from pipeline.search.evidence import SourcePictures
 from pipeline.search.results import SearchResult, write_results
 from pipeline.search.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder

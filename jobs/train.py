@@ -18,9 +18,10 @@ import typer
 from jobs.command_line import Endpoints, InsecureCluster, run
 from pipeline.backbone.osnet import OSNet
 from pipeline.backbone.runtime import DEFAULT, BackboneSpec, find_backbone, parse_input_size
+from pipeline.backbone.shipped import read_network, shipped_backbones, shipped_network
 from pipeline.cluster import Cluster, cluster_is_named
 from pipeline.coattention.head import DESCRIPTION, TENSORS, save_head
-from pipeline.datasets import read_labelled
+from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
@@ -30,7 +31,6 @@ from pipeline.training.loop import Metrics
 from pipeline.training.run import GallerySource, TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
-from pipeline.weights import read_network, shipped_backbones, shipped_network
 
 TERMS = {"pair": "pair_weight", "video": "video_weight", "identity": "identity_weight", "triplet": "triplet_weight"}
 TERMS |= {"attention": "attention_weight", "mixing": "mix_share", "noise": "noise"}

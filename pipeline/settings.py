@@ -49,7 +49,8 @@ class ScoreSettings:
     aggregate: "mean" or "sum" of the scores that count. The patent adds them; but a sum over a share grows with N x
         K, so that long videos win by length. The mean compares videos of different length, is what the authors' code
         does, and is the default.
-    normalise: "cohort" measures every score against a sample of the gallery (`pipeline.coattention.cohort`), "none" is the patent's.
+    normalise: "cohort" measures every score against a sample of the gallery (`pipeline.coattention.cohort`), "none" is the
+    patent's.
 
     Raises UsageError for values outside these ranges.
     """

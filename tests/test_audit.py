@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.backbone.runtime import DEFAULT, find_backbone
 from pipeline.catalog.inputs import read_catalog
-from pipeline.decoding.provenance import source_hash
+from pipeline.decoding.source_hash import source_hash
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery import audit
 from pipeline.gallery.audit import NEED_POLICY, append_record, head, newest, read_records, required, set_policy, user, verify

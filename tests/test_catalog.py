@@ -20,15 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from pipeline.catalog.inputs import (
-    IMAGE_SUFFIXES,
-    REJECT_REASONS,
-    VIDEO_SUFFIXES,
-    Catalog,
-    candidate_id,
-    default_video_id,
-    read_catalog,
-)
+from pipeline.catalog.image_folders import IMAGE_SUFFIXES
+from pipeline.catalog.inputs import REJECT_REASONS, VIDEO_SUFFIXES, Catalog, candidate_id, default_video_id, read_catalog
 from pipeline.catalog.manifest import MANIFEST_SUFFIXES
 from pipeline.errors import UsageError
 from pipeline.storage.location import StorageError, resolve

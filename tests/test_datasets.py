@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from pipeline.datasets import LabelledData, queries_without_match, read_labelled
 from pipeline.datasets.files import read_mat, read_npy
+from pipeline.datasets.labelled import LabelledData, queries_without_match
+from pipeline.datasets.read import read_labelled
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Piece, Rejected

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.datasets import queries_without_match, read_labelled
 from pipeline.datasets.files import read_mat
+from pipeline.datasets.labelled import queries_without_match
 from pipeline.datasets.mars import mars_protocol
+from pipeline.datasets.read import read_labelled
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Piece, Rejected

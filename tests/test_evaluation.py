@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from jobs.evaluate import evaluate
 from pipeline.coattention.cohort import Cohort
-from pipeline.datasets import LabelledData, read_labelled
+from pipeline.datasets.labelled import LabelledData
+from pipeline.datasets.read import read_labelled
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import (
     COATTENTION,

@@ -14,11 +14,12 @@ import torch
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.build import build_index
 from pipeline.index.samples import sample_features
 from pipeline.index.versions import Index, index_versions, open_index
 from pipeline.search.partitions import opened_partitions
-from pipeline.search.results import SearchResult, VideoRef
+from pipeline.search.results import SearchResult
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
 from pipeline.segments import segment_frames, segment_starts

@@ -19,8 +19,8 @@ from jobs.ingest import ProgressLine
 from pipeline.backbone.runtime import DEFAULT, find_backbone, load_backbone
 from pipeline.catalog.inputs import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.provenance import source_hash
 from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Event, read_pieces
 from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import write_forgotten

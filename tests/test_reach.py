@@ -12,13 +12,13 @@ import pytest
 
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.provenance import source_hash
 from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Rejected, VideoInfo
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.evidence import SourcePictures
-from pipeline.search.results import VideoRef
 from pipeline.storage.location import Reach, StorageError, endpoint_of, resolve
 from tests.conftest import toy_spec
 from tests.test_video import write_video

@@ -13,19 +13,15 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.rendering import (
-    HIDDEN_BELOW,
-    render_clip,
-    render_full_frame,
-    render_network,
-    sample_appearance,
-    sample_camera_look,
-)
 from pipeline.rendering.actors import compose, path_through, perform
+from pipeline.rendering.appearance import sample_appearance
 from pipeline.rendering.body import proportions, walk
+from pipeline.rendering.camera import sample_camera_look
+from pipeline.rendering.clip import HIDDEN_BELOW, render_clip
 from pipeline.rendering.figure import build
+from pipeline.rendering.full_frame import render_full_frame
 from pipeline.rendering.mesh import posed
-from pipeline.rendering.network import cameras_of, clip_seed, itinerary
+from pipeline.rendering.network import cameras_of, clip_seed, itinerary, render_network
 from pipeline.rendering.raster import Pinhole, Window
 from pipeline.rendering.scene import build_scene, street_axes
 

@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.report import render_report, write_report
-from pipeline.search.results import Lead, Proof, SearchResult, SegmentPair, SegmentView, VideoRef
+from pipeline.search.results import Lead, Proof, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings, SearchSettings
 
 FRAMES = 8

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.search import ranked_list
-from pipeline.search.results import RESULTS_SCHEMA, Lead, SearchResult, SegmentPair, SegmentView, VideoRef, write_results
+from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.results import RESULTS_SCHEMA, Lead, SearchResult, SegmentPair, SegmentView, write_results
 from pipeline.settings import SearchSettings
 
 START = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)

@@ -15,7 +15,7 @@ import ray
 from jobs.ingest import describe
 from pipeline.catalog.inputs import Catalog, read_catalog
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.provenance import source_hash
+from pipeline.decoding.source_hash import source_hash
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import index_lag

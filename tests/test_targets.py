@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.backbone.runtime import find_backbone, load_backbone
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.provenance import source_hash
 from pipeline.decoding.recording import FIRST_SOUGHT, Recording
 from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.source_hash import source_hash
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.search.evidence import SourcePictures

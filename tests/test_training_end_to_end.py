@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from jobs.train import NAME, train
 from pipeline.backbone.runtime import DEFAULT, find_backbone, load_backbone, normalise_pixels
+from pipeline.backbone.shipped import read_network, shipped_network
 from pipeline.coattention.head import load_head
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
@@ -22,7 +23,6 @@ from pipeline.training.features import Source
 from pipeline.training.run import GallerySource, TrainingPlan
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
-from pipeline.weights import read_network, shipped_network
 from tests.conftest import toy_spec
 
 SPEC = toy_spec(8)  # 32 x 16 pixels

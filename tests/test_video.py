@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.catalog.image_folders import image_names, image_order, matches
 from pipeline.catalog.inputs import REJECT_REASONS
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.images import image_names, image_order, matches
-from pipeline.decoding.provenance import source_hash
 from pipeline.decoding.recording import Recording
 from pipeline.decoding.sampling import Sampling, resize
+from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Event, Piece, Rejected, VideoInfo, read_frames, read_pieces
 from pipeline.errors import UsageError, VideoError
 from pipeline.storage.location import StorageError, resolve

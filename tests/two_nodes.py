@@ -23,7 +23,7 @@ PROGRAMS = Path(sys.executable).parent
 HEAD, WORKER = 0, 1
 PROCESSES = {  # kind of kill -> what its processes are called
     "decode actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Decode\)"),
-    "decoder child": re.compile(r"pipeline\.decoder_child"),
+    "decoder child": re.compile(r"pipeline\.decoding\.child"),
     "embed actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Embed\)"),
     "writer": re.compile(r"ray::MapWorker\(MapBatches\(\w*Write"),
     "join task": re.compile(r"ray::join_pieces"),

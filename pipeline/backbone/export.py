@@ -1,4 +1,4 @@
-"""A trained OSNet as a backbone: an ONNX file that gives torch's numbers, with the sidecar that `pipeline.backbone.runtime` reads."""
+"""A trained OSNet as a backbone: an ONNX file that gives torch's numbers, with the sidecar that `runtime` reads."""
 
 import copy
 import json

@@ -1,10 +1,10 @@
 """Frames -> frame features: the image network that turns a crop of a person into a vector.
 
 By name or by path. A name is `efficientnet_lite0`, a backbone that ships (`pipeline.weights`) or a published one that is fetched
-(`pipeline.backbone.published`). A path is an ONNX file with a JSON sidecar of the same stem that says height, width, channels (RGB or
-BGR), scale (pixel values are divided by it), mean, std and dim. The network has one input, float [n, 3, height, width], n free or
-fixed, and one output, [n, dim]; weights may lie in files beside it (`pipeline.backbone.onnx_file`). ONNX Runtime runs them all, on a CUDA
-device with its CUDA provider; only efficientnet_lite0 runs there in torch.
+(`pipeline.backbone.published`). A path is an ONNX file with a JSON sidecar of the same stem that says height, width, channels
+(RGB or BGR), scale (pixel values are divided by it), mean, std and dim. The network has one input, float [n, 3, height, width], n
+free or fixed, and one output, [n, dim]; weights may lie in files beside it (`pipeline.backbone.onnx_file`). ONNX Runtime runs
+them all, on a CUDA device with its CUDA provider; only efficientnet_lite0 runs there in torch.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ import numpy as np
 
 from pipeline.backbone.onnx_file import read_onnx
 from pipeline.backbone.published import PUBLISHED, Published, backbones_folder, obtain, with_weights
+from pipeline.backbone.shipped import shipped_backbone, shipped_backbones
 from pipeline.errors import PipelineError, UsageError
 from pipeline.storage.downloads import cache_folder, check_private, fetch
 from pipeline.storage.location import resolve
-from pipeline.weights import shipped_backbone, shipped_backbones
 
 log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
+from pipeline.catalog.image_folders import IMAGE_SUFFIXES, is_image_pattern
 from pipeline.catalog.manifest import MANIFEST_SUFFIXES, read_manifest
 from pipeline.errors import UsageError
 from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, is_utf8, resolve
@@ -62,7 +63,6 @@ VIDEO_SUFFIXES = _LEFT_OUT_OF_IDS | {
     *(".m2p", ".mod", ".mp2v", ".mpv", ".ps", ".vro"),  # MPEG program streams and MPEG-2 video
     ".qt",
 }
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 
 # reject_reason and reject_message are set on rows that are refused before anything is decoded.
 SOURCE_SCHEMA = pa.schema(
@@ -161,14 +161,6 @@ def read_catalog(
     reach = Reach.of(location.uri, roots=roots or (), endpoints=endpoints or ())
     table = _mark_refused(catalog.table, reach)
     return replace(catalog, table=table.sort_by("source_id"), reach=reach)
-
-
-def is_image_pattern(name: str) -> bool:
-    """Whether a uri's last part names images of its folder: `*`, for any characters, and an image's suffix ("0001C1T0001F*.jpg").
-
-    So one folder can hold many tracklets. No other character is special, and `*` stands for no leading dot.
-    """
-    return "*" in name and posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def candidate_id(source_id: str, track_id: int | str) -> str:

@@ -8,6 +8,7 @@ than one among a hundred. The practice is that of forensic voice comparison: cla
 Preez, "Application-independent evaluation of speaker detection", 2006), bounded by what the data support, judged by Cllr.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -88,8 +89,8 @@ class CalibrationQuality:
 class Calibration:
     """llr(s) = intercept + slope * x within lowest..highest, x = logit(s) where scores are bounded to 0..1, else s.
 
-    head: `pipeline.coattention.head.head_hash` of the head that gave the scores. settings: what else they depend on, from `settings_of`.
-    Raises ValueError for numbers that no fit gives.
+    head: `pipeline.coattention.head.head_hash` of the head that gave the scores. settings: what else they depend on, from
+    `settings_of`. Raises ValueError for numbers that no fit gives.
     """
 
     head: str
@@ -229,8 +230,9 @@ def fit_calibration(
 
     scores: [P], raw video scores of a target against a candidate, both directions welcome. query_identity, candidate_identity:
     [P], who is on them, numbers or strings; unknown people must not be among them. Leave out a video against itself and, as
-    evaluation does, the same person under the same camera. head: `pipeline.coattention.head.head_hash`; settings: `settings_of`. bounded:
-    whether scores lie in 0..1 (means of sigmoids) or anywhere (cohort-normalised, or sums). name: of the data, for people.
+    evaluation does, the same person under the same camera. head: `pipeline.coattention.head.head_hash`; settings: `settings_of`.
+    bounded: whether scores lie in 0..1 (means of sigmoids) or anywhere (cohort-normalised, or sums). name: of the data, for
+    people.
 
     Every person counts the same, however many videos they have: same pairs of one person share a weight of 1; the different pairs
     of one query person share 1, of which each other person gets the same part. Both classes weigh 1/2, so the prior cancels
@@ -500,3 +502,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{where} is {value!r}")
     return value
+
+
+def calibration_version(calibration: Calibration | None) -> str | None:
+    """Name and content hash of the calibration of an index, None without one."""
+    if calibration is None:
+        return None
+    document = json.dumps(asdict(calibration), sort_keys=True, default=str)
+    return f"{calibration.fitted_on.name}@{hashlib.sha256(document.encode()).hexdigest()[:16]}"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.catalog.image_folders import image_names, matches
 from pipeline.datasets.files import first_existing, read_lines, read_mat, read_npy
 from pipeline.datasets.labelled import LabelledData, LabelledVideo, labelled_data
-from pipeline.decoding.images import image_names, matches
 from pipeline.errors import UsageError
 from pipeline.storage.location import Location, StorageError
 

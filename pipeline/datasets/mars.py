@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.catalog.image_folders import image_names
 from pipeline.datasets.files import read_lines, read_mat, subfolders
 from pipeline.datasets.labelled import LabelledData, LabelledVideo, labelled_data
-from pipeline.decoding.images import image_names
 from pipeline.errors import UsageError
 from pipeline.storage.location import Location
 

@@ -5,8 +5,8 @@ The parent opens what a request names (`pipeline.decoding.opening`) and hands th
 memory that videos would no longer have what they may take. The frames of a piece go through memory that both processes map: the
 child waits until they are taken out before it puts in the next. FFmpeg's chatter on stderr is dropped.
 
-The child has a bare environment and loads nothing from the working directory or from PYTHONPATH; `pipeline.decoding.sandbox` takes the
-network, other programs and changes to files from it.
+The child has a bare environment and loads nothing from the working directory or from PYTHONPATH; `pipeline.decoding.sandbox`
+takes the network, other programs and changes to files from it.
 """
 
 import fcntl
@@ -104,7 +104,7 @@ class Decoder:
         yield from self._answers(SourceRequest(uri, boxes_uri, frame_rate))
 
     def moment(self, uri: str, box: Box, time_s: float) -> Iterator[Event]:
-        """The events of what a box shows at one moment, see `pipeline.decoding.video.read_moment`; failures as those of `events`."""
+        """The events of what a box shows at one moment, see `video.read_moment`; failures as those of `events`."""
         yield from self._answers(MomentRequest(uri, box, time_s))
 
     def frames(

@@ -16,8 +16,8 @@ from typing import Self
 
 from pyarrow.fs import FileType
 
-from pipeline.catalog.inputs import IMAGE_SUFFIXES, is_image_pattern
-from pipeline.decoding.images import image_names, image_order, open_local, refuse_outside
+from pipeline.catalog.image_folders import IMAGE_SUFFIXES, image_names, image_order, is_image_pattern
+from pipeline.decoding.images import open_local, refuse_outside
 from pipeline.decoding.reading import Alive
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import VideoError

@@ -52,7 +52,7 @@ def _content(opened: Opened, sampling: Sampling, name: str) -> bytes | None:
 
 
 def hashed(opened: Opened, sampling: Sampling, alive: Alive = lambda: None) -> str | None:
-    """The hash of an open source, as `pipeline.decoding.provenance.source_hash` gives it.
+    """The hash of an open source, as `pipeline.decoding.source_hash.source_hash` gives it.
 
     None for images in object stores, of which not all are fetched, and for what cannot be read: decoding says why.
     """

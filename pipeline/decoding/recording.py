@@ -1,8 +1,9 @@
 """A video file of whatever kind cameras, recorders and cutters write, read front to back with PyAV (FFmpeg's libraries).
 
-A frame's number is its place among the frames that decode, its time its own stamp (`pipeline.decoding.frame_times` says what becomes of
-bad ones), counted from the file's own start: sound that begins before the picture counts. Packets that cannot be decoded are
-passed over and counted. docs/recordings.md has the rules, docs/decisions.md why neither packets nor an index are trusted.
+A frame's number is its place among the frames that decode, its time its own stamp (`pipeline.decoding.frame_times` says what
+becomes of bad ones), counted from the file's own start: sound that begins before the picture counts. Packets that cannot be
+decoded are passed over and counted. docs/recordings.md has the rules, docs/decisions.md why neither packets nor an index are
+trusted.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """One video -> sampled frames, cropped and resized, in pieces of bounded size; every failure becomes a reason.
 
-Runs inside the child process that `pipeline.decoding.decoder` starts, so a decoder that crashes or hangs costs one video. A *piece* is
-up to `Sampling.piece` frames of one candidate; a candidate is the whole frame, or one track of a boxes file. A source is read
-once, front to back: what is sampled is decided as its frames come.
+Runs inside the child process that `pipeline.decoding.decoder` starts, so a decoder that crashes or hangs costs one video. A
+*piece* is up to `Sampling.piece` frames of one candidate; a candidate is the whole frame, or one track of a boxes file. A source
+is read once, front to back: what is sampled is decided as its frames come.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ Box = tuple[float, float, float, float]
 class VideoInfo:
     """What is known of a source once it was read: frames a second, frames in all, width and height of its pictures in pixels.
 
-    source_hash: of the bytes, just before they are decoded (`pipeline.decoding.provenance.source_hash`), None for images in object stores.
-    passed_over: packets that could not be decoded. remarks: what was guessed or mended, a sentence each.
+    source_hash: of the bytes, just before they are decoded (`pipeline.decoding.source_hash.source_hash`), None for images in
+    object stores. passed_over: packets that could not be decoded. remarks: what was guessed or mended, a sentence each.
     """
 
     fps: float
@@ -147,10 +147,10 @@ def read_pieces(
     """Decode one source: the pieces of every candidate in it and, last, its VideoInfo.
 
     uri: a video file, an image, a folder of numbered images or a pattern of some of its images
-    (`pipeline.catalog.inputs.is_image_pattern`), local or in an object store. boxes_uri: a MOT boxes file (frame from 1, id, x, y, w, h
-    in pixels): each track id becomes a candidate, cropped from the frames. alive: called while there is nothing to hand over.
-    opened: the source, open, which the caller closes; None: it is opened here. Raises VideoError for what spoils the whole
-    source; what spoils one track is a Rejected event.
+    (`pipeline.catalog.image_folders.is_image_pattern`), local or in an object store. boxes_uri: a MOT boxes file (frame from 1,
+    id, x, y, w, h in pixels): each track id becomes a candidate, cropped from the frames. alive: called while there is nothing to
+    hand over. opened: the source, open, which the caller closes; None: it is opened here. Raises VideoError for what spoils the
+    whole source; what spoils one track is a Rejected event.
     """
     with contextlib.ExitStack() as stack:
         opened = opened or stack.enter_context(open_files(uri, boxes_uri, sampling, alive))

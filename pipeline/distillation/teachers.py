@@ -95,8 +95,8 @@ def _inside(graph: Graph, start: str, block: str) -> dict[str, str]:
 class HintTeacher:
     """An OSNet in ONNX Runtime that gives all its inner maps.
 
-    path: an ONNX file with the sidecar of a backbone (`pipeline.backbone.runtime`), which says how its pixels are prepared. threads: CPU
-    threads; None: one a core. Raises UsageError when it is no OSNet, PipelineError when it cannot be loaded.
+    path: an ONNX file with the sidecar of a backbone (`pipeline.backbone.runtime`), which says how its pixels are prepared.
+    threads: CPU threads; None: one a core. Raises UsageError when it is no OSNet, PipelineError when it cannot be loaded.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:

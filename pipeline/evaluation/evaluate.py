@@ -1,7 +1,8 @@
 """How well an index finds people: labelled videos as queries, the search's own score beside baselines on the same features.
 
 The rule is the field's: of a query's ranking, left out are the query itself, videos of the same person under the same camera, and
-videos without a label. Rows of all tables are queries, columns are videos of the gallery sorted by id (see `pipeline.evaluation.metrics`).
+videos without a label. Rows of all tables are queries, columns are videos of the gallery sorted by id (see
+`pipeline.evaluation.metrics`).
 """
 
 import math
@@ -30,11 +31,11 @@ from pipeline.evaluation.metrics import (
     shortlist_recall,
 )
 from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import rank_videos
 from pipeline.search.partitions import Partitions
-from pipeline.search.results import VideoRef
 from pipeline.search.search import segmented
 from pipeline.search.targets import Target
 from pipeline.settings import ScoreSettings
@@ -239,7 +240,7 @@ def metric_scores(queries: ArrayLike, candidates: ArrayLike, weight: ArrayLike) 
 
 
 def cohort_normalised(scores: ArrayLike, query_cohort: ArrayLike, gallery_cohort: ArrayLike, share: float = NEAREST) -> Floats:
-    """Scores of whole videos as `pipeline.coattention.cohort` normalises those of segments: ((s - mu_q) / sd_q + (s - mu_g) / sd_g) / 2.
+    """Scores of whole videos as `coattention.cohort` normalises those of segments: ((s - mu_q) / sd_q + (s - mu_g) / sd_g) / 2.
 
     scores [q, g]; query_cohort [q, C], gallery_cohort [g, C]: scores of each side against a cohort of videos, NaN where a video
     meets itself. mu and sd are taken over the nearest `share` of the cohort. A side without spread there is only centred.

@@ -523,3 +523,9 @@ def _semi_joined(table: pa.Table, newest: pa.Table) -> pa.Table:
     """The rows whose source_id and commit stand in `newest`. pyarrow joins no table that has a column of lists."""
     keys = table.select(["source_id", "commit"]).append_column("row", pa.array(np.arange(len(table))))
     return table.take(keys.join(newest, ["source_id", "commit"], join_type="left semi")["row"])
+
+
+def gallery_version(gallery: Gallery) -> str:
+    """Names the set of a gallery's commits: how many there are, and a hash of their names."""
+    names = gallery.commit_names()
+    return f"{len(names)}:{hashlib.sha256(' '.join(names).encode()).hexdigest()[:16]}"

@@ -49,8 +49,8 @@ def write_partition(
     """Write one partition's files into a local folder; returns its rows of videos.arrow and its counts.
 
     first_video: row of its first video among all of the index. prefilter: a trained, empty index
-    (`pipeline.index.prefilter.compressed_index`) that the partition's segments are added to a copy of; None for a flat one. Memory: a
-    shard's frame features, and what FAISS keeps.
+    (`pipeline.index.prefilter.compressed_index`) that the partition's segments are added to a copy of; None for a flat one.
+    Memory: a shard's frame features, and what FAISS keeps.
     """
     frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
     starts = [segment_starts(int(n), segment_length, stride) for n in frames]

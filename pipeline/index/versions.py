@@ -34,8 +34,10 @@ from pipeline.coattention.calibration import Calibration, load_calibration
 from pipeline.coattention.cohort import Cohort
 from pipeline.coattention.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description
 from pipeline.coattention.network import Coattention
+from pipeline.coattention.shipped import shipped_head
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.partition_files import load_array
 from pipeline.index.partition_store import (
     VIDEOS,
@@ -45,12 +47,10 @@ from pipeline.index.partition_store import (
     read_videos,
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS
-from pipeline.search.results import VideoRef
 from pipeline.settings import IndexSettings
 from pipeline.storage.formats import check_format
 from pipeline.storage.location import Location, explained, resolve
 from pipeline.storage.seals import unsealed
-from pipeline.weights import shipped_head
 
 OLDEST_FORMAT, FORMAT = 3, 3
 OPENED_AT_ONCE = 8  # tables of partitions

@@ -1,4 +1,4 @@
-"""What flows through an ingest: pieces of videos, decoded, embedded and written to shards (steps 2 to 4 of pipeline.ingest.run)."""
+"""What flows through an ingest: pieces of videos, decoded, embedded and written to shards (steps 2 to 4 of `run`)."""
 
 import math
 import time

@@ -6,10 +6,10 @@
     4. write:   pieces -> one Parquet shard       actors; no two writers ever give a shard the same name
     5. commit:  this process                      a source is committed when all of its pieces are in shards
 
-Steps 2 to 4 are in pipeline.ingest.pieces, step 5 is in pipeline.ingest.commit. Without GPUs, 2 and 3 share their actors, since passing frames
-from one process to another through Ray costs a third of what embedding them does. Pieces stream under Ray Data's backpressure, so
-memory does not grow with the number of videos. Only step 5 changes the gallery, in one atomic step at a time: whatever is killed,
-what is not committed is simply done again.
+Steps 2 to 4 are in pipeline.ingest.pieces, step 5 is in pipeline.ingest.commit. Without GPUs, 2 and 3 share their actors, since
+passing frames from one process to another through Ray costs a third of what embedding them does. Pieces stream under Ray Data's
+backpressure, so memory does not grow with the number of videos. Only step 5 changes the gallery, in one atomic step at a time:
+whatever is killed, what is not committed is simply done again.
 """
 
 import contextlib
@@ -136,9 +136,9 @@ def ingest(
 ) -> IngestSummary:
     """Bring every source of the catalog into the gallery that is not in it yet, and correct what the catalog says of the others.
 
-    Sources that have changed since they were ingested (`pipeline.ingest.source_changes`) are named, and with update taken in again: in
-    one step their new videos stand for the old ones. Rejected ones that changed are always tried again. A source whose files
-    change between their listing and the end of its decoding, or did in the last quiet_period seconds, is left for the next
+    Sources that have changed since they were ingested (`pipeline.ingest.source_changes`) are named, and with update taken in
+    again: in one step their new videos stand for the old ones. Rejected ones that changed are always tried again. A source whose
+    files change between their listing and the end of its decoding, or did in the last quiet_period seconds, is left for the next
     ingest.
 
     progress is called about once a second, from this thread. address: see `pipeline.cluster.connected`; Ray is started only if

@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
-from pipeline.catalog.inputs import IMAGE_SUFFIXES, is_image_pattern
-from pipeline.decoding.images import image_names, matches
-from pipeline.decoding.provenance import source_hash
+from pipeline.catalog.image_folders import IMAGE_SUFFIXES, image_names, is_image_pattern, matches
+from pipeline.decoding.source_hash import source_hash
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import SOURCE_STATE, VIDEOS_SCHEMA, Gallery, Snapshot
 from pipeline.storage.location import canonical_uri, resolve

@@ -113,8 +113,9 @@ def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None
 def take_forgotten(gallery: Gallery, uri: str) -> list[str]:
     """Forget here too what another gallery has forgotten; returns the ids of the videos that were here already, and went.
 
-    uri: a file of `pipeline.gallery.forgotten.write_forgotten`. What has a hash is known by it and its track; what has none, by its uri.
-    Ids are of the other gallery and do not count. The audit log is told first. Raises UsageError for a file of another kind.
+    uri: a file of `pipeline.gallery.forgotten.write_forgotten`. What has a hash is known by it and its track; what has none, by
+    its uri. Ids are of the other gallery and do not count. The audit log is told first. Raises UsageError for a file of another
+    kind.
     """
     table = read_forgotten(uri)
     hashed = pc.is_valid(table["ingested_hash"])

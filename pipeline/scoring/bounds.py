@@ -156,8 +156,8 @@ def video_bounds(
 ) -> Floats:
     """Upper bounds of the scores of videos, float64 [V], from upper bounds of logits [N, K].
 
-    offsets: int64 [V + 1], as in `pipeline.scoring.scores.video_scores`. target, candidate: statistics [N] and [K] where scores are
-    normalised by a cohort, None where they are not.
+    offsets: int64 [V + 1], as in `pipeline.scoring.scores.video_scores`. target, candidate: statistics [N] and [K] where scores
+    are normalised by a cohort, None where they are not.
     """
     logits = logits.double()
     if target is not None and candidate is not None:

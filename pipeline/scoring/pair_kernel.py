@@ -1,8 +1,8 @@
 """Pair logits on a CPU by a small C kernel (`pipeline.scoring.compiled`), in vectors as wide as the processor's.
 
-`available()` says whether there is one; `pipeline.scoring.scores` does the same in torch where there is none. The kernel reads float16
-rows where they lie (a memory-mapped file included) and holds the products of some hundred frames at a time, so what it takes from
-memory is each row once.
+`available()` says whether there is one; `pipeline.scoring.scores` does the same in torch where there is none. The kernel reads
+float16 rows where they lie (a memory-mapped file included) and holds the products of some hundred frames at a time, so what it
+takes from memory is each row once.
 """
 
 import ctypes

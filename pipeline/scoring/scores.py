@@ -138,8 +138,8 @@ def candidate_logits(
 
     keys: [F, d_k], values: [F, d_v], band: [F, length - 1] from `frame_band`, all float16 or all float32 and on one device.
     start, last: int64 [K], ascending by start: a segment is the frames start .. start + length - 1, where numbers beyond `last`,
-    its video's last frame, mean `last`. On a CPU this is the compiled kernel (`pipeline.scoring.pair_kernel`) where there is a compiler.
-    Raises ValueError for shapes that do not fit and frame numbers outside 0..F-1.
+    its video's last frame, mean `last`. On a CPU this is the compiled kernel (`pipeline.scoring.pair_kernel`) where there is a
+    compiler. Raises ValueError for shapes that do not fit and frame numbers outside 0..F-1.
     """
     count = len(start)
     if count == 0:

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.search.results import VideoRef
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.storage.location import Reach
 
 HEIGHT, WIDTH = 192, 96  # pixels of a crop in a report

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView, VideoRef
+from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings
 from pipeline.storage.location import resolve
 from pipeline.time_windows import moment_words, span_words

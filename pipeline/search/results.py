@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.settings import ScoreSettings, SearchSettings
 from pipeline.storage.location import resolve
 
@@ -103,44 +104,11 @@ class SegmentPair:
 
 
 @dataclass(frozen=True)
-class VideoRef:
-    """Where a video is and what is known of it. track: the track id in the boxes file, or None for the whole frame.
-
-    ingested_hash: of the source when it was ingested (see `pipeline.decoding.provenance.source_hash`), None where it is not known.
-    seen_from, seen_to: when somebody is first and last seen in it; None where only start_time is known, or nothing.
-    box: (x, y, w, h) in pixels, of a target that is what a box shows.
-    """
-
-    video_id: str
-    uri: str
-    camera_id: str | None = None
-    start_time: datetime | None = None
-    person_id: str | None = None
-    boxes_uri: str | None = None
-    track: int | None = None
-    ingested_hash: str | None = None
-    seen_from: datetime | None = None
-    seen_to: datetime | None = None
-    box: tuple[float, float, float, float] | None = None
-
-    @property
-    def seen(self) -> tuple[datetime, datetime] | None:
-        """When somebody is first and last seen; the start time twice where no more is known, None without a time."""
-        first = self.seen_from or self.start_time
-        return None if first is None else (first, self.seen_to or first)
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> "VideoRef":
-        """Of a row of a gallery's or an index's videos; older ones lack the newest columns."""
-        return cls(**{name: row[name] for name in cls.__dataclass_fields__ if name in row})
-
-
-@dataclass(frozen=True)
 class Lead:
     """A candidate worth a look. score: the video score; probability: calibrated, None without a calibration.
 
     prefilter_rank: place in the shortlist, from 1. best_pairs: the best segment pairs, best first. source_hash: of the source as
-    it was when the search was made (see `pipeline.decoding.provenance.source_hash`), None where it was not read.
+    it was when the search was made (see `pipeline.decoding.source_hash.source_hash`), None where it was not read.
     """
 
     rank: int

@@ -24,6 +24,7 @@ from pipeline.coattention.calibration import settings_of
 from pipeline.coattention.cohort import cohort_statistics
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.versions import Index, is_compressed
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.bounds import boundable, certified_top
@@ -31,7 +32,7 @@ from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import encode_target, rank_videos
 from pipeline.search.partition import STAGES
 from pipeline.search.partitions import Partitions
-from pipeline.search.results import Lead, Proof, SearchResult, SegmentPair, VideoRef
+from pipeline.search.results import Lead, Proof, SearchResult, SegmentPair
 from pipeline.search.targets import Target
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings

@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.backbone.runtime import Backbone, find_backbone, load_backbone, same_backbone
-from pipeline.catalog.inputs import IMAGE_SUFFIXES, candidate_id, default_video_id
+from pipeline.catalog.image_folders import IMAGE_SUFFIXES
+from pipeline.catalog.inputs import candidate_id, default_video_id
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.provenance import source_hash
 from pipeline.decoding.sampling import Sampling
+from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Box, Event, Piece, Rejected, VideoInfo
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
-from pipeline.search.results import VideoRef
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.storage.location import canonical_uri, is_utf8
 
 GALLERY_PREFIX = "id:"
@@ -81,8 +82,8 @@ def target_decoder(
     """Decodes targets, sampled as the gallery is.
 
     time_limit: seconds without progress after which a target is given up. scenes: whether pictures of whole scenes are taken.
-    frame_rate: see `Sampling`. endpoints: what targets may name besides the gallery's, see `pipeline.storage.location.Reach`; a gallery's
-    roots bind its rows, not the targets that somebody names.
+    frame_rate: see `Sampling`. endpoints: what targets may name besides the gallery's, see `pipeline.storage.location.Reach`; a
+    gallery's roots bind its rows, not the targets that somebody names.
     """
     settings, spec = gallery.settings, gallery.settings.backbone
     sampling = Sampling(

@@ -82,8 +82,8 @@ def cache_frames(
     """Decode the labelled videos of galleries once into folder/frames.npy; a finished cache of the same videos is used again.
 
     Frames are those that the galleries sampled, resized to height x width pixels; 24 kB a frame of 128 x 64. They are read below
-    the galleries' roots, and at no other endpoints than the galleries' and these (`pipeline.storage.location.Reach`). Raises PipelineError
-    when a video gives other frames than when it was ingested.
+    the galleries' roots, and at no other endpoints than the galleries' and these (`pipeline.storage.location.Reach`). Raises
+    PipelineError when a video gives other frames than when it was ingested.
     """
     folder = Path(folder)
     labels = load_features(sources)

@@ -1,20 +1,13 @@
 """What exactly was compared: hashes of a target, a source, a calibration, and the version of a gallery."""
 
-import hashlib
-import json
-from dataclasses import asdict
-
 from pyarrow.fs import FileType
 
-from pipeline.catalog.inputs import is_image_pattern
-from pipeline.coattention.calibration import Calibration
-from pipeline.decoding.images import image_names
-from pipeline.gallery.gallery import Gallery
+from pipeline.catalog.image_folders import image_names, is_image_pattern
 from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, content_hash, resolve
 
 
 def source_hash(uri: str, reach: Reach | None = None) -> str:
-    """A video file or images as they are now: "file:SHA256" of bytes, or "images:SHA256" (`pipeline.storage.location.content_hash`).
+    """A video file or images as they are now: "file:SHA256" of bytes, or "images:SHA256" (`location.content_hash`).
 
     reach: where the uri and its images may lead; None: anywhere, for a uri that the operator gave. Raises StorageError.
     """
@@ -37,17 +30,3 @@ def _images_hash(folder: Location, names: list[str], reach: Reach | None) -> str
 def _check(uri: str, reach: Reach | None) -> None:
     if reach is not None and (refusal := reach.refusal(uri)):
         raise StorageError(refusal[1], "permission_denied")
-
-
-def gallery_version(gallery: Gallery) -> str:
-    """Names the set of a gallery's commits: how many there are, and a hash of their names."""
-    names = gallery.commit_names()
-    return f"{len(names)}:{hashlib.sha256(' '.join(names).encode()).hexdigest()[:16]}"
-
-
-def calibration_version(calibration: Calibration | None) -> str | None:
-    """Name and content hash of the calibration of an index, None without one."""
-    if calibration is None:
-        return None
-    document = json.dumps(asdict(calibration), sort_keys=True, default=str)
-    return f"{calibration.fitted_on.name}@{hashlib.sha256(document.encode()).hexdigest()[:16]}"
