@@ -126,7 +126,8 @@ print(*worked)
         assert len(ours.keys() - known.keys()) <= 1  # a header older than the newest call
 
     def test_an_unknown_processor_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        code = "import platform; platform.machine = lambda: 'sparc'\nfrom pipeline.decoding.sandbox import confine; print(confine()[0])"
+        code = "import platform; platform.machine = lambda: 'sparc'\n"
+        code += "from pipeline.decoding.sandbox import confine; print(confine()[0])"
         said = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE_ROOT, stdout=subprocess.PIPE, text=True).stdout
         assert "not closed on sparc" in said and platform.machine() != "sparc"
 
