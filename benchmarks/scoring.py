@@ -32,12 +32,12 @@ import typer
 from torch import Tensor
 
 from jobs.command_line import run
+from pipeline.backbone.shipped import WEIGHTS
 from pipeline.coattention.head import load_head
 from pipeline.coattention.network import Coattention
 from pipeline.scoring import compiled, pair_kernel
 from pipeline.scoring.scores import TargetEncoding, candidate_logits, encode_target, frame_band, segment_rows, video_scores
 from pipeline.segments import segment_starts
-from pipeline.weights import FOLDER
 
 LENGTH, STRIDE = 8, 4
 BLOCK = 4096  # pairs of segments of the vectorised definition at a time: its encodings, 3 MB then, fit the cache
@@ -137,7 +137,7 @@ class Bench:
     def __init__(self, processor: str, videos: int, frames: int, head: Path | None, threads: int) -> None:
         compiled.PROCESSOR = processor
         torch.set_num_threads(threads)
-        self.head = load_head(str(head or FOLDER / "heads" / "osnet_x0_25_distilled"))
+        self.head = load_head(str(head or WEIGHTS / "heads" / "osnet_x0_25_distilled"))
         self.candidates = candidates = Candidates(self.head, videos, frames)
         self.floats = candidates.keys.float(), candidates.values.float()
         self.arrays = (candidates.keys, candidates.values, candidates.bands[torch.float16], candidates.start, candidates.last)

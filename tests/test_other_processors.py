@@ -17,7 +17,6 @@ from pipeline.scoring import compiled
 from pipeline.scoring.scores import frame_band
 from pipeline.segments import segment_starts
 
-SOURCES = Path(compiled.__file__).parent
 LENGTH = 8
 READ = """
 #include <stdio.h>
@@ -81,7 +80,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., bytes]:
         pytest.skip(f"no cross compiler for {machine}, or no emulator: install gcc-{machine}-linux-gnu and qemu-user")
 
     def run(source: str, main: str, arrays: list[np.ndarray], **macros: object) -> bytes:
-        (tmp_path / "main.c").write_text(f'#include "{SOURCES / source}"\n{READ}{main}')
+        (tmp_path / "main.c").write_text(f'#include "{compiled.source(source)}"\n{READ}{main}')
         defined = [f"-D{name}={value}" for name, value in macros.items()]
         baseline = [f"-march={machine}"] if machine == "x86-64" else []
         flags = [*(flag for flag in compiled.FLAGS if flag != "-shared"), *baseline, *defined]
@@ -94,7 +93,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., bytes]:
 
 def test_every_float16_is_read_exactly(run: Callable[..., bytes]) -> None:
     halves = np.random.default_rng(0).permutation(65536).astype(np.uint16)
-    found = np.frombuffer(run("pair_kernel.c", WIDEN, [halves]), np.float32)
+    found = np.frombuffer(run("pair_kernel", WIDEN, [halves]), np.float32)
     expected = halves.view(np.float16).astype(np.float32)
     assert np.array_equal(np.isnan(found), np.isnan(expected))
     there = ~np.isnan(expected)
@@ -123,7 +122,7 @@ def test_scores_are_as_defined(run: Callable[..., bytes], kind: str, targets: in
     sizes = np.array([ends[-1], key_width, value_width, LENGTH, len(start), targets], np.int64)
     arrays = [sizes, keys, values, band, start, last, *(table.astype(np.float32) for table in tables)]
     function = f"pair_logits_{kind}_"
-    written = run("pair_kernel.c", LOGITS, arrays, SIZE=storage().itemsize, FUNCTION=function)
+    written = run("pair_kernel", LOGITS, arrays, SIZE=storage().itemsize, FUNCTION=function)
     logits = np.frombuffer(written, np.float32).reshape(len(start), targets)
 
     rows = np.minimum(start[:, None] + np.arange(LENGTH), last[:, None])
@@ -145,7 +144,7 @@ def test_lists_are_scanned_for_the_smallest_sums(run: Callable[..., bytes], lane
     table = rng.integers(0, 65_000 // width, size=(width, 256, lanes)).astype(np.uint16)
     owner = np.sort(rng.integers(0, videos, size=len(codes))).astype(np.int32)
     sizes = np.array([lists, of_each, width, videos], np.int64)
-    best = np.frombuffer(run("list_scan.c", SCAN, [sizes, codes, ids, table, owner], COUNT=lanes), np.uint16)
+    best = np.frombuffer(run("list_scan", SCAN, [sizes, codes, ids, table, owner], COUNT=lanes), np.uint16)
     sums = table.astype(int)[np.arange(width), codes].sum(axis=1)  # [segments, lanes]
     expected = np.full(videos, 65_535)
     np.minimum.at(expected, owner[ids], sums.min(axis=1))

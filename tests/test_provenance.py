@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.backbone.runtime import find_backbone
-from pipeline.decoding import provenance
+from pipeline.decoding import source_hash as source_hash_module
 from pipeline.errors import UsageError
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
@@ -71,7 +71,7 @@ def test_a_source_that_is_no_longer_what_was_ingested_is_named(with_sources: Gal
 
 def test_a_source_is_read_once_for_all_leads_and_targets(with_sources: Gallery, tmp_path: Path) -> None:
     asked = ("--gallery", with_sources.location.uri, "--out", str(tmp_path / "r"), "--top", "40", "--no-report")
-    with mock.patch.object(provenance, "content_hash", wraps=provenance.content_hash) as read:
+    with mock.patch.object(source_hash_module, "content_hash", wraps=source_hash_module.content_hash) as read:
         assert command("search", "id:v001", "id:v002", *asked).code == 0
     assert read.call_count == 39  # all but the one that is gone
 
@@ -111,7 +111,7 @@ def test_sources_are_left_alone_when_asked(with_sources: Gallery, tmp_path: Path
 
 
 def test_the_words_shown_to_people_are_lead_and_never_match_found() -> None:
-    shown = (PIPELINE / "report.html.j2").read_text() + (PIPELINE / "report.py").read_text()
+    shown = (PIPELINE / "search" / "report.html.j2").read_text() + (PIPELINE / "search" / "report.py").read_text()
     assert "These are leads, to be checked by a person." in shown
     assert not re.search(r"match(es)? found|identified as|positive match", shown, re.IGNORECASE)
 

@@ -16,12 +16,12 @@ import safetensors.torch
 import torch
 from onnx import numpy_helper
 
-from pipeline import weights
 from pipeline.backbone import published
+from pipeline.backbone import shipped as weights
 from pipeline.backbone.osnet_checkpoint import read_checkpoint
 from pipeline.backbone.published import OSNET_X0_25, PUBLISHED, Published
 from pipeline.backbone.runtime import find_backbone, load_backbone, same_backbone
-from pipeline.coattention.head import load_head, save_head, untrained_head
+from pipeline.coattention.head import load_head, save_head, shipped_head, untrained_head
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.search.targets import gallery_backbone
@@ -30,7 +30,7 @@ from tests.conftest import SHARED, save_toy_backbone
 
 OSNET = SHARED / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx"
 needs_osnet = pytest.mark.skipif(not OSNET.exists(), reason="../shared/models/osnet_x0_25_msmt17 is not there")
-REAL = weights.FOLDER
+REAL = weights.WEIGHTS
 LIMIT = 25_000_000  # bytes of everything that ships
 
 
@@ -39,7 +39,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package that ships the backbone `toy` and a head for it; the head's folder says nothing of that."""
     folder = tmp_path / "site-packages" / "weights"
     save_toy_backbone(folder / "backbones" / "toy.onnx")
-    monkeypatch.setattr(weights, "FOLDER", folder)
+    monkeypatch.setattr(weights, "WEIGHTS", folder)
     head = untrained_head(np.random.default_rng(0).normal(size=(50, 3)))
     save_head(head, folder / "heads" / "another name", {}, find_backbone("toy").identity)
     return folder
@@ -54,7 +54,7 @@ def test_a_backbone_that_ships_goes_by_name_on_every_machine(
     by_path = load_backbone(find_backbone(str(shipped / "backbones" / "toy.onnx")), device="cpu").embed(frames)
     elsewhere = tmp_path / "another machine"
     shutil.move(shipped, elsewhere)
-    monkeypatch.setattr(weights, "FOLDER", elsewhere)
+    monkeypatch.setattr(weights, "WEIGHTS", elsewhere)
     assert np.array_equal(gallery_backbone(Gallery.open(tmp_path / "gallery")).embed(frames), by_path)
     assert gallery_backbone(gallery, "toy").spec == gallery.settings.backbone
 
@@ -79,18 +79,18 @@ def test_a_head_is_found_by_the_content_of_its_backbone(shipped: Path, tmp_path:
     identity = find_backbone(str(copy)).identity
     assert identity != find_backbone("toy").identity and same_backbone(identity, find_backbone("toy").identity)
     head = shipped / "heads" / "another name"
-    assert weights.shipped_head(identity) == head and weights.shipped_head(identity.split("@")[1]) == head
-    assert weights.shipped_head(find_backbone("toy", (16, 8)).identity) is None  # other frames, other features
-    assert weights.shipped_head(find_backbone("efficientnet_lite0").identity) is None
+    assert shipped_head(identity) == head and shipped_head(identity.split("@")[1]) == head
+    assert shipped_head(find_backbone("toy", (16, 8)).identity) is None  # other frames, other features
+    assert shipped_head(find_backbone("efficientnet_lite0").identity) is None
 
 
 def test_a_head_that_names_no_backbone_belongs_to_none(shipped: Path) -> None:
     description = shipped / "heads" / "another name" / "model.json"
     description.write_text(json.dumps({**json.loads(description.read_text()), "backbone_hash": ""}))
-    assert weights.shipped_head(find_backbone("toy").identity) is None
+    assert shipped_head(find_backbone("toy").identity) is None
     description.write_text("{")
     with pytest.raises(PipelineError, match=r"another name/model\.json is not JSON"):
-        weights.shipped_head(find_backbone("toy").identity)
+        shipped_head(find_backbone("toy").identity)
 
 
 @pytest.mark.parametrize("name", weights.shipped_backbones())
@@ -104,7 +104,7 @@ def test_each_backbone_that_ships_loads(name: str) -> None:
 def test_each_head_that_ships_loads_and_names_a_backbone(folder: str) -> None:
     assert load_head(REAL / "heads" / folder).config.feature_width > 0
     description = json.loads((REAL / "heads" / folder / "model.json").read_text())
-    assert weights.shipped_head(description["backbone_hash"]) == REAL / "heads" / folder
+    assert shipped_head(description["backbone_hash"]) == REAL / "heads" / folder
     if folder in weights.shipped_backbones():
         assert same_backbone(description["backbone_hash"], find_backbone(folder).identity)
 

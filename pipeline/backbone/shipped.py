@@ -8,17 +8,17 @@ from pipeline.errors import PipelineError, UsageError
 if TYPE_CHECKING:
     from pipeline.backbone.osnet import OSNet
 
-FOLDER = Path(__file__).parents[1] / "weights"
+WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def shipped_backbones() -> list[str]:
     """Names of the backbones that ship."""
-    return sorted(path.stem for path in (FOLDER / "backbones").glob("*.onnx"))
+    return sorted(path.stem for path in (WEIGHTS / "backbones").glob("*.onnx"))
 
 
 def shipped_backbone(name: str) -> Path | None:
     """The ONNX file of a backbone that ships; its sidecar lies beside it."""
-    return FOLDER / "backbones" / f"{name}.onnx" if name in shipped_backbones() else None
+    return WEIGHTS / "backbones" / f"{name}.onnx" if name in shipped_backbones() else None
 
 
 def shipped_network(name: str) -> "OSNet":
@@ -26,7 +26,7 @@ def shipped_network(name: str) -> "OSNet":
 
     Raises UsageError when no tensors of that name ship.
     """
-    path = FOLDER / "backbones" / f"{name}.safetensors"
+    path = WEIGHTS / "backbones" / f"{name}.safetensors"
     if not path.is_file():
         raise UsageError(f"no tensors of a backbone {name!r} ship, so no training can start from it")
     return read_network(path)

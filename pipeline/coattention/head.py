@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.backbone import shipped
 from pipeline.backbone.runtime import same_backbone
 from pipeline.coattention.network import SAME, Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
@@ -308,3 +309,16 @@ def _read(path: Path) -> bytes:
         raise PipelineError(f"{path} is missing{hint}: a head is a folder with {TENSORS} and {DESCRIPTION}") from error
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error}") from error
+
+
+def shipped_head(identity: str) -> Path | None:
+    """The folder of the head that ships for a backbone, None if there is none.
+
+    identity: `BackboneSpec.identity`; its hash decides, so a copy of a backbone under another name gets its head too. Raises
+    PipelineError for a damaged head.
+    """
+    for description in sorted((shipped.WEIGHTS / "heads").glob("*/model.json")):
+        backbone = read_description(description.parent).backbone_hash
+        if backbone and same_backbone(backbone, identity):
+            return description.parent
+    return None

@@ -41,7 +41,7 @@ from pipeline.errors import PipelineError, UsageError, VideoError
 LOGGER = logging.getLogger("coattention.decoder")
 LEFT = 1 / 2  # of the memory that a video may take: a child that has less left for the next one is renewed
 WAIT_SECONDS = 0.5  # for a file to open, before it is told that work goes on
-PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = Path(np.__file__).resolve().parents[1]  # for where Python alone does not look: packages of a user, of PYTHONPATH
 KEPT = ("LD_LIBRARY_PATH", "OMP_", "OPENBLAS_")  # of the environment: how names begin that loading and computing need
 # What the child runs. Packages of ours are loaded from where they are, so that no folder in which anybody may put files is looked

@@ -91,7 +91,7 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"share": share, "interval": interval, "signed": signed, "spread": spread}
-    return environment.from_string(resources.files("pipeline").joinpath("evaluation.html.j2").read_text("utf-8"))
+    return environment.from_string(resources.files("pipeline.evaluation").joinpath("report.html.j2").read_text("utf-8"))
 
 
 def share(value: float | None) -> str:

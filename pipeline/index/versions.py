@@ -32,9 +32,8 @@ from pipeline.backbone.runtime import same_backbone
 from pipeline.coattention.calibration import FILE as CALIBRATION
 from pipeline.coattention.calibration import Calibration, load_calibration
 from pipeline.coattention.cohort import Cohort
-from pipeline.coattention.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description
+from pipeline.coattention.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, shipped_head
 from pipeline.coattention.network import Coattention
-from pipeline.coattention.shipped import shipped_head
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef

@@ -32,8 +32,14 @@ _compiling = threading.Lock()  # many threads may want a library first
 
 
 def library(name: str) -> ctypes.CDLL | None:
-    """What `pipeline/<name>.c` compiles to; None where no C compiler is or it cannot compile the source, see `why_not`."""
+    """What <name>.c compiles to; None where no C compiler is or it cannot compile the source, see `why_not`."""
     return _library(name, PROCESSOR)
+
+
+def source(name: str) -> Path:
+    """The C source of this package that has this name, without its suffix."""
+    (found,) = Path(__file__).parents[1].glob(f"*/{name}.c")
+    return found
 
 
 def why_not(name: str) -> str:
@@ -52,7 +58,7 @@ def function(library: ctypes.CDLL, name: str, arguments: Sequence[Any], result: 
 def _library(name: str, processor: str) -> ctypes.CDLL | None:
     try:
         with _compiling:
-            return _opened(_compiled(Path(__file__).with_name(f"{name}.c"), processor))
+            return _opened(_compiled(source(name), processor))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         reason = detail.strip().splitlines()[0] if detail.strip() else type(error).__name__

@@ -173,7 +173,7 @@ def render_report(results: Sequence[SearchResult], pictures: Pictures, *, show_l
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": _percent, "position": _position}
-    return environment.from_string(resources.files("pipeline").joinpath("report.html.j2").read_text("utf-8"))
+    return environment.from_string(resources.files("pipeline.search").joinpath("report.html.j2").read_text("utf-8"))
 
 
 def _target_view(
