@@ -13,7 +13,6 @@ from pipeline.cluster import Cluster
 from pipeline.gallery import Gallery, GallerySettings
 from pipeline.ingest import IngestProgress, IngestSummary, Workers
 from pipeline.ingest import ingest as run_ingest
-from pipeline.retention import take_forgotten
 from pipeline.sampling import Sampling
 
 SHOWN = 10  # inputs that have changed
@@ -112,6 +111,8 @@ def ingest(
     if spec.name != EFFICIENTNET:
         load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate, catalog.reach.roots))
+    if forgotten:
+        from pipeline.retention import take_forgotten  # and with it PyTorch, for a second
     for file in forgotten or ():
         if gone := take_forgotten(opened, file):
             print(f"{len(gone)} videos of this gallery stand in {printable(file)} and were forgotten", file=sys.stderr)
