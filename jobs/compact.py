@@ -9,7 +9,7 @@ from jobs.command_line import run
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.versions import index_versions
-from pipeline.retention.forget import compact as run_compact
+from pipeline.retention.compact import compact as run_compact
 
 
 def compact(

@@ -13,7 +13,8 @@ from pipeline.gallery.gallery import Gallery, feature_matrix, frames_table
 from pipeline.index.build import build_index
 from pipeline.index.samples import sample_cohort, sample_features, sample_means
 from pipeline.index.versions import Index
-from pipeline.retention.forget import Selection, compact, forget
+from pipeline.retention.compact import compact
+from pipeline.retention.forget import Selection, forget
 from pipeline.retention.verify import verify_gallery
 from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings

@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import index_versions, open_index
-from pipeline.retention.forget import compact
+from pipeline.retention.compact import compact
 from pipeline.retention.verify import verify_gallery
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.search import search
@@ -143,7 +143,7 @@ def for_ever(work: str, place: str, begun: Any) -> None:
 def test_a_search_sees_whole_versions_while_builds_and_compactions_are_killed(tmp_path: Path, work: str) -> None:
     gallery, expected = searchable(tmp_path / "gallery")
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["pipeline.retention.forget"])
+    processes.set_forkserver_preload(["pipeline.retention.compact"])
     chance, ended = random.Random(3), threading.Event()
     faults, searches = [], 0
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
-from pipeline.retention.forget import compact
+from pipeline.retention.compact import compact
 from pipeline.storage.seals import sealed, unsealed
 from tests.conftest import add_videos, people_features, toy_spec
 

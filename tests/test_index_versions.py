@@ -28,7 +28,8 @@ from pipeline.index.versions import (
     open_index,
     videos_not_in,
 )
-from pipeline.retention.forget import Selection, compact, forget
+from pipeline.retention.compact import compact
+from pipeline.retention.forget import Selection, forget
 from pipeline.retention.verify import verify_gallery
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.search import search

@@ -40,7 +40,8 @@ from pipeline.ingest.pieces import (
     write_pieces,
 )
 from pipeline.ingest.run import IngestProgress, Workers, ingest
-from pipeline.retention.forget import Selection, compact, forget, take_forgotten
+from pipeline.retention.compact import compact
+from pipeline.retention.forget import Selection, forget, take_forgotten
 from pipeline.retention.remains import files_with_forgotten
 from tests.conftest import toy_spec
 from tests.test_video import write_video

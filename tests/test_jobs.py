@@ -772,6 +772,13 @@ def test_a_process_ends_as_the_command_within_this_one_does(places: dict[str, st
     assert here.sentence == there.sentence and len(here.err.splitlines()) == len(there.err.splitlines())
 
 
+@pytest.mark.parametrize("name", ["ingest", "search", "policy", "render"])
+def test_a_command_that_needs_no_pytorch_does_not_wait_for_it(name: str) -> None:
+    code = f"import sys, jobs.{name}; print(*{{'torch', 'faiss'}} & sys.modules.keys())"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == []
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_every_flag(name: str) -> None:
     shown = command(name, "--help")

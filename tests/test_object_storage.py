@@ -17,7 +17,8 @@ from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import find_head, open_index
 from pipeline.ingest.run import ingest
-from pipeline.retention.forget import Selection, compact, forget
+from pipeline.retention.compact import compact
+from pipeline.retention.forget import Selection, forget
 from pipeline.retention.verify import verify_gallery
 from pipeline.search.evidence import SourcePictures
 from pipeline.search.partitions import opened_partitions

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from pipeline.gallery.gallery import Gallery, feature_matrix, frames_table
 from pipeline.index.build import build_index
 from pipeline.index.partition_files import encode_frames, segment_means
-from pipeline.retention.forget import Selection, compact, forget
+from pipeline.retention.compact import compact
+from pipeline.retention.forget import Selection, forget
 from pipeline.retention.remains import files_with_forgotten
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings

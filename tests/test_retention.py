@@ -27,8 +27,9 @@ from pipeline.gallery.gallery import (
 from pipeline.index.build import build_index
 from pipeline.index.versions import index_versions, open_index
 from pipeline.ingest.run import missing_sources
-from pipeline.retention import forget as retention
-from pipeline.retention.forget import Selection, compact, forget, take_forgotten
+from pipeline.retention import compact as compaction
+from pipeline.retention.compact import compact
+from pipeline.retention.forget import Selection, forget, take_forgotten
 from pipeline.retention.verify import verify_gallery
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.search import search
@@ -361,7 +362,7 @@ def test_shards_of_a_compacted_gallery_have_the_size_that_is_asked_for(
     before = contents(toy_gallery)
     add_videos(toy_gallery, people_features(10, 4, 24, seed=2), first=40, videos_a_shard=1)
     sizes = [len(features) for _, features in people_features(10, 4, 24, seed=1) + people_features(10, 4, 24, seed=2)]
-    monkeypatch.setattr(retention, "SHARD_FRAMES", 100)
+    monkeypatch.setattr(compaction, "SHARD_FRAMES", 100)
     done = compact(toy_gallery)
     assert done.shards_before == 46 and sum(sizes) / 300 <= done.shards_after <= sum(sizes) / 100 + 1
     after = contents(toy_gallery)
@@ -502,14 +503,14 @@ def test_an_index_build_that_was_killed_is_removed_when_it_is_old(toy_gallery: G
 
 def during_compaction(monkeypatch: pytest.MonkeyPatch, act: object) -> None:
     """Have something happen after a compaction has read the gallery and before it commits."""
-    rewrite = retention._rewrite
+    rewrite = compaction._rewrite
 
     def rewrite_and_act(gallery: Gallery, videos: pa.Table) -> pa.Table:
         done = rewrite(gallery, videos)
         act()
         return done
 
-    monkeypatch.setattr(retention, "_rewrite", rewrite_and_act)
+    monkeypatch.setattr(compaction, "_rewrite", rewrite_and_act)
 
 
 def test_videos_that_arrive_during_a_compaction_are_not_lost(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -542,7 +543,7 @@ def test_videos_that_arrive_while_a_compaction_deletes_are_not_lost(
 
 
 def test_two_compactions_at_once_lose_nothing(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, files_of, others = contents(toy_gallery), retention._files_of, []
+    before, files_of, others = contents(toy_gallery), compaction._files_of, []
 
     def deleted_by_another(gallery: Gallery, name: str) -> set[str]:
         if not others:
@@ -550,7 +551,7 @@ def test_two_compactions_at_once_lose_nothing(toy_gallery: Gallery, monkeypatch:
             compact(gallery)
         return files_of(gallery, name)
 
-    monkeypatch.setattr(retention, "_files_of", deleted_by_another)
+    monkeypatch.setattr(compaction, "_files_of", deleted_by_another)
     compact(toy_gallery)
     assert others and contents(toy_gallery) == before and verify_gallery(toy_gallery) == []
 
@@ -596,7 +597,7 @@ def test_a_compaction_that_dies_after_its_commit_is_finished_by_the_next(
     def die(*arguments: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(retention, "_delete_unreferenced", die)
+    monkeypatch.setattr(compaction, "_delete_unreferenced", die)
     with pytest.raises(KeyboardInterrupt):
         compact(toy_gallery)
     monkeypatch.undo()

@@ -23,8 +23,9 @@ from pipeline.ingest.commit import Committer
 from pipeline.ingest.pieces import decode_source
 from pipeline.ingest.run import ingest
 from pipeline.ingest.source_changes import STILL_CHANGING, Changes, find_changes, is_changing, too_young, with_states
-from pipeline.retention import forget as retention
-from pipeline.retention.forget import Selection, compact, forget
+from pipeline.retention import compact as compaction
+from pipeline.retention.compact import compact
+from pipeline.retention.forget import Selection, forget
 from pipeline.settings import IndexSettings
 from tests.conftest import toy_spec
 from tests.test_ingest import SAMPLING, SETTINGS, contents, end_row, piece_row, written
@@ -260,15 +261,15 @@ def test_a_correction_survives_a_compaction_that_ran_at_the_same_time(
     correct(gallery, changes)
     assert row_of(gallery, "a")["camera_id"] == "cam2"
     assert all(np.array_equal(features[name], now) for name, now in contents(gallery).items())
-    rewrite = retention._rewrite
+    rewrite = compaction._rewrite
 
     def interrupted(opened: Gallery, videos: pa.Table) -> pa.Table:
         correct(opened, found(opened, manifest(folder, NAMED + "a.mp4,a,cam3,,\nb.mp4,b,,,\nc.mp4,c,,,\n")))
         return rewrite(opened, videos)
 
-    monkeypatch.setattr(retention, "_rewrite", interrupted)
+    monkeypatch.setattr(compaction, "_rewrite", interrupted)
     compact(gallery)
-    monkeypatch.setattr(retention, "_rewrite", rewrite)
+    monkeypatch.setattr(compaction, "_rewrite", rewrite)
     assert row_of(gallery, "a")["camera_id"] == "cam3"
     compact(gallery)
     assert row_of(gallery, "a")["camera_id"] == "cam3" and len(gallery.commit_names()) == 1
