@@ -5,6 +5,7 @@ import json
 import platform
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from onnx import TensorProto, helper
 from pipeline import compiled
 from pipeline.backbone import BackboneSpec
 from pipeline.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
+from pipeline.sampling import Sampling
+from pipeline.storage import Reach
 
 SHARED = Path(__file__).parents[2] / "shared"
 PROCESSORS = {  # that C sources are compiled for, and what this one must be to run that (`torch.backends.cpu`)
@@ -66,6 +69,11 @@ def touch(root: Path, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
+
+
+def reaching(sampling: Sampling, uri: str) -> Sampling:
+    """The sampling of somebody who named the endpoint of a uri."""
+    return replace(sampling, endpoints=Reach.of(uri).endpoints)
 
 
 def toy_spec(dim: int = 24) -> BackboneSpec:
