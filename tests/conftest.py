@@ -5,6 +5,7 @@ import json
 import platform
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from moto.server import ThreadedMotoServer
 from onnx import TensorProto, helper
 
 from pipeline.backbone.runtime import BackboneSpec
+from pipeline.decoding.sampling import Sampling
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.scoring import compiled
+from pipeline.storage.location import Reach
 
 SHARED = Path(__file__).parents[2] / "shared"
 PROCESSORS = {  # that C sources are compiled for, and what this one must be to run that (`torch.backends.cpu`)
@@ -66,6 +69,11 @@ def touch(root: Path, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
+
+
+def reaching(sampling: Sampling, uri: str) -> Sampling:
+    """The sampling of somebody who named the endpoint of a uri."""
+    return replace(sampling, endpoints=Reach.of(uri).endpoints)
 
 
 def toy_spec(dim: int = 24) -> BackboneSpec:

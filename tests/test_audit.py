@@ -439,8 +439,13 @@ def test_a_search_that_fails_is_recorded_too(toy_gallery: Gallery) -> None:
 
 @pytest.mark.parametrize(
     ("target", "words"),
-    [("id:v999", "v999"), ("/nowhere/\udce9.mp4", "has no backbone toy"), ("id:v003", "has no index yet")],
-    ids=["an unknown id", "a name that is not UTF-8", "no index"],
+    [
+        ("id:v999", "v999"),
+        ("/nowhere/\udce9.mp4", "is not UTF-8"),
+        ("/nowhere/a.mp4", "has no backbone toy"),
+        ("id:v003", "has no index yet"),
+    ],
+    ids=["an unknown id", "a name that is not UTF-8", "no backbone", "no index"],
 )
 def test_a_search_that_fails_before_its_targets_are_read_is_recorded_too(toy_gallery: Gallery, target: str, words: str) -> None:
     if "no index" not in words:

@@ -124,7 +124,7 @@ class TestManifestsStayWithinTheRoots:
             for row in read_catalog(tmp_path / "m.jsonl", roots=["s3://bucket/videos/in"]).table.to_pylist()
         }
         assert reasons.pop("s3://bucket/videos/in/%2e%2e/b.mp4") is None  # a key is literal: these are no dots
-        assert list(reasons.values()) == ["outside_roots"]
+        assert list(reasons.values()) == ["unnamed_endpoint" if "evil" in uri else "outside_roots"]
 
     @pytest.fixture
     def outside(self, tmp_path: Path) -> Path:

@@ -103,7 +103,8 @@ def test_a_video_that_was_ingested_anew_is_built_anew_and_until_then_counted(toy
     assert "v003" in first_index.cohort_ids.to_pylist() and "v003" not in rebuilt.cohort_ids.to_pylist()
     plain = replace(ALL, score=ScoreSettings(normalise="none"))  # by a cohort, a video's own segments do not count
     now, then = (scores(toy_gallery, index, settings=plain) for index in (rebuilt, first_index))
-    assert now["v003"] == now["v030"] == then["v030"] != then["v003"]
+    assert now["v003"] == now["v030"] != pytest.approx(then["v003"], rel=1e-3)
+    assert now["v030"] == pytest.approx(then["v030"], rel=1e-5)  # each index has its own centre, which rounds differently
 
 
 def test_a_corrected_video_is_built_anew_though_its_ingest_is_the_same(toy_gallery: Gallery, first_index: Index) -> None:

@@ -19,7 +19,7 @@ from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, Gal
 from pipeline.ingest.run import Workers, ingest, missing_sources
 from pipeline.storage import location as storage
 from pipeline.storage.location import Location, StorageError, resolve
-from tests.conftest import add_videos, people_features, save_toy_backbone, toy_spec
+from tests.conftest import add_videos, people_features, reaching, save_toy_backbone, toy_spec
 from tests.faulty_store import FAULTS, FaultyStore
 from tests.test_video import write_video
 
@@ -122,10 +122,11 @@ def test_a_video_whose_store_does_not_answer_is_tried_again_by_the_next_ingest(s
     resolve(uri).write_atomically(write_video(tmp_path / "a.mp4").read_bytes())
     catalog = read_catalog(uri)
     gallery = Gallery.open_or_create(tmp_path / "gallery", GallerySettings(toy_spec(), 10.0, None))
-    with Decoder(SAMPLING) as decoder:
+    sampling = reaching(SAMPLING, uri)
+    with Decoder(sampling) as decoder:
         assert sum(len(event.frames) for event in decoder.events(uri) if isinstance(event, Piece)) == 30
     for fault in ("error", "half an answer"):
-        with store.failing(fault, rate=1.0), Decoder(SAMPLING) as decoder:
+        with store.failing(fault, rate=1.0), Decoder(sampling) as decoder:
             (rejected,) = [event for event in decoder.events(uri) if not isinstance(event, Progress)]
         assert isinstance(rejected, Rejected) and rejected.reason == "unavailable", rejected
     row = {"uri": uri, "video_id": "a", "reason": rejected.reason, "message": rejected.message}

@@ -24,6 +24,7 @@ from pipeline.decoding.messages import event_of, unpacked
 from pipeline.decoding.video import Event, Piece, Progress, Rejected
 from pipeline.errors import PipelineError
 from pipeline.storage.location import resolve
+from tests.conftest import reaching
 from tests.test_video import SMALL, FakeDecoder, pieces, write_image, write_video
 
 HEADERS = {"x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), "aarch64": Path("/usr/include/asm-generic/unistd.h")}
@@ -303,7 +304,7 @@ class TestOpening:
             resolve(f"{prefix}/images/{number}.png{s3_options}").write_atomically((tmp_path / "i.png").read_bytes())
         boxes = f"{prefix}/boxes.txt{s3_options}"
         resolve(boxes).write_atomically(b"\n".join(b"%d,7,4,4,20,40" % i for i in range(1, 31)))
-        with FakeDecoder(SMALL) as decoder:
+        with FakeDecoder(reaching(SMALL, boxes)) as decoder:
             (whole,) = pieces(list(decoder.events(f"{prefix}/a.mp4{s3_options}")))
             assert len(whole.frames) == 30
             (track,) = pieces(list(decoder.events(f"{prefix}/a.mp4{s3_options}", boxes)))
@@ -326,7 +327,7 @@ class TestOpening:
         fetched: list[str] = []
         blocks = type(resolve(folder)).blocks
         monkeypatch.setattr(type(resolve(folder)), "blocks", lambda self, size: fetched.append(self.name) or blocks(self, size))
-        with Decoder(replace(SMALL, rate=5, image_rate=20)) as decoder:
+        with Decoder(reaching(replace(SMALL, rate=5, image_rate=20), folder)) as decoder:
             (piece,) = pieces(list(decoder.events(folder)))
             assert fetched == [f"{number}.png" for number in piece.frame_index] == ["0.png", "4.png", "8.png", "12.png", "16.png"]
             fetched.clear()
@@ -345,7 +346,7 @@ class TestOpening:
         blocks = type(resolve(uri)).blocks
         monkeypatch.setattr(type(resolve(uri)), "blocks", lambda self, size: fetched.append(self.uri) or blocks(self, size))
         found: list[int] = []
-        with Decoder(replace(SMALL, piece=5)) as decoder:
+        with Decoder(reaching(replace(SMALL, piece=5), uri)) as decoder:
             for event in decoder.events(uri):
                 assert not isinstance(event, Rejected)
                 if isinstance(event, Piece):

@@ -22,6 +22,7 @@ from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Event, Piece, Rejected, VideoInfo, read_frames, read_pieces
 from pipeline.errors import UsageError, VideoError
 from pipeline.storage.location import StorageError, resolve
+from tests.conftest import reaching
 from tests.recording_files import sample_times
 
 SMALL = Sampling(height=32, width=16)
@@ -141,7 +142,7 @@ def write_image(path: Path, value: int) -> None:
 
 def brightness(uri: str) -> list[int]:
     """The value of each frame of a source whose images are of one colour."""
-    (piece,) = pieces(list(read_pieces(uri, None, SMALL)))
+    (piece,) = pieces(list(read_pieces(uri, None, reaching(SMALL, uri))))
     return [round(value) for value in piece.frames.mean(axis=(1, 2, 3))]
 
 
@@ -258,9 +259,10 @@ def test_a_pattern_in_a_bucket(s3_options: str, tmp_path: Path) -> None:
             write_image(tmp_path / name, number if "T0001" in name else 100 + number)
             resolve(f"s3://bucket/mars/0001/{name}{s3_options}").write_atomically((tmp_path / name).read_bytes())
     assert brightness(f"s3://bucket/mars/0001/0001C2T0002F*.png{s3_options}") == [101, 102]
-    assert refused(f"s3://bucket/mars/0001/0002*.png{s3_options}") == "no_frames"
+    small = reaching(SMALL, f"s3://bucket/mars{s3_options}")
+    assert refused(f"s3://bucket/mars/0001/0002*.png{s3_options}", sampling=small) == "no_frames"
     with pytest.raises(VideoError, match="there is no such folder"):
-        list(read_pieces(f"s3://bucket/mars/0002/0002*.png{s3_options}", None, SMALL))
+        list(read_pieces(f"s3://bucket/mars/0002/0002*.png{s3_options}", None, small))
 
 
 @given(st.text("ab*.", max_size=8), st.text("ab.", max_size=12))
