@@ -123,18 +123,6 @@ def logged(command: str, log_format: str, log_file: str | None, flags: dict[str,
         logs.stop(handler)
 
 
-@contextlib.contextmanager
-def imports() -> Iterator[None]:
-    """For a command's large imports: without Python's search for cycles among what they make, a fifth of their time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def printable(text: str) -> str:
     """The text with a question mark for all that would steer a terminal or turn its reading direction.
 

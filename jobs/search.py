@@ -1,31 +1,25 @@
 """Search a gallery for the person in one or more targets: python -m jobs.search TARGET ... --gallery G --out R"""
 
-import contextlib
-import functools
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime, time
+from datetime import time
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 import typer
 
-from jobs.command_line import Endpoints, InsecureCluster, imports, parse_time, printable, run
-from pipeline.coattention.calibration import calibration_version
+from jobs.command_line import Endpoints, InsecureCluster, parse_time, printable, run
+from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Box
 from pipeline.errors import UsageError
-from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
-from pipeline.gallery.gallery import Gallery, gallery_version
-from pipeline.search.evidence import SourcePictures
-from pipeline.search.results import SearchResult, write_results
-from pipeline.search.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
+from pipeline.gallery.gallery import Gallery
+from pipeline.search.results import SearchResult
+from pipeline.search.run import run as run_search
+from pipeline.search.targets import Whom
 from pipeline.settings import ScoreSettings, SearchSettings
-from pipeline.storage.location import Reach, StorageError, canonical_uri, resolve
+from pipeline.storage.location import resolve
 from pipeline.time_windows import span_words
 
 
@@ -144,72 +138,37 @@ def search(
     Sampling(time_limit=time_limit, frame_rate=frame_rate)  # raises UsageError
     if out is not None and resolve(out).info().is_file:
         raise UsageError(f"{out} is a file; results are written into a folder")
-    opened = Gallery.open(gallery)
-    check_policy(opened, reason, case)
-    asked: dict[str, Any] = {
-        "filters": settings.filters(),
-        "settings": settings.plain(),
-        "reason": reason,
-        "case": case,
-        "out": None if out is None else unicode_only(out),
-        "started_at": datetime.now(UTC).isoformat(),
-    }
-    unread = [{"gallery": opened.location.uri, "target": unicode_only(target)} | asked for target in targets]
-    with failures_recorded(opened, "search", *unread), contextlib.ExitStack() as stack:
-        named = [canonical_uri(name) for name in (*targets, boxes) if name is not None and not name.startswith(GALLERY_PREFIX)]
-        reach = opened.reach(*named, *([canonical_uri(out)] if out else []), endpoints=endpoint or ())
-        decoder = stack.enter_context(target_decoder(opened, time_limit, whom.whole_picture, frame_rate, reach.endpoints))
-        if not all(name.startswith(GALLERY_PREFIX) for name in targets):
-            decoder.start()
-        with imports():  # of PyTorch: a second, in which the decoder begins
-            from pipeline.index.versions import index_lag, open_index
-            from pipeline.search.partitions import opened_partitions
-            from pipeline.search.search import search_many
-
-        index = open_index(opened, index_version)
-        found = read_targets(targets, opened, decoder, backbone, whom)
-    for remark in (f"{target.video.video_id}: {remark}" for target in found for remark in target.remarks):
-        print(printable(f"target {remark}"), file=sys.stderr)
-    asked |= {"gallery_version": gallery_version(opened), "calibration_version": calibration_version(index.calibration)}
-    searched = {"gallery": opened.location.uri, "index_version": index.version, "model": index.model}
-    each = [
-        searched | {"target": target.video.video_id, "target_uri": target.video.uri} | asked | _of_target(target)
-        for target in found
-    ]
-    results = []
-    with failures_recorded(opened, "search", *each), opened_partitions(opened, index, actors, address) as partitions:
-        # Recorded while a cluster is still joined: what counts records reaches it.
-        for target, result in zip(found, search_many(opened, index, partitions, found, settings), strict=True):
-            results.append(replace(result, searched_by=user(), reason=reason, case=case))
-            append_record(opened, "search", _audit_fields(results[-1]) | asked | _of_target(target))
-            results[-1] = replace(results[-1], audit_head=head(opened))
-    for result in results:
+    answer = run_search(
+        *(Gallery.open(gallery), targets, settings, reason, case),
+        whom=whom,
+        frame_rate=frame_rate,
+        time_limit=time_limit,
+        backbone=backbone,
+        index_version=index_version,
+        endpoints=endpoint or (),
+        out=out,
+        actors=actors,
+        cluster=Cluster(address, insecure_cluster),
+    )
+    for remark in answer.remarks:
+        print(printable(remark), file=sys.stderr)
+    for result in answer.results:
         print(ranked_list(result, show_labels))
-    lag = index_lag(opened, index)  # after the leads: of a large gallery it may take seconds
     if out is not None:
-        hashed = functools.cache(functools.partial(_source_hash, reach=reach))
-        results = [replace(result, not_indexed=lag.missing) for result in results]
-        results = [_with_hashes(result, hashed) for result in results] if hash_sources else results
-        for changed in sorted({lead.video.uri for result in results for lead in result.leads if lead.source_changed}):
+        answer = answer.with_hashes() if hash_sources else answer
+        for changed in answer.changed_sources:
             print(printable(f"note: {changed} is no longer the file that was ingested and scored"), file=sys.stderr)
-        write_results(results, out)
-        resolve(out).join("report.html").delete()  # of an earlier search
-        if report:
-            from pipeline.search.report import write_report
-
-            # The targets' own pictures may lie outside the gallery's roots: somebody named them.
-            pictures = SourcePictures(time_limit, replace(reach, roots=reach.roots and (*reach.roots, *named)))
-            try:
-                print(f"report: {write_report(results, out, pictures, show_labels=show_labels)}")
-            finally:
-                pictures.close()
-    if lag.missing:
-        print(f"note: {lag.missing} videos of the gallery are not in this index yet; jobs.index takes them in", file=sys.stderr)
-    if lag.outdated:
-        changed = "were ingested anew, corrected or taken out since this index was made"
+        if (written := answer.write(out, report, show_labels)) is not None:
+            print(f"report: {written}")
+    if answer.lag.missing:
         print(
-            f"note: {lag.outdated} videos {changed}, and searched as they were; jobs.index brings it up to date", file=sys.stderr
+            f"note: {answer.lag.missing} videos of the gallery are not in this index yet; jobs.index takes them in",
+            file=sys.stderr,
         )
+    if answer.lag.outdated:
+        changes = "were ingested anew, corrected or taken out since this index was made"
+        note = f"note: {answer.lag.outdated} videos {changes}, and searched as they were; jobs.index brings it up to date"
+        print(note, file=sys.stderr)
 
 
 def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
@@ -296,38 +255,6 @@ def _between(text: str | None) -> tuple[time, time] | None:
     if not (found := re.fullmatch(r"((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d|24:00)", text, re.ASCII)):
         raise UsageError(f"--between is two times of day such as 22:00-02:00, not {text!r}")
     return time.fromisoformat(found[1]), time() if found[2] == "24:00" else time.fromisoformat(found[2])
-
-
-def _source_hash(uri: str, reach: Reach) -> str | None:
-    """Of a source as it is now; None for one in an object store, out of reach or that went away."""
-    try:
-        return source_hash(uri, reach) if uri.startswith("/") else None
-    except StorageError:
-        return None
-
-
-def _with_hashes(result: SearchResult, hashed: Callable[[str], str | None]) -> SearchResult:
-    """With the hashes of the leads' sources."""
-    return replace(result, leads=tuple(replace(lead, source_hash=hashed(lead.video.uri)) for lead in result.leads))
-
-
-def _of_target(target: Target) -> dict[str, str | None]:
-    return {"target_hash": target.content, "ended_at": datetime.now(UTC).isoformat()}
-
-
-def _audit_fields(result: SearchResult) -> dict[str, object]:
-    names: Sequence[str] = (
-        *("gallery", "index_version", "model", "calibration"),
-        *("gallery_videos", "eligible", "untimed", "scored", "passed_over"),
-    )
-    fields: dict[str, object] = {name: getattr(result, name) for name in names}
-    return fields | {
-        "normalise": result.score.normalise,
-        "target": result.target.video_id,
-        "target_uri": result.target.uri,
-        "seconds": round(result.seconds, 3),
-        "results": [lead.video.video_id for lead in result.leads],
-    }
 
 
 if __name__ == "__main__":

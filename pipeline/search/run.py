@@ -1,0 +1,186 @@
+"""One accountable search: the policy is checked, and the record written, before anybody sees an answer. Failures are recorded.
+
+Jobs, notebooks and services search through `run`, so that all of them leave the same trace; `search.search_many` ranks and
+records nothing.
+"""
+
+import contextlib
+import functools
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cluster import Cluster
+from pipeline.coattention.calibration import calibration_version
+from pipeline.decoding.source_hash import source_hash
+from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
+from pipeline.gallery.gallery import Gallery, gallery_version
+from pipeline.search.evidence import SourcePictures
+from pipeline.search.results import SearchResult, write_results
+from pipeline.search.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
+from pipeline.settings import SearchSettings
+from pipeline.storage.location import Reach, StorageError, canonical_uri, resolve
+
+if TYPE_CHECKING:
+    from pipeline.index.versions import Index, Lag
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search found, and by now recorded.
+
+    results: one a target, in their order. remarks: what was guessed or mended in reading the targets, in words. named: canonical
+    uris of what the caller named. reach: what may be opened for evidence. time_limit: seconds without progress after which
+    decoding a picture is given up.
+    """
+
+    gallery: Gallery
+    index: "Index"
+    results: tuple[SearchResult, ...]
+    remarks: tuple[str, ...]
+    named: tuple[str, ...]
+    reach: Reach
+    time_limit: float
+
+    @functools.cached_property
+    def lag(self) -> "Lag":
+        """What the index lacks of the gallery; of a large gallery it may take seconds."""
+        from pipeline.index.versions import index_lag
+
+        return index_lag(self.gallery, self.index)
+
+    @property
+    def changed_sources(self) -> list[str]:
+        """Uris of leads whose files are no longer those that were ingested and scored, as far as `with_hashes` looked."""
+        return sorted({lead.video.uri for result in self.results for lead in result.leads if lead.source_changed})
+
+    def with_hashes(self) -> "Answer":
+        """With the hashes of the leads' local sources as they are now, each read once."""
+        hashed = functools.cache(functools.partial(_source_hash, reach=self.reach))
+        return replace(self, results=tuple(_with_hashes(result, hashed) for result in self.results))
+
+    def write(self, folder: str, report: bool = True, show_labels: bool = False) -> str | None:
+        """Write results.parquet and results.csv and, if asked for, report.html, whose uri is returned; an older one goes."""
+        results = [replace(result, not_indexed=self.lag.missing) for result in self.results]
+        write_results(results, folder)
+        resolve(folder).join("report.html").delete()  # of an earlier search
+        if not report:
+            return None
+        from pipeline.search.report import write_report
+
+        # The targets' own pictures may lie outside the gallery's roots: somebody named them.
+        roots = self.reach.roots and (*self.reach.roots, *self.named)
+        pictures = SourcePictures(self.time_limit, replace(self.reach, roots=roots))
+        try:
+            return write_report(results, folder, pictures, show_labels=show_labels)
+        finally:
+            pictures.close()
+
+
+def run(
+    gallery: Gallery,
+    targets: Sequence[str],
+    settings: SearchSettings | None = None,
+    reason: str | None = None,
+    case: str | None = None,
+    *,
+    whom: Whom | None = None,
+    frame_rate: float | None = None,
+    time_limit: float = 60.0,
+    backbone: str | None = None,
+    index_version: str | None = None,
+    endpoints: Sequence[str] = (),
+    out: str | None = None,
+    actors: int | None = None,
+    cluster: Cluster | str | None = None,
+) -> Answer:
+    """Search a gallery for the people that targets show.
+
+    targets: videos, photos or image folders by path or uri, or id:VIDEO_ID of the gallery. reason, case: why, for the record; a
+    gallery's policy may require them. whom: who is meant in a single target. frame_rate: of targets that carry no times.
+    time_limit: seconds without progress after which a target is given up. backbone: where the gallery's is, if it has moved.
+    endpoints: object stores that targets may name besides the gallery's own. out: where results will be written, for the record.
+    actors, cluster: see `partitions.opened_partitions`.
+
+    Raises UsageError where the policy wants more, for a target that cannot be used and for settings that the gallery cannot
+    serve, and PipelineError for what is damaged or missing.
+    """
+    settings, whom = settings or SearchSettings(), whom or Whom()
+    check_policy(gallery, reason, case)
+    asked: dict[str, Any] = {
+        "filters": settings.filters(),
+        "settings": settings.plain(),
+        "reason": reason,
+        "case": case,
+        "out": None if out is None else unicode_only(out),
+        "started_at": _now(),
+    }
+    unread = [{"gallery": gallery.location.uri, "target": unicode_only(target)} | asked for target in targets]
+    with failures_recorded(gallery, "search", *unread):
+        named = [canonical_uri(name) for name in (*targets, whom.boxes_uri) if name and not name.startswith(GALLERY_PREFIX)]
+        reach = gallery.reach(*named, *([canonical_uri(out)] if out else []), endpoints=endpoints)
+        with target_decoder(gallery, time_limit, whom.whole_picture, frame_rate, reach.endpoints) as decoder:
+            if not all(name.startswith(GALLERY_PREFIX) for name in targets):
+                decoder.start()
+            with _imports():  # of PyTorch: a second, in which the decoder begins
+                from pipeline.index.versions import open_index
+                from pipeline.search.partitions import opened_partitions
+                from pipeline.search.search import search_many
+
+            index = open_index(gallery, index_version)
+            found = read_targets(list(targets), gallery, decoder, backbone, whom)
+    asked |= {"gallery_version": gallery_version(gallery), "calibration_version": calibration_version(index.calibration)}
+    searched = {"gallery": gallery.location.uri, "index_version": index.version, "model": index.model}
+    each = [searched | _of_target(target) | asked for target in found]
+    results = []
+    with failures_recorded(gallery, "search", *each), opened_partitions(gallery, index, actors, cluster) as partitions:
+        # Recorded while a cluster is still joined: what counts records reaches it.
+        for target, result in zip(found, search_many(gallery, index, partitions, found, settings), strict=True):
+            append_record(gallery, "search", _of_result(result) | asked | _of_target(target) | {"ended_at": _now()})
+            results.append(replace(result, searched_by=user(), reason=reason, case=case, audit_head=head(gallery)))
+    remarks = tuple(f"target {target.video.video_id}: {remark}" for target in found for remark in target.remarks)
+    return Answer(gallery, index, tuple(results), remarks, tuple(named), reach, time_limit)
+
+
+@contextlib.contextmanager
+def _imports() -> Iterator[None]:
+    """For large imports: without Python's search for cycles among what they make, a fifth of their time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _of_target(target: Target) -> dict[str, Any]:
+    return {"target": target.video.video_id, "target_uri": target.video.uri, "target_hash": target.content}
+
+
+def _of_result(result: SearchResult) -> dict[str, Any]:
+    names = ("gallery", "index_version", "model", "calibration", "gallery_videos", "eligible", "untimed", "scored", "passed_over")
+    return {name: getattr(result, name) for name in names} | {
+        "normalise": result.score.normalise,
+        "seconds": round(result.seconds, 3),
+        "results": [lead.video.video_id for lead in result.leads],
+    }
+
+
+def _source_hash(uri: str, reach: Reach) -> str | None:
+    """Of a source as it is now; None for one in an object store, out of reach or that went away."""
+    try:
+        return source_hash(uri, reach) if uri.startswith("/") else None
+    except StorageError:
+        return None
+
+
+def _with_hashes(result: SearchResult, hashed: Callable[[str], str | None]) -> SearchResult:
+    """With the hashes of the leads' sources."""
+    return replace(result, leads=tuple(replace(lead, source_hash=hashed(lead.video.uri)) for lead in result.leads))
