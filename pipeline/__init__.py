@@ -1,10 +1,46 @@
-"""Search videos for the person that a target video shows: the library that jobs and notebooks call.
+"""Search videos for the person that a target video shows: the library that jobs, notebooks and services call.
 
-The data's way is the reading order: catalog, video, backbone, gallery, coattention, scoring, prefilter, index, search, report.
+    import pipeline
+
+    pipeline.ingest_videos("videos", "galleries/city")
+    gallery = pipeline.open_gallery("galleries/city")
+    pipeline.build_index(gallery)
+    answer = pipeline.search_gallery(gallery, ["person.mp4"], reason="missing person", case="2026-17")
+
+The four names below are what a newcomer needs; each is loaded when it is first used. Packages are rooms, in the order of reading:
+storage, catalog, decoding, backbone, coattention, gallery, ingest, scoring, index, search, retention, evaluation, training,
+distillation, datasets, rendering (docs/architecture.md).
 """
 
+import importlib
+import operator
 import os
+from typing import TYPE_CHECKING, Any
 
 # Threads of torch and FAISS spin for milliseconds after each call, on cores that the scoring kernel, decoders and Ray's workers
 # need. Read when torch is first loaded, so it has to stand here.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+if TYPE_CHECKING:
+    from pipeline.gallery.gallery import Gallery
+    from pipeline.index.build import build_index as build_index
+    from pipeline.ingest.run import ingest_videos as ingest_videos
+    from pipeline.search.run import run as search_gallery
+
+    open_gallery = Gallery.open
+
+# Not the names of packages, which become attributes of this one as soon as they are imported.
+_FACE = {
+    "open_gallery": ("pipeline.gallery.gallery", "Gallery.open"),
+    "ingest_videos": ("pipeline.ingest.run", "ingest_videos"),
+    "build_index": ("pipeline.index.build", "build_index"),
+    "search_gallery": ("pipeline.search.run", "run"),
+}
+__all__ = ["build_index", "ingest_videos", "open_gallery", "search_gallery"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, function = _FACE[name]
+    return operator.attrgetter(function)(importlib.import_module(module))

@@ -18,6 +18,7 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,14 @@ import ray
 import ray.data
 
 from pipeline import telemetry
-from pipeline.backbone.runtime import BackboneSpec
-from pipeline.catalog.inputs import Catalog
+from pipeline.backbone.runtime import DEFAULT, BackboneSpec, find_backbone
+from pipeline.catalog.inputs import Catalog, read_catalog
 from pipeline.cluster import Cluster, connected
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import append_record
 from pipeline.gallery.forgotten import Forgotten
-from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery
+from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
 from pipeline.gallery.source_notes import SourceNotes, source_notes
 from pipeline.ingest.commit import Committer
 from pipeline.ingest.pieces import DecodeAndEmbed, DecodeSources, EmbedPieces, Row, write_pieces
@@ -223,6 +224,20 @@ def _cause(error: BaseException) -> str:
     others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", text, re.MULTILINE)
     found = ours or [line for line in others if "UserCodeException" not in line]
     return found[-1] if found else f"{type(error).__name__}: {text.strip().splitlines()[0]}"
+
+
+def ingest_videos(
+    source: str | Path, gallery: str | Path, backbone: str = DEFAULT, rate: float = 10.0, cluster: Cluster | str | None = None
+) -> IngestSummary:
+    """`ingest` of a folder, bucket prefix, manifest or video into a gallery, which is made if there is none.
+
+    backbone: by name or path, see `backbone.runtime.find_backbone`. rate: sampled frames a second. cluster: which Ray, see
+    `pipeline.cluster.connected`. Raises UsageError for inputs that cannot be meant and a gallery of other settings.
+    """
+    spec = find_backbone(backbone)
+    opened = Gallery.open_or_create(gallery, GallerySettings(spec, rate, None))
+    sampling = Sampling(rate=rate, height=spec.height, width=spec.width)
+    return ingest(read_catalog(source), opened, sampling, address=cluster, source=str(source))
 
 
 def missing_sources(
