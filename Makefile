@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo    render a small camera network, ingest, index and search it; writes demo/report.html"
 	@echo "make test    every test that needs no GPU"
-	@echo "make check   ruff, mypy and the tests; make format puts what ruff can in order"
+	@echo "make check   ruff, mypy, the order of imports and the tests; make format puts what ruff can in order"
 	@echo "make bench   accuracy on the real footage in ../shared, and the default backbone beside its teacher"
 	@echo "make bench-scoring, bench-scale, bench-ingest"
 	@echo "             scoring beside its peers and its limit; galleries of 10,000 to VIDEOS; ingest beside a plain loop"
@@ -26,6 +26,7 @@ check: env
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 	@$(MAKE) --no-print-directory test
 
 format: env
