@@ -28,7 +28,7 @@ def test_the_rules_name_metrics_that_exist_and_counts_that_are_recorded() -> Non
 
 
 def test_the_tags_that_the_rules_select_by_have_values_that_occur() -> None:
-    code = " ".join(path.read_text() for folder in ("pipeline", "jobs") for path in (ROOT / folder).glob("*.py"))
+    code = " ".join(path.read_text() for folder in ("pipeline", "jobs") for path in (ROOT / folder).rglob("*.py"))
     known = {
         "outcome": {*telemetry.METRICS["coattention_searches"].tags["outcome"]},
         "stage": {*telemetry.SEARCH_STAGES},

@@ -220,7 +220,7 @@ def _run(
 def _cause(error: BaseException) -> str:
     """What a Ray worker's error comes down to. Only its text crosses the processes, so it is read from the traceback in it."""
     text = str(error)
-    ours = re.findall(r"^pipeline\.\w+\.\w+Error: (.*)$", text, re.MULTILINE)
+    ours = re.findall(r"^pipeline(?:\.\w+)+\.\w+Error: (.*)$", text, re.MULTILINE)
     others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", text, re.MULTILINE)
     found = ours or [line for line in others if "UserCodeException" not in line]
     return found[-1] if found else f"{type(error).__name__}: {text.strip().splitlines()[0]}"
