@@ -37,7 +37,7 @@ from pipeline.scoring.bounds import (
 )
 from pipeline.scoring.scores import TargetEncoding, segment_rows
 from pipeline.search.partition import STAGES, Partition
-from pipeline.search.search import segmented
+from pipeline.search.shortlist import segmented
 from pipeline.search.targets import read_targets, target_decoder
 from pipeline.settings import SearchSettings
 

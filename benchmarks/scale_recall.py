@@ -28,7 +28,8 @@ from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.versions import Index, open_index
 from pipeline.search.partitions import Partitions, opened_partitions
-from pipeline.search.search import search, search_many, segmented
+from pipeline.search.search import search, search_many
+from pipeline.search.shortlist import segmented
 from pipeline.search.targets import Target
 from pipeline.segments import segment_frames, segment_starts
 

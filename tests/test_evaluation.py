@@ -48,7 +48,8 @@ from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index, open_index
 from pipeline.search.partitions import LocalPartitions, Partitions, opened_partitions
-from pipeline.search.search import search, segmented
+from pipeline.search.search import search
+from pipeline.search.shortlist import segmented
 from pipeline.search.targets import gallery_target
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings

@@ -18,7 +18,8 @@ from pipeline.scoring.scores import TargetEncoding, sigmoid
 from pipeline.search import partitions
 from pipeline.search.partitions import LocalPartitions
 from pipeline.search.results import SearchResult
-from pipeline.search.search import search, search_many, segmented
+from pipeline.search.search import search, search_many
+from pipeline.search.shortlist import segmented
 from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
 from tests.conftest import PROCESSORS, add_videos, compile_for

@@ -36,7 +36,7 @@ from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import rank_videos
 from pipeline.search.partitions import Partitions
-from pipeline.search.search import segmented
+from pipeline.search.shortlist import segmented
 from pipeline.search.targets import Target
 from pipeline.settings import ScoreSettings
 

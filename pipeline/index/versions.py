@@ -118,6 +118,10 @@ class Index:
         same = pc.and_(pc.equal(self.videos["ingested_hash"], content), pc.is_null(self.videos["track"]))
         return pc.index(same, True).as_py()
 
+    def ids(self, rows: np.ndarray) -> list[str]:
+        """The video ids of rows, int64, of `videos`."""
+        return self.videos["video_id"].take(pa.array(rows)).to_pylist()
+
     def rows(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Rows of `videos` as dictionaries; of the tables they lie in only these rows are read."""
         return [self.videos.slice(int(number), 1).to_pylist()[0] for number in numbers]
