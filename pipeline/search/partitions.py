@@ -342,37 +342,18 @@ class ActorPartitions:
             raise PipelineError("a search actor died and did not come back; nothing is lost, search again") from error
 
 
-class _PartitionsActor:
-    """Runs on a Ray actor: opens its partitions once and keeps them warm."""
+class _PartitionsActor(LocalPartitions):
+    """Partitions of a Ray actor, which opens them once and keeps them warm."""
 
     def __init__(self, gallery_uri: str, version: str, numbers: list[int]) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.partitions = LocalPartitions(open_index(Gallery.open(gallery_uri), version), numbers, device)
+        super().__init__(open_index(Gallery.open(gallery_uri), version), numbers, device)
 
     def ready(self) -> bool:
         """Answers once the partitions are open."""
-        for place in range(len(self.partitions.numbers)):
-            self.partitions.open(place)
+        for place in range(len(self.numbers)):
+            self.open(place)
         return True
-
-    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        return self.partitions.shortlist(target, count, allowed)
-
-    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
-        return self.partitions.score(target, videos, settings)
-
-    def score_many(
-        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
-    ) -> list[np.ndarray]:
-        return self.partitions.score_many(targets, videos, settings)
-
-    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
-        return self.partitions.bounds(target, videos, settings, stage)
-
-    def evidence(
-        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
-    ) -> list[list[SegmentPair]]:
-        return self.partitions.evidence(target, videos, pairs, settings)
 
 
 @contextlib.contextmanager
