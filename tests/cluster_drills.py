@@ -1,6 +1,6 @@
 """An ingest on a two-node cluster while its processes are killed at any instant, and what it is held against.
 
-tests/test_drills.py runs a few kills, and benchmarks/kill_drill.py many. The cluster is that of tests.two_nodes.
+tests/cluster/test_drills.py runs a few kills, and benchmarks/kill_drill.py many. The cluster is that of tests.two_nodes.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""A decoder child that misbehaves on files of certain names, for tests/test_video.py and tests/test_sandbox.py."""
+"""A decoder child that misbehaves on files of certain names, for tests/decoding/test_video.py and
+tests/decoding/test_sandbox.py."""
 
 import ctypes
 import importlib

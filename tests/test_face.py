@@ -11,7 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.gallery.audit import read_records, set_policy
 from pipeline.gallery.gallery import Gallery
 from pipeline.search.run import run
-from tests.test_video import write_video
+from tests.decoding.test_video import write_video
 
 
 def test_importing_the_library_loads_nothing() -> None:

@@ -1,7 +1,7 @@
 """Writes the gallery that later releases must go on reading: python -m tests.write_format_fixture FOLDER
 
 Twelve made-up videos of four people, an index of them and what a search finds. Run once by each release that changes a format,
-with that release's code; the folder is kept in tests/fixtures. `tests.test_formats` opens it.
+with that release's code; the folder is kept in tests/fixtures. `tests.gallery.test_formats` opens it.
 """
 
 import json

@@ -1,0 +1,573 @@
+import copy
+import itertools
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.coattention.head import untrained_head
+from pipeline.coattention.network import Coattention, CoattentionConfig
+from pipeline.errors import PipelineError, UsageError
+from pipeline.scoring import compiled, pair_kernel
+from pipeline.scoring.scores import (
+    ScoreSettings,
+    TargetEncoding,
+    attention_weights,
+    candidate_logits,
+    encode_target,
+    frame_band,
+    pair_logits,
+    pair_scores,
+    rank_videos,
+    segment_distances,
+    video_score,
+    video_scores,
+)
+from pipeline.segments import segment_frames, segment_starts
+from tests.conftest import PROCESSORS, compile_for
+from tests.oracle import Oracle
+
+WIDTH, KEY_WIDTH, VALUE_WIDTH = 24, 12, 16
+LENGTH, STRIDE = 8, 4
+
+
+def random_head(seed=0, **settings):
+    """Weights of the size that training leaves: attention far from uniform, scores on both sides of a half."""
+    torch.manual_seed(seed)
+    head = Coattention(CoattentionConfig(WIDTH, KEY_WIDTH, VALUE_WIDTH, **settings)).eval()
+    with torch.no_grad():
+        head.feature_mean.normal_()
+        head.query.weight *= 20
+        head.key.weight *= 3 if head.config.normalise_features else 0.2  # plain features are about 6 long
+        head.classifier.weight.copy_(torch.randn(2, VALUE_WIDTH) * (1 if head.config.normalise_values else 3))
+    return head
+
+
+HEADS = {
+    "w of both signs": random_head(),
+    "w of both signs, softmax, unit values": random_head(1, normalisation="softmax", normalise_values=True),
+    "negative w": random_head(2, negative_weight=True),
+    "negative w, softmax": random_head(3, negative_weight=True, normalisation="softmax"),
+    "plain features": random_head(4, normalise_features=False, normalise_values=True),
+}
+ROOT = Path(__file__).parents[2]
+
+every_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
+
+
+@pytest.fixture(params=["torch", *PROCESSORS])
+def scorer(request, monkeypatch):
+    """What scores stored candidates: torch, or the compiled kernel with vectors as this or a lesser processor has them."""
+    if request.param == "torch":
+        monkeypatch.setattr(pair_kernel, "available", lambda: False)
+    else:
+        compile_for(request.param, monkeypatch)
+
+
+def oracle_of(head):
+    config = head.config
+    weights = {name: tensor.double().numpy() for name, tensor in head.state_dict().items()}
+    return Oracle(weights, config.normalise_features, config.normalise_values, config.normalisation, config.negative_weight)
+
+
+def features(frames, seed):
+    """Frame features of one video: a person, who changes a little from frame to frame."""
+    generator = np.random.default_rng(seed)
+    person = generator.normal(size=WIDTH)
+    return (person + 0.7 * generator.normal(size=(frames, WIDTH))).astype(np.float32)
+
+
+def overlapping_segments(lengths, length=LENGTH):
+    """Frame numbers [K, T] of the segments of videos that lie one after the other."""
+    first_rows = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    tables = [
+        first + segment_frames(segment_starts(frames, length, STRIDE), length, frames)
+        for first, frames in zip(first_rows, lengths, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(tables))
+
+
+class Gallery:
+    """Candidate frames with stored keys and values, as an index holds them; the third video is shorter than a segment."""
+
+    def __init__(self, head, lengths=(21, 8, 5, 30), storage=torch.float32, seed=50, segment_length=LENGTH):
+        self.length = segment_length
+        self.after = torch.cat([torch.arange(frames - 1, -1, -1) for frames in lengths])
+        self.features = np.concatenate([features(frames, seed + video) for video, frames in enumerate(lengths)])
+        self.segments = overlapping_segments(lengths, segment_length)
+        with torch.no_grad():
+            self.keys = head.keys(torch.from_numpy(self.features)).to(storage)
+            self.values = head.values(torch.from_numpy(self.features)).to(storage)
+
+    @property
+    def stored(self):
+        return self.keys, self.values, self.segments
+
+    def banded(self, head):
+        """What `candidate_logits` takes."""
+        weight = head.score_row()[0].detach()
+        band = frame_band(weight, self.values, self.after, self.length).to(self.values.dtype)
+        start = self.segments[:, 0]
+        return self.keys, self.values, band, start, start + self.after[start], self.length
+
+    def oracle_segments(self):
+        return self.features[self.segments.numpy()]
+
+
+def targets(count, length=6, seed=90):
+    """Target segments [N, T_p, D]; the first shows the person of the gallery's first video."""
+    return np.stack([features(length, 50 if n == 0 else seed + n) for n in range(count)])
+
+
+# The fast form against the textbook.
+
+
+@every_head
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize(("storage", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-4)])
+def test_scores_of_overlapping_segments_are_the_textbook_s(head, count, storage, tolerance):
+    gallery, target = Gallery(head, storage=storage), targets(count)
+    scores = pair_scores(encode_target(head, torch.from_numpy(target)), *gallery.stored)
+    expected = oracle_of(head).scores(target, gallery.oracle_segments())
+    assert scores.dtype == torch.float32
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=tolerance)
+    assert np.ptp(expected) > 0.02  # far above the tolerance
+
+
+@pytest.mark.parametrize("temperature", [1 / 8, None])
+def test_float16_storage_moves_the_untrained_head_s_scores_by_less_than_1e_4(temperature):
+    head = untrained_head(np.concatenate([features(30, seed) for seed in range(40)]), temperature=temperature)
+    gallery, target = Gallery(head, storage=torch.float16), targets(3)
+    scores = pair_scores(encode_target(head, torch.from_numpy(target)), *gallery.stored)
+    expected = oracle_of(head).scores(target, gallery.oracle_segments())
+    assert np.ptp(expected) > 0.3
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shift"), [(name, 0.0) for name in HEADS] + [("negative w", 100.0), ("w of both signs", 100.0)])
+def test_a_target_found_again_scores_the_bias_exactly(name, shift):
+    """The terms of the opened square cancel completely here; a shift of all values makes them 10 000 times larger."""
+    shifted = copy.deepcopy(HEADS[name])
+    with torch.no_grad():
+        shifted.value.bias += shift
+    gallery = Gallery(shifted)
+    target = gallery.oracle_segments()
+    scores = pair_scores(encode_target(shifted, torch.from_numpy(target)), *gallery.stored)
+    expected = oracle_of(shifted).scores(target, target)
+    same = np.diag_indices(len(target))
+    bias = shifted.score_row()[1].sigmoid().item()
+    np.testing.assert_allclose(expected[same], bias, atol=1e-7)
+    np.testing.assert_allclose(scores.numpy()[same], expected[same], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.float16])
+def test_no_logit_exceeds_the_bias_when_no_weight_is_above_zero(storage):
+    head = HEADS["negative w"]
+    gallery = Gallery(head, storage=storage)
+    target = encode_target(head, torch.from_numpy(np.concatenate([gallery.oracle_segments(), targets(4, LENGTH)])))
+    logits = pair_logits(target, *gallery.stored)
+    assert (logits <= target.bias).all()
+    mixed = HEADS["w of both signs"]
+    gallery = Gallery(mixed)
+    target = encode_target(mixed, torch.from_numpy(targets(4)))
+    assert (pair_logits(target, *gallery.stored) > target.bias).any()
+
+
+def test_scores_are_the_network_s_own():
+    head = HEADS["negative w"]
+    gallery, target = Gallery(head), torch.from_numpy(targets(3))
+    expected = head(target, torch.from_numpy(gallery.oracle_segments())).detach()
+    scores = pair_scores(encode_target(head, target), *gallery.stored)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
+def test_the_chunk_size_changes_nothing(chunk):
+    head = HEADS["w of both signs"]
+    gallery, target = Gallery(head), encode_target(HEADS["w of both signs"], torch.from_numpy(targets(3)))
+    whole = pair_scores(target, *gallery.stored)
+    torch.testing.assert_close(pair_scores(target, *gallery.stored, chunk=chunk), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_the_order_of_candidates_changes_nothing(chunk):
+    head = HEADS["w of both signs"]
+    gallery, target = Gallery(head, (40, 33, 60)), encode_target(head, torch.from_numpy(targets(3)))
+    whole = pair_scores(target, *gallery.stored)
+    order = torch.randperm(len(gallery.segments), generator=torch.Generator().manual_seed(1))
+    shuffled = pair_scores(target, gallery.keys, gallery.values, gallery.segments[order], chunk=chunk)
+    torch.testing.assert_close(shuffled, whole[:, order], rtol=0, atol=1e-6)
+
+
+def test_segments_far_apart_among_the_frames_score_the_same():
+    head = HEADS["negative w"]
+    gallery, target = Gallery(head, (200, 200)), encode_target(HEADS["negative w"], torch.from_numpy(targets(2)))
+    whole = pair_scores(target, *gallery.stored)
+    ends = torch.tensor([0, len(gallery.segments) - 1])
+    few = pair_scores(target, gallery.keys, gallery.values, gallery.segments[ends])
+    torch.testing.assert_close(few, whole[:, ends], rtol=0, atol=1e-6)
+
+
+def test_stored_distances_give_the_same_scores():
+    head, gallery = HEADS["negative w"], Gallery(HEADS["negative w"])
+    target = encode_target(head, torch.from_numpy(targets(3)))
+    band = frame_band(target.weight, gallery.values, gallery.after, LENGTH)
+    distances = segment_distances(band, gallery.segments)
+    expected = pair_scores(target, *gallery.stored)
+    torch.testing.assert_close(pair_scores(target, *gallery.stored, distances=distances, chunk=5), expected, rtol=0, atol=1e-6)
+    rows = gallery.values[gallery.segments[0]].double().numpy()
+    plain = ((rows[:, None] - rows[None]) ** 2) @ target.weight.double().numpy()
+    np.testing.assert_allclose(distances[0], plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_band_holds_nothing_beyond_the_end_of_a_video():
+    gallery = Gallery(HEADS["negative w"])
+    band = frame_band(torch.full((VALUE_WIDTH,), -1.0), gallery.values, gallery.after, LENGTH)
+    beyond = torch.arange(1, LENGTH) > gallery.after[:, None]
+    assert (band[beyond] == 0).all()
+    assert (band[~beyond] < 0).all()
+
+
+@every_head
+@pytest.mark.usefixtures("scorer")
+@pytest.mark.parametrize("count", [1, 9, 33, 64])
+@pytest.mark.parametrize(("storage", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-4)])
+def test_stored_candidates_score_as_the_textbook_says(head, count, storage, tolerance):
+    if storage == torch.float16 and not head.config.normalise_features:
+        tolerance = 3e-4  # its keys are long, and float16 keeps a share of their length; heads that ship take unit features
+    gallery = Gallery(head, (21, 8, 5, 1, 60), storage)
+    scores = candidate_logits(encode_target(head, torch.from_numpy(targets(count))), *gallery.banded(head)).sigmoid()
+    np.testing.assert_allclose(scores.T, textbook(head, (21, 8, 5, 1, 60), 64)[:count], rtol=0, atol=tolerance)
+
+
+@cache
+def textbook(head, lengths, count, segment_length=LENGTH):
+    """The oracle's scores of `targets(count)` and of a `Gallery`, computed once for all that are compared with it."""
+    gallery = Gallery(head, lengths, segment_length=segment_length)
+    return oracle_of(head).scores(targets(count), gallery.oracle_segments())
+
+
+@pytest.mark.usefixtures("scorer")
+@pytest.mark.parametrize("length", [1, 2, 7, 100])
+def test_segments_of_any_length_are_scored(length):
+    head = HEADS["negative w"]
+    gallery = Gallery(head, (21, 8, 5, 330), segment_length=length)
+    scores = candidate_logits(encode_target(head, torch.from_numpy(targets(11))), *gallery.banded(head)).sigmoid()
+    np.testing.assert_allclose(scores.T, textbook(head, (21, 8, 5, 330), 11, length), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("scorer")
+@pytest.mark.parametrize("copies", [1, 300])
+def test_frames_that_nearly_coincide_lose_nothing_to_rounding(copies):
+    """The target's own frames as the candidate, far from the origin: distances are next to 0, products are large."""
+    head = HEADS["negative w"]
+    gallery = Gallery(head, (30,) * copies)
+    own = torch.from_numpy(gallery.oracle_segments()[:3])
+    target = encode_target(head, own)
+    far = 50 * torch.ones(VALUE_WIDTH)
+    target = replace(target, encodings=target.encodings + far, centre=target.centre + far)
+    keys, _, band, start, last, length = gallery.banded(head)
+    logits = candidate_logits(target, keys, gallery.values + far, band, start, last, length)
+    np.testing.assert_allclose(logits.sigmoid().T, textbook_of_its_own(head, copies), rtol=0, atol=1e-5)
+    assert (logits <= target.bias).all()
+
+
+@cache
+def textbook_of_its_own(head, copies):
+    segments = Gallery(head, (30,) * copies).oracle_segments()
+    return oracle_of(head).scores(segments[:3], segments)
+
+
+@pytest.mark.parametrize("count", [3, 8, 17, 64])
+@pytest.mark.parametrize(("key_width", "value_width"), [(128, 128), (5, 19)])
+@pytest.mark.parametrize(("storage", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-4)])
+@pytest.mark.usefixtures("scorer")
+def test_keys_and_values_of_any_width_score_as_defined(count, key_width, value_width, storage, tolerance):
+    target, arrays = stored_at_random(count, key_width, value_width, storage)
+    logits = candidate_logits(target, *arrays)
+    keys, values, _, start, last, length = (part.double().numpy() if torch.is_tensor(part) else part for part in arrays)
+    rows = np.minimum(start[:, None] + np.arange(length), last[:, None]).astype(int)
+    heat = keys[rows] @ target.query_vectors.double().numpy().T  # [K, T, N]
+    attention = np.exp(heat - heat.max(axis=1, keepdims=True))
+    attention /= attention.sum(axis=1, keepdims=True)
+    encodings = np.einsum("ktn,ktd->nkd", attention, values[rows])
+    differences = target.encodings.double().numpy()[:, None] - encodings
+    expected = float(target.bias) + differences**2 @ target.weight.double().numpy()  # [N, K]
+    assert np.ptp(expected) > 1
+    np.testing.assert_allclose(logits.sigmoid().T, 1 / (1 + np.exp(-expected)), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_vectors_of_every_width_agree(processor, count, monkeypatch):
+    target, arrays = stored_at_random(count, 128, 128, torch.float16)
+    logits = candidate_logits(target, *arrays)
+    monkeypatch.setattr(compiled, "PROCESSOR", "native")
+    torch.testing.assert_close(logits, candidate_logits(target, *arrays), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("level", "few", "many"), [("x86-64-v2", 4, 4), ("x86-64-v3", 8, 8), ("x86-64-v4", 8, 16)])
+def test_vectors_are_as_wide_as_the_processor_s_registers(level, few, many, monkeypatch):
+    """128 bits with SSE4.2, 256 with AVX2, 512 with AVX-512, of which up to 8 target segments take a half."""
+    compile_for(level, monkeypatch)
+    assert [pair_kernel.lanes(count) for count in (1, 8, 9, 64)] == [few, few, many, many]
+
+
+def stored_at_random(count, key_width, value_width, storage):
+    """A target of `count` segments, and what `candidate_logits` takes of 12 videos of 1 to 70 frames."""
+    generator = torch.Generator().manual_seed(count)
+    frames = torch.randint(1, 71, (12,), generator=generator)
+    after = torch.cat([torch.arange(n - 1, -1, -1) for n in frames.tolist()])
+    keys, queries = (torch.randn(n, key_width, generator=generator) / key_width**0.25 for n in (len(after), count))
+    values, encodings = (torch.randn(n, value_width, generator=generator) / value_width**0.5 for n in (len(after), count))
+    keys, values, weight = keys.to(storage), values.to(storage), -2 * torch.rand(value_width, generator=generator)
+    target = TargetEncoding(queries, encodings, torch.empty(0), weight, torch.tensor(1.0), encodings.mean(dim=0))
+    start = overlapping_segments(frames.tolist())[:, 0]
+    band = frame_band(weight, values, after, LENGTH).to(storage)
+    return target, (keys, values, band, start, start + after[start], LENGTH)
+
+
+@pytest.mark.usefixtures("scorer")
+def test_a_damaged_frame_shows_as_nan_in_its_segments_only():
+    head = HEADS["negative w"]
+    for array in ("keys", "values"):
+        gallery = Gallery(head)
+        arrays = gallery.banded(head)
+        getattr(gallery, array)[10, 3] = torch.nan
+        logits = candidate_logits(encode_target(head, torch.from_numpy(targets(2))), *arrays)
+        holds = (gallery.segments == 10).any(dim=1)
+        assert logits[holds].isnan().all()
+        assert logits[~holds].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda k, v, b, s, e, n: (k, v, b[1:], s, e, n),
+        lambda k, v, b, s, e, n: (k, v, b, s, e[1:], n),
+        lambda k, v, b, s, e, n: (k, v, b, s, e + len(k), n),
+        lambda k, v, b, s, e, n: (k, v, b, s - 1, e, n),
+        lambda k, v, b, s, e, n: (k[:, 1:].contiguous(), v, b, s, e, n),
+        lambda k, v, b, s, e, n: (k[:-1], v, b, s, e, n),
+    ],
+)
+@pytest.mark.usefixtures("scorer")
+def test_arrays_that_do_not_fit_are_refused(change):
+    head = HEADS["negative w"]
+    target = encode_target(head, torch.from_numpy(targets(2)))
+    with pytest.raises(ValueError, match=r"fit|must be|frames"):
+        candidate_logits(target, *change(*Gallery(head).banded(head)))
+
+
+def test_a_machine_without_a_compiler_says_so_and_scores_in_torch(tmp_path):
+    code = "from pipeline import pair_kernel; print(pair_kernel.available(), pair_kernel.why_not())"
+    python = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=python, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False there is no C compiler; install gcc and libc6-dev\n"
+
+
+def test_the_centre_changes_nothing_but_rounding():
+    head = HEADS["w of both signs"]
+    gallery, segments = Gallery(head), torch.from_numpy(targets(3))
+    usual = pair_scores(encode_target(head, segments), *gallery.stored)
+    for centre in (torch.zeros(VALUE_WIDTH), torch.randn(VALUE_WIDTH)):
+        torch.testing.assert_close(pair_scores(encode_target(head, segments, centre), *gallery.stored), usual, rtol=0, atol=1e-5)
+
+
+def test_attention_of_both_sides_is_the_textbook_s():
+    head = HEADS["w of both signs"]
+    gallery, segments = Gallery(head), targets(2)
+    target = encode_target(head, torch.from_numpy(segments))
+    weights = attention_weights(target, gallery.keys, gallery.segments).numpy()
+    oracle = oracle_of(head)
+    assert weights.shape == (2, *gallery.segments.shape)
+    for n, segment in enumerate(segments):
+        query_vector = oracle.query_vector(segment)
+        np.testing.assert_allclose(target.attention[n], oracle.attention(query_vector, segment), atol=1e-5)
+        expected = [oracle.attention(query_vector, candidate) for candidate in gallery.oracle_segments()]
+        np.testing.assert_allclose(weights[n], expected, atol=1e-5)
+    assert weights.max() > 2 / LENGTH
+
+
+def test_a_gallery_without_segments_gives_no_scores():
+    head = HEADS["negative w"]
+    gallery, target = Gallery(head), encode_target(head, torch.from_numpy(targets(2)))
+    assert pair_scores(target, gallery.keys, gallery.values, gallery.segments[:0]).shape == (2, 0)
+
+
+@pytest.mark.parametrize("frame", [-1, 64])
+def test_frame_numbers_outside_the_frames_are_refused(frame):
+    head = HEADS["negative w"]
+    gallery, target = Gallery(head), encode_target(head, torch.from_numpy(targets(1)))
+    assert len(gallery.keys) == 64
+    segments = gallery.segments.clone()
+    segments[2, 3] = frame
+    with pytest.raises(ValueError, match=r"0\.\.63"):
+        pair_scores(target, gallery.keys, gallery.values, segments)
+    with pytest.raises(ValueError, match=r"0\.\.63"):
+        attention_weights(target, gallery.keys, segments)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda keys, values, segments: (keys[:-1], values, segments), "keys"),
+        (lambda keys, values, segments: (values, keys, segments), "keys"),
+        (lambda keys, values, segments: (keys, values, segments[0]), "segment_frames"),
+        (lambda keys, values, segments: (keys, values, segments[:, :0]), "segment_frames"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_by_name(change, word):
+    head = HEADS["negative w"]
+    target = encode_target(head, torch.from_numpy(targets(1)))
+    with pytest.raises(ValueError, match=word):
+        pair_scores(target, *change(*Gallery(head).stored))
+
+
+def test_distances_of_other_segments_and_an_empty_chunk_are_refused():
+    head = HEADS["negative w"]
+    target, gallery = encode_target(head, torch.from_numpy(targets(1))), Gallery(head)
+    with pytest.raises(ValueError, match="distances"):
+        pair_scores(target, *gallery.stored, distances=torch.zeros(3, LENGTH, LENGTH))
+    with pytest.raises(ValueError, match="chunk"):
+        pair_scores(target, *gallery.stored, chunk=0)
+
+
+def test_a_target_of_another_backbone_is_refused_with_both_widths():
+    with pytest.raises(PipelineError, match="width 24, not 25"):
+        encode_target(HEADS["negative w"], torch.zeros(1, 2, 25))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("storage", [torch.float32, torch.float16])
+def test_a_gpu_gives_the_scores_of_the_cpu(storage):
+    head = HEADS["w of both signs"]
+    gallery, target = Gallery(head, storage=storage), encode_target(head, torch.from_numpy(targets(3)))
+    expected = pair_scores(target, *gallery.stored)
+    scores = pair_scores(target, gallery.keys.cuda(), gallery.values.cuda(), gallery.segments)
+    assert scores.is_cuda
+    torch.testing.assert_close(scores.cpu(), expected, rtol=0, atol=1e-5)
+
+
+# From pair scores to video scores.
+
+FEW_VALUES = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.5000001, 0.9, 1.0])  # ties on purpose
+SCORE = st.one_of(FEW_VALUES, st.floats(0, 1, width=32))
+SETTINGS = st.builds(
+    ScoreSettings,
+    ratio=st.integers(1, 100).map(lambda percent: percent / 100),
+    threshold=st.one_of(st.none(), FEW_VALUES),
+    aggregate=st.sampled_from(["mean", "sum"]),
+)
+
+
+def plain_video_score(scores, settings):
+    """The rule in exact fractions."""
+    ordered = sorted((Fraction(float(score)) for score in scores), reverse=True)
+    if settings.threshold is None:
+        counted = ordered[: max(1, math.ceil(Fraction(str(settings.ratio)) * len(ordered)))]
+    else:
+        counted = [score for score in ordered if score >= Fraction(settings.threshold)]
+    if not counted:
+        return 0.0
+    return float(sum(counted) / (1 if settings.aggregate == "sum" else len(counted)))
+
+
+@given(st.lists(SCORE, min_size=1, max_size=120), SETTINGS)
+def test_a_video_score_is_the_plain_rule_s(scores, settings):
+    assert video_score(scores, settings) == pytest.approx(plain_video_score(scores, settings), rel=1e-12)
+
+
+@given(st.data(), SETTINGS)
+def test_videos_score_the_same_alone_and_together_and_in_any_order_of_their_segments(data, settings):
+    rows = data.draw(st.integers(1, 4))
+    counts = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+    values = data.draw(st.lists(SCORE, min_size=rows * sum(counts), max_size=rows * sum(counts)))
+    scores = np.array(values, dtype=np.float32).reshape(rows, -1)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    together = video_scores(scores, offsets, settings)
+    assert together.dtype == np.float64
+    for video, score in enumerate(together):
+        own = scores[:, offsets[video] : offsets[video + 1]]
+        assert score == video_score(own, settings) == video_score(own[:, ::-1], settings)
+
+
+def test_a_thousand_videos_score_bit_for_bit_what_each_scores_alone_with_its_segments_reversed():
+    generator = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(generator.integers(1, 60, size=1000))])
+    scores = generator.random((7, offsets[-1]))  # float64: adding up in another order would show in the last bits
+    for settings in (ScoreSettings(), ScoreSettings(ratio=1), ScoreSettings(threshold=0.5)):
+        together = video_scores(scores, offsets, settings)
+        alone = [video_score(scores[:, first:last][:, ::-1], settings) for first, last in itertools.pairwise(offsets)]
+        np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize(("ratio", "pairs", "counted"), [(0.07, 100, 7), (0.2, 15, 3), (0.2, 16, 4), (0.1, 3, 1)])
+def test_the_top_share_is_rounded_up_from_its_decimal_value(ratio, pairs, counted):
+    assert video_score(np.ones(pairs), ScoreSettings(ratio=ratio, aggregate="sum")) == counted
+
+
+def test_by_default_the_mean_of_the_top_twentieth_makes_videos_of_any_length_comparable():
+    pattern = [0.9, 0.5, *[0.1] * 18]
+    short, long = np.array(pattern), np.tile(pattern, 40)
+    assert video_score(short) == pytest.approx(video_score(long)) == pytest.approx(0.9)
+    added = ScoreSettings(aggregate="sum")
+    assert video_score(long, added) == pytest.approx(40 * video_score(short, added))
+
+
+def test_a_threshold_replaces_the_share_and_a_video_below_it_scores_zero():
+    scores = [0.9, 0.8, 0.7, 0.1]
+    assert video_score(scores, ScoreSettings(ratio=0.01, threshold=0.7)) == pytest.approx(0.8)
+    assert video_score(scores, ScoreSettings(threshold=0.95)) == 0.0
+
+
+@pytest.mark.parametrize("offsets", [[0, 2], [1, 3], [0, 4], [], [[0, 3]]])
+def test_offsets_that_do_not_cover_the_columns_are_refused(offsets):
+    with pytest.raises(ValueError, match="offsets"):
+        video_scores(np.ones((2, 3)), offsets)
+
+
+@pytest.mark.parametrize(("shape", "offsets"), [((2, 3), [0, 0, 3]), ((2, 3), [0, 5, 3]), ((0, 3), [0, 3])])
+def test_a_video_without_pair_scores_is_refused(shape, offsets):
+    with pytest.raises(ValueError, match="every video needs"):
+        video_scores(np.ones(shape), offsets)
+
+
+def test_a_call_without_videos_gives_no_scores():
+    assert video_scores(np.ones((2, 0)), [0]).shape == (0,)
+
+
+def test_damaged_scores_are_refused_rather_than_ranked_first():
+    with pytest.raises(PipelineError, match="NaN"):
+        video_score([0.5, math.nan])
+    with pytest.raises(PipelineError, match="NaN"):
+        rank_videos([0.5, math.nan], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"ratio": 0.0}, {"ratio": 1.01}, {"ratio": math.nan}, {"threshold": math.nan}, {"aggregate": "max"}]
+)
+def test_score_settings_that_cannot_be_meant_are_refused(settings):
+    with pytest.raises(UsageError):
+        ScoreSettings(**settings)
+
+
+@given(st.lists(st.tuples(FEW_VALUES, st.text("abcé", max_size=3)), max_size=30))
+def test_videos_rank_by_score_then_by_id(videos):
+    scores, ids = [score for score, _ in videos], [video_id for _, video_id in videos]
+    expected = sorted(range(len(videos)), key=lambda position: (-scores[position], ids[position]))
+    assert rank_videos(scores, ids).tolist() == expected
+
+
+def test_as_many_ids_as_scores_are_needed_to_rank():
+    with pytest.raises(ValueError, match="do not belong"):
+        rank_videos([0.1, 0.2], ["a"])
