@@ -368,7 +368,7 @@ def test_arrays_that_do_not_fit_are_refused(change):
 
 
 def test_a_machine_without_a_compiler_says_so_and_scores_in_torch(tmp_path):
-    code = "from pipeline import pair_kernel; print(pair_kernel.available(), pair_kernel.why_not())"
+    code = "from pipeline.scoring import pair_kernel; print(pair_kernel.available(), pair_kernel.why_not())"
     python = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=python, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False there is no C compiler; install gcc and libc6-dev\n"
