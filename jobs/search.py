@@ -15,6 +15,7 @@ import typer
 
 from jobs.command_line import Endpoints, InsecureCluster, imports, parse_time, printable, run
 from pipeline.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
+from pipeline.cluster import Cluster
 from pipeline.errors import UsageError
 from pipeline.evidence import SourcePictures
 from pipeline.gallery import Gallery
@@ -175,8 +176,9 @@ def search(
         searched | {"target": target.video.video_id, "target_uri": target.video.uri} | asked | _of_target(target)
         for target in found
     ]
+    cluster = Cluster(address, insecure_cluster)
     results = []
-    with failures_recorded(opened, "search", *each), opened_partitions(opened, index, actors, address) as partitions:
+    with failures_recorded(opened, "search", *each), opened_partitions(opened, index, actors, cluster) as partitions:
         # Recorded while a cluster is still joined: what counts records reaches it.
         for target, result in zip(found, search_many(opened, index, partitions, found, settings), strict=True):
             results.append(replace(result, searched_by=user(), reason=reason, case=case))
