@@ -51,9 +51,9 @@ DEEDS: dict[str, Callable[[], object]] = {
     "a module is missing": lambda: importlib.import_module("no_such_module") and None,
     "damage": lambda: raise_(ValueError("made up")),
     "a pickle": lambda: say(pickle.dumps(Taken())),
-    "nonsense": lambda: say(b'["Piece", [1, 2]]'),
+    "nonsense": lambda: say(b'["Chunk", [1, 2]]'),
     "too many frames": lambda: say(
-        b'["Piece", {"track": null, "number": 0, "last": true, "frame_index": [%s], "time_s": [%s], "frames": null}]'
+        b'["Chunk", {"track": null, "number": 0, "last": true, "frame_index": [%s], "time_s": [%s], "frames": null}]'
         % ((b"0" + b",0" * 99,) * 2)
     ),
     "half a message": lambda: os.write(int(sys.argv[-2]), struct.pack("!i", 1000) + b"half") and time.sleep(3600),

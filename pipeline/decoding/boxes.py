@@ -91,8 +91,8 @@ def read_boxes(source: Location | bytes) -> Tracks:
         at = min(int(order[place + 1]) for place in twice)
         raise _fault(source, layout, lines[at], f"gives track {rows[at, 1]:.0f} a second box in frame {rows[at, 0]:.0f}")
     starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
-    pieces = zip(np.split(frames, starts[1:]), np.split(boxes, starts[1:]), strict=True)
-    tracks = {int(ids[start]): Track(*piece) for start, piece in zip(starts, pieces, strict=True)}
+    rows_by_track = zip(np.split(frames, starts[1:]), np.split(boxes, starts[1:]), strict=True)
+    tracks = {int(track): Track(*rows) for track, rows in zip(ids[starts], rows_by_track, strict=True)}
     return Tracks(tracks, left_out, layout.first_frame)
 
 

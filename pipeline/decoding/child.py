@@ -15,7 +15,7 @@ from pipeline.decoding.opening import Opened
 from pipeline.decoding.reading import Alive
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.sandbox import confine, limit_memory, limit_processor
-from pipeline.decoding.video import Event, Piece, Progress, Rejected, Request
+from pipeline.decoding.video import Chunk, Event, Progress, Rejected, Request
 from pipeline.errors import VideoError
 
 HEARTBEAT_SECONDS = 0.5
@@ -47,7 +47,7 @@ def _serve(connection: Connection, files: socket.socket, memory: int) -> None:
         limit_processor(sampling.cpu_limit)
         with _received(opened, files) as held:
             for event in _events(request, sampling, alive, held):
-                if isinstance(event, Piece):
+                if isinstance(event, Chunk):
                     if full:
                         connection.recv()  # the frames are taken
                     frames[: len(event.frames)] = event.frames

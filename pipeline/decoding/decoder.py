@@ -2,7 +2,7 @@
 
 The parent opens what a request names (`pipeline.decoding.opening`) and hands the descriptors over a socket; the child
 (`pipeline.decoding.child`) answers with events, and is renewed after a crash, after a time-out, and when it has kept so much
-memory that videos would no longer have what they may take. The frames of a piece go through memory that both processes map: the
+memory that videos would no longer have what they may take. The frames of a chunk go through memory that both processes map: the
 child waits until they are taken out before it puts in the next. FFmpeg's chatter on stderr is dropped.
 
 The child has a bare environment and loads nothing from the working directory or from PYTHONPATH; `pipeline.decoding.sandbox`
@@ -35,7 +35,7 @@ import numpy as np
 from pipeline.decoding.messages import END, FAULT, LONGEST, UNCONFINED, event_of, frames_bytes, mapped_frames, unpacked
 from pipeline.decoding.opening import Opened
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Box, Event, FramesRequest, MomentRequest, Piece, Progress, Rejected, Request, SourceRequest
+from pipeline.decoding.video import Box, Chunk, Event, FramesRequest, MomentRequest, Progress, Rejected, Request, SourceRequest
 from pipeline.errors import PipelineError, UsageError, VideoError
 
 LOGGER = logging.getLogger("coattention.decoder")
@@ -97,7 +97,7 @@ class Decoder:
             self.close()
 
     def events(self, uri: str, boxes_uri: str | None = None, frame_rate: float | None = None) -> Iterator[Event]:
-        """The events of one source, see `pipeline.decoding.video.read_pieces`. frame_rate: in place of `Sampling.frame_rate`.
+        """The events of one source, see `pipeline.decoding.video.read_chunks`. frame_rate: in place of `Sampling.frame_rate`.
 
         Never raises for a bad video: what spoils all of it is a last event Rejected(None, reason, message).
         """
@@ -123,7 +123,7 @@ class Decoder:
         found: dict[int, np.ndarray] = {}
         times = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
         for event in self._answers(FramesRequest(uri, boxes_uri, track, times, box)):
-            if isinstance(event, Piece):
+            if isinstance(event, Chunk):
                 found.update(zip(event.frame_index.tolist(), event.frames, strict=True))
         return found
 
@@ -176,7 +176,7 @@ class Decoder:
                     _tell_unconfined(str(fields.get("missing")))
                 if event is None:
                     continue
-                if isinstance(event, Piece):
+                if isinstance(event, Chunk):
                     connection.send("taken")
                 given += not isinstance(event, Progress)
                 yield event

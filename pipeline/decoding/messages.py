@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Event, Piece, Progress, Rejected, VideoInfo
+from pipeline.decoding.video import Chunk, Event, Progress, Rejected, VideoInfo
 
 END, UNCONFINED, FAULT = "End", "Unconfined", "Fault"
 LONGEST = 64 << 20  # bytes of a message
@@ -23,7 +23,7 @@ def packed(message: Event | str, **fields: Any) -> bytes:
     """An event without its frames, or a message of another kind with its fields."""
     if not isinstance(message, str):
         fields = vars(message)
-        if isinstance(message, Piece):
+        if isinstance(message, Chunk):
             fields = {**fields, "frame_index": message.frame_index.tolist(), "time_s": message.time_s.tolist(), "frames": None}
         message = type(message).__name__
     return json.dumps([message, fields]).encode()
@@ -38,25 +38,25 @@ def unpacked(data: bytes) -> tuple[str, Mapping[str, Any]]:
 
 
 def event_of(kind: str, fields: Mapping[str, Any], frames: np.ndarray) -> Event:
-    """The event of a message. frames: the memory for frames, uint8 [piece, height, width, 3], of which a piece gets a copy.
+    """The event of a message. frames: the memory for frames, uint8 [chunk, height, width, 3], of which a chunk gets a copy.
 
     Raises ValueError, KeyError or TypeError for what is no event.
     """
-    if kind == Piece.__name__:
+    if kind == Chunk.__name__:
         index, times = np.array(fields["frame_index"], np.int32), np.array(fields["time_s"], np.float32)
         if not index.shape == times.shape == (len(index),) or len(index) > len(frames):
-            raise ValueError("a piece has as many times as frames, and no more than the memory holds")
-        return Piece(**{**fields, "frame_index": index, "time_s": times, "frames": frames[: len(index)].copy()})
+            raise ValueError("a chunk has as many times as frames, and no more than the memory holds")
+        return Chunk(**{**fields, "frame_index": index, "time_s": times, "frames": frames[: len(index)].copy()})
     event = _EVENTS[kind](**fields)
     return replace(event, remarks=tuple(event.remarks)) if isinstance(event, VideoInfo) else event
 
 
 def frames_bytes(sampling: Sampling) -> int:
-    """Bytes of the frames of the largest piece."""
-    return sampling.piece * sampling.height * sampling.width * 3
+    """Bytes of the frames of the largest chunk."""
+    return sampling.chunk * sampling.height * sampling.width * 3
 
 
 def mapped_frames(memory: int, sampling: Sampling) -> np.ndarray:
-    """The memory behind a file descriptor as uint8 [piece, height, width, 3]; shared with whoever else maps it."""
+    """The memory behind a file descriptor as uint8 [chunk, height, width, 3]; shared with whoever else maps it."""
     mapped = mmap.mmap(memory, frames_bytes(sampling))
-    return np.frombuffer(mapped, np.uint8).reshape(sampling.piece, sampling.height, sampling.width, 3)
+    return np.frombuffer(mapped, np.uint8).reshape(sampling.chunk, sampling.height, sampling.width, 3)

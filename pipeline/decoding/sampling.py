@@ -22,7 +22,7 @@ class Sampling:
     frame_rate: frames a second of streams that carry no times, such as raw H.264; None: what the stream says, else a guess.
     max_damage: share of a video's packets that may be passed over because they cannot be decoded.
     height, width: pixels of a frame handed to the backbone.
-    piece: frames a piece. max_frames: sampled frames a candidate. max_bytes: size of a video file in bytes.
+    chunk: frames a chunk. max_frames: sampled frames a candidate. max_bytes: size of a video file in bytes.
     min_box: pixels of a box that must lie inside the frame, in each direction, for it to count.
     time_limit: seconds without progress after which a video is given up. memory_limit: bytes that decoding may take.
     cpu_limit: seconds of processor time that a source may take, however well it goes on.
@@ -35,7 +35,7 @@ class Sampling:
     frame_rate: float | None = None
     height: int = 256
     width: int = 128
-    piece: int = 64
+    chunk: int = 64
     max_frames: int = 20_000
     max_bytes: int = 16 << 30
     min_box: int = 8
@@ -52,7 +52,7 @@ class Sampling:
             "rate",
             "height",
             "width",
-            "piece",
+            "chunk",
             "max_frames",
             "max_bytes",
             "min_box",

@@ -1,7 +1,7 @@
-"""One video -> sampled frames, cropped and resized, in pieces of bounded size; every failure becomes a reason.
+"""One video -> sampled frames, cropped and resized, in chunks of bounded size; every failure becomes a reason.
 
 Runs inside the child process that `pipeline.decoding.decoder` starts, so a decoder that crashes or hangs costs one video. A
-*piece* is up to `Sampling.piece` frames of one candidate; a candidate is the whole frame, or one track of a boxes file. A source
+*chunk* is up to `Sampling.chunk` frames of one candidate; a candidate is the whole frame, or one track of a boxes file. A source
 is read once, front to back: what is sampled is decided as its frames come.
 """
 
@@ -39,10 +39,10 @@ class VideoInfo:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Consecutive sampled frames of one candidate.
 
-    track: the track id, or None for the whole frame. number: 0, 1, ... within the candidate; last: no piece follows.
+    track: the track id, or None for the whole frame. number: 0, 1, ... within the candidate; last: no chunk follows.
     frame_index: int32 [n], frames of the source from 0. time_s: float32 [n], seconds from the source's start.
     frames: uint8 [n, height, width, 3], RGB. source_hash: see VideoInfo; None where it was not asked for.
     """
@@ -70,12 +70,12 @@ class Progress:
     """Work goes on; nothing to hand over yet."""
 
 
-Event = VideoInfo | Piece | Rejected | Progress
+Event = VideoInfo | Chunk | Rejected | Progress
 
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """All candidates of a source, see `read_pieces`. frame_rate: in place of `Sampling.frame_rate`."""
+    """All candidates of a source, see `read_chunks`. frame_rate: in place of `Sampling.frame_rate`."""
 
     uri: str
     boxes_uri: str | None = None
@@ -92,7 +92,7 @@ class SourceRequest:
     def answer(self, sampling: Sampling, alive: Alive, opened: Opened) -> Iterator[Event]:
         if self.frame_rate is not None:
             sampling = replace(sampling, frame_rate=self.frame_rate)
-        yield from read_pieces(self.uri, self.boxes_uri, sampling, alive, opened)
+        yield from read_chunks(self.uri, self.boxes_uri, sampling, alive, opened)
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ class MomentRequest:
 Request = SourceRequest | FramesRequest | MomentRequest
 
 
-def read_pieces(
+def read_chunks(
     uri: str, boxes_uri: str | None, sampling: Sampling, alive: Alive = lambda: None, opened: Opened | None = None
 ) -> Iterator[Event]:
-    """Decode one source: the pieces of every candidate in it and, last, its VideoInfo.
+    """Decode one source: the chunks of every candidate in it and, last, its VideoInfo.
 
     uri: a video file, an image, a folder of numbered images or a pattern of some of its images
     (`pipeline.catalog.image_folders.is_image_pattern`), local or in an object store. boxes_uri: a MOT boxes file (frame from 1,
@@ -173,9 +173,9 @@ def read_pieces(
 
 
 def _hashed(events: Iterable[Event], source_hash: str | None) -> Iterator[Event]:
-    """The events with the source's hash in their pieces: who gets one can tell a forgotten source before it is embedded."""
+    """The events with the source's hash in their chunks: who gets one can tell a forgotten source before it is embedded."""
     for event in events:
-        yield replace(event, source_hash=source_hash) if isinstance(event, Piece) else event
+        yield replace(event, source_hash=source_hash) if isinstance(event, Chunk) else event
 
 
 def read_frames(
@@ -188,11 +188,11 @@ def read_frames(
     box: Box | None = None,
     opened: Opened | None = None,
 ) -> Iterator[Event]:
-    """Single frames of one candidate, one Piece each; frame numbers that the source does not have are left out.
+    """Single frames of one candidate, one Chunk each; frame numbers that the source does not have are left out.
 
     track: its id in the boxes file, or None for the whole frame. wanted: frame numbers, each with the time that it had when it
     was sampled, in seconds, or None; with times, a frame far into a long recording is found without reading all before it. box:
-    what to cut out of every frame, in place of a track. opened: see `read_pieces`. Raises VideoError.
+    what to cut out of every frame, in place of a track. opened: see `read_chunks`. Raises VideoError.
     """
     boxes: Mapping[int, Box | np.ndarray] = dict.fromkeys(wanted, box) if box is not None else {}
     if track is None:
@@ -216,9 +216,9 @@ def read_frames(
 def read_moment(
     uri: str, box: Box, time_s: float, sampling: Sampling, alive: Alive = lambda: None, opened: Opened | None = None
 ) -> Iterator[Event]:
-    """What a box (x, y, w, h, in pixels) shows at the time nearest to time_s, in seconds: a Piece of one frame, and a VideoInfo.
+    """What a box (x, y, w, h, in pixels) shows at the time nearest to time_s, in seconds: a Chunk of one frame, and a VideoInfo.
 
-    opened: see `read_pieces`. Raises VideoError, for a time after the end and a box that lies outside the picture too.
+    opened: see `read_chunks`. Raises VideoError, for a time after the end and a box that lies outside the picture too.
     """
     with contextlib.ExitStack() as stack:
         opened = opened or stack.enter_context(open_files(uri, None, sampling, alive))
@@ -317,7 +317,7 @@ def _too_many(subject: str, sampling: Sampling) -> str:
 
 @dataclass
 class _Candidate:
-    """Collects one candidate's crops and hands them on a piece at a time. count: its frames so far."""
+    """Collects one candidate's crops and hands them on a chunk at a time. count: its frames so far."""
 
     track: int | None
     sampling: Sampling
@@ -330,26 +330,26 @@ class _Candidate:
     def full(self) -> bool:
         return self.count == self.sampling.max_frames
 
-    def add(self, frame: Frame, crop: np.ndarray) -> Iterator[Piece]:
-        """Takes a frame; a piece that is complete is kept back until it is known whether it is the last one."""
-        if len(self.crops) == self.sampling.piece:
-            yield self._piece(last=False)
+    def add(self, frame: Frame, crop: np.ndarray) -> Iterator[Chunk]:
+        """Takes a frame; a chunk that is complete is kept back until it is known whether it is the last one."""
+        if len(self.crops) == self.sampling.chunk:
+            yield self._chunk(last=False)
         self.indices.append(frame.number)
         self.times.append(frame.time_s)
         self.crops.append(resize(crop, self.sampling.height, self.sampling.width))
         self.count += 1
 
-    def end(self) -> Iterator[Piece]:
-        yield self._piece(last=True)
+    def end(self) -> Iterator[Chunk]:
+        yield self._chunk(last=True)
 
-    def only(self, frame: Frame, crop: np.ndarray) -> Iterator[Piece]:
+    def only(self, frame: Frame, crop: np.ndarray) -> Iterator[Chunk]:
         """A candidate of one frame."""
         yield from self.add(frame, crop)
         yield from self.end()
 
-    def _piece(self, last: bool) -> Piece:
+    def _chunk(self, last: bool) -> Chunk:
         index, times = np.array(self.indices, np.int32), np.array(self.times, np.float32)
-        piece = Piece(self.track, self.number, last, index, times, np.stack(self.crops))
+        chunk = Chunk(self.track, self.number, last, index, times, np.stack(self.crops))
         self.number += 1
         self.indices, self.times, self.crops = [], [], []
-        return piece
+        return chunk

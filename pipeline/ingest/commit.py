@@ -22,14 +22,14 @@ OUT_OF_REACH = ("missing", "permission_denied", "unavailable")  # reasons that s
 class PendingSource:
     """What has been written of a source that is not complete yet. Keys make a row that comes twice count once."""
 
-    pieces: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    chunks: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     rejects: dict[str, dict[str, Any]] = field(default_factory=dict)
     end: dict[str, Any] | None = None
 
     def complete(self) -> bool:
         if self.end is None:
             return False
-        return self.end["fatal"] or (len(self.pieces) == self.end["pieces"] and len(self.rejects) == self.end["rejects"])
+        return self.end["fatal"] or (len(self.chunks) == self.end["chunks"] and len(self.rejects) == self.end["rejects"])
 
 
 class Committer:
@@ -62,8 +62,8 @@ class Committer:
             ):  # a task that was run again after its rows had arrived
                 continue
             source = touched[row["source_id"]] = self.pending[row["source_id"]]
-            if row["kind"] == "piece":
-                source.pieces[row["video_id"], row["piece"]] = row
+            if row["kind"] == "chunk":
+                source.chunks[row["video_id"], row["chunk"]] = row
             elif row["kind"] == "reject":
                 source.rejects[row["video_id"]] = row
             else:
@@ -92,7 +92,7 @@ class Committer:
                 continue
             rejects += [self._reject_row(source_id, row) for row in source.rejects.values()]
             by_video = defaultdict(list)
-            for (video_id, _), row in sorted(source.pieces.items()):
+            for (video_id, _), row in sorted(source.chunks.items()):
                 by_video[video_id].append(row)
             for video_id, rows in by_video.items():
                 if video_id in source.rejects:  # what came before it was refused
@@ -121,9 +121,9 @@ class Committer:
         self.known.update(names)
         return self.forgotten.content
 
-    def _video_row(self, source_id: str, pieces: list[dict[str, Any]], end: dict[str, Any]) -> dict[str, Any]:
-        row = pieces[0]
-        split = any(piece["shard"] != row["shard"] for piece in pieces)
+    def _video_row(self, source_id: str, chunks: list[dict[str, Any]], end: dict[str, Any]) -> dict[str, Any]:
+        row = chunks[0]
+        split = any(chunk["shard"] != row["shard"] for chunk in chunks)
         source = self._source(source_id)
         # A boxes file holds many people: the source's label, if any, is not each track's.
         person_id = source["person_id"] if row["track"] is None else None
@@ -134,10 +134,10 @@ class Committer:
             **{name: source[name] for name in ("uri", "camera_id", "start_time", "boxes_uri", "frame_rate", *STATE)},
             "ingested_hash": end["source_hash"],
             "seen_from": _later(start, row["first_s"]),
-            "seen_to": _later(start, pieces[-1]["last_s"]),
+            "seen_to": _later(start, chunks[-1]["last_s"]),
             "person_id": person_id,
-            "sampled_frames": sum(piece["rows"] for piece in pieces),
-            "shard": join_pieces.remote(self.gallery, pieces) if split else row["shard"],
+            "sampled_frames": sum(chunk["rows"] for chunk in chunks),
+            "shard": join_chunks.remote(self.gallery, chunks) if split else row["shard"],
             "first_row": 0 if split else row["first_row"],
             "backbone": self.gallery.settings.backbone.identity,
             "ingested_at": datetime.now(UTC),
@@ -175,9 +175,9 @@ def _later(start: datetime | None, seconds: float) -> datetime | None:
 
 
 @ray.remote(num_cpus=0)
-def join_pieces(gallery: Gallery, pieces: list[dict[str, Any]]) -> str:
-    """A video whose pieces came to lie in several shards, as one shard of its own; returns the shard's name."""
-    tables = [gallery.read_shard(piece["shard"], piece["first_row"], piece["rows"]) for piece in pieces]
+def join_chunks(gallery: Gallery, chunks: list[dict[str, Any]]) -> str:
+    """A video whose chunks came to lie in several shards, as one shard of its own; returns the shard's name."""
+    tables = [gallery.read_shard(chunk["shard"], chunk["first_row"], chunk["rows"]) for chunk in chunks]
     frames = pa.concat_tables(tables)
     index, times = np.asarray(frames["frame_index"]), np.asarray(frames["time_s"])
-    return gallery.write_shard(frames_table([pieces[0]["video_id"]], [len(frames)], index, times, feature_matrix(frames)))
+    return gallery.write_shard(frames_table([chunks[0]["video_id"]], [len(frames)], index, times, feature_matrix(frames)))

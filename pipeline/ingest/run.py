@@ -1,13 +1,13 @@
 """Catalog -> gallery with Ray Data: decode on CPUs, embed on GPUs or CPUs, write shards, commit.
 
     1. the catalog's rows that the gallery does not have yet, in small blocks
-    2. decode:  rows -> pieces of frames          actors, each with a decoder process of its own
+    2. decode:  rows -> chunks of frames          actors, each with a decoder process of its own
     3. embed:   frames -> float16 features        actors, each with a network; GPUs where the cluster has them
-    4. write:   pieces -> one Parquet shard       actors; no two writers ever give a shard the same name
-    5. commit:  this process                      a source is committed when all of its pieces are in shards
+    4. write:   chunks -> one Parquet shard       actors; no two writers ever give a shard the same name
+    5. commit:  this process                      a source is committed when all of its chunks are in shards
 
-Steps 2 to 4 are in pipeline.ingest.pieces, step 5 is in pipeline.ingest.commit. Without GPUs, 2 and 3 share their actors, since
-passing frames from one process to another through Ray costs a third of what embedding them does. Pieces stream under Ray Data's
+Steps 2 to 4 are in pipeline.ingest.stages, step 5 is in pipeline.ingest.commit. Without GPUs, 2 and 3 share their actors, since
+passing frames from one process to another through Ray costs a third of what embedding them does. Chunks stream under Ray Data's
 backpressure, so memory does not grow with the number of videos. Only step 5 changes the gallery, in one atomic step at a time:
 whatever is killed, what is not committed is simply done again.
 """
@@ -38,8 +38,8 @@ from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
 from pipeline.gallery.source_notes import SourceNotes, source_notes
 from pipeline.ingest.commit import Committer
-from pipeline.ingest.pieces import DecodeAndEmbed, DecodeSources, EmbedPieces, Row, write_pieces
 from pipeline.ingest.source_changes import find_changes, too_young, with_states
+from pipeline.ingest.stages import DecodeAndEmbed, DecodeSources, EmbedChunks, Row, write_chunks
 from pipeline.storage.location import StorageError
 
 LOGGER = logging.getLogger("coattention.ingest")
@@ -57,16 +57,16 @@ class Workers:
     decoders: decoding actors; None without GPUs: embedders decode for themselves. embedders: embedding actors, one a GPU or else
     one a CPU: networks of one thread each embed more than one network of many threads, which wait for each other at every layer.
     threads: CPU threads of one embedder.
-    shard_pieces: pieces (videos, when none is long) that one shard holds and one commit makes durable.
+    shard_chunks: chunks (videos, when none is long) that one shard holds and one commit makes durable.
     """
 
     decoders: int | None = None
     embedders: int | None = None
     threads: int | None = None
-    shard_pieces: int | None = None
+    shard_chunks: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("decoders", "embedders", "threads", "shard_pieces"):
+        for name in ("decoders", "embedders", "threads", "shard_chunks"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {number}")
 
@@ -316,7 +316,7 @@ def _stream(
     dataset = dataset.map_batches(
         _TimedWrite,
         fn_constructor_args=(gallery,),
-        batch_size=2 * (workers.shard_pieces or min(512, max(16, len(missing) // 20))),  # a video is a piece and an end
+        batch_size=2 * (workers.shard_chunks or min(512, max(16, len(missing) // 20))),  # a video is a chunk and an end
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=writers),  # tasks would start a process each: Ray ends idle ones at once
         num_cpus=write_cpus,
@@ -329,7 +329,7 @@ class _TimedDecode(DecodeSources):
         yield from telemetry.timed_items(super().rows(sources), "coattention_ingest_seconds", stage="decode")
 
 
-class _TimedEmbed(EmbedPieces):
+class _TimedEmbed(EmbedChunks):
     def embed(self, frames: np.ndarray) -> np.ndarray:
         with telemetry.timed("coattention_ingest_seconds", stage="embed"):
             return super().embed(frames)
@@ -344,9 +344,9 @@ class _TimedWrite:
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
 
-    def __call__(self, pieces: pa.Table) -> pa.Table:
+    def __call__(self, chunks: pa.Table) -> pa.Table:
         with telemetry.timed("coattention_ingest_seconds", stage="write"):
-            return write_pieces(pieces, self.gallery)
+            return write_chunks(chunks, self.gallery)
 
 
 class _Telling:

@@ -1,4 +1,4 @@
-"""What flows through an ingest: pieces of videos, decoded, embedded and written to shards (steps 2 to 4 of `run`)."""
+"""What flows through an ingest: chunks of videos, decoded, embedded and written to shards (steps 2 to 4 of `run`)."""
 
 import math
 import time
@@ -15,22 +15,22 @@ from pipeline.backbone.runtime import BackboneSpec, load_backbone
 from pipeline.catalog.inputs import candidate_id
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected, VideoInfo
+from pipeline.decoding.video import Chunk, Rejected, VideoInfo
 from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten, covers
 from pipeline.gallery.gallery import Gallery, frames_table
 from pipeline.ingest.source_changes import STILL_CHANGING, is_changing
 
-# One row a piece (kind "piece"), a refused candidate ("reject"), or the end of a source ("end": how many of both there were, and
+# One row a chunk (kind "chunk"), a refused candidate ("reject"), or the end of a source ("end": how many of both there were, and
 # what is known of the source by then).
-PIECES_SCHEMA = pa.schema(
+CHUNKS_SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
         ("source_id", pa.string()),
         ("video_id", pa.string()),
         ("track", pa.int64()),
-        ("piece", pa.int32()),
-        ("pieces", pa.int32()),
+        ("chunk", pa.int32()),
+        ("chunks", pa.int32()),
         ("rejects", pa.int32()),
         ("fatal", pa.bool_()),
         ("reason", pa.string()),
@@ -48,7 +48,7 @@ PIECES_SCHEMA = pa.schema(
     ]
 )
 # The same rows with the frames' features: float16 bytes [n, D].
-EMBEDDED_SCHEMA = pa.schema([*(f for f in PIECES_SCHEMA if f.name != "frames"), pa.field("feature", pa.large_binary())])
+EMBEDDED_SCHEMA = pa.schema([*(f for f in CHUNKS_SCHEMA if f.name != "frames"), pa.field("feature", pa.large_binary())])
 _SHARD_FIELDS = [
     pa.field("shard", pa.string()),
     pa.field("first_row", pa.int64()),
@@ -56,18 +56,18 @@ _SHARD_FIELDS = [
     pa.field("first_s", pa.float64()),
     pa.field("last_s", pa.float64()),
 ]
-# The same rows once their frames are in a shard; first_s, last_s: times of a piece's first and last frame, in seconds.
-WRITTEN_SCHEMA = pa.schema([f for f in PIECES_SCHEMA if f.name not in ("frame_index", "time_s", "frames")] + _SHARD_FIELDS)
+# The same rows once their frames are in a shard; first_s, last_s: times of a chunk's first and last frame, in seconds.
+WRITTEN_SCHEMA = pa.schema([f for f in CHUNKS_SCHEMA if f.name not in ("frame_index", "time_s", "frames")] + _SHARD_FIELDS)
 BAD_FEATURES = "the backbone gives frame features that are not finite numbers"
 TELL_SECONDS = 1.0
 TABLE_BYTES = 4 << 20  # of rows and features that are handed on at a time
 ROW_BYTES = 1000  # about, beside its features
-AHEAD = 3  # rows that are decoded ahead: a piece, the end of its video, and the first piece of the next one
-Row = dict[str, Any]  # of PIECES_SCHEMA, without what is null; `frames` as uint8 [n, height, width, 3], RGB
+AHEAD = 3  # rows that are decoded ahead: a chunk, the end of its video, and the first chunk of the next one
+Row = dict[str, Any]  # of CHUNKS_SCHEMA, without what is null; `frames` as uint8 [n, height, width, 3], RGB
 
 
 class DecodeSources:
-    """Step 2: catalog rows -> PIECES_SCHEMA, frames as uint8 bytes [n, height, width, 3]. forgotten: what is not taken in."""
+    """Step 2: catalog rows -> CHUNKS_SCHEMA, frames as uint8 bytes [n, height, width, 3]. forgotten: what is not taken in."""
 
     def __init__(self, sampling: Sampling, forgotten: Forgotten | None = None) -> None:
         self.decoder = Decoder(sampling)
@@ -88,18 +88,18 @@ class DecodeSources:
 def decode_source(
     decoder: Decoder, source: dict[str, Any], forgotten: frozenset[tuple[str, int | None]] = frozenset()
 ) -> Iterator[Row]:
-    """The rows of one source, a row of the catalog; the last one is its end. forgotten: `Forgotten.content`, of which no piece
+    """The rows of one source, a row of the catalog; the last one is its end. forgotten: `Forgotten.content`, of which no chunk
     comes.
     """
     source_id, uri = source["source_id"], source["uri"]
     info: VideoInfo | None = None
     fatal: Rejected | None = None
-    pieces = rejects = 0
+    chunks = rejects = 0
     refused: set[int] = set()
     for event in decoder.events(uri, source["boxes_uri"], source["frame_rate"]):
         if isinstance(event, VideoInfo):
             info = event
-        elif isinstance(event, Piece) and covers(forgotten, event.source_hash, event.track):
+        elif isinstance(event, Chunk) and covers(forgotten, event.source_hash, event.track):
             if event.track is None or (event.source_hash, None) in forgotten:
                 yield _refused(source_id, REASON, MESSAGE)
                 return
@@ -107,14 +107,14 @@ def decode_source(
                 refused.add(event.track)
                 rejects += 1
                 yield _reject(source_id, event.track, REASON, MESSAGE)
-        elif isinstance(event, Piece):
-            pieces += 1
+        elif isinstance(event, Chunk):
+            chunks += 1
             yield {
-                "kind": "piece",
+                "kind": "chunk",
                 "source_id": source_id,
                 "video_id": _video_id(source_id, event.track),
                 "track": event.track,
-                "piece": event.number,
+                "chunk": event.number,
                 "frame_index": event.frame_index.tolist(),
                 "time_s": event.time_s.tolist(),
                 "frames": event.frames,
@@ -131,7 +131,7 @@ def decode_source(
     elif info is None:
         raise PipelineError(f"{uri}: its decoder ended without a word")
     else:
-        yield {"kind": "end", "source_id": source_id, "pieces": pieces, "rejects": rejects, "fatal": False, **vars(info)}
+        yield {"kind": "end", "source_id": source_id, "chunks": chunks, "rejects": rejects, "fatal": False, **vars(info)}
 
 
 def _reject(source_id: str, track: int | None, reason: str, message: str) -> Row:
@@ -150,28 +150,28 @@ def _video_id(source_id: str, track: int | None) -> str:
 
 
 def _with_frames(row: Row) -> pa.Table:
-    """One row as a table of PIECES_SCHEMA; its frames are the array's own memory."""
+    """One row as a table of CHUNKS_SCHEMA; its frames are the array's own memory."""
     frames = row.pop("frames", None)
-    table = pa.Table.from_pylist([row], schema=PIECES_SCHEMA.remove(PIECES_SCHEMA.get_field_index("frames")))
+    table = pa.Table.from_pylist([row], schema=CHUNKS_SCHEMA.remove(CHUNKS_SCHEMA.get_field_index("frames")))
     if frames is None:
         return table.append_column("frames", pa.nulls(1, pa.large_binary()))
     parts = [None, pa.py_buffer(np.array([0, frames.nbytes], np.int64)), pa.py_buffer(np.ascontiguousarray(frames))]
     return table.append_column("frames", pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, parts))
 
 
-class EmbedPieces:
-    """Step 3: PIECES_SCHEMA -> EMBEDDED_SCHEMA. counter: an actor that is told, at most once a second, of frames embedded."""
+class EmbedChunks:
+    """Step 3: CHUNKS_SCHEMA -> EMBEDDED_SCHEMA. counter: an actor that is told, at most once a second, of frames embedded."""
 
     def __init__(self, spec: BackboneSpec, threads: int, counter: Any, device: str = "auto") -> None:
         self.backbone = load_backbone(spec, threads, device)
         self.counter = counter
         self.untold, self.told = 0, -math.inf
 
-    def __call__(self, pieces: pa.Table) -> pa.Table:
+    def __call__(self, chunks: pa.Table) -> pa.Table:
         shape = (-1, self.backbone.spec.height, self.backbone.spec.width, 3)
-        frames = [np.frombuffer(buffer.as_buffer() or b"", np.uint8).reshape(shape) for buffer in pieces["frames"]]
+        frames = [np.frombuffer(buffer.as_buffer() or b"", np.uint8).reshape(shape) for buffer in chunks["frames"]]
         features = np.split(self.embed(np.concatenate(frames)), np.cumsum([len(array) for array in frames])[:-1])
-        return with_features(list(zip(pieces.drop_columns("frames").to_pylist(), features, strict=True)))
+        return with_features(list(zip(chunks.drop_columns("frames").to_pylist(), features, strict=True)))
 
     def embed(self, frames: np.ndarray) -> np.ndarray:
         """uint8 [n, height, width, 3] -> float16 [n, dim]."""
@@ -195,10 +195,10 @@ def with_features(embedded: Sequence[tuple[Row, np.ndarray]]) -> pa.Table:
 class DecodeAndEmbed:
     """Steps 2 and 3 in one process, where both run on CPUs: frames go from the decoder to the network and nowhere else.
 
-    Catalog rows -> EMBEDDED_SCHEMA. The next pieces are decoded while one is embedded.
+    Catalog rows -> EMBEDDED_SCHEMA. The next chunks are decoded while one is embedded.
     """
 
-    def __init__(self, decode: DecodeSources, embed: EmbedPieces) -> None:
+    def __init__(self, decode: DecodeSources, embed: EmbedChunks) -> None:
         self.decode, self.embed = decode, embed
         self.thread = ThreadPoolExecutor(1)  # one for all calls: the decoder's child dies with the thread that started it
 
@@ -223,11 +223,11 @@ class DecodeAndEmbed:
             self.thread.submit(rows.close)  # there, and before the next call: what is left half read closes its decoder
 
 
-def write_pieces(pieces: pa.Table, gallery: Gallery) -> pa.Table:
-    """Step 4: write the pieces' features as one shard, a video's pieces in order; returns WRITTEN_SCHEMA."""
-    pieces = pieces.sort_by([("kind", "ascending"), ("video_id", "ascending"), ("piece", "ascending")])
-    real = pieces.filter(pc.equal(pieces["kind"], "piece"))
-    rest = pieces.filter(pc.not_equal(pieces["kind"], "piece"))
+def write_chunks(chunks: pa.Table, gallery: Gallery) -> pa.Table:
+    """Step 4: write the chunks' features as one shard, a video's chunks in order; returns WRITTEN_SCHEMA."""
+    chunks = chunks.sort_by([("kind", "ascending"), ("video_id", "ascending"), ("chunk", "ascending")])
+    real = chunks.filter(pc.equal(chunks["kind"], "chunk"))
+    rest = chunks.filter(pc.not_equal(chunks["kind"], "chunk"))
     lengths = np.asarray(pc.list_value_length(real["frame_index"]))
     shard = None
     if len(real):
