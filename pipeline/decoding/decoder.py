@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -32,15 +32,28 @@ from typing import Self
 
 import numpy as np
 
-from pipeline.decoding.messages import END, FAULT, LONGEST, UNCONFINED, event_of, frames_bytes, mapped_frames, unpacked
+from pipeline.decoding.messages import (
+    LONGEST,
+    End,
+    Fault,
+    Job,
+    Progress,
+    Taken,
+    Unconfined,
+    frames_bytes,
+    mapped_frames,
+    send_job,
+    unpacked,
+)
 from pipeline.decoding.opening import Opened
+from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SourceRequest
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Box, Chunk, Event, FramesRequest, MomentRequest, Progress, Rejected, Request, SourceRequest
+from pipeline.decoding.video import Box, Chunk, Event, Rejected
 from pipeline.errors import PipelineError, UsageError, VideoError
 
 LOGGER = logging.getLogger("coattention.decoder")
 LEFT = 1 / 2  # of the memory that a video may take: a child that has less left for the next one is renewed
-WAIT_SECONDS = 0.5  # for a file to open, before it is told that work goes on
+WAIT_SECONDS = 0.5  # between two looks at whether opening a file makes progress
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = Path(np.__file__).resolve().parents[1]  # for where Python alone does not look: packages of a user, of PYTHONPATH
 KEPT = ("LD_LIBRARY_PATH", "OMP_", "OPENBLAS_")  # of the environment: how names begin that loading and computing need
@@ -97,15 +110,16 @@ class Decoder:
             self.close()
 
     def events(self, uri: str, boxes_uri: str | None = None, frame_rate: float | None = None) -> Iterator[Event]:
-        """The events of one source, see `pipeline.decoding.video.read_chunks`. frame_rate: in place of `Sampling.frame_rate`.
+        """The events of one source: see `pipeline.decoding.requests.SourceRequest`.
 
-        Never raises for a bad video: what spoils all of it is a last event Rejected(None, reason, message).
+        Never raises for a bad video: what spoils all of it is a last event Rejected(None, reason, message). Raises PipelineError
+        where the decoder itself is at fault, as `moment` and `frames` do.
         """
-        yield from self._answers(SourceRequest(uri, boxes_uri, frame_rate))
+        return self._answers(SourceRequest(uri, boxes_uri, frame_rate))
 
     def moment(self, uri: str, box: Box, time_s: float) -> Iterator[Event]:
-        """The events of what a box shows at one moment, see `video.read_moment`; failures as those of `events`."""
-        yield from self._answers(MomentRequest(uri, box, time_s))
+        """What a box shows at one moment: see `pipeline.decoding.requests.MomentRequest`; failures as in `events`."""
+        return self._answers(MomentRequest(uri, box, time_s))
 
     def frames(
         self,
@@ -115,7 +129,7 @@ class Decoder:
         wanted: Sequence[int] | Mapping[int, float | None],
         box: Box | None = None,
     ) -> dict[int, np.ndarray]:
-        """Single frames of one candidate: number -> RGB uint8 [height, width, 3]; those that cannot be read are left out.
+        """Single frames of one candidate: number -> uint8 [height, width, 3], RGB; those that cannot be read are left out.
 
         wanted: frame numbers; with the times that they had, in seconds, frames far into a recording are found sooner. box: cut
         out of every frame, in place of a track.
@@ -131,62 +145,37 @@ class Decoder:
         """The events of a request. Raises PipelineError where not the video but this code or its installation is at fault."""
         self.start()  # meanwhile
         with _Opening(request, self.sampling) as opening:
-            while not opening.is_done(WAIT_SECONDS):
-                if opening.idle_seconds() > self.sampling.time_limit:
-                    yield Rejected(None, "time_limit", f"opening {request.uri} made no progress for {self._time_limit()}")
-                    return
-                yield Progress()
             try:
                 opened = opening.opened()
             except VideoError as error:
                 yield Rejected(None, error.reason, error.message)
-                return
             except UsageError as error:
                 yield Rejected(None, "undecodable", f"{request.uri} cannot be decoded: {error}")
-                return
-            yield from self._decoded(request, opened)
+            else:
+                yield from self._decoded(Job(request, opened))
 
-    def _decoded(self, request: Request, opened: Opened, again: bool = True) -> Iterator[Event]:
+    def _decoded(self, job: Job, again: bool = True) -> Iterator[Event]:
         """The events that a child answers. again: when it is killed from outside (SIGKILL, as by a machine short of memory, which
         no video sends), another one goes on once where it was.
         """
-        finished, given, uri = False, 0, request.uri
+        finished, given, uri = False, 0, job.request.uri
         try:
             connection = self._connect()
-            connection.send((request, opened))
-            if opened.descriptors():
-                with socket.socket(fileno=os.dup(connection.fileno())) as files:
-                    socket.send_fds(files, [b"f"], opened.descriptors())
-            while connection.poll(self.sampling.time_limit):
-                try:
-                    kind, fields = unpacked(connection.recv_bytes(LONGEST))
-                    event = None if kind in (END, FAULT, UNCONFINED) else event_of(kind, fields, self._frames)
-                except (ValueError, KeyError, TypeError, RecursionError):  # only whoever has taken it over says such things
-                    yield Rejected(None, "decoder_crash", f"the decoder gave an answer that cannot be on {uri}")
-                    return
-                if kind == END:
-                    finished = True
-                    return
-                if kind == FAULT:
-                    raise PipelineError(
-                        f"the decoder itself is at fault on {uri}, not the video: {fields.get('text')}; install the requirements "
-                        "anew if a module is missing, else report this and leave the video out"
-                    )
-                if kind == UNCONFINED:
-                    _tell_unconfined(str(fields.get("missing")))
-                if event is None:
-                    continue
-                if isinstance(event, Chunk):
-                    connection.send("taken")
-                given += not isinstance(event, Progress)
-                yield event
-            yield Rejected(None, "time_limit", f"decoding {uri} made no progress for {self._time_limit()}")
+            send_job(connection, job)
+            while not isinstance(answer := self._answer(connection, uri), End):
+                if isinstance(answer, Chunk):
+                    connection.send(Taken())
+                if isinstance(answer, Event):
+                    given += 1
+                    yield answer
+            finished = True
+        except VideoError as error:
+            yield Rejected(None, error.reason, error.message)
         except (EOFError, OSError):  # OSError too: it died in the middle of an answer
             code = self._exit_code()
             if again and code == -signal.SIGKILL:
                 self.close()
-                events = (event for event in self._decoded(request, opened, False) if not isinstance(event, Progress))
-                yield from itertools.islice(events, given, None)
+                yield from itertools.islice(self._decoded(job, again=False), given, None)
             elif code == -signal.SIGXCPU:
                 limit = f"{self.sampling.cpu_limit:g} s (--cpu-limit)"
                 yield Rejected(None, "time_limit", f"decoding {uri} takes more processor time than {limit}")
@@ -196,8 +185,24 @@ class Decoder:
             if not finished:
                 self.close()
 
-    def _time_limit(self) -> str:
-        return f"{self.sampling.time_limit:g} s (--time-limit)"
+    def _answer(self, connection: Connection, uri: str) -> Event | Progress | Unconfined | End:
+        """The child's next answer. Raises VideoError where none comes in time or it cannot be one, EOFError or OSError where the
+        child ended, and PipelineError where its own code is at fault.
+        """
+        if not connection.poll(self.sampling.time_limit):
+            raise _no_progress(f"decoding {uri}", self.sampling)
+        try:
+            answer = unpacked(connection.recv_bytes(LONGEST), self._frames)
+        except ValueError as error:  # only whoever has taken it over says such things
+            raise VideoError("decoder_crash", f"the decoder gave an answer that cannot be on {uri}") from error
+        if isinstance(answer, Fault):
+            raise PipelineError(
+                f"the decoder itself is at fault on {uri}, not the video: {answer.text}; install the requirements "
+                "anew if a module is missing, else report this and leave the video out"
+            )
+        if isinstance(answer, Unconfined):
+            _tell_unconfined(str(answer.missing))
+        return answer
 
     def close(self) -> None:
         """End the child process."""
@@ -275,25 +280,16 @@ class _Opening:
         if not self._future.cancel() and self._future.exception() is None:
             self._future.result().__exit__()
 
-    def is_done(self, seconds: float) -> bool:
-        """Whether it is done within so many seconds."""
-        try:
-            self._future.exception(seconds)
-        except TimeoutError:
-            return False
-        return True
-
-    def idle_seconds(self) -> float:
-        """Seconds since anything came."""
-        return time.monotonic() - self._last
-
     def opened(self) -> Opened:
-        """What was opened, until the context ends. Raises what opening it raised."""
+        """What was opened, until the context ends. Raises what opening it raised, and VideoError where it makes no progress."""
+        while not wait([self._future], WAIT_SECONDS).done:
+            if time.monotonic() - self._last > self.sampling.time_limit:
+                raise _no_progress(f"opening {self.request.uri}", self.sampling)
         return self._future.result()
 
     def _open(self) -> None:
         try:
-            opened = self.request.open(self.sampling, self._alive)
+            opened = self.request.open(self.sampling, self._heartbeat)
         except BaseException as error:
             if not self._future.cancelled():
                 self._future.set_exception(error)
@@ -303,10 +299,14 @@ class _Opening:
         except InvalidStateError:  # nobody waits any more
             opened.__exit__()
 
-    def _alive(self) -> None:
+    def _heartbeat(self) -> None:
         if self._future.cancelled():
             raise InterruptedError("nobody waits any more")
         self._last = time.monotonic()
+
+
+def _no_progress(doing: str, sampling: Sampling) -> VideoError:
+    return VideoError("time_limit", f"{doing} made no progress for {sampling.time_limit:g} s (--time-limit)")
 
 
 def _how_it_ended(code: int | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.decoding.reading import Alive, Frame, Reader, Reading
+from pipeline.decoding.reading import Frame, Heartbeat, Reader, Reading
 from pipeline.decoding.sampling import Sampling, resize
 from pipeline.errors import VideoError
 from pipeline.storage.location import Location, StorageError, canonical_uri, explained, inside_checker
@@ -29,9 +29,9 @@ class Images(Reader):
         names: Sequence[str],
         content: Callable[[str], bytes | None],
         sampling: Sampling,
-        alive: Alive = lambda: None,
+        heartbeat: Heartbeat = lambda: None,
     ) -> None:
-        self.uri, self.path, self.names, self.content, self.alive = uri, path, names, content, alive
+        self.uri, self.path, self.names, self.content, self.heartbeat = uri, path, names, content, heartbeat
         self.rate = sampling.image_rate or sampling.rate
         self.size: tuple[int, int] | None = None  # height and width in pixels of the first image, once it was read
 
@@ -39,7 +39,7 @@ class Images(Reader):
         if not self.names:
             raise VideoError("no_frames", f"{self.uri} has no frames")
         for number in range(len(self.names)):
-            self.alive()
+            self.heartbeat()
             yield Frame(number, number / self.rate, functools.partial(self._picture, number))
 
     def reading(self) -> Reading:

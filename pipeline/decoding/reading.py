@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.errors import VideoError
 
 PAST_END = 1.0  # seconds behind the last frame that still mean it
-Alive = Callable[[], None]
+Heartbeat = Callable[[], None]
 """Called while work goes on, so that whoever waits for it knows; cheap."""
 
 

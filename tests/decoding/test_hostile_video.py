@@ -19,9 +19,10 @@ from pipeline.decoding.boxes import read_boxes
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.recording import LIKE_A_VIDEO
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Chunk, Rejected, read_chunks
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import VideoError
 from pipeline.storage.location import resolve
+from tests.decoding.in_process import read_chunks
 from tests.decoding.test_video import SMALL, refused, write_image, write_video
 from tests.mutant_judge import Judge, Outcome, event_faults, ingest_faults
 from tests.mutants import KINDS, SIZE, encode, write_mutants, write_sources

@@ -15,8 +15,9 @@ import pipeline.decoding.recording
 from benchmarks.recordings import EVERY_FRAME, TEN_A_SECOND, of_product
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.reading import Reader
-from pipeline.decoding.video import Chunk, Event, Rejected, VideoInfo, read_chunks
+from pipeline.decoding.video import Chunk, Event, Rejected, VideoInfo
 from pipeline.search.targets import video_target
+from tests.decoding.in_process import read_chunks
 from tests.recording_files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv, restamped, sample_times
 from tests.recordings import KINDS
 

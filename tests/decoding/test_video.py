@@ -19,10 +19,11 @@ from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.recording import Recording
 from pipeline.decoding.sampling import Sampling, resize
 from pipeline.decoding.source_hash import source_hash
-from pipeline.decoding.video import Chunk, Event, Rejected, VideoInfo, read_chunks, read_frames
+from pipeline.decoding.video import Chunk, Event, Rejected, VideoInfo
 from pipeline.errors import UsageError, VideoError
 from pipeline.storage.location import StorageError, resolve
 from tests.conftest import reaching
+from tests.decoding.in_process import read_chunks, read_frames
 from tests.recording_files import sample_times
 
 SMALL = Sampling(height=32, width=16)

@@ -21,7 +21,7 @@ from pipeline.catalog.inputs import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.source_hash import source_hash
-from pipeline.decoding.video import Event, read_chunks
+from pipeline.decoding.video import Event
 from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import write_forgotten
 from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
@@ -44,6 +44,7 @@ from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget, take_forgotten
 from pipeline.retention.remains import files_with_forgotten
 from tests.conftest import toy_spec
+from tests.decoding.in_process import read_chunks
 from tests.decoding.test_video import write_video
 
 SPEC = find_backbone(DEFAULT, (64, 32))
@@ -314,7 +315,7 @@ def test_bytes_that_are_forgotten_while_they_are_ingested_are_rejected_and_not_r
 
 
 class Decoded:
-    """In place of a decoder: the events of `read_chunks`, and how many were taken."""
+    """In place of a decoder: the events of a source, and how many were taken."""
 
     def __init__(self) -> None:
         self.taken = 0

@@ -13,7 +13,7 @@ import ray
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Chunk, Progress, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.ingest.run import Workers, ingest, missing_sources
@@ -127,7 +127,7 @@ def test_a_video_whose_store_does_not_answer_is_tried_again_by_the_next_ingest(s
         assert sum(len(event.frames) for event in decoder.events(uri) if isinstance(event, Chunk)) == 30
     for fault in ("error", "half an answer"):
         with store.failing(fault, rate=1.0), Decoder(sampling) as decoder:
-            (rejected,) = [event for event in decoder.events(uri) if not isinstance(event, Progress)]
+            (rejected,) = decoder.events(uri)
         assert isinstance(rejected, Rejected) and rejected.reason == "unavailable", rejected
     row = {"uri": uri, "video_id": "a", "reason": rejected.reason, "message": rejected.message}
     row["source_id"] = catalog.table["source_id"][0].as_py()
