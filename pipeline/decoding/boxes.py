@@ -124,6 +124,12 @@ def clip_box(
     return (x0, y0, x1, y1) if x1 - x0 >= min_side and y1 - y0 >= min_side else None
 
 
+def cropped(picture: np.ndarray, box: np.ndarray | tuple[float, float, float, float], min_side: int) -> np.ndarray | None:
+    """The part of a picture, uint8 [height, width, 3], inside a box; see `clip_box`."""
+    edges = clip_box(box, picture.shape[1], picture.shape[0], min_side)
+    return None if edges is None else picture[edges[1] : edges[3], edges[0] : edges[2]]
+
+
 class _Words(NamedTuple):
     """A column of text: its distinct values, and int [n], the place of each row's value among them."""
 

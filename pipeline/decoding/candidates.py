@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.decoding.boxes import Tracks, boxes_remarks, clip_box
+from pipeline.decoding.boxes import Tracks, boxes_remarks, cropped
 from pipeline.decoding.reading import Frame
 from pipeline.decoding.sampling import Sampling, looks_like_a_scene, resize
 from pipeline.decoding.video import Chunk, Event, Rejected
@@ -55,6 +55,11 @@ class Candidate:
     def end(self) -> Chunk:
         """The last chunk, of a candidate that has frames."""
         return self._chunk(last=True)
+
+    def only(self, frame: Frame, crop: np.ndarray) -> Chunk:
+        """The chunk of a candidate of one frame."""
+        self.add(frame, crop)
+        return self.end()
 
     def _chunk(self, last: bool) -> Chunk:
         index, times = np.array(self.indices, np.int32), np.array(self.times, np.float32)
@@ -119,7 +124,7 @@ class TrackedPeople:
         height, width = picture.shape[:2]
         for track, box in self.boxes.get(frame.number, ()):
             candidate = self.running.get(track)
-            crop = clip_box(box, width, height, self.sampling.min_box)
+            crop = cropped(picture, box, self.sampling.min_box)
             if candidate is None:  # refused already
                 continue
             if crop is None:
@@ -127,7 +132,7 @@ class TrackedPeople:
             elif candidate.is_full():
                 del self.running[track]
                 yield Rejected(track, "too_large", _too_many(f"track {track}", self.sampling))
-            elif (chunk := candidate.add(frame, picture[crop[1] : crop[3], crop[0] : crop[2]])) is not None:
+            elif (chunk := candidate.add(frame, crop)) is not None:
                 yield chunk
         while self.ends and self.ends[-1][0] <= frame.number:
             yield from self._ended(self.ends.pop()[1])

@@ -9,7 +9,6 @@ The child has a bare environment and loads nothing from the working directory or
 takes the network, other programs and changes to files from it.
 """
 
-import fcntl
 import functools
 import itertools
 import logging
@@ -27,24 +26,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from pipeline.decoding.messages import (
-    LONGEST,
-    End,
-    Fault,
-    Job,
-    Progress,
-    Taken,
-    Unconfined,
-    frames_bytes,
-    mapped_frames,
-    send_job,
-    unpacked,
-)
+from pipeline.decoding.messages import LONGEST, Answer, End, Fault, Job, Taken, Unconfined, frames_memory, send_job, unpacked
 from pipeline.decoding.opening import Opened
 from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SourceRequest
 from pipeline.decoding.sampling import Sampling
@@ -96,7 +82,7 @@ class Decoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -144,14 +130,14 @@ class Decoder:
     def _answers(self, request: Request) -> Iterator[Event]:
         """The events of a request. Raises PipelineError where not the video but this code or its installation is at fault."""
         self.start()  # meanwhile
-        with _Opening(request, self.sampling) as opening:
-            try:
-                opened = opening.opened()
-            except VideoError as error:
-                yield Rejected(None, error.reason, error.message)
-            except UsageError as error:
-                yield Rejected(None, "undecodable", f"{request.uri} cannot be decoded: {error}")
-            else:
+        try:
+            opened = _opened(request, self.sampling)
+        except VideoError as error:
+            yield Rejected(None, error.reason, error.message)
+        except UsageError as error:
+            yield Rejected(None, "undecodable", f"{request.uri} cannot be decoded: {error}")
+        else:
+            with opened:
                 yield from self._decoded(Job(request, opened))
 
     def _decoded(self, job: Job, again: bool = True) -> Iterator[Event]:
@@ -180,12 +166,13 @@ class Decoder:
                 limit = f"{self.sampling.cpu_limit:g} s (--cpu-limit)"
                 yield Rejected(None, "time_limit", f"decoding {uri} takes more processor time than {limit}")
             else:
-                yield Rejected(None, "decoder_crash", f"the decoder {_how_it_ended(code)} on {uri}")
+                ended = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else "stopped"
+                yield Rejected(None, "decoder_crash", f"the decoder {ended} on {uri}")
         finally:
             if not finished:
                 self.close()
 
-    def _answer(self, connection: Connection, uri: str) -> Event | Progress | Unconfined | End:
+    def _answer(self, connection: Connection, uri: str) -> Answer:
         """The child's next answer. Raises VideoError where none comes in time or it cannot be one, EOFError or OSError where the
         child ended, and PipelineError where its own code is at fault.
         """
@@ -221,12 +208,8 @@ class Decoder:
             # A child that stops in the middle of a message, or takes none, is not waited for for ever.
             for waiting in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 ours.setsockopt(socket.SOL_SOCKET, waiting, struct.pack("ll", math.ceil(self.sampling.time_limit), 0))
-            memory = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            with theirs, os.fdopen(memory, "r+b") as file:
-                file.truncate(frames_bytes(self.sampling))
-                # Memory that the child could take away would end the parent when it reads it.
-                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-                self._frames = mapped_frames(memory, self.sampling)
+            memory, self._frames = frames_memory(self.sampling)
+            with theirs, os.fdopen(memory):
                 inherited = [theirs.fileno(), memory]
                 arguments = [PACKAGE_ROOT, LIBRARIES, self.module, *inherited]
                 self._process = subprocess.Popen(
@@ -261,56 +244,47 @@ class Decoder:
             return None
 
 
-class _Opening:
-    """Opens the files of a request in a thread, since a disk that is gone or a store may keep who asks; a context manager.
+def _opened(request: Request, sampling: Sampling) -> Opened:
+    """What a request names, opened in a thread, since a disk that is gone or a store may keep whoever asks.
 
-    A thread that is kept is left behind: nothing ends it, and it keeps nothing from ending.
+    A thread that is kept is left behind: nothing ends it, and it keeps nothing from ending. Raises what opening raises, and
+    VideoError where it makes no progress.
     """
+    future: Future[Opened] = Future()
+    last = time.monotonic()
 
-    def __init__(self, request: Request, sampling: Sampling) -> None:
-        self.request, self.sampling = request, sampling
-        self._future: Future[Opened] = Future()
-        self._last = time.monotonic()
-        threading.Thread(target=self._open, name="opening", daemon=True).start()
+    def heartbeat() -> None:
+        nonlocal last
+        if future.cancelled():
+            raise InterruptedError("nobody waits any more")
+        last = time.monotonic()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if not self._future.cancel() and self._future.exception() is None:
-            self._future.result().__exit__()
-
-    def opened(self) -> Opened:
-        """What was opened, until the context ends. Raises what opening it raised, and VideoError where it makes no progress."""
-        while not wait([self._future], WAIT_SECONDS).done:
-            if time.monotonic() - self._last > self.sampling.time_limit:
-                raise _no_progress(f"opening {self.request.uri}", self.sampling)
-        return self._future.result()
-
-    def _open(self) -> None:
+    def open_files() -> None:
         try:
-            opened = self.request.open(self.sampling, self._heartbeat)
+            opened = request.open(sampling, heartbeat)
         except BaseException as error:
-            if not self._future.cancelled():
-                self._future.set_exception(error)
+            if not future.cancelled():
+                future.set_exception(error)
             return
         try:
-            self._future.set_result(opened)
+            future.set_result(opened)
         except InvalidStateError:  # nobody waits any more
             opened.__exit__()
 
-    def _heartbeat(self) -> None:
-        if self._future.cancelled():
-            raise InterruptedError("nobody waits any more")
-        self._last = time.monotonic()
+    threading.Thread(target=open_files, name="opening", daemon=True).start()
+    try:
+        while not wait([future], WAIT_SECONDS).done:
+            if time.monotonic() - last > sampling.time_limit:
+                raise _no_progress(f"opening {request.uri}", sampling)
+    except BaseException:
+        if not future.cancel() and future.exception() is None:  # it was opened after all
+            future.result().__exit__()
+        raise
+    return future.result()
 
 
 def _no_progress(doing: str, sampling: Sampling) -> VideoError:
     return VideoError("time_limit", f"{doing} made no progress for {sampling.time_limit:g} s (--time-limit)")
-
-
-def _how_it_ended(code: int | None) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else "stopped"
 
 
 @functools.cache

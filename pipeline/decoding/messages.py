@@ -5,6 +5,7 @@ child answers in JSON, a list of a message's kind and its fields: who unpickles 
 files runs what a forged pickle says. Frames are not in a message: they go through memory that both processes map.
 """
 
+import fcntl
 import json
 import mmap
 import os
@@ -116,12 +117,15 @@ def _socket(connection: Connection) -> socket.socket:
     return socket.socket(fileno=os.dup(connection.fileno()))
 
 
-def frames_bytes(sampling: Sampling) -> int:
-    """Bytes of the frames of the largest chunk."""
-    return sampling.chunk * sampling.height * sampling.width * 3
+def frames_memory(sampling: Sampling) -> tuple[int, np.ndarray]:
+    """New memory for the frames of one chunk: a descriptor, to be closed, and what it maps (`mapped_frames`). Raises OSError."""
+    memory = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, sampling.chunk * sampling.height * sampling.width * 3)
+    # Memory that the child could take away would end the parent when it reads it.
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return memory, mapped_frames(memory, sampling)
 
 
 def mapped_frames(memory: int, sampling: Sampling) -> np.ndarray:
     """The memory behind a file descriptor as uint8 [chunk, height, width, 3]; shared with whoever else maps it."""
-    mapped = mmap.mmap(memory, frames_bytes(sampling))
-    return np.frombuffer(mapped, np.uint8).reshape(sampling.chunk, sampling.height, sampling.width, 3)
+    return np.frombuffer(mmap.mmap(memory, 0), np.uint8).reshape(sampling.chunk, sampling.height, sampling.width, 3)

@@ -24,8 +24,8 @@ from pipeline.errors import VideoError
 from pipeline.storage.location import Location, StorageError, canonical_uri, explained, resolve
 
 BLOCK_BYTES = 16 << 20  # of an object that is fetched
-LookedAt = Callable[[int], Iterable[int]]
-"""Of so many images, the numbers of those that are looked at."""
+LookedAt = Callable[[int, int], bool]
+"""Whether the image of this number, from 0, is looked at of so many; asked in their order."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,6 @@ class DescriptorFile(io.RawIOBase):
         self.at = at
         return at
 
-    def tell(self) -> int:
-        return self.at
-
     def readable(self) -> bool:
         return True
 
@@ -101,9 +98,7 @@ class DescriptorFile(io.RawIOBase):
         return True
 
 
-def open_files(
-    uri: str, boxes_uri: str | None, sampling: Sampling, heartbeat: Heartbeat = lambda: None, looked_at: LookedAt = range
-) -> Opened:
+def open_files(uri: str, boxes_uri: str | None, sampling: Sampling, heartbeat: Heartbeat, looked_at: LookedAt) -> Opened:
     """Open a source: a video file, an image, a folder of numbered images or a pattern of some of them, local or in a bucket.
 
     heartbeat: called while objects are fetched. looked_at: which images of a bucket are fetched. Raises VideoError with one of
@@ -154,7 +149,7 @@ def _open_images(
     images = tuple(sorted(names, key=image_order))
     if folder.is_local:
         return Opened(uri, folder.name, images=images, folder=folder.uri)
-    wanted = [images[number] for number in looked_at(len(images))]
+    wanted = [name for number, name in enumerate(images) if looked_at(number, len(images))]
     try:
         file, ranges = _fetched([folder.join(name) for name in wanted], sampling, heartbeat)
     except StorageError as error:

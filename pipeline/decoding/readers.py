@@ -1,21 +1,15 @@
 """What a video can be, ready to be read: a file, numbered images of a folder, or one image."""
 
-import contextlib
 import functools
 import hashlib
 import os
 from pathlib import Path
 
 from pipeline.decoding.images import Images, open_local, refuse_outside
-from pipeline.decoding.opening import BLOCK_BYTES, DescriptorFile, Opened, open_files
+from pipeline.decoding.opening import BLOCK_BYTES, DescriptorFile, Opened
 from pipeline.decoding.reading import Heartbeat, Reader
 from pipeline.decoding.sampling import Sampling
 from pipeline.storage.location import StorageError, explained, listed_hash, resolve
-
-
-def open_source(uri: str, sampling: Sampling, stack: contextlib.ExitStack, heartbeat: Heartbeat = lambda: None) -> Reader:
-    """A source, opened and read by this process. stack: closes it. See `pipeline.decoding.opening.open_files` and `reader_of`."""
-    return reader_of(stack.enter_context(open_files(uri, None, sampling, heartbeat)), sampling, heartbeat)
 
 
 def reader_of(opened: Opened, sampling: Sampling, heartbeat: Heartbeat = lambda: None) -> Reader:
@@ -28,7 +22,8 @@ def reader_of(opened: Opened, sampling: Sampling, heartbeat: Heartbeat = lambda:
 
         return Recording(Path(opened.name), opened.uri, sampling, heartbeat, opened.file)
     content = functools.partial(_content, opened, sampling)
-    return Images(opened.folder, Path(opened.name), opened.images, content, sampling, heartbeat)
+    rate = sampling.image_rate or sampling.rate
+    return Images(opened.folder, Path(opened.name), opened.images, content, rate, heartbeat)
 
 
 def _content(opened: Opened, sampling: Sampling, name: str) -> bytes | None:

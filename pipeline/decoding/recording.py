@@ -43,12 +43,12 @@ DEMUXERS = RAW_STREAMS | {
 # frames. When each decoded frame came out is in order.
 DECODING_TIMES = frozenset({"asf", "asf_o", "avi", "mxf"})
 MOST_DELAYED = 16  # frames that a decoder holds back; of those that it gives up at the end FFmpeg does not say when they came out
-GUESSED_RATE = 25.0  # frames a second, as FFmpeg has it
+GUESSED_RATE = 25.0  # frames per second, as FFmpeg has it
 MOST_READ_ERRORS = 100  # one after another, at which a file is taken to end
 FIRST_SOUGHT = 250  # the frame from which on it pays to look for a key frame before it instead of reading all
-TAIL = 8 << 20  # bytes at the end that are looked at together for another recording
+TAIL = 8 << 20  # bytes at the end that are searched at once for another recording
 # Codecs of which every packet gives one picture, unless they are coded in fields.
-ONE_A_PACKET = frozenset({"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "wmv1", "wmv2", "h263", "flv"})
+ONE_PER_PACKET = frozenset({"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "wmv1", "wmv2", "h263", "flv"})
 # What FFmpeg says only in its log: H.264 whose numbers of frames have gaps, JPEG pictures that are broken.
 COMPLAINTS = {"h264": re.compile("Frame num gap"), "mjpeg": re.compile("overread|error |.*bad vlc")}
 # How a file of a container begins whose demuxer ends where a second one is joined on.
@@ -84,7 +84,7 @@ class Recording(Reader):
         self, path: Path, uri: str, sampling: Sampling, heartbeat: Heartbeat = lambda: None, descriptor: int | None = None
     ) -> None:
         self.path, self.uri, self.sampling, self.heartbeat, self.descriptor = path, uri, sampling, heartbeat, descriptor
-        self._reformatter = VideoReformatter()  # kept: a new one would be a new conversion table a frame
+        self._reformatter = VideoReformatter()  # kept: a new one would be a new conversion table per frame
         self._unread: Any = self._opened()
         self._size: tuple[int, int] | None = None  # height and width of the first frame, upright
         self._turn = _Turn()
@@ -192,7 +192,7 @@ class Recording(Reader):
         return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
     def _rate(self, container: Any, stream: Any) -> tuple[float, bool]:
-        """Frames a second, and whether they are guessed."""
+        """Frames per second, and whether they are guessed."""
         raw = container.format.name in RAW_STREAMS
         if raw and self.sampling.frame_rate is not None:
             return self.sampling.frame_rate, False
@@ -423,7 +423,7 @@ class _Decoding:
 
     def without_picture(self, stream: Any) -> int:
         """How many packets gave neither a picture nor an error, of a codec of which each gives one."""
-        if stream.codec_context.name not in ONE_A_PACKET or self.interlaced:
+        if stream.codec_context.name not in ONE_PER_PACKET or self.interlaced:
             return 0
         return max(0, self.packets - self.passed_over - self.hidden - self.decoded)
 

@@ -2,7 +2,7 @@
 
 A source is read once, front to back: what is sampled is decided as its frames come. Both raise VideoError for what spoils all of
 it, with one of `pipeline.catalog.inputs.REJECT_REASONS`; what spoils one track is a Rejected event. Both call a heartbeat while
-there is nothing to hand over. `answer` puts the frames of its chunks into `memory` (`pipeline.decoding.candidates.FramesMemory`).
+there is nothing to hand over. `answer` puts the frames of its chunks into `memory`, see `pipeline.decoding.candidates.Candidate`.
 """
 
 import functools
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.decoding.boxes import clip_box, read_boxes
+from pipeline.decoding.boxes import cropped, read_boxes
 from pipeline.decoding.candidates import Candidate, FramesMemory, TrackedPeople, WholeFrame
 from pipeline.decoding.opening import Opened, open_files
 from pipeline.decoding.readers import hashed, reader_of
@@ -37,15 +37,9 @@ class SourceRequest:
 
     def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
         ticks, rate = Ticks(sampling.rate), sampling.image_rate or sampling.rate
+        return open_files(self.uri, self.boxes_uri, sampling, heartbeat, lambda number, count: ticks.take(number / rate))
 
-        def looked_at(count: int) -> list[int]:
-            return [number for number in range(count) if ticks.take(number / rate)]
-
-        return open_files(self.uri, self.boxes_uri, sampling, heartbeat, looked_at)
-
-    def answer(
-        self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None = None
-    ) -> Iterator[Event]:
+    def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
         if self.frame_rate is not None:
             sampling = replace(sampling, frame_rate=self.frame_rate)
         tracks = None if self.boxes_uri is None else read_boxes(opened.boxes_bytes())
@@ -85,15 +79,10 @@ class FramesRequest:
 
     def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
         boxes_uri = None if self.track is None else self.boxes_uri
+        wanted = {0, *self.wanted}  # 0 tells the size
+        return open_files(self.uri, boxes_uri, sampling, heartbeat, lambda number, count: number in wanted)
 
-        def looked_at(count: int) -> list[int]:
-            return [number for number in range(count) if number == 0 or number in self.wanted]  # 0 tells the size
-
-        return open_files(self.uri, boxes_uri, sampling, heartbeat, looked_at)
-
-    def answer(
-        self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None = None
-    ) -> Iterator[Event]:
+    def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
         boxes: Mapping[int, Box | np.ndarray] = dict.fromkeys(self.wanted, self.box) if self.box is not None else {}
         if self.track is not None and self.boxes_uri is not None:
             frames, found = read_boxes(opened.boxes_bytes()).get(self.track, ((), ()))
@@ -101,14 +90,9 @@ class FramesRequest:
         reader = reader_of(opened, sampling, heartbeat)
         for frame in reader.frames_at({number: time for number, time in self.wanted.items() if number >= 0}):
             picture = frame.picture()
-            if frame.number in boxes:
-                crop = clip_box(boxes[frame.number], picture.shape[1], picture.shape[0], 1)
-                if crop is None:
-                    continue
-                picture = picture[crop[1] : crop[3], crop[0] : crop[2]]
-            candidate = Candidate(self.track, sampling, memory=memory)
-            candidate.add(frame, picture)
-            yield candidate.end()
+            crop = cropped(picture, boxes[frame.number], 1) if frame.number in boxes else picture
+            if crop is not None:
+                yield Candidate(self.track, sampling, memory=memory).only(frame, crop)
 
 
 @dataclass(frozen=True)
@@ -125,26 +109,21 @@ class MomentRequest:
     def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
         rate = sampling.image_rate or sampling.rate
 
-        def looked_at(count: int) -> list[int]:
-            near = {number for number in range(count) if abs(number / rate - self.time_s) <= 1 / rate}
-            return [number for number in range(count) if number in near or number in (0, count - 1)]
+        def looked_at(number: int, count: int) -> bool:
+            return number in (0, count - 1) or abs(number / rate - self.time_s) <= 1 / rate
 
         return open_files(self.uri, None, sampling, heartbeat, looked_at)
 
-    def answer(
-        self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None = None
-    ) -> Iterator[Event]:
+    def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
         frame = reader_of(opened, sampling, heartbeat).frame_near(self.time_s)
         picture = frame.picture()
         height, width = picture.shape[:2]
-        crop = clip_box(self.box, width, height, sampling.min_box)
+        crop = cropped(picture, self.box, sampling.min_box)
         if crop is None:
             edges = ",".join(f"{edge:g}" for edge in self.box)
             message = f"the box {edges} does not lie inside the {width} x {height} picture of {self.uri}"
             raise VideoError("boxes_outside_frame", message)
-        candidate = Candidate(None, sampling, memory=memory)
-        candidate.add(frame, picture[crop[1] : crop[3], crop[0] : crop[2]])
-        yield candidate.end()
+        yield Candidate(None, sampling, memory=memory).only(frame, crop)
         yield VideoInfo(1.0, 1, width, height, hashed(opened, sampling, heartbeat))
 
 

@@ -10,7 +10,7 @@ from pipeline.decoding.video import Event
 
 def answered_here(request: Request, sampling: Sampling, heartbeat: Heartbeat = lambda: None) -> Iterator[Event]:
     with request.open(sampling, heartbeat) as opened:
-        yield from request.answer(opened, sampling, heartbeat)
+        yield from request.answer(opened, sampling, heartbeat, None)
 
 
 def read_chunks(uri: str, boxes_uri: str | None, sampling: Sampling, heartbeat: Heartbeat = lambda: None) -> Iterator[Event]:
