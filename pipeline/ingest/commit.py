@@ -1,6 +1,7 @@
-"""The last step of an ingest: which sources are complete, and their commit (step 5 of pipeline.ingest.run)."""
+"""Stage 5 of an ingest (`pipeline.ingest.run`): which sources are complete, and their commit."""
 
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -8,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
+from pipeline import telemetry
 from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten, covers
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
 from pipeline.ingest.source_changes import STATE, STILL_CHANGING
 
+LOGGER = logging.getLogger("coattention.ingest")
 OUT_OF_REACH = ("missing", "permission_denied", "unavailable")  # reasons that say nothing of what a file holds
 
 
@@ -27,6 +31,7 @@ class PendingSource:
     end: dict[str, Any] | None = None
 
     def complete(self) -> bool:
+        """Whether all has been written that its end counts."""
         if self.end is None:
             return False
         return self.end["fatal"] or (len(self.chunks) == self.end["chunks"] and len(self.rejects) == self.end["rejects"])
@@ -49,19 +54,38 @@ class Committer:
         self.committed: set[str] = set()
         self.left: set[str] = set()
         self.candidates = self.frames = 0
-        self.reasons: dict[str, int] = {}
+        self.reasons: Counter[str] = Counter()
         self.known: set[str] = set()  # commits that `forgotten` was read from
         self.forgotten = Forgotten()
         self._forgotten_by_now()
 
+    @property
+    def done(self) -> int:
+        """Sources that are dealt with."""
+        return len(self.committed) + len(self.left)
+
     def add(self, written: pa.Table) -> None:
+        """Take rows (WRITTEN_SCHEMA) and commit the sources that are complete with them.
+
+        Raises StorageError where the gallery cannot be written, and PipelineError where a shard went away meanwhile.
+        """
+        with telemetry.timed("coattention_ingest_seconds", stage="commit"):
+            committed = self._add(written)
+        for row in written.filter(pc.is_valid(written["reason"])).to_pylist():
+            fields = {name: row[name] for name in ("source_id", "video_id", "reason")}
+            what = "left for the next ingest" if row["source_id"] in self.left else "rejected"
+            LOGGER.warning("%s: %s", what, row["message"], extra=fields)
+        if committed:
+            fields = {"videos": self.candidates, "frames": self.frames, "rejected": self.reasons.total()}
+            LOGGER.info("committed", extra={"sources": len(self.committed), **fields})
+
+    def _add(self, written: pa.Table) -> bool:
         touched: dict[str, PendingSource] = {}
         for row in written.to_pylist():
-            if (
-                row["source_id"] in self.committed or row["source_id"] in self.left
-            ):  # a task that was run again after its rows had arrived
+            source_id = row["source_id"]
+            if source_id in self.committed or source_id in self.left:  # a task was run again after its rows had arrived
                 continue
-            source = touched[row["source_id"]] = self.pending[row["source_id"]]
+            source = touched[source_id] = self.pending[source_id]
             if row["kind"] == "chunk":
                 source.chunks[row["video_id"], row["chunk"]] = row
             elif row["kind"] == "reject":
@@ -77,6 +101,7 @@ class Committer:
             for source_id in complete:
                 del self.pending[source_id]
             self.committed |= complete.keys()
+        return bool(complete)
 
     def _is_left(self, source_id: str, source: PendingSource) -> bool:
         reason = source.end["reason"] if source.end is not None and source.end["fatal"] else None
@@ -104,15 +129,20 @@ class Committer:
                     videos.append(self._video_row(source_id, rows, source.end or {}))
                 else:
                     rejects.append(self._reject_row(source_id, bad))
-        self._join(videos)
+        for row in videos:
+            if isinstance(row["shard"], ray.ObjectRef):  # of a video that came in several; all are being written by now
+                row["shard"] = ray.get(row["shard"])
         self._check_shards(videos)
         self.gallery.commit(
             pa.Table.from_pylist(videos, schema=VIDEOS_SCHEMA), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA)
         )
-        self.candidates += len(videos)
-        self.frames += sum(row["sampled_frames"] for row in videos)
+        frames = sum(row["sampled_frames"] for row in videos)
+        self.candidates, self.frames = self.candidates + len(videos), self.frames + frames
+        telemetry.count("coattention_ingest_videos", len(videos))
+        telemetry.count("coattention_ingest_frames", frames)
         for row in rejects:
-            self.reasons[row["reason"]] = self.reasons.get(row["reason"], 0) + 1
+            self.reasons[row["reason"]] += 1
+            telemetry.count("coattention_ingest_rejects", reason=row["reason"])
 
     def _forgotten_by_now(self) -> frozenset[tuple[str, int | None]]:
         """What was forgotten before the ingest began, and meanwhile. Only commits that are new are read."""
@@ -143,13 +173,6 @@ class Committer:
             "ingested_at": datetime.now(UTC),
             "source_id": source_id,
         }
-
-    @staticmethod
-    def _join(videos: list[dict[str, Any]]) -> None:
-        """Wait for the shards of videos that came in several; they are all being written by now."""
-        split = [row for row in videos if isinstance(row["shard"], ray.ObjectRef)]
-        for row, shard in zip(split, ray.get([row["shard"] for row in split]) if split else [], strict=True):
-            row["shard"] = shard
 
     def _check_shards(self, videos: list[dict[str, Any]]) -> None:
         for shard in sorted({row["shard"] for row in videos}):

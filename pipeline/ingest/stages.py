@@ -1,4 +1,8 @@
-"""What flows through an ingest: chunks of videos, decoded, embedded and written to shards (steps 2 to 4 of `run`)."""
+"""Stages 2 to 4 of an ingest (`pipeline.ingest.run`): chunks of frames are decoded, embedded and written to shards.
+
+Each stage maps tables to tables, and times itself. What flows between them is a row per chunk (kind "chunk"), per candidate that
+is refused ("reject"), and per source at its end ("end": how many of both there were, and what is known of the source by then).
+"""
 
 import math
 import time
@@ -11,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import telemetry
 from pipeline.backbone.runtime import BackboneSpec, load_backbone
 from pipeline.catalog.inputs import candidate_id
 from pipeline.decoding.decoder import Decoder
@@ -21,8 +26,6 @@ from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten, covers
 from pipeline.gallery.gallery import Gallery, frames_table
 from pipeline.ingest.source_changes import STILL_CHANGING, is_changing
 
-# One row a chunk (kind "chunk"), a refused candidate ("reject"), or the end of a source ("end": how many of both there were, and
-# what is known of the source by then).
 CHUNKS_SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
@@ -49,16 +52,19 @@ CHUNKS_SCHEMA = pa.schema(
 )
 # The same rows with the frames' features: float16 bytes [n, D].
 EMBEDDED_SCHEMA = pa.schema([*(f for f in CHUNKS_SCHEMA if f.name != "frames"), pa.field("feature", pa.large_binary())])
-_SHARD_FIELDS = [
-    pa.field("shard", pa.string()),
-    pa.field("first_row", pa.int64()),
-    pa.field("rows", pa.int32()),
-    pa.field("first_s", pa.float64()),
-    pa.field("last_s", pa.float64()),
-]
 # The same rows once their frames are in a shard; first_s, last_s: times of a chunk's first and last frame, in seconds.
-WRITTEN_SCHEMA = pa.schema([f for f in CHUNKS_SCHEMA if f.name not in ("frame_index", "time_s", "frames")] + _SHARD_FIELDS)
+WRITTEN_SCHEMA = pa.schema(
+    [
+        *(f for f in CHUNKS_SCHEMA if f.name not in ("frame_index", "time_s", "frames")),
+        pa.field("shard", pa.string()),
+        pa.field("first_row", pa.int64()),
+        pa.field("rows", pa.int32()),
+        pa.field("first_s", pa.float64()),
+        pa.field("last_s", pa.float64()),
+    ]
+)
 BAD_FEATURES = "the backbone gives frame features that are not finite numbers"
+SECONDS = "coattention_ingest_seconds"  # the metric
 TELL_SECONDS = 1.0
 TABLE_BYTES = 4 << 20  # of rows and features that are handed on at a time
 ROW_BYTES = 1000  # about, beside its features
@@ -67,31 +73,33 @@ Row = dict[str, Any]  # of CHUNKS_SCHEMA, without what is null; `frames` as uint
 
 
 class DecodeSources:
-    """Step 2: catalog rows -> CHUNKS_SCHEMA, frames as uint8 bytes [n, height, width, 3]. forgotten: what is not taken in."""
+    """Stage 2: catalog rows -> CHUNKS_SCHEMA, frames as uint8 bytes [n, height, width, 3]. forgotten: what is not taken in."""
 
-    def __init__(self, sampling: Sampling, forgotten: Forgotten | None = None) -> None:
+    def __init__(self, sampling: Sampling, forgotten: Forgotten) -> None:
         self.decoder = Decoder(sampling)
-        self.forgotten = (forgotten or Forgotten()).content
+        self.forgotten = forgotten.content
 
     def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
         yield from map(_with_frames, self.rows(sources))
 
     def rows(self, sources: pa.Table) -> Generator[Row, None, None]:
-        """The rows of a block of sources, one after another."""
-        for row in sources.to_pylist():
-            if row["reject_reason"] is not None:
-                yield _refused(row["source_id"], row["reject_reason"], row["reject_message"])
-            else:
-                yield from decode_source(self.decoder, row, self.forgotten)
+        """The rows of a block of sources, one after another. Raises PipelineError where the decoder itself is at fault."""
+        rows = (row for source in sources.to_pylist() for row in decode_source(self.decoder, source, self.forgotten))
+        yield from telemetry.timed_items(rows, SECONDS, stage="decode")
 
 
 def decode_source(
     decoder: Decoder, source: dict[str, Any], forgotten: frozenset[tuple[str, int | None]] = frozenset()
 ) -> Iterator[Row]:
-    """The rows of one source, a row of the catalog; the last one is its end. forgotten: `Forgotten.content`, of which no chunk
-    comes.
+    """The rows of one source; the last one is its end.
+
+    source: a row of the catalog. forgotten: `Forgotten.content`, of which no chunk comes. Raises PipelineError where the decoder
+    itself is at fault.
     """
     source_id, uri = source["source_id"], source["uri"]
+    if source.get("reject_reason") is not None:
+        yield _refused(source_id, source["reject_reason"], source["reject_message"])
+        return
     info: VideoInfo | None = None
     fatal: Rejected | None = None
     chunks = rejects = 0
@@ -160,7 +168,10 @@ def _with_frames(row: Row) -> pa.Table:
 
 
 class EmbedChunks:
-    """Step 3: CHUNKS_SCHEMA -> EMBEDDED_SCHEMA. counter: an actor that is told, at most once a second, of frames embedded."""
+    """Stage 3: CHUNKS_SCHEMA -> EMBEDDED_SCHEMA.
+
+    threads: of the CPU, for the network. counter: an actor that is told, at most once a second, of frames embedded.
+    """
 
     def __init__(self, spec: BackboneSpec, threads: int, counter: Any, device: str = "auto") -> None:
         self.backbone = load_backbone(spec, threads, device)
@@ -175,7 +186,8 @@ class EmbedChunks:
 
     def embed(self, frames: np.ndarray) -> np.ndarray:
         """uint8 [n, height, width, 3] -> float16 [n, dim]."""
-        features = self.backbone.embed(frames)
+        with telemetry.timed(SECONDS, stage="embed"):
+            features = self.backbone.embed(frames)
         self.untold += len(frames)
         if self.untold and time.monotonic() - self.told >= TELL_SECONDS:
             self.counter.add.remote(self.untold)
@@ -193,13 +205,13 @@ def with_features(embedded: Sequence[tuple[Row, np.ndarray]]) -> pa.Table:
 
 
 class DecodeAndEmbed:
-    """Steps 2 and 3 in one process, where both run on CPUs: frames go from the decoder to the network and nowhere else.
+    """Stages 2 and 3 in one process, where both run on CPUs: catalog rows -> EMBEDDED_SCHEMA.
 
-    Catalog rows -> EMBEDDED_SCHEMA. The next chunks are decoded while one is embedded.
+    Frames go from the decoder to the network and nowhere else. The next chunks are decoded while one is embedded.
     """
 
-    def __init__(self, decode: DecodeSources, embed: EmbedChunks) -> None:
-        self.decode, self.embed = decode, embed
+    def __init__(self, sampling: Sampling, forgotten: Forgotten, spec: BackboneSpec, threads: int, counter: Any) -> None:
+        self.decode, self.embed = DecodeSources(sampling, forgotten), EmbedChunks(spec, threads, counter, "cpu")
         self.thread = ThreadPoolExecutor(1)  # one for all calls: the decoder's child dies with the thread that started it
 
     def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
@@ -223,33 +235,34 @@ class DecodeAndEmbed:
             self.thread.submit(rows.close)  # there, and before the next call: what is left half read closes its decoder
 
 
+class WriteShards:
+    """Stage 4: EMBEDDED_SCHEMA -> WRITTEN_SCHEMA; a call writes one shard."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
+
+    def __call__(self, chunks: pa.Table) -> pa.Table:
+        with telemetry.timed(SECONDS, stage="write"):
+            return write_chunks(chunks, self.gallery)
+
+
 def write_chunks(chunks: pa.Table, gallery: Gallery) -> pa.Table:
-    """Step 4: write the chunks' features as one shard, a video's chunks in order; returns WRITTEN_SCHEMA."""
+    """Write the chunks' features as one shard, a video's chunks in order: EMBEDDED_SCHEMA -> WRITTEN_SCHEMA.
+
+    Raises StorageError where the gallery cannot be written.
+    """
     chunks = chunks.sort_by([("kind", "ascending"), ("video_id", "ascending"), ("chunk", "ascending")])
-    real = chunks.filter(pc.equal(chunks["kind"], "chunk"))
-    rest = chunks.filter(pc.not_equal(chunks["kind"], "chunk"))
-    lengths = np.asarray(pc.list_value_length(real["frame_index"]))
+    written, rest = (chunks.filter(is_kind(chunks["kind"], "chunk")) for is_kind in (pc.equal, pc.not_equal))
+    lengths = np.asarray(pc.list_value_length(written["frame_index"]))
+    index, times = (np.asarray(pc.list_flatten(written[name])) for name in ("frame_index", "time_s"))
     shard = None
-    if len(real):
-        features = np.concatenate([np.frombuffer(feature, np.float16) for feature in real["feature"].to_pylist()])
-        frames = frames_table(
-            real["video_id"].to_pylist(),
-            lengths.tolist(),
-            np.asarray(pc.list_flatten(real["frame_index"])),
-            np.asarray(pc.list_flatten(real["time_s"])),
-            features.reshape(-1, gallery.feature_width),
-        )
-        shard = gallery.write_shard(frames)
-    ends = np.cumsum(lengths)
-    times = np.asarray(pc.list_flatten(real["time_s"]), np.float64)
-    places = {
-        "shard": [shard] * len(real),
-        "first_row": (ends - lengths).tolist(),
-        "rows": lengths.tolist(),
-        "first_s": times[ends - lengths].tolist(),
-        "last_s": times[ends - 1].tolist(),
-    }
-    written = pa.concat_tables([real, rest]).select([name for name in WRITTEN_SCHEMA.names if name not in places])
-    for field in _SHARD_FIELDS:
-        written = written.append_column(field, pa.array([*places[field.name], *[None] * len(rest)], field.type))
-    return written.cast(WRITTEN_SCHEMA)
+    if len(written):
+        features = np.concatenate([np.frombuffer(feature, np.float16) for feature in written["feature"].to_pylist()])
+        features = features.reshape(-1, gallery.feature_width)
+        shard = gallery.write_shard(frames_table(written["video_id"].to_pylist(), lengths.tolist(), index, times, features))
+    first, end = np.cumsum(lengths) - lengths, np.cumsum(lengths)
+    places = {"shard": [shard] * len(written), "first_row": first, "rows": lengths}
+    places |= {"first_s": times[first], "last_s": times[end - 1]}
+    for name, values in places.items():
+        written = written.append_column(name, pa.array(values, WRITTEN_SCHEMA.field(name).type))
+    return pa.concat_tables([written, rest], promote_options="default").select(WRITTEN_SCHEMA.names).cast(WRITTEN_SCHEMA)

@@ -23,8 +23,9 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Event
 from pipeline.errors import PipelineError
-from pipeline.gallery.forgotten import write_forgotten
+from pipeline.gallery.forgotten import Forgotten, write_forgotten
 from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
+from pipeline.ingest import listing
 from pipeline.ingest import run as ingest_module
 from pipeline.ingest import stages as stages_module
 from pipeline.ingest.commit import Committer
@@ -34,7 +35,6 @@ from pipeline.ingest.stages import (
     EMBEDDED_SCHEMA,
     WRITTEN_SCHEMA,
     DecodeAndEmbed,
-    DecodeSources,
     EmbedChunks,
     decode_source,
     with_features,
@@ -115,7 +115,7 @@ def test_every_input_ends_in_one_place_and_a_second_ingest_adds_nothing(running_
 
 def test_an_actor_that_decodes_and_embeds_keeps_its_decoder_from_block_to_block(folder: Path) -> None:
     counter = SimpleNamespace(add=SimpleNamespace(remote=lambda frames: None))
-    actor = DecodeAndEmbed(DecodeSources(SAMPLING), EmbedChunks(SPEC, 1, counter))
+    actor = DecodeAndEmbed(SAMPLING, Forgotten(), SPEC, 1, counter)
     catalog = read_catalog(str(folder / "manifest.csv")).table
     processes, kinds = set(), []
     for start in range(0, len(catalog), 4):
@@ -129,7 +129,7 @@ def test_an_actor_that_decodes_and_embeds_keeps_its_decoder_from_block_to_block(
 def test_an_actor_that_was_left_half_way_begins_anew_with_the_next_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages_module, "TABLE_BYTES", 0)  # a table a row
     counter = SimpleNamespace(add=SimpleNamespace(remote=lambda frames: None))
-    actor = DecodeAndEmbed(DecodeSources(replace(SAMPLING, chunk=3)), EmbedChunks(SPEC, 1, counter))
+    actor = DecodeAndEmbed(replace(SAMPLING, chunk=3), Forgotten(), SPEC, 1, counter)
     catalog = read_catalog(str(folder / "manifest.csv")).table
     ids = catalog["source_id"].to_pylist()
     block = catalog.take([ids.index("good6"), ids.index("good3"), ids.index("good2")])
@@ -171,7 +171,7 @@ def test_blocks_chunks_and_shards_do_not_change_what_is_stored(
     catalog = read_catalog(str(folder / "manifest.csv"))
     one, other = (Gallery.open_or_create(tmp_path / name, SETTINGS) for name in ("one", "other"))
     ingest(catalog, one, SAMPLING)
-    monkeypatch.setattr(ingest_module, "SOURCES_A_BLOCK", 1)
+    monkeypatch.setattr(listing, "SOURCES_PER_BLOCK", 1)
     ingest(catalog, other, replace(SAMPLING, chunk=3), Workers(decoders=2, shard_chunks=2))  # videos cut into many shards
     assert len(list(Path(other.location.path, "frames").iterdir())) > 10
     expected, found = contents(one), contents(other)
