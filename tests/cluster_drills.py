@@ -189,7 +189,7 @@ def ingest_under_kills(
     reader = Reader(gallery, expected)
     reader.start()
     began = time.monotonic()
-    flags = ["--backbone", backbone, "--shard-chunks", "2", "--embedders", "2"]
+    flags = ["--backbone", backbone, "--shard-pieces", "2", "--embedders", "2"]
     flags += ["--decoders", "2"] if "decode actor" in kinds else []
     command = ["-m", "jobs.ingest", clips, "--gallery", gallery, *flags]
     log = gallery.parent / f"{gallery.name}.log"
