@@ -266,6 +266,21 @@ def test_a_video_that_fails_half_way_leaves_only_its_reject(committer: Committer
     assert contents(gallery) == {} and gallery.snapshot().rejects["reason"].to_pylist() == ["truncated"]
 
 
+def test_the_log_names_what_was_rejected_and_counts_what_was_committed(
+    committer: Committer, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = end_row("b", 0, fatal=True, video_id="b", reason="truncated", message="cut off")
+    with caplog.at_level("INFO", logger="coattention.ingest"):
+        committer.add(written(committer.gallery, [chunk_row("a", 0, 10, 1)]))
+        assert caplog.records == []  # nothing is complete yet
+        committer.add(written(committer.gallery, [end_row("a", 1), refused]))
+    rejected, committed = [vars(record) | {"text": record.getMessage()} for record in caplog.records]
+    assert (rejected["levelname"], rejected["text"]) == ("WARNING", "rejected: cut off")
+    assert (rejected["source_id"], rejected["video_id"], rejected["reason"]) == ("b", "b", "truncated")
+    assert committed["text"] == "committed"
+    assert [committed[name] for name in ("sources", "videos", "frames", "rejected")] == [2, 1, 10, 1]
+
+
 @pytest.mark.ray
 def test_a_video_whose_chunks_lie_in_several_shards_becomes_one(running_ray: None, committer: Committer) -> None:
     gallery = committer.gallery
