@@ -77,9 +77,13 @@ def ingest(
         int | None, typer.Option(help="Decoding actors [default: with GPUs half the CPUs, else the embedding actors decode].")
     ] = None,
     embedders: Annotated[int | None, typer.Option(help="Embedding actors [default: one a GPU, else one a CPU].")] = None,
-    shard_pieces: Annotated[
+    shard_chunks: Annotated[
         int | None,
-        typer.Option(help="Pieces (about: videos) of a shard and commit [default: a 20th of the inputs, 16 to 512].", min=1),
+        typer.Option(
+            "--shard-pieces",
+            help="Chunks of frames (about: videos) of a shard and commit [default: a 20th of the inputs, 16 to 512].",
+            min=1,
+        ),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
     insecure_cluster: InsecureCluster = False,
@@ -107,7 +111,7 @@ def ingest(
         memory_limit=memory_limit << 20,
         cpu_limit=cpu_limit,
     )
-    workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
+    workers = Workers(decoders=decoders, embedders=embedders, shard_chunks=shard_chunks)
     catalog = read_catalog(source, roots=root, endpoints=endpoint)
     if spec.name != EFFICIENTNET:
         load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.catalog.inputs import Catalog, candidate_id
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError
 from pipeline.storage.location import resolve
 
@@ -123,7 +123,7 @@ def _read_source(decoder: Decoder, row: dict[str, Any], frames: int) -> list[tup
                 return [(event.reason, row["source_id"], [])]
             kept.pop(event.track, None)
             results.append((event.reason, candidate_id(row["source_id"], event.track), []))
-        elif isinstance(event, Piece):
+        elif isinstance(event, Chunk):
             collected = kept.setdefault(event.track, EvenlySpaced(frames))
             for frame in event.frames:
                 collected.add(frame)

@@ -17,7 +17,7 @@ from pipeline.catalog.inputs import candidate_id, default_video_id
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.source_hash import source_hash
-from pipeline.decoding.video import Box, Event, Piece, Rejected, VideoInfo
+from pipeline.decoding.video import Box, Chunk, Event, Rejected, VideoInfo
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.gallery.video_ref import VideoRef
@@ -160,14 +160,14 @@ def gallery_target(gallery: Gallery, video_id: str, videos: pa.Table | None = No
 def video_target(uri: str, backbone: Backbone, decoder: Decoder, whom: Whom | None = None) -> Target:
     """A video file, a photo or a folder of numbered images as the target. Raises UsageError."""
     uri, whom = canonical_uri(uri), whom or Whom()
-    pieces: list[Piece] = []
+    pieces: list[Chunk] = []
     features, info = [], None
     for event in _events(uri, decoder, whom):
         if isinstance(event, Rejected) and (event.track is None or event.track == whom.track):
             raise UsageError(f"the target cannot be used: {event.message}{_remedy(event)}")
         if isinstance(event, VideoInfo):
             info = event
-        if isinstance(event, Piece) and whom.track in (None, event.track):
+        if isinstance(event, Chunk) and whom.track in (None, event.track):
             if pieces and event.track != pieces[0].track:
                 raise UsageError(f"{whom.boxes_uri} has several tracks; say which one is meant with --track")
             features.append(backbone.embed(event.frames))
@@ -194,7 +194,7 @@ def _events(uri: str, decoder: Decoder, whom: Whom) -> Iterator[Event]:
     yield from decoder.moment(uri, whom.box, whom.time_s or 0.0)
 
 
-def _reference(uri: str, whom: Whom, piece: Piece) -> VideoRef:
+def _reference(uri: str, whom: Whom, piece: Chunk) -> VideoRef:
     video_id = default_video_id(uri)
     if whom.box is not None:
         edges = ",".join(f"{edge:g}" for edge in whom.box)

@@ -23,7 +23,7 @@ from pipeline.backbone.runtime import BackboneSpec, normalise_pixels
 from pipeline.coattention.network import Coattention
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.storage.location import new_array, resolve
@@ -131,7 +131,7 @@ def _decode_all(source: Source, frames: NDArray[np.uint8], endpoints: Sequence[s
     with Decoder(sampling) as decoder:
         for uri, boxes_uri, rate in dict.fromkeys((row["uri"], row["boxes_uri"], row["fps"]) for row in rows):
             for event in decoder.events(uri, boxes_uri, rate):  # a stream without times has the rate that it was ingested at
-                if isinstance(event, Piece) and (uri, event.track) in places:
+                if isinstance(event, Chunk) and (uri, event.track) in places:
                     found = written[uri, event.track]
                     fitting = event.frames[: max(wanted[uri, event.track] - found, 0)]
                     frames[places[uri, event.track] + found :][: len(fitting)] = fitting

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.catalog.inputs import Catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError, UsageError
 
 KINDS = ("block", "thing", "person")
@@ -148,7 +148,7 @@ def _frames(decoder: Decoder, source: dict) -> np.ndarray | str:
     for event in decoder.events(source["uri"], frame_rate=source["frame_rate"]):
         if isinstance(event, Rejected):
             return event.reason
-        if isinstance(event, Piece):
+        if isinstance(event, Chunk):
             pieces.append(event.frames)
     return np.concatenate(pieces) if pieces else "no_frames"
 

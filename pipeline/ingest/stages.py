@@ -1,4 +1,8 @@
-"""What flows through an ingest: pieces of videos, decoded, embedded and written to shards (steps 2 to 4 of `run`)."""
+"""Stages 2 to 4 of an ingest (`pipeline.ingest.run`): chunks of frames are decoded, embedded and written to shards.
+
+Each stage maps tables to tables, and times itself. What flows between them is a row per chunk (kind "chunk"), per candidate that
+is refused ("reject"), and per source at its end ("end": how many of both there were, and what is known of the source by then).
+"""
 
 import math
 import time
@@ -11,26 +15,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import telemetry
 from pipeline.backbone.runtime import BackboneSpec, load_backbone
 from pipeline.catalog.inputs import candidate_id
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected, VideoInfo
+from pipeline.decoding.video import Chunk, Rejected, VideoInfo
 from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten, covers
 from pipeline.gallery.gallery import Gallery, frames_table
 from pipeline.ingest.source_changes import STILL_CHANGING, is_changing
 
-# One row a piece (kind "piece"), a refused candidate ("reject"), or the end of a source ("end": how many of both there were, and
-# what is known of the source by then).
-PIECES_SCHEMA = pa.schema(
+CHUNKS_SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
         ("source_id", pa.string()),
         ("video_id", pa.string()),
         ("track", pa.int64()),
-        ("piece", pa.int32()),
-        ("pieces", pa.int32()),
+        ("chunk", pa.int32()),
+        ("chunks", pa.int32()),
         ("rejects", pa.int32()),
         ("fatal", pa.bool_()),
         ("reason", pa.string()),
@@ -48,58 +51,63 @@ PIECES_SCHEMA = pa.schema(
     ]
 )
 # The same rows with the frames' features: float16 bytes [n, D].
-EMBEDDED_SCHEMA = pa.schema([*(f for f in PIECES_SCHEMA if f.name != "frames"), pa.field("feature", pa.large_binary())])
-_SHARD_FIELDS = [
-    pa.field("shard", pa.string()),
-    pa.field("first_row", pa.int64()),
-    pa.field("rows", pa.int32()),
-    pa.field("first_s", pa.float64()),
-    pa.field("last_s", pa.float64()),
-]
-# The same rows once their frames are in a shard; first_s, last_s: times of a piece's first and last frame, in seconds.
-WRITTEN_SCHEMA = pa.schema([f for f in PIECES_SCHEMA if f.name not in ("frame_index", "time_s", "frames")] + _SHARD_FIELDS)
+EMBEDDED_SCHEMA = pa.schema([*(f for f in CHUNKS_SCHEMA if f.name != "frames"), pa.field("feature", pa.large_binary())])
+# The same rows once their frames are in a shard; first_s, last_s: times of a chunk's first and last frame, in seconds.
+WRITTEN_SCHEMA = pa.schema(
+    [
+        *(f for f in CHUNKS_SCHEMA if f.name not in ("frame_index", "time_s", "frames")),
+        pa.field("shard", pa.string()),
+        pa.field("first_row", pa.int64()),
+        pa.field("rows", pa.int32()),
+        pa.field("first_s", pa.float64()),
+        pa.field("last_s", pa.float64()),
+    ]
+)
 BAD_FEATURES = "the backbone gives frame features that are not finite numbers"
+SECONDS = "coattention_ingest_seconds"  # the metric
 TELL_SECONDS = 1.0
 TABLE_BYTES = 4 << 20  # of rows and features that are handed on at a time
 ROW_BYTES = 1000  # about, beside its features
-AHEAD = 3  # rows that are decoded ahead: a piece, the end of its video, and the first piece of the next one
-Row = dict[str, Any]  # of PIECES_SCHEMA, without what is null; `frames` as uint8 [n, height, width, 3], RGB
+AHEAD = 3  # rows that are decoded ahead: a chunk, the end of its video, and the first chunk of the next one
+Row = dict[str, Any]  # of CHUNKS_SCHEMA, without what is null; `frames` as uint8 [n, height, width, 3], RGB
 
 
 class DecodeSources:
-    """Step 2: catalog rows -> PIECES_SCHEMA, frames as uint8 bytes [n, height, width, 3]. forgotten: what is not taken in."""
+    """Stage 2: catalog rows -> CHUNKS_SCHEMA, frames as uint8 bytes [n, height, width, 3]. forgotten: what is not taken in."""
 
-    def __init__(self, sampling: Sampling, forgotten: Forgotten | None = None) -> None:
+    def __init__(self, sampling: Sampling, forgotten: Forgotten) -> None:
         self.decoder = Decoder(sampling)
-        self.forgotten = (forgotten or Forgotten()).content
+        self.forgotten = forgotten.content
 
     def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
         yield from map(_with_frames, self.rows(sources))
 
     def rows(self, sources: pa.Table) -> Generator[Row, None, None]:
-        """The rows of a block of sources, one after another."""
-        for row in sources.to_pylist():
-            if row["reject_reason"] is not None:
-                yield _refused(row["source_id"], row["reject_reason"], row["reject_message"])
-            else:
-                yield from decode_source(self.decoder, row, self.forgotten)
+        """The rows of a block of sources, one after another. Raises PipelineError where the decoder itself is at fault."""
+        rows = (row for source in sources.to_pylist() for row in decode_source(self.decoder, source, self.forgotten))
+        yield from telemetry.timed_items(rows, SECONDS, stage="decode")
 
 
 def decode_source(
     decoder: Decoder, source: dict[str, Any], forgotten: frozenset[tuple[str, int | None]] = frozenset()
 ) -> Iterator[Row]:
-    """The rows of one source, a row of the catalog; the last one is its end. forgotten: `Forgotten.content`, of which no piece
-    comes.
+    """The rows of one source; the last one is its end.
+
+    source: a row of the catalog. forgotten: `Forgotten.content`, of which no chunk comes. Raises PipelineError where the decoder
+    itself is at fault.
     """
     source_id, uri = source["source_id"], source["uri"]
+    if source.get("reject_reason") is not None:
+        yield _refused(source_id, source["reject_reason"], source["reject_message"])
+        return
     info: VideoInfo | None = None
     fatal: Rejected | None = None
-    pieces = rejects = 0
+    chunks = rejects = 0
     refused: set[int] = set()
     for event in decoder.events(uri, source["boxes_uri"], source["frame_rate"]):
         if isinstance(event, VideoInfo):
             info = event
-        elif isinstance(event, Piece) and covers(forgotten, event.source_hash, event.track):
+        elif isinstance(event, Chunk) and covers(forgotten, event.source_hash, event.track):
             if event.track is None or (event.source_hash, None) in forgotten:
                 yield _refused(source_id, REASON, MESSAGE)
                 return
@@ -107,14 +115,14 @@ def decode_source(
                 refused.add(event.track)
                 rejects += 1
                 yield _reject(source_id, event.track, REASON, MESSAGE)
-        elif isinstance(event, Piece):
-            pieces += 1
+        elif isinstance(event, Chunk):
+            chunks += 1
             yield {
-                "kind": "piece",
+                "kind": "chunk",
                 "source_id": source_id,
                 "video_id": _video_id(source_id, event.track),
                 "track": event.track,
-                "piece": event.number,
+                "chunk": event.number,
                 "frame_index": event.frame_index.tolist(),
                 "time_s": event.time_s.tolist(),
                 "frames": event.frames,
@@ -131,7 +139,7 @@ def decode_source(
     elif info is None:
         raise PipelineError(f"{uri}: its decoder ended without a word")
     else:
-        yield {"kind": "end", "source_id": source_id, "pieces": pieces, "rejects": rejects, "fatal": False, **vars(info)}
+        yield {"kind": "end", "source_id": source_id, "chunks": chunks, "rejects": rejects, "fatal": False, **vars(info)}
 
 
 def _reject(source_id: str, track: int | None, reason: str, message: str) -> Row:
@@ -150,32 +158,36 @@ def _video_id(source_id: str, track: int | None) -> str:
 
 
 def _with_frames(row: Row) -> pa.Table:
-    """One row as a table of PIECES_SCHEMA; its frames are the array's own memory."""
+    """One row as a table of CHUNKS_SCHEMA; its frames are the array's own memory."""
     frames = row.pop("frames", None)
-    table = pa.Table.from_pylist([row], schema=PIECES_SCHEMA.remove(PIECES_SCHEMA.get_field_index("frames")))
+    table = pa.Table.from_pylist([row], schema=CHUNKS_SCHEMA.remove(CHUNKS_SCHEMA.get_field_index("frames")))
     if frames is None:
         return table.append_column("frames", pa.nulls(1, pa.large_binary()))
     parts = [None, pa.py_buffer(np.array([0, frames.nbytes], np.int64)), pa.py_buffer(np.ascontiguousarray(frames))]
     return table.append_column("frames", pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, parts))
 
 
-class EmbedPieces:
-    """Step 3: PIECES_SCHEMA -> EMBEDDED_SCHEMA. counter: an actor that is told, at most once a second, of frames embedded."""
+class EmbedChunks:
+    """Stage 3: CHUNKS_SCHEMA -> EMBEDDED_SCHEMA.
+
+    threads: of the CPU, for the network. counter: an actor that is told, at most once a second, of frames embedded.
+    """
 
     def __init__(self, spec: BackboneSpec, threads: int, counter: Any, device: str = "auto") -> None:
         self.backbone = load_backbone(spec, threads, device)
         self.counter = counter
         self.untold, self.told = 0, -math.inf
 
-    def __call__(self, pieces: pa.Table) -> pa.Table:
+    def __call__(self, chunks: pa.Table) -> pa.Table:
         shape = (-1, self.backbone.spec.height, self.backbone.spec.width, 3)
-        frames = [np.frombuffer(buffer.as_buffer() or b"", np.uint8).reshape(shape) for buffer in pieces["frames"]]
+        frames = [np.frombuffer(buffer.as_buffer() or b"", np.uint8).reshape(shape) for buffer in chunks["frames"]]
         features = np.split(self.embed(np.concatenate(frames)), np.cumsum([len(array) for array in frames])[:-1])
-        return with_features(list(zip(pieces.drop_columns("frames").to_pylist(), features, strict=True)))
+        return with_features(list(zip(chunks.drop_columns("frames").to_pylist(), features, strict=True)))
 
     def embed(self, frames: np.ndarray) -> np.ndarray:
         """uint8 [n, height, width, 3] -> float16 [n, dim]."""
-        features = self.backbone.embed(frames)
+        with telemetry.timed(SECONDS, stage="embed"):
+            features = self.backbone.embed(frames)
         self.untold += len(frames)
         if self.untold and time.monotonic() - self.told >= TELL_SECONDS:
             self.counter.add.remote(self.untold)
@@ -193,13 +205,13 @@ def with_features(embedded: Sequence[tuple[Row, np.ndarray]]) -> pa.Table:
 
 
 class DecodeAndEmbed:
-    """Steps 2 and 3 in one process, where both run on CPUs: frames go from the decoder to the network and nowhere else.
+    """Stages 2 and 3 in one process, where both run on CPUs: catalog rows -> EMBEDDED_SCHEMA.
 
-    Catalog rows -> EMBEDDED_SCHEMA. The next pieces are decoded while one is embedded.
+    Frames go from the decoder to the network and nowhere else. The next chunks are decoded while one is embedded.
     """
 
-    def __init__(self, decode: DecodeSources, embed: EmbedPieces) -> None:
-        self.decode, self.embed = decode, embed
+    def __init__(self, sampling: Sampling, forgotten: Forgotten, spec: BackboneSpec, threads: int, counter: Any) -> None:
+        self.decode, self.embed = DecodeSources(sampling, forgotten), EmbedChunks(spec, threads, counter, "cpu")
         self.thread = ThreadPoolExecutor(1)  # one for all calls: the decoder's child dies with the thread that started it
 
     def __call__(self, sources: pa.Table) -> Iterator[pa.Table]:
@@ -223,33 +235,34 @@ class DecodeAndEmbed:
             self.thread.submit(rows.close)  # there, and before the next call: what is left half read closes its decoder
 
 
-def write_pieces(pieces: pa.Table, gallery: Gallery) -> pa.Table:
-    """Step 4: write the pieces' features as one shard, a video's pieces in order; returns WRITTEN_SCHEMA."""
-    pieces = pieces.sort_by([("kind", "ascending"), ("video_id", "ascending"), ("piece", "ascending")])
-    real = pieces.filter(pc.equal(pieces["kind"], "piece"))
-    rest = pieces.filter(pc.not_equal(pieces["kind"], "piece"))
-    lengths = np.asarray(pc.list_value_length(real["frame_index"]))
+class WriteShards:
+    """Stage 4: EMBEDDED_SCHEMA -> WRITTEN_SCHEMA; a call writes one shard."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
+
+    def __call__(self, chunks: pa.Table) -> pa.Table:
+        with telemetry.timed(SECONDS, stage="write"):
+            return write_chunks(chunks, self.gallery)
+
+
+def write_chunks(chunks: pa.Table, gallery: Gallery) -> pa.Table:
+    """Write the chunks' features as one shard, a video's chunks in order: EMBEDDED_SCHEMA -> WRITTEN_SCHEMA.
+
+    Raises StorageError where the gallery cannot be written.
+    """
+    chunks = chunks.sort_by([("kind", "ascending"), ("video_id", "ascending"), ("chunk", "ascending")])
+    written, rest = (chunks.filter(is_kind(chunks["kind"], "chunk")) for is_kind in (pc.equal, pc.not_equal))
+    lengths = np.asarray(pc.list_value_length(written["frame_index"]))
+    index, times = (np.asarray(pc.list_flatten(written[name])) for name in ("frame_index", "time_s"))
     shard = None
-    if len(real):
-        features = np.concatenate([np.frombuffer(feature, np.float16) for feature in real["feature"].to_pylist()])
-        frames = frames_table(
-            real["video_id"].to_pylist(),
-            lengths.tolist(),
-            np.asarray(pc.list_flatten(real["frame_index"])),
-            np.asarray(pc.list_flatten(real["time_s"])),
-            features.reshape(-1, gallery.feature_width),
-        )
-        shard = gallery.write_shard(frames)
-    ends = np.cumsum(lengths)
-    times = np.asarray(pc.list_flatten(real["time_s"]), np.float64)
-    places = {
-        "shard": [shard] * len(real),
-        "first_row": (ends - lengths).tolist(),
-        "rows": lengths.tolist(),
-        "first_s": times[ends - lengths].tolist(),
-        "last_s": times[ends - 1].tolist(),
-    }
-    written = pa.concat_tables([real, rest]).select([name for name in WRITTEN_SCHEMA.names if name not in places])
-    for field in _SHARD_FIELDS:
-        written = written.append_column(field, pa.array([*places[field.name], *[None] * len(rest)], field.type))
-    return written.cast(WRITTEN_SCHEMA)
+    if len(written):
+        features = np.concatenate([np.frombuffer(feature, np.float16) for feature in written["feature"].to_pylist()])
+        features = features.reshape(-1, gallery.feature_width)
+        shard = gallery.write_shard(frames_table(written["video_id"].to_pylist(), lengths.tolist(), index, times, features))
+    first, end = np.cumsum(lengths) - lengths, np.cumsum(lengths)
+    places = {"shard": [shard] * len(written), "first_row": first, "rows": lengths}
+    places |= {"first_s": times[first], "last_s": times[end - 1]}
+    for name, values in places.items():
+        written = written.append_column(name, pa.array(values, WRITTEN_SCHEMA.field(name).type))
+    return pa.concat_tables([written, rest], promote_options="default").select(WRITTEN_SCHEMA.names).cast(WRITTEN_SCHEMA)
