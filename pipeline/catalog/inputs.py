@@ -5,7 +5,6 @@ or a folder of images shows when it is decoded.
 """
 
 import functools
-import hashlib
 import heapq
 import os
 import posixpath
@@ -23,6 +22,7 @@ from pyarrow import fs as pafs
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES, is_image_pattern
 from pipeline.catalog.manifest import MANIFEST_SUFFIXES, read_manifest
 from pipeline.errors import UsageError
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, is_utf8, resolve
 
 REJECT_REASONS = {
@@ -174,7 +174,7 @@ def default_video_id(uri: str) -> str:
     stem, dot, suffix = name.rpartition(".")
     has_suffix = dot + suffix.lower() in _LEFT_OUT_OF_IDS or is_image_pattern(name)
     readable = _NOT_READABLE.sub("_", stem if has_suffix else name).strip("._-")[:60]
-    return f"{readable or 'video'}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
+    return f"{readable or 'video'}-{sha256(uri)[:12]}"
 
 
 @dataclass

@@ -8,7 +8,6 @@ than one among a hundred. The practice is that of forensic voice comparison: cla
 Preez, "Application-independent evaluation of speaker detection", 2006), bounded by what the data support, judged by Cllr.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.errors import PipelineError, UsageError
 from pipeline.settings import ScoreSettings, check_expected_matches
 from pipeline.storage.formats import check_format, number_of
+from pipeline.storage.hashing import json_sha256
 from pipeline.storage.location import resolve
 
 FILE = "calibration.json"
@@ -508,5 +508,4 @@ def calibration_version(calibration: Calibration | None) -> str | None:
     """Name and content hash of the calibration of an index, None without one."""
     if calibration is None:
         return None
-    document = json.dumps(asdict(calibration), sort_keys=True, default=str)
-    return f"{calibration.fitted_on.name}@{hashlib.sha256(document.encode()).hexdigest()[:16]}"
+    return f"{calibration.fitted_on.name}@{json_sha256(asdict(calibration), sort_keys=True, default=str)[:16]}"

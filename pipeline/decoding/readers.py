@@ -2,15 +2,16 @@
 
 import contextlib
 import functools
-import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.decoding.images import Images, open_local, refuse_outside
 from pipeline.decoding.opening import BLOCK_BYTES, DescriptorFile, Opened, open_files
 from pipeline.decoding.reading import Alive, Reader
 from pipeline.decoding.sampling import Sampling
-from pipeline.storage.location import StorageError, explained, listed_hash, resolve
+from pipeline.storage.hashing import listed_hash, sha256, sha256_of
+from pipeline.storage.location import StorageError, explained, resolve
 
 
 def open_source(uri: str, sampling: Sampling, stack: contextlib.ExitStack, alive: Alive = lambda: None) -> Reader:
@@ -58,12 +59,7 @@ def hashed(opened: Opened, sampling: Sampling, alive: Alive = lambda: None) -> s
     """
     try:
         if opened.images is None or opened.photo:
-            digest = hashlib.sha256()
-            file = DescriptorFile(opened.file or 0, opened.name)
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-                alive()
-            return f"file:{digest.hexdigest()}"
+            return f"file:{sha256_of(_blocks(DescriptorFile(opened.file or 0, opened.name), alive))}"
         if opened.spans is not None:
             return None
         hashes = {}
@@ -71,8 +67,14 @@ def hashed(opened: Opened, sampling: Sampling, alive: Alive = lambda: None) -> s
             content = _content(opened, sampling, name)
             if content is None:
                 return None
-            hashes[name] = hashlib.sha256(content).hexdigest()
+            hashes[name] = sha256(content)
             alive()
         return f"images:{listed_hash(hashes)}" if hashes else None
     except (StorageError, OSError):
         return None
+
+
+def _blocks(file: DescriptorFile, alive: Alive) -> Iterator[bytes]:
+    while block := file.read(BLOCK_BYTES):
+        yield block
+        alive()

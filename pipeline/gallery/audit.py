@@ -13,7 +13,6 @@ Records are written before an answer is given out. They name ids and hashes, nev
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from pipeline import telemetry
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.storage.formats import check_format
+from pipeline.storage.hashing import json_sha256, sha256
 from pipeline.storage.location import Location, StorageError, is_utf8
 
 OLDEST_FORMAT, FORMAT = 1, 1  # of records
@@ -66,7 +66,7 @@ def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
         }
         record["sha256"] = _hash_of(record)  # the last record has no other that vouches for it
         data = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-        digest = hashlib.sha256(data).hexdigest()
+        digest = sha256(data)
         name = f"{number:010d}.json" if folder.is_local else f"{number:010d}-{digest[:16]}.json"
         if folder.join(name).write_atomically(data, exclusive=folder.is_local):
             _write_head(folder, number, digest)
@@ -164,7 +164,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
             faults.append(f"{file.name} was moved: it is record {record['number']}")
         if not ((claimed <= before and claimed & digests.get(number - 1, set())) or (number == 0 and not claimed)):
             faults.append(f"the record before {file.name} was changed, or {file.name} was")
-        digests.setdefault(number, set()).add(hashlib.sha256(data).hexdigest())
+        digests.setdefault(number, set()).add(sha256(data))
         numbered += "number" in record
         if record.get("action") == "policy":
             policies.setdefault(number, []).append(_known_names(record.get("required")))
@@ -264,7 +264,7 @@ def _place(folder: Location) -> tuple[int, str | list[str] | None]:
     recent = [file for file in files if _number(file) > number - WINDOW]
     if len({_number(file) for file in recent}) == len(recent):
         return number + 1, digests[-1] if digests else None
-    contents = {hashlib.sha256(data).hexdigest(): json.loads(data) for _, data in _contents(recent)}
+    contents = {sha256(data): json.loads(data) for _, data in _contents(recent)}
     named = {one for record in contents.values() for one in _listed(record["previous"])}
     tips = [digest for digest in dict.fromkeys([*contents, *digests]) if digest not in named]  # a listing may lag behind the head
     return number + 1, tips[0] if len(tips) == 1 else tips
@@ -280,14 +280,14 @@ def _newest(folder: Location, files: list[Location]) -> tuple[int, list[str]]:
     if anchor is not None and folder.is_local:
         number, digests = anchor[0] - 1, [anchor[1]]
         while (file := folder.join(f"{number + 1:010d}.json")).exists():
-            number, digests = number + 1, [hashlib.sha256(file.read_bytes()).hexdigest()]
+            number, digests = number + 1, [sha256(file.read_bytes())]
         return number, digests
     files = _records(folder) if folder.is_local else files
     number = _number(files[-1]) if files else -1
     if anchor is not None and anchor[0] - 1 > number:
         return anchor[0] - 1, [anchor[1]]
     newest = [file for file in files if _number(file) == number]
-    return number, [hashlib.sha256(file.read_bytes()).hexdigest() for file in newest]
+    return number, [sha256(file.read_bytes()) for file in newest]
 
 
 def _write_head(folder: Location, number: int, digest: str) -> None:
@@ -296,7 +296,7 @@ def _write_head(folder: Location, number: int, digest: str) -> None:
         folder.join("head.json").write_atomically(json.dumps({"records": number + 1, "sha256": digest}).encode())
         if not folder.is_local or not (following := folder.join(f"{number + 1:010d}.json")).exists():
             return
-        number, digest = number + 1, hashlib.sha256(following.read_bytes()).hexdigest()
+        number, digest = number + 1, sha256(following.read_bytes())
 
 
 def _read_head(folder: Location) -> tuple[int, str] | None:
@@ -315,7 +315,7 @@ def _parsed_head(text: str) -> tuple[int, str]:
 
 
 def _hash_of(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, ensure_ascii=False).encode()).hexdigest()
+    return json_sha256(record, ensure_ascii=False)
 
 
 def _listed(previous: str | list[str] | None) -> list[str]:

@@ -13,7 +13,6 @@ of videos that are there: it changes CORRECTABLE columns of rows, never which ro
 neither a compaction nor another ingest at the same time can be undone by one. docs/decisions.md says why no table format is used.
 """
 
-import hashlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -31,6 +30,7 @@ from pipeline.backbone.runtime import BackboneSpec
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.forgotten import REASON, Forgotten
 from pipeline.storage.formats import check_format
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import Location, Reach, inside_checker, resolve
 from pipeline.storage.seals import sealed, unsealed
 
@@ -312,7 +312,7 @@ class Gallery:
                 content = _table_bytes(table)
                 self.location.join(name).write_atomically(content)
                 commit[kind] = [name]
-                commit["sha256"][name] = hashlib.sha256(content).hexdigest()
+                commit["sha256"][name] = sha256(content)
         commit |= {
             "committed_at": datetime.now(UTC).isoformat(),
             "video_rows": len(videos),
@@ -451,7 +451,7 @@ class Gallery:
                 try:
                     content = location.read_bytes()
                     expected = commit.get("sha256", {}).get(name)  # commits of the first version have none
-                    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+                    if expected is not None and sha256(content) != expected:
                         raise ValueError("its checksum differs")
                     table = pq.read_table(pa.BufferReader(content), schema=schema)
                 except (OSError, ValueError, pa.ArrowException) as error:
@@ -528,4 +528,4 @@ def _semi_joined(table: pa.Table, newest: pa.Table) -> pa.Table:
 def gallery_version(gallery: Gallery) -> str:
     """Names the set of a gallery's commits: how many there are, and a hash of their names."""
     names = gallery.commit_names()
-    return f"{len(names)}:{hashlib.sha256(' '.join(names).encode()).hexdigest()[:16]}"
+    return f"{len(names)}:{sha256(' '.join(names))[:16]}"

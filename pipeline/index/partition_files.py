@@ -5,11 +5,8 @@ See `pipeline.index.versions` for what a version consists of.
 
 import contextlib
 import errno
-import shutil
-import tempfile
 import threading
 import tokenize
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +23,8 @@ from pipeline.index.prefilter import PrefilterMetric
 from pipeline.scoring.frame_rows import TOO_MANY_FILES
 from pipeline.scoring.scores import frame_band
 from pipeline.segments import segment_frames, segment_starts
-from pipeline.storage.location import Location, explained
+from pipeline.storage.local_paths import local_file
+from pipeline.storage.location import Location
 
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
 LARGEST_DISTANCE = 65_000.0  # what float16 holds
@@ -142,38 +140,19 @@ def segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:
 def load_array(location: Location) -> np.ndarray:
     """A .npy file, memory-mapped: from where it lies, or from a copy of an object on the local disk. Raises PipelineError."""
     try:
-        if location.is_local:
-            return _mapped(location.path)
-        with _local_copy(location) as path:
-            return _mapped(path)
+        with local_file(location) as path, _header_parser:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise PipelineError(TOO_MANY_FILES) from error
         raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
 
 
-def _mapped(path: str | Path) -> np.ndarray:
-    with _header_parser:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
 def load_prefilter(location: Location) -> faiss.Index:
     """A FAISS index, memory-mapped as `load_array` does, without tables that FAISS would compute. Raises PipelineError."""
     flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
     try:
-        if location.is_local:
-            return faiss.read_index(location.path, flags)
-        with _local_copy(location) as path:
+        with local_file(location) as path:
             return faiss.read_index(str(path), flags)
     except (RuntimeError, OSError, MemoryError) as error:  # a damaged size asks for any amount of memory
         raise PipelineError(f"the index file {location.uri} is damaged: {str(error).splitlines()[0]}") from error
-
-
-@contextlib.contextmanager
-def _local_copy(location: Location) -> Iterator[Path]:
-    """An object as a file; what has been mapped of it stays readable, and its disk space goes back when it is closed."""
-    with tempfile.TemporaryDirectory(prefix="co-attention-search-") as folder:
-        path = Path(folder, location.name)
-        with location.open_input() as source, explained(f"copy {location.uri} to", folder), path.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 16 << 20)
-        yield path

@@ -1,7 +1,5 @@
 """Checking a gallery: every file that is committed is there and holds what its tables say."""
 
-import hashlib
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +9,7 @@ from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.ranges import manifest_faults, range_faults
 from pipeline.index.versions import index_versions, open_index, read_manifest, version_files
+from pipeline.storage.hashing import content_hash
 from pipeline.storage.location import Location
 
 
@@ -93,6 +92,4 @@ def _index_faults(gallery: Gallery, version: str, checked: dict[tuple[str, str],
 def _file_fault(file: Location, sha256: str) -> str | None:
     if not file.exists():
         return f"{file.uri} is missing"
-    with file.open_input() as source:
-        same = hashlib.file_digest(source, "sha256").hexdigest() == sha256
-    return None if same else f"{file.uri} is damaged: its checksum differs"
+    return None if content_hash(file) == sha256 else f"{file.uri} is damaged: its checksum differs"

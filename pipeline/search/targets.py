@@ -1,6 +1,5 @@
 """The target of a search: a video, a photo or an image folder decoded now, or a gallery video whose features are there."""
 
-import hashlib
 import math
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from pipeline.decoding.video import Box, Event, Piece, Rejected, VideoInfo
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import canonical_uri, is_utf8
 
 GALLERY_PREFIX = "id:"
@@ -153,7 +153,7 @@ def gallery_target(gallery: Gallery, video_id: str, videos: pa.Table | None = No
     frames = gallery.read_video(row)
     ref = VideoRef.of(row)
     features = feature_matrix(frames)
-    content = hashlib.sha256(np.ascontiguousarray(features.astype("<f2")).tobytes()).hexdigest()
+    content = sha256(features.astype("<f2").tobytes())
     return Target(ref, features, np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]), f"features:{content}")
 
 

@@ -6,7 +6,6 @@ train_end_to_end ties both together in one process; `pipeline.backbone.export` m
 run_end_to_end   the same from a plan, with a cache and checkpoints in its folder, so that it goes on where it was killed
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Piece, Rejected
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
+from pipeline.storage.hashing import json_sha256, sha256
 from pipeline.storage.location import new_array, resolve
 from pipeline.training.augmentation import AugmentationSettings, augment
 from pipeline.training.checkpoint import EventFiles, RunFolder
@@ -92,7 +92,7 @@ def cache_frames(
     rates = [(source.gallery.settings.rate, source.gallery.settings.image_rate) for source in sources]
     places = [(row["uri"], row["boxes_uri"], row["track"]) for source in sources for row in _labelled_rows(source)]
     parts = [labels.video_ids, labels.frames.tolist(), shape, rates, places]
-    made_of = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    made_of = json_sha256(parts)
     path, mark = folder / "frames.npy", folder / "frames.sha256"
     if not mark.exists() or mark.read_text() != made_of:
         folder.mkdir(parents=True, exist_ok=True)
@@ -337,7 +337,5 @@ def run_end_to_end(
 
 
 def _labels_hash(labels: FeatureSet) -> str:
-    found = hashlib.sha256(json.dumps([labels.video_ids, labels.person_names]).encode())
-    for array in (labels.person, labels.camera, labels.clip, labels.hidden):
-        found.update(array.tobytes() if array is not None else b"")
-    return found.hexdigest()
+    arrays = [array.tobytes() for array in (labels.person, labels.camera, labels.clip, labels.hidden) if array is not None]
+    return sha256(json.dumps([labels.video_ids, labels.person_names]), *arrays)

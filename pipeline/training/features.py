@@ -1,6 +1,5 @@
 """Labelled videos with their frame features in memory, from one gallery or several, and the split by identity."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.storage.hashing import hash_number
 
 SAME_FRAME = 0.999  # cosine of one frame's features in two versions of a clip, above which nothing covers it in either
 
@@ -172,7 +172,7 @@ def split_identities(videos: FeatureSet, share: float = 0.2) -> tuple[FeatureSet
     """
     if not 0 <= share < 1:
         raise UsageError(f"the validation share of the people is from 0 to below 1, not {share}")
-    draws = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in videos.person_names]
+    draws = [hash_number(name) / 2**64 for name in videos.person_names]
     validates = np.array(draws)[videos.person] < share
     sides = videos.take(np.flatnonzero(~validates)), videos.take(np.flatnonzero(validates))
     for name, side in zip(("training", "validation"), sides, strict=True):
