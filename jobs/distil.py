@@ -12,6 +12,7 @@ import torch
 import typer
 
 from jobs.command_line import Endpoints, run
+from jobs.progress import RenewedLine, say
 from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.loop import DistillationSettings, Metrics, hints_phase, whole_phase
@@ -90,27 +91,24 @@ def main(
         pool_settings,
         settings,
         about,
-        ProgressLine(),
-        lambda metrics: print(describe_metrics(metrics), file=sys.stderr, flush=True),
+        Progress(),
+        lambda metrics: say(describe_metrics(metrics)),
     )
     print(describe(outcome))
 
 
-class ProgressLine:
-    """How far a stage is and how fast: a line every 10 s and one at its end."""
+class Progress:
+    """How far a stage is and how fast."""
 
     def __init__(self) -> None:
-        self.stage, self.began, self.first, self.last = "", 0.0, 0, 0.0
+        self.stage, self.began, self.first, self.line = "", 0.0, 0, RenewedLine()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
         if stage != self.stage:
-            self.stage, self.began, self.first, self.last = stage, now, done, now
-        if done < total and now - self.last < 10:
-            return
-        self.last = now
-        speed = f", {(done - self.first) / (now - self.began):.1f}/s" if now - self.began > 1 else ""
-        print(f"{stage}: {done} of {total}{speed}", file=sys.stderr, flush=True)
+            self.stage, self.began, self.first, self.line = stage, time.monotonic(), done, RenewedLine(at_once=False)
+        seconds = time.monotonic() - self.began
+        speed = f", {(done - self.first) / seconds:.1f}/s" if seconds > 1 else ""
+        self.line.show(f"{stage}: {done} of {total}{speed}", done >= total)
 
 
 def describe_metrics(metrics: Metrics) -> str:

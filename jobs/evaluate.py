@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
+from jobs.progress import RenewedLine, time_left
 from pipeline.backbone.runtime import DEFAULT, find_backbone, parse_input_size
 from pipeline.cluster import Cluster
 from pipeline.datasets.labelled import LabelledData
@@ -103,8 +104,13 @@ def evaluate(
         except UsageError as error:
             raise UsageError(f"{data}: {error}") from error
         keep: dict[str, Any] | None = {} if save_scores else None
+        line, began = RenewedLine(at_once=False, brief=False), time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            line.show(f"{done}/{total} queries scored, {time_left(time.monotonic() - began, done, total)}", done == total)
+
         with opened_partitions(gallery, index, address=cluster) as partitions:
-            judged = evaluate_index(gallery, index, partitions, pairs, score, figures, keep, ProgressLine())
+            judged = evaluate_index(gallery, index, partitions, pairs, score, figures, keep, progress)
     named = {"data": data, "model": index.model, "index_version": index.version, "rejected": rejected}
     asked = {"part": part, "protocol": protocol, "split": split, "first_half": first_half, "sample_rate": sample_rate}
     document = named | {
@@ -148,23 +154,6 @@ def _division(one: LabelledData) -> Split:
 def _write(document: dict[str, Any], folder: Location) -> None:
     folder.join("evaluation.json").write_atomically(json.dumps(document, indent=1, allow_nan=False).encode())
     folder.join("evaluation.html").write_atomically(render_evaluation(document).encode("utf-8", "replace"))
-
-
-class ProgressLine:
-    """Queries done and time left: one line that renews itself, or one every 10 s into a log."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.began = self.last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self.last < (0.5 if self.terminal else 10) and not (done == total and self.last > self.began):
-            return
-        self.last = now
-        line = f"{done}/{total} queries scored, {(now - self.began) / done * (total - done):.0f} s left"
-        ends = "\n" if done == total or not self.terminal else ""
-        print(f"\r\x1b[K{line}" if self.terminal else line, end=ends, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
