@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from pipeline.storage.documents import parsed
 from pipeline.storage.hashing import json_sha256
 
 SEAL = "seal"
@@ -18,10 +19,7 @@ def unsealed(content: bytes) -> dict[str, Any]:
 
     Raises ValueError for what is no JSON object or has been changed since it was sealed.
     """
-    try:
-        document = json.loads(content)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    document = parsed(content)
     if not isinstance(document, dict):
         raise ValueError("it is no JSON object")
     seal = document.pop(SEAL, None)
