@@ -9,6 +9,7 @@ Ray takes half a second to import: only what connects does.
 import contextlib
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -82,6 +83,30 @@ def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> 
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def worker_errors(died: str) -> Iterator[None]:
+    """While tasks or actors are waited for: a PipelineError of theirs is raised here, and `died` as one where one died."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PipelineError):
+            raise error.cause from error
+        raise
+    except ray.exceptions.RayError as error:
+        raise PipelineError(died) from error
+
+
+def words_of(error: BaseException) -> str:
+    """What a Ray worker's error comes down to. Only its text crosses the processes, so it is read from the traceback in it."""
+    text = str(error).strip()
+    ours = re.findall(r"^pipeline(?:\.\w+)+\.\w+Error: (.*)$", text, re.MULTILINE)
+    others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", text, re.MULTILINE)
+    found = ours or [line for line in others if "UserCodeException" not in line]
+    return found[-1] if found else f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
 
 
 def _address(cluster: Cluster | str | None) -> str | None:

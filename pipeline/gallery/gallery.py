@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from pipeline.backbone.runtime import BackboneSpec
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.forgotten import REASON, Forgotten
+from pipeline.storage.documents import typed
 from pipeline.storage.formats import check_format
 from pipeline.storage.hashing import sha256
 from pipeline.storage.location import Location, Reach, inside_checker, resolve
@@ -193,19 +194,8 @@ class Gallery:
         try:
             fields = unsealed(location.join("gallery.json").read_bytes())
             check_format(f"the gallery {location.uri}", fields["format"], OLDEST_FORMAT, FORMAT, "ingest its videos anew")
-            backbone = {
-                **fields["backbone"],
-                "mean": tuple(fields["backbone"]["mean"]),
-                "std": tuple(fields["backbone"]["std"]),
-            }
-            image_rate = fields["image_rate"]
-            settings = GallerySettings(
-                BackboneSpec(**backbone),
-                float(fields["rate"]),
-                None if image_rate is None else float(image_rate),
-                tuple(map(str, fields.get("roots", ()))),
-            )
-        except (ValueError, KeyError, TypeError) as error:
+            settings = typed(GallerySettings, fields, complete=False)
+        except (ValueError, KeyError) as error:
             raise PipelineError(f"{location.join('gallery.json').uri} is damaged: {error}") from error
         return cls(location, settings)
 
@@ -421,6 +411,15 @@ class Gallery:
             if checked:
                 self._check_features(table, shard)
             yield positions, table
+
+    def iter_videos(self, videos: pa.Table, *, checked: bool = True) -> Iterator[tuple[int, pa.Table]]:
+        """`iter_features` video by video: (row in `videos`, its frames)."""
+        counts = videos["sampled_frames"].to_pylist()
+        for positions, frames in self.iter_features(videos, checked=checked):
+            start = 0
+            for position in positions.tolist():
+                yield position, frames.slice(start, counts[position])
+                start += counts[position]
 
     def _commits(self, leave_out: Collection[str] = ()) -> dict[str, dict[str, Any]]:
         commits = {}

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.coattention.cohort import Cohort, cohort_statistics
-from pipeline.coattention.network import Coattention
+from pipeline.coattention.network import Coattention, CoattentionConfig
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.prefilter import PrefilterMetric
@@ -54,17 +54,8 @@ def write_partition(
     starts = [segment_starts(int(n), segment_length, stride) for n in frames]
     first_frame = np.concatenate([[0], np.cumsum(frames)])
     first_segment = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
-    widths = (head.config.key_width, head.config.value_width)
     total, segments = int(first_frame[-1]), int(first_segment[-1])
-    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
-        "keys": (np.float16, (total, widths[0])),
-        "values": (np.float16, (total, widths[1])),
-        "band": (np.float16, (total, segment_length - 1)),
-        "frame_index": (np.int32, (total,)),
-        "time_s": (np.float32, (total,)),
-        "cohort_mean": (np.float32, (segments,)),
-        "cohort_spread": (np.float32, (segments,)),
-    }
+    shapes = array_shapes(head.config, total, segments, segment_length)
     metric = PrefilterMetric(*score_row(head))
     prefilter = metric.empty_index() if prefilter is None else faiss.clone_index(prefilter)
     weight, bias = (part.detach() for part in head.score_row())
@@ -105,6 +96,21 @@ def write_partition(
     )
     table = table.append_column("segments", pa.array(np.diff(first_segment)))
     return table, {"frames": total, "segments": segments}
+
+
+def array_shapes(
+    config: CoattentionConfig, frames: int, segments: int, segment_length: int
+) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Type and shape of each of a partition's arrays, by name. config: of the head."""
+    return {
+        "keys": (np.float16, (frames, config.key_width)),
+        "values": (np.float16, (frames, config.value_width)),
+        "band": (np.float16, (frames, segment_length - 1)),
+        "frame_index": (np.int32, (frames,)),
+        "time_s": (np.float32, (frames,)),
+        "cohort_mean": (np.float32, (segments,)),
+        "cohort_spread": (np.float32, (segments,)),
+    }
 
 
 def score_row(head: Coattention) -> tuple[np.ndarray, float]:

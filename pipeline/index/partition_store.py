@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import telemetry
-from pipeline.cluster import Cluster, cluster_is_named, connected
+from pipeline.cluster import Cluster, cluster_is_named, connected, worker_errors
 from pipeline.coattention.cohort import Cohort
 from pipeline.coattention.network import Coattention
-from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.partition_files import write_partition
 from pipeline.storage.hashing import sha256
@@ -200,14 +199,9 @@ def build_partitions(
                 number, rows = waiting.pop()
                 running[build.remote(shared, rows, int(first[number]))] = number
             (done, *_), _ = ray.wait(list(running))
-            try:
-                yield running.pop(done), ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, PipelineError):
-                    raise error.cause from error
-                raise
-            except ray.exceptions.RayError as error:
-                raise PipelineError("a worker died while it built a partition; try with fewer --workers") from error
+            with worker_errors("a worker died while it built a partition; try with fewer --workers"):
+                entry = ray.get(done)
+            yield running.pop(done), entry
 
 
 def _build(work: PartitionWork, videos: pa.Table, first_video: int) -> dict[str, Any]:

@@ -25,13 +25,9 @@ def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:
     """
     chosen = videos.take(hash_order(videos["video_id"].to_pylist(), SAMPLE_VIDEOS))
     parts: dict[str, np.ndarray] = {}
-    for positions, table in gallery.iter_features(chosen):
-        features, start = feature_matrix(table), 0
-        for position in positions:
-            count = chosen["sampled_frames"][int(position)].as_py()
-            rows = start + np.unique(np.linspace(0, count - 1, min(count, SAMPLE_FRAMES)).astype(int))
-            parts[chosen["video_id"][int(position)].as_py()] = features[rows]
-            start += count
+    for position, frames in gallery.iter_videos(chosen):
+        rows = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), SAMPLE_FRAMES)).astype(int))
+        parts[chosen["video_id"][position].as_py()] = feature_matrix(frames)[rows]
     return np.concatenate([parts[video_id] for video_id in sorted(parts)])
 
 
@@ -44,15 +40,11 @@ def sample_cohort(gallery: Gallery, videos: pa.Table, head: Coattention, length:
     rows = hash_order(videos["video_id"].to_pylist(), COHORT_VIDEOS)
     chosen = videos.take(rows)
     parts: dict[int, torch.Tensor] = {}
-    for positions, table in gallery.iter_features(chosen):
-        features, first = feature_matrix(table), 0
-        for position in positions:
-            frames = chosen["sampled_frames"][int(position)].as_py()
-            starts = segment_starts(frames, length, stride)
-            starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), COHORT_SEGMENTS)).round().astype(int))]
-            _, values = encode_frames(head, features[first : first + frames])
-            parts[int(position)] = torch.from_numpy(segment_means(values, segment_frames(starts, length, frames)))
-            first += frames
+    for position, frames in gallery.iter_videos(chosen):
+        starts = segment_starts(len(frames), length, stride)
+        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), COHORT_SEGMENTS)).round().astype(int))]
+        _, values = encode_frames(head, feature_matrix(frames))
+        parts[position] = torch.from_numpy(segment_means(values, segment_frames(starts, length, len(frames))))
     order = sorted(parts)
     owner = torch.cat([torch.full((len(parts[position]),), rows[position]) for position in order])
     return Cohort(torch.cat([parts[position] for position in order]), owner)

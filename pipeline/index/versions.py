@@ -320,11 +320,6 @@ def index_lag(gallery: Gallery, index: Index) -> Lag:
     return Lag(len(held) - (pc.sum(held).as_py() or 0), int(outdated.sum()))
 
 
-def videos_not_in(gallery: Gallery, index: Index) -> int:
-    """How many videos of the gallery an index does not hold yet, see `index_lag`."""
-    return index_lag(gallery, index).missing
-
-
 def index_versions(gallery: Gallery) -> list[str]:
     """Published versions, oldest first."""
     files = gallery.location.join("index").list(recursive=True)

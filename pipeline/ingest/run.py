@@ -14,7 +14,6 @@ whatever is killed, what is not committed is simply done again.
 
 import contextlib
 import logging
-import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ import ray.data
 from pipeline import telemetry
 from pipeline.backbone.runtime import DEFAULT, BackboneSpec, find_backbone
 from pipeline.catalog.inputs import Catalog, read_catalog
-from pipeline.cluster import Cluster, connected
+from pipeline.cluster import Cluster, connected, words_of
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import append_record
@@ -206,7 +205,7 @@ def _run(
                 state.done, state.rejected = len(committer.committed) + len(committer.left), sum(committer.reasons.values())
     except (ray.exceptions.RayError, StorageError) as error:
         done = f"{len(committer.committed)} of {len(missing)} inputs are committed; run the same command again to go on"
-        cause = str(error) if isinstance(error, StorageError) else _cause(error)
+        cause = str(error) if isinstance(error, StorageError) else words_of(error)
         raise PipelineError(f"the ingest stopped: {cause}; {done}") from error
     state.frames = max(state.frames, committer.frames)
     progress(state)
@@ -215,15 +214,6 @@ def _run(
     summary.unaccounted = len(missing) - len(committer.committed) - len(committer.left)
     summary.candidates, summary.frames, summary.reasons = committer.candidates, committer.frames, committer.reasons
     summary.seconds = time.monotonic() - began
-
-
-def _cause(error: BaseException) -> str:
-    """What a Ray worker's error comes down to. Only its text crosses the processes, so it is read from the traceback in it."""
-    text = str(error)
-    ours = re.findall(r"^pipeline(?:\.\w+)+\.\w+Error: (.*)$", text, re.MULTILINE)
-    others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", text, re.MULTILINE)
-    found = ours or [line for line in others if "UserCodeException" not in line]
-    return found[-1] if found else f"{type(error).__name__}: {text.strip().splitlines()[0]}"
 
 
 def ingest_videos(

@@ -1,5 +1,7 @@
 """Checking a gallery: every file that is committed is there and holds what its tables say."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,8 +28,8 @@ def verify_gallery(gallery: Gallery) -> list[str]:
             faults += named
             continue
         try:
-            for positions, frames in gallery.iter_features(rows, checked=False):
-                faults += _frame_faults(rows, positions, frames)
+            for position, frames in gallery.iter_videos(rows, checked=False):
+                faults += _frame_faults(rows.slice(position, 1).to_pylist()[0], frames)
         except PipelineError as error:
             faults.append(str(error))
     checked: dict[tuple[str, str], str | None] = {}
@@ -54,19 +56,15 @@ def _place_faults(videos: pa.Table) -> list[str]:
     return [f"the row of {video_id} in videos/ names no rows of a shard" for video_id in wrong]
 
 
-def _frame_faults(videos: pa.Table, positions: np.ndarray, frames: pa.Table) -> list[str]:
-    """Videos whose frames are not theirs, not in time order or not finite; arguments as Gallery.iter_features gives them."""
-    faults, start = [], 0
-    for row in videos.take(pa.array(positions)).to_pylist():
-        part = frames.slice(start, row["sampled_frames"])
-        start += row["sampled_frames"]
-        if part["video_id"].to_pylist() != [row["video_id"]] * row["sampled_frames"]:
-            faults.append(f"the shard {row['shard']} does not hold {row['video_id']} as recorded")
-        elif np.any(np.diff(np.asarray(part["frame_index"])) <= 0):
-            faults.append(f"the frames of {row['video_id']} in {row['shard']} are not in time order")
-        elif not np.isfinite(feature_matrix(part)).all():
-            faults.append(f"the features of {row['video_id']} in {row['shard']} are not all finite numbers")
-    return faults
+def _frame_faults(row: dict[str, Any], frames: pa.Table) -> list[str]:
+    """What is wrong with the frames of a video: not its own, not in time order or not finite."""
+    if frames["video_id"].to_pylist() != [row["video_id"]] * row["sampled_frames"]:
+        return [f"the shard {row['shard']} does not hold {row['video_id']} as recorded"]
+    if np.any(np.diff(np.asarray(frames["frame_index"])) <= 0):
+        return [f"the frames of {row['video_id']} in {row['shard']} are not in time order"]
+    if not np.isfinite(feature_matrix(frames)).all():
+        return [f"the features of {row['video_id']} in {row['shard']} are not all finite numbers"]
+    return []
 
 
 def _index_faults(gallery: Gallery, version: str, checked: dict[tuple[str, str], str | None]) -> list[str]:

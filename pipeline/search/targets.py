@@ -2,9 +2,10 @@
 
 import math
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -149,12 +150,16 @@ def gallery_target(gallery: Gallery, video_id: str, videos: pa.Table | None = No
     rows = videos.filter(pc.equal(videos["video_id"], video_id)).to_pylist() if is_utf8(video_id) else []
     if not rows:
         raise UsageError(f"{gallery.location.uri} has no video {video_id!r}")
-    row = rows[0]
-    frames = gallery.read_video(row)
-    ref = VideoRef.of(row)
+    return stored_target(rows[0], gallery.read_video(rows[0]))
+
+
+def stored_target(row: Mapping[str, Any], frames: pa.Table) -> Target:
+    """A video of a gallery as the target, from its row and its frames (`pipeline.gallery.gallery.frames_schema`)."""
     features = feature_matrix(frames)
     content = sha256(features.astype("<f2").tobytes())
-    return Target(ref, features, np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]), f"features:{content}")
+    return Target(
+        VideoRef.of(row), features, np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]), f"features:{content}"
+    )
 
 
 def video_target(uri: str, backbone: Backbone, decoder: Decoder, whom: Whom | None = None) -> Target:

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.evaluation.metrics import left_out
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.storage.hashing import hash_number
 
@@ -62,11 +63,10 @@ class FeatureSet:
     def counts(self, query: NDArray[np.int64], candidate: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether pairs of videos count in an evaluation or a loss; positions that broadcast.
 
-        Left out are a clip against itself and one person under one known camera, the field's rule.
+        Left out are a clip against itself and `pipeline.evaluation.metrics.left_out`.
         """
-        same_person = self.person[query] == self.person[candidate]
-        same_camera = (self.camera[query] == self.camera[candidate]) & (self.camera[query] >= 0)
-        return ~(same_person & same_camera) & (self.clip[query] != self.clip[candidate])
+        same = self.person[query] == self.person[candidate]
+        return ~left_out(same, self.camera[query], self.camera[candidate]) & (self.clip[query] != self.clip[candidate])
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,8 @@ def _number(names: dict[str, int], name: str) -> int:
 def _features_of(gallery: Gallery, videos: "pc.Table") -> list[np.ndarray]:
     """Features float16 [n, D] of each video, in the order of `videos`."""
     parts: list[np.ndarray] = [np.empty(0)] * len(videos)
-    counts = videos["sampled_frames"].to_pylist()
-    for positions, frames in gallery.iter_features(videos):
-        features, start = feature_matrix(frames), 0
-        for position in positions:
-            parts[position] = features[start : start + counts[position]]
-            start += counts[position]
+    for position, frames in gallery.iter_videos(videos):
+        parts[position] = feature_matrix(frames)
     return parts
 
 
