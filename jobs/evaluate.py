@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
+from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, folder_for, now_words, run
 from jobs.progress import RenewedLine, time_left
 from pipeline.backbone.runtime import DEFAULT, find_backbone, parse_input_size
 from pipeline.cluster import Cluster
 from pipeline.datasets.labelled import LabelledData
 from pipeline.datasets.read import read_labelled
-from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores
 from pipeline.evaluation.report import evaluation_text, render_evaluation
@@ -24,10 +23,11 @@ from pipeline.gallery.audit import append_record, check_policy, failures_recorde
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import current_index, find_head
+from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.run import ingest
 from pipeline.search.partitions import opened_partitions
 from pipeline.settings import IndexSettings, ScoreSettings
-from pipeline.storage.location import Location, resolve
+from pipeline.storage.location import Location
 
 SPLITS = 10  # of the data sets that are divided several times
 SCORE = ScoreSettings()  # its defaults
@@ -81,9 +81,7 @@ def evaluate(
     score = ScoreSettings(ratio, None, aggregate, normalise)  # type: ignore[arg-type] # checked there
     sizes = tuple(size.strip() for size in shortlists.split(",") if size.strip())
     figures = EvaluationSettings(false_match_rate, false_alarm_rate, sizes, bootstrap, seed)
-    folder = resolve(out)
-    if folder.info().is_file:
-        raise UsageError(f"{out} is a file; an evaluation is written into a folder")
+    folder = folder_for("an evaluation is written", out)
     labelled = [
         read_labelled(data, part=part, protocol=protocol, split=number, first_half=first_half, endpoints=endpoint or ())
         for number in _splits(split)
@@ -94,8 +92,7 @@ def evaluate(
     why = {"reason": reason, "case": case, "started_at": started_at}
     cluster = Cluster(address, insecure_cluster)
     with failures_recorded(gallery, "evaluate", {"data": unicode_only(data)} | why):
-        sampling = Sampling(rate=sample_rate, height=spec.height, width=spec.width)
-        rejected = _ingest_all(labelled, gallery, sampling, cluster)
+        rejected = _ingest_all(labelled, gallery, cluster)
         trained, calibration = find_head(head, gallery)
         index = current_index(gallery, settings, trained, calibration)
         index = index or build_index(gallery, settings, trained, calibration=calibration)
@@ -116,7 +113,7 @@ def evaluate(
     document = named | {
         "name": labelled[0].name,
         "notes": list(dict.fromkeys(note for one in labelled for note in one.notes)),
-        "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "made_at": now_words(),
         "untrained": index.untrained,
         "settings": asked | asdict(settings) | asdict(score) | asdict(figures),
         **judged,
@@ -137,10 +134,10 @@ def _splits(text: str) -> range:
     return range(int(text), int(text) + 1)
 
 
-def _ingest_all(labelled: list[LabelledData], gallery: Gallery, sampling: Sampling, cluster: Cluster) -> int:
+def _ingest_all(labelled: list[LabelledData], gallery: Gallery, cluster: Cluster) -> int:
     """Bring the videos of all splits into the gallery; returns how many inputs were rejected."""
     for one in labelled:
-        summary = ingest(one.catalog, gallery, sampling, address=cluster)
+        summary = ingest(one.catalog, gallery, gallery_sampling(gallery), address=cluster)
         if summary.unaccounted:
             print(f"{summary.unaccounted} inputs were lost on the way; run the same command again", file=sys.stderr)
     sources = {source for one in labelled for source in one.catalog.table["source_id"].to_pylist()}

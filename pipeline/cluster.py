@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, first_line
 
 CONNECT_SECONDS = 10.0
 _PROBES = {False: "/ray.rpc.InternalKVGcsService/InternalKVExists", True: "/ray.rpc.RayletDriver/ClusterInfo"}
@@ -106,7 +106,7 @@ def words_of(error: BaseException) -> str:
     ours = re.findall(r"^pipeline(?:\.\w+)+\.\w+Error: (.*)$", text, re.MULTILINE)
     others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", text, re.MULTILINE)
     found = ours or [line for line in others if "UserCodeException" not in line]
-    return found[-1] if found else f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
+    return found[-1] if found else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _address(cluster: Cluster | str | None) -> str | None:
@@ -117,7 +117,7 @@ def _not_connected(error: Exception, address: str | None) -> PipelineError:
     """Ray's failure in one sentence."""
     import ray
 
-    cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    cause = first_line(error)
     if isinstance(error, ray.exceptions.AuthenticationError):
         return UsageError(
             f"the Ray cluster at {address!r} wants a token: set RAY_AUTH_MODE=token, and put the cluster's token into "

@@ -197,7 +197,7 @@ def test_what_a_worker_says_is_said_and_what_it_cannot_say_any_more_too() -> Non
         ("ray::embed()\npipeline.errors.PipelineError: no backbone\nray.exceptions.RayTaskError: x", "no backbone"),
         ("ray::f()\ntorch.OutOfMemoryError: full\nray.exceptions.UserCodeException: UDF failed", "torch.OutOfMemoryError: full"),
         ("  the node is gone\nmore", "RuntimeError: the node is gone"),
-        ("", "RuntimeError: "),
+        ("", "RuntimeError: RuntimeError"),
     ],
 )
 def test_a_workers_error_is_told_from_its_text(text: str, words: str) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.backbone.onnx_file import read_onnx
 from pipeline.backbone.published import PUBLISHED, Published, backbones_folder, obtain, with_weights
 from pipeline.backbone.shipped import shipped_backbone, shipped_backbones
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, first_line
 from pipeline.storage.downloads import cache_folder, check_private, fetch
 from pipeline.storage.hashing import json_sha256, sha256
 from pipeline.storage.location import resolve
@@ -172,7 +172,7 @@ class OnnxBackbone:
         try:
             self.session = onnxruntime.InferenceSession(network, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a family of classes of its own
-            raise PipelineError(f"{label} is not an ONNX network that can be loaded: {_first_line(error)}") from error
+            raise PipelineError(f"{label} is not an ONNX network that can be loaded: {first_line(error)}") from error
         _check_interface(self.session, spec, label)
         (pixels,) = self.session.get_inputs()
         self.input_name, self.pixel_type = pixels.name, PIXEL_TYPES[pixels.type]
@@ -367,7 +367,7 @@ def _check_features(backbone: "OnnxBackbone | TorchBackbone") -> None:
     except Exception as error:  # whatever the runtime says of a shape that does not fit
         raise PipelineError(
             f"{spec.name} cannot embed {n} frames of {spec.height} x {spec.width} and one alone; "
-            f"export it with n free, or fixed at 1: {_first_line(error)}"
+            f"export it with n free, or fixed at 1: {first_line(error)}"
         ) from error
     for found, count in ((features, n), (alone[0], 1), (alone[1], 1)):
         if found.shape != (count, spec.dim):
@@ -383,10 +383,6 @@ def _check_features(backbone: "OnnxBackbone | TorchBackbone") -> None:
         raise PipelineError(
             f"{spec.name} gives a frame other features alone than among {n}; export it in eval mode, or with n fixed at 1"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _read_sidecar(path: Path) -> BackboneSpec:

@@ -64,6 +64,13 @@ VIDEO_SUFFIXES = _LEFT_OUT_OF_IDS | {
     ".qt",
 }
 
+# Of a source's files when they were listed, see pipeline.ingest.source_changes; null until then, and where that is not known.
+SOURCE_STATE = (
+    ("source_size", pa.int64()),  # bytes; of images, of all of them
+    ("source_mtime", pa.timestamp("us", tz="UTC")),  # time of modification; of images, the latest
+    ("boxes_size", pa.int64()),
+    ("boxes_mtime", pa.timestamp("us", tz="UTC")),
+)
 # reject_reason and reject_message are set on rows that are refused before anything is decoded.
 SOURCE_SCHEMA = pa.schema(
     [
@@ -77,11 +84,7 @@ SOURCE_SCHEMA = pa.schema(
         ("frame_rate", pa.float64()),  # frames a second, of recordings whose frames carry no times
         ("reject_reason", pa.string()),
         ("reject_message", pa.string()),
-        # Of the files as they were listed, see pipeline.ingest.source_changes; null until then, and where they cannot be asked:
-        ("source_size", pa.int64()),
-        ("source_mtime", pa.timestamp("us", tz="UTC")),
-        ("boxes_size", pa.int64()),
-        ("boxes_mtime", pa.timestamp("us", tz="UTC")),
+        *SOURCE_STATE,
     ]
 )
 _NOT_READABLE = re.compile(r"[^A-Za-z0-9._-]+")

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline import telemetry
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, first_line
 from pipeline.gallery.gallery import Gallery
 from pipeline.storage.formats import check_format
 from pipeline.storage.hashing import json_sha256, sha256
@@ -82,9 +82,9 @@ def failures_recorded(gallery: Gallery, action: str, *fields: dict[str, Any]) ->
     try:
         yield
     except BaseException as error:
-        words = (str(error).splitlines() or [""])[0] or type(error).__name__
+        failed = {"failed": unicode_only(first_line(error)), "ended_at": datetime.now(UTC).isoformat()}
         for each in fields:
-            append_record(gallery, action, each | {"failed": unicode_only(words), "ended_at": datetime.now(UTC).isoformat()})
+            append_record(gallery, action, each | failed)
         raise
 
 
@@ -199,7 +199,7 @@ def required(gallery: Gallery) -> tuple[str, ...]:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{file.uri} is damaged: {error}; set it again with jobs.policy") from error
-    return tuple(name for name in REQUIRABLE if name in names)
+    return _known_names([*names])
 
 
 def set_policy(gallery: Gallery, names: Collection[str], reason: str | None = None) -> None:
@@ -209,7 +209,7 @@ def set_policy(gallery: Gallery, names: Collection[str], reason: str | None = No
     """
     if unknown := set(names) - set(REQUIRABLE):
         raise UsageError(f"{sorted(unknown)[0]!r} cannot be required; choose of {', '.join(REQUIRABLE)}")
-    chosen = [name for name in REQUIRABLE if name in names]
+    chosen = list(_known_names([*names]))
     before: Collection[str] = ()
     with contextlib.suppress(PipelineError):  # a damaged one is mended by this
         before = required(gallery)
@@ -223,13 +223,13 @@ def set_policy(gallery: Gallery, names: Collection[str], reason: str | None = No
 
 
 def _write_policy(gallery: Gallery, names: Collection[str]) -> None:
-    document = {"required": [name for name in REQUIRABLE if name in names]}
+    document = {"required": _known_names([*names])}
     gallery.location.join("audit", "policy.json").write_atomically(json.dumps(document).encode())
 
 
 def _known_names(listed: Any) -> tuple[str, ...]:
-    """What a record of a policy requires, whatever somebody wrote into it."""
-    return tuple(name for name in REQUIRABLE if isinstance(listed, list) and name in listed)
+    """Which of REQUIRABLE are listed, whatever somebody wrote there."""
+    return tuple(name for name in REQUIRABLE if isinstance(listed, list | tuple) and name in listed)
 
 
 def _left_out(record: dict[str, Any], names: Collection[str]) -> list[str]:

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.backbone.runtime import BackboneSpec
+from pipeline.catalog.inputs import SOURCE_STATE
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.forgotten import REASON, Forgotten
 from pipeline.storage.documents import typed
@@ -44,13 +45,6 @@ _INGESTED = ["video_id", "ingested_at", "sampled_frames"]  # the same: a video h
 
 Read = TypeVar("Read")
 
-# Of the source's files when they were listed for the ingest, see pipeline.ingest.source_changes; null where that is not known.
-SOURCE_STATE = (
-    ("source_size", pa.int64()),  # bytes; of images, of all of them
-    ("source_mtime", pa.timestamp("us", tz="UTC")),  # time of modification; of images, the latest
-    ("boxes_size", pa.int64()),
-    ("boxes_mtime", pa.timestamp("us", tz="UTC")),
-)
 VIDEOS_SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),

@@ -17,7 +17,7 @@ import torch
 
 from pipeline.coattention.cohort import Cohort, cohort_statistics
 from pipeline.coattention.network import Coattention, CoattentionConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.prefilter import PrefilterMetric
 from pipeline.scoring.frame_rows import TOO_MANY_FILES
@@ -161,4 +161,4 @@ def load_prefilter(location: Location) -> faiss.Index:
         with local_file(location) as path:
             return faiss.read_index(str(path), flags)
     except (RuntimeError, OSError, MemoryError) as error:  # a damaged size asks for any amount of memory
-        raise PipelineError(f"the index file {location.uri} is damaged: {str(error).splitlines()[0]}") from error
+        raise PipelineError(f"the index file {location.uri} is damaged: {first_line(error)}") from error

@@ -232,7 +232,7 @@ def read_videos(partition: Location, checksum: str | None = None) -> pa.Table:
 def delete_partition(gallery: Gallery, partition: str) -> None:
     """Remove a partition's files, and on a local disk its folder."""
     location = partition_store(gallery).join(partition)
-    for file in [*location.list(), *location.leftovers()]:
+    for file, _ in location.infos():
         file.delete()
     if location.is_local:
         with contextlib.suppress(OSError):  # somebody else's file in it, or already gone

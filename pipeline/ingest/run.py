@@ -37,6 +37,7 @@ from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
 from pipeline.gallery.source_notes import SourceNotes, source_notes
 from pipeline.ingest.commit import Committer
+from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.pieces import DecodeAndEmbed, DecodeSources, EmbedPieces, Row, write_pieces
 from pipeline.ingest.source_changes import find_changes, too_young, with_states
 from pipeline.storage.location import StorageError
@@ -226,8 +227,7 @@ def ingest_videos(
     """
     spec = find_backbone(backbone)
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, rate, None))
-    sampling = Sampling(rate=rate, height=spec.height, width=spec.width)
-    return ingest(read_catalog(source), opened, sampling, address=cluster, source=str(source))
+    return ingest(read_catalog(source), opened, gallery_sampling(opened), address=cluster, source=str(source))
 
 
 def missing_sources(

@@ -15,12 +15,12 @@ from pipeline.backbone.runtime import Backbone, find_backbone, load_backbone, sa
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES
 from pipeline.catalog.inputs import candidate_id, default_video_id
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Box, Event, Piece, Rejected, VideoInfo
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.storage.hashing import sha256
 from pipeline.storage.location import canonical_uri, is_utf8
 
@@ -86,18 +86,8 @@ def target_decoder(
     frame_rate: see `Sampling`. endpoints: what targets may name besides the gallery's, see `pipeline.storage.location.Reach`; a
     gallery's roots bind its rows, not the targets that somebody names.
     """
-    settings, spec = gallery.settings, gallery.settings.backbone
-    sampling = Sampling(
-        rate=settings.rate,
-        image_rate=settings.image_rate,
-        frame_rate=frame_rate,
-        height=spec.height,
-        width=spec.width,
-        time_limit=time_limit,
-        scenes=scenes,
-        endpoints=(*gallery.reach().endpoints, *endpoints),
-    )
-    return Decoder(sampling)
+    named = (*gallery.reach().endpoints, *endpoints)
+    return Decoder(gallery_sampling(gallery, frame_rate=frame_rate, time_limit=time_limit, scenes=scenes, endpoints=named))
 
 
 def read_targets(

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from pipeline.backbone.runtime import BackboneSpec, normalise_pixels
 from pipeline.coattention.network import Coattention
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Piece, Rejected
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
+from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.storage.hashing import json_sha256, sha256
 from pipeline.storage.location import new_array, resolve
 from pipeline.training.augmentation import AugmentationSettings, augment
@@ -113,15 +113,9 @@ def _labelled_rows(source: Source) -> list[dict[str, Any]]:
 
 def _decode_all(source: Source, frames: NDArray[np.uint8], endpoints: Sequence[str]) -> int:
     """Write the frames of a gallery's labelled videos, in the order of their ids, to the front of `frames`; returns how many."""
-    settings = source.gallery.settings
-    sampling = Sampling(
-        rate=settings.rate,
-        image_rate=settings.image_rate,
-        height=frames.shape[1],
-        width=frames.shape[2],
-        roots=settings.roots,
-        endpoints=(*source.gallery.reach().endpoints, *endpoints),
-    )
+    reach = source.gallery.reach()
+    size, named = {"height": frames.shape[1], "width": frames.shape[2]}, (*reach.endpoints, *endpoints)
+    sampling = gallery_sampling(source.gallery, **size, roots=reach.roots, endpoints=named)
     rows = _labelled_rows(source)
     ends = np.cumsum([row["sampled_frames"] for row in rows])
     places = {(row["uri"], row["track"]): end - row["sampled_frames"] for row, end in zip(rows, ends, strict=True)}
