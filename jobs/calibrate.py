@@ -59,11 +59,7 @@ def calibrate(
     index = current_index(gallery, settings, trained) or build_index(gallery, settings, trained)
     if score.normalise == "cohort" and not index.cohort.usable:
         raise UsageError(f"{data} has too few videos to normalise scores by a cohort; give more, or --normalise none")
-    sources = frozenset(labelled.catalog.table["source_id"].to_pylist())
-    try:
-        pairs = judged_pairs(index.videos, [Split(labelled.queries, labelled.gallery, sources)])
-    except UsageError as error:
-        raise UsageError(f"{data}: {error}") from error
+    pairs = judged_pairs(index.videos, [Split.of(labelled)], data)
     with opened_partitions(gallery, index, address=cluster) as partitions:
         scores = coattention_scores(gallery, index, partitions, pairs.query_rows, pairs.gallery_rows, score)
     persons = np.array([person or "" for person in index.videos["person_id"].to_pylist()], np.str_)

@@ -96,10 +96,8 @@ def evaluate(
         trained, calibration = find_head(head, gallery)
         index = current_index(gallery, settings, trained, calibration)
         index = index or build_index(gallery, settings, trained, calibration=calibration)
-        try:
-            pairs = judged_pairs(index.videos, list(dict.fromkeys(map(_division, labelled))))  # data without splits: all are one
-        except UsageError as error:
-            raise UsageError(f"{data}: {error}") from error
+        splits = list(dict.fromkeys(map(Split.of, labelled)))  # data without splits: all are one
+        pairs = judged_pairs(index.videos, splits, data)
         keep: dict[str, Any] | None = {} if save_scores else None
         line, began = RenewedLine(at_once=False, brief=False), time.monotonic()
 
@@ -142,10 +140,6 @@ def _ingest_all(labelled: list[LabelledData], gallery: Gallery, cluster: Cluster
             print(f"{summary.unaccounted} inputs were lost on the way; run the same command again", file=sys.stderr)
     sources = {source for one in labelled for source in one.catalog.table["source_id"].to_pylist()}
     return len(sources & set(gallery.snapshot().rejects["source_id"].to_pylist()))
-
-
-def _division(one: LabelledData) -> Split:
-    return Split(one.queries, one.gallery, frozenset(one.catalog.table["source_id"].to_pylist()))
 
 
 def _write(document: dict[str, Any], folder: Location) -> None:

@@ -23,6 +23,7 @@ from pipeline.backbone import shipped
 from pipeline.backbone.runtime import same_backbone
 from pipeline.coattention.network import SAME, Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.documents import parsed
 from pipeline.storage.formats import check_format, number_of
 from pipeline.storage.hashing import sha256
 from pipeline.storage.location import resolve
@@ -106,7 +107,7 @@ def read_description(folder: str | os.PathLike[str]) -> HeadDescription:
         raise PipelineError(f"{folder} is not a folder: a head is a folder with {TENSORS} and {DESCRIPTION}")
     path = folder / DESCRIPTION
     try:
-        document = json.loads(_read(path))
+        document = parsed(_read(path))
     except ValueError as error:
         raise PipelineError(f"{path} is not JSON: {error}") from error
     try:

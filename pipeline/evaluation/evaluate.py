@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.coattention.cohort import NEAREST
+from pipeline.datasets.labelled import LabelledData
 from pipeline.errors import UsageError
 from pipeline.evaluation.metrics import (
     RANKS,
@@ -93,6 +94,11 @@ class Split:
     gallery: frozenset[str] | None
     sources: frozenset[str]
 
+    @classmethod
+    def of(cls, labelled: LabelledData) -> "Split":
+        """What a data set, or one of its splits, asks."""
+        return cls(labelled.queries, labelled.gallery, frozenset(labelled.catalog.table["source_id"].to_pylist()))
+
 
 @dataclass(frozen=True)
 class JudgedPairs:
@@ -114,10 +120,10 @@ class JudgedPairs:
     missing: int
 
 
-def judged_pairs(videos: pa.Table, splits: Sequence[Split]) -> JudgedPairs:
+def judged_pairs(videos: pa.Table, splits: Sequence[Split], data: str = "the data") -> JudgedPairs:
     """The pairs to judge, of all splits one after another; videos: Index.videos.
 
-    Raises UsageError when no query has a match.
+    Raises UsageError, which calls them `data`, when no query has a match.
     """
     ids, sources = videos["video_id"].to_pylist(), videos["source_id"].to_pylist()
     persons, cameras = videos["person_id"].to_pylist(), videos["camera_id"].to_pylist()
@@ -144,7 +150,7 @@ def judged_pairs(videos: pa.Table, splits: Sequence[Split]) -> JudgedPairs:
     valid = listed.reshape(len(splits), len(gallery_rows))[belongs] & (rows[:, None] != gallery_rows)
     valid &= ~left_out(same, camera[rows][:, None], camera[gallery_rows])
     if not (valid & same).any():
-        raise UsageError("no query has a match in its ranking; each person needs a second video, under another camera")
+        raise UsageError(f"{data}: no query has a match in its ranking; each person needs a second video, under another camera")
     labels = np.array([name or "" for name in persons], np.str_)[rows]
     return JudgedPairs(rows, gallery_rows, valid, same, belongs, labels, names[rows], names[gallery_rows], len(missing))
 

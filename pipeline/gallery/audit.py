@@ -27,6 +27,7 @@ from typing import Any
 from pipeline import telemetry
 from pipeline.errors import PipelineError, UsageError, first_line
 from pipeline.gallery.gallery import Gallery
+from pipeline.storage.documents import parsed
 from pipeline.storage.formats import check_format
 from pipeline.storage.hashing import json_sha256, sha256
 from pipeline.storage.location import Location, StorageError, is_utf8
@@ -106,8 +107,8 @@ def newest(gallery: Gallery, action: str) -> dict[str, Any] | None:
     """The newest record of an action among the newest AMONG records, None where there is none."""
     for file in reversed(_records(gallery.location.join("audit"))[-AMONG:]):
         try:
-            record = json.loads(file.read_bytes())
-        except (ValueError, RecursionError):  # `verify` names it
+            record = parsed(file.read_bytes())
+        except ValueError:  # `verify` names it
             continue
         if isinstance(record, dict) and record.get("action") == action:
             return record
@@ -145,7 +146,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
         before |= digests.get(number - 1, set())
         due = number + 1
         try:
-            record = json.loads(data)
+            record = parsed(data)
             check_format(
                 f"the record {file.name}", record.get("format", 1), OLDEST_FORMAT, FORMAT, "verify it with an older version"
             )
@@ -155,7 +156,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
         except PipelineError as error:  # of another format, in which hashes may be made otherwise
             faults.append(str(error))
             break
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             faults.append(f"{file.name} is damaged")
             break
         if changed:
@@ -190,7 +191,7 @@ def required(gallery: Gallery) -> tuple[str, ...]:
     """What searches and deletions of this gallery must say: of REQUIRABLE. Raises PipelineError when the setting is damaged."""
     file = gallery.location.join("audit", "policy.json")
     try:
-        names = json.loads(file.read_bytes())["required"]
+        names = parsed(file.read_bytes())["required"]
         if not set(names) <= set(REQUIRABLE):
             raise ValueError(f"it requires {names}")
     except StorageError as error:
@@ -302,7 +303,7 @@ def _write_head(folder: Location, number: int, digest: str) -> None:
 def _read_head(folder: Location) -> tuple[int, str] | None:
     """(records, hash of the newest) of head.json; None where it is absent or damaged."""
     try:
-        fields = json.loads(folder.join("head.json").read_bytes())
+        fields = parsed(folder.join("head.json").read_bytes())
         return int(fields["records"]), str(fields["sha256"])
     except (StorageError, ValueError, KeyError, TypeError, OverflowError):
         return None
