@@ -118,15 +118,6 @@ class Location:
     def exists(self) -> bool:
         return self.info().type != pafs.FileType.NotFound
 
-    def size(self) -> int:
-        """Bytes of the file. Raises StorageError when there is none."""
-        info = self.info()
-        if info.type == pafs.FileType.NotFound:
-            raise StorageError(f"cannot read {self.uri}: there is no such file", "missing")
-        if info.type == pafs.FileType.Directory:
-            raise StorageError(f"cannot read {self.uri}: it is a folder", "other")
-        return int(info.size)
-
     def read_bytes(self) -> bytes:
         with self.open_input() as file, explained("read", self.uri):
             return file.read()
@@ -142,10 +133,6 @@ class Location:
         with self.open_input() as file, explained("read", self.uri):
             while block := file.read(size):
                 yield block
-
-    def leftovers(self) -> list["Location"]:
-        """What killed writers left below this folder; delete it once no writer is at work. Object stores have none."""
-        return [file for file, _ in self.infos(recursive=True) if file.name.startswith(_LEFTOVER_PREFIX)]
 
     def names(self) -> list[str]:
         """Names of the files in this folder, sorted, as those of `list`; on a local disk twenty times as fast."""
