@@ -32,10 +32,9 @@ from pipeline.scoring.bounds import (
     ball_logits,
     certified_top,
     radii,
-    squared_distances,
     video_bounds,
 )
-from pipeline.scoring.scores import TargetEncoding, segment_rows
+from pipeline.scoring.scores import TargetEncoding, segment_distances, segment_rows
 from pipeline.search.partition import STAGES, Partition
 from pipeline.search.shortlist import segmented
 from pipeline.search.targets import read_targets, target_decoder
@@ -139,7 +138,7 @@ class Parts:
         self.owner = part.video_of_segment
         self.keys, self.values = part.keys, part.values
         self.means = torch.from_numpy(np.array(stored_vectors(part.prefilter)))
-        self.table = squared_distances(-part.band, self.frames)
+        self.table = segment_distances(-part.band, self.frames)
         self.radius = radii(self.table, self.means)
         self.rotated: tuple[Projection, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 

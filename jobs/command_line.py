@@ -5,6 +5,7 @@ import functools
 import gc
 import inspect
 import re
+import shlex
 import sys
 import time
 import unicodedata
@@ -18,6 +19,7 @@ import typer
 from pipeline import logs
 from pipeline.backbone.runtime import backbone_names
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.location import Location, resolve
 
 BACKBONE_HELP = f"Backbone by name ({', '.join(backbone_names())}), or the path of an ONNX file with a sidecar .json."
 DONE, FAILED, BAD_USAGE, SOME_REJECTED = 0, 1, 2, 3
@@ -146,6 +148,24 @@ def local_folder(path: Path) -> Path:
     if re.match(r"[a-z0-9]+:/", str(path)):
         raise UsageError(f"{path}: this command writes into a folder of this machine, not into a bucket")
     return path
+
+
+def folder_for(what: str, out: str) -> Location:
+    """The folder that a command writes into, here or in a bucket. what: "results are written". Raises UsageError for a file."""
+    location = resolve(out)
+    if location.info().is_file:
+        raise UsageError(f"{out} is a file; {what} into a folder")
+    return location
+
+
+def called(job: str) -> str:
+    """The command that is running, as somebody can call it again."""
+    return shlex.join(["python", "-m", f"jobs.{job}", *sys.argv[1:]])
+
+
+def now_words() -> str:
+    """This moment, for people."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def parse_time(text: str | None, zone: tzinfo = UTC) -> datetime | None:

@@ -1,12 +1,12 @@
 """Build and publish an index version of a gallery: python -m jobs.index --gallery G"""
 
-import sys
 import time
 from typing import Annotated
 
 import typer
 
 from jobs.command_line import InsecureCluster, run
+from jobs.progress import say
 from pipeline.cluster import Cluster
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
@@ -52,12 +52,16 @@ def index(
         advise(current)
         return
 
-    def progress(done: int, total: int) -> None:
-        print(f"{done}/{total} videos indexed", file=sys.stderr, flush=True)
-
     base = None if force else extensible_index(opened, settings, trained)
     built = build_index(
-        opened, settings, trained, progress, calibration, base=base, workers=workers, address=Cluster(address, insecure_cluster)
+        opened,
+        settings,
+        trained,
+        lambda done, total: say(f"{done}/{total} videos indexed"),
+        calibration,
+        base=base,
+        workers=workers,
+        address=Cluster(address, insecure_cluster),
     )
     manifest = built.manifest
     print(f"index {built.version} of {gallery}")

@@ -1,12 +1,13 @@
 """Decode and embed videos into a gallery: python -m jobs.ingest INPUT --gallery G"""
 
+import functools
 import sys
-import time
 from typing import Annotated
 
 import typer
 
 from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Endpoints, InsecureCluster, printable, run
+from jobs.progress import RenewedLine, say, time_left
 from pipeline.backbone.runtime import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
 from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import Cluster
@@ -121,11 +122,10 @@ def ingest(
             print(f"{len(gone)} videos of this gallery stand in {printable(file)} and were forgotten", file=sys.stderr)
     if not_read := catalog.not_read():
         print(printable(f"not read: {not_read}"), file=sys.stderr)
-    print(
-        f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...", file=sys.stderr, flush=True
-    )
+    say(f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...")
+    progress = functools.partial(show, RenewedLine())
     summary = run_ingest(
-        *(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), Cluster(address, insecure_cluster), source),
+        *(catalog, opened, sampling, workers, retry_rejected, progress, Cluster(address, insecure_cluster), source),
         update=update,
         quiet_period=quiet_period,
     )
@@ -136,27 +136,12 @@ def ingest(
         raise typer.Exit(SOME_REJECTED)
 
 
-class ProgressLine:
-    """Videos done, rejected, frames a second and time left: one line that renews itself, or one every 10 s into a log."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.last = 0.0
-
-    def __call__(self, state: IngestProgress) -> None:
-        finished = state.done == state.total
-        if not finished and time.monotonic() - self.last < (0.5 if self.terminal else 10):
-            return
-        self.last = time.monotonic()
-        speed = f"{state.frames / state.seconds:.0f} frames/s" if state.seconds >= 1 else "speed unknown"
-        left = f"{state.seconds / state.done * (state.total - state.done):.0f} s left" if state.done else "time left unknown"
-        line = f"{state.done}/{state.total} videos, {state.rejected} rejected, {state.frames} frames, {speed}, {left}"
-        print(
-            f"\r\x1b[K{line}" if self.terminal else line,
-            end="\n" if finished or not self.terminal else "",
-            file=sys.stderr,
-            flush=True,
-        )
+def show(line: RenewedLine, state: IngestProgress) -> None:
+    """Videos done, rejected, frames a second and time left."""
+    speed = f"{state.frames / state.seconds:.0f} frames/s" if state.seconds >= 1 else "speed unknown"
+    left = time_left(state.seconds, state.done, state.total)
+    words = f"{state.done}/{state.total} videos, {state.rejected} rejected, {state.frames} frames, {speed}, {left}"
+    line.show(words, state.done == state.total)
 
 
 def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -> str:

@@ -1,12 +1,12 @@
 """Copies of labelled videos with the person hidden for a while: python -m jobs.occlude INPUT --out FOLDER"""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.command_line import Endpoints, local_folder, printable, run
+from jobs.progress import say
 from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
 from pipeline.training.occlusion import OcclusionSettings, occlude_catalog
@@ -36,13 +36,13 @@ def occlude(
 
     def progress(done: int, total: int) -> None:
         if done % 50 == 0 or done == total:
-            print(f"{done}/{total} videos", file=sys.stderr, flush=True)
+            say(f"{done}/{total} videos")
 
     manifest, left_out = occlude_catalog(
         labelled.catalog, out, OcclusionSettings(share, kind, seed), Sampling(rate=sample_rate), progress
     )
     for line in left_out[:SHOWN]:
-        print(printable(f"left out: {line}"), file=sys.stderr)
+        say(printable(f"left out: {line}"))
     print(f"{len(labelled.catalog.table) - len(left_out)} videos copied, {len(left_out)} left out")
     print(f"manifest: {manifest}")
 

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from jobs.command_line import Endpoints, InsecureCluster, parse_time, printable, run
+from jobs.command_line import Endpoints, InsecureCluster, folder_for, parse_time, printable, run
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Box
@@ -19,7 +19,6 @@ from pipeline.search.results import SearchResult
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import Whom
 from pipeline.settings import ScoreSettings, SearchSettings
-from pipeline.storage.location import resolve
 from pipeline.time_windows import span_words
 
 
@@ -136,8 +135,8 @@ def search(
         raise UsageError(f"actors must be 0 or more, not {actors}")
     whom = Whom(_box(box), at, boxes, track, whole_picture)
     Sampling(time_limit=time_limit, frame_rate=frame_rate)  # raises UsageError
-    if out is not None and resolve(out).info().is_file:
-        raise UsageError(f"{out} is a file; results are written into a folder")
+    if out is not None:
+        folder_for("results are written", out)
     answer = run_search(
         *(Gallery.open(gallery), targets, settings, reason, case),
         whom=whom,

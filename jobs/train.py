@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,16 +14,16 @@ import safetensors.torch
 import torch
 import typer
 
-from jobs.command_line import Endpoints, InsecureCluster, run
+from jobs.command_line import Endpoints, InsecureCluster, called, folder_for, now_words, run
 from pipeline.backbone.osnet import OSNet
 from pipeline.backbone.runtime import DEFAULT, BackboneSpec, find_backbone, parse_input_size
 from pipeline.backbone.shipped import read_network, shipped_backbones, shipped_network
 from pipeline.cluster import Cluster, cluster_is_named
 from pipeline.coattention.head import DESCRIPTION, TENSORS, save_head
 from pipeline.datasets.read import read_labelled
-from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.storage.location import Location, resolve
 from pipeline.training.checkpoint import Checkpoint, newest_checkpoint
 from pipeline.training.loop import Metrics
@@ -151,9 +150,7 @@ def train(
         without or [],
         change or [],
     )
-    folder = resolve(out)
-    if folder.info().is_file:
-        raise UsageError(f"{out} is a file; a training is written into a folder")
+    folder = folder_for("a training is written", out)
     if hidden and len(hidden) != len(data):
         raise UsageError(
             f"--hidden is given {len(hidden)} times and --data {len(data)} times; give one for each, in the same order"
@@ -252,7 +249,7 @@ def _write_backbone(network: OSNet, spec: BackboneSpec, folder: Location, name: 
     from pipeline.backbone.export import export_backbone
 
     path = Path(folder.path, "backbone", f"{name}.onnx")
-    about = {"name": name, "start": spec.identity, "command": shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]])}
+    about = {"name": name, "start": spec.identity, "command": called("train")}
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     export_backbone(network, spec, path, about)
     resolve(path.with_suffix(".safetensors")).write_atomically(safetensors.torch.save(tensors))
@@ -317,8 +314,7 @@ def _gallery(
     for note in labelled.notes:
         print(f"{labelled.name}: {note}", file=sys.stderr)
     gallery = Gallery.open_or_create(place.uri, GallerySettings(spec, sample_rate, None))
-    sampling = Sampling(rate=sample_rate, height=spec.height, width=spec.width)
-    summary = ingest(labelled.catalog, gallery, sampling, address=cluster)
+    summary = ingest(labelled.catalog, gallery, gallery_sampling(gallery), address=cluster)
     print(f"{labelled.name}: {summary.usable} videos in {place.uri}, {summary.refused} rejected", file=sys.stderr, flush=True)
     return gallery, labelled.catalog.reach.endpoints
 
@@ -371,9 +367,9 @@ def _write_head(
         "sample_rate": gallery.rate,
         "epoch": checkpoint.best_epoch,
         "validation": best,
-        "command": shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]),
+        "command": called("train"),
         "versions": {name: version(name) for name in names},
-        "trained_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "trained_at": now_words(),
     }
     with tempfile.TemporaryDirectory() as temporary:
         save_head(checkpoint.best_head(), temporary, info, gallery.backbone.identity)

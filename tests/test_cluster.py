@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.cluster import Cluster, cluster_is_named, connected
+from pipeline.cluster import Cluster, cluster_is_named, connected, words_of, worker_errors
 from pipeline.errors import PipelineError, UsageError
 
 CHECKOUT = Path(__file__).parents[1]
@@ -176,3 +176,29 @@ def asked(port: int, token: str | None) -> int:
         return refused.code
     except OSError:
         return 0
+
+
+def test_what_a_worker_says_is_said_and_what_it_cannot_say_any_more_too() -> None:
+    ours = ray.exceptions.RayTaskError("build", "traceback", PipelineError("the shard is damaged"))
+    with pytest.raises(PipelineError, match=r"^the shard is damaged$"), worker_errors("a worker died"):
+        raise ours
+    with pytest.raises(PipelineError, match=r"^a worker died$"), worker_errors("a worker died"):
+        raise ray.exceptions.ActorDiedError
+    with pytest.raises(PipelineError, match=r"^a worker died$"), worker_errors("a worker died"):
+        raise ray.exceptions.OutOfMemoryError("killed")
+    fault = ray.exceptions.RayTaskError("build", "traceback", ZeroDivisionError("a fault of the program"))
+    with pytest.raises(ray.exceptions.RayTaskError), worker_errors("a worker died"):
+        raise fault
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ray::embed()\npipeline.errors.PipelineError: no backbone\nray.exceptions.RayTaskError: x", "no backbone"),
+        ("ray::f()\ntorch.OutOfMemoryError: full\nray.exceptions.UserCodeException: UDF failed", "torch.OutOfMemoryError: full"),
+        ("  the node is gone\nmore", "RuntimeError: the node is gone"),
+        ("", "RuntimeError: RuntimeError"),
+    ],
+)
+def test_a_workers_error_is_told_from_its_text(text: str, words: str) -> None:
+    assert words_of(RuntimeError(text)) == words

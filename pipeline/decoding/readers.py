@@ -1,15 +1,16 @@
 """What a video can be, ready to be read: a file, numbered images of a folder, or one image."""
 
 import functools
-import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.decoding.images import Images, open_local, refuse_outside
 from pipeline.decoding.opening import BLOCK_BYTES, DescriptorFile, Opened
 from pipeline.decoding.reading import Heartbeat, Reader
 from pipeline.decoding.sampling import Sampling
-from pipeline.storage.location import StorageError, explained, listed_hash, resolve
+from pipeline.storage.hashing import listed_hash, sha256, sha256_of
+from pipeline.storage.location import StorageError, explained, resolve
 
 
 def reader_of(opened: Opened, sampling: Sampling, heartbeat: Heartbeat = lambda: None) -> Reader:
@@ -53,12 +54,7 @@ def hashed(opened: Opened, sampling: Sampling, heartbeat: Heartbeat = lambda: No
     """
     try:
         if opened.images is None or opened.photo:
-            digest = hashlib.sha256()
-            file = DescriptorFile(opened.file or 0, opened.name)
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-                heartbeat()
-            return f"file:{digest.hexdigest()}"
+            return f"file:{sha256_of(_blocks(DescriptorFile(opened.file or 0, opened.name), heartbeat))}"
         if opened.byte_ranges is not None:
             return None
         hashes = {}
@@ -66,8 +62,14 @@ def hashed(opened: Opened, sampling: Sampling, heartbeat: Heartbeat = lambda: No
             content = _content(opened, sampling, name)
             if content is None:
                 return None
-            hashes[name] = hashlib.sha256(content).hexdigest()
+            hashes[name] = sha256(content)
             heartbeat()
         return f"images:{listed_hash(hashes)}" if hashes else None
     except (StorageError, OSError):
         return None
+
+
+def _blocks(file: DescriptorFile, heartbeat: Heartbeat) -> Iterator[bytes]:
+    while block := file.read(BLOCK_BYTES):
+        yield block
+        heartbeat()

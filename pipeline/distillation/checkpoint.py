@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from pipeline.distillation.loop import Distillation, Metrics
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, first_line
 from pipeline.storage.location import Location, resolve
 from pipeline.training.checkpoint import metrics_table
 
@@ -63,7 +63,7 @@ class Checkpoints:
             work.optimizer.load_state_dict({**work.optimizer.state_dict(), "state": moments})
             self.history = state["history"]
         except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise PipelineError(f"the checkpoint {found[-1].uri} is damaged: {reason}; delete it to go on from before") from error
         self._write_metrics()
         return True

@@ -5,8 +5,6 @@ OUT/run/      checkpoints
 OUT/NAME.onnx and its sidecar, when all is done
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +24,7 @@ from pipeline.distillation.people import People, gather_people
 from pipeline.distillation.pool import build_pool, teach_pool
 from pipeline.distillation.teachers import FEATURE, HintTeacher, VectorTeacher
 from pipeline.errors import UsageError
+from pipeline.storage.hashing import json_sha256
 
 
 @dataclass(frozen=True)
@@ -143,4 +142,4 @@ def _held_out(people: People, places: Sequence[int], most: int, teacher: HintTea
 
 def _fingerprint(catalogs: Sequence[Catalog]) -> str:
     tables = [[c.table[name].to_pylist() for name in ("source_id", "uri", "boxes_uri", "person_id")] for c in catalogs]
-    return hashlib.sha256(json.dumps(tables).encode()).hexdigest()
+    return json_sha256(tables)

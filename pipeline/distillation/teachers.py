@@ -3,7 +3,6 @@
 Inner maps are found by the graph's structure, so that exports of other origin, whatever their names, can teach as well.
 """
 
-import hashlib
 import importlib
 from collections import defaultdict
 from pathlib import Path
@@ -15,6 +14,7 @@ import onnx
 from pipeline.backbone.osnet import OSNetConfig
 from pipeline.backbone.runtime import Backbone, find_backbone, load_backbone, onnx_network
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.hashing import sha256
 
 TRUNK = {
     "stem": "MaxPool",
@@ -190,7 +190,7 @@ class OpenVinoTeacher:
         for file in (path, weights):
             if not file.is_file():
                 raise UsageError(f"the second teacher {file} does not exist")
-        self.sha256 = hashlib.sha256(path.read_bytes() + weights.read_bytes()).hexdigest()
+        self.sha256 = sha256(path.read_bytes(), weights.read_bytes())
         try:
             core = openvino.Core()
             model = core.read_model(path)

@@ -12,17 +12,20 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.coattention.cohort import NEAREST
+from pipeline.datasets.labelled import LabelledData
 from pipeline.errors import UsageError
 from pipeline.evaluation.metrics import (
     RANKS,
     QueryFigures,
     camera_pairs,
     identity_interval,
+    left_out,
     open_set_points,
     operating_points,
     query_figures,
@@ -31,13 +34,12 @@ from pipeline.evaluation.metrics import (
     shortlist_recall,
 )
 from pipeline.gallery.gallery import Gallery, feature_matrix
-from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import rank_videos
 from pipeline.search.partitions import Partitions
 from pipeline.search.shortlist import segmented
-from pipeline.search.targets import Target
+from pipeline.search.targets import stored_target
 from pipeline.settings import ScoreSettings
 
 COATTENTION, COSINE, METRIC = "co-attention", "mean + cosine", "mean + learned metric"
@@ -92,6 +94,11 @@ class Split:
     gallery: frozenset[str] | None
     sources: frozenset[str]
 
+    @classmethod
+    def of(cls, labelled: LabelledData) -> "Split":
+        """What a data set, or one of its splits, asks."""
+        return cls(labelled.queries, labelled.gallery, frozenset(labelled.catalog.table["source_id"].to_pylist()))
+
 
 @dataclass(frozen=True)
 class JudgedPairs:
@@ -113,10 +120,10 @@ class JudgedPairs:
     missing: int
 
 
-def judged_pairs(videos: pa.Table, splits: Sequence[Split]) -> JudgedPairs:
+def judged_pairs(videos: pa.Table, splits: Sequence[Split], data: str = "the data") -> JudgedPairs:
     """The pairs to judge, of all splits one after another; videos: Index.videos.
 
-    Raises UsageError when no query has a match.
+    Raises UsageError, which calls them `data`, when no query has a match.
     """
     ids, sources = videos["video_id"].to_pylist(), videos["source_id"].to_pylist()
     persons, cameras = videos["person_id"].to_pylist(), videos["camera_id"].to_pylist()
@@ -136,15 +143,14 @@ def judged_pairs(videos: pa.Table, splits: Sequence[Split]) -> JudgedPairs:
     gallery_rows = np.array(sorted(set().union(*members), key=ids.__getitem__), np.int64)
     rows, belongs = np.array(query_rows, np.int64), np.array(of_split, np.int64)
     _, person = np.unique([name or "" for name in persons], return_inverse=True)
-    known = np.array([camera is not None for camera in cameras], np.bool_)
     names = np.array([NO_CAMERA if camera is None else camera for camera in cameras], np.str_)
-    _, camera = np.unique(names, return_inverse=True)
+    camera = np.where(pc.is_valid(videos["camera_id"]), np.unique(names, return_inverse=True)[1], -1)
     listed = np.array([[row in inside for row in gallery_rows.tolist()] for inside in members], np.bool_)
     same = person[rows][:, None] == person[gallery_rows]
-    same_camera = (camera[rows][:, None] == camera[gallery_rows]) & known[rows][:, None]
-    valid = listed.reshape(len(splits), len(gallery_rows))[belongs] & (rows[:, None] != gallery_rows) & ~(same & same_camera)
+    valid = listed.reshape(len(splits), len(gallery_rows))[belongs] & (rows[:, None] != gallery_rows)
+    valid &= ~left_out(same, camera[rows][:, None], camera[gallery_rows])
     if not (valid & same).any():
-        raise UsageError("no query has a match in its ranking; each person needs a second video, under another camera")
+        raise UsageError(f"{data}: no query has a match in its ranking; each person needs a second video, under another camera")
     labels = np.array([name or "" for name in persons], np.str_)[rows]
     return JudgedPairs(rows, gallery_rows, valid, same, belongs, labels, names[rows], names[gallery_rows], len(missing))
 
@@ -194,15 +200,8 @@ def prefilter_places(
 def _encoded(gallery: Gallery, index: Index, queries: NDArray[np.int64]) -> Iterator[tuple[int, TargetSegments]]:
     """(place in `queries`, its segments) of every query, in the order of the shards, so that each is read once."""
     videos = index.videos.take(pa.array(queries))
-    for positions, frames in gallery.iter_features(videos):
-        features, end = feature_matrix(frames), 0
-        index_of, times = np.asarray(frames["frame_index"]), np.asarray(frames["time_s"])
-        for place in positions.tolist():
-            row = videos.slice(place, 1).to_pylist()[0]
-            part = slice(end, end := end + row["sampled_frames"])
-            ref = VideoRef.of(row)
-            target = Target(ref, features[part], index_of[part], times[part])
-            yield place, segmented(target, index)
+    for place, frames in gallery.iter_videos(videos):
+        yield place, segmented(stored_target(videos.slice(place, 1).to_pylist()[0], frames), index)
 
 
 def video_means(gallery: Gallery, index: Index) -> tuple[Floats, Floats]:

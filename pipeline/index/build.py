@@ -5,7 +5,6 @@ What a version consists of is in pipeline.index.versions.
 
 import json
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -37,13 +36,13 @@ from pipeline.index.partition_store import (
     delete_partition,
     partition_store,
     plan_partitions,
-    publish_files,
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
 from pipeline.index.samples import count_segments, sample_cohort, sample_features, sample_means
 from pipeline.index.versions import FORMAT, PREFILTER, Index, open_index
 from pipeline.settings import IndexSettings
-from pipeline.storage.location import Location, explained
+from pipeline.storage.local_paths import new_folder
+from pipeline.storage.location import Location
 from pipeline.storage.seals import sealed
 
 
@@ -161,22 +160,19 @@ def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Cali
 
 def _publish_shared(gallery: Gallery, shared: _Shared, location: Location) -> dict[str, dict[str, Any]]:
     """Write what the partitions share below a version's location; returns file name -> size in bytes and sha256."""
-    files: dict[str, dict[str, Any]] = {}
-    with explained("write", tempfile.gettempdir()), tempfile.TemporaryDirectory() as name:
-        folders = {below: Path(name, below) for below in ("cohort", "head", "prefilter")}
-        for folder in folders.values():
-            folder.mkdir()
-        np.save(folders["cohort"] / "means.npy", shared.cohort.means.numpy())
-        np.save(folders["cohort"] / "video.npy", shared.cohort.video.numpy())
-        (folders["cohort"] / "video_id.json").write_text(json.dumps(shared.cohort_ids.to_pylist()))
-        save_head(shared.head, folders["head"], {"untrained": shared.untrained}, gallery.settings.backbone.identity)
+    with new_folder(location.join("cohort")) as (folder, of_cohort):
+        np.save(folder / "means.npy", shared.cohort.means.numpy())
+        np.save(folder / "video.npy", shared.cohort.video.numpy())
+        (folder / "video_id.json").write_text(json.dumps(shared.cohort_ids.to_pylist()))
+    with new_folder(location.join("head")) as (folder, of_head):
+        save_head(shared.head, folder, {"untrained": shared.untrained}, gallery.settings.backbone.identity)
         if shared.calibration is not None:
-            save_calibration(shared.calibration, folders["head"])
-        if shared.prefilter is not None:
-            Path(name, PREFILTER).write_bytes(shared.prefilter.tobytes())
-        for below, folder in folders.items():
-            files |= {f"{below}/{file}": entry for file, entry in publish_files(folder, location.join(below)).items()}
-    return files
+            save_calibration(shared.calibration, folder)
+    folders = {"cohort": of_cohort, "head": of_head}
+    if shared.prefilter is not None:
+        with new_folder(location.join("prefilter")) as (folder, folders["prefilter"]):
+            (folder / Path(PREFILTER).name).write_bytes(shared.prefilter.tobytes())
+    return {f"{name}/{file}": entry for name, files in folders.items() for file, entry in files.items()}
 
 
 def _publish(

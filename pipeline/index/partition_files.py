@@ -5,11 +5,8 @@ See `pipeline.index.versions` for what a version consists of.
 
 import contextlib
 import errno
-import shutil
-import tempfile
 import threading
 import tokenize
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,14 +16,15 @@ import pyarrow as pa
 import torch
 
 from pipeline.coattention.cohort import Cohort, cohort_statistics
-from pipeline.coattention.network import Coattention
-from pipeline.errors import PipelineError
+from pipeline.coattention.network import Coattention, CoattentionConfig
+from pipeline.errors import PipelineError, first_line
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.prefilter import PrefilterMetric
 from pipeline.scoring.frame_rows import TOO_MANY_FILES
 from pipeline.scoring.scores import frame_band
 from pipeline.segments import segment_frames, segment_starts
-from pipeline.storage.location import Location, explained
+from pipeline.storage.local_paths import local_file
+from pipeline.storage.location import Location
 
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
 LARGEST_DISTANCE = 65_000.0  # what float16 holds
@@ -56,17 +54,8 @@ def write_partition(
     starts = [segment_starts(int(n), segment_length, stride) for n in frames]
     first_frame = np.concatenate([[0], np.cumsum(frames)])
     first_segment = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
-    widths = (head.config.key_width, head.config.value_width)
     total, segments = int(first_frame[-1]), int(first_segment[-1])
-    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
-        "keys": (np.float16, (total, widths[0])),
-        "values": (np.float16, (total, widths[1])),
-        "band": (np.float16, (total, segment_length - 1)),
-        "frame_index": (np.int32, (total,)),
-        "time_s": (np.float32, (total,)),
-        "cohort_mean": (np.float32, (segments,)),
-        "cohort_spread": (np.float32, (segments,)),
-    }
+    shapes = array_shapes(head.config, total, segments, segment_length)
     metric = PrefilterMetric(*score_row(head))
     prefilter = metric.empty_index() if prefilter is None else faiss.clone_index(prefilter)
     weight, bias = (part.detach() for part in head.score_row())
@@ -109,6 +98,21 @@ def write_partition(
     return table, {"frames": total, "segments": segments}
 
 
+def array_shapes(
+    config: CoattentionConfig, frames: int, segments: int, segment_length: int
+) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Type and shape of each of a partition's arrays, by name. config: of the head."""
+    return {
+        "keys": (np.float16, (frames, config.key_width)),
+        "values": (np.float16, (frames, config.value_width)),
+        "band": (np.float16, (frames, segment_length - 1)),
+        "frame_index": (np.int32, (frames,)),
+        "time_s": (np.float32, (frames,)),
+        "cohort_mean": (np.float32, (segments,)),
+        "cohort_spread": (np.float32, (segments,)),
+    }
+
+
 def score_row(head: Coattention) -> tuple[np.ndarray, float]:
     weight, bias = head.score_row()
     return weight.detach().numpy(), float(bias.detach())
@@ -142,38 +146,19 @@ def segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:
 def load_array(location: Location) -> np.ndarray:
     """A .npy file, memory-mapped: from where it lies, or from a copy of an object on the local disk. Raises PipelineError."""
     try:
-        if location.is_local:
-            return _mapped(location.path)
-        with _local_copy(location) as path:
-            return _mapped(path)
+        with local_file(location) as path, _header_parser:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise PipelineError(TOO_MANY_FILES) from error
         raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
 
 
-def _mapped(path: str | Path) -> np.ndarray:
-    with _header_parser:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
 def load_prefilter(location: Location) -> faiss.Index:
     """A FAISS index, memory-mapped as `load_array` does, without tables that FAISS would compute. Raises PipelineError."""
     flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
     try:
-        if location.is_local:
-            return faiss.read_index(location.path, flags)
-        with _local_copy(location) as path:
+        with local_file(location) as path:
             return faiss.read_index(str(path), flags)
     except (RuntimeError, OSError, MemoryError) as error:  # a damaged size asks for any amount of memory
-        raise PipelineError(f"the index file {location.uri} is damaged: {str(error).splitlines()[0]}") from error
-
-
-@contextlib.contextmanager
-def _local_copy(location: Location) -> Iterator[Path]:
-    """An object as a file; what has been mapped of it stays readable, and its disk space goes back when it is closed."""
-    with tempfile.TemporaryDirectory(prefix="co-attention-search-") as folder:
-        path = Path(folder, location.name)
-        with location.open_input() as source, explained(f"copy {location.uri} to", folder), path.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 16 << 20)
-        yield path
+        raise PipelineError(f"the index file {location.uri} is damaged: {first_line(error)}") from error

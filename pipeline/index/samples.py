@@ -1,8 +1,5 @@
 """What the partitions of an index share and a sample of the gallery decides: an untrained head, the cohort, FAISS's training."""
 
-import hashlib
-import heapq
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +10,7 @@ from pipeline.coattention.network import Coattention
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.partition_files import encode_frames, segment_means
 from pipeline.segments import segment_frames, segment_starts
+from pipeline.storage.hashing import hash_order
 
 SAMPLE_VIDEOS, SAMPLE_FRAMES = 512, 40  # what an untrained head is made from: videos, and frames of each
 COHORT_VIDEOS, COHORT_SEGMENTS = 512, 4  # what scores are normalised by: videos, and segments of each
@@ -25,15 +23,11 @@ def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:
     Up to SAMPLE_VIDEOS videos, chosen by hashes of their ids, and up to SAMPLE_FRAMES evenly spaced frames of each: a long video
     shows one person, and must not drown the others.
     """
-    chosen = videos.take(_sample(videos, SAMPLE_VIDEOS))
+    chosen = videos.take(hash_order(videos["video_id"].to_pylist(), SAMPLE_VIDEOS))
     parts: dict[str, np.ndarray] = {}
-    for positions, table in gallery.iter_features(chosen):
-        features, start = feature_matrix(table), 0
-        for position in positions:
-            count = chosen["sampled_frames"][int(position)].as_py()
-            rows = start + np.unique(np.linspace(0, count - 1, min(count, SAMPLE_FRAMES)).astype(int))
-            parts[chosen["video_id"][int(position)].as_py()] = features[rows]
-            start += count
+    for position, frames in gallery.iter_videos(chosen):
+        rows = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), SAMPLE_FRAMES)).astype(int))
+        parts[chosen["video_id"][position].as_py()] = feature_matrix(frames)[rows]
     return np.concatenate([parts[video_id] for video_id in sorted(parts)])
 
 
@@ -43,18 +37,14 @@ def sample_cohort(gallery: Gallery, videos: pa.Table, head: Coattention, length:
 
     length, stride: of segments, in frames. `Cohort.video` numbers the rows of `videos`.
     """
-    rows = _sample(videos, COHORT_VIDEOS)
+    rows = hash_order(videos["video_id"].to_pylist(), COHORT_VIDEOS)
     chosen = videos.take(rows)
     parts: dict[int, torch.Tensor] = {}
-    for positions, table in gallery.iter_features(chosen):
-        features, first = feature_matrix(table), 0
-        for position in positions:
-            frames = chosen["sampled_frames"][int(position)].as_py()
-            starts = segment_starts(frames, length, stride)
-            starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), COHORT_SEGMENTS)).round().astype(int))]
-            _, values = encode_frames(head, features[first : first + frames])
-            parts[int(position)] = torch.from_numpy(segment_means(values, segment_frames(starts, length, frames)))
-            first += frames
+    for position, frames in gallery.iter_videos(chosen):
+        starts = segment_starts(len(frames), length, stride)
+        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), COHORT_SEGMENTS)).round().astype(int))]
+        _, values = encode_frames(head, feature_matrix(frames))
+        parts[position] = torch.from_numpy(segment_means(values, segment_frames(starts, length, len(frames))))
     order = sorted(parts)
     owner = torch.cat([torch.full((len(parts[position]),), rows[position]) for position in order])
     return Cohort(torch.cat([parts[position] for position in order]), owner)
@@ -67,9 +57,8 @@ def sample_means(gallery: Gallery, videos: pa.Table, head: Coattention, length: 
     Whole shards, since others would be read in full for a few videos each; in the order of hashes of their first video's id.
     """
     shards = videos.group_by("shard").aggregate([("video_id", "min")])
-    first = shards["video_id_min"].to_pylist()
     parts: list[np.ndarray] = []
-    for i in _hash_order(first, len(first)):
+    for i in hash_order(shards["video_id_min"].to_pylist()):
         rows = videos.filter(pc.equal(videos["shard"], shards["shard"][i]))
         for positions, table in gallery.iter_features(rows):
             counts = np.asarray(rows["sampled_frames"]).astype(np.int64)[positions]
@@ -88,12 +77,3 @@ def count_segments(videos: pa.Table, length: int, stride: int) -> int:
     """Segments that videos are cut into, see `pipeline.segments.segment_starts`."""
     frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
     return int((1 + -(-np.maximum(frames - length, 0) // stride)).sum())
-
-
-def _sample(videos: pa.Table, count: int) -> list[int]:
-    """Rows of up to `count` videos, chosen by hashes of their ids."""
-    return _hash_order(videos["video_id"].to_pylist(), count)
-
-
-def _hash_order(ids: list[str], count: int) -> list[int]:
-    return heapq.nsmallest(count, range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())

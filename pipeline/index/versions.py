@@ -15,7 +15,6 @@ The videos of a version are numbered through its partitions in the order of its 
 import contextlib
 import functools
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,7 +47,8 @@ from pipeline.index.partition_store import (
 from pipeline.index.prefilter import FLAT_SEGMENTS
 from pipeline.settings import IndexSettings
 from pipeline.storage.formats import check_format
-from pipeline.storage.location import Location, explained, resolve
+from pipeline.storage.local_paths import local_folder
+from pipeline.storage.location import Location, resolve
 from pipeline.storage.seals import unsealed
 
 OLDEST_FORMAT, FORMAT = 3, 3
@@ -320,11 +320,6 @@ def index_lag(gallery: Gallery, index: Index) -> Lag:
     return Lag(len(held) - (pc.sum(held).as_py() or 0), int(outdated.sum()))
 
 
-def videos_not_in(gallery: Gallery, index: Index) -> int:
-    """How many videos of the gallery an index does not hold yet, see `index_lag`."""
-    return index_lag(gallery, index).missing
-
-
 def index_versions(gallery: Gallery) -> list[str]:
     """Published versions, oldest first."""
     files = gallery.location.join("index").list(recursive=True)
@@ -335,18 +330,10 @@ def index_versions(gallery: Gallery) -> list[str]:
 def head_folder(place: str | Path | Location) -> Iterator[Path]:
     """The folder of a head on this machine; of one in an object store a copy, as long as the context is open."""
     location = place if isinstance(place, Location) else resolve(place)
-    if location.is_local:
-        yield Path(location.path)
-        return
-    there = {file.name for file in location.list()}
-    if DESCRIPTION not in there:
-        raise PipelineError(f"{location.uri} is not a head: it holds no {DESCRIPTION}")
-    with explained("write", tempfile.gettempdir()):
-        copy = tempfile.TemporaryDirectory()
-    with copy as folder:
-        for name in there & {TENSORS, DESCRIPTION, CALIBRATION}:
-            resolve(Path(folder, name)).write_atomically(location.join(name).read_bytes())
-        yield Path(folder)
+    with local_folder(location, (TENSORS, DESCRIPTION, CALIBRATION)) as folder:
+        if not location.is_local and not (folder / DESCRIPTION).exists():
+            raise PipelineError(f"{location.uri} is not a head: it holds no {DESCRIPTION}")
+        yield folder
 
 
 def find_head(place: str | None, gallery: Gallery) -> tuple[Coattention | None, Calibration | None]:

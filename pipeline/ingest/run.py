@@ -6,7 +6,6 @@ Chunks of frames stream through them under Ray Data's backpressure, so memory do
 
 import contextlib
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,13 +19,14 @@ import ray.data
 
 from pipeline.backbone.runtime import DEFAULT, find_backbone
 from pipeline.catalog.inputs import Catalog, read_catalog
-from pipeline.cluster import Cluster, connected
+from pipeline.cluster import Cluster, connected, words_of
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import append_record
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
 from pipeline.gallery.source_notes import SourceNotes, source_notes
 from pipeline.ingest.commit import Committer
+from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.listing import missing_sources, source_blocks
 from pipeline.ingest.progress import FrameCounter, IngestProgress, polled
 from pipeline.ingest.source_changes import find_changes, too_young, with_states
@@ -228,7 +228,7 @@ def _run(
                 state.done, state.rejected = committer.done, committer.reasons.total()
     except (ray.exceptions.RayError, StorageError) as error:
         done = f"{len(committer.committed)} of {len(missing)} inputs are committed; run the same command again to go on"
-        cause = str(error) if isinstance(error, StorageError) else _cause(error)
+        cause = str(error) if isinstance(error, StorageError) else words_of(error)
         raise PipelineError(f"the ingest stopped: {cause}; {done}") from error
     state.frames = max(state.frames, committer.frames)
     progress(state)
@@ -237,15 +237,6 @@ def _run(
     summary.unaccounted = len(missing) - committer.done
     summary.candidates, summary.frames, summary.reasons = committer.candidates, committer.frames, committer.reasons
     summary.startup_s, summary.seconds = state.startup_s, time.monotonic() - began
-
-
-def _cause(error: BaseException) -> str:
-    """What a Ray worker's error comes down to. Only its text crosses the processes, so it is read from the traceback in it."""
-    text = str(error)
-    ours = re.findall(r"^pipeline(?:\.\w+)+\.\w+Error: (.*)$", text, re.MULTILINE)
-    others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", text, re.MULTILINE)
-    found = ours or [line for line in others if "UserCodeException" not in line]
-    return found[-1] if found else f"{type(error).__name__}: {text.strip().splitlines()[0]}"
 
 
 def ingest_videos(
@@ -258,8 +249,7 @@ def ingest_videos(
     """
     spec = find_backbone(backbone)
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, rate, None))
-    sampling = Sampling(rate=rate, height=spec.height, width=spec.width)
-    return ingest(read_catalog(source), opened, sampling, address=cluster, source=str(source))
+    return ingest(read_catalog(source), opened, gallery_sampling(opened), address=cluster, source=str(source))
 
 
 def _cpu_shares(decoders: int, embedders: int, cpus: int, writers: int = 1) -> tuple[float, float, float]:

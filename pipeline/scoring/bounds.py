@@ -46,25 +46,10 @@ def boundable(target: TargetEncoding) -> bool:
     return bool((target.weight <= 0).all())
 
 
-def squared_distances(band: Tensor, segment_frames: Tensor) -> Tensor:
-    """D of each segment, float32 [K, T, T], from the index's band.
-
-    band: float16 or wider [F, T - 1], ||x(v_f) - x(v_{f + i})||^2 in column i - 1. segment_frames: int64 [K, T], ascending rows
-    of `band`, the last repeated where a video is shorter than a segment.
-    """
-    apart = segment_frames[:, None, :] - segment_frames[:, :, None]  # [K, T, T]
-    first = torch.minimum(segment_frames[:, None, :], segment_frames[:, :, None])
-    width = band.shape[1]
-    if width == 0:
-        return torch.zeros(apart.shape)
-    cells = first * width + (apart.abs() - 1).clamp_min(0)
-    return torch.where(apart == 0, 0.0, band.reshape(-1)[cells].float())
-
-
 def radii(table: Tensor, means: Tensor) -> Tensor:
     """The farthest frame of each segment from its mean, float32 [K], rounded up.
 
-    table: `squared_distances` [K, T, T]; means: x(m) float32 [K, d_v] as stored, of T values added in float32.
+    table: `segment_distances` [K, T, T]; means: x(m) float32 [K, d_v] as stored, of T values added in float32.
     """
     length = table.shape[1]
     of_frame = table.mean(dim=2)  # [K, T]
@@ -87,7 +72,7 @@ def attention_logits(
 ) -> Tensor:
     """Upper bounds float32 [N, K] of logits from the true attention: keys, means and distances, no values.
 
-    means: x(m) float32 [K, d_v]; keys: [F, d_k]; table: [K, T, T] of `squared_distances`; segment_frames: int64 [K, T], of keys.
+    means: x(m) float32 [K, d_v]; keys: [F, d_k]; table: [K, T, T] of `segment_distances`; segment_frames: int64 [K, T], of keys.
     projected: x(v) on a few orthonormal directions, [F, r], as `Projection` makes them, to tighten the bound; means and the
     target must then be rotated into them (`rotated_target`), so that their first r numbers are their projections.
     """

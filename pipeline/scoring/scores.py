@@ -232,12 +232,16 @@ def frame_band(weight: Tensor, values: Tensor, after: Tensor, length: int) -> Te
 
 @torch.no_grad()
 def segment_distances(band: Tensor, segment_frames: Tensor) -> Tensor:
-    """D of candidate segments, float32 [K, T, T], out of a `frame_band`; segment_frames: int64 [K, T], ascending."""
+    """D of candidate segments, float32 [K, T, T], out of a `frame_band` [F, T - 1], float16 or wider.
+
+    segment_frames: int64 [K, T], ascending rows of the band, the last repeated where a video is shorter than a segment.
+    """
     first, second = segment_frames[:, :, None], segment_frames[:, None, :]
-    gap = (second - first).abs()  # [K, T, T]
-    lower = torch.minimum(first, second)
-    found = band[lower, (gap - 1).clamp_min(0)] if band.shape[1] else torch.zeros_like(gap, dtype=band.dtype)
-    return torch.where(gap > 0, found.float(), 0.0)
+    gap, width = (second - first).abs(), band.shape[1]  # [K, T, T]
+    if width == 0:
+        return torch.zeros(gap.shape, device=band.device)
+    cells = torch.minimum(first, second) * width + (gap - 1).clamp_min(0)
+    return torch.where(gap > 0, band.reshape(-1)[cells].float(), 0.0)
 
 
 @torch.no_grad()

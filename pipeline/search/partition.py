@@ -14,10 +14,10 @@ from pipeline.index.list_scan import ListScan
 from pipeline.index.partition_files import load_array, load_prefilter
 from pipeline.index.prefilter import PrefilterQuery, is_flat, shortlist, stored_vectors
 from pipeline.index.versions import Index
-from pipeline.scoring.bounds import Projection, attention_logits, ball_logits, radii, squared_distances, video_bounds
+from pipeline.scoring.bounds import Projection, attention_logits, ball_logits, radii, video_bounds
 from pipeline.scoring.candidates import SCORE_PAIRS, Candidates, TargetSegments, counted_up
 from pipeline.scoring.frame_rows import FileRows, FrameRows, RowFiles, Wanted
-from pipeline.scoring.scores import attention_weights, segment_rows
+from pipeline.scoring.scores import attention_weights, segment_distances, segment_rows
 from pipeline.search.results import SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings
 
@@ -122,7 +122,7 @@ class Partition:
             frames = segment_rows(*candidates.cut(), self.length)
             used, of_used = torch.unique(frames, return_inverse=True)
             base = int(used[0])
-            table = squared_distances(-self.band[base : int(used[-1]) + 1].cpu(), frames - base)
+            table = segment_distances(-self.band[base : int(used[-1]) + 1].cpu(), frames - base)
             asked, projected, scale = encoding, None, torch.sqrt(-encoding.weight)
             if stage == 2:
                 axes = self._axes(scale)
@@ -149,7 +149,7 @@ class Partition:
                 frames = segment_rows(start[some], last[some], self.length)
                 base = int(frames.min())
                 band = -self.band[base : int(frames.max()) + 1].cpu()
-                parts.append(radii(squared_distances(band, frames - base), means[some]))
+                parts.append(radii(segment_distances(band, frames - base), means[some]))
             self.radius = torch.cat(parts)
         return self.radius
 

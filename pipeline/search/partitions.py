@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline import telemetry
-from pipeline.cluster import Cluster, cluster_is_named, connected
+from pipeline.cluster import Cluster, cluster_is_named, connected, worker_errors
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.prefilter import PrefilterQuery
@@ -332,14 +332,8 @@ class ActorPartitions:
 
     def _ask(self, method: str, target: TargetSegments | list[TargetSegments], *arguments: Any) -> list[Any]:
         shared = self.ray.put(target)
-        try:
+        with worker_errors("a search actor died and did not come back; nothing is lost, search again"):
             return self.ray.get([getattr(actor, method).remote(shared, *arguments) for actor in self.actors])
-        except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, PipelineError):
-                raise error.cause from error
-            raise
-        except self.ray.exceptions.RayActorError as error:
-            raise PipelineError("a search actor died and did not come back; nothing is lost, search again") from error
 
 
 class _PartitionsActor(LocalPartitions):

@@ -1,11 +1,11 @@
 """The target of a search: a video, a photo or an image folder decoded now, or a gallery video whose features are there."""
 
-import hashlib
 import math
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +15,13 @@ from pipeline.backbone.runtime import Backbone, find_backbone, load_backbone, sa
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES
 from pipeline.catalog.inputs import candidate_id, default_video_id
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Box, Chunk, Event, Rejected, VideoInfo
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.ingest.gallery_sampling import gallery_sampling
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import canonical_uri, is_utf8
 
 GALLERY_PREFIX = "id:"
@@ -85,18 +86,8 @@ def target_decoder(
     frame_rate: see `Sampling`. endpoints: what targets may name besides the gallery's, see `pipeline.storage.location.Reach`; a
     gallery's roots bind its rows, not the targets that somebody names.
     """
-    settings, spec = gallery.settings, gallery.settings.backbone
-    sampling = Sampling(
-        rate=settings.rate,
-        image_rate=settings.image_rate,
-        frame_rate=frame_rate,
-        height=spec.height,
-        width=spec.width,
-        time_limit=time_limit,
-        scenes=scenes,
-        endpoints=(*gallery.reach().endpoints, *endpoints),
-    )
-    return Decoder(sampling)
+    named = (*gallery.reach().endpoints, *endpoints)
+    return Decoder(gallery_sampling(gallery, frame_rate=frame_rate, time_limit=time_limit, scenes=scenes, endpoints=named))
 
 
 def read_targets(
@@ -149,12 +140,16 @@ def gallery_target(gallery: Gallery, video_id: str, videos: pa.Table | None = No
     rows = videos.filter(pc.equal(videos["video_id"], video_id)).to_pylist() if is_utf8(video_id) else []
     if not rows:
         raise UsageError(f"{gallery.location.uri} has no video {video_id!r}")
-    row = rows[0]
-    frames = gallery.read_video(row)
-    ref = VideoRef.of(row)
+    return stored_target(rows[0], gallery.read_video(rows[0]))
+
+
+def stored_target(row: Mapping[str, Any], frames: pa.Table) -> Target:
+    """A video of a gallery as the target, from its row and its frames (`pipeline.gallery.gallery.frames_schema`)."""
     features = feature_matrix(frames)
-    content = hashlib.sha256(np.ascontiguousarray(features.astype("<f2")).tobytes()).hexdigest()
-    return Target(ref, features, np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]), f"features:{content}")
+    content = sha256(features.astype("<f2").tobytes())
+    return Target(
+        VideoRef.of(row), features, np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]), f"features:{content}"
+    )
 
 
 def video_target(uri: str, backbone: Backbone, decoder: Decoder, whom: Whom | None = None) -> Target:

@@ -6,7 +6,6 @@ train_end_to_end ties both together in one process; `pipeline.backbone.export` m
 run_end_to_end   the same from a plan, with a cache and checkpoints in its folder, so that it goes on where it was killed
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -22,10 +21,11 @@ from torch import Tensor, nn
 from pipeline.backbone.runtime import BackboneSpec, normalise_pixels
 from pipeline.coattention.network import Coattention
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
+from pipeline.ingest.gallery_sampling import gallery_sampling
+from pipeline.storage.hashing import json_sha256, sha256
 from pipeline.storage.location import new_array, resolve
 from pipeline.training.augmentation import AugmentationSettings, augment
 from pipeline.training.checkpoint import EventFiles, RunFolder
@@ -92,7 +92,7 @@ def cache_frames(
     rates = [(source.gallery.settings.rate, source.gallery.settings.image_rate) for source in sources]
     places = [(row["uri"], row["boxes_uri"], row["track"]) for source in sources for row in _labelled_rows(source)]
     parts = [labels.video_ids, labels.frames.tolist(), shape, rates, places]
-    made_of = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    made_of = json_sha256(parts)
     path, mark = folder / "frames.npy", folder / "frames.sha256"
     if not mark.exists() or mark.read_text() != made_of:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,15 +113,9 @@ def _labelled_rows(source: Source) -> list[dict[str, Any]]:
 
 def _decode_all(source: Source, frames: NDArray[np.uint8], endpoints: Sequence[str]) -> int:
     """Write the frames of a gallery's labelled videos, in the order of their ids, to the front of `frames`; returns how many."""
-    settings = source.gallery.settings
-    sampling = Sampling(
-        rate=settings.rate,
-        image_rate=settings.image_rate,
-        height=frames.shape[1],
-        width=frames.shape[2],
-        roots=settings.roots,
-        endpoints=(*source.gallery.reach().endpoints, *endpoints),
-    )
+    reach = source.gallery.reach()
+    size, named = {"height": frames.shape[1], "width": frames.shape[2]}, (*reach.endpoints, *endpoints)
+    sampling = gallery_sampling(source.gallery, **size, roots=reach.roots, endpoints=named)
     rows = _labelled_rows(source)
     ends = np.cumsum([row["sampled_frames"] for row in rows])
     places = {(row["uri"], row["track"]): end - row["sampled_frames"] for row, end in zip(rows, ends, strict=True)}
@@ -337,7 +331,5 @@ def run_end_to_end(
 
 
 def _labels_hash(labels: FeatureSet) -> str:
-    found = hashlib.sha256(json.dumps([labels.video_ids, labels.person_names]).encode())
-    for array in (labels.person, labels.camera, labels.clip, labels.hidden):
-        found.update(array.tobytes() if array is not None else b"")
-    return found.hexdigest()
+    arrays = [array.tobytes() for array in (labels.person, labels.camera, labels.clip, labels.hidden) if array is not None]
+    return sha256(json.dumps([labels.video_ids, labels.person_names]), *arrays)

@@ -1,6 +1,5 @@
 """Labelled videos with their frame features in memory, from one gallery or several, and the split by identity."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +8,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.evaluation.metrics import left_out
 from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.storage.hashing import hash_number
 
 SAME_FRAME = 0.999  # cosine of one frame's features in two versions of a clip, above which nothing covers it in either
 
@@ -62,11 +63,10 @@ class FeatureSet:
     def counts(self, query: NDArray[np.int64], candidate: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether pairs of videos count in an evaluation or a loss; positions that broadcast.
 
-        Left out are a clip against itself and one person under one known camera, the field's rule.
+        Left out are a clip against itself and `pipeline.evaluation.metrics.left_out`.
         """
-        same_person = self.person[query] == self.person[candidate]
-        same_camera = (self.camera[query] == self.camera[candidate]) & (self.camera[query] >= 0)
-        return ~(same_person & same_camera) & (self.clip[query] != self.clip[candidate])
+        same = self.person[query] == self.person[candidate]
+        return ~left_out(same, self.camera[query], self.camera[candidate]) & (self.clip[query] != self.clip[candidate])
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,8 @@ def _number(names: dict[str, int], name: str) -> int:
 def _features_of(gallery: Gallery, videos: "pc.Table") -> list[np.ndarray]:
     """Features float16 [n, D] of each video, in the order of `videos`."""
     parts: list[np.ndarray] = [np.empty(0)] * len(videos)
-    counts = videos["sampled_frames"].to_pylist()
-    for positions, frames in gallery.iter_features(videos):
-        features, start = feature_matrix(frames), 0
-        for position in positions:
-            parts[position] = features[start : start + counts[position]]
-            start += counts[position]
+    for position, frames in gallery.iter_videos(videos):
+        parts[position] = feature_matrix(frames)
     return parts
 
 
@@ -172,7 +168,7 @@ def split_identities(videos: FeatureSet, share: float = 0.2) -> tuple[FeatureSet
     """
     if not 0 <= share < 1:
         raise UsageError(f"the validation share of the people is from 0 to below 1, not {share}")
-    draws = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in videos.person_names]
+    draws = [hash_number(name) / 2**64 for name in videos.person_names]
     validates = np.array(draws)[videos.person] < share
     sides = videos.take(np.flatnonzero(~validates)), videos.take(np.flatnonzero(validates))
     for name, side in zip(("training", "validation"), sides, strict=True):

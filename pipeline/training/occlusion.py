@@ -5,7 +5,6 @@ outside the stretch stay as they are, so that a copy has its original's frames o
 """
 
 import csv
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.hashing import hash_number, sha256
 
 KINDS = ("block", "thing", "person")
 HEAD = (0.12, 0.22)  # share of the picture's height that stays visible at the top, from .. to
@@ -157,14 +157,13 @@ def _write_copy(
     source: dict, frames: np.ndarray, others: np.ndarray | None, settings: OcclusionSettings, out: Path
 ) -> dict[str, str]:
     video_id = source["source_id"]
-    digest = hashlib.sha256(f"{settings.seed} {video_id}".encode()).digest()
-    random = np.random.default_rng(int.from_bytes(digest[:8]))
+    random = np.random.default_rng(hash_number(f"{settings.seed} {video_id}"))
     kinds = KINDS if others is not None else KINDS[:2]
     kind = str(random.choice(kinds)) if settings.kind == "mixed" else settings.kind
     if kind == "person" and others is None:
         kind = "thing"  # the first video has nobody before it
     copy, hidden = hide_stretch(frames, random, settings.share, kind, others)
-    folder = out / hashlib.sha256(video_id.encode()).hexdigest()[:16]
+    folder = out / sha256(video_id)[:16]
     folder.mkdir(parents=True)
     for number, frame in enumerate(copy):
         encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]

@@ -1,6 +1,5 @@
 """A training from a plan: what it learns from, how, and where it is kept; in this process or in each worker of many."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.gallery.gallery import Gallery
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import resolve
 from pipeline.training.checkpoint import EventFiles, RunFolder
 from pipeline.training.features import FeatureSet, Source, load_features, split_identities
@@ -45,13 +45,11 @@ class TrainingPlan:
 
     def made_of(self, learning: FeatureSet, workers: int) -> dict[str, Any]:
         """What two runs must agree in for one to go on where the other stopped."""
-        data = hashlib.sha256(json.dumps(learning.video_ids).encode())
-        data.update(learning.features.tobytes())
         return {
             "settings": asdict(self.settings),
             "start": asdict(self.start),
             "validation share": self.validation_share,
-            "data": data.hexdigest(),
+            "data": sha256(json.dumps(learning.video_ids), learning.features.tobytes()),
             "number of workers": workers,
         }
 

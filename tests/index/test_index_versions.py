@@ -26,7 +26,6 @@ from pipeline.index.versions import (
     index_lag,
     index_versions,
     open_index,
-    videos_not_in,
 )
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
@@ -204,9 +203,9 @@ def test_only_videos_that_came_since_are_read_to_say_how_far_an_index_is_behind(
     forget(toy_gallery, Selection(video_ids=("v001",)), "asked to")
     with monkeypatch.context() as patch:
         patch.setattr(Gallery, "snapshot", lambda gallery: pytest.fail("the videos were read"))
-        assert videos_not_in(toy_gallery, first_index) == 0
+        assert index_lag(toy_gallery, first_index).missing == 0
     add_videos(toy_gallery, people_features(3, 1, 24, seed=5), first=40)
-    assert videos_not_in(toy_gallery, first_index) == 3
+    assert index_lag(toy_gallery, first_index).missing == 3
 
 
 def test_a_cohort_of_too_few_videos_is_not_kept(tmp_path: Path) -> None:
@@ -241,7 +240,7 @@ def test_compaction_takes_the_partitions_of_forgotten_videos_and_leaves_the_othe
     assert partitions(reduced) == [part for n, part in enumerate(partitions(first_index)) if n != gone]
     assert stored(toy_gallery) == set(partitions(reduced))
     others = set(first_index.partition_videos(gone)["video_id"].to_pylist()) - {"v003"}
-    assert videos_not_in(toy_gallery, reduced) == len(others) == 8
+    assert index_lag(toy_gallery, reduced).missing == len(others) == 8
     assert scores(toy_gallery, reduced, sorted(others)[0]).keys() == set(reduced.videos["video_id"].to_pylist())
     assert verify_gallery(toy_gallery) == []
 
@@ -253,7 +252,7 @@ def test_the_next_build_after_a_compaction_builds_only_what_went(toy_gallery: Ga
     whole = extended(toy_gallery)
     assert partitions(whole)[:3] == kept and sizes(whole) == [9, 9, 9, 9, 3]
     assert sorted(whole.videos["video_id"].to_pylist()) == [f"v{i:03d}" for i in range(40) if i != 3]
-    assert videos_not_in(toy_gallery, whole) == 0
+    assert index_lag(toy_gallery, whole).missing == 0
 
 
 def test_what_scores_are_normalised_by_holds_nothing_of_a_forgotten_video(toy_gallery: Gallery, first_index: Index) -> None:

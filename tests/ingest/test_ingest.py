@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.ingest import ProgressLine
+from jobs.ingest import show
+from jobs.progress import RenewedLine
 from pipeline.backbone.runtime import DEFAULT, find_backbone, load_backbone
 from pipeline.catalog.inputs import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
 from pipeline.decoding.decoder import Decoder
@@ -416,5 +417,5 @@ def test_what_the_stages_reserve_fits_the_cluster(decoders: int, embedders: int,
 
 @pytest.mark.parametrize(("seconds", "words"), [(1e-5, "speed unknown"), (0.0, "speed unknown"), (2.0, "36 frames/s")])
 def test_a_speed_is_told_once_there_is_one(capsys: pytest.CaptureFixture[str], seconds: float, words: str) -> None:
-    ProgressLine()(IngestProgress(total=137, frames=71, seconds=seconds))
+    show(RenewedLine(), IngestProgress(total=137, frames=71, seconds=seconds))
     assert f"71 frames, {words}, time left unknown" in capsys.readouterr().err

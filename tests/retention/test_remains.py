@@ -44,7 +44,7 @@ def files_with_rows(gallery: Gallery, rows: Sequence[np.ndarray]) -> list[str]:
     """
     needles = {np.ascontiguousarray(row).tobytes() for row in rows}
     found = []
-    for file in [*gallery.location.list(recursive=True), *gallery.location.leftovers()]:
+    for file, _ in gallery.location.infos(recursive=True):
         data = file.read_bytes()
         if any(needle in data for needle in needles) or (file.name.endswith(".parquet") and stored_rows(data) & needles):
             found.append(file.uri)

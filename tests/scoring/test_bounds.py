@@ -14,10 +14,9 @@ from pipeline.scoring.bounds import (
     boundable,
     certified_top,
     radii,
-    squared_distances,
     video_bounds,
 )
-from pipeline.scoring.scores import TargetEncoding, video_scores
+from pipeline.scoring.scores import TargetEncoding, segment_distances, video_scores
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import ScoreSettings
 
@@ -58,7 +57,7 @@ class Candidates:
         self.band = torch.zeros(len(x), LENGTH - 1, dtype=torch.float16)
         for i in range(1, LENGTH):
             self.band[:-i, i - 1] = (x[:-i] - x[i:]).square().sum(dim=1).half()
-        self.table = squared_distances(self.band, self.frames)
+        self.table = segment_distances(self.band, self.frames)
 
     def logits(self):
         """METHOD's formula, pair by pair, float64 [N, K]."""
