@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipeline import logs
-from pipeline.backbone.runtime import backbone_names
+from pipeline.backbone.spec import backbone_names
 from pipeline.errors import PipelineError, UsageError
 
 BACKBONE_HELP = f"Backbone by name ({', '.join(backbone_names())}), or the path of an ONNX file with a sidecar .json."

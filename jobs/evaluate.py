@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
-from pipeline.backbone.runtime import DEFAULT, find_backbone, parse_input_size
+from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
 from pipeline.cluster import Cluster
 from pipeline.datasets.labelled import LabelledData
 from pipeline.datasets.read import read_labelled

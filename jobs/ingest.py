@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Endpoints, InsecureCluster, printable, run
-from pipeline.backbone.runtime import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
 from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
@@ -109,8 +110,7 @@ def ingest(
     )
     workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
     catalog = read_catalog(source, roots=root, endpoints=endpoint)
-    if spec.name != EFFICIENTNET:
-        load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
+    load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate, catalog.reach.roots))
     for file in forgotten or ():
         if gone := take_forgotten(opened, file):

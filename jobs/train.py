@@ -17,8 +17,8 @@ import typer
 
 from jobs.command_line import Endpoints, InsecureCluster, run
 from pipeline.backbone.osnet import OSNet
-from pipeline.backbone.runtime import DEFAULT, BackboneSpec, find_backbone, parse_input_size
 from pipeline.backbone.shipped import read_network, shipped_backbones, shipped_network
+from pipeline.backbone.spec import DEFAULT, BackboneSpec, find_backbone, parse_input_size
 from pipeline.cluster import Cluster, cluster_is_named
 from pipeline.coattention.head import DESCRIPTION, TENSORS, save_head
 from pipeline.datasets.read import read_labelled

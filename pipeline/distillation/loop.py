@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbone.osnet import OSNet
-from pipeline.backbone.runtime import normalise_pixels
+from pipeline.backbone.spec import normalise_pixels
 from pipeline.distillation.hints import channel_scales, divided, piece_losses, whole_losses
 from pipeline.distillation.teachers import FEATURE, HintTeacher
 from pipeline.errors import PipelineError, UsageError

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pipeline.backbone.export import export_backbone, scaled_features
-from pipeline.backbone.runtime import normalise_pixels
+from pipeline.backbone.spec import normalise_pixels
 from pipeline.catalog.inputs import Catalog
 from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.checkpoint import Checkpoints, claim

@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
+from pipeline.backbone.network import onnx_network
 from pipeline.backbone.osnet import OSNetConfig
-from pipeline.backbone.runtime import Backbone, find_backbone, load_backbone, onnx_network
+from pipeline.backbone.runtime import Backbone, load_backbone
+from pipeline.backbone.spec import find_backbone
 from pipeline.errors import PipelineError, UsageError
 
 TRUNK = {
@@ -95,7 +97,7 @@ def _inside(graph: Graph, start: str, block: str) -> dict[str, str]:
 class HintTeacher:
     """An OSNet in ONNX Runtime that gives all its inner maps.
 
-    path: an ONNX file with the sidecar of a backbone (`pipeline.backbone.runtime`), which says how its pixels are prepared.
+    path: an ONNX file with the sidecar of a backbone (`pipeline.backbone.spec`), which says how its pixels are prepared.
     threads: CPU threads; None: one a core. Raises UsageError when it is no OSNet, PipelineError when it cannot be loaded.
     """
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.backbone.runtime import BackboneSpec
+from pipeline.backbone.spec import BackboneSpec
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.forgotten import REASON, Forgotten
 from pipeline.storage.formats import check_format

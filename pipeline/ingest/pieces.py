@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.backbone.runtime import BackboneSpec, load_backbone
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import BackboneSpec
 from pipeline.catalog.inputs import candidate_id
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling

@@ -28,7 +28,7 @@ import ray
 import ray.data
 
 from pipeline import telemetry
-from pipeline.backbone.runtime import DEFAULT, BackboneSpec, find_backbone
+from pipeline.backbone.spec import DEFAULT, BackboneSpec, find_backbone
 from pipeline.catalog.inputs import Catalog, read_catalog
 from pipeline.cluster import Cluster, connected
 from pipeline.decoding.sampling import Sampling
@@ -231,7 +231,7 @@ def ingest_videos(
 ) -> IngestSummary:
     """`ingest` of a folder, bucket prefix, manifest or video into a gallery, which is made if there is none.
 
-    backbone: by name or path, see `backbone.runtime.find_backbone`. rate: sampled frames a second. cluster: which Ray, see
+    backbone: by name or path, see `backbone.spec.find_backbone`. rate: sampled frames a second. cluster: which Ray, see
     `pipeline.cluster.connected`. Raises UsageError for inputs that cannot be meant and a gallery of other settings.
     """
     spec = find_backbone(backbone)

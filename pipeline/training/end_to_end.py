@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.backbone.runtime import BackboneSpec, normalise_pixels
+from pipeline.backbone.spec import BackboneSpec, normalise_pixels
 from pipeline.coattention.network import Coattention
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling

@@ -23,7 +23,8 @@ from benchmarks.boxes_from_detector import Tracks, overlap
 from benchmarks.boxes_from_detector import main as boxes_from_detector
 from pipeline.backbone.export import export_backbone, largest_difference, scaled_features
 from pipeline.backbone.osnet import OSNet, OSNetConfig
-from pipeline.backbone.runtime import find_backbone, load_backbone, normalise_pixels
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import find_backbone, normalise_pixels
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.boxes import read_boxes
 from pipeline.decoding.sampling import Sampling

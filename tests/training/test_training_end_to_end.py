@@ -10,8 +10,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from jobs.train import NAME, train
-from pipeline.backbone.runtime import DEFAULT, find_backbone, load_backbone, normalise_pixels
+from pipeline.backbone.runtime import load_backbone
 from pipeline.backbone.shipped import read_network, shipped_network
+from pipeline.backbone.spec import DEFAULT, find_backbone, normalise_pixels
 from pipeline.coattention.head import load_head
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table

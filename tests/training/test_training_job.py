@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
+from pipeline.backbone.spec import DEFAULT
 from pipeline.coattention.head import load_head, read_description
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
@@ -205,7 +206,7 @@ def test_the_job_leaves_a_head_with_backbone_recipe_and_figures(gallery, tmp_pat
         (["--people", "1"], "people must be at least 2"),
         (["--validation-share", "1"], "from 0 to below 1"),
         (["--hidden", "a", "--hidden", "b"], "--hidden is given 2 times"),
-        (["--backbone", "efficientnet_lite0"], "was made with the backbone toy"),
+        (["--backbone", DEFAULT], "was made with the backbone toy"),
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(gallery, tmp_path, flags, words):
