@@ -14,11 +14,12 @@ import typer
 from jobs.command_line import Endpoints, run
 from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
-from pipeline.distillation.loop import DistillationSettings, Metrics, hints_phase, whole_phase
+from pipeline.distillation.loop import DistillationSettings, hints_phase, whole_phase
 from pipeline.distillation.run import Outcome, PoolSettings, distil
 from pipeline.distillation.teachers import HintTeacher, load_vector_teacher
 from pipeline.errors import UsageError
 from pipeline.storage.location import resolve
+from pipeline.training.loop import Metrics
 
 
 def main(

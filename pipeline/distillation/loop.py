@@ -18,13 +18,12 @@ from pipeline.backbone.spec import normalise_pixels
 from pipeline.distillation.hints import channel_scales, divided, piece_losses, whole_losses
 from pipeline.distillation.teachers import FEATURE, HintTeacher
 from pipeline.errors import PipelineError, UsageError
+from pipeline.training.loop import Metrics
 
 SCALE_FRAMES = 160  # of the pool, from which the channels' scales are taken
 GRID = 16  # crops start at multiples of this many pixels, so that every piece's map of them is whole
 EVALUATED = 64  # frames a call
 SETTLED = 300  # batches after which a batch normalisation keeps to its running statistics
-
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from pipeline.backbone.spec import normalise_pixels
 from pipeline.catalog.inputs import Catalog
 from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.checkpoint import Checkpoints, claim
-from pipeline.distillation.loop import EVALUATED, Distillation, DistillationSettings, HeldOut, Metrics, run_phases
+from pipeline.distillation.loop import EVALUATED, Distillation, DistillationSettings, HeldOut, run_phases
 from pipeline.distillation.people import People, gather_people
 from pipeline.distillation.pool import build_pool, teach_pool
 from pipeline.distillation.teachers import FEATURE, HintTeacher, VectorTeacher
 from pipeline.errors import UsageError
+from pipeline.training.loop import Metrics
 
 
 @dataclass(frozen=True)

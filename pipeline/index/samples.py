@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -69,7 +70,7 @@ def sample_means(gallery: Gallery, videos: pa.Table, head: Coattention, length: 
     shards = videos.group_by("shard").aggregate([("video_id", "min")])
     first = shards["video_id_min"].to_pylist()
     parts: list[np.ndarray] = []
-    for i in _hash_order(first, len(first)):
+    for i in hash_order(first, len(first)):
         rows = videos.filter(pc.equal(videos["shard"], shards["shard"][i]))
         for positions, table in gallery.iter_features(rows):
             counts = np.asarray(rows["sampled_frames"]).astype(np.int64)[positions]
@@ -92,8 +93,9 @@ def count_segments(videos: pa.Table, length: int, stride: int) -> int:
 
 def _sample(videos: pa.Table, count: int) -> list[int]:
     """Rows of up to `count` videos, chosen by hashes of their ids."""
-    return _hash_order(videos["video_id"].to_pylist(), count)
+    return hash_order(videos["video_id"].to_pylist(), count)
 
 
-def _hash_order(ids: list[str], count: int) -> list[int]:
+def hash_order(ids: Sequence[str], count: int) -> list[int]:
+    """Positions of up to `count` ids by the hash of each: the same sample of the same ids wherever they are counted."""
     return heapq.nsmallest(count, range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())

@@ -172,8 +172,7 @@ def split_identities(videos: FeatureSet, share: float = 0.2) -> tuple[FeatureSet
     """
     if not 0 <= share < 1:
         raise UsageError(f"the validation share of the people is from 0 to below 1, not {share}")
-    draws = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in videos.person_names]
-    validates = np.array(draws)[videos.person] < share
+    validates = np.array([is_held_out(name, share) for name in videos.person_names])[videos.person]
     sides = videos.take(np.flatnonzero(~validates)), videos.take(np.flatnonzero(validates))
     for name, side in zip(("training", "validation"), sides, strict=True):
         if (name == "training" or share > 0) and len(matched_people(side)) < 2:
@@ -182,6 +181,14 @@ def split_identities(videos: FeatureSet, share: float = 0.2) -> tuple[FeatureSet
                 "give more people or another validation share"
             )
     return sides
+
+
+def is_held_out(name: str | None, share: float) -> bool:
+    """Whether all videos of a person are kept from learning: the name alone decides, so it holds for every set and for ever.
+
+    name: None for people without a label, who never are. share: of the people, 0..1.
+    """
+    return name is not None and int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < share * 2**64
 
 
 def matched_people(videos: FeatureSet) -> NDArray[np.int64]:

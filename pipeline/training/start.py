@@ -1,6 +1,5 @@
 """The start point: a head that ranks like the mean of the features, from which every map can move."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.coattention.head import untrained_head
 from pipeline.coattention.network import Coattention
+from pipeline.index.samples import hash_order
 from pipeline.training.features import FeatureSet
 
 SAMPLE_VIDEOS, SAMPLE_FRAMES = 2048, 16  # what the directions are taken from
@@ -62,11 +62,10 @@ def identity_start(videos: FeatureSet, settings: StartSettings | None = None, se
 
 def _sample(videos: FeatureSet) -> NDArray[np.float16]:
     """Frames of up to SAMPLE_VIDEOS videos, chosen by hash, evenly spaced within each."""
-    order = sorted(range(len(videos)), key=lambda v: hashlib.sha256(videos.video_ids[v].encode()).digest())
     rows = [
         videos.first_frame[v]
         + np.unique(np.linspace(0, videos.frames[v] - 1, min(int(videos.frames[v]), SAMPLE_FRAMES)).astype(int))
-        for v in sorted(order[:SAMPLE_VIDEOS])
+        for v in sorted(hash_order(videos.video_ids, SAMPLE_VIDEOS))
     ]
     return videos.features[np.concatenate(rows)]
 
@@ -74,7 +73,7 @@ def _sample(videos: FeatureSet) -> NDArray[np.float16]:
 @torch.no_grad()
 def _middle_distance(head: Coattention, videos: FeatureSet) -> float:
     """Half-way between the mean squared distances of mean values, same person and different people."""
-    order = sorted(range(len(videos)), key=lambda v: hashlib.sha256(videos.video_ids[v].encode()).digest())[:SAMPLE_VIDEOS]
+    order = hash_order(videos.video_ids, SAMPLE_VIDEOS)
     means = torch.stack(
         [
             head.values(torch.from_numpy(videos.features[videos.first_frame[v] : videos.first_frame[v] + videos.frames[v]])).mean(

@@ -32,10 +32,11 @@ from pipeline.distillation.checkpoint import Checkpoints, claim
 from pipeline.distillation.frame_augmentation import augment_frame
 from pipeline.distillation.hints import channel_scales, divided, piece_losses, whole_losses
 from pipeline.distillation.loop import Distillation, DistillationSettings, HeldOut, hints_phase, run_phases, whole_phase
-from pipeline.distillation.people import EvenlySpaced, gather_people, is_held_out
+from pipeline.distillation.people import EvenlySpaced, gather_people
 from pipeline.distillation.pool import build_pool, fill_rows
 from pipeline.distillation.teachers import FEATURE, HintTeacher, find_hints, load_vector_teacher
 from pipeline.errors import PipelineError, UsageError
+from pipeline.training.features import is_held_out
 from tests.backbone.test_osnet import lively
 from tests.conftest import SHARED
 

@@ -28,7 +28,7 @@ from pipeline.search.results import write_results
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
 from pipeline.settings import SearchSettings
-from pipeline.training.checkpoint import metrics_table
+from pipeline.training.checkpoint_files import metrics_table
 from pipeline.training.run import GallerySource, TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings

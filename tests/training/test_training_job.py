@@ -25,7 +25,8 @@ from pipeline.coattention.head import load_head, read_description
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.storage.location import resolve
-from pipeline.training.checkpoint import RunFolder, metrics_table, newest_checkpoint
+from pipeline.training.checkpoint import RunFolder, newest_checkpoint
+from pipeline.training.checkpoint_files import metrics_table
 from pipeline.training.run import GallerySource, TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
