@@ -5,6 +5,7 @@ import functools
 import gc
 import inspect
 import re
+import shlex
 import sys
 import time
 import unicodedata
@@ -18,6 +19,7 @@ import typer
 from pipeline import logs
 from pipeline.backbone.spec import backbone_names
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.location import Location, resolve
 
 BACKBONE_HELP = f"Backbone by name ({', '.join(backbone_names())}), or the path of an ONNX file with a sidecar .json."
 DONE, FAILED, BAD_USAGE, SOME_REJECTED = 0, 1, 2, 3
@@ -32,6 +34,7 @@ Endpoints = Annotated[
         help="URL of an object store that uris in the data may name, besides those in this command; may be repeated.",
     ),
 ]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")]
 _JOINERS = "\u200c\u200d"  # Persian and Indian names are written with them
 LOG_FLAGS: dict[str, tuple[str | None, Any]] = {
     "log_format": (
@@ -139,6 +142,19 @@ def stop(sentence: str, code: int) -> NoReturn:
     """Print one sentence on stderr and end the process."""
     print(printable(f"error: {sentence}"), file=sys.stderr)
     sys.exit(code)
+
+
+def as_called(command: str) -> str:
+    """The command line of this process as `python -m jobs.COMMAND ...`, for whoever wants to run it again."""
+    return shlex.join(["python", "-m", f"jobs.{command}", *sys.argv[1:]])
+
+
+def output_folder(uri: str, what: str) -> Location:
+    """Where a command writes what it makes. Raises UsageError for a file."""
+    folder = resolve(uri)
+    if folder.info().is_file:
+        raise UsageError(f"{uri} is a file; {what} is written into a folder")
+    return folder
 
 
 def local_folder(path: Path) -> Path:

@@ -1,7 +1,5 @@
 """Teach a small backbone by larger ones on unlabelled footage: python -m jobs.distil --data INPUT --teacher T.onnx --out W"""
 
-import re
-import shlex
 import sys
 import time
 from datetime import UTC, datetime
@@ -11,14 +9,14 @@ from typing import Annotated
 import torch
 import typer
 
-from jobs.command_line import Endpoints, run
+from jobs.command_line import Endpoints, as_called, output_folder, run
+from pipeline.backbone.export import check_name
 from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.loop import DistillationSettings, hints_phase, whole_phase
 from pipeline.distillation.run import Outcome, PoolSettings, distil
 from pipeline.distillation.teachers import HintTeacher, load_vector_teacher
 from pipeline.errors import UsageError
-from pipeline.storage.location import resolve
 from pipeline.training.loop import Metrics
 
 
@@ -60,13 +58,10 @@ def main(
     No labels are needed; person_id, where it is given, decides who is held out. Run again, it goes on where it was killed. The
     backbone goes wherever a backbone's path is asked for: python -m jobs.ingest INPUT --backbone OUT/NAME.onnx --gallery G
     """
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
-        raise UsageError(f"--name {name!r} is no file name of letters, digits, dots, dashes and underscores")
+    check_name(name)
     if "://" in out and not out.startswith("file://"):
         raise UsageError(f"{out} is not local; the pool is memory-mapped, so --out is a folder on a disk")
-    folder = resolve(out)
-    if folder.info().is_file:
-        raise UsageError(f"{out} is a file; a distillation is written into a folder")
+    folder = output_folder(out, "a distillation")
     if threads is not None:
         torch.set_num_threads(threads)
     settings = DistillationSettings(
@@ -79,7 +74,7 @@ def main(
     )
     labelled = [read_labelled(source, part="train", endpoints=endpoint or ()) for source in data]
     about = {
-        "command": shlex.join(["python", "-m", "jobs.distil", *sys.argv[1:]]),
+        "command": as_called("distil"),
         "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
     }
     outcome = distil(

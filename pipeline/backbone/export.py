@@ -3,7 +3,9 @@
 import copy
 import io
 import json
+import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,19 @@ from torch import Tensor, nn
 
 from pipeline.backbone.osnet import OSNet
 from pipeline.backbone.spec import BackboneSpec
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.storage.location import resolve
 
 TOLERANCE = 1e-4  # largest difference between ONNX Runtime's numbers and torch's
 OPSET = 17
+
+
+def check_name(name: str, taken: Sequence[str] = ()) -> None:
+    """Raise UsageError for a backbone's name that is no file name everywhere, or that is one of the names taken."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise UsageError(f"--name {name!r} is no file name of letters, digits, dots, dashes and underscores")
+    if name in taken:
+        raise UsageError(f"--name {name}: a backbone of that name ships; give another")
 
 
 def scaled_features(network: OSNet, scale: Tensor) -> OSNet:

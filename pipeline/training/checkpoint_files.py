@@ -36,7 +36,7 @@ class CheckpointFile:
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`, by the rest of their names."""
-        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+        return below(self.tensors, prefix)
 
     def restore_moments(self, optimizer: Optimizer) -> None:
         """Give an optimizer the moments of `moments`. Raises ValueError or KeyError when they are another optimizer's."""
@@ -45,6 +45,11 @@ class CheckpointFile:
             number, field = name.split(".")
             state.setdefault(int(number), {})[field] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def moments(optimizer: Optimizer) -> dict[str, Tensor]:
