@@ -32,7 +32,7 @@ def main(
         typer.Option(help="OpenVINO network (.xml) or backbone (.onnx) whose vectors teach a branch of the student."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the backbone; OUT/NAME.onnx is written.")] = "distilled_osnet",
-    minutes_hints: Annotated[float, typer.Option(help="Minutes in which every piece learns on its own, on crops.", min=0)] = 20.0,
+    minutes_hints: Annotated[float, typer.Option(help="Minutes in which every part learns on its own, on crops.", min=0)] = 20.0,
     minutes_whole: Annotated[float, typer.Option(help="Minutes in which the whole learns, on whole frames.", min=0)] = 30.0,
     rate_hints: Annotated[float, typer.Option(help="Largest learning rate of the first phase.")] = 6e-3,
     rate_whole: Annotated[float, typer.Option(help="Largest learning rate of the second phase.")] = 1e-3,

@@ -83,20 +83,7 @@ def train(
     goes on from its last checkpoint when the same command is run again. What is no gallery yet is ingested into OUT/galleries.
     jobs.train_end_to_end trains the backbone too.
     """
-    settings, start = read_recipe(
-        {
-            "epochs": epochs,
-            "batches": batches,
-            "people": people,
-            "tracklets": tracklets,
-            "segment_length": segment_length,
-            "learning_rate": learning_rate,
-            "seed": seed,
-        },
-        {"key_width": key_width, "value_width": value_width, "negative_weight": not free_weight},
-        without or (),
-        change or (),
-    )
+    settings, start = read_recipe({**locals(), "negative_weight": not free_weight}, without or (), change or ())
     folder = output_folder(out, "a training")
     cluster = Cluster(address, insecure_cluster)
     galleries = labelled_galleries(

@@ -71,21 +71,7 @@ def train_end_to_end(
     backbone_rate=X). The best epoch is kept, and a training goes on where it was killed, as in jobs.train. A frame of 256 x 128
     pixels takes 98 kB of disk and, in a batch, about 25 MB of memory.
     """
-    settings, start = read_recipe(
-        {
-            **BATCH,
-            "epochs": epochs,
-            "batches": batches,
-            "people": people,
-            "tracklets": tracklets,
-            "segment_length": segment_length,
-            "learning_rate": learning_rate,
-            "seed": seed,
-        },
-        {"key_width": key_width, "value_width": value_width, "negative_weight": not free_weight},
-        without or (),
-        change or (),
-    )
+    settings, start = read_recipe({**BATCH, **locals(), "negative_weight": not free_weight}, without or (), change or ())
     folder = output_folder(out, "a training")
     frames_folder(folder)
     check_name(name, shipped_backbones())

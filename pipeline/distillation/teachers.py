@@ -29,7 +29,7 @@ TRUNK = {
     "stage3a": "Relu",
     "stage3b": "Relu",
 }
-"""The pieces of `OSNet.parts` up to the last block, and the operation that each ends with (a block: ReLU of a sum)."""
+"""`OSNet.parts` up to the last block, and the operation that each ends with (a block: ReLU of a sum)."""
 LAST, FEATURE = "last", "feature"
 OPENVINO_BATCH = 16
 
@@ -59,7 +59,7 @@ class Graph:
 def find_hints(model: onnx.ModelProto) -> dict[str, str]:
     """Where the graph of an OSNet has what the modules of `OSNet.parts` make.
 
-    Returns module -> tensor: the pieces of the trunk ("stem", "stage1a", ...) and, inside of each block, "stage1a.reduce" and the
+    Returns module -> tensor: the parts of the trunk ("stem", "stage1a", ...) and, inside of each block, "stage1a.reduce" and the
     layers of its streams, "stage1a.streams.2.0". Raises UsageError when the graph is not an OSNet's.
     """
     graph = Graph(model.graph)

@@ -154,12 +154,12 @@ def _hidden_frames(videos: FeatureSet) -> NDArray[np.bool_] | None:
         twin = clean.get(int(videos.clip[video]))
         if twin is None or videos.frames[twin] != videos.frames[video]:
             continue
-        mine, its = (
+        covered, clear = (
             videos.features[videos.first_frame[v] : videos.first_frame[v] + videos.frames[v]].astype(np.float32)
             for v in (video, twin)
         )
-        lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(its, axis=1)
-        cosine = (mine * its).sum(axis=1) / np.maximum(lengths, 1e-12)
+        lengths = np.linalg.norm(covered, axis=1) * np.linalg.norm(clear, axis=1)
+        cosine = (covered * clear).sum(axis=1) / np.maximum(lengths, 1e-12)
         hidden[videos.first_frame[video] : videos.first_frame[video] + videos.frames[video]] = cosine < SAME_FRAME
     return hidden
 

@@ -23,33 +23,35 @@ TERMS = {
 
 
 def read_recipe(
-    training: Mapping[str, Any], start: Mapping[str, Any], without: Sequence[str] = (), changes: Sequence[str] = ()
+    flags: Mapping[str, Any], without: Sequence[str] = (), changes: Sequence[str] = ()
 ) -> tuple[TrainingSettings, StartSettings]:
     """The settings of a training and of its start point.
 
-    training, start: fields by name. without: keys of TERMS, whose settings become 0. changes: "NAME=VALUE" of any field of
-    either, which come last. Raises UsageError for a term, a name or a value that cannot be meant.
+    flags: values by name, of which those count that are fields of either. without: keys of TERMS, whose settings become 0.
+    changes: "NAME=VALUE" of any field of either, which come last. Raises UsageError for a term, a name or a value that cannot be
+    meant.
 
-    >>> settings, start = read_recipe({"epochs": 3}, {"key_width": 8}, ["noise"], ["warm_up=0.5", "centre=false"])
+    >>> settings, start = read_recipe({"epochs": 3, "key_width": 8}, ["noise"], ["warm_up=0.5", "centre=false"])
     >>> settings.epochs, settings.noise, settings.warm_up, start.key_width, start.centre
     (3, 0, 0.5, 8, False)
     """
-    chosen = {TrainingSettings: dict(training), StartSettings: dict(start)}
+    kinds = {field.name: str(field.type) for settings in (TrainingSettings, StartSettings) for field in fields(settings)}
+    chosen = {name: value for name, value in flags.items() if name in kinds}
     for term in without:
         if term not in TERMS:
             raise UsageError(f"there is no term {term!r} to switch off; there are {', '.join(TERMS)}")
-        chosen[TrainingSettings][TERMS[term]] = 0
-    kinds = {field.name: (settings, str(field.type)) for settings in chosen for field in fields(settings)}
+        chosen[TERMS[term]] = 0
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals or name not in kinds:
             raise UsageError(f"--set {change!r} names no setting; write NAME=VALUE with one of {', '.join(kinds)}")
-        settings, kind = kinds[name]
         try:
-            chosen[settings][name] = _value(text, kind)
+            chosen[name] = _value(text, kinds[name])
         except ValueError as error:
             raise UsageError(f"--set {change!r}: {text!r} is no value for {name}") from error
-    return TrainingSettings(**chosen[TrainingSettings]), StartSettings(**chosen[StartSettings])
+    own = {field.name for field in fields(StartSettings)}
+    start = {name: chosen.pop(name) for name in own & chosen.keys()}
+    return TrainingSettings(**chosen), StartSettings(**start)
 
 
 def _value(text: str, kind: str) -> Any:
