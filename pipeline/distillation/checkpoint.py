@@ -13,6 +13,7 @@ from pipeline.distillation.loop import Distillation
 from pipeline.errors import UsageError
 from pipeline.storage.location import resolve
 from pipeline.training import checkpoint_files
+from pipeline.training.checkpoint_files import below
 from pipeline.training.loop import Metrics
 
 
@@ -41,8 +42,8 @@ class Checkpoints:
             work.number = found.state["phase"]
             work.begin_phase()
             work.step, work.seconds = found.state["step"], found.state["seconds"]
-            work.student.load_state_dict(found.below("student."))
-            work.scales = found.below("scale.")
+            work.student.load_state_dict(below(found.tensors, "student."))
+            work.scales = below(found.tensors, "scale.")
             found.restore_moments(work.optimizer)
             self.history = found.state["history"]
         except checkpoint_files.UNREADABLE as error:

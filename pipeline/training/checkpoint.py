@@ -16,7 +16,7 @@ from pipeline.coattention.network import Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
 from pipeline.storage.location import Location
 from pipeline.training import checkpoint_files
-from pipeline.training.checkpoint_files import CheckpointFile
+from pipeline.training.checkpoint_files import CheckpointFile, below
 from pipeline.training.loop import Metrics, Training
 
 STATE = ("epoch", "best_epoch", "best", "scale", "history", "made_of", "sizes")
@@ -42,21 +42,21 @@ class Checkpoint(CheckpointFile):
     def best_head(self) -> Coattention:
         """The head of the best epoch, float32, on the CPU, in eval mode."""
         head = Coattention(CoattentionConfig(**self.state["sizes"]))
-        head.load_state_dict(self.below("best."))
+        head.load_state_dict(below(self.tensors, "best."))
         return head.eval()
 
     def into(self, training: Training) -> None:
         """Bring a training to this state. Raises PipelineError when it is not the checkpoint of such a training."""
         try:
-            training.head.load_state_dict(self.below("head."))
-            training.neck.load_state_dict(self.below("neck."))
+            training.head.load_state_dict(below(self.tensors, "head."))
+            training.neck.load_state_dict(below(self.tensors, "neck."))
             self.restore_moments(training.optimizer)
             training.take_further_tensors(self.tensors)
         except (ValueError, KeyError, RuntimeError) as error:
             raise PipelineError(f"the checkpoint {self.uri} does not fit this training: {error}") from error
         if training.scaler.is_enabled():
             training.scaler.load_state_dict({**training.scaler.state_dict(), "scale": self.state["scale"]})
-        training.best_tensors = self.below("best.")
+        training.best_tensors = below(self.tensors, "best.")
         training.epoch, training.best_epoch, training.best = (self.state[name] for name in ("epoch", "best_epoch", "best"))
 
 

@@ -34,14 +34,10 @@ class CheckpointFile:
     state: dict[str, Any]
     tensors: dict[str, Tensor]
 
-    def below(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix`, by the rest of their names."""
-        return below(self.tensors, prefix)
-
     def restore_moments(self, optimizer: Optimizer) -> None:
         """Give an optimizer the moments of `moments`. Raises ValueError or KeyError when they are another optimizer's."""
         state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in self.below("adam.").items():
+        for name, tensor in below(self.tensors, "adam.").items():
             number, field = name.split(".")
             state.setdefault(int(number), {})[field] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
@@ -96,14 +92,7 @@ def write_metrics(out: Location, history: Sequence[Metrics]) -> None:
 
 
 def metrics_table(history: Sequence[Metrics]) -> str:
-    """The metrics as CSV text: one row a checkpoint, every column that any of them has; a figure that one lacks stays empty.
-
-    >>> print(metrics_table([{"epoch": 0.0, "clean_map": 0.5}, {"epoch": 1.0, "loss_all": 1 / 3}]))
-    epoch,clean_map,loss_all
-    0,0.5,
-    1,,0.333333
-    <BLANKLINE>
-    """
+    """The metrics as CSV text: one row a checkpoint, every column that any of them has; a figure that one lacks stays empty."""
     names = list(dict.fromkeys(name for metrics in history for name in metrics))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")

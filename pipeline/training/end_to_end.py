@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from pipeline.training.loop import Metrics, Training, validate
 from pipeline.training.run import TrainingPlan, run_epochs
 from pipeline.training.sampler import Batch
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings, identity_start
+from pipeline.training.start import identity_start
 
 BATCH = {"people": 8, "tracklets": 2, "segments": 1}  # a batch of 128 frames, not of 1,024, which take 25 GB
 FRAME_MB = 25  # of memory that a frame of 256 x 128 pixels in a batch takes, measured on a CPU
@@ -137,36 +138,31 @@ class EndToEnd(Training):
 
 
 def start_training(
+    plan: TrainingPlan,
+    frames: FrameSet,
     backbone: nn.Module,
     spec: BackboneSpec,
-    frames: FrameSet,
-    settings: TrainingSettings | None = None,
-    *,
-    validation_share: float = 0.2,
-    start: StartSettings | None = None,
-    augmentation: AugmentationSettings | None = None,
-    running_statistics: bool = True,
     device: torch.device | str = "cpu",
+    **options: Any,
 ) -> EndToEnd:
     """A training at its start point, whose head is made from what `backbone` gives now; a checkpoint may be restored after that.
 
-    Parameters as in `EndToEnd`, TrainingPlan and `split_identities`, whose UsageError is raised.
+    frames: of the plan's galleries. options: augmentation, running_statistics of `EndToEnd`. Raises as `split_identities` does.
     """
-    settings, where = settings or TrainingSettings(), torch.device(device)
-    learning, held_out = frames.split(validation_share)
+    where = torch.device(device)
+    learning, held_out = frames.split(plan.validation_share)
     sample = learning.take(learning.labels.video_ids[:: max(1, len(learning.labels) // START_VIDEOS)])
     return EndToEnd(
         learning.labels,
         held_out.labels if held_out is not None else None,
-        identity_start(sample.embedded(backbone.to(where), spec, where), start, settings.segment_length),
-        settings,
+        identity_start(sample.embedded(backbone.to(where), spec, where), plan.start, plan.settings.segment_length),
+        plan.settings,
         where,
         backbone=backbone,
         spec=spec,
         learning=learning,
         held_out=held_out,
-        augmentation=augmentation or AugmentationSettings(),
-        running_statistics=running_statistics,
+        **options,
     )
 
 
@@ -176,40 +172,27 @@ def run_end_to_end(
     spec: BackboneSpec,
     report: Callable[[Metrics], None] = lambda metrics: None,
     device: torch.device | str = "cpu",
-    *,
-    augmentation: AugmentationSettings | None = None,
-    running_statistics: bool = True,
     endpoints: Sequence[str] = (),
+    **options: Any,
 ) -> nn.Module:
     """The backbone of the best epoch, trained in place; plan.out/run has checkpoints, with the head, plan.out/frames the pixels.
 
-    backbone: frames float32 [n, 3, h, w] -> features float32 [n, D]; spec: as it starts, with the size of its frames. Goes on
-    from the newest checkpoint; report is called with the metrics of each epoch of this run. Raises UsageError when plan.out is
-    not local or holds another training, else as `cache_frames`, `start_training` and `Training.run_epoch` do.
+    backbone: frames float32 [n, 3, h, w] -> features float32 [n, D]; spec: as it starts, with the size of its frames. options: as
+    in `start_training`. Goes on from the newest checkpoint; report is called with the metrics of each epoch of this run. Raises
+    UsageError when plan.out is not local or holds another training, else as `cache_frames`, `start_training` and
+    `Training.run_epoch` do.
     """
     out = resolve(plan.out)
     cache = frames_folder(out)
-    frames = cache_frames(plan.opened(), cache, spec.height, spec.width, endpoints)
-    training = start_training(
-        backbone,
-        spec,
-        frames,
-        plan.settings,
-        validation_share=plan.validation_share,
-        start=plan.start,
-        augmentation=augmentation,
-        running_statistics=running_statistics,
-        device=device,
-    )
-    made_of = plan.made_of(
-        {
-            "data": [(cache / "frames.sha256").read_text(), _labels_hash(frames.labels)],
-            "backbone": spec.identity,
-            "augmentation": asdict(training.augmentation),
-            "batch normalisation": "running statistics" if running_statistics else "statistics of the batch",
-        }
-    )
-    run_epochs(training, RunFolder(out, made_of), report)
+    frames = cache_frames(plan.galleries, cache, spec.height, spec.width, endpoints)
+    training = start_training(plan, frames, backbone, spec, device, **options)
+    made_of = {
+        "data": [(cache / "frames.sha256").read_text(), _labels_hash(frames.labels)],
+        "backbone": spec.identity,
+        "augmentation": asdict(training.augmentation),
+        "batch normalisation": "running statistics" if training.running_statistics else "statistics of the batch",
+    }
+    run_epochs(training, RunFolder(out, plan.made_of(made_of)), report)
     backbone.load_state_dict(training.best_backbone)
     return backbone.eval()
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow.compute as pc
@@ -71,15 +72,20 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Source:
-    """A gallery to learn from.
+    """A gallery to learn from, by uri.
 
     network: camera network that its person and video ids belong to; galleries of one network show the same people. hidden: its
     videos are the hidden versions of clips whose clean version has the same id in another gallery of the network.
     """
 
-    gallery: Gallery
+    uri: str
     network: str = ""
     hidden: bool = False
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """The gallery, opened. Raises as `Gallery.open`."""
+        return Gallery.open(self.uri)
 
 
 def load_features(sources: Sequence[Source]) -> FeatureSet:

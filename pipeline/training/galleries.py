@@ -10,7 +10,7 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.storage.location import Location, resolve
-from pipeline.training.run import GallerySource
+from pipeline.training.features import Source
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class LabelledGalleries:
     """
 
     names: tuple[str, ...]
-    sources: tuple[GallerySource, ...]
+    sources: tuple[Source, ...]
     settings: GallerySettings
     endpoints: tuple[str, ...]
 
@@ -65,7 +65,7 @@ def labelled_galleries(
             summary = ingest(labelled.catalog, opened, sampling, address=cluster)
             report(f"{labelled.name}: {summary.usable} videos in {opened.location.uri}, {summary.refused} rejected")
             reached |= {*labelled.catalog.reach.endpoints}
-        sources.append(GallerySource(opened.location.uri, str(number % len(data)), number >= len(data)))
+        sources.append(Source(opened.location.uri, str(number % len(data)), number >= len(data)))
     return LabelledGalleries((*data, *hidden), tuple(sources), opened.settings, tuple(sorted(reached)))
 
 

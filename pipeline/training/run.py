@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.gallery.gallery import Gallery
 from pipeline.storage.location import resolve
 from pipeline.training.checkpoint import EventFiles, RunFolder
 from pipeline.training.features import Source, load_features, split_identities
@@ -19,27 +18,14 @@ from pipeline.training.start import StartSettings, identity_start
 
 
 @dataclass(frozen=True)
-class GallerySource:
-    """A gallery by uri; network and hidden as in `pipeline.training.features.Source`."""
-
-    uri: str
-    network: str = ""
-    hidden: bool = False
-
-
-@dataclass(frozen=True)
 class TrainingPlan:
     """All that a worker needs to know. out: folder or bucket prefix, the same for all workers."""
 
-    galleries: tuple[GallerySource, ...]
+    galleries: tuple[Source, ...]
     out: str
     validation_share: float = 0.2
     start: StartSettings = field(default_factory=StartSettings)
     settings: TrainingSettings = field(default_factory=TrainingSettings)
-
-    def opened(self) -> list[Source]:
-        """The galleries, opened."""
-        return [Source(Gallery.open(source.uri), source.network, source.hidden) for source in self.galleries]
 
     def made_of(self, more: dict[str, Any]) -> dict[str, Any]:
         """What two runs must agree in for one to go on where the other stopped; more: beside the plan's own settings."""
@@ -65,7 +51,7 @@ def run_training(
     report is called with the metrics of each epoch of this run. worker, workers, average: as in `Training`. Raises as
     `load_features`, `split_identities`, `RunFolder.restore` and `Training.run_epoch` do.
     """
-    learning, held_out = split_identities(load_features(plan.opened()), plan.validation_share)
+    learning, held_out = split_identities(load_features(plan.galleries), plan.validation_share)
     start = identity_start(learning, plan.start, plan.settings.segment_length)
     validation = held_out if len(held_out) else None
     training = Training(learning, validation, start, plan.settings, torch.device(device), worker, average)

@@ -23,7 +23,7 @@ from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.end_to_end import run_end_to_end, start_training
 from pipeline.training.features import Source
 from pipeline.training.frames import cache_frames
-from pipeline.training.run import GallerySource, TrainingPlan
+from pipeline.training.run import TrainingPlan
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
 from tests.conftest import toy_spec
@@ -85,7 +85,7 @@ def gallery(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frames(gallery, tmp_path_factory):
-    return cache_frames([Source(gallery)], tmp_path_factory.mktemp("cache"), 32, 16)
+    return cache_frames([Source(gallery.location.uri)], tmp_path_factory.mktemp("cache"), 32, 16)
 
 
 def test_cached_frames_are_those_of_the_videos_in_the_order_of_the_labels(gallery, frames):
@@ -99,11 +99,11 @@ def test_cached_frames_are_those_of_the_videos_in_the_order_of_the_labels(galler
 
 
 def test_a_cache_is_used_again_and_an_unfinished_one_is_made_anew(gallery, tmp_path):
-    cache_frames([Source(gallery)], tmp_path, 32, 16)
+    cache_frames([Source(gallery.location.uri)], tmp_path, 32, 16)
     first = (tmp_path / "frames.npy").stat().st_mtime_ns
-    cache_frames([Source(gallery)], tmp_path, 32, 16)
+    cache_frames([Source(gallery.location.uri)], tmp_path, 32, 16)
     assert (tmp_path / "frames.npy").stat().st_mtime_ns == first
-    assert cache_frames([Source(gallery)], tmp_path, 16, 8).frames.shape[1:] == (16, 8, 3)
+    assert cache_frames([Source(gallery.location.uri)], tmp_path, 16, 8).frames.shape[1:] == (16, 8, 3)
 
 
 def test_a_video_that_has_changed_since_its_ingest_is_named(gallery, tmp_path):
@@ -113,12 +113,13 @@ def test_a_video_that_has_changed_since_its_ingest_is_named(gallery, tmp_path):
     row = rows[0] | {"video_id": "a", "source_id": "a", "sampled_frames": 3, "shard": shard, "first_row": 0}
     shorter.commit(pa.Table.from_pylist([row], schema=VIDEOS_SCHEMA), REJECTS_SCHEMA.empty_table())
     with pytest.raises(PipelineError, match="gave 6 frames and 3 when it was ingested"):
-        cache_frames([Source(shorter)], tmp_path / "cache", 32, 16)
+        cache_frames([Source(shorter.location.uri)], tmp_path / "cache", 32, 16)
 
 
 def trained(frames, settings, validation_share=0.0, **options):
     """(backbone and head of the best epoch, the metrics of all epochs) of a training from the tiny network."""
-    training = start_training(tiny_network(), SPEC, frames, settings, validation_share=validation_share, start=START, **options)
+    plan = TrainingPlan((), "", validation_share, START, settings)
+    training = start_training(plan, frames, tiny_network(), SPEC, **options)
     history = [training.start_point(), *(training.run_epoch() for _ in range(settings.epochs))]
     training.backbone.load_state_dict(training.best_backbone)
     return training.backbone, training.result(), history
@@ -161,7 +162,7 @@ def test_occluded_frames_are_known_to_the_attention_loss(frames):
 @pytest.mark.parametrize("last", [0, 1])
 def test_end_to_end_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(gallery, tmp_path, last):
     def plan(name):
-        return TrainingPlan((GallerySource(gallery.location.uri),), str(tmp_path / name), 0.0, START, SETTINGS)
+        return TrainingPlan((Source(gallery.location.uri),), str(tmp_path / name), 0.0, START, SETTINGS)
 
     def stop(metrics):
         if metrics["epoch"] == last:

@@ -27,7 +27,8 @@ from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.storage.location import resolve
 from pipeline.training.checkpoint import RunFolder, newest_checkpoint
 from pipeline.training.checkpoint_files import metrics_table
-from pipeline.training.run import GallerySource, TrainingPlan, run_training
+from pipeline.training.features import Source
+from pipeline.training.run import TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
 from tests.conftest import add_videos, people_features, toy_spec
@@ -49,7 +50,7 @@ def gallery(tmp_path_factory):
 
 
 def plan_of(gallery, out, **changes):
-    sources = (GallerySource(gallery.location.uri, "0"),)
+    sources = (Source(gallery.location.uri, "0"),)
     return TrainingPlan(sources, str(out), start=StartSettings(8, 8), settings=replace(SMALL, **changes))
 
 
