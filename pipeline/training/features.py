@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -42,6 +43,10 @@ class FeatureSet:
     @property
     def width(self) -> int:
         return self.features.shape[1]
+
+    def of_video(self, video: int) -> NDArray[np.float16]:
+        """The features of one video, float16 [n, D]."""
+        return self.features[self.first_frame[video] : self.first_frame[video] + self.frames[video]]
 
     def take(self, videos: NDArray[np.int64]) -> "FeatureSet":
         """The set of these videos (positions), in this order; numbers of people, cameras and clips stay."""
@@ -98,44 +103,38 @@ def load_features(sources: Sequence[Source]) -> FeatureSet:
     backbones = {source.gallery.settings.backbone.identity for source in sources}
     if len(backbones) > 1:
         raise UsageError(f"features of different backbones do not compare: {', '.join(sorted(backbones))}")
-    names: dict[str, dict[str, int]] = {"person": {}, "camera": {}, "clip": {}}
-    columns: dict[str, list[int]] = {"person": [], "camera": [], "clip": [], "frames": [], "hidden_version": []}
     parts: list[np.ndarray] = []
-    ids: list[str] = []
+    rows: list[dict] = []
     for source in sources:
         videos = source.gallery.snapshot().videos
         videos = videos.filter(pc.is_valid(videos["person_id"])).sort_by("video_id")
         parts += _features_of(source.gallery, videos)
-        for row in videos.to_pylist():
-            prefix = f"{source.network}/"
-            columns["person"].append(_number(names["person"], prefix + row["person_id"]))
-            columns["clip"].append(_number(names["clip"], prefix + row["video_id"]))
-            known = row["camera_id"] is not None
-            columns["camera"].append(_number(names["camera"], prefix + row["camera_id"]) if known else -1)
-            columns["frames"].append(row["sampled_frames"])
-            columns["hidden_version"].append(int(source.hidden))
-            ids.append(f"{prefix}{row['video_id']}" + ("#hidden" if source.hidden else ""))
+        rows += [row | {"network": source.network, "hidden": source.hidden} for row in videos.to_pylist()]
     if not parts:
         raise UsageError("no video has a person_id, so there is nothing to learn from")
-    arrays = {name: np.array(column, np.int64) for name, column in columns.items()}
-    frames = arrays["frames"]
+    person, person_names = _numbered(rows, "person_id")
+    clip, clip_names = _numbered(rows, "video_id")
+    frames = np.array([row["sampled_frames"] for row in rows], np.int64)
     loaded = FeatureSet(
         features=np.concatenate(parts),
         first_frame=np.cumsum(frames) - frames,
         frames=frames,
-        person=arrays["person"],
-        camera=arrays["camera"],
-        clip=arrays["clip"],
-        hidden_version=arrays["hidden_version"].astype(bool),
+        person=person,
+        camera=_numbered(rows, "camera_id")[0],
+        clip=clip,
+        hidden_version=np.array([row["hidden"] for row in rows]),
         hidden=None,
-        video_ids=tuple(ids),
-        person_names=tuple(names["person"]),
+        video_ids=tuple(clip_names[number] + "#hidden" * row["hidden"] for number, row in zip(clip, rows, strict=True)),
+        person_names=tuple(person_names),
     )
     return replace(loaded, hidden=_hidden_frames(loaded))
 
 
-def _number(names: dict[str, int], name: str) -> int:
-    return names.setdefault(name, len(names))
+def _numbered(rows: list[dict], column: str) -> tuple[NDArray[np.int64], list[str]]:
+    """(number of each row, -1 without a value; what the numbers stand for, "network/value") in the order of appearance."""
+    names = [None if row[column] is None else f"{row['network']}/{row[column]}" for row in rows]
+    encoded = pa.array(names, pa.string()).dictionary_encode()
+    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def _features_of(gallery: Gallery, videos: "pc.Table") -> list[np.ndarray]:
@@ -155,15 +154,12 @@ def _hidden_frames(videos: FeatureSet) -> NDArray[np.bool_] | None:
     if not videos.hidden_version.any():
         return None
     hidden = np.zeros(len(videos.features), bool)
-    clean = {int(videos.clip[v]): v for v in np.flatnonzero(~videos.hidden_version)}
-    for video in np.flatnonzero(videos.hidden_version):
+    clean = {int(videos.clip[v]): v for v in np.flatnonzero(~videos.hidden_version).tolist()}
+    for video in np.flatnonzero(videos.hidden_version).tolist():
         twin = clean.get(int(videos.clip[video]))
         if twin is None or videos.frames[twin] != videos.frames[video]:
             continue
-        covered, clear = (
-            videos.features[videos.first_frame[v] : videos.first_frame[v] + videos.frames[v]].astype(np.float32)
-            for v in (video, twin)
-        )
+        covered, clear = (videos.of_video(v).astype(np.float32) for v in (video, twin))
         lengths = np.linalg.norm(covered, axis=1) * np.linalg.norm(clear, axis=1)
         cosine = (covered * clear).sum(axis=1) / np.maximum(lengths, 1e-12)
         hidden[videos.first_frame[video] : videos.first_frame[video] + videos.frames[video]] = cosine < SAME_FRAME

@@ -77,8 +77,7 @@ def _segments(frames: int, length: int, most: int) -> NDArray[np.int64]:
 
 def mean_scores(videos: FeatureSet) -> NDArray[np.float64]:
     """The baseline: cosine of mean frame features, float64 [V, V]."""
-    places = zip(videos.first_frame, videos.frames, strict=True)
-    means = [videos.features[first : first + frames].mean(axis=0, dtype=np.float64) for first, frames in places]
+    means = [videos.of_video(video).mean(axis=0, dtype=np.float64) for video in range(len(videos))]
     return cosine_scores(means, means)
 
 
