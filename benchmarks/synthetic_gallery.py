@@ -27,7 +27,7 @@ import torch
 import typer
 
 from jobs.command_line import run
-from pipeline.backbone.runtime import BackboneSpec
+from pipeline.backbone.spec import BackboneSpec
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
 

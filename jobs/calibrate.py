@@ -6,7 +6,7 @@ import numpy as np
 import typer
 
 from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
-from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
 from pipeline.datasets.read import read_labelled

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipeline import logs
-from pipeline.backbone.runtime import backbone_names
+from pipeline.backbone.spec import backbone_names
 from pipeline.errors import PipelineError, UsageError
 from pipeline.storage.location import Location, resolve
 
@@ -34,6 +34,7 @@ Endpoints = Annotated[
         help="URL of an object store that uris in the data may name, besides those in this command; may be repeated.",
     ),
 ]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")]
 _JOINERS = "\u200c\u200d"  # Persian and Indian names are written with them
 LOG_FLAGS: dict[str, tuple[str | None, Any]] = {
     "log_format": (
@@ -143,24 +144,24 @@ def stop(sentence: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def as_called(command: str) -> str:
+    """The command line of this process as `python -m jobs.COMMAND ...`, for whoever wants to run it again."""
+    return shlex.join(["python", "-m", f"jobs.{command}", *sys.argv[1:]])
+
+
+def output_folder(out: str, what: str) -> Location:
+    """The folder that a command writes into, here or in a bucket. what: "results are written". Raises UsageError for a file."""
+    folder = resolve(out)
+    if folder.info().is_file:
+        raise UsageError(f"{out} is a file; {what} into a folder")
+    return folder
+
+
 def local_folder(path: Path) -> Path:
     """A folder that a command works in, here. Raises UsageError for the uri of a bucket."""
     if re.match(r"[a-z0-9]+:/", str(path)):
         raise UsageError(f"{path}: this command writes into a folder of this machine, not into a bucket")
     return path
-
-
-def folder_for(what: str, out: str) -> Location:
-    """The folder that a command writes into, here or in a bucket. what: "results are written". Raises UsageError for a file."""
-    location = resolve(out)
-    if location.info().is_file:
-        raise UsageError(f"{out} is a file; {what} into a folder")
-    return location
-
-
-def called(job: str) -> str:
-    """The command that is running, as somebody can call it again."""
-    return shlex.join(["python", "-m", f"jobs.{job}", *sys.argv[1:]])
 
 
 def now_words() -> str:

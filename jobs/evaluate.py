@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, folder_for, now_words, run
+from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, now_words, output_folder, run
 from jobs.progress import RenewedLine, time_left
-from pipeline.backbone.runtime import DEFAULT, find_backbone, parse_input_size
+from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
 from pipeline.cluster import Cluster
 from pipeline.datasets.labelled import LabelledData
 from pipeline.datasets.read import read_labelled
@@ -81,7 +81,7 @@ def evaluate(
     score = ScoreSettings(ratio, None, aggregate, normalise)  # type: ignore[arg-type] # checked there
     sizes = tuple(size.strip() for size in shortlists.split(",") if size.strip())
     figures = EvaluationSettings(false_match_rate, false_alarm_rate, sizes, bootstrap, seed)
-    folder = folder_for("an evaluation is written", out)
+    folder = output_folder(out, "an evaluation is written")
     labelled = [
         read_labelled(data, part=part, protocol=protocol, split=number, first_half=first_half, endpoints=endpoint or ())
         for number in _splits(split)

@@ -8,7 +8,8 @@ import typer
 
 from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Endpoints, InsecureCluster, printable, run
 from jobs.progress import RenewedLine, say, time_left
-from pipeline.backbone.runtime import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
 from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
@@ -114,8 +115,7 @@ def ingest(
     )
     workers = Workers(decoders=decoders, embedders=embedders, shard_chunks=shard_chunks)
     catalog = read_catalog(source, roots=root, endpoints=endpoint)
-    if spec.name != EFFICIENTNET:
-        load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
+    load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate, catalog.reach.roots))
     for file in forgotten or ():
         if gone := take_forgotten(opened, file):

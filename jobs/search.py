@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from jobs.command_line import Endpoints, InsecureCluster, folder_for, parse_time, printable, run
+from jobs.command_line import Endpoints, InsecureCluster, output_folder, parse_time, printable, run
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Box
@@ -136,7 +136,7 @@ def search(
     whom = Whom(_box(box), at, boxes, track, whole_picture)
     Sampling(time_limit=time_limit, frame_rate=frame_rate)  # raises UsageError
     if out is not None:
-        folder_for("results are written", out)
+        output_folder(out, "results are written")
     answer = run_search(
         *(Gallery.open(gallery), targets, settings, reason, case),
         whom=whom,

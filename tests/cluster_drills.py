@@ -19,7 +19,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from pipeline.backbone.runtime import find_backbone, load_backbone
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import find_backbone
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling

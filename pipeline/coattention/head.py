@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.backbone import shipped
-from pipeline.backbone.runtime import same_backbone
+from pipeline.backbone.spec import same_backbone
 from pipeline.coattention.network import SAME, Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
 from pipeline.storage.documents import parsed

@@ -18,8 +18,8 @@ from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError
-from pipeline.storage.hashing import hash_number
 from pipeline.storage.location import resolve
+from pipeline.training.features import is_held_out
 
 CHUNK = 2000  # frames, about 200 MB
 
@@ -58,13 +58,6 @@ class People:
         for place, candidate in enumerate(self.candidates):
             parts[is_held_out(candidate.person_id, held_out_share)].append(place)
         return parts
-
-
-def is_held_out(person_id: str | None, share: float) -> bool:
-    """Whether all videos of a person are kept from learning: decided by the id alone. Videos without a label never are."""
-    if person_id is None:
-        return False
-    return hash_number(person_id) < share * 2**64
 
 
 def gather_people(

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.backbone.runtime import BackboneSpec
+from pipeline.backbone.spec import BackboneSpec
 from pipeline.catalog.inputs import SOURCE_STATE
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.forgotten import REASON, Forgotten

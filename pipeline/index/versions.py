@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline.backbone.runtime import same_backbone
+from pipeline.backbone.spec import same_backbone
 from pipeline.coattention.calibration import FILE as CALIBRATION
 from pipeline.coattention.calibration import Calibration, load_calibration
 from pipeline.coattention.cohort import Cohort

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import Catalog, read_catalog
 from pipeline.cluster import Cluster, connected, words_of
 from pipeline.decoding.sampling import Sampling
@@ -244,7 +244,7 @@ def ingest_videos(
 ) -> IngestSummary:
     """`ingest` of a folder, bucket prefix, manifest or video into a gallery, which is made if there is none.
 
-    backbone: by name or path, see `backbone.runtime.find_backbone`. rate: sampled frames per second. cluster: which Ray, see
+    backbone: by name or path, see `backbone.spec.find_backbone`. rate: sampled frames per second. cluster: which Ray, see
     `pipeline.cluster.connected`. Raises UsageError for inputs that cannot be meant and a gallery of other settings.
     """
     spec = find_backbone(backbone)

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import telemetry
-from pipeline.backbone.runtime import BackboneSpec, load_backbone
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import BackboneSpec
 from pipeline.catalog.inputs import candidate_id
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.backbone.runtime import Backbone, find_backbone, load_backbone, same_backbone
+from pipeline.backbone.runtime import Backbone, load_backbone
+from pipeline.backbone.spec import find_backbone, same_backbone
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES
 from pipeline.catalog.inputs import candidate_id, default_video_id
 from pipeline.decoding.decoder import Decoder

@@ -44,7 +44,7 @@ READERS: dict[str, Callable[[Gallery, Index], object]] = {
     "a prefilter's sample": lambda gallery, index: sample_means(gallery, index.videos, index.head, 8, 4),
     "a target": lambda gallery, index: gallery_target(gallery, VIDEO),
     "evaluation": video_means,
-    "training": lambda gallery, index: load_features([Source(gallery)]),
+    "training": lambda gallery, index: load_features([Source(gallery.location.uri)]),
 }
 
 

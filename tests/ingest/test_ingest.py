@@ -17,7 +17,8 @@ import ray
 
 from jobs.ingest import show
 from jobs.progress import RenewedLine
-from pipeline.backbone.runtime import DEFAULT, find_backbone, load_backbone
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling

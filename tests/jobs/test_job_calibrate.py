@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import jobs.calibrate as command
 from jobs.search import ranked_list
-from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.coattention.calibration import load_calibration
 from pipeline.coattention.head import head_hash, save_head
 from pipeline.errors import PipelineError, UsageError

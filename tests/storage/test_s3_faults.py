@@ -154,7 +154,7 @@ def test_an_ingest_between_buckets_survives_a_bad_store(store: FaultyStore, tmp_
     for number in range(4):
         video = write_video(tmp_path / f"{number}.mp4", frames=8 + number).read_bytes()
         resolve(f"s3://bucket/in/{number}.mp4{options}").write_atomically(video)
-    from pipeline.backbone.runtime import find_backbone
+    from pipeline.backbone.spec import find_backbone
 
     spec = find_backbone(str(save_toy_backbone(tmp_path / "mean.onnx")))
     gallery = Gallery.open_or_create(f"s3://bucket/out{options}", GallerySettings(spec, 10.0, None))
