@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -137,7 +138,9 @@ def test_the_steps_of_one_machine_give_a_cluster_that_wants_its_token(tmp_path: 
     steps[-1] = steps[-1].replace("ray start", "exec ray start") + f" --block --num-cpus 1 {own}"
     environment = {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "LANG": "C.UTF-8"}
     with (tmp_path / "said").open("w") as said:
-        head = subprocess.Popen(["bash", "-euc", "\n".join(steps)], env=environment, cwd=tmp_path, stdout=said, stderr=said)
+        head = subprocess.Popen(
+            ["bash", "-euc", "\n".join(steps)], env=environment, cwd=tmp_path, stdout=said, stderr=said, start_new_session=True
+        )
     try:
         token = tmp_path / ".ray/auth_token"
         status, end = 0, time.monotonic() + 120
@@ -148,7 +151,11 @@ def test_the_steps_of_one_machine_give_a_cluster_that_wants_its_token(tmp_path: 
         assert token.stat().st_mode & 0o777 == 0o600
     finally:
         head.terminate()  # with --block it ends what it started
-        head.wait(30)
+        try:
+            head.wait(120)
+        except subprocess.TimeoutExpired:  # a machine under load: nothing stays behind all the same
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
