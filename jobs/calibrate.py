@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
+from jobs.command_line import BACKBONE_HELP, Cameras, Endpoints, InsecureCluster, run
 from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
@@ -38,6 +38,7 @@ def calibrate(
         ScoreSettings.ratio
     ),
     normalise: Annotated[str, typer.Option(help="cohort or none, as in the searches that the calibration is for.")] = "cohort",
+    cameras: Cameras = "auto",
     name: Annotated[str | None, typer.Option(help="Name of the videos, for people who read a report [default: --data].")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
     insecure_cluster: InsecureCluster = False,
@@ -49,7 +50,7 @@ def calibrate(
     counts but a video with itself and one person under one camera. The error printed is that of people left out of the fit.
     """
     spec = find_backbone(backbone)
-    settings, score = IndexSettings(segment_length, stride), ScoreSettings(ratio, normalise=normalise)  # type: ignore[arg-type]
+    settings, score = IndexSettings(segment_length, stride, cameras=cameras), ScoreSettings(ratio, normalise=normalise)  # type: ignore[arg-type]
     labelled = read_labelled(data, part=part, endpoints=endpoint or ())
     gallery = Gallery.open_or_create(resolve(out).join("gallery").uri, GallerySettings(spec, sample_rate, None))
     cluster = Cluster(address, insecure_cluster)
@@ -69,7 +70,7 @@ def calibrate(
         pairs.persons[q],
         persons[pairs.gallery_rows[g]],
         head=index.manifest["head"],
-        settings=settings_of(score, segment_length, stride),
+        settings=settings_of(score, segment_length, stride, cameras=cameras),
         bounded=score.aggregate == "mean",
         name=name or data,
     )

@@ -34,6 +34,10 @@ Endpoints = Annotated[
         help="URL of an object store that uris in the data may name, besides those in this command; may be repeated.",
     ),
 ]
+Cameras = Annotated[
+    str,
+    typer.Option(help="auto takes off what each camera does to everybody it films; ignore does not tell cameras apart."),
+]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")]
 _JOINERS = "\u200c\u200d"  # Persian and Indian names are written with them
 LOG_FLAGS: dict[str, tuple[str | None, Any]] = {

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, now_words, output_folder, run
+from jobs.command_line import BACKBONE_HELP, Cameras, Endpoints, InsecureCluster, now_words, output_folder, run
 from jobs.progress import RenewedLine, time_left
 from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
 from pipeline.cluster import Cluster
@@ -51,6 +51,7 @@ def evaluate(
     ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = SCORE.ratio,
     aggregate: Annotated[str, typer.Option(help="mean (compares videos of any length) or sum (as in the patent).")] = "mean",
     normalise: Annotated[str, typer.Option(help="Normalisation of scores: cohort, or none (the patent's).")] = SCORE.normalise,
+    cameras: Cameras = "auto",
     false_match_rate: Annotated[
         float, typer.Option(help="Share of the pairs of different persons that may pass the threshold to be found.")
     ] = 0.001,
@@ -77,7 +78,7 @@ def evaluate(
     Writes evaluation.json and evaluation.html. The evaluation is written to the gallery's audit log.
     """
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
-    settings = IndexSettings(segment_length, stride)
+    settings = IndexSettings(segment_length, stride, cameras=cameras)
     score = ScoreSettings(ratio, None, aggregate, normalise)  # type: ignore[arg-type] # checked there
     sizes = tuple(size.strip() for size in shortlists.split(",") if size.strip())
     figures = EvaluationSettings(false_match_rate, false_alarm_rate, sizes, bootstrap, seed)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import InsecureCluster, run
+from jobs.command_line import Cameras, InsecureCluster, run
 from jobs.progress import say
 from pipeline.cluster import Cluster
 from pipeline.gallery.gallery import Gallery
@@ -25,6 +25,7 @@ def index(
     prefilter: Annotated[
         str, typer.Option(help="How a shortlist is found: exact, compressed, or auto (exact up to 500,000 segments).")
     ] = "auto",
+    cameras: Cameras = "auto",
     force: Annotated[
         bool, typer.Option("--force", "--rebuild", help="Build everything anew, even if nothing has changed, with a new cohort.")
     ] = False,
@@ -41,7 +42,7 @@ def index(
     """
     began = time.monotonic()
     opened = Gallery.open(gallery)
-    settings = IndexSettings(segment_length, stride, partition_videos, prefilter)
+    settings = IndexSettings(segment_length, stride, partition_videos, prefilter, cameras)
 
     trained, calibration = find_head(head, opened)
     current = None if force else current_index(opened, settings, trained, calibration)

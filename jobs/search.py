@@ -40,6 +40,9 @@ def search(
     whole_picture: Annotated[
         bool, typer.Option(help="Search for a target as it is even if it looks like a whole scene rather than one person.")
     ] = False,
+    target_camera: Annotated[
+        str | None, typer.Option(help="Camera id of the gallery that filmed the targets, where they come from outside it.")
+    ] = None,
     frame_rate: Annotated[
         float | None, typer.Option(help="Frames a second of a target that carries no times, such as raw H.264.")
     ] = None,
@@ -133,7 +136,7 @@ def search(
     )
     if actors is not None and actors < 0:
         raise UsageError(f"actors must be 0 or more, not {actors}")
-    whom = Whom(_box(box), at, boxes, track, whole_picture)
+    whom = Whom(_box(box), at, boxes, track, whole_picture, target_camera)
     Sampling(time_limit=time_limit, frame_rate=frame_rate)  # raises UsageError
     if out is not None:
         output_folder(out, "results are written")

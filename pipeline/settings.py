@@ -12,6 +12,7 @@ from pipeline.segments import segment_starts
 from pipeline.time_windows import moment_words
 
 PREFILTERS = ("auto", "exact", "compressed")
+CAMERAS = ("auto", "ignore")
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
 
 
@@ -21,12 +22,14 @@ class IndexSettings:
 
     prefilter: "exact" compares a target with the mean of every segment; "compressed" with those in the nearest inverted lists, as
     product-quantised vectors; "auto" is compressed where a new index has more than FLAT_SEGMENTS segments.
+    cameras: "auto" takes off what each camera does to everybody (`pipeline.coattention.cameras`); "ignore" does not.
     """
 
     segment_length: int = 8
     stride: int = 4
     partition_videos: int = 20_000
     prefilter: str = "auto"
+    cameras: str = "auto"
 
     def __post_init__(self) -> None:
         segment_starts(1, self.segment_length, self.stride)  # raises UsageError for sizes below 1
@@ -34,6 +37,8 @@ class IndexSettings:
             raise UsageError(f"a segment has at most {LONGEST_SEGMENT} frames, not {self.segment_length}")
         if self.prefilter not in PREFILTERS:
             raise UsageError(f"a prefilter is one of {', '.join(PREFILTERS)}, not {self.prefilter!r}")
+        if self.cameras not in CAMERAS:
+            raise UsageError(f"cameras are told apart by auto or by ignore, not by {self.cameras!r}")
         if self.partition_videos < 1:
             raise UsageError(f"a partition holds at least 1 video, not {self.partition_videos}")
 

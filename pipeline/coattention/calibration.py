@@ -145,9 +145,16 @@ class Calibration:
 
 
 def settings_of(
-    score: ScoreSettings, segment_length: int, stride: int, target_length: int | None = None, target_stride: int | None = None
+    score: ScoreSettings,
+    segment_length: int,
+    stride: int,
+    target_length: int | None = None,
+    target_stride: int | None = None,
+    *,
+    cameras: str = "auto",
 ) -> dict[str, Setting]:
-    """What a video score depends on besides head and videos: all of ScoreSettings, and how both sides are cut into segments.
+    """What a video score depends on besides head and videos: all of ScoreSettings, how both sides are cut into segments, and
+    whether cameras are told apart (`IndexSettings.cameras`).
 
     target_length, target_stride: None for the gallery's own, as in a search.
     """
@@ -157,6 +164,7 @@ def settings_of(
         "stride": stride,
         "target_length": segment_length if target_length is None else target_length,
         "target_stride": stride if target_stride is None else target_stride,
+        "cameras": cameras,
     }
 
 

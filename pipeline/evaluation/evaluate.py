@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.coattention.cameras import camera_statistics
 from pipeline.coattention.cohort import NEAREST
 from pipeline.datasets.labelled import LabelledData
 from pipeline.errors import UsageError
@@ -205,18 +206,37 @@ def _encoded(gallery: Gallery, index: Index, queries: NDArray[np.int64]) -> Iter
 
 
 def video_means(gallery: Gallery, index: Index) -> tuple[Floats, Floats]:
-    """Mean frame feature [V, D] and mean value under the index's head [V, d_v] of every video, float64."""
-    counts = np.asarray(index.videos["sampled_frames"]).astype(np.int64)
-    features = np.empty((len(counts), gallery.feature_width))
-    values = np.empty((len(counts), index.head.config.value_width))
-    for positions, table in gallery.iter_features(index.videos):
+    """Mean frame feature [V, D] and mean value under the index's head [V, d_v] of every video, float64.
+
+    Where the index tells cameras apart both are, and of unit length.
+    """
+    features = np.empty((len(index.videos), gallery.feature_width))
+    values = np.empty((len(index.videos), index.head.config.value_width))
+    cameras = index.videos["camera_id"].to_pylist()
+    for position, table in gallery.iter_videos(index.videos):
         of_frames = feature_matrix(table)
-        starts = np.cumsum(counts[positions]) - counts[positions]
-        features[positions] = np.add.reduceat(of_frames, starts, axis=0, dtype=np.float64) / counts[positions, None]
+        features[position] = of_frames.mean(axis=0, dtype=np.float64)
         with torch.inference_mode():
-            of_head = index.head.values(torch.from_numpy(np.array(of_frames))).numpy()
-        values[positions] = np.add.reduceat(of_head, starts, axis=0, dtype=np.float64) / counts[positions, None]
-    return features, values
+            of_head = index.heads.of(cameras[position]).values(torch.from_numpy(np.array(of_frames)))
+        values[position] = of_head.double().mean(dim=0).numpy()
+    if index.cameras is None:
+        return features, values
+    return without_cameras(_unit(features), cameras), _unit(values)
+
+
+def without_cameras(means: Floats, cameras: Sequence[str | None]) -> Floats:
+    """Features of videos [V, D] changed as `pipeline.coattention.cameras` changes values, by statistics of all; unit vectors."""
+    statistics = camera_statistics(means, cameras)
+    rows = np.array([statistics.row(camera) for camera in cameras])
+    changed = np.empty_like(means)
+    for row in np.unique(rows):
+        mean, by = (part[row].astype(np.float64) for part in (statistics.means, statistics.maps))
+        changed[rows == row] = (means[rows == row] - mean) @ by
+    return _unit(changed)
+
+
+def _unit(vectors: Floats) -> Floats:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def cosine_scores(queries: ArrayLike, candidates: ArrayLike) -> Floats:
@@ -265,7 +285,7 @@ def _nearest(cohort: Floats, share: float) -> tuple[Floats, Floats]:
 def baseline_scores(gallery: Gallery, index: Index, pairs: JudgedPairs) -> Iterator[tuple[str, Floats]]:
     """(name, scores [Q, G]) of the baselines, each plain and, where the index has a usable cohort, normalised by its videos."""
     features, values = video_means(gallery, index)
-    weight = index.head.score_row()[0].detach().numpy()
+    weight, _ = index.heads.score_row()
     cohort = np.unique(index.cohort.video.numpy())  # rows of Index.videos
     scored: dict[str, tuple[Floats, Callable[[Floats, Floats], Floats]]] = {
         COSINE: (features, cosine_scores),

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from pipeline import telemetry
 from pipeline.cluster import Cluster, cluster_is_named, connected, worker_errors
+from pipeline.coattention.cameras import CameraHeads
 from pipeline.coattention.cohort import Cohort
-from pipeline.coattention.network import Coattention
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.partition_files import write_partition
 from pipeline.storage.hashing import sha256
@@ -122,7 +122,7 @@ class PartitionWork:
     """
 
     gallery: Gallery
-    head: Coattention
+    heads: CameraHeads
     length: int
     stride: int
     cohort: Cohort
@@ -146,7 +146,7 @@ class PartitionWork:
         location = partition_store(self.gallery).join(name)
         with new_folder(location) as (folder, files):
             table, counts = write_partition(
-                self.gallery, videos, self.head, self.length, self.stride, self.cohort, first_video, folder, trained
+                self.gallery, videos, self.heads, self.length, self.stride, self.cohort, first_video, folder, trained
             )
             write_videos(table, folder / VIDEOS)
         cameras = sorted(set(pc.unique(videos["camera_id"]).to_pylist()) - {None})

@@ -11,14 +11,15 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
+from pipeline.coattention.cameras import CameraHeads
 from pipeline.coattention.head import load_head
 from pipeline.coattention.network import CoattentionConfig
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
-from pipeline.index.partition_files import array_shapes, load_array, load_prefilter, score_row
+from pipeline.index.partition_files import array_shapes, load_array, load_prefilter
 from pipeline.index.partition_store import VIDEOS, partition_store, read_videos
 from pipeline.index.prefilter import PrefilterMetric, is_flat
-from pipeline.index.versions import head_folder
+from pipeline.index.versions import head_folder, index_settings, read_cameras
 from pipeline.segments import segment_starts
 from pipeline.settings import IndexSettings
 
@@ -46,7 +47,7 @@ def manifest_faults(manifest: dict[str, Any], version: str) -> list[str]:
         sums = dict(zip(("videos", "frames", "segments"), counts[:, 1:].sum(axis=0).tolist(), strict=True))
         if not np.array_equal(counts[:, 0], _first(counts[:, 1])) or any(manifest[key] != total for key, total in sums.items()):
             return [f"{name} does not add up: its partitions do not follow each other"]
-        IndexSettings(**manifest["settings"])
+        index_settings(manifest)
     except (KeyError, TypeError, ValueError, AttributeError, PipelineError) as error:
         return [f"{name} is damaged: {type(error).__name__}: {error}"]
     return []
@@ -59,13 +60,21 @@ def range_faults(gallery: Gallery, manifest: dict[str, Any]) -> list[str]:
     try:
         with head_folder(location.join("head")) as folder:
             head = load_head(folder)
-        empty = PrefilterMetric(*score_row(head)).empty_index()
+        cameras = read_cameras(location, manifest)
+        width = head.config.value_width
+        if cameras is not None:
+            rows = len(cameras.names) + 1
+            shapes = {"means": (rows, width), "maps": (rows, width, width)}
+            for name, shape in shapes.items():
+                if wrong := _wrong(getattr(cameras, name), np.float16, shape):
+                    return [f"the camera statistics of the index {manifest['version']} {wrong}"]
+        empty = PrefilterMetric(*CameraHeads(head, cameras).score_row()).empty_index()
         means, video = (load_array(location.join("cohort", f"{name}.npy")) for name in ("means", "video"))
         wrong = _wrong(means, np.float32, (len(video), head.config.value_width)) or _wrong(video, np.int64, (len(means),))
         if wrong or (np.asarray(video) >= manifest["videos"]).any():
             faults.append(f"the cohort of the index {manifest['version']} {wrong or 'names videos that are not there'}")
         for part in manifest["partitions"]:
-            faults += _partition_faults(gallery, part, IndexSettings(**manifest["settings"]), head.config, empty)
+            faults += _partition_faults(gallery, part, index_settings(manifest), head.config, empty)
     except (PipelineError, ValueError, LookupError, TypeError, RuntimeError, OSError, pa.ArrowException) as error:
         faults.append(f"the index {manifest['version']} cannot be read: {error}")
     return faults

@@ -4,6 +4,8 @@ index/<version>/manifest.json   written last: a version is there when its manife
                 head/           the co-attention head (model.safetensors, model.json, calibration.json if it has one)
                 cohort/         what scores are normalised by: means.npy float32 [C, d_v]; video.npy int64 [C], row in this
                                 version's videos (below -1: not among them); video_id.json, their ids
+                cameras/        what is taken off by camera: names.json; means.npy float16 [C + 1, d_v]; maps.npy float16
+                                [C + 1, d_v, d_v]; absent where cameras are not told apart
                 prefilter/      trained.faiss, which those of the partitions are copies of; absent where they are flat
 index/partitions/<id>/          named by the manifests of one or more versions
                 videos.arrow    one row a video: its gallery row, first frame and segment within the partition
@@ -30,6 +32,7 @@ import torch
 from pipeline.backbone.spec import same_backbone
 from pipeline.coattention.calibration import FILE as CALIBRATION
 from pipeline.coattention.calibration import Calibration, load_calibration
+from pipeline.coattention.cameras import MEAN_VIDEOS, CameraHeads, CameraStatistics
 from pipeline.coattention.cohort import Cohort
 from pipeline.coattention.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, shipped_head
 from pipeline.coattention.network import Coattention
@@ -51,10 +54,12 @@ from pipeline.storage.local_paths import local_folder
 from pipeline.storage.location import Location, resolve
 from pipeline.storage.seals import unsealed
 
-OLDEST_FORMAT, FORMAT = 3, 3
+OLDEST_FORMAT, FORMAT = 3, 4
+WITH_CAMERAS = 4  # the format that began to have statistics of cameras
 OPENED_AT_ONCE = 8  # tables of partitions
 PREFILTER = "prefilter/trained.faiss"
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
+MOST_NEW_CAMERAS = 0.25  # of the videos, of cameras that an index has no statistics of: it should then be built anew
 LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
 NEVER = datetime.max.replace(tzinfo=UTC)
 
@@ -62,7 +67,8 @@ NEVER = datetime.max.replace(tzinfo=UTC)
 @dataclass(frozen=True)
 class Index:
     """An open index version. store: where the partitions of all versions lie; manifest: what it is made of; videos: one row a
-    video, partitions in order, of which a column is read when it is used; head: its model; cohort: what scores are normalised
+    video, partitions in order, of which a column is read when it is used; head: its model; cameras: what is taken off by camera,
+    None where they are not told apart; cohort: what scores are normalised
     by; calibration: what they are worth, None where the head has none.
     """
 
@@ -73,6 +79,7 @@ class Index:
     head: Coattention
     cohort: Cohort
     calibration: Calibration | None = None
+    cameras: CameraStatistics | None = None
 
     @property
     def version(self) -> str:
@@ -80,7 +87,12 @@ class Index:
 
     @property
     def settings(self) -> IndexSettings:
-        return IndexSettings(**self.manifest["settings"])
+        return index_settings(self.manifest)
+
+    @functools.cached_property
+    def heads(self) -> CameraHeads:
+        """The head under every camera, as the index was made with it."""
+        return CameraHeads(self.head, self.cameras)
 
     @property
     def untrained(self) -> bool:
@@ -158,10 +170,24 @@ class Index:
             return f"the gallery has grown from {drawn['gallery_videos']} to {self.manifest['videos']} videos"
         if len(torch.unique(self.cohort.video)) < LEAST_COHORT * drawn["cohort_videos"]:
             return f"more than {1 - LEAST_COHORT:.0%} of the videos that scores are normalised by were forgotten or replaced"
+        if self.cameras is not None and self._of_new_cameras() > MOST_NEW_CAMERAS * self.manifest["videos"]:
+            return f"more than {MOST_NEW_CAMERAS:.0%} of the videos are of cameras that had few videos or none when it was built"
         flat = not is_compressed(self)
         if flat and self.settings.prefilter == "auto" and self.manifest["segments"] > MOST_GROWTH * FLAT_SEGMENTS:
             return "the index has grown so large that its prefilter should be a compressed one"
         return None
+
+    def _of_new_cameras(self) -> int:
+        """How many videos are of cameras that have enough of them for statistics of their own, and have none."""
+        counts = pc.value_counts(self.videos["camera_id"].drop_null()).to_pylist()
+        known = set() if self.cameras is None else set(self.cameras.names)
+        return sum(one["counts"] for one in counts if one["values"] not in known and one["counts"] >= MEAN_VIDEOS)
+
+
+def index_settings(manifest: dict[str, Any]) -> IndexSettings:
+    """The settings of an index version; one of an older format did not tell cameras apart."""
+    old = {"cameras": "ignore"} if manifest["format"] < WITH_CAMERAS else {}
+    return IndexSettings(**old | manifest["settings"])
 
 
 def extensible_index(gallery: Gallery, settings: IndexSettings, head: Coattention | None = None) -> Index | None:
@@ -225,7 +251,16 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     with head_folder(location.join("head")) as folder:
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
-    return Index(location, store, manifest, videos, head, cohort, calibration)
+    return Index(location, store, manifest, videos, head, cohort, calibration, read_cameras(location, manifest))
+
+
+def read_cameras(location: Location, manifest: dict[str, Any]) -> CameraStatistics | None:
+    """The camera statistics of a version, None where it does not tell cameras apart."""
+    if "cameras/names.json" not in manifest["files"]:
+        return None
+    folder = location.join("cameras")
+    names = json.loads(folder.join("names.json").read_bytes())
+    return CameraStatistics(tuple(names), load_array(folder.join("means.npy")), load_array(folder.join("maps.npy")))
 
 
 def _earliest(part: dict[str, Any]) -> datetime:

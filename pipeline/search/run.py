@@ -140,7 +140,11 @@ def run(
         for target, result in zip(found, search_many(gallery, index, partitions, found, settings), strict=True):
             append_record(gallery, "search", _of_result(result) | asked | _of_target(target) | {"ended_at": _now()})
             results.append(replace(result, searched_by=user(), reason=reason, case=case, audit_head=head(gallery)))
-    remarks = tuple(f"target {target.video.video_id}: {remark}" for target in found for remark in target.remarks)
+    remarks = tuple(
+        f"target {target.video.video_id}: {remark}"
+        for target in found
+        for remark in (*target.remarks, *_of_camera(target, index))
+    )
     return Answer(gallery, index, tuple(results), remarks, tuple(named), reach, time_limit)
 
 
@@ -158,6 +162,17 @@ def _imports() -> Iterator[None]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat()
+
+
+def _of_camera(target: Target, index: "Index") -> list[str]:
+    """What is guessed of a target's camera, in words, where the index tells several apart."""
+    if index.cameras is None or not index.cameras.names or index.cameras.row(target.video.camera_id):
+        return []
+    if target.video.camera_id is None:
+        return ["its camera is not known, so it is compared as by no camera in particular; --target-camera names it"]
+    return [
+        f"the index knows too little of its camera {target.video.camera_id!r}, so it is compared as by no camera in particular"
+    ]
 
 
 def _of_target(target: Target) -> dict[str, Any]:

@@ -100,9 +100,10 @@ def segmented(
 ) -> TargetSegments:
     """A target cut into segments of `length` frames, `stride` apart (None: as in the index), encoded, measured by the cohort.
 
-    own: `Index.rows_of` the target, where they are known. Raises UsageError for sizes that cannot be meant.
+    Its values are those of its camera, as far as that is known. own: `Index.rows_of` the target, where they are known. Raises
+    UsageError for sizes that cannot be meant.
     """
-    head, frames = index.head, len(target.features)
+    head, frames = index.heads.of(target.video.camera_id), len(target.features)
     length = index.settings.segment_length if length is None else length
     stride = index.settings.stride if stride is None else stride
     IndexSettings(length, stride)  # raises UsageError
@@ -111,7 +112,8 @@ def segmented(
     centre = (
         means.mean(dim=0) if len(means) else means.new_zeros(means.shape[1])
     )  # near all values, and the same for every target
-    encoding = encode_target(head, torch.from_numpy(target.features[rows]), centre)
+    lengths = torch.full((len(rows),), min(frames, length))
+    encoding = encode_target(head, torch.from_numpy(target.features[rows]), centre, lengths=lengths)
     statistics = None
     if index.cohort.usable:
         own = index.rows_of(target.video) if own is None else own

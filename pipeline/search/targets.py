@@ -50,7 +50,8 @@ class Whom:
     """Who in the pictures of a target is meant, where that is not whoever they show.
 
     box: (x, y, w, h) in pixels, at time_s, seconds from the start of the video. boxes_uri: a boxes file of the target, of which
-    track is meant, or None for the only one. whole_picture: take a picture of a scene as it is.
+    track is meant, or None for the only one. whole_picture: take a picture of a scene as it is. camera: that filmed a target from
+    outside the gallery, as the gallery names it.
     """
 
     box: Box | None = None
@@ -58,6 +59,7 @@ class Whom:
     boxes_uri: str | None = None
     track: int | None = None
     whole_picture: bool = False
+    camera: str | None = None
 
     def __post_init__(self) -> None:
         if self.box is not None and self.boxes_uri is not None:
@@ -112,7 +114,8 @@ def read_targets(
             targets.append(gallery_target(gallery, name.removeprefix(GALLERY_PREFIX), snapshot_videos))
         else:
             loaded = loaded or gallery_backbone(gallery, backbone)
-            targets.append(video_target(name, loaded, decoder, whom))
+            target = video_target(name, loaded, decoder, whom)
+            targets.append(replace(target, video=replace(target.video, camera_id=whom.camera)))
     ids = [target.video.video_id for target in targets]
     if len(set(ids)) < len(ids):
         raise UsageError(f"the target {next(i for i in ids if ids.count(i) > 1)} is given twice")
