@@ -22,7 +22,7 @@ from pipeline.storage.hashing import sha256
 
 log = logging.getLogger(__name__)
 
-FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 PROCESSOR = "native"  # what is compiled for; benchmarks and tests name lesser ones, such as x86-64-v3
 COMPILE_SECONDS = 120
 OFF = "COATTENTION_KERNEL"  # set to 0, this environment variable leaves them out

@@ -3,6 +3,8 @@
 Written once for every storage type and vector width: the file includes itself with other macros. A vector holds LANES target
 segments, so that whatever belongs to a candidate frame is one broadcast number, and no logit depends on those beside it. LANES
 is never more than a register of the processor holds: compilers take wider vectors apart through memory, forty times as slow.
+Sums of products are fused by name and nowhere else (-ffp-contract=off): a compiler's tuning fuses some at one width and others at
+another, and a logit would change in its last bit with the number of target segments.
 */
 #ifndef TYPE
 
@@ -24,7 +26,7 @@ is never more than a register of the processor holds: compilers take wider vecto
 #define NAME(a) JOIN(a, JOIN(SUFFIX, LANES))
 #define INLINE static inline __attribute__((always_inline))
 
-#if defined(__AVX512F__) && defined(__AVX512VL__)
+#if defined(__AVX512F__) && defined(__AVX512VL__) && defined(__FMA__)
 #define FEWER 8 /* lanes for as many target segments at most */
 #define LANES_MOST 16
 #elif defined(__AVX2__)
@@ -34,7 +36,7 @@ is never more than a register of the processor holds: compilers take wider vecto
 #endif
 
 /* PANEL vectors of target segments are multiplied at a time, and SUMS are held in registers. */
-#if defined(__AVX512VL__) /* of 32 registers */
+#ifdef FEWER /* of 32 registers */
 #define PANEL 4
 #define SUMS 24
 #elif defined(__aarch64__) /* of 32, but compilers load the numbers of all rows first, and would spill of 24 */
@@ -134,6 +136,8 @@ typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES)));
 
 INLINE VEC NAME(select)(IVEC mask, VEC yes, VEC no) { return (VEC)(((IVEC)yes & mask) | ((IVEC)no & ~mask)); }
 
+#define ALL(x) ((x) - (VEC){0}) /* not 0 + x: that is another number for -0, and stays an addition */
+
 /* The larger of each pair, the second where one is NaN. */
 #if LANES == 16
 #define LARGER(a, b) ((VEC)_mm512_max_ps((__m512)(a), (__m512)(b)))
@@ -145,16 +149,29 @@ INLINE VEC NAME(select)(IVEC mask, VEC yes, VEC no) { return (VEC)(((IVEC)yes & 
 #define LARGER(a, b) NAME(select)((a) > (b), a, b)
 #endif
 
+/* a * b + c, rounded once where the processor can. */
+#if LANES == 16
+#define MULTIPLY_ADD(a, b, c) ((VEC)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#elif LANES == 8 && defined(__FMA__)
+#define MULTIPLY_ADD(a, b, c) ((VEC)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#elif LANES == 4 && defined(__FMA__)
+#define MULTIPLY_ADD(a, b, c) ((VEC)_mm_fmadd_ps((__m128)(a), (__m128)(b), (__m128)(c)))
+#elif LANES == 4 && defined(__aarch64__)
+#define MULTIPLY_ADD(a, b, c) ((VEC)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#else
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+#endif
+
 /* 2^x for x <= 0, to 2 units in the last place. */
 INLINE VEC NAME(power)(VEC x) {
-  x = LARGER((VEC){0} - 126.0f, x);    /* so that NaN stays NaN */
+  x = LARGER(ALL(-126.0f), x);              /* so that NaN stays NaN */
   VEC shifted = x + (12582912.0f + 127.0f); /* rounds to an integer in the last bits, and adds the exponent of 1 */
   VEC rest = x - (shifted - (12582912.0f + 127.0f));
-  VEC sum = rest * 1.32647271e-3f + 9.67151264e-3f;
-  sum = sum * rest + 5.55073374e-2f;
-  sum = sum * rest + 2.40222421e-1f;
-  sum = sum * rest + 6.93146978e-1f;
-  sum = sum * rest + 1.0f;
+  VEC sum = MULTIPLY_ADD(rest, ALL(1.32647271e-3f), ALL(9.67151264e-3f));
+  sum = MULTIPLY_ADD(sum, rest, ALL(5.55073374e-2f));
+  sum = MULTIPLY_ADD(sum, rest, ALL(2.40222421e-1f));
+  sum = MULTIPLY_ADD(sum, rest, ALL(6.93146978e-1f));
+  sum = MULTIPLY_ADD(sum, rest, ALL(1.0f));
   return sum * (VEC)((IVEC)shifted << 23);
 }
 
@@ -166,7 +183,7 @@ INLINE void NAME(multiply)(const float *rows, int64_t width, const VEC *table, i
 #pragma GCC unroll 8
   for (int r = 0; r < count; r++)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) sums[r][v] = (VEC){0} + added[r];
+    for (int v = 0; v < vectors; v++) sums[r][v] = ALL(added[r]);
   for (int64_t d = 0; d < width; d++, soon += count * sizeof(TYPE)) {
     VEC column[PANEL];
     __builtin_prefetch((const void *)soon);
@@ -175,7 +192,7 @@ INLINE void NAME(multiply)(const float *rows, int64_t width, const VEC *table, i
 #pragma GCC unroll 8
     for (int r = 0; r < count; r++)
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; v++) sums[r][v] += rows[r * width + d] * column[v];
+      for (int v = 0; v < vectors; v++) sums[r][v] = MULTIPLY_ADD(ALL(rows[r * width + d]), column[v], sums[r][v]);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < count; r++)
@@ -229,7 +246,7 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
           memcpy(&factor, weight + (place - row_values), sizeof x);
           x -= middle;
           memcpy(place, &x, sizeof x);
-          parts[part] += factor * x * x;
+          parts[part] = MULTIPLY_ADD(factor * x, x, parts[part]);
         }
       for (int64_t d = even; d < d_v; d++) {
         row_values[d] -= centre[d];
@@ -255,15 +272,15 @@ INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, 
       VEC weight = NAME(power)(heat[row] - top);
       weights[t] = weight;
       total += weight;
-      linear += weight * distance[row];
+      linear = MULTIPLY_ADD(weight, distance[row], linear);
     }
     for (int64_t t = 0; t < length - 1; t++) {
       VEC sum = {0};
-      for (int64_t u = t + 1; u < length; u++) sum += weights[u] * band[t * (length - 1) + u - t - 1];
-      square += weights[t] * sum;
+      for (int64_t u = t + 1; u < length; u++) sum = MULTIPLY_ADD(weights[u], ALL(band[t * (length - 1) + u - t - 1]), sum);
+      square = MULTIPLY_ADD(weights[t], sum, square);
     }
     VEC share = 1.0f / total;
-    VEC logit = constant[v] + (linear - square * share) * share;
+    VEC logit = MULTIPLY_ADD(MULTIPLY_ADD(-square, share, linear), share, constant[v]);
     out[v] = NAME(select)(logit > ceiling, ceiling, logit);
   }
 }
@@ -291,7 +308,7 @@ int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, in
   if (posix_memalign((void **)&memory, 64, 4 * (vectors * LANES + ROWS * widest + (tile + length) * next))) return 1;
   VEC *heat = (VEC *)memory, *distance = heat + (tile + ROWS) * stride, *weights = distance + (tile + ROWS) * stride;
   float *scratch = (float *)(weights + length), *wide = scratch + ROWS * widest, *repeated = wide + tile * next;
-  const VEC highest = (VEC){0} + ceiling;
+  const VEC highest = ALL(ceiling);
   for (int64_t from = 0; from < segments;) {
     int64_t first = start[from], end = first, to = from; /* frames first .. end - 1 serve segments from .. to - 1 */
     while (to < segments && start[to] <= end) {
@@ -359,5 +376,7 @@ int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64
 
 #undef VEC
 #undef IVEC
+#undef ALL
 #undef LARGER
+#undef MULTIPLY_ADD
 #endif
