@@ -55,9 +55,10 @@ class Oracle:
         return self.linear("query", hidden)
 
     def attention(self, query_vector, segment):
-        """Softmax over time of the heat map [T]."""
+        """Softmax over time of the heat map [T], 0 for a frame that only repeats the one before it."""
         heat = [float(query_vector @ key) for key in self.keys(segment)]
-        exponentials = [math.exp(s - max(heat)) for s in heat]
+        repeated = [t > 0 and np.array_equal(segment[t], segment[t - 1]) for t in range(len(segment))]
+        exponentials = [0.0 if again else math.exp(s - max(heat)) for s, again in zip(heat, repeated, strict=True)]
         return np.array(exponentials) / math.fsum(exponentials)
 
     def encoding(self, query_vector, segment):

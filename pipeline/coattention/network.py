@@ -70,7 +70,8 @@ class Coattention(nn.Module):
     """Keys, values and query vectors of frame features, and the score of every segment pair [0036-0054].
 
     Frame features come in any floating type and are taken to the network's own (float32, or float64 in tests of
-    gradients). A segment that is padded repeats its last frame; the network needs no mask.
+    gradients). A segment that is padded repeats its last frame; the LSTM reads it so, and nothing attends to the repetitions
+    where the numbers of real frames are given.
     """
 
     feature_mean: Tensor
@@ -111,14 +112,15 @@ class Coattention(nn.Module):
         _, (hidden, _) = self.lstm(self.normalised(target))  # [1, N, d_k]
         return self.query(hidden[0])  # [N, d_k]
 
-    def attention(self, query_vectors: Tensor, keys: Tensor) -> Tensor:
+    def attention(self, query_vectors: Tensor, keys: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Attention [..., T] that query vectors [..., d_k] give to frames with keys [..., T, d_k] [0046].
 
         Leading sizes broadcast: [N, d_k] with [N, T, d_k] is each segment under its own query vector,
-        [N, 1, d_k] with [K, T, d_k] is every pair, [N, K, T].
+        [N, 1, d_k] with [K, T, d_k] is every pair, [N, K, T]. lengths: int64 [...], the frames at a segment's start that are
+        real, at least 1; padding after them gets 0. Without it, all frames are real.
         """
         heat = torch.einsum("...d,...td->...t", query_vectors, keys)  # [..., T]
-        return heat.softmax(dim=-1)
+        return _softmax(heat, lengths)
 
     def encode(self, attention: Tensor, values: Tensor) -> Tensor:
         """Encodings [..., d_v]: values [..., T, d_v] averaged with attention [..., T] [0049]."""
@@ -137,16 +139,25 @@ class Coattention(nn.Module):
             weight, bias = weight - self.classifier.weight[DIFFERENT], bias - self.classifier.bias[DIFFERENT]
         return (-F.softplus(weight) if self.config.negative_weight else weight), bias
 
-    def compare(self, target: Tensor, candidate: Tensor) -> Comparison:
-        """Target [N, T_p, D] against candidate segments [K, T_g, D]; both may be the same tensor, as in training."""
+    def compare(
+        self,
+        target: Tensor,
+        candidate: Tensor,
+        target_lengths: Tensor | None = None,
+        candidate_lengths: Tensor | None = None,
+    ) -> Comparison:
+        """Target [N, T_p, D] against candidate segments [K, T_g, D]; both may be the same tensor, as in training.
+
+        target_lengths, candidate_lengths: int64 [N] and [K], the real frames of each segment as `attention` takes them.
+        """
         keys, values = self.keys(target), self.values(target)  # [N, T_p, d_k], [N, T_p, d_v]
         query_vectors = self.query_vectors(target)  # [N, d_k]
-        target_attention = self.attention(query_vectors, keys)  # [N, T_p]
+        target_attention = self.attention(query_vectors, keys, target_lengths)  # [N, T_p]
         target_encodings = self.encode(target_attention, values)  # [N, d_v]
 
         if candidate is not target:
             keys, values = self.keys(candidate), self.values(candidate)  # [K, T_g, d_k], [K, T_g, d_v]
-        candidate_attention = self.attention(query_vectors[:, None], keys)  # [N, K, T_g]
+        candidate_attention = self.attention(query_vectors[:, None], keys, candidate_lengths)  # [N, K, T_g]
         candidate_encodings = self.encode(candidate_attention, values)  # [N, K, d_v]
 
         difference = target_encodings[:, None] - candidate_encodings  # [N, K, d_v]
@@ -161,3 +172,11 @@ class Coattention(nn.Module):
     def forward(self, target: Tensor, candidate: Tensor) -> Tensor:
         """Scores [N, K] in 0..1 of target segments [N, T_p, D] against candidate segments [K, T_g, D] [0052]."""
         return self.pair_logits(target, candidate).sigmoid()
+
+
+def _softmax(heat: Tensor, lengths: Tensor | None) -> Tensor:
+    """Attention of heat [..., T], over the first `lengths` [...] frames of each segment."""
+    if lengths is not None:
+        padding = torch.arange(heat.shape[-1], device=heat.device) >= lengths[..., None]  # [..., T]
+        heat = heat.masked_fill(padding, -torch.inf)
+    return heat.softmax(dim=-1)

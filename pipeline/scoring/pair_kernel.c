@@ -259,24 +259,24 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
   }
 }
 
-/* Logits of one candidate segment, whose frames are rows 0 .. `last` of heat and distance and then `last` again. band [length][length -
-1]: squared distance of each of its frames to the next ones. */
-INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, const float *band, const int64_t length, int64_t last,
-                          const VEC *constant, VEC ceiling, VEC *weights, VEC *out) {
+/* Logits of one candidate segment, whose frames are rows 0 .. count - 1 of heat and distance. band [count][next]: squared distance of
+each of its frames to the next ones. */
+INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, const float *band, const int64_t next,
+                          const int64_t count, const VEC *constant, VEC ceiling, VEC *weights, VEC *out) {
   for (int64_t v = 0; v < stride; v++) {
     VEC top = heat[v];
-    for (int64_t t = 1; t < length; t++) top = LARGER(heat[(t < last ? t : last) * stride + v], top);
+    for (int64_t t = 1; t < count; t++) top = LARGER(heat[t * stride + v], top);
     VEC total = {0}, linear = {0}, square = {0};
-    for (int64_t t = 0; t < length; t++) {
-      int64_t row = (t < last ? t : last) * stride + v;
+    for (int64_t t = 0; t < count; t++) {
+      int64_t row = t * stride + v;
       VEC weight = NAME(power)(heat[row] - top);
       weights[t] = weight;
       total += weight;
       linear = MULTIPLY_ADD(weight, distance[row], linear);
     }
-    for (int64_t t = 0; t < length - 1; t++) {
+    for (int64_t t = 0; t < count - 1; t++) {
       VEC sum = {0};
-      for (int64_t u = t + 1; u < length; u++) sum = MULTIPLY_ADD(weights[u], ALL(band[t * (length - 1) + u - t - 1]), sum);
+      for (int64_t u = t + 1; u < count; u++) sum = MULTIPLY_ADD(weights[u], ALL(band[t * next + u - t - 1]), sum);
       square = MULTIPLY_ADD(weights[t], sum, square);
     }
     VEC share = 1.0f / total;
@@ -285,17 +285,7 @@ INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, 
   }
 }
 
-/* The band of a segment whose frames after number `last` are `last` again. */
-INLINE void NAME(repeat_last)(const float *band, const int64_t length, int64_t last, float *repeated) {
-  for (int64_t t = 0; t < length - 1; t++)
-    for (int64_t u = t + 1; u < length; u++) {
-      int64_t a = t < last ? t : last, b = u < last ? u : last;
-      repeated[t * (length - 1) + u - t - 1] = a == b ? 0.0f : band[a * (length - 1) + b - a - 1];
-    }
-}
-
-/* The logits [segments][targets] of candidate segments: frames start[k] .. min(start[k] + length - 1, last[k]), the last one
-repeated. Segments ascend by start. queries [d_k][targets] = q / log 2, weighted [d_v][targets] = -2 w (e - centre), constant [targets] = bias
+/* The logits [segments][targets] of candidate segments: frames start[k] .. min(start[k] + length - 1, last[k]). Segments ascend by start. queries [d_k][targets] = q / log 2, weighted [d_v][targets] = -2 w (e - centre), constant [targets] = bias
 + sum w (e - centre)^2; targets is a multiple of LANES. band [frames][length - 1]: weighted squared distance to the next frames.
 Returns 0, or 1 where memory is short. */
 int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, int64_t d_k, int64_t d_v, int64_t length,
@@ -305,9 +295,9 @@ int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, in
   const int64_t stride = targets / LANES, tile = TILE > 2 * length ? TILE : 2 * length, next = length - 1;
   const int64_t widest = d_k > d_v ? d_k : d_v, vectors = 2 * (tile + ROWS) * stride + length;
   char *memory = NULL;
-  if (posix_memalign((void **)&memory, 64, 4 * (vectors * LANES + ROWS * widest + (tile + length) * next))) return 1;
+  if (posix_memalign((void **)&memory, 64, 4 * (vectors * LANES + ROWS * widest + tile * next))) return 1;
   VEC *heat = (VEC *)memory, *distance = heat + (tile + ROWS) * stride, *weights = distance + (tile + ROWS) * stride;
-  float *scratch = (float *)(weights + length), *wide = scratch + ROWS * widest, *repeated = wide + tile * next;
+  float *scratch = (float *)(weights + length), *wide = scratch + ROWS * widest;
   const VEC highest = ALL(ceiling);
   for (int64_t from = 0; from < segments;) {
     int64_t first = start[from], end = first, to = from; /* frames first .. end - 1 serve segments from .. to - 1 */
@@ -321,13 +311,12 @@ int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, in
                    scratch, heat, distance);
     WIDEN(band + first * next, wide, (end - first) * next);
     for (; from < to; from++) {
-      const int64_t offset = start[from] - first, final = last[from] - start[from];
+      const int64_t offset = start[from] - first, rest = last[from] - start[from] + 1, count = rest < length ? rest : length;
       const VEC *h = heat + offset * stride, *d = distance + offset * stride, *c = (const VEC *)constant;
       const float *own = wide + offset * next;
       VEC *o = (VEC *)(out + from * targets);
-      if (final < next) NAME(repeat_last)(own, length, final, repeated), own = repeated;
-      if (length == 8 && final >= next) NAME(segment)(h, d, stride, own, 8, 7, c, highest, weights, o);
-      else NAME(segment)(h, d, stride, own, length, final, c, highest, weights, o);
+      if (length == 8 && count == 8) NAME(segment)(h, d, stride, own, 7, 8, c, highest, weights, o);
+      else NAME(segment)(h, d, stride, own, next, count, c, highest, weights, o);
     }
   }
   free(memory);

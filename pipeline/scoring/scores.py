@@ -37,7 +37,7 @@ GPU_CHUNK = 16384  # large enough to fill a GPU
 class TargetEncoding:
     """What scoring needs of a target; all tensors float32 on one device.
 
-    query_vectors: [N, d_k]. encodings: e_n, [N, d_v]. attention: of the target's own frames, [N, T_p].
+    query_vectors: [N, d_k]. encodings: e_n, [N, d_v]. attention: of the target's own frames, [N, T_p], 0 for padding.
     weight: the row w, [d_v]. bias: c, []. centre: [d_v], taken off both sides before any product.
 
     Only differences of encodings count, so any centre gives the same score; one near the values keeps the terms of the
@@ -57,15 +57,19 @@ class TargetEncoding:
 
 
 @torch.no_grad()
-def encode_target(head: Coattention, target_features: Tensor, centre: Tensor | None = None) -> TargetEncoding:
+def encode_target(
+    head: Coattention, target_features: Tensor, centre: Tensor | None = None, lengths: Tensor | None = None
+) -> TargetEncoding:
     """Query vectors and encodings of target segments, each under the attention of its own query vector [0044-0049].
 
     target_features: frame features [N, T_p, D], any floating type. centre: [d_v]; without it, the mean of the target's encodings.
+    lengths: int64 [N], how many frames of each segment are real, the others repeating its last; without it, all are.
     Raises PipelineError for features of another width.
     """
     target_features = target_features.to(head.feature_mean.device)
     query_vectors = head.query_vectors(target_features)  # [N, d_k]
-    attention = head.attention(query_vectors, head.keys(target_features))  # [N, T_p]
+    lengths = None if lengths is None else lengths.to(target_features.device)
+    attention = head.attention(query_vectors, head.keys(target_features), lengths)  # [N, T_p]
     encodings = head.encode(attention, head.values(target_features))  # [N, d_v]
     weight, bias = head.score_row()
     centre = encodings.mean(dim=0) if centre is None else centre.to(encodings.device)
@@ -99,8 +103,9 @@ def pair_logits(
     """Logits float32 [N, K], of which the sigmoid is the score, computed in float32 on the device of `keys`.
 
     keys: [F, d_k], values: [F, d_v], one row a candidate frame, float16 or wider. segment_frames: int64 [K, T], rows
-    of keys and values that make up each segment; segments may share frames and may come in any order, but segments
-    that lie near each other in `segment_frames` are fastest when they do so in `keys`.
+    of keys and values that make up each segment; a number equal to the one before it in its segment is padding, to which
+    nothing attends. Segments may share frames and may come in any order, but segments that lie near each other in
+    `segment_frames` are fastest when they do so in `keys`.
     distances: D, [K, T, T], from `segment_distances`; without it, it is computed here.
     chunk: candidate segments in work at once, by default 1024 on a CPU and 16384 elsewhere; beyond the result, about
     4 * chunk * T * (4 N + 3 d_v + d_k) bytes. Another chunk moves the last bits of a result at most, as matrix
@@ -137,8 +142,8 @@ def candidate_logits(
     """`pair_logits` of segments of consecutive frames with stored distances, float32 [K, N], the fastest way there is.
 
     keys: [F, d_k], values: [F, d_v], band: [F, length - 1] from `frame_band`, all float16 or all float32 and on one device.
-    start, last: int64 [K], ascending by start: a segment is the frames start .. start + length - 1, where numbers beyond `last`,
-    its video's last frame, mean `last`. On a CPU this is the compiled kernel (`pipeline.scoring.pair_kernel`) where there is a
+    start, last: int64 [K], ascending by start: a segment is the frames start .. start + length - 1, as far as `last`, its video's
+    last frame. On a CPU this is the compiled kernel (`pipeline.scoring.pair_kernel`) where there is a
     compiler. Raises ValueError for shapes that do not fit and frame numbers outside 0..F-1.
     """
     count = len(start)
@@ -261,8 +266,11 @@ def attention_weights(target: TargetEncoding, keys: Tensor, segment_frames: Tens
 
 
 def _attention(target: TargetEncoding, keys: Tensor, segments: Tensor) -> Tensor:
-    heat = keys.float() @ target.query_vectors.T  # [f, N]
-    return heat[segments].softmax(dim=1)  # [k, T, N]: rows of N, so that the gather copies runs and not single numbers
+    heat = (keys.float() @ target.query_vectors.T)[segments]  # [k, T, N]: rows of N, so that the gather copies runs
+    repeated = segments[:, 1:] == segments[:, :-1]  # [k, T - 1]
+    if repeated.any():
+        heat[:, 1:].masked_fill_(repeated[:, :, None], -math.inf)
+    return heat.softmax(dim=1)  # [k, T, N]
 
 
 def _distances(weight: Tensor, values: Tensor, segments: Tensor) -> Tensor:

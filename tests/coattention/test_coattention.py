@@ -53,12 +53,17 @@ def test_target_and_candidate_segments_may_differ_in_length(target_length, candi
     np.testing.assert_allclose(head(target, candidate).detach().numpy(), expected, rtol=0, atol=1e-12)
 
 
-def test_padded_segments_score_as_if_the_last_frame_had_been_filmed_again():
+def test_nothing_attends_to_the_padding_of_a_segment():
     head = random_head()
-    target, candidate = random_segments(2, 3, seed=5), random_segments(2, 2, seed=6)
-    padded = target[:, [0, 1, 2, 2, 2]], candidate[:, [0, 1, 1, 1]]
-    expected = oracle_of(head).scores(*(side.numpy() for side in padded))
-    np.testing.assert_allclose(head(*padded).detach().numpy(), expected, rtol=0, atol=1e-12)
+    target, candidate = random_segments(2, 5, seed=5), random_segments(3, 4, seed=6)
+    target[0, 3:], candidate[0, 1:], candidate[2, 2:] = target[0, 2], candidate[0, 0], candidate[2, 1]
+    compared = head.compare(target, candidate, torch.tensor([3, 5]), torch.tensor([1, 4, 2]))
+    expected = oracle_of(head).scores(target.numpy(), candidate.numpy())
+    np.testing.assert_allclose(compared.logits.sigmoid().detach().numpy(), expected, rtol=0, atol=1e-12)
+    assert (compared.target_attention[0, 3:] == 0).all()
+    assert (compared.candidate_attention[:, 2, 2:] == 0).all()
+    torch.testing.assert_close(compared.candidate_attention.sum(-1), torch.ones(2, 3, dtype=torch.float64))
+    assert (head(target, candidate) - compared.logits.sigmoid()).abs().max() > 1e-3
 
 
 def test_a_pair_s_score_does_not_depend_on_its_batch():

@@ -127,6 +127,7 @@ def test_scores_are_as_defined(run: Callable[..., bytes], kind: str, targets: in
 
     rows = np.minimum(start[:, None] + np.arange(LENGTH), last[:, None])
     heat = keys.astype(float)[rows] @ queries.T  # [K, T, N]
+    heat[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf  # padding
     attention = np.exp(heat) / np.exp(heat).sum(axis=1, keepdims=True)
     found = np.einsum("ktn,ktd->knd", attention, values.astype(float)[rows])
     expected = bias + (encodings - found) ** 2 @ weight  # [K, N]

@@ -119,6 +119,11 @@ class Gallery:
         start = self.segments[:, 0]
         return self.keys, self.values, band, start, start + self.after[start], self.length
 
+    @property
+    def real(self):
+        """How many frames of each segment are not padding, int64 [K]."""
+        return 1 + (self.segments[:, 1:] != self.segments[:, :-1]).sum(dim=1)
+
     def oracle_segments(self):
         return self.features[self.segments.numpy()]
 
@@ -161,7 +166,7 @@ def test_a_target_found_again_scores_the_bias_exactly(name, shift):
         shifted.value.bias += shift
     gallery = Gallery(shifted)
     target = gallery.oracle_segments()
-    scores = pair_scores(encode_target(shifted, torch.from_numpy(target)), *gallery.stored)
+    scores = pair_scores(encode_target(shifted, torch.from_numpy(target), lengths=gallery.real), *gallery.stored)
     expected = oracle_of(shifted).scores(target, target)
     same = np.diag_indices(len(target))
     bias = shifted.score_row()[1].sigmoid().item()
@@ -185,9 +190,33 @@ def test_no_logit_exceeds_the_bias_when_no_weight_is_above_zero(storage):
 def test_scores_are_the_network_s_own():
     head = HEADS["negative w"]
     gallery, target = Gallery(head), torch.from_numpy(targets(3))
-    expected = head(target, torch.from_numpy(gallery.oracle_segments())).detach()
-    scores = pair_scores(encode_target(head, target), *gallery.stored)
-    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+    expected = head.compare(target, torch.from_numpy(gallery.oracle_segments()), candidate_lengths=gallery.real).logits.detach()
+    logits = pair_logits(encode_target(head, target), *gallery.stored)
+    torch.testing.assert_close(logits.sigmoid(), expected.sigmoid(), rtol=0, atol=1e-5)
+
+
+@every_head
+@pytest.mark.usefixtures("scorer")
+@pytest.mark.parametrize("count", [3, 20])
+def test_a_short_video_scores_as_its_frames_alone_whatever_segments_are_long(head, count):
+    """As target and as candidate; the LSTM, which reads the padding, is left out by giving it the same target."""
+    short, padded = (Gallery(head, (5, 5, 5), segment_length=length) for length in (5, LENGTH))
+    assert padded.real.tolist() == [5, 5, 5]
+    target = encode_target(head, torch.from_numpy(targets(count)))
+    alone = candidate_logits(target, *short.banded(head))
+    torch.testing.assert_close(candidate_logits(target, *padded.banded(head)), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_padding_of_a_target_takes_no_part_in_its_encoding():
+    head = HEADS["negative w"]
+    segments = targets(3)
+    segments[0, 2:], segments[2, 4:] = segments[0, 1], segments[2, 3]
+    target = encode_target(head, torch.from_numpy(segments), lengths=torch.tensor([2, 6, 4]))
+    oracle = oracle_of(head)
+    for n, segment in enumerate(segments):
+        query_vector = oracle.query_vector(segment)
+        np.testing.assert_allclose(target.attention[n], oracle.attention(query_vector, segment), atol=1e-5)
+        np.testing.assert_allclose(target.encodings[n], oracle.encoding(query_vector, segment), atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
@@ -297,6 +326,7 @@ def test_keys_and_values_of_any_width_score_as_defined(count, key_width, value_w
     keys, values, _, start, last, length = (part.double().numpy() if torch.is_tensor(part) else part for part in arrays)
     rows = np.minimum(start[:, None] + np.arange(length), last[:, None]).astype(int)
     heat = keys[rows] @ target.query_vectors.double().numpy().T  # [K, T, N]
+    heat[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf  # padding
     attention = np.exp(heat - heat.max(axis=1, keepdims=True))
     attention /= attention.sum(axis=1, keepdims=True)
     encodings = np.einsum("ktn,ktd->nkd", attention, values[rows])
