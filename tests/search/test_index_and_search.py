@@ -89,12 +89,13 @@ def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str)
     return {video_id: score for video_id, score in scores.items() if video_id != target}
 
 
+@pytest.mark.parametrize("settings", [EVERYTHING, SearchSettings(top=100, shortlist=5, exact=True)])
 @pytest.mark.parametrize("normalise", ["none", "cohort"])
 @pytest.mark.parametrize("target", ["v000", "v017", "v039"])
 def test_scoring_everything_ranks_as_the_textbook_does(
-    toy_gallery: Gallery, toy_index: Index, target: str, normalise: Literal["none", "cohort"]
+    toy_gallery: Gallery, toy_index: Index, target: str, normalise: Literal["none", "cohort"], settings: SearchSettings
 ) -> None:
-    everything = dataclasses.replace(EVERYTHING, score=ScoreSettings(normalise=normalise))
+    everything = dataclasses.replace(settings, score=ScoreSettings(normalise=normalise))
     result = leads(toy_gallery, toy_index, target, everything)
     truth = textbook_scores(toy_gallery, toy_index, target, normalise)
     found = {lead.video.video_id: lead.score for lead in result.leads}
