@@ -64,7 +64,7 @@ def recall_step(plan: Plan, means: str) -> dict[str, Any]:
         whole = [ids_of(r) for r in search_many(gallery, index, partitions, targets, asked)]
         figures["recall_whole_shortlist"] = recall(exhaustive, whole)
         own = [ids_of(r) for r in search_many(gallery, index, partitions, targets, replace(everything, shortlist=best))]
-        figures |= certified(gallery, index, partitions, targets[: plan.exact], exhaustive)
+        figures |= exact_searches(gallery, index, partitions, targets[: plan.exact], exhaustive)
     figures["faiss_segments_recall"] = recall(exhaustive, own)
     vectors = video_means(gallery, index, Path(means))
     flat = faiss.IndexFlatL2(vectors.shape[1])
@@ -103,10 +103,10 @@ def recall(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> f
     return float(np.mean([len(set(w) & set(f)) / len(w) for w, f in zip(wanted, found, strict=True)]))
 
 
-def certified(
+def exact_searches(
     gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], exhaustive: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """Exact searches beside those of the 1 % shortlist in the same process: time, share of the videos scored and bounded."""
+    """Exact searches beside those of the 1 % shortlist in the same process."""
     if not targets:
         return {}
     usual = shortlist_of(index, USUAL_SHARE)
@@ -115,12 +115,9 @@ def certified(
         search(gallery, index, partitions, targets[0], settings)
     short = [timed(search, gallery, index, partitions, target, usual)[0] for target in targets]
     runs = [timed(search, gallery, index, partitions, target, exact) for target in targets]
-    proofs = [result.proof for _, result in runs]
     return {
         **latencies("exact", runs),
         "exact_to_shortlist_time": median([spent for spent, _ in runs]) / median(short),
-        "exact_scored_share": float(np.mean([proof.scored for proof in proofs])) / len(index.videos),
-        "exact_bounded_shares": [float(x) / len(index.videos) for x in np.mean([proof.bounded for proof in proofs], axis=0)],
         "exact_is_exhaustive": recall(exhaustive[: len(targets)], [ids_of(result) for _, result in runs]),
         "exact_targets": len(targets),
     }

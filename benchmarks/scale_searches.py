@@ -22,7 +22,7 @@ USUAL_SHARE = 0.01
 @dataclass(frozen=True)
 class Plan:
     """What is measured on one gallery. targets: for warm latencies; judged: for recall, since each is scored exhaustively; exact:
-    for certified searches; cold: searches and batches after the cache was dropped.
+    for exact searches; cold: searches and batches after the cache was dropped.
     """
 
     gallery: str

@@ -61,9 +61,7 @@ def search(
     ] = str(SearchSettings.patience),
     exact: Annotated[
         bool,
-        typer.Option(
-            help="The true first leads of all eligible videos, with a proof: scores all (without a C compiler, by bounds)."
-        ),
+        typer.Option(help="The true first leads of all eligible videos: all of them are scored."),
     ] = False,
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera id; may be given again.")] = None,
     other_cameras: Annotated[bool, typer.Option(help="Leave out the target's own camera.")] = False,
@@ -181,7 +179,7 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, "
         f"{result.scored} {f'of {result.scored + result.passed_over} shortlisted ' if result.passed_over else ''}"
         f"scored in full, {result.seconds:.2f} s",
-        *_proof(result),
+        *(["exact: every eligible video was scored"] if result.exact else []),
         *([result.untimed_words] if result.untimed_words else []),
         f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} seen"
         if result.leads
@@ -205,14 +203,6 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         hits = sum(lead.video.person_id == target.person_id for lead in result.leads)
         lines.append(f"      * the label is the target's: {hits} of the {len(result.leads)} leads")
     return "\n".join(map(printable, lines))
-
-
-def _proof(result: SearchResult) -> list[str]:
-    if (proof := result.proof) is None:
-        return []
-    if proof.scored == result.eligible:
-        return ["exact: every eligible video was scored"]
-    return [f"exact: no other video can score above {proof.largest_bound:.4f}; the last lead has {proof.threshold:.4f}"]
 
 
 def _shortlist(text: str) -> dict[str, Any]:

@@ -89,8 +89,7 @@ class SearchSettings:
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
     expected_matches: on how many eligible videos the person is expected, the prior of the probabilities. exact: the true first
-    `top` of all eligible videos, with a proof. bounded: by bounds, from the shortlist on, rather than by scoring everything;
-    None: where there is no kernel, without which bounds are the faster way.
+    `top` of all eligible videos, which are all scored, whatever the patience.
     """
 
     top: int = 20
@@ -98,7 +97,6 @@ class SearchSettings:
     shortlist_share: float = 0.01
     patience: int | None = 1000
     exact: bool = False
-    bounded: bool | None = None
     cameras: tuple[str, ...] = ()
     other_cameras: bool = False
     after: datetime | None = None

@@ -28,7 +28,7 @@ class CoattentionConfig:
     normalise_values: values become unit vectors, as in the code of Chen et al. (CVPR 2018).
     normalisation: "sigmoid" of the output `SAME` [0052], or "softmax" over both outputs as in that code.
     negative_weight: keeps every weight of the squared difference below 0 (a larger difference, a lower score), which
-        the prefilter and its bounds build on.
+        the prefilter builds on.
 
     Raises UsageError for a width below 1, a switch that is no bool and a normalisation of another name.
     """

@@ -61,7 +61,6 @@ def leads(gallery: Gallery, index: Index, partitions: Partitions, scored: Scored
         expected_matches=settings.expected_matches,
         none_probability=none_probability,
         calibration=words,
-        proof=scored.proof,
         untimed=question.untimed,
         settings=settings,
     )

@@ -54,8 +54,6 @@ class Partitions(Protocol):
         self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
     ) -> list[np.ndarray]: ...
 
-    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray: ...
-
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
     ) -> list[list[SegmentPair]]: ...
@@ -207,16 +205,6 @@ class LocalPartitions:
                 memory = done.memory
         yield from ahead
 
-    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
-        """Upper bounds of the scores, float64 [m], of the videos int64 [m]; NaN for those not held here."""
-        bounds = np.full(len(videos), np.nan)
-        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
-            mine = np.flatnonzero((videos >= first) & (videos < first + number))
-            mine = mine[np.argsort(videos[mine], kind="stable")]
-            if len(mine):
-                bounds[mine] = self.open(place).bounds(target, videos[mine] - first, settings, stage)
-        return bounds
-
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
     ) -> list[list[SegmentPair]]:
@@ -320,9 +308,6 @@ class ActorPartitions:
     ) -> list[np.ndarray]:
         parts = self._ask("score_many", list(targets), list(videos), settings)
         return [np.fmax.reduce(answers) for answers in zip(*parts, strict=True)]
-
-    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
-        return np.fmax.reduce(self._ask("bounds", target, videos, settings, stage))
 
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings

@@ -50,7 +50,7 @@ class Shortlist:
     def patience(self, settings: SearchSettings) -> int:
         """See `SearchSettings`; all of it is scored where everything is asked for, or the prefilter gave no order."""
         unordered = len(self.logits) > 0 and self.logits[0] == -np.inf
-        if settings.patience is None or settings.shortlist is None or unordered:
+        if settings.exact or settings.patience is None or settings.shortlist is None or unordered:
             return max(len(self.question.allowed), 1)
         return settings.patience
 
@@ -78,7 +78,10 @@ def _question(
 
 
 def shortlist(index: Index, partitions: Partitions, question: Question, settings: SearchSettings) -> Shortlist:
-    """The best videos by the prefilter; equal ones by id where they are not all scored together."""
+    """The best videos by the prefilter, equal ones by id where they are not all scored together.
+
+    In an exact search all others that are allowed follow, by number.
+    """
     count = question.eligible
     if settings.shortlist is not None:
         count = min(count, max(settings.shortlist, math.ceil(round(settings.shortlist_share * count, 6))))
@@ -92,7 +95,12 @@ def shortlist(index: Index, partitions: Partitions, question: Question, settings
     cuts = np.array([cut for cut in (count, *range(patience, count, patience)) if cut < len(found)], np.int64)
     equal = np.flatnonzero(np.isin(logits, logits[cuts][logits[cuts] == logits[cuts - 1]]))
     found[equal] = found[equal[rank_videos(logits[equal], index.ids(found[equal]))]]
-    return Shortlist(question, found[:count], logits[:count])
+    found, logits = found[:count], logits[:count]
+    if settings.exact:
+        others = np.setdiff1d(np.flatnonzero(question.allowed), found)
+        found = np.concatenate([found, others])
+        logits = np.concatenate([logits, np.full(len(others), -np.inf, np.float32)])
+    return Shortlist(question, found, logits)
 
 
 def segmented(

@@ -115,14 +115,15 @@ def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str)
     return scores
 
 
+@pytest.mark.parametrize("settings", [EVERYTHING, SearchSettings(top=100, shortlist=5, exact=True)])
 @pytest.mark.parametrize("cameras", ["auto", "ignore"])
 @pytest.mark.parametrize("normalise", ["none", "cohort"])
 @pytest.mark.parametrize("target", ["v000", "v017", "v039"])
 def test_scoring_everything_ranks_as_the_textbook_does(
-    toy_gallery: Gallery, target: str, normalise: Literal["none", "cohort"], cameras: str
+    toy_gallery: Gallery, target: str, normalise: Literal["none", "cohort"], cameras: str, settings: SearchSettings
 ) -> None:
     toy_index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=9, cameras=cameras))
-    everything = dataclasses.replace(EVERYTHING, score=ScoreSettings(normalise=normalise))
+    everything = dataclasses.replace(settings, score=ScoreSettings(normalise=normalise))
     result = leads(toy_gallery, toy_index, target, everything)
     truth = textbook_scores(toy_gallery, toy_index, target, normalise)
     found = {lead.video.video_id: lead.score for lead in result.leads}

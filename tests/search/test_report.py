@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.report import render_report, write_report
-from pipeline.search.results import Lead, Proof, SearchResult, SegmentPair, SegmentView
+from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings, SearchSettings
 
 FRAMES = 8
@@ -310,13 +310,11 @@ def test_the_page_says_how_scores_and_probabilities_were_made() -> None:
     assert "sum of the pair scores: those of at least 0.75" in other and "40 matches expected" in other
 
 
-def test_each_target_has_its_own_proof() -> None:
-    one, other = (
-        dataclasses.replace(search(lead(1), target=name), proof=Proof(100, 0.9, bound, (900,)))
-        for name, bound in (("a", 0.7), ("b", 0.6))
-    )
-    page = Page(render_report([one, other], figure))
-    assert "score above 0.7000" in page.text and "score above 0.6000" in page.text
+def test_only_an_exact_search_is_said_to_be_one() -> None:
+    plain = dataclasses.replace(search(lead(1)), scored=900, eligible=900)
+    exact = dataclasses.replace(plain, settings=SearchSettings(exact=True))
+    assert "exact: every eligible video was scored" in Page(render_report([exact], figure)).text
+    assert "exact:" not in Page(render_report([plain], figure)).text
 
 
 def test_a_time_at_the_end_of_the_calendar_is_shown_as_none() -> None:
