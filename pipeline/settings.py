@@ -60,7 +60,7 @@ class ScoreSettings:
     Raises UsageError for values outside these ranges.
     """
 
-    ratio: float = 0.05
+    ratio: float = 0.1
     threshold: float | None = None
     aggregate: Literal["mean", "sum"] = "mean"
     normalise: Literal["cohort", "none"] = "cohort"
