@@ -111,16 +111,19 @@ class CameraCoattention(Coattention):
         nn.Module.__init__(self)
         if not can_measure_cameras(head):
             raise ValueError("a head with weights above 0 cannot have camera statistics")
-        self.config = replace(head.config, unit_encodings=True)
+        self.config = replace(head.config, normalise_values=True, unit_encodings=True)
         for name in ("lstm", "query", "key", "value", "classifier", "agreement"):
             setattr(self, name, getattr(head, name))
+        self.of_unit_values = head.config.normalise_values
         self.register_buffer("feature_mean", head.feature_mean)
         self.register_buffer("camera_mean", mean.to(head.feature_mean))
         self.register_buffer("camera_map", by.to(head.feature_mean))
 
     def values(self, frame_features: Tensor) -> Tensor:
         """Values [..., d_v] of frame features [..., D], unit vectors."""
-        return F.normalize((score_space(self, super().values(frame_features)) - self.camera_mean) @ self.camera_map, dim=-1)
+        values = self.value(self.normalised(frame_features))  # [..., d_v]
+        values = F.normalize(values, dim=-1) if self.of_unit_values else values
+        return F.normalize((score_space(self, values) - self.camera_mean) @ self.camera_map, dim=-1)
 
     def score_row(self) -> tuple[Tensor, Tensor]:
         """-SCALE for every dimension, and BIAS."""

@@ -29,6 +29,8 @@ class CoattentionConfig:
     normalisation: "sigmoid" of the output `SAME` [0052], or "softmax" over both outputs as in that code.
     negative_weight: keeps every weight of the squared difference below 0 (a larger difference, a lower score), which
         the prefilter builds on.
+    unit_encodings: encodings of both sides become unit vectors before they are compared, so that with one weight for all
+        dimensions the score is one of their cosine.
 
     Raises UsageError for a width below 1, a switch that is no bool and a normalisation of another name.
     """
@@ -40,13 +42,14 @@ class CoattentionConfig:
     normalise_values: bool = False
     normalisation: Literal["sigmoid", "softmax"] = "sigmoid"
     negative_weight: bool = False
+    unit_encodings: bool = False
 
     def __post_init__(self) -> None:
         for name in ("feature_width", "key_width", "value_width"):
             width = getattr(self, name)
             if type(width) is not int or width < 1:
                 raise UsageError(f"{name} must be a whole number of at least 1, not {width!r}")
-        for name in ("normalise_features", "normalise_values", "negative_weight"):
+        for name in ("normalise_features", "normalise_values", "negative_weight", "unit_encodings"):
             if type(getattr(self, name)) is not bool:
                 raise UsageError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.normalisation not in ("sigmoid", "softmax"):
@@ -72,6 +75,9 @@ class Coattention(nn.Module):
     Frame features come in any floating type and are taken to the network's own (float32, or float64 in tests of
     gradients). A segment that is padded repeats its last frame; the LSTM reads it so, and nothing attends to the repetitions
     where the numbers of real frames are given.
+
+    agreement: [], used as max(agreement, 0): how much the attention of a candidate's frames follows their likeness to the
+    target, besides the query vector. 0 is the application's own attention.
     """
 
     feature_mean: Tensor
@@ -85,6 +91,7 @@ class Coattention(nn.Module):
         self.key = nn.Linear(config.feature_width, config.key_width)
         self.value = nn.Linear(config.feature_width, config.value_width)
         self.classifier = nn.Linear(config.value_width, 2)
+        self.agreement = nn.Parameter(torch.zeros(()))
 
     def normalised(self, frame_features: Tensor) -> Tensor:
         """Frame features [..., D] as the linear maps take them; PipelineError if D is not the network's width."""
@@ -123,8 +130,20 @@ class Coattention(nn.Module):
         return _softmax(heat, lengths)
 
     def encode(self, attention: Tensor, values: Tensor) -> Tensor:
-        """Encodings [..., d_v]: values [..., T, d_v] averaged with attention [..., T] [0049]."""
-        return torch.einsum("...t,...td->...d", attention, values)
+        """Encodings [..., d_v]: values [..., T, d_v] averaged with attention [..., T] [0049], unit vectors if configured."""
+        encodings = torch.einsum("...t,...td->...d", attention, values)
+        return F.normalize(encodings, dim=-1) if self.config.unit_encodings else encodings
+
+    def agreement_heat(self, encodings: Tensor, values: Tensor) -> Tensor:
+        """What agreement adds to the heat of candidate frames, [N, K, T]: agreement * sum_d w_d (e_nd - v_ktd) ** 2.
+
+        encodings: of the target, [N, d_v]; values: [K, T, d_v]. The part that is the same for all frames of a segment, the
+        target's own square, is left out: it cancels in the softmax.
+        """
+        weight, _ = self.score_row()
+        squares = values.square() @ weight  # [K, T]
+        products = torch.einsum("nd,ktd->nkt", encodings * weight, values)  # [N, K, T]
+        return self.agreement.clamp_min(0) * (squares - 2 * products)
 
     def score_row(self) -> tuple[Tensor, Tensor]:
         """The row w [d_v] and the bias c [] of which the score is sigmoid(c + sum_d w_d * difference_d ** 2) [0052].
@@ -157,7 +176,8 @@ class Coattention(nn.Module):
 
         if candidate is not target:
             keys, values = self.keys(candidate), self.values(candidate)  # [K, T_g, d_k], [K, T_g, d_v]
-        candidate_attention = self.attention(query_vectors[:, None], keys, candidate_lengths)  # [N, K, T_g]
+        heat = torch.einsum("nd,ktd->nkt", query_vectors, keys) + self.agreement_heat(target_encodings, values)  # [N, K, T_g]
+        candidate_attention = _softmax(heat, candidate_lengths)  # [N, K, T_g]
         candidate_encodings = self.encode(candidate_attention, values)  # [N, K, d_v]
 
         difference = target_encodings[:, None] - candidate_encodings  # [N, K, d_v]

@@ -162,6 +162,22 @@ INLINE VEC NAME(select)(IVEC mask, VEC yes, VEC no) { return (VEC)(((IVEC)yes & 
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #endif
 
+#if LANES == 16
+#define ROOT(a) ((VEC)_mm512_sqrt_ps((__m512)(a)))
+#elif LANES == 8
+#define ROOT(a) ((VEC)_mm256_sqrt_ps((__m256)(a)))
+#elif defined(__SSE__)
+#define ROOT(a) ((VEC)_mm_sqrt_ps((__m128)(a)))
+#elif defined(__aarch64__)
+#define ROOT(a) ((VEC)vsqrtq_f32((float32x4_t)(a)))
+#else
+INLINE VEC NAME(root)(VEC x) {
+  for (int i = 0; i < LANES; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
+#define ROOT(a) NAME(root)(a)
+#endif
+
 /* 2^x for x <= 0, to 2 units in the last place. */
 INLINE VEC NAME(power)(VEC x) {
   x = LARGER(ALL(-126.0f), x);              /* so that NaN stays NaN */
@@ -221,10 +237,10 @@ static __attribute__((noinline)) void NAME(multiply_all)(const float *rows, int6
 }
 
 /* Heat and squared distance (less what belongs to the target) of frames first .. first + count - 1, [count][stride] vectors; up to
-ROWS - 1 rows more are written. */
+ROWS - 1 rows more are written. Agreement times the distance is part of the heat. */
 static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, int64_t d_v, int64_t first, int64_t count,
                            const VEC *queries, const VEC *weighted, int64_t stride, const float *weight, const float *centre,
-                           float *scratch, VEC *heat, VEC *distance) {
+                           float agreement, float *scratch, VEC *heat, VEC *distance) {
   for (int64_t row = 0; row < count; row += ROWS) {
     int64_t rows = count - row < ROWS ? count - row : ROWS;
     const TYPE *key = keys + (first + row) * d_k, *value = values + (first + row) * d_v;
@@ -257,12 +273,14 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
     if (rows < ROWS) memset(scratch + rows * d_v, 0, 4 * (ROWS - rows) * d_v);
     NAME(multiply_all)(scratch, rows, d_v, weighted, stride, squares, (uintptr_t)(value + ROWS * d_v), distance + row * stride);
   }
+  if (agreement > 0)
+    for (int64_t i = 0; i < count * stride; i++) heat[i] = MULTIPLY_ADD(ALL(agreement), distance[i], heat[i]);
 }
 
 /* Logits of one candidate segment, whose frames are rows 0 .. count - 1 of heat and distance. band [count][next]: squared distance of
-each of its frames to the next ones. */
+each of its frames to the next ones. unit: s where encodings are compared as unit vectors, with the bias as ceiling; otherwise 0. */
 INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, const float *band, const int64_t next,
-                          const int64_t count, const VEC *constant, VEC ceiling, VEC *weights, VEC *out) {
+                          const int64_t count, const VEC *constant, float unit, VEC ceiling, VEC *weights, VEC *out) {
   for (int64_t v = 0; v < stride; v++) {
     VEC top = heat[v];
     for (int64_t t = 1; t < count; t++) top = LARGER(heat[t * stride + v], top);
@@ -281,17 +299,23 @@ INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, 
     }
     VEC share = 1.0f / total;
     VEC logit = MULTIPLY_ADD(MULTIPLY_ADD(-square, share, linear), share, constant[v]);
+    if (unit > 0) {
+      VEC length = MULTIPLY_ADD(square * share * share, ALL(1 / unit), ALL(1.0f)); /* its square, of a candidate's encoding */
+      length = LARGER(ALL(1e-6f), length);
+      logit = ceiling + (MULTIPLY_ADD(ALL(unit), length, ALL(unit)) + (logit - ceiling)) / ROOT(length) - 2 * unit;
+    }
     out[v] = NAME(select)(logit > ceiling, ceiling, logit);
   }
 }
 
-/* The logits [segments][targets] of candidate segments: frames start[k] .. min(start[k] + length - 1, last[k]). Segments ascend by start. queries [d_k][targets] = q / log 2, weighted [d_v][targets] = -2 w (e - centre), constant [targets] = bias
-+ sum w (e - centre)^2; targets is a multiple of LANES. band [frames][length - 1]: weighted squared distance to the next frames.
-Returns 0, or 1 where memory is short. */
+/* The logits [segments][targets] of candidate segments: frames start[k] .. min(start[k] + length - 1, last[k]). Segments
+ascend by start. queries [d_k][targets] = q / log 2, weighted [d_v][targets] = -2 w (e - centre), constant [targets] = bias + sum w (e -
+centre)^2; targets is a multiple of LANES. agreement is divided by log 2, too. band [frames][length - 1]: weighted squared distance to
+the next frames. Returns 0, or 1 where memory is short. */
 int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, int64_t d_k, int64_t d_v, int64_t length,
                       int64_t segments, const int64_t *start, const int64_t *last, int64_t targets, const float *queries,
-                      const float *weighted, const float *constant, const float *weight, const float *centre, float ceiling,
-                      float *out) {
+                      const float *weighted, const float *constant, const float *weight, const float *centre, float agreement,
+                      float unit, float ceiling, float *out) {
   const int64_t stride = targets / LANES, tile = TILE > 2 * length ? TILE : 2 * length, next = length - 1;
   const int64_t widest = d_k > d_v ? d_k : d_v, vectors = 2 * (tile + ROWS) * stride + length;
   char *memory = NULL;
@@ -308,15 +332,15 @@ int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, in
       to++;
     }
     NAME(products)(keys, values, d_k, d_v, first, end - first, (const VEC *)queries, (const VEC *)weighted, stride, weight, centre,
-                   scratch, heat, distance);
+                   agreement, scratch, heat, distance);
     WIDEN(band + first * next, wide, (end - first) * next);
     for (; from < to; from++) {
       const int64_t offset = start[from] - first, rest = last[from] - start[from] + 1, count = rest < length ? rest : length;
       const VEC *h = heat + offset * stride, *d = distance + offset * stride, *c = (const VEC *)constant;
       const float *own = wide + offset * next;
       VEC *o = (VEC *)(out + from * targets);
-      if (length == 8 && count == 8) NAME(segment)(h, d, stride, own, 7, 8, c, highest, weights, o);
-      else NAME(segment)(h, d, stride, own, next, count, c, highest, weights, o);
+      if (length == 8 && count == 8) NAME(segment)(h, d, stride, own, 7, 8, c, unit, highest, weights, o);
+      else NAME(segment)(h, d, stride, own, next, count, c, unit, highest, weights, o);
     }
   }
   free(memory);
@@ -330,7 +354,7 @@ last one ending with it. files, offset: int64 [partitions][ARRAYS], descriptors 
 int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64_t *owner, const int64_t *row, const int64_t *frames,
                         const int64_t *pieces, int64_t videos, int64_t d_k, int64_t d_v, int64_t length, int64_t step, int64_t targets,
                         const float *queries, const float *weighted, const float *constant, const float *weight, const float *centre,
-                        float ceiling, float *out, char *left) {
+                        float agreement, float unit, float ceiling, float *out, char *left) {
   const int64_t widths[ARRAYS] = {d_k, d_v, length - 1}, most = CHUNK + LONGEST;
   TYPE *rows[ARRAYS];
   char *memory = NULL;
@@ -355,7 +379,7 @@ int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64
       held += frames[v];
     }
     failed = NAME(pair_logits)(rows[0], rows[1], rows[2], d_k, d_v, length, count, start, last, targets, queries, weighted, constant,
-                               weight, centre, ceiling, out);
+                               weight, centre, agreement, unit, ceiling, out);
     out += count * targets;
     if (v < videos && left[v]) out += pieces[v++] * targets;
   }
@@ -368,4 +392,5 @@ int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64
 #undef ALL
 #undef LARGER
 #undef MULTIPLY_ADD
+#undef ROOT
 #endif

@@ -105,8 +105,8 @@ class Partition:
         rows = segment_rows(*candidates.cut(), self.length)
         numbers = rows.numpy()
         first, frames = int(self.first_frame[video]), int(self.frames[video])
-        keys = self.keys[first : first + frames].cpu()
-        weights = attention_weights(target.encoding.to("cpu"), keys, rows - first).numpy()
+        keys, values = (part[first : first + frames].cpu() for part in (self.keys, self.values))
+        weights = attention_weights(target.encoding.to("cpu"), keys, values, rows - first).numpy()
         own = target.encoding.attention.cpu().numpy()
         return [
             SegmentPair(
