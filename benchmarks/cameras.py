@@ -87,14 +87,17 @@ def sets(folder: Path) -> Iterator[tuple[str, list[Clips]]]:
     yield "six", [six]
     yield "two", list(_pairs(six))
     for count in FEW:
-        rng = np.random.default_rng(count)
-        drawn = [
-            np.sort(np.concatenate([rng.permutation(np.flatnonzero(six.camera == c))[:count] for c in np.unique(six.camera)]))
-            for _ in range(DRAWS)
-        ]
+        drawn = [_first_people(six, count, seed) for seed in range(DRAWS)]
         yield f"few {count}", [six.only(rows) for rows in drawn]
     for share in HIDDEN:
         yield f"one {share}", [Clips.read(folder / f"one_camera_222_people_hidden_{share}.npz")]
+
+
+def _first_people(clips: Clips, count: int, seed: int) -> np.ndarray:
+    """Rows of `count` clips of each camera, of the first people in a random order, so that these are seen by several cameras."""
+    people = np.random.default_rng(seed).permutation(np.unique(clips.person))
+    order = np.argsort(np.argsort(people)[np.searchsorted(np.unique(clips.person), clips.person)], kind="stable")
+    return np.sort(np.concatenate([order[clips.camera[order] == camera][:count] for camera in np.unique(clips.camera)]))
 
 
 def _pairs(clips: Clips) -> Iterator[Clips]:

@@ -130,6 +130,17 @@ class Index:
         same = pc.and_(pc.equal(self.videos["ingested_hash"], content), pc.is_null(self.videos["track"]))
         return pc.index(same, True).as_py()
 
+    def camera_of(self, video: VideoRef, content: str | None, own: np.ndarray | None = None) -> str | None:
+        """The camera of a target: its own, or that of the indexed video that it is, or that it is a copy of; None where unknown.
+
+        content: as in `row_of_copy`; own: `rows_of` the video, where they are known.
+        """
+        if video.camera_id is not None:
+            return video.camera_id
+        own = self.rows_of(video) if own is None else own
+        row = int(own[0]) if len(own) else self.row_of_copy(content)
+        return None if row < 0 else self.videos["camera_id"][row].as_py()
+
     def ids(self, rows: np.ndarray) -> list[str]:
         """The video ids of rows, int64, of `videos`."""
         return self.videos["video_id"].take(pa.array(rows)).to_pylist()

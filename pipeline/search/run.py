@@ -166,9 +166,12 @@ def _now() -> str:
 
 def _of_camera(target: Target, index: "Index") -> list[str]:
     """What is guessed of a target's camera, in words, where the index tells several apart."""
-    if index.cameras is None or not index.cameras.names or index.cameras.row(target.video.camera_id):
+    if index.cameras is None or not index.cameras.names:
         return []
-    if target.video.camera_id is None:
+    camera = index.camera_of(target.video, target.content)
+    if index.cameras.row(camera):
+        return []
+    if camera is None:
         return ["its camera is not known, so it is compared as by no camera in particular; --target-camera names it"]
     return [
         f"the index knows too little of its camera {target.video.camera_id!r}, so it is compared as by no camera in particular"

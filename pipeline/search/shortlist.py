@@ -111,7 +111,8 @@ def segmented(
     Its values are those of its camera, as far as that is known. own: `Index.rows_of` the target, where they are known. Raises
     UsageError for sizes that cannot be meant.
     """
-    head, frames = index.heads.of(target.video.camera_id), len(target.features)
+    own = index.rows_of(target.video) if own is None else own
+    head, frames = index.heads.of(index.camera_of(target.video, target.content, own)), len(target.features)
     length = index.settings.segment_length if length is None else length
     stride = index.settings.stride if stride is None else stride
     IndexSettings(length, stride)  # raises UsageError
@@ -124,7 +125,6 @@ def segmented(
     encoding = encode_target(head, torch.from_numpy(target.features[rows]), centre, lengths=lengths)
     statistics = None
     if index.cohort.usable:
-        own = index.rows_of(target.video) if own is None else own
         # A copy of a video is not measured against it either, although it finds it.
         video = torch.full((len(rows),), int(own[0]) if len(own) else index.row_of_copy(target.content))
         statistics = cohort_statistics(index.cohort, encoding.encodings, video, encoding.weight, encoding.bias)
