@@ -26,6 +26,7 @@ from benchmarks.scale_searches import (
 )
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.index.partition_files import encode_videos, segment_means
 from pipeline.index.versions import Index, open_index
 from pipeline.search.partitions import Partitions, opened_partitions
 from pipeline.search.search import search, search_many
@@ -125,7 +126,7 @@ def exact_searches(
 
 def metric_of(index: Index) -> np.ndarray:
     """sqrt(-w), float32 [d_v]: times a value, what the score is a distance of. Raises UsageError for a head with w above 0."""
-    weight = index.head.score_row()[0].detach().numpy()
+    weight, _ = index.heads.score_row()
     if (weight > 0).any():
         raise UsageError(
             "the head has weights above 0: its score is no distance, and there is no mean of a video to compare with"
@@ -140,15 +141,12 @@ def video_means(gallery: Gallery, index: Index, place: Path) -> np.ndarray:
         return np.load(place)
     rows, length, stride = index.videos, index.settings.segment_length, index.settings.stride
     vectors = np.empty((len(rows), index.head.config.value_width), np.float32)
-    lengths = np.asarray(rows["sampled_frames"])
-    for positions, table in gallery.iter_features(rows):
-        values = [
-            index.head.values(torch.from_numpy(part.copy())) for part in np.array_split(feature_matrix(table), 32) if len(part)
-        ]
-        parts = torch.cat(values).split(lengths[positions].tolist())
-        for position, part in zip(positions, parts, strict=True):
-            cut = segment_frames(segment_starts(len(part), length, stride), length, len(part))
-            vectors[position] = part[torch.from_numpy(cut.ravel())].mean(dim=0).numpy()
+    cameras = rows["camera_id"].to_pylist()
+    for position, table in gallery.iter_videos(rows):
+        frames = np.array([len(table)])
+        _, values = encode_videos(index.heads, feature_matrix(table), frames, [cameras[position]])
+        cut = segment_frames(segment_starts(len(table), length, stride), length, len(table))
+        vectors[position] = segment_means(values, cut, index.heads.unit_encodings).mean(axis=0)
     vectors *= metric_of(index)
     np.save(place, vectors)
     return vectors

@@ -30,6 +30,7 @@ from pipeline.coattention.network import Coattention
 LEAST_VIDEOS = 5  # of a camera that has statistics of its own: those of fewer would be about people, not about the camera
 MEAN_VIDEOS = 20  # a camera of so many videos has half of its own mean and half of that of all
 SPREAD_VIDEOS = 50  # and of so many half of its own covariance
+ALL_VIDEOS = 100  # a gallery of so many videos has half of the mean of all, and of their covariance
 POWER = -0.25
 RIDGE = 0.5  # added to every variance, in mean variances
 SCALE = BIAS = 4.0  # a pair of cosine 0.5 has the logit 0
@@ -69,7 +70,7 @@ def camera_statistics(means: NDArray[np.floating], cameras: Sequence[str | None]
     named = np.array(["" if camera is None else camera for camera in cameras])
     names, counts = np.unique(named, return_counts=True)
     own = [str(name) for name, count in zip(names, counts, strict=True) if count >= LEAST_VIDEOS and name]
-    everything = x.mean(axis=0) * _weight(len(x), MEAN_VIDEOS)
+    everything = x.mean(axis=0) * _weight(len(x), ALL_VIDEOS)
     centres = [everything]
     centred = x - everything
     for name in own:
@@ -79,7 +80,7 @@ def camera_statistics(means: NDArray[np.floating], cameras: Sequence[str | None]
         centred[rows] = x[rows] - centres[-1]
     pooled = centred.T @ centred / len(x)
     level = max(float(np.trace(pooled)) / len(pooled), 1e-12)
-    weight = _weight(len(x), SPREAD_VIDEOS)
+    weight = _weight(len(x), ALL_VIDEOS)
     pooled = weight * pooled + (1 - weight) * level * np.eye(len(pooled))
     maps = [_map(pooled, level)]
     for name in own:
@@ -153,8 +154,9 @@ class CameraHeads:
             return self.head
         row = self.statistics.row(camera)
         if row not in self._known:
-            parts = (torch.from_numpy(np.array(part[row], np.float32)) for part in (self.statistics.means, self.statistics.maps))
-            self._known[row] = CameraCoattention(self.head, *parts).eval()
+            with torch.inference_mode(False):  # whoever asks first may be in it, others not
+                mean, by = (torch.from_numpy(part[row].astype(np.float32)) for part in (self.statistics.means, self.statistics.maps))
+                self._known[row] = CameraCoattention(self.head, mean, by)
         return self._known[row]
 
     @property

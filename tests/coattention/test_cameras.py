@@ -45,7 +45,7 @@ def without_cameras(x, names):
 def textbook(x, names, camera):
     """Mean and map of one camera, by the formulae as the module states them."""
     names = np.array(["" if name is None else name for name in names])
-    everything = x.mean(axis=0) * len(x) / (len(x) + 20)
+    everything = x.mean(axis=0) * len(x) / (len(x) + 100)
     centres = {}
     for name in set(names) - {""}:
         own = x[names == name]
@@ -53,7 +53,7 @@ def textbook(x, names, camera):
     off = np.array([one - centres.get(name, everything) for one, name in zip(x, names, strict=True)])
     pooled = sum(np.outer(one, one) for one in off) / len(x)
     level = np.trace(pooled) / x.shape[1]
-    pooled = (len(x) * pooled + 50 * level * np.eye(x.shape[1])) / (len(x) + 50)
+    pooled = (len(x) * pooled + 100 * level * np.eye(x.shape[1])) / (len(x) + 100)
     if camera is None:
         mean, covariance = everything, pooled
     else:
