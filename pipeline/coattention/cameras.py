@@ -155,7 +155,9 @@ class CameraHeads:
         row = self.statistics.row(camera)
         if row not in self._known:
             with torch.inference_mode(False):  # whoever asks first may be in it, others not
-                mean, by = (torch.from_numpy(part[row].astype(np.float32)) for part in (self.statistics.means, self.statistics.maps))
+                mean, by = (
+                    torch.from_numpy(part[row].astype(np.float32)) for part in (self.statistics.means, self.statistics.maps)
+                )
                 self._known[row] = CameraCoattention(self.head, mean, by)
         return self._known[row]
 
