@@ -19,7 +19,10 @@ def occlude(
     out: Annotated[Path, typer.Option(help="Folder to write to, absent or empty: one folder of images a video, manifest.csv.")],
     share: Annotated[float, typer.Option(help="Share of each video's frames that are hidden, in one stretch, 0..1.")] = 0.5,
     kind: Annotated[
-        str, typer.Option(help="What hides people: block (one colour), thing, person (another one), or mixed.")
+        str,
+        typer.Option(
+            help="What hides people: block (one colour), thing, person (another one), mixed, or switch (another one's frames)."
+        ),
     ] = "block",
     seed: Annotated[int, typer.Option(help="Number that everything random is drawn from.")] = 0,
     sample_rate: Annotated[float, typer.Option(help="Frames taken, a second of video.")] = 10.0,
