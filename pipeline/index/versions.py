@@ -49,6 +49,7 @@ from pipeline.index.partition_store import (
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS
 from pipeline.settings import IndexSettings
+from pipeline.storage.documents import parsed, typed
 from pipeline.storage.formats import check_format
 from pipeline.storage.local_paths import local_folder
 from pipeline.storage.location import Location, resolve
@@ -61,6 +62,7 @@ PREFILTER = "prefilter/trained.faiss"
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
 MOST_NEW_CAMERAS = 0.25  # of the videos, of cameras that an index has no statistics of: it should then be built anew
 LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
+FLOAT16 = np.dtype(np.float16)
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -266,12 +268,19 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
 
 
 def read_cameras(location: Location, manifest: dict[str, Any]) -> CameraStatistics | None:
-    """The camera statistics of a version, None where it does not tell cameras apart."""
+    """The camera statistics of a version, None where it does not tell cameras apart. Raises PipelineError for damaged ones."""
     if "cameras/names.json" not in manifest["files"]:
         return None
     folder = location.join("cameras")
-    names = json.loads(folder.join("names.json").read_bytes())
-    return CameraStatistics(tuple(names), load_array(folder.join("means.npy")), load_array(folder.join("maps.npy")))
+    try:
+        names = typed(tuple[str, ...], parsed(folder.join("names.json").read_bytes()))
+        means, maps = (load_array(folder.join(f"{name}.npy")) for name in ("means", "maps"))
+        shape = (len(names) + 1, *means.shape[1:])
+        if (means.ndim, means.shape, maps.shape) != (2, shape, (*shape, *shape[1:])) or {means.dtype, maps.dtype} != {FLOAT16}:
+            raise ValueError("its files do not fit each other")
+    except ValueError as error:
+        raise PipelineError(f"the index {location.uri} is damaged in its cameras: {error}; run jobs.index --rebuild") from error
+    return CameraStatistics(names, means, maps)
 
 
 def _earliest(part: dict[str, Any]) -> datetime:

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.coattention.cameras import camera_statistics
 from pipeline.coattention.head import untrained_head
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.index import samples
@@ -133,3 +133,15 @@ def test_a_search_says_when_the_camera_of_its_target_is_not_known(toy_gallery: G
     assert "--target-camera names it" in said
     (said,) = _of_camera(replace(elsewhere, video=VideoRef("x", "/x.mp4", camera_id="cam9")), index)
     assert "'cam9'" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "array"), [("means", np.zeros((2, 24), np.float16)), ("maps", np.zeros((3, 24, 24), np.float32))]
+)
+def test_statistics_that_do_not_fit_each_other_are_refused_in_a_sentence(
+    toy_gallery: Gallery, name: str, array: np.ndarray
+) -> None:
+    index = build_index(toy_gallery, NINE)
+    np.save(index.location.join("cameras", f"{name}.npy").path, array)
+    with pytest.raises(PipelineError, match="damaged in its cameras: its files do not fit each other"):
+        open_index(toy_gallery)
