@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import calibration_version
 from pipeline.decoding.source_hash import source_hash
@@ -169,13 +172,11 @@ def _of_camera(target: Target, index: "Index") -> list[str]:
     if index.cameras is None or not index.cameras.names:
         return []
     camera = index.camera_of(target.video, target.content)
-    if index.cameras.row(camera):
-        return []
     if camera is None:
         return ["its camera is not known, so it is compared as by no camera in particular; --target-camera names it"]
-    return [
-        f"the index knows too little of its camera {target.video.camera_id!r}, so it is compared as by no camera in particular"
-    ]
+    if not pc.is_in(pa.scalar(camera), index.videos["camera_id"].combine_chunks()).as_py():
+        return [f"the index has no camera {camera!r}, so it is compared as by no camera in particular"]
+    return []
 
 
 def _of_target(target: Target) -> dict[str, Any]:
