@@ -16,7 +16,6 @@ import torch
 import typer
 
 from jobs.command_line import run
-from pipeline.gallery.gallery import Gallery
 from pipeline.training.features import Source, load_features, split_identities
 from pipeline.training.loop import Metrics, train, validate
 from pipeline.training.settings import TrainingSettings
@@ -45,7 +44,7 @@ def ablation(
     value_width: Annotated[int, typer.Option(help="d_v.")] = StartSettings.value_width,
 ) -> None:
     """Print what is lost without each term."""
-    learning, held_out = split_identities(load_features([Source(Gallery.open(data)), Source(Gallery.open(hidden), "", True)]))
+    learning, held_out = split_identities(load_features([Source(data), Source(hidden, "", True)]))
     settings = TrainingSettings(epochs=epochs, batches=batches)
     start = StartSettings(key_width, value_width)
     rows: dict[str, dict[str, float]] = {}

@@ -6,7 +6,6 @@ So that footage without boxes can be learned from (jobs.distil) or searched: nam
 links are the simplest there are and break where people cross; a product's tracker does better. Needs the package openvino.
 """
 
-import contextlib
 import json
 import sys
 import time
@@ -19,7 +18,8 @@ import numpy as np
 import typer
 
 from jobs.command_line import run
-from pipeline.decoding.readers import open_source
+from pipeline.decoding.opening import open_files
+from pipeline.decoding.readers import reader_of
 from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.teachers import import_openvino
 from pipeline.errors import PipelineError, UsageError, VideoError
@@ -73,8 +73,8 @@ def detect(network: Any, frame: np.ndarray, confidence: float) -> np.ndarray:
 
 def read_all(video: str) -> Iterator[tuple[int, np.ndarray]]:
     """(number of the frame from 0, frame), numbered as everything else in the pipeline numbers them."""
-    with contextlib.ExitStack() as stack:
-        for frame in open_source(canonical_uri(video), Sampling(), stack).frames():
+    with open_files(canonical_uri(video), None, Sampling(), lambda: None, lambda number, count: True) as opened:
+        for frame in reader_of(opened, Sampling()).frames():
             yield frame.number, frame.picture()
 
 

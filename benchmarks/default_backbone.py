@@ -17,7 +17,8 @@ import numpy as np
 import typer
 
 from jobs.command_line import run
-from pipeline.backbone.runtime import DEFAULT, Backbone, find_backbone, load_backbone
+from pipeline.backbone.runtime import Backbone, load_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.errors import UsageError
 
 HELD_OUT = (6, 10, 11, 15)  # pid in mini_mars/train.json: the people with tracklets in two cameras

@@ -20,7 +20,8 @@ import typer
 from av.video.reformatter import VideoReformatter
 
 from jobs.command_line import run
-from pipeline.backbone.runtime import DEFAULT, BackboneSpec, find_backbone, load_backbone, parse_input_size
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import DEFAULT, BackboneSpec, find_backbone, parse_input_size
 
 
 def sampled_frames(clip: Path, spec: BackboneSpec, rate: float) -> np.ndarray:

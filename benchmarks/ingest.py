@@ -28,7 +28,7 @@ import psutil
 import typer
 
 from jobs.command_line import run
-from pipeline.backbone.runtime import DEFAULT
+from pipeline.backbone.spec import DEFAULT
 from pipeline.errors import PipelineError
 from pipeline.rendering.network import render_network
 

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from jobs.command_line import run
-from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import connected
 from pipeline.datasets.read import read_labelled

@@ -20,7 +20,7 @@ import numpy as np
 import typer
 
 from jobs.command_line import run
-from pipeline.backbone.runtime import DEFAULT, EFFICIENTNET, find_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import connected
 from pipeline.decoding.sampling import Sampling
@@ -151,7 +151,7 @@ def main(
     """Rank-1 and mAP on real tracklets, and the full-frame footage as ranked tracks."""
     if not (shared / "data").is_dir():
         raise UsageError(f"{shared} has no real footage; name the folder with --shared")
-    backbones = backbone or [EFFICIENTNET, str(shared / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx"), DEFAULT]
+    backbones = backbone or [str(shared / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx"), DEFAULT]
     figures: dict[str, object] = {}
     print(f"{'footage':<12} {'backbone':<22} {'method':<14} {'queries':>7} {'rank-1':>7} {'rank-5':>7} {'mAP':>6}")
     with tempfile.TemporaryDirectory() as folder, connected():

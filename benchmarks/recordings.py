@@ -28,7 +28,7 @@ from rich.table import Table
 
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling, resize
-from pipeline.decoding.video import Piece, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from tests.recording_files import SIZE, Recording, barcodes, faults, matched, read_by_ffmpeg, sample_times
 from tests.recordings import KINDS
 
@@ -78,10 +78,10 @@ def silently_wrong(sound: Path, count: int, path: Path, decoder: Decoder, decord
         for start, size in rng.choice(packets, rng.integers(1, 4)):
             copy[start + rng.integers(4, min(size, 40))] ^= 1 << rng.integers(8)
         path.write_bytes(copy)
-        pieces = [event.frames for event in decoder.events(str(path)) if isinstance(event, Piece)]
+        chunks = [event.frames for event in decoder.events(str(path)) if isinstance(event, Chunk)]
         found = decord.read(path, EVERY_FRAME.rate)
-        if pieces and not isinstance(found, str):
-            wrong += found[0] != barcodes(np.concatenate(pieces).mean(axis=3).astype(np.uint8))
+        if chunks and not isinstance(found, str):
+            wrong += found[0] != barcodes(np.concatenate(chunks).mean(axis=3).astype(np.uint8))
     return wrong
 
 
@@ -92,8 +92,8 @@ def of_product(recording: Recording, whole: Decoder, sampled: Decoder) -> str:
         events = list(decoder.events(str(recording.path)))
         if said := [event.reason for event in events if isinstance(event, Rejected)]:
             return "right" if not recording.ids else f"said: {', '.join(said)}"
-        pieces = [event for event in events if isinstance(event, Piece)]
-        answers.append([np.concatenate([getattr(p, name) for p in pieces]) for name in ("frame_index", "time_s", "frames")])
+        chunks = [event for event in events if isinstance(event, Chunk)]
+        answers.append([np.concatenate([getattr(p, name) for p in chunks]) for name in ("frame_index", "time_s", "frames")])
     (numbers, times, frames), (some, their_times, their_frames) = answers
     if numbers.tolist() != list(range(len(numbers))):
         return "wrong: the frames are not numbered 0, 1, 2, ..."

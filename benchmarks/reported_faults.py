@@ -30,7 +30,7 @@ from rich.table import Table
 
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from tests.recording_files import (
     B_FRAMES,
     FRAMES,
@@ -360,7 +360,7 @@ def decoded(path: Path, rate: float, by: str) -> tuple[list[int], list[float], s
         for event in decoder.events(str(path)):
             if isinstance(event, Rejected):
                 refused = f"{event.reason}: {event.message.replace(str(path), 'FILE')}"
-            if isinstance(event, Piece):
+            if isinstance(event, Chunk):
                 if not ids and by == "colour":
                     colour = colour_off(event.frames[0], 0)
                 ids += barcodes(np.stack([gray(frame) for frame in event.frames]))

@@ -336,7 +336,7 @@ def scale(
     cameras: Annotated[int, typer.Option(help="Synthetic galleries: cameras.")] = SyntheticSettings.cameras,
     targets: Annotated[int, typer.Option(help="Targets of warm latencies.")] = 20,
     judged: Annotated[int, typer.Option(help="Targets whose exhaustive top 10 is found.")] = 16,
-    exact: Annotated[int, typer.Option(help="Targets of certified searches (--exact).")] = 8,
+    exact: Annotated[int, typer.Option(help="Targets of exact searches (--exact).")] = 8,
     cold: Annotated[int, typer.Option(help="Cold searches, and cold batches.")] = 5,
     actors: Annotated[int, typer.Option(help="Ray actors that search; 0: this process.")] = 0,
     like: Annotated[str | None, typer.Option(help="A gallery whose cosines synthetic ones are compared with.")] = None,

@@ -26,6 +26,7 @@ from benchmarks.scale_searches import (
 )
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.index.partition_files import encode_videos, segment_means
 from pipeline.index.versions import Index, open_index
 from pipeline.search.partitions import Partitions, opened_partitions
 from pipeline.search.search import search, search_many
@@ -64,7 +65,7 @@ def recall_step(plan: Plan, means: str) -> dict[str, Any]:
         whole = [ids_of(r) for r in search_many(gallery, index, partitions, targets, asked)]
         figures["recall_whole_shortlist"] = recall(exhaustive, whole)
         own = [ids_of(r) for r in search_many(gallery, index, partitions, targets, replace(everything, shortlist=best))]
-        figures |= certified(gallery, index, partitions, targets[: plan.exact], exhaustive)
+        figures |= exact_searches(gallery, index, partitions, targets[: plan.exact], exhaustive)
     figures["faiss_segments_recall"] = recall(exhaustive, own)
     vectors = video_means(gallery, index, Path(means))
     flat = faiss.IndexFlatL2(vectors.shape[1])
@@ -103,10 +104,10 @@ def recall(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> f
     return float(np.mean([len(set(w) & set(f)) / len(w) for w, f in zip(wanted, found, strict=True)]))
 
 
-def certified(
+def exact_searches(
     gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], exhaustive: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """Exact searches beside those of the 1 % shortlist in the same process: time, share of the videos scored and bounded."""
+    """Exact searches beside those of the 1 % shortlist in the same process."""
     if not targets:
         return {}
     usual = shortlist_of(index, USUAL_SHARE)
@@ -115,12 +116,9 @@ def certified(
         search(gallery, index, partitions, targets[0], settings)
     short = [timed(search, gallery, index, partitions, target, usual)[0] for target in targets]
     runs = [timed(search, gallery, index, partitions, target, exact) for target in targets]
-    proofs = [result.proof for _, result in runs]
     return {
         **latencies("exact", runs),
         "exact_to_shortlist_time": median([spent for spent, _ in runs]) / median(short),
-        "exact_scored_share": float(np.mean([proof.scored for proof in proofs])) / len(index.videos),
-        "exact_bounded_shares": [float(x) / len(index.videos) for x in np.mean([proof.bounded for proof in proofs], axis=0)],
         "exact_is_exhaustive": recall(exhaustive[: len(targets)], [ids_of(result) for _, result in runs]),
         "exact_targets": len(targets),
     }
@@ -128,7 +126,7 @@ def certified(
 
 def metric_of(index: Index) -> np.ndarray:
     """sqrt(-w), float32 [d_v]: times a value, what the score is a distance of. Raises UsageError for a head with w above 0."""
-    weight = index.head.score_row()[0].detach().numpy()
+    weight, _ = index.heads.score_row()
     if (weight > 0).any():
         raise UsageError(
             "the head has weights above 0: its score is no distance, and there is no mean of a video to compare with"
@@ -143,15 +141,12 @@ def video_means(gallery: Gallery, index: Index, place: Path) -> np.ndarray:
         return np.load(place)
     rows, length, stride = index.videos, index.settings.segment_length, index.settings.stride
     vectors = np.empty((len(rows), index.head.config.value_width), np.float32)
-    lengths = np.asarray(rows["sampled_frames"])
-    for positions, table in gallery.iter_features(rows):
-        values = [
-            index.head.values(torch.from_numpy(part.copy())) for part in np.array_split(feature_matrix(table), 32) if len(part)
-        ]
-        parts = torch.cat(values).split(lengths[positions].tolist())
-        for position, part in zip(positions, parts, strict=True):
-            cut = segment_frames(segment_starts(len(part), length, stride), length, len(part))
-            vectors[position] = part[torch.from_numpy(cut.ravel())].mean(dim=0).numpy()
+    cameras = rows["camera_id"].to_pylist()
+    for position, table in gallery.iter_videos(rows):
+        frames = np.array([len(table)])
+        _, values = encode_videos(index.heads, feature_matrix(table), frames, [cameras[position]])
+        cut = segment_frames(segment_starts(len(table), length, stride), length, len(table))
+        vectors[position] = segment_means(values, cut, index.heads.unit_encodings).mean(axis=0)
     vectors *= metric_of(index)
     np.save(place, vectors)
     return vectors

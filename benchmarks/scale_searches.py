@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.gallery.gallery import Gallery, feature_matrix
-from pipeline.gallery.video_ref import VideoRef
+from pipeline.gallery.gallery import Gallery
 from pipeline.index.versions import Index
 from pipeline.search.results import SearchResult
-from pipeline.search.targets import Target
+from pipeline.search.targets import Target, stored_target
 from pipeline.settings import SearchSettings
 
 BEST = 10
@@ -23,7 +22,7 @@ USUAL_SHARE = 0.01
 @dataclass(frozen=True)
 class Plan:
     """What is measured on one gallery. targets: for warm latencies; judged: for recall, since each is scored exhaustively; exact:
-    for certified searches; cold: searches and batches after the cache was dropped.
+    for exact searches; cold: searches and batches after the cache was dropped.
     """
 
     gallery: str
@@ -41,9 +40,7 @@ def some_targets(gallery: Gallery, index: Index, count: int, seed: int) -> list[
     chosen = np.random.default_rng([seed, len(index.videos)]).permutation(len(index.videos))[:count]
     targets = []
     for row in index.videos.take(pa.array(chosen)).to_pylist():
-        frames = gallery.read_video(row)
-        ref = VideoRef.of(row)
-        targets.append(Target(ref, feature_matrix(frames), np.asarray(frames["frame_index"]), np.asarray(frames["time_s"])))
+        targets.append(stored_target(row, gallery.read_video(row)))
     return targets
 
 

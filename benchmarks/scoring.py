@@ -105,8 +105,13 @@ def definition(target: TargetEncoding, keys: Tensor, values: Tensor, rows: Tenso
     """Logits [N, K] as METHOD section 1 says: an encoding for each pair of segments."""
     parts = []
     for block in rows.split(max(1, BLOCK // len(target.encodings))):
-        attention = (keys[block].to(target.bias.dtype) @ target.query_vectors.T).softmax(dim=1)  # [k, T, N]
-        encodings = attention.mT @ values[block].to(target.bias.dtype)  # [k, N, d_v]
+        seen = values[block].to(target.bias.dtype)  # [k, T, d_v]
+        heat = keys[block].to(target.bias.dtype) @ target.query_vectors.T  # [k, T, N]
+        if target.agreement:  # less what belongs to the target alone, which cancels
+            heat += target.agreement * (
+                (seen.square() @ target.weight)[..., None] - 2 * seen @ (target.weight * target.encodings).T
+            )
+        encodings = heat.softmax(dim=1).mT @ seen  # [k, N, d_v]
         parts.append((target.bias + (target.encodings - encodings).square() @ target.weight).T)
     return torch.cat(parts, dim=1)
 
@@ -255,7 +260,8 @@ def encode_target_in_float64(head: Coattention, features: Tensor) -> TargetEncod
         attention = head.attention(queries, head.keys(features.double()))
         encodings = head.encode(attention, head.values(features.double()))
         weight, bias = (part.detach() for part in head.score_row())
-    return TargetEncoding(queries, encodings, attention, weight, bias, encodings.mean(dim=0))
+    agreement = float(head.agreement.detach().clamp_min(0))
+    return TargetEncoding(queries, encodings, attention, weight, bias, encodings.mean(dim=0), agreement)
 
 
 def scoring(

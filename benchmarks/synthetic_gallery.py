@@ -27,7 +27,7 @@ import torch
 import typer
 
 from jobs.command_line import run
-from pipeline.backbone.runtime import BackboneSpec
+from pipeline.backbone.spec import BackboneSpec
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
 
@@ -275,11 +275,9 @@ def cosine_statistics(gallery: Gallery, videos: int = 2000, pairs: int = 20_000)
     rng = np.random.default_rng(0)
     rows = rows.take(pa.array(np.sort(_some_people(rng, rows, videos))))
     parts: dict[int, np.ndarray] = {}
-    for positions, table in gallery.iter_features(rows):
-        features = feature_matrix(table).astype(np.float32)
-        features /= np.linalg.norm(features, axis=1, keepdims=True)
-        ends = np.cumsum([rows["sampled_frames"][int(p)].as_py() for p in positions])
-        parts |= dict(zip(positions.tolist(), np.split(features, ends[:-1]), strict=True))
+    for position, frames in gallery.iter_videos(rows):
+        features = feature_matrix(frames).astype(np.float32)
+        parts[position] = features / np.linalg.norm(features, axis=1, keepdims=True)
     found: dict[str, np.ndarray] = {}
     for lag in (1, 8, 30):
         found[f"{lag} frames on"] = np.concatenate([(part[lag:] * part[:-lag]).sum(axis=1) for part in parts.values()])

@@ -5,18 +5,18 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
-from pipeline.backbone.runtime import DEFAULT, find_backbone
+from jobs.command_line import BACKBONE_HELP, Cameras, Endpoints, InsecureCluster, run
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
 from pipeline.datasets.read import read_labelled
-from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import Split, coattention_scores, judged_pairs
 from pipeline.gallery.audit import append_record
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import current_index, head_folder, head_for
+from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.run import ingest
 from pipeline.search.partitions import opened_partitions
 from pipeline.settings import IndexSettings, ScoreSettings
@@ -38,6 +38,7 @@ def calibrate(
         ScoreSettings.ratio
     ),
     normalise: Annotated[str, typer.Option(help="cohort or none, as in the searches that the calibration is for.")] = "cohort",
+    cameras: Cameras = "auto",
     name: Annotated[str | None, typer.Option(help="Name of the videos, for people who read a report [default: --data].")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
     insecure_cluster: InsecureCluster = False,
@@ -49,26 +50,18 @@ def calibrate(
     counts but a video with itself and one person under one camera. The error printed is that of people left out of the fit.
     """
     spec = find_backbone(backbone)
-    settings, score = IndexSettings(segment_length, stride), ScoreSettings(ratio, normalise=normalise)  # type: ignore[arg-type]
+    settings, score = IndexSettings(segment_length, stride, cameras=cameras), ScoreSettings(ratio, normalise=normalise)  # type: ignore[arg-type]
     labelled = read_labelled(data, part=part, endpoints=endpoint or ())
     gallery = Gallery.open_or_create(resolve(out).join("gallery").uri, GallerySettings(spec, sample_rate, None))
-    summary = ingest(
-        labelled.catalog,
-        gallery,
-        Sampling(rate=sample_rate, height=spec.height, width=spec.width),
-        address=Cluster(address, insecure_cluster),
-    )
+    cluster = Cluster(address, insecure_cluster)
+    summary = ingest(labelled.catalog, gallery, gallery_sampling(gallery), address=cluster)
     with head_folder(head) as folder:
         trained = head_for(gallery, folder)  # whatever calibration lies there is about to be replaced
     index = current_index(gallery, settings, trained) or build_index(gallery, settings, trained)
     if score.normalise == "cohort" and not index.cohort.usable:
         raise UsageError(f"{data} has too few videos to normalise scores by a cohort; give more, or --normalise none")
-    sources = frozenset(labelled.catalog.table["source_id"].to_pylist())
-    try:
-        pairs = judged_pairs(index.videos, [Split(labelled.queries, labelled.gallery, sources)])
-    except UsageError as error:
-        raise UsageError(f"{data}: {error}") from error
-    with opened_partitions(gallery, index, address=Cluster(address, insecure_cluster)) as partitions:
+    pairs = judged_pairs(index.videos, [Split.of(labelled)], data)
+    with opened_partitions(gallery, index, address=cluster) as partitions:
         scores = coattention_scores(gallery, index, partitions, pairs.query_rows, pairs.gallery_rows, score)
     persons = np.array([person or "" for person in index.videos["person_id"].to_pylist()], np.str_)
     q, g = np.nonzero(pairs.valid)
@@ -77,7 +70,7 @@ def calibrate(
         pairs.persons[q],
         persons[pairs.gallery_rows[g]],
         head=index.manifest["head"],
-        settings=settings_of(score, segment_length, stride),
+        settings=settings_of(score, segment_length, stride, cameras=cameras),
         bounded=score.aggregate == "mean",
         name=name or data,
     )

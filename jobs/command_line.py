@@ -5,6 +5,7 @@ import functools
 import gc
 import inspect
 import re
+import shlex
 import sys
 import time
 import unicodedata
@@ -16,8 +17,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pipeline import logs
-from pipeline.backbone.runtime import backbone_names
+from pipeline.backbone.spec import backbone_names
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.location import Location, resolve
 
 BACKBONE_HELP = f"Backbone by name ({', '.join(backbone_names())}), or the path of an ONNX file with a sidecar .json."
 DONE, FAILED, BAD_USAGE, SOME_REJECTED = 0, 1, 2, 3
@@ -32,6 +34,11 @@ Endpoints = Annotated[
         help="URL of an object store that uris in the data may name, besides those in this command; may be repeated.",
     ),
 ]
+Cameras = Annotated[
+    str,
+    typer.Option(help="auto takes off what each camera does to everybody it films; ignore does not tell cameras apart."),
+]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")]
 _JOINERS = "\u200c\u200d"  # Persian and Indian names are written with them
 LOG_FLAGS: dict[str, tuple[str | None, Any]] = {
     "log_format": (
@@ -141,11 +148,29 @@ def stop(sentence: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def as_called(command: str) -> str:
+    """The command line of this process as `python -m jobs.COMMAND ...`, for whoever wants to run it again."""
+    return shlex.join(["python", "-m", f"jobs.{command}", *sys.argv[1:]])
+
+
+def output_folder(out: str, what: str) -> Location:
+    """The folder that a command writes into, here or in a bucket. what: "results are written". Raises UsageError for a file."""
+    folder = resolve(out)
+    if folder.info().is_file:
+        raise UsageError(f"{out} is a file; {what} into a folder")
+    return folder
+
+
 def local_folder(path: Path) -> Path:
     """A folder that a command works in, here. Raises UsageError for the uri of a bucket."""
     if re.match(r"[a-z0-9]+:/", str(path)):
         raise UsageError(f"{path}: this command writes into a folder of this machine, not into a bucket")
     return path
+
+
+def now_words() -> str:
+    """This moment, for people."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def parse_time(text: str | None, zone: tzinfo = UTC) -> datetime | None:

@@ -1,24 +1,22 @@
 """Teach a small backbone by larger ones on unlabelled footage: python -m jobs.distil --data INPUT --teacher T.onnx --out W"""
 
-import re
-import shlex
-import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from jobs.command_line import Endpoints, run
+from jobs.command_line import Endpoints, as_called, now_words, output_folder, run
+from jobs.progress import RenewedLine, say
+from pipeline.backbone.export import check_name
 from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
-from pipeline.distillation.loop import DistillationSettings, Metrics, hints_phase, whole_phase
+from pipeline.distillation.loop import DistillationSettings, hints_phase, whole_phase
 from pipeline.distillation.run import Outcome, PoolSettings, distil
 from pipeline.distillation.teachers import HintTeacher, load_vector_teacher
 from pipeline.errors import UsageError
-from pipeline.storage.location import resolve
+from pipeline.training.loop import Metrics
 
 
 def main(
@@ -33,7 +31,7 @@ def main(
         typer.Option(help="OpenVINO network (.xml) or backbone (.onnx) whose vectors teach a branch of the student."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the backbone; OUT/NAME.onnx is written.")] = "distilled_osnet",
-    minutes_hints: Annotated[float, typer.Option(help="Minutes in which every piece learns on its own, on crops.", min=0)] = 20.0,
+    minutes_hints: Annotated[float, typer.Option(help="Minutes in which every part learns on its own, on crops.", min=0)] = 20.0,
     minutes_whole: Annotated[float, typer.Option(help="Minutes in which the whole learns, on whole frames.", min=0)] = 30.0,
     rate_hints: Annotated[float, typer.Option(help="Largest learning rate of the first phase.")] = 6e-3,
     rate_whole: Annotated[float, typer.Option(help="Largest learning rate of the second phase.")] = 1e-3,
@@ -59,13 +57,10 @@ def main(
     No labels are needed; person_id, where it is given, decides who is held out. Run again, it goes on where it was killed. The
     backbone goes wherever a backbone's path is asked for: python -m jobs.ingest INPUT --backbone OUT/NAME.onnx --gallery G
     """
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
-        raise UsageError(f"--name {name!r} is no file name of letters, digits, dots, dashes and underscores")
+    check_name(name)
     if "://" in out and not out.startswith("file://"):
         raise UsageError(f"{out} is not local; the pool is memory-mapped, so --out is a folder on a disk")
-    folder = resolve(out)
-    if folder.info().is_file:
-        raise UsageError(f"{out} is a file; a distillation is written into a folder")
+    folder = output_folder(out, "a distillation is written")
     if threads is not None:
         torch.set_num_threads(threads)
     settings = DistillationSettings(
@@ -77,10 +72,7 @@ def main(
         pool, frames, held_out_share, shares=tuple(share or ()), sampling=Sampling(rate=sample_rate), seed=seed
     )
     labelled = [read_labelled(source, part="train", endpoints=endpoint or ()) for source in data]
-    about = {
-        "command": shlex.join(["python", "-m", "jobs.distil", *sys.argv[1:]]),
-        "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-    }
+    about = {"command": as_called("distil"), "made_at": now_words()}
     outcome = distil(
         [source.catalog for source in labelled],
         Path(folder.path),
@@ -90,27 +82,24 @@ def main(
         pool_settings,
         settings,
         about,
-        ProgressLine(),
-        lambda metrics: print(describe_metrics(metrics), file=sys.stderr, flush=True),
+        Progress(),
+        lambda metrics: say(describe_metrics(metrics)),
     )
     print(describe(outcome))
 
 
-class ProgressLine:
-    """How far a stage is and how fast: a line every 10 s and one at its end."""
+class Progress:
+    """How far a stage is and how fast."""
 
     def __init__(self) -> None:
-        self.stage, self.began, self.first, self.last = "", 0.0, 0, 0.0
+        self.stage, self.began, self.first, self.line = "", 0.0, 0, RenewedLine()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
         if stage != self.stage:
-            self.stage, self.began, self.first, self.last = stage, now, done, now
-        if done < total and now - self.last < 10:
-            return
-        self.last = now
-        speed = f", {(done - self.first) / (now - self.began):.1f}/s" if now - self.began > 1 else ""
-        print(f"{stage}: {done} of {total}{speed}", file=sys.stderr, flush=True)
+            self.stage, self.began, self.first, self.line = stage, time.monotonic(), done, RenewedLine(at_once=False)
+        seconds = time.monotonic() - self.began
+        speed = f", {(done - self.first) / seconds:.1f}/s" if seconds > 1 else ""
+        self.line.show(f"{stage}: {done} of {total}{speed}", done >= total)
 
 
 def describe_metrics(metrics: Metrics) -> str:

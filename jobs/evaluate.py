@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.command_line import BACKBONE_HELP, Endpoints, InsecureCluster, run
-from pipeline.backbone.runtime import DEFAULT, find_backbone, parse_input_size
+from jobs.command_line import BACKBONE_HELP, Cameras, Endpoints, InsecureCluster, now_words, output_folder, run
+from jobs.progress import RenewedLine, time_left
+from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
 from pipeline.cluster import Cluster
 from pipeline.datasets.labelled import LabelledData
 from pipeline.datasets.read import read_labelled
-from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores
 from pipeline.evaluation.report import evaluation_text, render_evaluation
@@ -23,10 +23,11 @@ from pipeline.gallery.audit import append_record, check_policy, failures_recorde
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import current_index, find_head
+from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.run import ingest
 from pipeline.search.partitions import opened_partitions
 from pipeline.settings import IndexSettings, ScoreSettings
-from pipeline.storage.location import Location, resolve
+from pipeline.storage.location import Location
 
 SPLITS = 10  # of the data sets that are divided several times
 SCORE = ScoreSettings()  # its defaults
@@ -50,6 +51,7 @@ def evaluate(
     ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = SCORE.ratio,
     aggregate: Annotated[str, typer.Option(help="mean (compares videos of any length) or sum (as in the patent).")] = "mean",
     normalise: Annotated[str, typer.Option(help="Normalisation of scores: cohort, or none (the patent's).")] = SCORE.normalise,
+    cameras: Cameras = "auto",
     false_match_rate: Annotated[
         float, typer.Option(help="Share of the pairs of different persons that may pass the threshold to be found.")
     ] = 0.001,
@@ -76,13 +78,11 @@ def evaluate(
     Writes evaluation.json and evaluation.html. The evaluation is written to the gallery's audit log.
     """
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
-    settings = IndexSettings(segment_length, stride)
+    settings = IndexSettings(segment_length, stride, cameras=cameras)
     score = ScoreSettings(ratio, None, aggregate, normalise)  # type: ignore[arg-type] # checked there
     sizes = tuple(size.strip() for size in shortlists.split(",") if size.strip())
     figures = EvaluationSettings(false_match_rate, false_alarm_rate, sizes, bootstrap, seed)
-    folder = resolve(out)
-    if folder.info().is_file:
-        raise UsageError(f"{out} is a file; an evaluation is written into a folder")
+    folder = output_folder(out, "an evaluation is written")
     labelled = [
         read_labelled(data, part=part, protocol=protocol, split=number, first_half=first_half, endpoints=endpoint or ())
         for number in _splits(split)
@@ -93,24 +93,26 @@ def evaluate(
     why = {"reason": reason, "case": case, "started_at": started_at}
     cluster = Cluster(address, insecure_cluster)
     with failures_recorded(gallery, "evaluate", {"data": unicode_only(data)} | why):
-        sampling = Sampling(rate=sample_rate, height=spec.height, width=spec.width)
-        rejected = _ingest_all(labelled, gallery, sampling, cluster)
+        rejected = _ingest_all(labelled, gallery, cluster)
         trained, calibration = find_head(head, gallery)
         index = current_index(gallery, settings, trained, calibration)
         index = index or build_index(gallery, settings, trained, calibration=calibration)
-        try:
-            pairs = judged_pairs(index.videos, list(dict.fromkeys(map(_division, labelled))))  # data without splits: all are one
-        except UsageError as error:
-            raise UsageError(f"{data}: {error}") from error
+        splits = list(dict.fromkeys(map(Split.of, labelled)))  # data without splits: all are one
+        pairs = judged_pairs(index.videos, splits, data)
         keep: dict[str, Any] | None = {} if save_scores else None
+        line, began = RenewedLine(at_once=False, brief=False), time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            line.show(f"{done}/{total} queries scored, {time_left(time.monotonic() - began, done, total)}", done == total)
+
         with opened_partitions(gallery, index, address=cluster) as partitions:
-            judged = evaluate_index(gallery, index, partitions, pairs, score, figures, keep, ProgressLine())
+            judged = evaluate_index(gallery, index, partitions, pairs, score, figures, keep, progress)
     named = {"data": data, "model": index.model, "index_version": index.version, "rejected": rejected}
     asked = {"part": part, "protocol": protocol, "split": split, "first_half": first_half, "sample_rate": sample_rate}
     document = named | {
         "name": labelled[0].name,
         "notes": list(dict.fromkeys(note for one in labelled for note in one.notes)),
-        "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "made_at": now_words(),
         "untrained": index.untrained,
         "settings": asked | asdict(settings) | asdict(score) | asdict(figures),
         **judged,
@@ -131,40 +133,19 @@ def _splits(text: str) -> range:
     return range(int(text), int(text) + 1)
 
 
-def _ingest_all(labelled: list[LabelledData], gallery: Gallery, sampling: Sampling, cluster: Cluster) -> int:
+def _ingest_all(labelled: list[LabelledData], gallery: Gallery, cluster: Cluster) -> int:
     """Bring the videos of all splits into the gallery; returns how many inputs were rejected."""
     for one in labelled:
-        summary = ingest(one.catalog, gallery, sampling, address=cluster)
+        summary = ingest(one.catalog, gallery, gallery_sampling(gallery), address=cluster)
         if summary.unaccounted:
             print(f"{summary.unaccounted} inputs were lost on the way; run the same command again", file=sys.stderr)
     sources = {source for one in labelled for source in one.catalog.table["source_id"].to_pylist()}
     return len(sources & set(gallery.snapshot().rejects["source_id"].to_pylist()))
 
 
-def _division(one: LabelledData) -> Split:
-    return Split(one.queries, one.gallery, frozenset(one.catalog.table["source_id"].to_pylist()))
-
-
 def _write(document: dict[str, Any], folder: Location) -> None:
     folder.join("evaluation.json").write_atomically(json.dumps(document, indent=1, allow_nan=False).encode())
     folder.join("evaluation.html").write_atomically(render_evaluation(document).encode("utf-8", "replace"))
-
-
-class ProgressLine:
-    """Queries done and time left: one line that renews itself, or one every 10 s into a log."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.began = self.last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self.last < (0.5 if self.terminal else 10) and not (done == total and self.last > self.began):
-            return
-        self.last = now
-        line = f"{done}/{total} queries scored, {(now - self.began) / done * (total - done):.0f} s left"
-        ends = "\n" if done == total or not self.terminal else ""
-        print(f"\r\x1b[K{line}" if self.terminal else line, end=ends, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

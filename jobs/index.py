@@ -1,12 +1,12 @@
 """Build and publish an index version of a gallery: python -m jobs.index --gallery G"""
 
-import sys
 import time
 from typing import Annotated
 
 import typer
 
-from jobs.command_line import InsecureCluster, run
+from jobs.command_line import Cameras, InsecureCluster, run
+from jobs.progress import say
 from pipeline.cluster import Cluster
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
@@ -25,6 +25,7 @@ def index(
     prefilter: Annotated[
         str, typer.Option(help="How a shortlist is found: exact, compressed, or auto (exact up to 500,000 segments).")
     ] = "auto",
+    cameras: Cameras = "auto",
     force: Annotated[
         bool, typer.Option("--force", "--rebuild", help="Build everything anew, even if nothing has changed, with a new cohort.")
     ] = False,
@@ -41,7 +42,7 @@ def index(
     """
     began = time.monotonic()
     opened = Gallery.open(gallery)
-    settings = IndexSettings(segment_length, stride, partition_videos, prefilter)
+    settings = IndexSettings(segment_length, stride, partition_videos, prefilter, cameras)
 
     trained, calibration = find_head(head, opened)
     current = None if force else current_index(opened, settings, trained, calibration)
@@ -52,12 +53,16 @@ def index(
         advise(current)
         return
 
-    def progress(done: int, total: int) -> None:
-        print(f"{done}/{total} videos indexed", file=sys.stderr, flush=True)
-
     base = None if force else extensible_index(opened, settings, trained)
     built = build_index(
-        opened, settings, trained, progress, calibration, base=base, workers=workers, address=Cluster(address, insecure_cluster)
+        opened,
+        settings,
+        trained,
+        lambda done, total: say(f"{done}/{total} videos indexed"),
+        calibration,
+        base=base,
+        workers=workers,
+        address=Cluster(address, insecure_cluster),
     )
     manifest = built.manifest
     print(f"index {built.version} of {gallery}")

@@ -1,13 +1,15 @@
 """Decode and embed videos into a gallery: python -m jobs.ingest INPUT --gallery G"""
 
+import functools
 import sys
-import time
 from typing import Annotated
 
 import typer
 
 from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Endpoints, InsecureCluster, printable, run
-from pipeline.backbone.runtime import DEFAULT, EFFICIENTNET, find_backbone, load_backbone, parse_input_size
+from jobs.progress import RenewedLine, say, time_left
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
 from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
@@ -77,9 +79,13 @@ def ingest(
         int | None, typer.Option(help="Decoding actors [default: with GPUs half the CPUs, else the embedding actors decode].")
     ] = None,
     embedders: Annotated[int | None, typer.Option(help="Embedding actors [default: one a GPU, else one a CPU].")] = None,
-    shard_pieces: Annotated[
+    shard_chunks: Annotated[
         int | None,
-        typer.Option(help="Pieces (about: videos) of a shard and commit [default: a 20th of the inputs, 16 to 512].", min=1),
+        typer.Option(
+            "--shard-pieces",
+            help="Chunks of frames (about: videos) of a shard and commit [default: a 20th of the inputs, 16 to 512].",
+            min=1,
+        ),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
     insecure_cluster: InsecureCluster = False,
@@ -107,21 +113,19 @@ def ingest(
         memory_limit=memory_limit << 20,
         cpu_limit=cpu_limit,
     )
-    workers = Workers(decoders=decoders, embedders=embedders, shard_pieces=shard_pieces)
+    workers = Workers(decoders=decoders, embedders=embedders, shard_chunks=shard_chunks)
     catalog = read_catalog(source, roots=root, endpoints=endpoint)
-    if spec.name != EFFICIENTNET:
-        load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
+    load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate, catalog.reach.roots))
     for file in forgotten or ():
         if gone := take_forgotten(opened, file):
             print(f"{len(gone)} videos of this gallery stand in {printable(file)} and were forgotten", file=sys.stderr)
     if not_read := catalog.not_read():
         print(printable(f"not read: {not_read}"), file=sys.stderr)
-    print(
-        f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...", file=sys.stderr, flush=True
-    )
+    say(f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...")
+    progress = functools.partial(show, RenewedLine())
     summary = run_ingest(
-        *(catalog, opened, sampling, workers, retry_rejected, ProgressLine(), Cluster(address, insecure_cluster), source),
+        *(catalog, opened, sampling, workers, retry_rejected, progress, Cluster(address, insecure_cluster), source),
         update=update,
         quiet_period=quiet_period,
     )
@@ -132,27 +136,12 @@ def ingest(
         raise typer.Exit(SOME_REJECTED)
 
 
-class ProgressLine:
-    """Videos done, rejected, frames a second and time left: one line that renews itself, or one every 10 s into a log."""
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.last = 0.0
-
-    def __call__(self, state: IngestProgress) -> None:
-        finished = state.done == state.total
-        if not finished and time.monotonic() - self.last < (0.5 if self.terminal else 10):
-            return
-        self.last = time.monotonic()
-        speed = f"{state.frames / state.seconds:.0f} frames/s" if state.seconds >= 1 else "speed unknown"
-        left = f"{state.seconds / state.done * (state.total - state.done):.0f} s left" if state.done else "time left unknown"
-        line = f"{state.done}/{state.total} videos, {state.rejected} rejected, {state.frames} frames, {speed}, {left}"
-        print(
-            f"\r\x1b[K{line}" if self.terminal else line,
-            end="\n" if finished or not self.terminal else "",
-            file=sys.stderr,
-            flush=True,
-        )
+def show(line: RenewedLine, state: IngestProgress) -> None:
+    """Videos done, rejected, frames a second and time left."""
+    speed = f"{state.frames / state.seconds:.0f} frames/s" if state.seconds >= 1 else "speed unknown"
+    left = time_left(state.seconds, state.done, state.total)
+    words = f"{state.done}/{state.total} videos, {state.rejected} rejected, {state.frames} frames, {speed}, {left}"
+    line.show(words, state.done == state.total)
 
 
 def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -> str:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from jobs.command_line import Endpoints, InsecureCluster, parse_time, printable, run
+from jobs.command_line import Endpoints, InsecureCluster, output_folder, parse_time, printable, run
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Box
@@ -19,7 +19,6 @@ from pipeline.search.results import SearchResult
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import Whom
 from pipeline.settings import ScoreSettings, SearchSettings
-from pipeline.storage.location import resolve
 from pipeline.time_windows import span_words
 
 
@@ -41,6 +40,9 @@ def search(
     whole_picture: Annotated[
         bool, typer.Option(help="Search for a target as it is even if it looks like a whole scene rather than one person.")
     ] = False,
+    target_camera: Annotated[
+        str | None, typer.Option(help="Camera id of the gallery that filmed the targets, where they come from outside it.")
+    ] = None,
     frame_rate: Annotated[
         float | None, typer.Option(help="Frames a second of a target that carries no times, such as raw H.264.")
     ] = None,
@@ -59,9 +61,7 @@ def search(
     ] = str(SearchSettings.patience),
     exact: Annotated[
         bool,
-        typer.Option(
-            help="The true first leads of all eligible videos, with a proof: scores all (without a C compiler, by bounds)."
-        ),
+        typer.Option(help="The true first leads of all eligible videos: all of them are scored."),
     ] = False,
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera id; may be given again.")] = None,
     other_cameras: Annotated[bool, typer.Option(help="Leave out the target's own camera.")] = False,
@@ -134,10 +134,10 @@ def search(
     )
     if actors is not None and actors < 0:
         raise UsageError(f"actors must be 0 or more, not {actors}")
-    whom = Whom(_box(box), at, boxes, track, whole_picture)
+    whom = Whom(_box(box), at, boxes, track, whole_picture, target_camera)
     Sampling(time_limit=time_limit, frame_rate=frame_rate)  # raises UsageError
-    if out is not None and resolve(out).info().is_file:
-        raise UsageError(f"{out} is a file; results are written into a folder")
+    if out is not None:
+        output_folder(out, "results are written")
     answer = run_search(
         *(Gallery.open(gallery), targets, settings, reason, case),
         whom=whom,
@@ -179,7 +179,7 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, "
         f"{result.scored} {f'of {result.scored + result.passed_over} shortlisted ' if result.passed_over else ''}"
         f"scored in full, {result.seconds:.2f} s",
-        *_proof(result),
+        *(["exact: every eligible video was scored"] if result.exact else []),
         *([result.untimed_words] if result.untimed_words else []),
         f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} seen"
         if result.leads
@@ -203,14 +203,6 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         hits = sum(lead.video.person_id == target.person_id for lead in result.leads)
         lines.append(f"      * the label is the target's: {hits} of the {len(result.leads)} leads")
     return "\n".join(map(printable, lines))
-
-
-def _proof(result: SearchResult) -> list[str]:
-    if (proof := result.proof) is None:
-        return []
-    if proof.scored == result.eligible:
-        return ["exact: every eligible video was scored"]
-    return [f"exact: no other video can score above {proof.largest_bound:.4f}; the last lead has {proof.threshold:.4f}"]
 
 
 def _shortlist(text: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Ray takes half a second to import: only what connects does.
 import contextlib
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, first_line
 
 CONNECT_SECONDS = 10.0
 _PROBES = {False: "/ray.rpc.InternalKVGcsService/InternalKVExists", True: "/ray.rpc.RayletDriver/ClusterInfo"}
@@ -84,6 +85,30 @@ def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> 
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def worker_errors(died: str) -> Iterator[None]:
+    """While tasks or actors are waited for: a PipelineError of theirs is raised here, and `died` as one where one died."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PipelineError):
+            raise error.cause from error
+        raise
+    except ray.exceptions.RayError as error:
+        raise PipelineError(died) from error
+
+
+def words_of(error: BaseException) -> str:
+    """What a Ray worker's error comes down to. Only its text crosses the processes, so it is read from the traceback in it."""
+    text = str(error).strip()
+    ours = re.findall(r"^pipeline(?:\.\w+)+\.\w+Error: (.*)$", text, re.MULTILINE)
+    others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", text, re.MULTILINE)
+    found = ours or [line for line in others if "UserCodeException" not in line]
+    return found[-1] if found else f"{type(error).__name__}: {first_line(error)}"
+
+
 def _address(cluster: Cluster | str | None) -> str | None:
     return (cluster.address if isinstance(cluster, Cluster) else cluster) or os.environ.get("RAY_ADDRESS")
 
@@ -92,7 +117,7 @@ def _not_connected(error: Exception, address: str | None) -> PipelineError:
     """Ray's failure in one sentence."""
     import ray
 
-    cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    cause = first_line(error)
     if isinstance(error, ray.exceptions.AuthenticationError):
         return UsageError(
             f"the Ray cluster at {address!r} wants a token: set RAY_AUTH_MODE=token, and put the cluster's token into "

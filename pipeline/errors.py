@@ -19,3 +19,12 @@ class VideoError(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; of which kind it is where it says nothing.
+
+    >>> first_line(ValueError("no number\\nand more")), first_line(KeyboardInterrupt())
+    ('no number', 'KeyboardInterrupt')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

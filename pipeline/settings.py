@@ -12,6 +12,7 @@ from pipeline.segments import segment_starts
 from pipeline.time_windows import moment_words
 
 PREFILTERS = ("auto", "exact", "compressed")
+CAMERAS = ("auto", "ignore")
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
 
 
@@ -21,12 +22,14 @@ class IndexSettings:
 
     prefilter: "exact" compares a target with the mean of every segment; "compressed" with those in the nearest inverted lists, as
     product-quantised vectors; "auto" is compressed where a new index has more than FLAT_SEGMENTS segments.
+    cameras: "auto" takes off what each camera does to everybody (`pipeline.coattention.cameras`); "ignore" does not.
     """
 
     segment_length: int = 8
     stride: int = 4
     partition_videos: int = 20_000
     prefilter: str = "auto"
+    cameras: str = "auto"
 
     def __post_init__(self) -> None:
         segment_starts(1, self.segment_length, self.stride)  # raises UsageError for sizes below 1
@@ -34,6 +37,8 @@ class IndexSettings:
             raise UsageError(f"a segment has at most {LONGEST_SEGMENT} frames, not {self.segment_length}")
         if self.prefilter not in PREFILTERS:
             raise UsageError(f"a prefilter is one of {', '.join(PREFILTERS)}, not {self.prefilter!r}")
+        if self.cameras not in CAMERAS:
+            raise UsageError(f"cameras are told apart by auto or by ignore, not by {self.cameras!r}")
         if self.partition_videos < 1:
             raise UsageError(f"a partition holds at least 1 video, not {self.partition_videos}")
 
@@ -55,7 +60,7 @@ class ScoreSettings:
     Raises UsageError for values outside these ranges.
     """
 
-    ratio: float = 0.05
+    ratio: float = 0.1
     threshold: float | None = None
     aggregate: Literal["mean", "sum"] = "mean"
     normalise: Literal["cohort", "none"] = "cohort"
@@ -84,8 +89,7 @@ class SearchSettings:
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
     expected_matches: on how many eligible videos the person is expected, the prior of the probabilities. exact: the true first
-    `top` of all eligible videos, with a proof. bounded: by bounds, from the shortlist on, rather than by scoring everything;
-    None: where there is no kernel, without which bounds are the faster way.
+    `top` of all eligible videos, which are all scored, whatever the patience.
     """
 
     top: int = 20
@@ -93,7 +97,6 @@ class SearchSettings:
     shortlist_share: float = 0.01
     patience: int | None = 1000
     exact: bool = False
-    bounded: bool | None = None
     cameras: tuple[str, ...] = ()
     other_cameras: bool = False
     after: datetime | None = None

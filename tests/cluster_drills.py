@@ -19,13 +19,14 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from pipeline.backbone.runtime import find_backbone, load_backbone
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import find_backbone
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery, feature_matrix
-from pipeline.ingest.pieces import decode_source
+from pipeline.ingest.stages import decode_source
 from pipeline.retention.verify import verify_gallery
 from tests.two_nodes import HEAD, WORKER, TwoNodes, find_processes, kill_process, start_again
 
@@ -63,9 +64,9 @@ def undisturbed(clips: Path, backbone: Path) -> Expected:
     with Decoder(Sampling(height=spec.height, width=spec.width)) as decoder:
         for row in read_catalog(str(clips)).table.to_pylist():
             rows = decode_source(decoder, row)
-            pieces = [piece for piece in rows if piece["kind"] == "piece"]
-            frames = [piece["frames"] for piece in pieces]
-            index = np.concatenate([piece["frame_index"] for piece in pieces]).astype(np.int32)
+            chunks = [chunk for chunk in rows if chunk["kind"] == "chunk"]
+            frames = [chunk["frames"] for chunk in chunks]
+            index = np.concatenate([chunk["frame_index"] for chunk in chunks]).astype(np.int32)
             found[row["source_id"]] = (index, network.embed(np.concatenate(frames)))
     return found
 

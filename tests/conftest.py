@@ -18,7 +18,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from onnx import TensorProto, helper
 
-from pipeline.backbone.runtime import BackboneSpec
+from pipeline.backbone.spec import BackboneSpec
 from pipeline.decoding.sampling import Sampling
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.scoring import compiled

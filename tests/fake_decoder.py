@@ -9,14 +9,17 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.decoding import child as decoder_child
+from pipeline.decoding.messages import Job
 from pipeline.decoding.opening import Opened
-from pipeline.decoding.reading import Alive
+from pipeline.decoding.reading import Heartbeat
+from pipeline.decoding.requests import Request
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Event, Request
+from pipeline.decoding.video import Event
 
 
 class Taken:
@@ -51,9 +54,9 @@ DEEDS: dict[str, Callable[[], object]] = {
     "a module is missing": lambda: importlib.import_module("no_such_module") and None,
     "damage": lambda: raise_(ValueError("made up")),
     "a pickle": lambda: say(pickle.dumps(Taken())),
-    "nonsense": lambda: say(b'["Piece", [1, 2]]'),
+    "nonsense": lambda: say(b'["Chunk", [1, 2]]'),
     "too many frames": lambda: say(
-        b'["Piece", {"track": null, "number": 0, "last": true, "frame_index": [%s], "time_s": [%s], "frames": null}]'
+        b'["Chunk", {"track": null, "number": 0, "last": true, "frame_index": [%s], "time_s": [%s], "frames": null}]'
         % ((b"0" + b",0" * 99,) * 2)
     ),
     "half a message": lambda: os.write(int(sys.argv[-2]), struct.pack("!i", 1000) + b"half") and time.sleep(3600),
@@ -67,12 +70,20 @@ class Misbehaving:
     request: Request
     uri: str
 
-    def answer(self, sampling: Sampling, alive: Alive, opened: Opened) -> Iterator[Event]:
-        DEEDS.get(Path(opened.name).stem, lambda: None)()
-        yield from self.request.answer(sampling, alive, opened)
+    def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, *others: Any) -> Iterator[Event]:
+        name = Path(opened.name).stem
+        DEEDS.get(name, lambda: None)()
+        for _ in range(20 if name == "slow and alive" else 0):
+            time.sleep(0.2)
+            heartbeat()
+        yield from self.request.answer(opened, sampling, heartbeat, *others)
 
 
 def main(channel: int, memory: int) -> None:
     events = decoder_child._events
-    decoder_child._events = lambda request, *others: events(Misbehaving(request, request.uri), *others)
+
+    def misbehaving(job: Job, *others: Any) -> Iterator[Event]:
+        return events(replace(job, request=Misbehaving(job.request, job.request.uri)), *others)  # type: ignore[arg-type]
+
+    decoder_child._events = misbehaving
     decoder_child.main(channel, memory)

@@ -18,7 +18,7 @@ from pyarrow import parquet
 from pipeline.catalog.inputs import REJECT_REASONS
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Event, Piece, Rejected, VideoInfo
+from pipeline.decoding.video import Chunk, Event, Rejected, VideoInfo
 from pipeline.gallery.gallery import Gallery
 from tests.conftest import save_toy_backbone
 from tests.mutants import Mutant
@@ -65,13 +65,13 @@ class Judge:
         events = list[Event]()
         try:
             for event in self.decoder.events(str(mutant.path), None if mutant.boxes is None else str(mutant.boxes)):
-                events.append(replace(event, frames=event.frames[:, :1, :1].copy()) if isinstance(event, Piece) else event)
+                events.append(replace(event, frames=event.frames[:, :1, :1].copy()) if isinstance(event, Chunk) else event)
             faults += event_faults(events)
         except Exception as error:
             faults.append(f"the decoder raised {type(error).__name__}: {error}")
         seconds, peak = time.monotonic() - began, self._peak_so_far()
         rejected = [event for event in events if isinstance(event, Rejected)]
-        accepted = any(isinstance(event, Piece) for event in events) and not any(event.track is None for event in rejected)
+        accepted = any(isinstance(event, Chunk) for event in events) and not any(event.track is None for event in rejected)
         if not accepted and rejected:
             result, message = rejected[-1].reason, rejected[-1].message
         if seconds > self.most_seconds:
@@ -105,7 +105,7 @@ def event_faults(events: list[Event]) -> list[str]:
     """What is wrong with the events of one source: that it is accepted or rejected once, and how its frames are numbered."""
     faults = []
     rejected = [event for event in events if isinstance(event, Rejected)]
-    found = [event for event in events if isinstance(event, Piece)]
+    found = [event for event in events if isinstance(event, Chunk)]
     whole = [event for event in rejected if event.track is None]
     if not found and not rejected:
         faults.append("it was neither accepted nor rejected")
@@ -121,15 +121,15 @@ def event_faults(events: list[Event]) -> list[str]:
     for info in infos:
         if not (0 < info.fps < math.inf and info.source_frames > 0 and info.width > 0 and info.height > 0):
             faults.append(f"an impossible description: {info}")
-    for track in {piece.track for piece in found}:
-        own = [piece for piece in found if piece.track == track]
-        index, times = (np.concatenate([getattr(piece, name) for piece in own]) for name in ("frame_index", "time_s"))
-        if [piece.number for piece in own] != list(range(len(own))) or (
+    for track in {chunk.track for chunk in found}:
+        own = [chunk for chunk in found if chunk.track == track]
+        index, times = (np.concatenate([getattr(chunk, name) for chunk in own]) for name in ("frame_index", "time_s"))
+        if [chunk.number for chunk in own] != list(range(len(own))) or (
             not whole and [p.last for p in own] != [False] * (len(own) - 1) + [True]
         ):
-            faults.append(f"pieces of track {track} do not join up")
+            faults.append(f"chunks of track {track} do not join up")
         if (
-            sum(len(piece.frames) for piece in own) != len(index)
+            sum(len(chunk.frames) for chunk in own) != len(index)
             or len(index) != len(times)
             or np.any(np.diff(index) <= 0)
             or not np.all(np.isfinite(times))

@@ -16,6 +16,7 @@ class Oracle:
     normalise_values: bool = False
     normalisation: str = "sigmoid"
     negative_weight: bool = False
+    unit_encodings: bool = False
 
     def __post_init__(self):
         self.weights = {name: np.asarray(array, dtype=np.float64) for name, array in self.weights.items()}
@@ -54,32 +55,46 @@ class Oracle:
             hidden = np.array([sigmoid(gates[3 * width + u]) * math.tanh(cell[u]) for u in range(width)])
         return self.linear("query", hidden)
 
-    def attention(self, query_vector, segment):
-        """Softmax over time of the heat map [T]."""
+    def attention(self, query_vector, segment, target_encoding=None):
+        """Softmax over time of the heat map [T], 0 for a frame that only repeats the one before it.
+
+        target_encoding: for a candidate's segment, whose frames are also judged by how they agree with the target.
+        """
         heat = [float(query_vector @ key) for key in self.keys(segment)]
-        exponentials = [math.exp(s - max(heat)) for s in heat]
+        if target_encoding is not None:
+            row, _ = self.row()
+            beta = max(float(self.weights["agreement"]), 0.0)
+            distances = [row @ (target_encoding - value) ** 2 for value in self.values(segment)]
+            heat = [s + beta * distance for s, distance in zip(heat, distances, strict=True)]
+        repeated = [t > 0 and np.array_equal(segment[t], segment[t - 1]) for t in range(len(segment))]
+        exponentials = [0.0 if again else math.exp(s - max(heat)) for s, again in zip(heat, repeated, strict=True)]
         return np.array(exponentials) / math.fsum(exponentials)
 
-    def encoding(self, query_vector, segment):
-        return sum(a * v for a, v in zip(self.attention(query_vector, segment), self.values(segment), strict=True))
+    def encoding(self, query_vector, segment, target_encoding=None):
+        attention = self.attention(query_vector, segment, target_encoding)
+        encoding = sum(a * v for a, v in zip(attention, self.values(segment), strict=True))
+        return unit(encoding) if self.unit_encodings else encoding
+
+    def row(self):
+        """The weights of the squared differences [d_v], and the bias."""
+        weight, bias = self.weights["classifier.weight"], self.weights["classifier.bias"]
+        softmax = self.normalisation == "softmax"
+        row = weight[1] - weight[0] if softmax else weight[1]
+        row = np.array([-math.log1p(math.exp(r)) for r in row]) if self.negative_weight else row
+        return row, bias[1] - bias[0] if softmax else bias[1]
 
     def score(self, target_segment, candidate_segment):
         query_vector = self.query_vector(target_segment)
-        difference = self.encoding(query_vector, target_segment) - self.encoding(query_vector, candidate_segment)
+        target_encoding = self.encoding(query_vector, target_segment)
+        difference = target_encoding - self.encoding(query_vector, candidate_segment, target_encoding)
         if self.negative_weight:
-            return self.score_of_negative_row(difference**2)
+            row, bias = self.row()
+            return sigmoid(bias + row @ difference**2)
         different, same = self.linear("classifier", difference**2)
         if self.normalisation == "softmax":
             top = max(different, same)
             return math.exp(same - top) / (math.exp(same - top) + math.exp(different - top))
         return sigmoid(same)
-
-    def score_of_negative_row(self, squares):
-        weight, bias = self.weights["classifier.weight"], self.weights["classifier.bias"]
-        softmax = self.normalisation == "softmax"
-        row = weight[1] - weight[0] if softmax else weight[1]
-        constant = bias[1] - bias[0] if softmax else bias[1]
-        return sigmoid(constant + sum(-math.log1p(math.exp(r)) * square for r, square in zip(row, squares, strict=True)))
 
     def scores(self, target, candidate):
         """[N, K] scores of target segments against candidate segments, each a list of [T, D]."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.cluster import Cluster, cluster_is_named, connected
+from pipeline.cluster import Cluster, cluster_is_named, connected, words_of, worker_errors
 from pipeline.errors import PipelineError, UsageError
 
 CHECKOUT = Path(__file__).parents[1]
@@ -137,7 +138,9 @@ def test_the_steps_of_one_machine_give_a_cluster_that_wants_its_token(tmp_path: 
     steps[-1] = steps[-1].replace("ray start", "exec ray start") + f" --block --num-cpus 1 {own}"
     environment = {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "LANG": "C.UTF-8"}
     with (tmp_path / "said").open("w") as said:
-        head = subprocess.Popen(["bash", "-euc", "\n".join(steps)], env=environment, cwd=tmp_path, stdout=said, stderr=said)
+        head = subprocess.Popen(
+            ["bash", "-euc", "\n".join(steps)], env=environment, cwd=tmp_path, stdout=said, stderr=said, start_new_session=True
+        )
     try:
         token = tmp_path / ".ray/auth_token"
         status, end = 0, time.monotonic() + 120
@@ -148,7 +151,11 @@ def test_the_steps_of_one_machine_give_a_cluster_that_wants_its_token(tmp_path: 
         assert token.stat().st_mode & 0o777 == 0o600
     finally:
         head.terminate()  # with --block it ends what it started
-        head.wait(30)
+        try:
+            head.wait(120)
+        except subprocess.TimeoutExpired:  # a machine under load: nothing stays behind all the same
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -176,3 +183,29 @@ def asked(port: int, token: str | None) -> int:
         return refused.code
     except OSError:
         return 0
+
+
+def test_what_a_worker_says_is_said_and_what_it_cannot_say_any_more_too() -> None:
+    ours = ray.exceptions.RayTaskError("build", "traceback", PipelineError("the shard is damaged"))
+    with pytest.raises(PipelineError, match=r"^the shard is damaged$"), worker_errors("a worker died"):
+        raise ours
+    with pytest.raises(PipelineError, match=r"^a worker died$"), worker_errors("a worker died"):
+        raise ray.exceptions.ActorDiedError
+    with pytest.raises(PipelineError, match=r"^a worker died$"), worker_errors("a worker died"):
+        raise ray.exceptions.OutOfMemoryError("killed")
+    fault = ray.exceptions.RayTaskError("build", "traceback", ZeroDivisionError("a fault of the program"))
+    with pytest.raises(ray.exceptions.RayTaskError), worker_errors("a worker died"):
+        raise fault
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ray::embed()\npipeline.errors.PipelineError: no backbone\nray.exceptions.RayTaskError: x", "no backbone"),
+        ("ray::f()\ntorch.OutOfMemoryError: full\nray.exceptions.UserCodeException: UDF failed", "torch.OutOfMemoryError: full"),
+        ("  the node is gone\nmore", "RuntimeError: the node is gone"),
+        ("", "RuntimeError: RuntimeError"),
+    ],
+)
+def test_a_workers_error_is_told_from_its_text(text: str, words: str) -> None:
+    assert words_of(RuntimeError(text)) == words

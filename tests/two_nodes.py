@@ -22,12 +22,12 @@ CHECKOUT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
 HEAD, WORKER = 0, 1
 PROCESSES = {  # kind of kill -> what its processes are called
-    "decode actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Decode\)"),
+    "decode actor": re.compile(r"ray::MapWorker\(MapBatches\(DecodeSources\)"),
     "decoder child": re.compile(r"pipeline\.decoding\.child"),
-    "embed actor": re.compile(r"ray::MapWorker\(MapBatches\(\w*Embed\)"),
-    "writer": re.compile(r"ray::MapWorker\(MapBatches\(\w*Write"),
-    "join task": re.compile(r"ray::join_pieces"),
-    "counter": re.compile(r"ray::_Counter"),
+    "embed actor": re.compile(r"ray::MapWorker\(MapBatches\((EmbedChunks|DecodeAndEmbed)\)"),
+    "writer": re.compile(r"ray::MapWorker\(MapBatches\(WriteShards\)"),
+    "join task": re.compile(r"ray::join_chunks"),
+    "counter": re.compile(r"ray::FrameCounter"),
     "search actor": re.compile(r"ray::_PartitionsActor"),
 }
 

@@ -14,7 +14,7 @@ from pipeline.index.versions import open_index
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
-from pipeline.settings import IndexSettings, SearchSettings
+from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
 from tests.conftest import add_videos, people_features, threads_of_torch, toy_spec
 
 TARGET = "v000"
@@ -24,7 +24,8 @@ def found(gallery: Gallery) -> list[tuple[str, float]]:
     """Ids and scores of the leads for TARGET."""
     index = open_index(gallery)
     with threads_of_torch(1), opened_partitions(gallery, index, actors=0) as partitions:
-        result = search(gallery, index, partitions, gallery_target(gallery, TARGET), SearchSettings(shortlist=None))
+        settings = SearchSettings(shortlist=None, score=ScoreSettings(0.05))  # the share of the first release
+        result = search(gallery, index, partitions, gallery_target(gallery, TARGET), settings)
     return [(lead.video.video_id, round(lead.score, 5)) for lead in result.leads]
 
 

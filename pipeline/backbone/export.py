@@ -1,9 +1,11 @@
-"""A trained OSNet as a backbone: an ONNX file that gives torch's numbers, with the sidecar that `runtime` reads."""
+"""A trained OSNet as a backbone: an ONNX file that gives torch's numbers, with the sidecar that `spec` reads."""
 
 import copy
+import io
 import json
-import tempfile
+import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.osnet import OSNet
-from pipeline.backbone.runtime import BackboneSpec
-from pipeline.errors import PipelineError
+from pipeline.backbone.spec import BackboneSpec
+from pipeline.errors import PipelineError, UsageError
 from pipeline.storage.location import resolve
 
 TOLERANCE = 1e-4  # largest difference between ONNX Runtime's numbers and torch's
 OPSET = 17
+
+
+def check_name(name: str, taken: Sequence[str] = ()) -> None:
+    """Raise UsageError for a backbone's name that is no file name everywhere, or that is one of the names taken."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise UsageError(f"--name {name!r} is no file name of letters, digits, dots, dashes and underscores")
+    if name in taken:
+        raise UsageError(f"--name {name}: a backbone of that name ships; give another")
 
 
 def scaled_features(network: OSNet, scale: Tensor) -> OSNet:
@@ -40,20 +50,7 @@ def export_backbone(network: OSNet, preprocessing: BackboneSpec, path: str | Pat
     """
     path = Path(path)
     network = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        exported = Path(folder, path.name)
-        torch.onnx.export(
-            network,
-            (torch.zeros(2, 3, preprocessing.height, preprocessing.width),),
-            str(exported),
-            dynamo=False,
-            input_names=["frames"],
-            output_names=["features"],
-            dynamic_axes={"frames": {0: "n", 2: "height", 3: "width"}, "features": {0: "n"}},
-            opset_version=OPSET,
-        )
-        content = exported.read_bytes()
+    content = to_onnx(network, preprocessing.height, preprocessing.width)
     difference = largest_difference(network, content, preprocessing.height, preprocessing.width)
     if not difference <= TOLERANCE:
         raise PipelineError(f"the exported {path.name} differs by {difference:.1e} from the network it was made from")
@@ -62,6 +59,24 @@ def export_backbone(network: OSNet, preprocessing: BackboneSpec, path: str | Pat
     resolve(path.with_suffix(".json")).write_atomically((json.dumps(sidecar, indent=1) + "\n").encode())
     resolve(path).write_atomically(content)
     return difference
+
+
+def to_onnx(network: nn.Module, height: int = 256, width: int = 128) -> bytes:
+    """A network of frames float32 [n, 3, h, w] in eval mode as ONNX, of any n, h and w. height, width: that it is traced with."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, 3, height, width),),
+            content,  # type: ignore[arg-type]  # it takes files as well
+            dynamo=False,
+            input_names=["frames"],
+            output_names=["features"],
+            dynamic_axes={"frames": {0: "n", 2: "height", 3: "width"}, "features": {0: "n"}},
+            opset_version=OPSET,
+        )
+    return content.getvalue()
 
 
 def largest_difference(network: OSNet, content: bytes, height: int, width: int) -> float:

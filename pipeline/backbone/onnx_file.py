@@ -5,12 +5,12 @@ it gets as bytes, ONNX Runtime looks for such files in the current directory. It
 with is what was hashed.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.hashing import sha256
 
 MOST_BYTES = 2**31 - 1  # of a protobuf message, and so of a network in memory
 
@@ -24,7 +24,7 @@ def read_onnx(path: Path) -> tuple[bytes, str]:
     """
     try:
         content = path.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
+        digest = sha256(content)
         if b"location" not in content:  # ONNX Runtime reads no file for a tensor without this key
             return content, digest
         return _with_files(path.resolve(), content, digest)
@@ -47,8 +47,7 @@ def _with_files(path: Path, content: bytes, digest: str) -> tuple[bytes, str]:
         raise too_large
     weights = {name: file.read_bytes() for name, file in files.items()}
     if files:
-        digests = [digest, *(hashlib.sha256(data).hexdigest() for data in weights.values())]
-        digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+        digest = sha256(digest, *map(sha256, weights.values()))
     ranges = [_byte_range(path, place, weights) for place in places]
     if len(content) + sum(stop - start for start, stop in ranges) > MOST_BYTES:  # ranges may overlap
         raise too_large

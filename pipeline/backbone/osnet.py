@@ -1,4 +1,4 @@
-"""The student backbone in torch: an omni-scale network (Zhou et al., ICCV 2019) that this project trains by distillation.
+"""OSNet in torch: the omni-scale network (Zhou et al., ICCV 2019) that is trained here and that its authors publish.
 
 A block sees its input through streams of 1, 2, 3 and 4 stacked 3 x 3 convolutions and lets one small gate, shared by the streams,
 weigh their channels. A side branch may give a second feature vector from the middle of the network, for a second teacher. Sizes
@@ -18,12 +18,14 @@ class OSNetConfig:
     """widths: channels after the first convolution and after each of the three stages. features: width of the trunk's vector.
 
     branch_width: channels of the side branch, which leaves after the second stage, 0 for none; branch_features: of its vector.
+    unit_length: whether each vector is divided by its length, as all networks made here do and the published ones do not.
     """
 
     widths: tuple[int, int, int, int] = (16, 64, 96, 128)
     features: int = 512
     branch_width: int = 0
     branch_features: int = 256
+    unit_length: bool = True
 
     @property
     def feature_width(self) -> int:
@@ -72,8 +74,8 @@ class OmniScaleBlock(nn.Module):
 class OSNet(nn.Module):
     """Frames, float32 [n, 3, h, w], h and w multiples of 16 -> frame features, float32 [n, D].
 
-    A frame feature is the trunk's vector followed by the branch's, each of length 1. `parts` are the trunk's pieces in order, by
-    name; distillation teaches each of them on its own.
+    A frame feature is the trunk's vector followed by the branch's, each of length 1 where `unit_length` says so. `parts` are the
+    trunk's blocks and the layers between them in order, by name; distillation teaches each of them on its own.
     """
 
     def __init__(self, config: OSNetConfig | None = None) -> None:
@@ -118,7 +120,9 @@ class OSNet(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         vectors = [vector for vector in self.vectors(frames) if vector is not None]
-        return torch.cat([F.normalize(vector, dim=1) for vector in vectors], dim=1)  # [n, D]
+        if self.config.unit_length:
+            vectors = [F.normalize(vector, dim=1) for vector in vectors]
+        return torch.cat(vectors, dim=1)  # [n, D]
 
 
 def _vector(inside: int, outside: int, active: bool) -> nn.Sequential:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, first_line
 
 if TYPE_CHECKING:
     from pipeline.backbone.osnet import OSNet
@@ -43,5 +43,5 @@ def read_network(path: Path) -> "OSNet":
     try:
         network.load_state_dict(safetensors.torch.load(path.read_bytes()))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise PipelineError(f"{path} does not hold the tensors of an OSNet: {str(error).splitlines()[0]}") from error
+        raise PipelineError(f"{path} does not hold the tensors of an OSNet: {first_line(error)}") from error
     return network.eval()

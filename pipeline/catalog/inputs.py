@@ -5,7 +5,6 @@ or a folder of images shows when it is decoded.
 """
 
 import functools
-import hashlib
 import heapq
 import os
 import posixpath
@@ -23,6 +22,7 @@ from pyarrow import fs as pafs
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES, is_image_pattern
 from pipeline.catalog.manifest import MANIFEST_SUFFIXES, read_manifest
 from pipeline.errors import UsageError
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, is_utf8, resolve
 
 REJECT_REASONS = {
@@ -64,6 +64,13 @@ VIDEO_SUFFIXES = _LEFT_OUT_OF_IDS | {
     ".qt",
 }
 
+# Of a source's files when they were listed, see pipeline.ingest.source_changes; null until then, and where that is not known.
+SOURCE_STATE = (
+    ("source_size", pa.int64()),  # bytes; of images, of all of them
+    ("source_mtime", pa.timestamp("us", tz="UTC")),  # time of modification; of images, the latest
+    ("boxes_size", pa.int64()),
+    ("boxes_mtime", pa.timestamp("us", tz="UTC")),
+)
 # reject_reason and reject_message are set on rows that are refused before anything is decoded.
 SOURCE_SCHEMA = pa.schema(
     [
@@ -77,11 +84,7 @@ SOURCE_SCHEMA = pa.schema(
         ("frame_rate", pa.float64()),  # frames a second, of recordings whose frames carry no times
         ("reject_reason", pa.string()),
         ("reject_message", pa.string()),
-        # Of the files as they were listed, see pipeline.ingest.source_changes; null until then, and where they cannot be asked:
-        ("source_size", pa.int64()),
-        ("source_mtime", pa.timestamp("us", tz="UTC")),
-        ("boxes_size", pa.int64()),
-        ("boxes_mtime", pa.timestamp("us", tz="UTC")),
+        *SOURCE_STATE,
     ]
 )
 _NOT_READABLE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -174,7 +177,7 @@ def default_video_id(uri: str) -> str:
     stem, dot, suffix = name.rpartition(".")
     has_suffix = dot + suffix.lower() in _LEFT_OUT_OF_IDS or is_image_pattern(name)
     readable = _NOT_READABLE.sub("_", stem if has_suffix else name).strip("._-")[:60]
-    return f"{readable or 'video'}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
+    return f"{readable or 'video'}-{sha256(uri)[:12]}"
 
 
 @dataclass

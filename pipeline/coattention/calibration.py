@@ -8,23 +8,23 @@ than one among a hundred. The practice is that of forensic voice comparison: cla
 Preez, "Application-independent evaluation of speaker detection", 2006), bounded by what the data support, judged by Cllr.
 """
 
-import hashlib
 import json
 import math
 import os
-import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.settings import ScoreSettings, check_expected_matches
+from pipeline.storage.documents import parsed, typed
 from pipeline.storage.formats import check_format, number_of
+from pipeline.storage.hashing import json_sha256
 from pipeline.storage.location import resolve
 
 FILE = "calibration.json"
@@ -136,18 +136,25 @@ class Calibration:
     def from_json(text: str | bytes, source: str) -> "Calibration":
         """Read what `to_json` wrote. Raises PipelineError that names the source for anything missing, unknown or not finite."""
         try:
-            document = json.loads(text)
+            document = parsed(text)
             number = number_of(document.pop("format", None) if isinstance(document, dict) else None, KIND)
             check_format(f"the calibration {source}", number, OLDEST_FORMAT, FORMAT, "fit it anew with jobs.calibrate")
-            return _read(Calibration, document, "")
-        except (ValueError, OverflowError, RecursionError) as error:
+            return typed(Calibration, document)
+        except ValueError as error:
             raise PipelineError(f"{source} is not a usable calibration: {error}; fit it again or remove it") from error
 
 
 def settings_of(
-    score: ScoreSettings, segment_length: int, stride: int, target_length: int | None = None, target_stride: int | None = None
+    score: ScoreSettings,
+    segment_length: int,
+    stride: int,
+    target_length: int | None = None,
+    target_stride: int | None = None,
+    *,
+    cameras: str = "auto",
 ) -> dict[str, Setting]:
-    """What a video score depends on besides head and videos: all of ScoreSettings, and how both sides are cut into segments.
+    """What a video score depends on besides head and videos: all of ScoreSettings, how both sides are cut into segments, and
+    whether cameras are told apart (`IndexSettings.cameras`).
 
     target_length, target_stride: None for the gallery's own, as in a search.
     """
@@ -157,6 +164,7 @@ def settings_of(
         "stride": stride,
         "target_length": segment_length if target_length is None else target_length,
         "target_stride": stride if target_stride is None else target_stride,
+        "cameras": cameras,
     }
 
 
@@ -482,31 +490,8 @@ def _softplus(values: Floats) -> Floats:
     return np.maximum(values, 0) + np.log1p(np.exp(-np.abs(values)))
 
 
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as an annotated type: dataclass, tuple[X, ...], Mapping[str, X], union or scalar. Raises ValueError."""
-    if is_dataclass(kind):
-        names = {field.name for field in fields(kind)}
-        if not isinstance(value, dict) or value.keys() != names:
-            wrong = names if not isinstance(value, dict) else names ^ value.keys()
-            raise ValueError(f"{where or 'it'} has {', '.join(sorted(wrong))} missing or unknown")
-        hints = get_type_hints(kind)
-        return kind(**{name: _read(hints[name], value[name], f"{where}.{name}".lstrip(".")) for name in names})  # type: ignore[operator]
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_read(parts[0], part, f"{where}[{i}]") for i, part in enumerate(value))
-    if origin is Mapping and isinstance(value, dict):
-        return {name: _read(parts[1], part, f"{where}.{name}") for name, part in value.items()}
-    allowed = parts if origin is types.UnionType else (kind,)
-    if float in allowed and type(value) is int and int not in allowed:
-        value = float(value)
-    if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{where} is {value!r}")
-    return value
-
-
 def calibration_version(calibration: Calibration | None) -> str | None:
     """Name and content hash of the calibration of an index, None without one."""
     if calibration is None:
         return None
-    document = json.dumps(asdict(calibration), sort_keys=True, default=str)
-    return f"{calibration.fitted_on.name}@{hashlib.sha256(document.encode()).hexdigest()[:16]}"
+    return f"{calibration.fitted_on.name}@{json_sha256(asdict(calibration), sort_keys=True, default=str)[:16]}"

@@ -7,7 +7,7 @@ of a cohort, a sample of the gallery's segments; a pair's logit s becomes
     s' = ((s - mu_n) / sigma_n + (s - mu_j) / sigma_j) / 2
 
 (adaptive S-norm of speaker verification, Matejka et al., Interspeech 2017). It is affine and increasing in s, so the fast form
-and the bounds carry over. For the statistics the cohort's segments are encoded with uniform attention.
+carries over. For the statistics the cohort's segments are encoded with uniform attention.
 """
 
 import math

@@ -4,7 +4,6 @@ A head is a folder of two files: model.safetensors with the tensors, model.json 
 head belongs to, and the checksum of the tensors. Pickled weights are never opened, because opening one runs its code.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -21,14 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.backbone import shipped
-from pipeline.backbone.runtime import same_backbone
+from pipeline.backbone.spec import same_backbone
 from pipeline.coattention.network import SAME, Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.documents import parsed
 from pipeline.storage.formats import check_format, number_of
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import resolve
 
 KIND = "co-attention head"
-OLDEST_FORMAT, FORMAT = 1, 1
+OLDEST_FORMAT, FORMAT = 1, 2  # 1 knows neither agreement nor unit encodings: it means 0 and False
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"}
 
@@ -54,7 +55,7 @@ def save_head(
     """
     folder = Path(folder)
     payload = safetensors.torch.save(_float32_tensors(head))
-    description = HeadDescription(head.config, backbone_hash, dict(info), hashlib.sha256(payload).hexdigest())
+    description = HeadDescription(head.config, backbone_hash, dict(info), sha256(payload))
     document = {
         "format": f"{KIND} {FORMAT}",
         "sizes": asdict(description.config),
@@ -84,12 +85,13 @@ def load_head(folder: str | os.PathLike[str], backbone_hash: str | None = None) 
         )
     path = folder / TENSORS
     payload = _read(path)
-    if hashlib.sha256(payload).hexdigest() != description.sha256:
+    if sha256(payload) != description.sha256:
         raise PipelineError(f"{path} does not match the sha256 checksum in {DESCRIPTION}: copy or save the head again")
     try:
         tensors = safetensors.torch.load(payload)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise PipelineError(f"{path} is not a safetensors file: {error}") from error
+    tensors.setdefault("agreement", torch.zeros(()))
     _check_tensors(path, tensors, description.config)
     return _assemble(description.config, tensors)
 
@@ -106,7 +108,7 @@ def read_description(folder: str | os.PathLike[str]) -> HeadDescription:
         raise PipelineError(f"{folder} is not a folder: a head is a folder with {TENSORS} and {DESCRIPTION}")
     path = folder / DESCRIPTION
     try:
-        document = json.loads(_read(path))
+        document = parsed(_read(path))
     except ValueError as error:
         raise PipelineError(f"{path} is not JSON: {error}") from error
     try:
@@ -117,23 +119,32 @@ def read_description(folder: str | os.PathLike[str]) -> HeadDescription:
     for name, kind in (("sizes", dict), ("backbone_hash", str), ("info", dict), ("sha256", str)):
         if not isinstance(document.get(name), kind):
             raise PipelineError(f"{path} has no usable entry {name}")
-    expected, found = set(CoattentionConfig.__dataclass_fields__), set(document["sizes"])
+    sizes = {"unit_encodings": False} | document["sizes"]
+    expected, found = set(CoattentionConfig.__dataclass_fields__), set(sizes)
     if expected != found:
         raise PipelineError(f"{path} has the wrong sizes: {', '.join(sorted(expected ^ found))} missing or unknown")
     try:
-        config = CoattentionConfig(**document["sizes"])
+        config = CoattentionConfig(**sizes)
     except PipelineError as error:
         raise PipelineError(f"{path} has the wrong sizes: {error}") from error
     return HeadDescription(config, document["backbone_hash"], document["info"], document["sha256"])
 
 
 def head_hash(head: Coattention) -> str:
-    """Content hash of a head, 64 hex digits: its sizes and its tensors in float32, whatever file they lie in."""
-    digest = hashlib.sha256(json.dumps(asdict(head.config), sort_keys=True).encode())
-    for name, tensor in sorted(_float32_tensors(head).items()):
-        digest.update(f"{name} {list(tensor.shape)}".encode())
-        digest.update(tensor.numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
+    """Content hash of a head, 64 hex digits: its sizes and its tensors in float32, whatever file they lie in.
+
+    Indexes and calibrations name heads by it, so that a head which uses neither agreement nor unit encodings keeps the hash
+    that it had before there were any.
+    """
+    sizes, tensors = asdict(head.config), _float32_tensors(head)
+    if not head.config.unit_encodings:
+        del sizes["unit_encodings"]
+    if tensors["agreement"] <= 0:
+        del tensors["agreement"]
+    parts: list[Any] = [json.dumps(sizes, sort_keys=True)]
+    for name, tensor in sorted(tensors.items()):
+        parts += [f"{name} {list(tensor.shape)}", tensor.numpy().astype("<f4").tobytes()]
+    return sha256(*parts)
 
 
 FORGET_BIAS = OUTPUT_BIAS = 8.0  # sigmoid(8) = 0.9997: gates that are open, yet not so flat that training cannot move them
@@ -153,6 +164,7 @@ def untrained_head(
     key_scale: float = 1.0,
     weight: float = UNTRAINED_WEIGHT,
     bias: float = UNTRAINED_BIAS,
+    agreement: float = 0.0,
     negative_weight: bool = True,
 ) -> Coattention:
     """A head made from a sample of a gallery's frame features, without training and without random numbers.
@@ -182,9 +194,9 @@ def untrained_head(
 
     For training to start elsewhere: centre takes the sample's mean off, or leaves features as they are. candidate_scale stands
     for the 1/16 above; key_scale multiplies the keys (and divides the query map), so that a small step of the query map moves
-    attention. weight, bias: above 0, for the two 4s; negative_weight as in `CoattentionConfig`.
-    Raises PipelineError for a sample that
-    is empty or not finite, UsageError for sizes or a temperature that cannot be meant.
+    attention. weight, bias: above 0, for the two 4s; agreement as in `Coattention`, negative_weight as in `CoattentionConfig`.
+    Raises PipelineError for a sample that is empty or not finite, UsageError for sizes, a temperature or an agreement that cannot
+    be meant.
     """
     features = np.asarray(features)
     if features.ndim != 2 or 0 in features.shape:
@@ -195,12 +207,15 @@ def untrained_head(
         raise UsageError(f"a segment needs at least 1 frame, not {segment_length}")
     if temperature is not None and not temperature > 0:
         raise UsageError(f"the temperature of attention must be above 0, not {temperature}")
+    if not 0 <= agreement < math.inf:
+        raise UsageError(f"agreement must be a number of at least 0, not {agreement}")
     mean = features.mean(axis=0, dtype=np.float64)  # [D]
     if not np.isfinite(mean).all():
         raise PipelineError("an untrained head needs finite frame features: the sample has NaN or infinity")
     mean = mean if centre else np.zeros(width)
     rows = _principal_directions(features, mean, max(config.key_width, config.value_width))
     tensors = {
+        "agreement": np.array(agreement, np.float64),
         "feature_mean": mean,
         **_linear("key", key_scale * rows[: config.key_width]),
         **_linear("value", rows[: config.value_width]),

@@ -28,7 +28,9 @@ class CoattentionConfig:
     normalise_values: values become unit vectors, as in the code of Chen et al. (CVPR 2018).
     normalisation: "sigmoid" of the output `SAME` [0052], or "softmax" over both outputs as in that code.
     negative_weight: keeps every weight of the squared difference below 0 (a larger difference, a lower score), which
-        the prefilter and its bounds build on.
+        the prefilter builds on.
+    unit_encodings: encodings of both sides become unit vectors before they are compared, so that with one weight for all
+        dimensions the score is one of their cosine.
 
     Raises UsageError for a width below 1, a switch that is no bool and a normalisation of another name.
     """
@@ -40,13 +42,14 @@ class CoattentionConfig:
     normalise_values: bool = False
     normalisation: Literal["sigmoid", "softmax"] = "sigmoid"
     negative_weight: bool = False
+    unit_encodings: bool = False
 
     def __post_init__(self) -> None:
         for name in ("feature_width", "key_width", "value_width"):
             width = getattr(self, name)
             if type(width) is not int or width < 1:
                 raise UsageError(f"{name} must be a whole number of at least 1, not {width!r}")
-        for name in ("normalise_features", "normalise_values", "negative_weight"):
+        for name in ("normalise_features", "normalise_values", "negative_weight", "unit_encodings"):
             if type(getattr(self, name)) is not bool:
                 raise UsageError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.normalisation not in ("sigmoid", "softmax"):
@@ -70,7 +73,11 @@ class Coattention(nn.Module):
     """Keys, values and query vectors of frame features, and the score of every segment pair [0036-0054].
 
     Frame features come in any floating type and are taken to the network's own (float32, or float64 in tests of
-    gradients). A segment that is padded repeats its last frame; the network needs no mask.
+    gradients). A segment that is padded repeats its last frame; the LSTM reads it so, and nothing attends to the repetitions
+    where the numbers of real frames are given.
+
+    agreement: [], used as max(agreement, 0): how much the attention of a candidate's frames follows their likeness to the
+    target, besides the query vector. 0 is the application's own attention.
     """
 
     feature_mean: Tensor
@@ -84,6 +91,7 @@ class Coattention(nn.Module):
         self.key = nn.Linear(config.feature_width, config.key_width)
         self.value = nn.Linear(config.feature_width, config.value_width)
         self.classifier = nn.Linear(config.value_width, 2)
+        self.agreement = nn.Parameter(torch.zeros(()))
 
     def normalised(self, frame_features: Tensor) -> Tensor:
         """Frame features [..., D] as the linear maps take them; PipelineError if D is not the network's width."""
@@ -111,18 +119,31 @@ class Coattention(nn.Module):
         _, (hidden, _) = self.lstm(self.normalised(target))  # [1, N, d_k]
         return self.query(hidden[0])  # [N, d_k]
 
-    def attention(self, query_vectors: Tensor, keys: Tensor) -> Tensor:
+    def attention(self, query_vectors: Tensor, keys: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Attention [..., T] that query vectors [..., d_k] give to frames with keys [..., T, d_k] [0046].
 
         Leading sizes broadcast: [N, d_k] with [N, T, d_k] is each segment under its own query vector,
-        [N, 1, d_k] with [K, T, d_k] is every pair, [N, K, T].
+        [N, 1, d_k] with [K, T, d_k] is every pair, [N, K, T]. lengths: int64 [...], the frames at a segment's start that are
+        real, at least 1; padding after them gets 0. Without it, all frames are real.
         """
         heat = torch.einsum("...d,...td->...t", query_vectors, keys)  # [..., T]
-        return heat.softmax(dim=-1)
+        return _softmax(heat, lengths)
 
     def encode(self, attention: Tensor, values: Tensor) -> Tensor:
-        """Encodings [..., d_v]: values [..., T, d_v] averaged with attention [..., T] [0049]."""
-        return torch.einsum("...t,...td->...d", attention, values)
+        """Encodings [..., d_v]: values [..., T, d_v] averaged with attention [..., T] [0049], unit vectors if configured."""
+        encodings = torch.einsum("...t,...td->...d", attention, values)
+        return F.normalize(encodings, dim=-1) if self.config.unit_encodings else encodings
+
+    def agreement_heat(self, encodings: Tensor, values: Tensor) -> Tensor:
+        """What agreement adds to the heat of candidate frames, [N, K, T]: agreement * sum_d w_d (e_nd - v_ktd) ** 2.
+
+        encodings: of the target, [N, d_v]; values: [K, T, d_v]. The part that is the same for all frames of a segment, the
+        target's own square, is left out: it cancels in the softmax.
+        """
+        weight, _ = self.score_row()
+        squares = values.square() @ weight  # [K, T]
+        products = torch.einsum("nd,ktd->nkt", encodings * weight, values)  # [N, K, T]
+        return self.agreement.clamp_min(0) * (squares - 2 * products)
 
     def score_row(self) -> tuple[Tensor, Tensor]:
         """The row w [d_v] and the bias c [] of which the score is sigmoid(c + sum_d w_d * difference_d ** 2) [0052].
@@ -137,16 +158,26 @@ class Coattention(nn.Module):
             weight, bias = weight - self.classifier.weight[DIFFERENT], bias - self.classifier.bias[DIFFERENT]
         return (-F.softplus(weight) if self.config.negative_weight else weight), bias
 
-    def compare(self, target: Tensor, candidate: Tensor) -> Comparison:
-        """Target [N, T_p, D] against candidate segments [K, T_g, D]; both may be the same tensor, as in training."""
+    def compare(
+        self,
+        target: Tensor,
+        candidate: Tensor,
+        target_lengths: Tensor | None = None,
+        candidate_lengths: Tensor | None = None,
+    ) -> Comparison:
+        """Target [N, T_p, D] against candidate segments [K, T_g, D]; both may be the same tensor, as in training.
+
+        target_lengths, candidate_lengths: int64 [N] and [K], the real frames of each segment as `attention` takes them.
+        """
         keys, values = self.keys(target), self.values(target)  # [N, T_p, d_k], [N, T_p, d_v]
         query_vectors = self.query_vectors(target)  # [N, d_k]
-        target_attention = self.attention(query_vectors, keys)  # [N, T_p]
+        target_attention = self.attention(query_vectors, keys, target_lengths)  # [N, T_p]
         target_encodings = self.encode(target_attention, values)  # [N, d_v]
 
         if candidate is not target:
             keys, values = self.keys(candidate), self.values(candidate)  # [K, T_g, d_k], [K, T_g, d_v]
-        candidate_attention = self.attention(query_vectors[:, None], keys)  # [N, K, T_g]
+        heat = torch.einsum("nd,ktd->nkt", query_vectors, keys) + self.agreement_heat(target_encodings, values)  # [N, K, T_g]
+        candidate_attention = _softmax(heat, candidate_lengths)  # [N, K, T_g]
         candidate_encodings = self.encode(candidate_attention, values)  # [N, K, d_v]
 
         difference = target_encodings[:, None] - candidate_encodings  # [N, K, d_v]
@@ -161,3 +192,11 @@ class Coattention(nn.Module):
     def forward(self, target: Tensor, candidate: Tensor) -> Tensor:
         """Scores [N, K] in 0..1 of target segments [N, T_p, D] against candidate segments [K, T_g, D] [0052]."""
         return self.pair_logits(target, candidate).sigmoid()
+
+
+def _softmax(heat: Tensor, lengths: Tensor | None) -> Tensor:
+    """Attention of heat [..., T], over the first `lengths` [...] frames of each segment."""
+    if lengths is not None:
+        padding = torch.arange(heat.shape[-1], device=heat.device) >= lengths[..., None]  # [..., T]
+        heat = heat.masked_fill(padding, -torch.inf)
+    return heat.softmax(dim=-1)

@@ -1,7 +1,6 @@
 """Files that the data sets come with (name lists, .mat, .npy, .json), read strictly: a fault is one sentence with the path."""
 
 import io
-import json
 from typing import Any
 
 import h5py
@@ -11,6 +10,7 @@ import scipy.io
 from pyarrow import fs as pafs
 
 from pipeline.errors import UsageError
+from pipeline.storage.documents import parsed
 from pipeline.storage.location import Location, StorageError
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # MATLAB 7.3 writes it behind 512 bytes of its own
@@ -38,8 +38,8 @@ def read_lines(file: Location, layout: str) -> list[str]:
 def read_json(file: Location, layout: str) -> Any:
     """The document. Raises UsageError."""
     try:
-        return json.loads(read_file(file, layout))
-    except (ValueError, RecursionError) as error:
+        return parsed(read_file(file, layout))
+    except ValueError as error:
         raise UsageError(f"{file.uri} is damaged or not JSON: {_one_line(error)}") from error
 
 

@@ -91,8 +91,8 @@ def read_boxes(source: Location | bytes) -> Tracks:
         at = min(int(order[place + 1]) for place in twice)
         raise _fault(source, layout, lines[at], f"gives track {rows[at, 1]:.0f} a second box in frame {rows[at, 0]:.0f}")
     starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
-    pieces = zip(np.split(frames, starts[1:]), np.split(boxes, starts[1:]), strict=True)
-    tracks = {int(ids[start]): Track(*piece) for start, piece in zip(starts, pieces, strict=True)}
+    rows_by_track = zip(np.split(frames, starts[1:]), np.split(boxes, starts[1:]), strict=True)
+    tracks = {int(track): Track(*rows) for track, rows in zip(ids[starts], rows_by_track, strict=True)}
     return Tracks(tracks, left_out, layout.first_frame)
 
 
@@ -122,6 +122,12 @@ def clip_box(
     x0, x1 = (math.floor(min(max(edge, 0.0), width) + 0.5) for edge in (x, x + w))
     y0, y1 = (math.floor(min(max(edge, 0.0), height) + 0.5) for edge in (y, y + h))
     return (x0, y0, x1, y1) if x1 - x0 >= min_side and y1 - y0 >= min_side else None
+
+
+def cropped(picture: np.ndarray, box: np.ndarray | tuple[float, float, float, float], min_side: int) -> np.ndarray | None:
+    """The part of a picture, uint8 [height, width, 3], inside a box; see `clip_box`."""
+    edges = clip_box(box, picture.shape[1], picture.shape[0], min_side)
+    return None if edges is None else picture[edges[1] : edges[3], edges[0] : edges[2]]
 
 
 class _Words(NamedTuple):

@@ -1,21 +1,21 @@
-"""What the decoder's child does: requests and open files in, events out, in a process that can do little else."""
+"""What the decoder's child does: jobs and open files in, events out, in a process that can do little else."""
 
 import contextlib
 import ctypes
-import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
+import numpy as np
+
 import pipeline.decoding.recording  # noqa: F401 - loaded now, so that the limit counts what videos take and not libraries
-from pipeline.decoding.messages import END, UNCONFINED, mapped_frames, packed
-from pipeline.decoding.opening import Opened
-from pipeline.decoding.reading import Alive
+from pipeline.decoding.candidates import FramesMemory
+from pipeline.decoding.messages import End, Job, Progress, Unconfined, mapped_frames, packed, receive_job
+from pipeline.decoding.reading import Heartbeat
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.sandbox import confine, limit_memory, limit_processor
-from pipeline.decoding.video import Event, Piece, Progress, Rejected, Request
+from pipeline.decoding.video import Chunk, Event, Rejected
 from pipeline.errors import VideoError
 
 HEARTBEAT_SECONDS = 0.5
@@ -25,59 +25,63 @@ FAULTS = (AssertionError, AttributeError, ImportError, NameError, TypeError)
 
 
 def main(channel: int, memory: int) -> None:
-    """Answer requests until the parent closes its end. channel: a descriptor of the socket; memory: of that for frames."""
+    """Answer jobs until the parent closes its end. channel: a descriptor of the socket; memory: of that for frames."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a hung child must not outlive its parent
-    connection = Connection(channel)
-    with contextlib.suppress(EOFError), socket.socket(fileno=os.dup(channel)) as files:
-        _serve(connection, files, memory)
+    with contextlib.suppress(EOFError):
+        _serve(Connection(channel), memory)
 
 
-def _serve(connection: Connection, files: socket.socket, memory: int) -> None:
+def _serve(connection: Connection, memory: int) -> None:
     sampling: Sampling = connection.recv()
-    frames = mapped_frames(memory, sampling)
+    frames = _SharedFrames(connection, mapped_frames(memory, sampling))
     if missing := confine():
-        connection.send_bytes(packed(UNCONFINED, missing=", ".join(missing)))
+        connection.send_bytes(packed(Unconfined(", ".join(missing))))
     limit_memory(sampling.memory_limit)
-    full, alive = False, _Heartbeat(connection)
+    heartbeat = _heartbeat(connection)
     while True:
-        if full:
-            connection.recv()  # the frames are taken
-            full = False
-        request, opened = connection.recv()
+        frames.wait_until_taken()
+        job = receive_job(connection)
         limit_processor(sampling.cpu_limit)
-        with _received(opened, files) as held:
-            for event in _events(request, sampling, alive, held):
-                if isinstance(event, Piece):
-                    if full:
-                        connection.recv()  # the frames are taken
-                    frames[: len(event.frames)] = event.frames
-                    full = True
+        with job.opened:
+            for event in _events(job, sampling, heartbeat, frames):
+                frames.full |= isinstance(event, Chunk)
                 connection.send_bytes(packed(event))
-        connection.send_bytes(packed(END))
+        connection.send_bytes(packed(End()))
 
 
-def _received(opened: Opened, files: socket.socket) -> Opened:
-    """An open source whose descriptors come through the socket."""
-    count = len(opened.descriptors())
-    return opened.received(socket.recv_fds(files, 1, count)[1] if count else [])
+class _SharedFrames:
+    """The memory for frames, uint8 [chunk, height, width, 3]; full while a chunk is in it that the parent has not taken out."""
+
+    def __init__(self, connection: Connection, frames: np.ndarray) -> None:
+        self.connection, self.frames, self.full = connection, frames, False
+
+    def __call__(self, count: int) -> np.ndarray:
+        self.wait_until_taken()
+        return self.frames[:count]
+
+    def wait_until_taken(self) -> None:
+        if self.full:
+            self.connection.recv()
+            self.full = False
 
 
-class _Heartbeat:
-    """Tells the parent that work goes on, now and then."""
+def _heartbeat(connection: Connection) -> Heartbeat:
+    """What tells the parent that work goes on, at most every HEARTBEAT_SECONDS, however often it is called."""
+    told = 0.0
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection, self.told = connection, 0.0
+    def beat() -> None:
+        nonlocal told
+        if (now := time.monotonic()) - told > HEARTBEAT_SECONDS:
+            told = now
+            connection.send_bytes(packed(Progress()))
 
-    def __call__(self) -> None:
-        if (now := time.monotonic()) - self.told > HEARTBEAT_SECONDS:
-            self.told = now
-            self.connection.send_bytes(packed(Progress()))
+    return beat
 
 
-def _events(request: Request, sampling: Sampling, alive: Alive, opened: Opened) -> Iterator[Event]:
-    uri = request.uri
+def _events(job: Job, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory) -> Iterator[Event]:
+    uri = job.request.uri
     try:
-        yield from request.answer(sampling, alive, opened)
+        yield from job.request.answer(job.opened, sampling, heartbeat, memory)
     except VideoError as error:
         yield Rejected(None, error.reason, error.message)
     except MemoryError:

@@ -2,14 +2,13 @@
 
 The parent opens what a request names (`pipeline.decoding.opening`) and hands the descriptors over a socket; the child
 (`pipeline.decoding.child`) answers with events, and is renewed after a crash, after a time-out, and when it has kept so much
-memory that videos would no longer have what they may take. The frames of a piece go through memory that both processes map: the
+memory that videos would no longer have what they may take. The frames of a chunk go through memory that both processes map: the
 child waits until they are taken out before it puts in the next. FFmpeg's chatter on stderr is dropped.
 
 The child has a bare environment and loads nothing from the working directory or from PYTHONPATH; `pipeline.decoding.sandbox`
 takes the network, other programs and changes to files from it.
 """
 
-import fcntl
 import functools
 import itertools
 import logging
@@ -24,23 +23,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from pipeline.decoding.messages import END, FAULT, LONGEST, UNCONFINED, event_of, frames_bytes, mapped_frames, unpacked
+from pipeline.decoding.messages import LONGEST, Answer, End, Fault, Job, Taken, Unconfined, frames_memory, send_job, unpacked
 from pipeline.decoding.opening import Opened
+from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SourceRequest
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Box, Event, FramesRequest, MomentRequest, Piece, Progress, Rejected, Request, SourceRequest
+from pipeline.decoding.video import Box, Chunk, Event, Rejected
 from pipeline.errors import PipelineError, UsageError, VideoError
 
 LOGGER = logging.getLogger("coattention.decoder")
 LEFT = 1 / 2  # of the memory that a video may take: a child that has less left for the next one is renewed
-WAIT_SECONDS = 0.5  # for a file to open, before it is told that work goes on
+WAIT_SECONDS = 0.5  # between two looks at whether opening a file makes progress
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = Path(np.__file__).resolve().parents[1]  # for where Python alone does not look: packages of a user, of PYTHONPATH
 KEPT = ("LD_LIBRARY_PATH", "OMP_", "OPENBLAS_")  # of the environment: how names begin that loading and computing need
@@ -83,7 +82,7 @@ class Decoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -97,15 +96,16 @@ class Decoder:
             self.close()
 
     def events(self, uri: str, boxes_uri: str | None = None, frame_rate: float | None = None) -> Iterator[Event]:
-        """The events of one source, see `pipeline.decoding.video.read_pieces`. frame_rate: in place of `Sampling.frame_rate`.
+        """The events of one source: see `pipeline.decoding.requests.SourceRequest`.
 
-        Never raises for a bad video: what spoils all of it is a last event Rejected(None, reason, message).
+        Never raises for a bad video: what spoils all of it is a last event Rejected(None, reason, message). Raises PipelineError
+        where the decoder itself is at fault, as `moment` and `frames` do.
         """
-        yield from self._answers(SourceRequest(uri, boxes_uri, frame_rate))
+        return self._answers(SourceRequest(uri, boxes_uri, frame_rate))
 
     def moment(self, uri: str, box: Box, time_s: float) -> Iterator[Event]:
-        """The events of what a box shows at one moment, see `video.read_moment`; failures as those of `events`."""
-        yield from self._answers(MomentRequest(uri, box, time_s))
+        """What a box shows at one moment: see `pipeline.decoding.requests.MomentRequest`; failures as in `events`."""
+        return self._answers(MomentRequest(uri, box, time_s))
 
     def frames(
         self,
@@ -115,7 +115,7 @@ class Decoder:
         wanted: Sequence[int] | Mapping[int, float | None],
         box: Box | None = None,
     ) -> dict[int, np.ndarray]:
-        """Single frames of one candidate: number -> RGB uint8 [height, width, 3]; those that cannot be read are left out.
+        """Single frames of one candidate: number -> uint8 [height, width, 3], RGB; those that cannot be read are left out.
 
         wanted: frame numbers; with the times that they had, in seconds, frames far into a recording are found sooner. box: cut
         out of every frame, in place of a track.
@@ -123,81 +123,73 @@ class Decoder:
         found: dict[int, np.ndarray] = {}
         times = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
         for event in self._answers(FramesRequest(uri, boxes_uri, track, times, box)):
-            if isinstance(event, Piece):
+            if isinstance(event, Chunk):
                 found.update(zip(event.frame_index.tolist(), event.frames, strict=True))
         return found
 
     def _answers(self, request: Request) -> Iterator[Event]:
         """The events of a request. Raises PipelineError where not the video but this code or its installation is at fault."""
         self.start()  # meanwhile
-        with _Opening(request, self.sampling) as opening:
-            while not opening.is_done(WAIT_SECONDS):
-                if opening.idle_seconds() > self.sampling.time_limit:
-                    yield Rejected(None, "time_limit", f"opening {request.uri} made no progress for {self._time_limit()}")
-                    return
-                yield Progress()
-            try:
-                opened = opening.opened()
-            except VideoError as error:
-                yield Rejected(None, error.reason, error.message)
-                return
-            except UsageError as error:
-                yield Rejected(None, "undecodable", f"{request.uri} cannot be decoded: {error}")
-                return
-            yield from self._decoded(request, opened)
+        try:
+            opened = _opened(request, self.sampling)
+        except VideoError as error:
+            yield Rejected(None, error.reason, error.message)
+        except UsageError as error:
+            yield Rejected(None, "undecodable", f"{request.uri} cannot be decoded: {error}")
+        else:
+            with opened:
+                yield from self._decoded(Job(request, opened))
 
-    def _decoded(self, request: Request, opened: Opened, again: bool = True) -> Iterator[Event]:
+    def _decoded(self, job: Job, again: bool = True) -> Iterator[Event]:
         """The events that a child answers. again: when it is killed from outside (SIGKILL, as by a machine short of memory, which
         no video sends), another one goes on once where it was.
         """
-        finished, given, uri = False, 0, request.uri
+        finished, given, uri = False, 0, job.request.uri
         try:
             connection = self._connect()
-            connection.send((request, opened))
-            if opened.descriptors():
-                with socket.socket(fileno=os.dup(connection.fileno())) as files:
-                    socket.send_fds(files, [b"f"], opened.descriptors())
-            while connection.poll(self.sampling.time_limit):
-                try:
-                    kind, fields = unpacked(connection.recv_bytes(LONGEST))
-                    event = None if kind in (END, FAULT, UNCONFINED) else event_of(kind, fields, self._frames)
-                except (ValueError, KeyError, TypeError, RecursionError):  # only whoever has taken it over says such things
-                    yield Rejected(None, "decoder_crash", f"the decoder gave an answer that cannot be on {uri}")
-                    return
-                if kind == END:
-                    finished = True
-                    return
-                if kind == FAULT:
-                    raise PipelineError(
-                        f"the decoder itself is at fault on {uri}, not the video: {fields.get('text')}; install the requirements "
-                        "anew if a module is missing, else report this and leave the video out"
-                    )
-                if kind == UNCONFINED:
-                    _tell_unconfined(str(fields.get("missing")))
-                if event is None:
-                    continue
-                if isinstance(event, Piece):
-                    connection.send("taken")
-                given += not isinstance(event, Progress)
-                yield event
-            yield Rejected(None, "time_limit", f"decoding {uri} made no progress for {self._time_limit()}")
+            send_job(connection, job)
+            while not isinstance(answer := self._answer(connection, uri), End):
+                if isinstance(answer, Chunk):
+                    connection.send(Taken())
+                if isinstance(answer, Event):
+                    given += 1
+                    yield answer
+            finished = True
+        except VideoError as error:
+            yield Rejected(None, error.reason, error.message)
         except (EOFError, OSError):  # OSError too: it died in the middle of an answer
             code = self._exit_code()
             if again and code == -signal.SIGKILL:
                 self.close()
-                events = (event for event in self._decoded(request, opened, False) if not isinstance(event, Progress))
-                yield from itertools.islice(events, given, None)
+                yield from itertools.islice(self._decoded(job, again=False), given, None)
             elif code == -signal.SIGXCPU:
                 limit = f"{self.sampling.cpu_limit:g} s (--cpu-limit)"
                 yield Rejected(None, "time_limit", f"decoding {uri} takes more processor time than {limit}")
             else:
-                yield Rejected(None, "decoder_crash", f"the decoder {_how_it_ended(code)} on {uri}")
+                ended = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else "stopped"
+                yield Rejected(None, "decoder_crash", f"the decoder {ended} on {uri}")
         finally:
             if not finished:
                 self.close()
 
-    def _time_limit(self) -> str:
-        return f"{self.sampling.time_limit:g} s (--time-limit)"
+    def _answer(self, connection: Connection, uri: str) -> Answer:
+        """The child's next answer. Raises VideoError where none comes in time or it cannot be one, EOFError or OSError where the
+        child ended, and PipelineError where its own code is at fault.
+        """
+        if not connection.poll(self.sampling.time_limit):
+            raise _no_progress(f"decoding {uri}", self.sampling)
+        try:
+            answer = unpacked(connection.recv_bytes(LONGEST), self._frames)
+        except ValueError as error:  # only whoever has taken it over says such things
+            raise VideoError("decoder_crash", f"the decoder gave an answer that cannot be on {uri}") from error
+        if isinstance(answer, Fault):
+            raise PipelineError(
+                f"the decoder itself is at fault on {uri}, not the video: {answer.text}; install the requirements "
+                "anew if a module is missing, else report this and leave the video out"
+            )
+        if isinstance(answer, Unconfined):
+            _tell_unconfined(str(answer.missing))
+        return answer
 
     def close(self) -> None:
         """End the child process."""
@@ -216,12 +208,8 @@ class Decoder:
             # A child that stops in the middle of a message, or takes none, is not waited for for ever.
             for waiting in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 ours.setsockopt(socket.SOL_SOCKET, waiting, struct.pack("ll", math.ceil(self.sampling.time_limit), 0))
-            memory = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            with theirs, os.fdopen(memory, "r+b") as file:
-                file.truncate(frames_bytes(self.sampling))
-                # Memory that the child could take away would end the parent when it reads it.
-                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-                self._frames = mapped_frames(memory, self.sampling)
+            memory, self._frames = frames_memory(self.sampling)
+            with theirs, os.fdopen(memory):
                 inherited = [theirs.fileno(), memory]
                 arguments = [PACKAGE_ROOT, LIBRARIES, self.module, *inherited]
                 self._process = subprocess.Popen(
@@ -256,61 +244,47 @@ class Decoder:
             return None
 
 
-class _Opening:
-    """Opens the files of a request in a thread, since a disk that is gone or a store may keep who asks; a context manager.
+def _opened(request: Request, sampling: Sampling) -> Opened:
+    """What a request names, opened in a thread, since a disk that is gone or a store may keep whoever asks.
 
-    A thread that is kept is left behind: nothing ends it, and it keeps nothing from ending.
+    A thread that is kept is left behind: nothing ends it, and it keeps nothing from ending. Raises what opening raises, and
+    VideoError where it makes no progress.
     """
+    future: Future[Opened] = Future()
+    last = time.monotonic()
 
-    def __init__(self, request: Request, sampling: Sampling) -> None:
-        self.request, self.sampling = request, sampling
-        self._future: Future[Opened] = Future()
-        self._last = time.monotonic()
-        threading.Thread(target=self._open, name="opening", daemon=True).start()
+    def heartbeat() -> None:
+        nonlocal last
+        if future.cancelled():
+            raise InterruptedError("nobody waits any more")
+        last = time.monotonic()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if not self._future.cancel() and self._future.exception() is None:
-            self._future.result().__exit__()
-
-    def is_done(self, seconds: float) -> bool:
-        """Whether it is done within so many seconds."""
+    def open_files() -> None:
         try:
-            self._future.exception(seconds)
-        except TimeoutError:
-            return False
-        return True
-
-    def idle_seconds(self) -> float:
-        """Seconds since anything came."""
-        return time.monotonic() - self._last
-
-    def opened(self) -> Opened:
-        """What was opened, until the context ends. Raises what opening it raised."""
-        return self._future.result()
-
-    def _open(self) -> None:
-        try:
-            opened = self.request.open(self.sampling, self._alive)
+            opened = request.open(sampling, heartbeat)
         except BaseException as error:
-            if not self._future.cancelled():
-                self._future.set_exception(error)
+            if not future.cancelled():
+                future.set_exception(error)
             return
         try:
-            self._future.set_result(opened)
+            future.set_result(opened)
         except InvalidStateError:  # nobody waits any more
             opened.__exit__()
 
-    def _alive(self) -> None:
-        if self._future.cancelled():
-            raise InterruptedError("nobody waits any more")
-        self._last = time.monotonic()
+    threading.Thread(target=open_files, name="opening", daemon=True).start()
+    try:
+        while not wait([future], WAIT_SECONDS).done:
+            if time.monotonic() - last > sampling.time_limit:
+                raise _no_progress(f"opening {request.uri}", sampling)
+    except BaseException:
+        if not future.cancel() and future.exception() is None:  # it was opened after all
+            future.result().__exit__()
+        raise
+    return future.result()
 
 
-def _how_it_ended(code: int | None) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else "stopped"
+def _no_progress(doing: str, sampling: Sampling) -> VideoError:
+    return VideoError("time_limit", f"{doing} made no progress for {sampling.time_limit:g} s (--time-limit)")
 
 
 @functools.cache

@@ -4,42 +4,40 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from pipeline.decoding.reading import Alive, Frame, Reader, Reading
+from pipeline.decoding.reading import Frame, Heartbeat, Reader, Reading
 from pipeline.decoding.sampling import Sampling, resize
 from pipeline.errors import VideoError
 from pipeline.storage.location import Location, StorageError, canonical_uri, explained, inside_checker
 
 
+@dataclass
 class Images(Reader):
-    """Numbered images, in the order of their numbers. names: of the images that belong to the video, so ordered.
+    """Numbered images, in the order of their numbers.
 
-    content: the bytes of an image by its name, None for what is no file; raises StorageError and VideoError. path: what
-    a folder or pattern is called.
+    uri: of their folder; path: what the folder or pattern is called. names: of the images that belong to the video, in order.
+    content: the bytes of an image by its name, None for what is no file; raises StorageError and VideoError. rate: frames per
+    second. size: height and width in pixels of the first image, once it was read.
     """
 
-    def __init__(
-        self,
-        uri: str,
-        path: Path,
-        names: Sequence[str],
-        content: Callable[[str], bytes | None],
-        sampling: Sampling,
-        alive: Alive = lambda: None,
-    ) -> None:
-        self.uri, self.path, self.names, self.content, self.alive = uri, path, names, content, alive
-        self.rate = sampling.image_rate or sampling.rate
-        self.size: tuple[int, int] | None = None  # height and width in pixels of the first image, once it was read
+    uri: str
+    path: Path
+    names: Sequence[str]
+    content: Callable[[str], bytes | None]
+    rate: float
+    heartbeat: Heartbeat
+    size: tuple[int, int] | None = None
 
     def frames(self) -> Iterator[Frame]:
         if not self.names:
             raise VideoError("no_frames", f"{self.uri} has no frames")
         for number in range(len(self.names)):
-            self.alive()
+            self.heartbeat()
             yield Frame(number, number / self.rate, functools.partial(self._picture, number))
 
     def reading(self) -> Reading:

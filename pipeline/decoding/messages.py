@@ -1,62 +1,131 @@
-"""What the decoder's child says, as JSON: its parent must not unpickle what comes from a process that reads untrusted files.
+"""What passes between a decoder and its child, a dataclass each.
 
-A message is a list of its kind and its fields. Frames are not in it: they go through memory that both processes map.
+The parent pickles what it says, since its child may trust it: a Sampling, then a Job per source, and Taken after each chunk. The
+child answers in JSON, a list of a message's kind and its fields: who unpickles what comes from a process that reads untrusted
+files runs what a forged pickle says. Frames are not in a message: they go through memory that both processes map.
 """
 
+import fcntl
 import json
 import mmap
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+import os
+import socket
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any, get_args
 
 import numpy as np
 
+from pipeline.decoding.opening import Opened
+from pipeline.decoding.requests import Request
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Event, Piece, Progress, Rejected, VideoInfo
+from pipeline.decoding.video import Chunk, Event, VideoInfo
 
-END, UNCONFINED, FAULT = "End", "Unconfined", "Fault"
 LONGEST = 64 << 20  # bytes of a message
-_EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (VideoInfo, Rejected, Progress)}
 
 
-def packed(message: Event | str, **fields: Any) -> bytes:
-    """An event without its frames, or a message of another kind with its fields."""
-    if not isinstance(message, str):
-        fields = vars(message)
-        if isinstance(message, Piece):
-            fields = {**fields, "frame_index": message.frame_index.tolist(), "time_s": message.time_s.tolist(), "frames": None}
-        message = type(message).__name__
-    return json.dumps([message, fields]).encode()
+@dataclass(frozen=True)
+class Job:
+    """To the child: answer this request, from what is open for it. The descriptors follow over the socket (`send_job`)."""
+
+    request: Request
+    opened: Opened
 
 
-def unpacked(data: bytes) -> tuple[str, Mapping[str, Any]]:
-    """Kind and fields of a message. Raises ValueError."""
-    kind, fields = json.loads(data)
-    if not isinstance(kind, str) or not isinstance(fields, dict):
-        raise ValueError("a message is its kind and its fields")
-    return kind, fields
+@dataclass(frozen=True)
+class Taken:
+    """To the child: the frames of a chunk were taken out of the memory, which may be filled again."""
 
 
-def event_of(kind: str, fields: Mapping[str, Any], frames: np.ndarray) -> Event:
-    """The event of a message. frames: the memory for frames, uint8 [piece, height, width, 3], of which a piece gets a copy.
+@dataclass(frozen=True)
+class Progress:
+    """Work goes on; nothing to hand over yet."""
 
-    Raises ValueError, KeyError or TypeError for what is no event.
+
+@dataclass(frozen=True)
+class End:
+    """A job is done; no event of it follows."""
+
+
+@dataclass(frozen=True)
+class Unconfined:
+    """What of its confinement the kernel refused to the child, in words."""
+
+    missing: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The child's own code or its installation is at fault, and no video."""
+
+    text: str
+
+
+Answer = Event | Progress | End | Unconfined | Fault
+_ANSWERS: dict[str, type[Answer]] = {kind.__name__: kind for kind in get_args(Answer)}
+
+
+def send_job(connection: Connection, job: Job) -> None:
+    """Send a job and the descriptors that it names. Raises OSError."""
+    connection.send(job)
+    if descriptors := job.opened.descriptors():
+        with _socket(connection) as files:
+            socket.send_fds(files, [b"f"], descriptors)
+
+
+def receive_job(connection: Connection) -> Job:
+    """The next job, with the descriptors as this process has them. Raises EOFError where none will come."""
+    job: Job = connection.recv()
+    if count := len(job.opened.descriptors()):
+        with _socket(connection) as files:
+            return replace(job, opened=job.opened.received(socket.recv_fds(files, 1, count)[1]))
+    return job
+
+
+def packed(answer: Answer) -> bytes:
+    """An answer as it is sent, a chunk without its frames."""
+    fields = vars(answer)
+    if isinstance(answer, Chunk):
+        fields = {**fields, "frame_index": answer.frame_index.tolist(), "time_s": answer.time_s.tolist(), "frames": None}
+    return json.dumps([type(answer).__name__, fields]).encode()
+
+
+def unpacked(data: bytes, frames: np.ndarray) -> Answer:
+    """The answer in a message. Raises ValueError for what is none.
+
+    frames: the memory for frames, uint8 [chunk, height, width, 3], of which a chunk gets a copy.
     """
-    if kind == Piece.__name__:
-        index, times = np.array(fields["frame_index"], np.int32), np.array(fields["time_s"], np.float32)
-        if not index.shape == times.shape == (len(index),) or len(index) > len(frames):
-            raise ValueError("a piece has as many times as frames, and no more than the memory holds")
-        return Piece(**{**fields, "frame_index": index, "time_s": times, "frames": frames[: len(index)].copy()})
-    event = _EVENTS[kind](**fields)
-    return replace(event, remarks=tuple(event.remarks)) if isinstance(event, VideoInfo) else event
+    try:
+        kind, fields = json.loads(data)
+        if kind == Chunk.__name__:
+            fields = _with_frames(fields, frames)
+        answer = _ANSWERS[kind](**fields)
+        return replace(answer, remarks=tuple(answer.remarks)) if isinstance(answer, VideoInfo) else answer
+    except (KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"not an answer of a decoder: {type(error).__name__}") from error
 
 
-def frames_bytes(sampling: Sampling) -> int:
-    """Bytes of the frames of the largest piece."""
-    return sampling.piece * sampling.height * sampling.width * 3
+def _with_frames(fields: dict[str, Any], frames: np.ndarray) -> dict[str, Any]:
+    index, times = np.array(fields["frame_index"], np.int32), np.array(fields["time_s"], np.float32)
+    if not index.shape == times.shape == (len(index),) or len(index) > len(frames):
+        raise ValueError("a chunk has as many times as frames, and no more than the memory holds")
+    return {**fields, "frame_index": index, "time_s": times, "frames": frames[: len(index)].copy()}
+
+
+def _socket(connection: Connection) -> socket.socket:
+    """The connection's socket under a descriptor of its own, which can be closed."""
+    return socket.socket(fileno=os.dup(connection.fileno()))
+
+
+def frames_memory(sampling: Sampling) -> tuple[int, np.ndarray]:
+    """New memory for the frames of one chunk: a descriptor, to be closed, and what it maps (`mapped_frames`). Raises OSError."""
+    memory = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, sampling.chunk * sampling.height * sampling.width * 3)
+    # Memory that the child could take away would end the parent when it reads it.
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return memory, mapped_frames(memory, sampling)
 
 
 def mapped_frames(memory: int, sampling: Sampling) -> np.ndarray:
-    """The memory behind a file descriptor as uint8 [piece, height, width, 3]; shared with whoever else maps it."""
-    mapped = mmap.mmap(memory, frames_bytes(sampling))
-    return np.frombuffer(mapped, np.uint8).reshape(sampling.piece, sampling.height, sampling.width, 3)
+    """The memory behind a file descriptor as uint8 [chunk, height, width, 3]; shared with whoever else maps it."""
+    return np.frombuffer(mmap.mmap(memory, 0), np.uint8).reshape(sampling.chunk, sampling.height, sampling.width, 3)

@@ -18,14 +18,14 @@ from pyarrow.fs import FileType
 
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES, image_names, image_order, is_image_pattern
 from pipeline.decoding.images import open_local, refuse_outside
-from pipeline.decoding.reading import Alive
+from pipeline.decoding.reading import Heartbeat
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import VideoError
 from pipeline.storage.location import Location, StorageError, canonical_uri, explained, resolve
 
 BLOCK_BYTES = 16 << 20  # of an object that is fetched
-LookedAt = Callable[[int], Iterable[int]]
-"""Of so many images, the numbers of those that are looked at."""
+LookedAt = Callable[[int, int], bool]
+"""Whether the image of this number, from 0, is looked at of so many; asked in their order."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Opened:
 
     uri: what it is called in messages; name: its last part, whose ending helps to tell the format. file: descriptor of a video or
     photo, or of all fetched images one behind the other. images: names of the images, in the order of their numbers; None: a
-    video. spans: name -> (first byte, bytes) in `file` of an image; None: the images are in the local folder `folder`. photo:
+    video. byte_ranges: name -> (first byte, bytes) in
+    `file` of an image; None: the images are in the local folder `folder`. photo:
     the only image, given by its own name.
     """
 
@@ -43,7 +44,7 @@ class Opened:
     file: int | None = None
     images: tuple[str, ...] | None = None
     folder: str = ""
-    spans: Mapping[str, tuple[int, int]] | None = None
+    byte_ranges: Mapping[str, tuple[int, int]] | None = None
     photo: bool = False
     boxes: int | None = None
 
@@ -61,7 +62,7 @@ class Opened:
     def received(self, descriptors: Iterable[int]) -> "Opened":
         """The same in another process, where what `descriptors` gave has these numbers."""
         given = iter(descriptors)
-        file, boxes = (None if mine is None else next(given) for mine in (self.file, self.boxes))
+        file, boxes = (None if opened is None else next(given) for opened in (self.file, self.boxes))
         return replace(self, file=file, boxes=boxes)
 
     def boxes_bytes(self) -> bytes:
@@ -90,9 +91,6 @@ class DescriptorFile(io.RawIOBase):
         self.at = at
         return at
 
-    def tell(self) -> int:
-        return self.at
-
     def readable(self) -> bool:
         return True
 
@@ -100,73 +98,71 @@ class DescriptorFile(io.RawIOBase):
         return True
 
 
-def open_files(
-    uri: str, boxes_uri: str | None, sampling: Sampling, alive: Alive = lambda: None, looked_at: LookedAt = range
-) -> Opened:
+def open_files(uri: str, boxes_uri: str | None, sampling: Sampling, heartbeat: Heartbeat, looked_at: LookedAt) -> Opened:
     """Open a source: a video file, an image, a folder of numbered images or a pattern of some of them, local or in a bucket.
 
-    alive: called while objects are fetched. looked_at: which images of a bucket are fetched. Raises VideoError with one of
+    heartbeat: called while objects are fetched. looked_at: which images of a bucket are fetched. Raises VideoError with one of
     `pipeline.catalog.inputs.REJECT_REASONS`.
     """
     with contextlib.ExitStack() as closed_on_error:
-        boxes = None if boxes_uri is None else _open_boxes(boxes_uri, sampling, alive)
+        boxes = None if boxes_uri is None else _open_boxes(boxes_uri, sampling, heartbeat)
         if boxes is not None:
             closed_on_error.callback(os.close, boxes)
         refuse_outside(uri, sampling)
         try:
-            opened = _open_source(uri, sampling, alive, looked_at)
+            opened = _open_source(uri, sampling, heartbeat, looked_at)
         except StorageError as error:
             raise VideoError(error.reject_reason("undecodable"), str(error)) from error
         closed_on_error.pop_all()
         return replace(opened, boxes=boxes)
 
 
-def _open_source(uri: str, sampling: Sampling, alive: Alive, looked_at: LookedAt) -> Opened:
+def _open_source(uri: str, sampling: Sampling, heartbeat: Heartbeat, looked_at: LookedAt) -> Opened:
     location = resolve(uri)
     info = location.info()
     if info.type == FileType.Directory:
-        return _open_images(uri, location, image_names(location), sampling, alive, looked_at)
+        return _open_images(uri, location, image_names(location), sampling, heartbeat, looked_at)
     if is_image_pattern(location.name):
         folder = resolve(canonical_uri("..", location.uri))
         names = image_names(folder, location.name)
         if not names:
             raise VideoError("no_frames", f"no image of the folder matches {uri}")
-        return _open_images(uri, folder, names, sampling, alive, looked_at)
+        return _open_images(uri, folder, names, sampling, heartbeat, looked_at)
     if info.type == FileType.NotFound:
         raise VideoError("missing", f"{uri} does not exist")
     if info.is_file and info.size == 0:
         raise VideoError("empty", f"{uri} is an empty file")
     if info.is_file and info.size > sampling.max_bytes:
         raise VideoError("too_large", f"{uri} has {info.size} bytes; the limit is {sampling.max_bytes} (--max-bytes)")
-    file = open_local(location, sampling) if location.is_local else _fetched([location], sampling, alive)[0]
+    file = open_local(location, sampling) if location.is_local else _fetched([location], sampling, heartbeat)[0]
     if file is None:
         raise VideoError("not_a_video", f"{uri} is a pipe, a device or a socket")
     if posixpath.splitext(location.name)[1].lower() not in IMAGE_SUFFIXES:
         return Opened(uri, location.name, file)
-    spans = {location.name: (0, os.fstat(file).st_size)}
-    return Opened(uri, location.name, file, (location.name,), canonical_uri("..", location.uri), spans, photo=True)
+    byte_ranges = {location.name: (0, os.fstat(file).st_size)}
+    return Opened(uri, location.name, file, (location.name,), canonical_uri("..", location.uri), byte_ranges, photo=True)
 
 
 def _open_images(
-    uri: str, folder: Location, names: Iterable[str], sampling: Sampling, alive: Alive, looked_at: LookedAt
+    uri: str, folder: Location, names: Iterable[str], sampling: Sampling, heartbeat: Heartbeat, looked_at: LookedAt
 ) -> Opened:
     images = tuple(sorted(names, key=image_order))
     if folder.is_local:
         return Opened(uri, folder.name, images=images, folder=folder.uri)
-    wanted = [images[number] for number in looked_at(len(images))]
+    wanted = [name for number, name in enumerate(images) if looked_at(number, len(images))]
     try:
-        file, spans = _fetched([folder.join(name) for name in wanted], sampling, alive)
+        file, ranges = _fetched([folder.join(name) for name in wanted], sampling, heartbeat)
     except StorageError as error:
         reason = error.reject_reason("unreadable_image")
         raise VideoError("unreadable_image" if reason == "missing" else reason, str(error)) from error
-    return Opened(uri, folder.name, file, images, folder.uri, dict(zip(wanted, spans, strict=True)))
+    return Opened(uri, folder.name, file, images, folder.uri, dict(zip(wanted, ranges, strict=True)))
 
 
-def _open_boxes(uri: str, sampling: Sampling, alive: Alive) -> int:
+def _open_boxes(uri: str, sampling: Sampling, heartbeat: Heartbeat) -> int:
     refuse_outside(uri, sampling)
     try:
         location = resolve(uri)
-        file = open_local(location, sampling) if location.is_local else _fetched([location], sampling, alive)[0]
+        file = open_local(location, sampling) if location.is_local else _fetched([location], sampling, heartbeat)[0]
     except StorageError as error:
         reason = "unavailable" if error.reject_reason("") == "unavailable" else "boxes_missing"
         raise VideoError(reason, f"the boxes file cannot be read: {error}") from error
@@ -175,12 +171,12 @@ def _open_boxes(uri: str, sampling: Sampling, alive: Alive) -> int:
     return file
 
 
-def _fetched(objects: Iterable[Location], sampling: Sampling, alive: Alive) -> tuple[int, list[tuple[int, int]]]:
+def _fetched(objects: Iterable[Location], sampling: Sampling, heartbeat: Heartbeat) -> tuple[int, list[tuple[int, int]]]:
     """Objects as one file without a name, its descriptor; and (first byte, bytes) of each in it.
 
     Seeking over a network costs more than fetching all. Raises StorageError, and VideoError where it is too much.
     """
-    spans = []
+    ranges = []
     with contextlib.ExitStack() as stack:
         try:
             copy = stack.enter_context(tempfile.TemporaryFile(buffering=0))
@@ -195,6 +191,6 @@ def _fetched(objects: Iterable[Location], sampling: Sampling, alive: Alive) -> t
                     rest = memoryview(block)
                     while rest:
                         rest = rest[copy.write(rest) :]
-                alive()
-            spans.append((start, copy.tell() - start))
-        return os.dup(copy.fileno()), spans
+                heartbeat()
+            ranges.append((start, copy.tell() - start))
+        return os.dup(copy.fileno()), ranges

@@ -1,40 +1,36 @@
 """What a video can be, ready to be read: a file, numbered images of a folder, or one image."""
 
-import contextlib
 import functools
-import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.decoding.images import Images, open_local, refuse_outside
-from pipeline.decoding.opening import BLOCK_BYTES, DescriptorFile, Opened, open_files
-from pipeline.decoding.reading import Alive, Reader
+from pipeline.decoding.opening import BLOCK_BYTES, DescriptorFile, Opened
+from pipeline.decoding.reading import Heartbeat, Reader
 from pipeline.decoding.sampling import Sampling
-from pipeline.storage.location import StorageError, explained, listed_hash, resolve
+from pipeline.storage.hashing import listed_hash, sha256, sha256_of
+from pipeline.storage.location import StorageError, explained, resolve
 
 
-def open_source(uri: str, sampling: Sampling, stack: contextlib.ExitStack, alive: Alive = lambda: None) -> Reader:
-    """A source, opened and read by this process. stack: closes it. See `pipeline.decoding.opening.open_files` and `reader_of`."""
-    return reader_of(stack.enter_context(open_files(uri, None, sampling, alive)), sampling, alive)
-
-
-def reader_of(opened: Opened, sampling: Sampling, alive: Alive = lambda: None) -> Reader:
-    """Reads an open source, while it is open. alive: called while frames are decoded.
+def reader_of(opened: Opened, sampling: Sampling, heartbeat: Heartbeat = lambda: None) -> Reader:
+    """Reads an open source, while it is open. heartbeat: called while frames are decoded.
 
     Raises VideoError with one of `pipeline.catalog.inputs.REJECT_REASONS`.
     """
     if opened.images is None:
         from pipeline.decoding.recording import Recording  # PyAV with it, which only the decoder's child needs
 
-        return Recording(Path(opened.name), opened.uri, sampling, alive, opened.file)
+        return Recording(Path(opened.name), opened.uri, sampling, heartbeat, opened.file)
     content = functools.partial(_content, opened, sampling)
-    return Images(opened.folder, Path(opened.name), opened.images, content, sampling, alive)
+    rate = sampling.image_rate or sampling.rate
+    return Images(opened.folder, Path(opened.name), opened.images, content, rate, heartbeat)
 
 
 def _content(opened: Opened, sampling: Sampling, name: str) -> bytes | None:
     """The bytes of an image; None for what is no file."""
-    if opened.spans is not None and opened.file is not None:
-        start, size = opened.spans[name]
+    if opened.byte_ranges is not None and opened.file is not None:
+        start, size = opened.byte_ranges[name]
         with explained("read", opened.uri):
             return os.pread(opened.file, size, start)
     location = resolve(opened.folder).join(name)
@@ -51,28 +47,29 @@ def _content(opened: Opened, sampling: Sampling, name: str) -> bytes | None:
         return image.read()
 
 
-def hashed(opened: Opened, sampling: Sampling, alive: Alive = lambda: None) -> str | None:
+def hashed(opened: Opened, sampling: Sampling, heartbeat: Heartbeat = lambda: None) -> str | None:
     """The hash of an open source, as `pipeline.decoding.source_hash.source_hash` gives it.
 
     None for images in object stores, of which not all are fetched, and for what cannot be read: decoding says why.
     """
     try:
         if opened.images is None or opened.photo:
-            digest = hashlib.sha256()
-            file = DescriptorFile(opened.file or 0, opened.name)
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-                alive()
-            return f"file:{digest.hexdigest()}"
-        if opened.spans is not None:
+            return f"file:{sha256_of(_blocks(DescriptorFile(opened.file or 0, opened.name), heartbeat))}"
+        if opened.byte_ranges is not None:
             return None
         hashes = {}
         for name in opened.images:
             content = _content(opened, sampling, name)
             if content is None:
                 return None
-            hashes[name] = hashlib.sha256(content).hexdigest()
-            alive()
+            hashes[name] = sha256(content)
+            heartbeat()
         return f"images:{listed_hash(hashes)}" if hashes else None
     except (StorageError, OSError):
         return None
+
+
+def _blocks(file: DescriptorFile, heartbeat: Heartbeat) -> Iterator[bytes]:
+    while block := file.read(BLOCK_BYTES):
+        yield block
+        heartbeat()

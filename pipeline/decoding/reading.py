@@ -9,8 +9,8 @@ import numpy as np
 from pipeline.errors import VideoError
 
 PAST_END = 1.0  # seconds behind the last frame that still mean it
-Alive = Callable[[], None]
-"""Called while work goes on, so that whoever waits for it knows; cheap."""
+Heartbeat = Callable[[], None]
+"""Called for every frame, packet or block while work goes on, so that whoever waits for it knows; cheap."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is known once a source was read to its end. frames: how many it has; fps: frames a second.
+    """What is known once a source was read to its end. frames: how many it has; fps: frames per second.
 
     passed_over: packets that could not be decoded. remarks: what was guessed or mended, a sentence each.
     """
@@ -72,5 +72,5 @@ class Reader:
         return before
 
     def reading(self) -> Reading:
-        """Of a source whose frames were read to the end."""
+        """What is known of a source once `frames` was read to its end; before that a file raises RuntimeError."""
         raise NotImplementedError

@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.decoding.frame_times import LONGEST_PAUSE, LOOKAHEAD, FrameTimes
 from pipeline.decoding.opening import DescriptorFile
-from pipeline.decoding.reading import PAST_END, Alive, Frame, Reader, Reading
+from pipeline.decoding.reading import PAST_END, Frame, Heartbeat, Reader, Reading
 from pipeline.decoding.sampling import Sampling, resize
 from pipeline.errors import VideoError
 
@@ -43,12 +43,12 @@ DEMUXERS = RAW_STREAMS | {
 # frames. When each decoded frame came out is in order.
 DECODING_TIMES = frozenset({"asf", "asf_o", "avi", "mxf"})
 MOST_DELAYED = 16  # frames that a decoder holds back; of those that it gives up at the end FFmpeg does not say when they came out
-GUESSED_RATE = 25.0  # frames a second, as FFmpeg has it
+GUESSED_RATE = 25.0  # frames per second, as FFmpeg has it
 MOST_READ_ERRORS = 100  # one after another, at which a file is taken to end
 FIRST_SOUGHT = 250  # the frame from which on it pays to look for a key frame before it instead of reading all
-TAIL = 8 << 20  # bytes at the end that are looked at together for another recording
+TAIL = 8 << 20  # bytes at the end that are searched at once for another recording
 # Codecs of which every packet gives one picture, unless they are coded in fields.
-ONE_A_PACKET = frozenset({"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "wmv1", "wmv2", "h263", "flv"})
+ONE_PER_PACKET = frozenset({"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "wmv1", "wmv2", "h263", "flv"})
 # What FFmpeg says only in its log: H.264 whose numbers of frames have gaps, JPEG pictures that are broken.
 COMPLAINTS = {"h264": re.compile("Frame num gap"), "mjpeg": re.compile("overread|error |.*bad vlc")}
 # How a file of a container begins whose demuxer ends where a second one is joined on.
@@ -81,10 +81,10 @@ class Recording(Reader):
     """
 
     def __init__(
-        self, path: Path, uri: str, sampling: Sampling, alive: Alive = lambda: None, descriptor: int | None = None
+        self, path: Path, uri: str, sampling: Sampling, heartbeat: Heartbeat = lambda: None, descriptor: int | None = None
     ) -> None:
-        self.path, self.uri, self.sampling, self.alive, self.descriptor = path, uri, sampling, alive, descriptor
-        self._reformatter = VideoReformatter()  # kept: a new one would be a new conversion table a frame
+        self.path, self.uri, self.sampling, self.heartbeat, self.descriptor = path, uri, sampling, heartbeat, descriptor
+        self._reformatter = VideoReformatter()  # kept: a new one would be a new conversion table per frame
         self._unread: Any = self._opened()
         self._size: tuple[int, int] | None = None  # height and width of the first frame, upright
         self._turn = _Turn()
@@ -98,10 +98,10 @@ class Recording(Reader):
             stream = self._stream(container)
             rate, guessed = self._rate(container, stream)
             stamp_of = _stamps_of(container, stream)
-            decoding = _Decoding(container, stream, self.alive)
+            decoding = _Decoding(container, stream, self.heartbeat)
             often = float(stream.guessed_rate or 0)  # of a recording with a long pause the average says nothing
             times = FrameTimes(1 / (often if 4 * rate < often <= 1000 and container.format.name not in RAW_STREAMS else rate))
-            number, damaged, resized, zero, lasts = 0, 0, 0, 0.0, 0.0
+            number, damaged, resized, zero, duration = 0, 0, 0, 0.0, 0
             time, size = 0.0, (0, 0)
             for time, frame in times.of((stamp_of(frame), frame) for frame in decoding.frames()):
                 damaged += frame.is_corrupt
@@ -111,7 +111,7 @@ class Recording(Reader):
                 resized += (frame.width, frame.height) != size
                 yield Frame(number, time - zero, functools.partial(self._picture, frame))
                 number += 1
-                lasts = float(frame.duration * stream.time_base)
+                duration = frame.duration  # as it is: a product of fractions per frame would take 3 % of decoding
             if number == 0 and any(s.index not in self._empty and s is not stream for s in self._streams(container)):
                 self._empty.add(stream.index)
                 yield from self.frames()
@@ -133,7 +133,8 @@ class Recording(Reader):
                 remarks.append(
                     f"{lost} of {decoding.packets} packets gave no picture: what they need is damaged or not in the file"
                 )
-            if not times.restarts and (short := _missing_end(container, stream, time, max(lasts, 1 / rate))) is not None:
+            lasts = max(float(duration * stream.time_base), 1 / rate)
+            if not times.restarts and (short := _missing_end(container, stream, time, lasts)) is not None:
                 remarks.append(short)
             with self._file() as file:
                 more = _more_follows(file, container, decoding.end)
@@ -191,7 +192,7 @@ class Recording(Reader):
         return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
     def _rate(self, container: Any, stream: Any) -> tuple[float, bool]:
-        """Frames a second, and whether they are guessed."""
+        """Frames per second, and whether they are guessed."""
         raw = container.format.name in RAW_STREAMS
         if raw and self.sampling.frame_rate is not None:
             return self.sampling.frame_rate, False
@@ -255,7 +256,7 @@ class Recording(Reader):
             return None
         with self._opened() as container:
             stream = self._stream(container)
-            frames = _Decoding(container, stream, self.alive).frames()
+            frames = _Decoding(container, stream, self.heartbeat).frames()
             first = next(frames, None)
             if first is None:
                 return None
@@ -275,7 +276,7 @@ class Recording(Reader):
                         container.seek(key, stream=stream, backward=True)
                     except (av.FFmpegError, OSError):  # some containers cannot
                         return None
-                    decoding = _Decoding(container, stream, self.alive)
+                    decoding = _Decoding(container, stream, self.heartbeat)
                     in_step = _in_step(decoding.frames(), entries.stamps)
                 frame = next((frame for place, frame in in_step if place >= number), None)
                 if frame is None or frame.pts != stamp:
@@ -299,7 +300,7 @@ class Recording(Reader):
             stamps, keys = [], []
             try:
                 for packet in container.demux(stream) if container.format.name not in RAW_STREAMS | DECODING_TIMES else ():
-                    self.alive()
+                    self.heartbeat()
                     if packet.size:
                         if packet.pts is None or packet.is_corrupt or packet.is_discard:
                             return None
@@ -353,8 +354,8 @@ class _Decoding:
     packet.
     """
 
-    def __init__(self, container: Any, stream: Any, alive: Alive) -> None:
-        self.container, self.stream, self.alive = container, stream, alive
+    def __init__(self, container: Any, stream: Any, heartbeat: Heartbeat) -> None:
+        self.container, self.stream, self.heartbeat = container, stream, heartbeat
         self.packets = self.passed_over = self.decoded = self.hidden = self.end = 0
         self.interlaced, self.suspect = False, 0
         self.complaint = COMPLAINTS.get(stream.codec_context.name)
@@ -364,7 +365,7 @@ class _Decoding:
     def frames(self) -> Iterator[Any]:
         """Decoded frames in the order of presentation."""
         for packet in self._packets():
-            self.alive()
+            self.heartbeat()
             try:
                 for frame in self._decoded(packet):
                     self.decoded += 1
@@ -422,7 +423,7 @@ class _Decoding:
 
     def without_picture(self, stream: Any) -> int:
         """How many packets gave neither a picture nor an error, of a codec of which each gives one."""
-        if stream.codec_context.name not in ONE_A_PACKET or self.interlaced:
+        if stream.codec_context.name not in ONE_PER_PACKET or self.interlaced:
             return 0
         return max(0, self.packets - self.passed_over - self.hidden - self.decoded)
 

@@ -17,17 +17,19 @@ LONGEST_WAIT = 1_000_000  # seconds, some twelve days; the system's calls that w
 class Sampling:
     """Which frames of a video are looked at, in what size, and the limits past which a video is refused.
 
-    rate: sampled frames a second of video; a video with fewer frames a second gives all of them.
-    image_rate: frames a second of a folder of images; None: the folder is taken as already sampled, each image counts.
-    frame_rate: frames a second of streams that carry no times, such as raw H.264; None: what the stream says, else a guess.
+    rate: sampled frames per second of video; a video with fewer frames per second gives all of them.
+    image_rate: frames per second of a folder of images; None: the folder is taken as already sampled, each image counts.
+    frame_rate: frames per second of streams that carry no times, such as raw H.264; None: what the stream says, else a guess.
     max_damage: share of a video's packets that may be passed over because they cannot be decoded.
     height, width: pixels of a frame handed to the backbone.
-    piece: frames a piece. max_frames: sampled frames a candidate. max_bytes: size of a video file in bytes.
+    chunk: frames per chunk. max_frames: sampled frames per candidate. max_bytes: size of a video file in bytes.
     min_box: pixels of a box that must lie inside the frame, in each direction, for it to count.
     time_limit: seconds without progress after which a video is given up. memory_limit: bytes that decoding may take.
     cpu_limit: seconds of processor time that a source may take, however well it goes on.
     scenes: whether a source without boxes may show a whole scene (`looks_like_a_scene`); a target may not.
     roots, endpoints: where what is opened may lie and who may be asked for it, see `pipeline.storage.location.Reach`.
+
+    Raises UsageError for a number that cannot be meant.
     """
 
     rate: float = 10.0
@@ -35,7 +37,7 @@ class Sampling:
     frame_rate: float | None = None
     height: int = 256
     width: int = 128
-    piece: int = 64
+    chunk: int = 64
     max_frames: int = 20_000
     max_bytes: int = 16 << 30
     min_box: int = 8
@@ -48,22 +50,9 @@ class Sampling:
     endpoints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        positive = (
-            "rate",
-            "height",
-            "width",
-            "piece",
-            "max_frames",
-            "max_bytes",
-            "min_box",
-            "time_limit",
-            "memory_limit",
-            "cpu_limit",
-        )
-        stated = [name for name in ("image_rate", "frame_rate") if getattr(self, name) is not None]
-        for name in (*positive, *stated):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if name not in ("max_damage", "scenes", "roots", "endpoints") and value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name.replace('_', ' ')} must be a positive number, not {value}")
         if not 0 <= self.max_damage <= 1:
             raise UsageError(f"the damage that is passed over is a share from 0 to 1, not {self.max_damage}")
         for name in ("time_limit", "cpu_limit"):
@@ -72,6 +61,7 @@ class Sampling:
 
     @property
     def reach(self) -> Reach:
+        """What may be opened, and asked."""
         return Reach(self.roots, self.endpoints)
 
 

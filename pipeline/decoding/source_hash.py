@@ -3,11 +3,12 @@
 from pyarrow.fs import FileType
 
 from pipeline.catalog.image_folders import image_names, is_image_pattern
-from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, content_hash, resolve
+from pipeline.storage.hashing import content_hash
+from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, resolve
 
 
 def source_hash(uri: str, reach: Reach | None = None) -> str:
-    """A video file or images as they are now: "file:SHA256" of bytes, or "images:SHA256" (`location.content_hash`).
+    """A video file or images as they are now: "file:SHA256" of bytes, or "images:SHA256" (`hashing.content_hash`).
 
     reach: where the uri and its images may lead; None: anywhere, for a uri that the operator gave. Raises StorageError.
     """

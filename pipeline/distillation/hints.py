@@ -51,19 +51,19 @@ def divided(maps: Mapping[str, np.ndarray], scales: Maps, device: torch.device) 
     return result
 
 
-def piece_losses(student: OSNet, pixels: Tensor, hints: Maps) -> dict[str, Tensor]:
-    """Every piece on its own: given the teacher's map before it, how far it is from the teacher's map after it.
+def part_losses(student: OSNet, pixels: Tensor, hints: Maps) -> dict[str, Tensor]:
+    """Every part on its own: given the teacher's map before it, how far it is from the teacher's map after it.
 
-    pixels: float32 [n, 3, h, w]. hints: divided maps. The steps inside of a block are pieces as well; "stage1a.inside" is their
+    pixels: float32 [n, 3, h, w]. hints: divided maps. The steps inside of a block are parts as well; "stage1a.inside" is their
     sum. So no layer waits for those before it, and all learn at once.
     """
     losses, before = {}, pixels
-    for name, piece in student.parts.named_children():
+    for name, part in student.parts.named_children():
         hint = hints[name]
-        if isinstance(piece, OmniScaleBlock):
-            losses[f"{name}.inside"], made = _inside_block(name, piece, before, hints)
+        if isinstance(part, OmniScaleBlock):
+            losses[f"{name}.inside"], made = _inside_block(name, part, before, hints)
         else:
-            made = piece(before)
+            made = part(before)
         losses[name] = F.mse_loss(made, hint)
         if name == FEATURE:
             losses[f"{name}.cosine"] = cosine_loss(made, hint)
@@ -94,8 +94,8 @@ def whole_losses(student: OSNet, pixels: Tensor, hints: Maps, second: Tensor | N
     cosines: which frames are alike.
     """
     losses, x = {}, pixels
-    for name, piece in student.parts.named_children():
-        x = piece(x)
+    for name, part in student.parts.named_children():
+        x = part(x)
         losses[name] = F.mse_loss(x, hints[name])
         if name == "down2" and student.branch is not None and second is not None:
             branch = student.branch(x)

@@ -1,4 +1,4 @@
-"""The loop: pieces on small crops first, then the whole student on whole frames; each phase lasts a given time.
+"""The loop: parts of the student on small crops first, then the whole student on whole frames; each phase lasts a given time.
 
 Random choices follow from the seed and the number of the step, so that a training that goes on needs no state of theirs.
 """
@@ -14,17 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbone.osnet import OSNet
-from pipeline.backbone.runtime import normalise_pixels
-from pipeline.distillation.hints import channel_scales, divided, piece_losses, whole_losses
+from pipeline.backbone.spec import normalise_pixels
+from pipeline.distillation.hints import channel_scales, divided, part_losses, whole_losses
 from pipeline.distillation.teachers import FEATURE, HintTeacher
 from pipeline.errors import PipelineError, UsageError
+from pipeline.training.loop import Metrics
 
 SCALE_FRAMES = 160  # of the pool, from which the channels' scales are taken
-GRID = 16  # crops start at multiples of this many pixels, so that every piece's map of them is whole
+GRID = 16  # crops start at multiples of this many pixels, so that every part's map of them is whole
 EVALUATED = 64  # frames a call
 SETTLED = 300  # batches after which a batch normalisation keeps to its running statistics
-
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,14 @@ class Phase:
     """One phase. minutes: of learning, checks and checkpoints not counted. learning_rate: AdamW's largest; it rises over warm_up
     steps and falls to a hundredth along a cosine.
 
-    pieces: each piece on its own (`piece_losses`), on random crops of half the height and width; else the whole student.
+    parts: each part on its own (`part_losses`), on random crops of half the height and width; else the whole student.
     weights: of the losses, by name; hint_weight: of all others.
     """
 
     minutes: float
     learning_rate: float
     batch: int
-    pieces: bool
+    parts: bool
     weights: Mapping[str, float]
     hint_weight: float
     warm_up: int = 50
@@ -130,7 +129,7 @@ class Distillation:
         phase = self.phase
         rows = self._rows()
         frames = self.pool[rows]
-        if phase.pieces:
+        if phase.parts:
             rng = np.random.default_rng([self.settings.seed, self.number, self.step, 1])
             height, width = frames.shape[1] // 2, frames.shape[2] // 2
             top, left = (GRID * int(rng.integers(0, room // GRID + 1)) for room in (height, width))
@@ -139,8 +138,8 @@ class Distillation:
         hints = divided(self.teacher.maps(pixels), self.scales, self.device)
         x = torch.from_numpy(pixels).to(self.device).to(memory_format=torch.channels_last)
         self._train()
-        if phase.pieces:
-            losses = piece_losses(self.student, x, hints)
+        if phase.parts:
+            losses = part_losses(self.student, x, hints)
         else:
             second = None if self.second is None else torch.from_numpy(self.second[rows].copy()).to(self.device)
             losses = whole_losses(self.student, x, hints, second)

@@ -4,7 +4,6 @@ people-0000.npy    uint8 [n, 256, 128, 3], RGB, of about CHUNK frames
 people-0000.json   its candidates in order, and the source that comes next; written first, so that the .npy says both are there
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,9 +16,10 @@ import numpy as np
 from pipeline.catalog.inputs import Catalog, candidate_id
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError
 from pipeline.storage.location import resolve
+from pipeline.training.features import is_held_out
 
 CHUNK = 2000  # frames, about 200 MB
 
@@ -58,13 +58,6 @@ class People:
         for place, candidate in enumerate(self.candidates):
             parts[is_held_out(candidate.person_id, held_out_share)].append(place)
         return parts
-
-
-def is_held_out(person_id: str | None, share: float) -> bool:
-    """Whether all videos of a person are kept from learning: decided by the id alone. Videos without a label never are."""
-    if person_id is None:
-        return False
-    return int.from_bytes(hashlib.sha256(person_id.encode()).digest()[:8], "big") < share * 2**64
 
 
 def gather_people(
@@ -123,7 +116,7 @@ def _read_source(decoder: Decoder, row: dict[str, Any], frames: int) -> list[tup
                 return [(event.reason, row["source_id"], [])]
             kept.pop(event.track, None)
             results.append((event.reason, candidate_id(row["source_id"], event.track), []))
-        elif isinstance(event, Piece):
+        elif isinstance(event, Chunk):
             collected = kept.setdefault(event.track, EvenlySpaced(frames))
             for frame in event.frames:
                 collected.add(frame)

@@ -5,8 +5,6 @@ OUT/run/      checkpoints
 OUT/NAME.onnx and its sidecar, when all is done
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.backbone.export import export_backbone, scaled_features
-from pipeline.backbone.runtime import normalise_pixels
+from pipeline.backbone.spec import normalise_pixels
 from pipeline.catalog.inputs import Catalog
 from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.checkpoint import Checkpoints, claim
-from pipeline.distillation.loop import EVALUATED, Distillation, DistillationSettings, HeldOut, Metrics, run_phases
+from pipeline.distillation.loop import EVALUATED, Distillation, DistillationSettings, HeldOut, run_phases
 from pipeline.distillation.people import People, gather_people
 from pipeline.distillation.pool import build_pool, teach_pool
 from pipeline.distillation.teachers import FEATURE, HintTeacher, VectorTeacher
 from pipeline.errors import UsageError
+from pipeline.storage.hashing import json_sha256
+from pipeline.training.loop import Metrics
+from pipeline.training.run import available_device
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def distil(
     if second_teacher is not None:
         second = teach_pool(pool, second_teacher, out / "pool", lambda done, total: report("second teacher", done, total))
 
-    work = Distillation(teacher, pool, second, settings, "cuda" if torch.cuda.is_available() else "cpu")
+    work = Distillation(teacher, pool, second, settings, available_device())
     checkpoints = Checkpoints(out)
     checkpoints.restore(work)
 
@@ -143,4 +143,4 @@ def _held_out(people: People, places: Sequence[int], most: int, teacher: HintTea
 
 def _fingerprint(catalogs: Sequence[Catalog]) -> str:
     tables = [[c.table[name].to_pylist() for name in ("source_id", "uri", "boxes_uri", "person_id")] for c in catalogs]
-    return hashlib.sha256(json.dumps(tables).encode()).hexdigest()
+    return json_sha256(tables)

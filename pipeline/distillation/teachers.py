@@ -3,7 +3,6 @@
 Inner maps are found by the graph's structure, so that exports of other origin, whatever their names, can teach as well.
 """
 
-import hashlib
 import importlib
 from collections import defaultdict
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
+from pipeline.backbone.network import onnx_network
 from pipeline.backbone.osnet import OSNetConfig
-from pipeline.backbone.runtime import Backbone, find_backbone, load_backbone, onnx_network
+from pipeline.backbone.runtime import Backbone, load_backbone
+from pipeline.backbone.spec import find_backbone
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.hashing import sha256
 
 TRUNK = {
     "stem": "MaxPool",
@@ -27,7 +29,7 @@ TRUNK = {
     "stage3a": "Relu",
     "stage3b": "Relu",
 }
-"""The pieces of `OSNet.parts` up to the last block, and the operation that each ends with (a block: ReLU of a sum)."""
+"""`OSNet.parts` up to the last block, and the operation that each ends with (a block: ReLU of a sum)."""
 LAST, FEATURE = "last", "feature"
 OPENVINO_BATCH = 16
 
@@ -57,7 +59,7 @@ class Graph:
 def find_hints(model: onnx.ModelProto) -> dict[str, str]:
     """Where the graph of an OSNet has what the modules of `OSNet.parts` make.
 
-    Returns module -> tensor: the pieces of the trunk ("stem", "stage1a", ...) and, inside of each block, "stage1a.reduce" and the
+    Returns module -> tensor: the parts of the trunk ("stem", "stage1a", ...) and, inside of each block, "stage1a.reduce" and the
     layers of its streams, "stage1a.streams.2.0". Raises UsageError when the graph is not an OSNet's.
     """
     graph = Graph(model.graph)
@@ -95,7 +97,7 @@ def _inside(graph: Graph, start: str, block: str) -> dict[str, str]:
 class HintTeacher:
     """An OSNet in ONNX Runtime that gives all its inner maps.
 
-    path: an ONNX file with the sidecar of a backbone (`pipeline.backbone.runtime`), which says how its pixels are prepared.
+    path: an ONNX file with the sidecar of a backbone (`pipeline.backbone.spec`), which says how its pixels are prepared.
     threads: CPU threads; None: one a core. Raises UsageError when it is no OSNet, PipelineError when it cannot be loaded.
     """
 
@@ -190,7 +192,7 @@ class OpenVinoTeacher:
         for file in (path, weights):
             if not file.is_file():
                 raise UsageError(f"the second teacher {file} does not exist")
-        self.sha256 = hashlib.sha256(path.read_bytes() + weights.read_bytes()).hexdigest()
+        self.sha256 = sha256(path.read_bytes(), weights.read_bytes())
         try:
             core = openvino.Core()
             model = core.read_model(path)

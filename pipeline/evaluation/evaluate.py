@@ -12,17 +12,21 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.coattention.cameras import camera_statistics
 from pipeline.coattention.cohort import NEAREST
+from pipeline.datasets.labelled import LabelledData
 from pipeline.errors import UsageError
 from pipeline.evaluation.metrics import (
     RANKS,
     QueryFigures,
     camera_pairs,
     identity_interval,
+    left_out,
     open_set_points,
     operating_points,
     query_figures,
@@ -31,13 +35,12 @@ from pipeline.evaluation.metrics import (
     shortlist_recall,
 )
 from pipeline.gallery.gallery import Gallery, feature_matrix
-from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import rank_videos
 from pipeline.search.partitions import Partitions
 from pipeline.search.shortlist import segmented
-from pipeline.search.targets import Target
+from pipeline.search.targets import stored_target
 from pipeline.settings import ScoreSettings
 
 COATTENTION, COSINE, METRIC = "co-attention", "mean + cosine", "mean + learned metric"
@@ -92,6 +95,11 @@ class Split:
     gallery: frozenset[str] | None
     sources: frozenset[str]
 
+    @classmethod
+    def of(cls, labelled: LabelledData) -> "Split":
+        """What a data set, or one of its splits, asks."""
+        return cls(labelled.queries, labelled.gallery, frozenset(labelled.catalog.table["source_id"].to_pylist()))
+
 
 @dataclass(frozen=True)
 class JudgedPairs:
@@ -113,10 +121,10 @@ class JudgedPairs:
     missing: int
 
 
-def judged_pairs(videos: pa.Table, splits: Sequence[Split]) -> JudgedPairs:
+def judged_pairs(videos: pa.Table, splits: Sequence[Split], data: str = "the data") -> JudgedPairs:
     """The pairs to judge, of all splits one after another; videos: Index.videos.
 
-    Raises UsageError when no query has a match.
+    Raises UsageError, which calls them `data`, when no query has a match.
     """
     ids, sources = videos["video_id"].to_pylist(), videos["source_id"].to_pylist()
     persons, cameras = videos["person_id"].to_pylist(), videos["camera_id"].to_pylist()
@@ -136,15 +144,14 @@ def judged_pairs(videos: pa.Table, splits: Sequence[Split]) -> JudgedPairs:
     gallery_rows = np.array(sorted(set().union(*members), key=ids.__getitem__), np.int64)
     rows, belongs = np.array(query_rows, np.int64), np.array(of_split, np.int64)
     _, person = np.unique([name or "" for name in persons], return_inverse=True)
-    known = np.array([camera is not None for camera in cameras], np.bool_)
     names = np.array([NO_CAMERA if camera is None else camera for camera in cameras], np.str_)
-    _, camera = np.unique(names, return_inverse=True)
+    camera = np.where(pc.is_valid(videos["camera_id"]), np.unique(names, return_inverse=True)[1], -1)
     listed = np.array([[row in inside for row in gallery_rows.tolist()] for inside in members], np.bool_)
     same = person[rows][:, None] == person[gallery_rows]
-    same_camera = (camera[rows][:, None] == camera[gallery_rows]) & known[rows][:, None]
-    valid = listed.reshape(len(splits), len(gallery_rows))[belongs] & (rows[:, None] != gallery_rows) & ~(same & same_camera)
+    valid = listed.reshape(len(splits), len(gallery_rows))[belongs] & (rows[:, None] != gallery_rows)
+    valid &= ~left_out(same, camera[rows][:, None], camera[gallery_rows])
     if not (valid & same).any():
-        raise UsageError("no query has a match in its ranking; each person needs a second video, under another camera")
+        raise UsageError(f"{data}: no query has a match in its ranking; each person needs a second video, under another camera")
     labels = np.array([name or "" for name in persons], np.str_)[rows]
     return JudgedPairs(rows, gallery_rows, valid, same, belongs, labels, names[rows], names[gallery_rows], len(missing))
 
@@ -194,30 +201,42 @@ def prefilter_places(
 def _encoded(gallery: Gallery, index: Index, queries: NDArray[np.int64]) -> Iterator[tuple[int, TargetSegments]]:
     """(place in `queries`, its segments) of every query, in the order of the shards, so that each is read once."""
     videos = index.videos.take(pa.array(queries))
-    for positions, frames in gallery.iter_features(videos):
-        features, end = feature_matrix(frames), 0
-        index_of, times = np.asarray(frames["frame_index"]), np.asarray(frames["time_s"])
-        for place in positions.tolist():
-            row = videos.slice(place, 1).to_pylist()[0]
-            part = slice(end, end := end + row["sampled_frames"])
-            ref = VideoRef.of(row)
-            target = Target(ref, features[part], index_of[part], times[part])
-            yield place, segmented(target, index)
+    for place, frames in gallery.iter_videos(videos):
+        yield place, segmented(stored_target(videos.slice(place, 1).to_pylist()[0], frames), index)
 
 
 def video_means(gallery: Gallery, index: Index) -> tuple[Floats, Floats]:
-    """Mean frame feature [V, D] and mean value under the index's head [V, d_v] of every video, float64."""
-    counts = np.asarray(index.videos["sampled_frames"]).astype(np.int64)
-    features = np.empty((len(counts), gallery.feature_width))
-    values = np.empty((len(counts), index.head.config.value_width))
-    for positions, table in gallery.iter_features(index.videos):
+    """Mean frame feature [V, D] and mean value under the index's head [V, d_v] of every video, float64.
+
+    Where the index tells cameras apart both are, and of unit length.
+    """
+    features = np.empty((len(index.videos), gallery.feature_width))
+    values = np.empty((len(index.videos), index.head.config.value_width))
+    cameras = index.videos["camera_id"].to_pylist()
+    for position, table in gallery.iter_videos(index.videos):
         of_frames = feature_matrix(table)
-        starts = np.cumsum(counts[positions]) - counts[positions]
-        features[positions] = np.add.reduceat(of_frames, starts, axis=0, dtype=np.float64) / counts[positions, None]
+        features[position] = of_frames.mean(axis=0, dtype=np.float64)
         with torch.inference_mode():
-            of_head = index.head.values(torch.from_numpy(np.array(of_frames))).numpy()
-        values[positions] = np.add.reduceat(of_head, starts, axis=0, dtype=np.float64) / counts[positions, None]
-    return features, values
+            of_head = index.heads.of(cameras[position]).values(torch.from_numpy(np.array(of_frames)))
+        values[position] = of_head.double().mean(dim=0).numpy()
+    if index.cameras is None:
+        return features, values
+    return without_cameras(_unit(features), cameras), _unit(values)
+
+
+def without_cameras(means: Floats, cameras: Sequence[str | None]) -> Floats:
+    """Features of videos [V, D] changed as `pipeline.coattention.cameras` changes values, by statistics of all; unit vectors."""
+    statistics = camera_statistics(means, cameras)
+    rows = np.array([statistics.row(camera) for camera in cameras])
+    changed = np.empty_like(means)
+    for row in np.unique(rows):
+        mean, by = (part[row].astype(np.float64) for part in (statistics.means, statistics.maps))
+        changed[rows == row] = (means[rows == row] - mean) @ by
+    return _unit(changed)
+
+
+def _unit(vectors: Floats) -> Floats:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def cosine_scores(queries: ArrayLike, candidates: ArrayLike) -> Floats:
@@ -266,7 +285,7 @@ def _nearest(cohort: Floats, share: float) -> tuple[Floats, Floats]:
 def baseline_scores(gallery: Gallery, index: Index, pairs: JudgedPairs) -> Iterator[tuple[str, Floats]]:
     """(name, scores [Q, G]) of the baselines, each plain and, where the index has a usable cohort, normalised by its videos."""
     features, values = video_means(gallery, index)
-    weight = index.head.score_row()[0].detach().numpy()
+    weight, _ = index.heads.score_row()
     cohort = np.unique(index.cohort.video.numpy())  # rows of Index.videos
     scored: dict[str, tuple[Floats, Callable[[Floats, Floats], Floats]]] = {
         COSINE: (features, cosine_scores),

@@ -56,6 +56,14 @@ class RankingQuality:
     unmatched: int
 
 
+def left_out(same: ArrayLike, camera: ArrayLike, other_camera: ArrayLike) -> Bools:
+    """Which pairs of videos must not count, by the field's rule: one person under one camera that is known.
+
+    same: bool, whether both show one person; camera, other_camera: numbers, below 0 for one that is not known. They broadcast.
+    """
+    return np.asarray(same, np.bool_) & (np.asarray(camera) == other_camera) & (np.asarray(camera) >= 0)
+
+
 def query_figures(scores: ArrayLike, valid: ArrayLike, same: ArrayLike) -> QueryFigures:
     """The figures of each query's ranking. Raises ValueError for shapes that differ and for scores that are not finite."""
     scores, valid, same = _checked(scores, valid, same)

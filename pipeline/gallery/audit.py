@@ -13,7 +13,6 @@ Records are written before an answer is given out. They name ids and hashes, nev
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -26,9 +25,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline import telemetry
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, first_line
 from pipeline.gallery.gallery import Gallery
+from pipeline.storage.documents import parsed
 from pipeline.storage.formats import check_format
+from pipeline.storage.hashing import json_sha256, sha256
 from pipeline.storage.location import Location, StorageError, is_utf8
 
 OLDEST_FORMAT, FORMAT = 1, 1  # of records
@@ -66,7 +67,7 @@ def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
         }
         record["sha256"] = _hash_of(record)  # the last record has no other that vouches for it
         data = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-        digest = hashlib.sha256(data).hexdigest()
+        digest = sha256(data)
         name = f"{number:010d}.json" if folder.is_local else f"{number:010d}-{digest[:16]}.json"
         if folder.join(name).write_atomically(data, exclusive=folder.is_local):
             _write_head(folder, number, digest)
@@ -82,9 +83,9 @@ def failures_recorded(gallery: Gallery, action: str, *fields: dict[str, Any]) ->
     try:
         yield
     except BaseException as error:
-        words = (str(error).splitlines() or [""])[0] or type(error).__name__
+        failed = {"failed": unicode_only(first_line(error)), "ended_at": datetime.now(UTC).isoformat()}
         for each in fields:
-            append_record(gallery, action, each | {"failed": unicode_only(words), "ended_at": datetime.now(UTC).isoformat()})
+            append_record(gallery, action, each | failed)
         raise
 
 
@@ -106,8 +107,8 @@ def newest(gallery: Gallery, action: str) -> dict[str, Any] | None:
     """The newest record of an action among the newest AMONG records, None where there is none."""
     for file in reversed(_records(gallery.location.join("audit"))[-AMONG:]):
         try:
-            record = json.loads(file.read_bytes())
-        except (ValueError, RecursionError):  # `verify` names it
+            record = parsed(file.read_bytes())
+        except ValueError:  # `verify` names it
             continue
         if isinstance(record, dict) and record.get("action") == action:
             return record
@@ -145,7 +146,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
         before |= digests.get(number - 1, set())
         due = number + 1
         try:
-            record = json.loads(data)
+            record = parsed(data)
             check_format(
                 f"the record {file.name}", record.get("format", 1), OLDEST_FORMAT, FORMAT, "verify it with an older version"
             )
@@ -155,7 +156,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
         except PipelineError as error:  # of another format, in which hashes may be made otherwise
             faults.append(str(error))
             break
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             faults.append(f"{file.name} is damaged")
             break
         if changed:
@@ -164,7 +165,7 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
             faults.append(f"{file.name} was moved: it is record {record['number']}")
         if not ((claimed <= before and claimed & digests.get(number - 1, set())) or (number == 0 and not claimed)):
             faults.append(f"the record before {file.name} was changed, or {file.name} was")
-        digests.setdefault(number, set()).add(hashlib.sha256(data).hexdigest())
+        digests.setdefault(number, set()).add(sha256(data))
         numbered += "number" in record
         if record.get("action") == "policy":
             policies.setdefault(number, []).append(_known_names(record.get("required")))
@@ -190,7 +191,7 @@ def required(gallery: Gallery) -> tuple[str, ...]:
     """What searches and deletions of this gallery must say: of REQUIRABLE. Raises PipelineError when the setting is damaged."""
     file = gallery.location.join("audit", "policy.json")
     try:
-        names = json.loads(file.read_bytes())["required"]
+        names = parsed(file.read_bytes())["required"]
         if not set(names) <= set(REQUIRABLE):
             raise ValueError(f"it requires {names}")
     except StorageError as error:
@@ -199,7 +200,7 @@ def required(gallery: Gallery) -> tuple[str, ...]:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{file.uri} is damaged: {error}; set it again with jobs.policy") from error
-    return tuple(name for name in REQUIRABLE if name in names)
+    return _known_names([*names])
 
 
 def set_policy(gallery: Gallery, names: Collection[str], reason: str | None = None) -> None:
@@ -209,7 +210,7 @@ def set_policy(gallery: Gallery, names: Collection[str], reason: str | None = No
     """
     if unknown := set(names) - set(REQUIRABLE):
         raise UsageError(f"{sorted(unknown)[0]!r} cannot be required; choose of {', '.join(REQUIRABLE)}")
-    chosen = [name for name in REQUIRABLE if name in names]
+    chosen = list(_known_names([*names]))
     before: Collection[str] = ()
     with contextlib.suppress(PipelineError):  # a damaged one is mended by this
         before = required(gallery)
@@ -223,13 +224,13 @@ def set_policy(gallery: Gallery, names: Collection[str], reason: str | None = No
 
 
 def _write_policy(gallery: Gallery, names: Collection[str]) -> None:
-    document = {"required": [name for name in REQUIRABLE if name in names]}
+    document = {"required": _known_names([*names])}
     gallery.location.join("audit", "policy.json").write_atomically(json.dumps(document).encode())
 
 
 def _known_names(listed: Any) -> tuple[str, ...]:
-    """What a record of a policy requires, whatever somebody wrote into it."""
-    return tuple(name for name in REQUIRABLE if isinstance(listed, list) and name in listed)
+    """Which of REQUIRABLE are listed, whatever somebody wrote there."""
+    return tuple(name for name in REQUIRABLE if isinstance(listed, list | tuple) and name in listed)
 
 
 def _left_out(record: dict[str, Any], names: Collection[str]) -> list[str]:
@@ -264,7 +265,7 @@ def _place(folder: Location) -> tuple[int, str | list[str] | None]:
     recent = [file for file in files if _number(file) > number - WINDOW]
     if len({_number(file) for file in recent}) == len(recent):
         return number + 1, digests[-1] if digests else None
-    contents = {hashlib.sha256(data).hexdigest(): json.loads(data) for _, data in _contents(recent)}
+    contents = {sha256(data): json.loads(data) for _, data in _contents(recent)}
     named = {one for record in contents.values() for one in _listed(record["previous"])}
     tips = [digest for digest in dict.fromkeys([*contents, *digests]) if digest not in named]  # a listing may lag behind the head
     return number + 1, tips[0] if len(tips) == 1 else tips
@@ -280,14 +281,14 @@ def _newest(folder: Location, files: list[Location]) -> tuple[int, list[str]]:
     if anchor is not None and folder.is_local:
         number, digests = anchor[0] - 1, [anchor[1]]
         while (file := folder.join(f"{number + 1:010d}.json")).exists():
-            number, digests = number + 1, [hashlib.sha256(file.read_bytes()).hexdigest()]
+            number, digests = number + 1, [sha256(file.read_bytes())]
         return number, digests
     files = _records(folder) if folder.is_local else files
     number = _number(files[-1]) if files else -1
     if anchor is not None and anchor[0] - 1 > number:
         return anchor[0] - 1, [anchor[1]]
     newest = [file for file in files if _number(file) == number]
-    return number, [hashlib.sha256(file.read_bytes()).hexdigest() for file in newest]
+    return number, [sha256(file.read_bytes()) for file in newest]
 
 
 def _write_head(folder: Location, number: int, digest: str) -> None:
@@ -296,13 +297,13 @@ def _write_head(folder: Location, number: int, digest: str) -> None:
         folder.join("head.json").write_atomically(json.dumps({"records": number + 1, "sha256": digest}).encode())
         if not folder.is_local or not (following := folder.join(f"{number + 1:010d}.json")).exists():
             return
-        number, digest = number + 1, hashlib.sha256(following.read_bytes()).hexdigest()
+        number, digest = number + 1, sha256(following.read_bytes())
 
 
 def _read_head(folder: Location) -> tuple[int, str] | None:
     """(records, hash of the newest) of head.json; None where it is absent or damaged."""
     try:
-        fields = json.loads(folder.join("head.json").read_bytes())
+        fields = parsed(folder.join("head.json").read_bytes())
         return int(fields["records"]), str(fields["sha256"])
     except (StorageError, ValueError, KeyError, TypeError, OverflowError):
         return None
@@ -315,7 +316,7 @@ def _parsed_head(text: str) -> tuple[int, str]:
 
 
 def _hash_of(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, ensure_ascii=False).encode()).hexdigest()
+    return json_sha256(record, ensure_ascii=False)
 
 
 def _listed(previous: str | list[str] | None) -> list[str]:

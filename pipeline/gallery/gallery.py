@@ -13,7 +13,6 @@ of videos that are there: it changes CORRECTABLE columns of rows, never which ro
 neither a compaction nor another ingest at the same time can be undone by one. docs/decisions.md says why no table format is used.
 """
 
-import hashlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -27,10 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.backbone.runtime import BackboneSpec
+from pipeline.backbone.spec import BackboneSpec
+from pipeline.catalog.inputs import SOURCE_STATE
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.forgotten import REASON, Forgotten
+from pipeline.storage.documents import typed
 from pipeline.storage.formats import check_format
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import Location, Reach, inside_checker, resolve
 from pipeline.storage.seals import sealed, unsealed
 
@@ -43,13 +45,6 @@ _INGESTED = ["video_id", "ingested_at", "sampled_frames"]  # the same: a video h
 
 Read = TypeVar("Read")
 
-# Of the source's files when they were listed for the ingest, see pipeline.ingest.source_changes; null where that is not known.
-SOURCE_STATE = (
-    ("source_size", pa.int64()),  # bytes; of images, of all of them
-    ("source_mtime", pa.timestamp("us", tz="UTC")),  # time of modification; of images, the latest
-    ("boxes_size", pa.int64()),
-    ("boxes_mtime", pa.timestamp("us", tz="UTC")),
-)
 VIDEOS_SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
@@ -193,19 +188,8 @@ class Gallery:
         try:
             fields = unsealed(location.join("gallery.json").read_bytes())
             check_format(f"the gallery {location.uri}", fields["format"], OLDEST_FORMAT, FORMAT, "ingest its videos anew")
-            backbone = {
-                **fields["backbone"],
-                "mean": tuple(fields["backbone"]["mean"]),
-                "std": tuple(fields["backbone"]["std"]),
-            }
-            image_rate = fields["image_rate"]
-            settings = GallerySettings(
-                BackboneSpec(**backbone),
-                float(fields["rate"]),
-                None if image_rate is None else float(image_rate),
-                tuple(map(str, fields.get("roots", ()))),
-            )
-        except (ValueError, KeyError, TypeError) as error:
+            settings = typed(GallerySettings, fields, complete=False)
+        except (ValueError, KeyError) as error:
             raise PipelineError(f"{location.join('gallery.json').uri} is damaged: {error}") from error
         return cls(location, settings)
 
@@ -312,7 +296,7 @@ class Gallery:
                 content = _table_bytes(table)
                 self.location.join(name).write_atomically(content)
                 commit[kind] = [name]
-                commit["sha256"][name] = hashlib.sha256(content).hexdigest()
+                commit["sha256"][name] = sha256(content)
         commit |= {
             "committed_at": datetime.now(UTC).isoformat(),
             "video_rows": len(videos),
@@ -422,6 +406,15 @@ class Gallery:
                 self._check_features(table, shard)
             yield positions, table
 
+    def iter_videos(self, videos: pa.Table, *, checked: bool = True) -> Iterator[tuple[int, pa.Table]]:
+        """`iter_features` video by video: (row in `videos`, its frames)."""
+        counts = videos["sampled_frames"].to_pylist()
+        for positions, frames in self.iter_features(videos, checked=checked):
+            start = 0
+            for position in positions.tolist():
+                yield position, frames.slice(start, counts[position])
+                start += counts[position]
+
     def _commits(self, leave_out: Collection[str] = ()) -> dict[str, dict[str, Any]]:
         commits = {}
         for file in self.location.join("commits").list():
@@ -451,7 +444,7 @@ class Gallery:
                 try:
                     content = location.read_bytes()
                     expected = commit.get("sha256", {}).get(name)  # commits of the first version have none
-                    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+                    if expected is not None and sha256(content) != expected:
                         raise ValueError("its checksum differs")
                     table = pq.read_table(pa.BufferReader(content), schema=schema)
                 except (OSError, ValueError, pa.ArrowException) as error:
@@ -528,4 +521,4 @@ def _semi_joined(table: pa.Table, newest: pa.Table) -> pa.Table:
 def gallery_version(gallery: Gallery) -> str:
     """Names the set of a gallery's commits: how many there are, and a hash of their names."""
     names = gallery.commit_names()
-    return f"{len(names)}:{hashlib.sha256(' '.join(names).encode()).hexdigest()[:16]}"
+    return f"{len(names)}:{sha256(' '.join(names))[:16]}"

@@ -5,7 +5,6 @@ What a version consists of is in pipeline.index.versions.
 
 import json
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,12 +21,12 @@ import torch
 from pipeline import telemetry
 from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import Calibration, save_calibration
+from pipeline.coattention.cameras import CameraHeads, CameraStatistics, can_measure_cameras
 from pipeline.coattention.cohort import Cohort
 from pipeline.coattention.head import head_hash, save_head, untrained_head
 from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
-from pipeline.index.partition_files import score_row
 from pipeline.index.partition_store import (
     FRAMES_OF,
     VIDEOS,
@@ -37,29 +36,35 @@ from pipeline.index.partition_store import (
     delete_partition,
     partition_store,
     plan_partitions,
-    publish_files,
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
-from pipeline.index.samples import count_segments, sample_cohort, sample_features, sample_means
+from pipeline.index.samples import count_segments, sample_cameras, sample_cohort, sample_features, sample_means
 from pipeline.index.versions import FORMAT, PREFILTER, Index, open_index
 from pipeline.settings import IndexSettings
-from pipeline.storage.location import Location, explained
+from pipeline.storage.local_paths import new_folder
+from pipeline.storage.location import Location
 from pipeline.storage.seals import sealed
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the partitions of a version share. cohort_ids: the video of each of the cohort's segments; drawn: how many videos
-    the gallery and the cohort had when the cohort (and an untrained head) were drawn. prefilter: see `PartitionWork`.
+    """What the partitions of a version share. cameras: None where they are not told apart. cohort_ids: the video of each of the
+    cohort's segments; drawn: how many videos the gallery and the cohort had when the cohort (and an untrained head) were drawn.
+    prefilter: see `PartitionWork`.
     """
 
     head: Coattention
     untrained: bool
     calibration: Calibration | None
+    cameras: CameraStatistics | None
     cohort: Cohort
     cohort_ids: pa.Array
     drawn: dict[str, int]
     prefilter: np.ndarray | None
+
+    @property
+    def heads(self) -> CameraHeads:
+        return CameraHeads(self.head, self.cameras)
 
 
 def build_index(
@@ -101,7 +106,7 @@ def build_index(
         there = pc.is_in(base.cohort_ids, snapshot.videos["video_id"].combine_chunks())
         alive = pc.and_not(there, pc.is_in(base.cohort_ids, replaced.combine_chunks()))
         shared = _carry(base, alive, ids, calibration)
-    work = PartitionWork(gallery, shared.head, settings.segment_length, settings.stride, shared.cohort, shared.prefilter)
+    work = PartitionWork(gallery, shared.heads, settings.segment_length, settings.stride, shared.cohort, shared.prefilter)
     built: dict[int, dict[str, Any]] = {}
     done = kept
     try:
@@ -131,14 +136,18 @@ def _draw(
         raise PipelineError(
             f"the head takes frame features of width {widths}; use a head made for {gallery.settings.backbone.name}"
         )
-    cohort = sample_cohort(gallery, videos, head, length, stride)
+    cameras = None
+    if settings.cameras == "auto" and can_measure_cameras(head):
+        cameras = sample_cameras(gallery, videos, head)
+    heads = CameraHeads(head, cameras)
+    cohort = sample_cohort(gallery, videos, heads, length, stride)
     drawn = {"gallery_videos": len(videos), "cohort_videos": len(torch.unique(cohort.video))}
     cohort_ids = videos["video_id"].take(pa.array(cohort.video.numpy())).combine_chunks()
     prefilter, segments = None, count_segments(videos, length, stride)
     if settings.prefilter == "compressed" or (settings.prefilter == "auto" and segments > FLAT_SEGMENTS):
-        means = sample_means(gallery, videos, head, length, stride)
-        prefilter = faiss.serialize_index(compressed_index(PrefilterMetric(*score_row(head)), means, segments))
-    return _Shared(head, untrained, calibration, cohort, cohort_ids, drawn, prefilter)
+        means = sample_means(gallery, videos, heads, length, stride)
+        prefilter = faiss.serialize_index(compressed_index(PrefilterMetric(*heads.score_row()), means, segments))
+    return _Shared(head, untrained, calibration, cameras, cohort, cohort_ids, drawn, prefilter)
 
 
 def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Calibration | None) -> _Shared:
@@ -156,27 +165,29 @@ def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Cali
     prefilter = None
     if PREFILTER in base.manifest["files"]:
         prefilter = np.frombuffer(base.location.join(PREFILTER).read_bytes(), np.uint8)
-    return _Shared(base.head, base.untrained, calibration, cohort, cohort_ids, base.manifest["drawn"], prefilter)
+    return _Shared(base.head, base.untrained, calibration, base.cameras, cohort, cohort_ids, base.manifest["drawn"], prefilter)
 
 
 def _publish_shared(gallery: Gallery, shared: _Shared, location: Location) -> dict[str, dict[str, Any]]:
     """Write what the partitions share below a version's location; returns file name -> size in bytes and sha256."""
-    files: dict[str, dict[str, Any]] = {}
-    with explained("write", tempfile.gettempdir()), tempfile.TemporaryDirectory() as name:
-        folders = {below: Path(name, below) for below in ("cohort", "head", "prefilter")}
-        for folder in folders.values():
-            folder.mkdir()
-        np.save(folders["cohort"] / "means.npy", shared.cohort.means.numpy())
-        np.save(folders["cohort"] / "video.npy", shared.cohort.video.numpy())
-        (folders["cohort"] / "video_id.json").write_text(json.dumps(shared.cohort_ids.to_pylist()))
-        save_head(shared.head, folders["head"], {"untrained": shared.untrained}, gallery.settings.backbone.identity)
+    with new_folder(location.join("cohort")) as (folder, of_cohort):
+        np.save(folder / "means.npy", shared.cohort.means.numpy())
+        np.save(folder / "video.npy", shared.cohort.video.numpy())
+        (folder / "video_id.json").write_text(json.dumps(shared.cohort_ids.to_pylist()))
+    with new_folder(location.join("head")) as (folder, of_head):
+        save_head(shared.head, folder, {"untrained": shared.untrained}, gallery.settings.backbone.identity)
         if shared.calibration is not None:
-            save_calibration(shared.calibration, folders["head"])
-        if shared.prefilter is not None:
-            Path(name, PREFILTER).write_bytes(shared.prefilter.tobytes())
-        for below, folder in folders.items():
-            files |= {f"{below}/{file}": entry for file, entry in publish_files(folder, location.join(below)).items()}
-    return files
+            save_calibration(shared.calibration, folder)
+    folders = {"cohort": of_cohort, "head": of_head}
+    if shared.cameras is not None:
+        with new_folder(location.join("cameras")) as (folder, folders["cameras"]):
+            np.save(folder / "means.npy", shared.cameras.means)
+            np.save(folder / "maps.npy", shared.cameras.maps)
+            (folder / "names.json").write_text(json.dumps(shared.cameras.names))
+    if shared.prefilter is not None:
+        with new_folder(location.join("prefilter")) as (folder, folders["prefilter"]):
+            (folder / Path(PREFILTER).name).write_bytes(shared.prefilter.tobytes())
+    return {f"{name}/{file}": entry for name, files in folders.items() for file, entry in files.items()}
 
 
 def _publish(
@@ -190,7 +201,7 @@ def _publish(
     """Publish a version of partitions that are there; returns its name. ids: of its videos, to look for forgotten ones."""
     version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
     location = gallery.location.join("index", version)
-    metric = PrefilterMetric(*score_row(shared.head))
+    metric = PrefilterMetric(*shared.heads.score_row())
     prefilter = metric.empty_index() if shared.prefilter is None else faiss.deserialize_index(shared.prefilter)
     try:
         files = _publish_shared(gallery, shared, location)

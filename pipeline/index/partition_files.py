@@ -5,11 +5,9 @@ See `pipeline.index.versions` for what a version consists of.
 
 import contextlib
 import errno
-import shutil
-import tempfile
 import threading
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,15 +16,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.coattention.cameras import CameraHeads
 from pipeline.coattention.cohort import Cohort, cohort_statistics
-from pipeline.coattention.network import Coattention
-from pipeline.errors import PipelineError
+from pipeline.coattention.network import CoattentionConfig
+from pipeline.errors import PipelineError, first_line
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.prefilter import PrefilterMetric
 from pipeline.scoring.frame_rows import TOO_MANY_FILES
 from pipeline.scoring.scores import frame_band
 from pipeline.segments import segment_frames, segment_starts
-from pipeline.storage.location import Location, explained
+from pipeline.storage.local_paths import local_file
+from pipeline.storage.location import Location
 
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
 LARGEST_DISTANCE = 65_000.0  # what float16 holds
@@ -38,7 +38,7 @@ _header_parser = threading.Lock()
 def write_partition(
     gallery: Gallery,
     videos: pa.Table,
-    head: Coattention,
+    heads: CameraHeads,
     segment_length: int,
     stride: int,
     cohort: Cohort,
@@ -56,33 +56,26 @@ def write_partition(
     starts = [segment_starts(int(n), segment_length, stride) for n in frames]
     first_frame = np.concatenate([[0], np.cumsum(frames)])
     first_segment = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
-    widths = (head.config.key_width, head.config.value_width)
     total, segments = int(first_frame[-1]), int(first_segment[-1])
-    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
-        "keys": (np.float16, (total, widths[0])),
-        "values": (np.float16, (total, widths[1])),
-        "band": (np.float16, (total, segment_length - 1)),
-        "frame_index": (np.int32, (total,)),
-        "time_s": (np.float32, (total,)),
-        "cohort_mean": (np.float32, (segments,)),
-        "cohort_spread": (np.float32, (segments,)),
-    }
-    metric = PrefilterMetric(*score_row(head))
+    shapes = array_shapes(heads.head.config, total, segments, segment_length)
+    metric = PrefilterMetric(*heads.score_row())
     prefilter = metric.empty_index() if prefilter is None else faiss.clone_index(prefilter)
-    weight, bias = (part.detach() for part in head.score_row())
+    weight, bias = (part.detach() for part in heads.of(None).score_row())
+    cameras = videos["camera_id"].to_pylist()
     done = 0
     with contextlib.ExitStack() as stack:
         arrays = {name: stack.enter_context(_new_array(folder / name, *shape)) for name, shape in shapes.items()}
         for positions, table in gallery.iter_features(videos):  # videos are in shard order, so positions ascend from 0
             if not np.array_equal(positions, np.arange(done, done + len(positions))):
                 raise PipelineError("a compaction moved videos while the index was built; run jobs.index again")
-            new_keys, new_values = encode_frames(head, feature_matrix(table))
-            after = np.concatenate([np.arange(n - 1, -1, -1) for n in frames[positions]])
+            of_videos = frames[positions]
+            new_keys, new_values = encode_videos(heads, feature_matrix(table), of_videos, [cameras[p] for p in positions])
+            after = np.concatenate([np.arange(n - 1, -1, -1) for n in of_videos])
             distances = frame_band(weight, torch.from_numpy(new_values), torch.from_numpy(after), segment_length)
             if not bool((distances.abs() < LARGEST_DISTANCE).all()):
                 raise PipelineError("the head's values lie too far apart to be stored; train it with values of about unit length")
             cuts = [segment_frames(starts[p], segment_length, int(frames[p])) + first_frame[p] for p in positions]
-            means = segment_means(new_values, np.concatenate(cuts) - first_frame[done])
+            means = segment_means(new_values, np.concatenate(cuts) - first_frame[done], heads.unit_encodings)
             prefilter.add(metric.stored(means))
             owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
             statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
@@ -109,9 +102,19 @@ def write_partition(
     return table, {"frames": total, "segments": segments}
 
 
-def score_row(head: Coattention) -> tuple[np.ndarray, float]:
-    weight, bias = head.score_row()
-    return weight.detach().numpy(), float(bias.detach())
+def array_shapes(
+    config: CoattentionConfig, frames: int, segments: int, segment_length: int
+) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Type and shape of each of a partition's arrays, by name. config: of the head."""
+    return {
+        "keys": (np.float16, (frames, config.key_width)),
+        "values": (np.float16, (frames, config.value_width)),
+        "band": (np.float16, (frames, segment_length - 1)),
+        "frame_index": (np.int32, (frames,)),
+        "time_s": (np.float32, (frames,)),
+        "cohort_mean": (np.float32, (segments,)),
+        "cohort_spread": (np.float32, (segments,)),
+    }
 
 
 def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> BinaryIO:
@@ -123,57 +126,57 @@ def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> BinaryIO:
 
 
 @torch.inference_mode()
-def encode_frames(head: Coattention, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values of frame features [n, D], float16 [n, d_k] and [n, d_v]."""
-    keys, values = [], []
-    for start in range(0, len(features), ENCODE_ROWS):
-        block = torch.from_numpy(np.array(features[start : start + ENCODE_ROWS]))
-        keys.append(head.keys(block).half().numpy())
-        values.append(head.values(block).half().numpy())
-    return np.concatenate(keys), np.concatenate(values)
+def encode_videos(
+    heads: CameraHeads, features: np.ndarray, frames: np.ndarray, cameras: Sequence[str | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of the frames of videos, float16 [n, d_k] and [n, d_v].
+
+    features: [n, D], a video's after another's; frames: integers [V], how many each has; cameras: [V], the camera of each.
+    """
+    config = heads.head.config
+    keys, values = (np.empty((len(features), width), np.float16) for width in (config.key_width, config.value_width))
+    owner = np.repeat(np.unique(["" if name is None else name for name in cameras], return_inverse=True)[1], frames)
+    names = dict(zip(owner[np.cumsum(frames) - 1].tolist(), cameras, strict=True))
+    for number, camera in names.items():
+        head, rows = heads.of(camera), np.flatnonzero(owner == number)
+        for start in range(0, len(rows), ENCODE_ROWS):
+            part = rows[start : start + ENCODE_ROWS]
+            block = torch.from_numpy(np.array(features[part]))
+            keys[part], values[part] = head.keys(block).half().numpy(), head.values(block).half().numpy()
+    return keys, values
 
 
-def segment_means(values: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Mean values float32 [S, d_v] of segments, frames int64 [S, T]."""
-    blocks = [values[frames[i : i + 4096]].astype(np.float32).mean(axis=1) for i in range(0, len(frames), 4096)]
+def segment_means(values: np.ndarray, frames: np.ndarray, unit: bool = False) -> np.ndarray:
+    """Encodings of segments under uniform attention, float32 [S, d_v]: means of the values of their distinct frames.
+
+    values: [n, d_v]; frames: integers [S, T], ascending, the last one repeated where a video is shorter. unit: as unit vectors.
+    """
+    blocks = []
+    for start in range(0, len(frames), 4096):
+        numbers = frames[start : start + 4096]
+        real = np.ones(numbers.shape, np.float32)
+        real[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+        means = np.einsum("st,std->sd", real, values[numbers].astype(np.float32)) / real.sum(axis=1, keepdims=True)
+        blocks.append(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12) if unit else means)
     return np.concatenate(blocks)
 
 
 def load_array(location: Location) -> np.ndarray:
     """A .npy file, memory-mapped: from where it lies, or from a copy of an object on the local disk. Raises PipelineError."""
     try:
-        if location.is_local:
-            return _mapped(location.path)
-        with _local_copy(location) as path:
-            return _mapped(path)
+        with local_file(location) as path, _header_parser:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise PipelineError(TOO_MANY_FILES) from error
         raise PipelineError(f"the index file {location.uri} is damaged: {error}") from error
 
 
-def _mapped(path: str | Path) -> np.ndarray:
-    with _header_parser:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
 def load_prefilter(location: Location) -> faiss.Index:
     """A FAISS index, memory-mapped as `load_array` does, without tables that FAISS would compute. Raises PipelineError."""
     flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
     try:
-        if location.is_local:
-            return faiss.read_index(location.path, flags)
-        with _local_copy(location) as path:
+        with local_file(location) as path:
             return faiss.read_index(str(path), flags)
     except (RuntimeError, OSError, MemoryError) as error:  # a damaged size asks for any amount of memory
-        raise PipelineError(f"the index file {location.uri} is damaged: {str(error).splitlines()[0]}") from error
-
-
-@contextlib.contextmanager
-def _local_copy(location: Location) -> Iterator[Path]:
-    """An object as a file; what has been mapped of it stays readable, and its disk space goes back when it is closed."""
-    with tempfile.TemporaryDirectory(prefix="co-attention-search-") as folder:
-        path = Path(folder, location.name)
-        with location.open_input() as source, explained(f"copy {location.uri} to", folder), path.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 16 << 20)
-        yield path
+        raise PipelineError(f"the index file {location.uri} is damaged: {first_line(error)}") from error

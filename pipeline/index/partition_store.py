@@ -5,10 +5,6 @@ killed, a task that is run again and a compaction cannot meet in one folder. It 
 """
 
 import contextlib
-import hashlib
-import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import telemetry
-from pipeline.cluster import Cluster, cluster_is_named, connected
+from pipeline.cluster import Cluster, cluster_is_named, connected, worker_errors
+from pipeline.coattention.cameras import CameraHeads
 from pipeline.coattention.cohort import Cohort
-from pipeline.coattention.network import Coattention
-from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.partition_files import write_partition
-from pipeline.storage.location import Location, explained, sync_folder
+from pipeline.storage.hashing import sha256
+from pipeline.storage.local_paths import new_folder
+from pipeline.storage.location import Location
 from pipeline.time_windows import seen
 
 VIDEOS = "videos.arrow"
@@ -125,7 +122,7 @@ class PartitionWork:
     """
 
     gallery: Gallery
-    head: Coattention
+    heads: CameraHeads
     length: int
     stride: int
     cohort: Cohort
@@ -147,9 +144,9 @@ class PartitionWork:
         name = uuid.uuid4().hex
         trained = None if self.prefilter is None else faiss.deserialize_index(self.prefilter)
         location = partition_store(self.gallery).join(name)
-        with explained("write", location.uri), _new_folder(location) as (folder, files):
+        with new_folder(location) as (folder, files):
             table, counts = write_partition(
-                self.gallery, videos, self.head, self.length, self.stride, self.cohort, first_video, folder, trained
+                self.gallery, videos, self.heads, self.length, self.stride, self.cohort, first_video, folder, trained
             )
             write_videos(table, folder / VIDEOS)
         cameras = sorted(set(pc.unique(videos["camera_id"]).to_pylist()) - {None})
@@ -202,14 +199,9 @@ def build_partitions(
                 number, rows = waiting.pop()
                 running[build.remote(shared, rows, int(first[number]))] = number
             (done, *_), _ = ray.wait(list(running))
-            try:
-                yield running.pop(done), ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, PipelineError):
-                    raise error.cause from error
-                raise
-            except ray.exceptions.RayError as error:
-                raise PipelineError("a worker died while it built a partition; try with fewer --workers") from error
+            with worker_errors("a worker died while it built a partition; try with fewer --workers"):
+                entry = ray.get(done)
+            yield running.pop(done), entry
 
 
 def _build(work: PartitionWork, videos: pa.Table, first_video: int) -> dict[str, Any]:
@@ -222,69 +214,25 @@ def write_videos(table: pa.Table, path: Path) -> None:
         writer.write_table(table.combine_chunks())
 
 
-def read_videos(partition: Location, sha256: str | None = None) -> pa.Table:
-    """The videos of a partition, mapped from a local disk. sha256: of the file, where a manifest tells it.
+def read_videos(partition: Location, checksum: str | None = None) -> pa.Table:
+    """The videos of a partition, mapped from a local disk. checksum: of the file, where a manifest tells it.
 
     Raises ValueError for another checksum, or for a table whose columns are damaged: nothing checks them when they are used.
     """
     file = partition.join(VIDEOS)
     content = pa.memory_map(file.path).read_buffer() if file.is_local else pa.py_buffer(file.read_bytes())
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+    if checksum is not None and sha256(content) != checksum:
         raise ValueError("its checksum differs")
     table = pa.ipc.open_file(content).read_all()
-    if sha256 is None:
+    if checksum is None:
         table.validate(full=True)
     return table
-
-
-@contextlib.contextmanager
-def _new_folder(location: Location) -> Iterator[tuple[Path, dict[str, dict[str, Any]]]]:
-    """A folder to write in: the one that is meant on a local disk, else one that is uploaded. Its files' entries are there after.
-
-    When the writing fails nothing stays.
-    """
-    files: dict[str, dict[str, Any]] = {}
-    if not location.is_local:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder), files
-            files |= publish_files(Path(folder), location)
-        return
-    path = Path(location.path)
-    path.mkdir(parents=True)
-    try:
-        yield path, files
-        for file in sorted(path.iterdir()):
-            with file.open("rb") as source:
-                os.fsync(source.fileno())
-                files[file.name] = {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(source, "sha256").hexdigest()}
-        sync_folder(path)
-        sync_folder(path.parent)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-
-
-def publish_files(folder: Path, location: Location) -> dict[str, dict[str, Any]]:
-    """Copy a folder's files to where the index lies; returns file name -> size in bytes and sha256."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        digest = hashlib.sha256()
-
-        def copy(sink: Any, path: Path = path, digest: Any = digest) -> None:
-            with path.open("rb") as source:
-                while block := source.read(16 << 20):
-                    digest.update(block)
-                    sink.write(block)
-
-        location.join(path.name).write_atomically(copy)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-    return files
 
 
 def delete_partition(gallery: Gallery, partition: str) -> None:
     """Remove a partition's files, and on a local disk its folder."""
     location = partition_store(gallery).join(partition)
-    for file in [*location.list(), *location.leftovers()]:
+    for file, _ in location.infos():
         file.delete()
     if location.is_local:
         with contextlib.suppress(OSError):  # somebody else's file in it, or already gone

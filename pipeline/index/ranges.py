@@ -11,13 +11,15 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
+from pipeline.coattention.cameras import CameraHeads
 from pipeline.coattention.head import load_head
+from pipeline.coattention.network import CoattentionConfig
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
-from pipeline.index.partition_files import load_array, load_prefilter, score_row
+from pipeline.index.partition_files import array_shapes, load_array, load_prefilter
 from pipeline.index.partition_store import VIDEOS, partition_store, read_videos
 from pipeline.index.prefilter import PrefilterMetric, is_flat
-from pipeline.index.versions import head_folder
+from pipeline.index.versions import head_folder, index_settings, read_cameras
 from pipeline.segments import segment_starts
 from pipeline.settings import IndexSettings
 
@@ -45,7 +47,7 @@ def manifest_faults(manifest: dict[str, Any], version: str) -> list[str]:
         sums = dict(zip(("videos", "frames", "segments"), counts[:, 1:].sum(axis=0).tolist(), strict=True))
         if not np.array_equal(counts[:, 0], _first(counts[:, 1])) or any(manifest[key] != total for key, total in sums.items()):
             return [f"{name} does not add up: its partitions do not follow each other"]
-        IndexSettings(**manifest["settings"])
+        index_settings(manifest)
     except (KeyError, TypeError, ValueError, AttributeError, PipelineError) as error:
         return [f"{name} is damaged: {type(error).__name__}: {error}"]
     return []
@@ -58,21 +60,24 @@ def range_faults(gallery: Gallery, manifest: dict[str, Any]) -> list[str]:
     try:
         with head_folder(location.join("head")) as folder:
             head = load_head(folder)
-        widths = (head.config.key_width, head.config.value_width)
-        empty = PrefilterMetric(*score_row(head)).empty_index()
+        cameras = read_cameras(location, manifest)
+        width = head.config.value_width
+        if cameras is not None and cameras.means.shape[1] != width:
+            return [f"the camera statistics of the index {manifest['version']} are not of {width} numbers"]
+        empty = PrefilterMetric(*CameraHeads(head, cameras).score_row()).empty_index()
         means, video = (load_array(location.join("cohort", f"{name}.npy")) for name in ("means", "video"))
-        wrong = _wrong(means, np.float32, (len(video), widths[1])) or _wrong(video, np.int64, (len(means),))
+        wrong = _wrong(means, np.float32, (len(video), head.config.value_width)) or _wrong(video, np.int64, (len(means),))
         if wrong or (np.asarray(video) >= manifest["videos"]).any():
             faults.append(f"the cohort of the index {manifest['version']} {wrong or 'names videos that are not there'}")
         for part in manifest["partitions"]:
-            faults += _partition_faults(gallery, part, IndexSettings(**manifest["settings"]), widths, empty)
+            faults += _partition_faults(gallery, part, index_settings(manifest), head.config, empty)
     except (PipelineError, ValueError, LookupError, TypeError, RuntimeError, OSError, pa.ArrowException) as error:
         faults.append(f"the index {manifest['version']} cannot be read: {error}")
     return faults
 
 
 def _partition_faults(
-    gallery: Gallery, part: dict[str, Any], settings: IndexSettings, widths: tuple[int, int], empty: faiss.Index
+    gallery: Gallery, part: dict[str, Any], settings: IndexSettings, config: CoattentionConfig, empty: faiss.Index
 ) -> list[str]:
     folder = partition_store(gallery).join(part["id"])
     table = read_videos(folder, part["files"][VIDEOS]["sha256"])
@@ -84,17 +89,8 @@ def _partition_faults(
     frames, first_frame, first_segment, segments = (np.asarray(column).astype(np.int64) for column in places.values())
     if len(table) != part["videos"] or (frames < 1).any() or int(frames.sum()) != part["frames"]:
         return [f"the index file {folder.join(VIDEOS).uri} has other videos or frames than its manifest says"]
-    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
-        "keys": (np.float16, (part["frames"], widths[0])),
-        "values": (np.float16, (part["frames"], widths[1])),
-        "band": (np.float16, (part["frames"], settings.segment_length - 1)),
-        "frame_index": (np.int32, (part["frames"],)),
-        "time_s": (np.float32, (part["frames"],)),
-        "cohort_mean": (np.float32, (part["segments"],)),
-        "cohort_spread": (np.float32, (part["segments"],)),
-    }
     faults = []
-    for name, (kind, shape) in shapes.items():
+    for name, (kind, shape) in array_shapes(config, part["frames"], part["segments"], settings.segment_length).items():
         file = folder.join(f"{name}.npy")
         if wrong := _wrong(load_array(file), kind, shape):
             faults.append(f"the index file {file.uri} {wrong}")

@@ -1,21 +1,21 @@
 """What the partitions of an index share and a sample of the gallery decides: an untrained head, the cohort, FAISS's training."""
 
-import hashlib
-import heapq
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from pipeline.coattention.cameras import CameraHeads, CameraStatistics, camera_statistics, score_space
 from pipeline.coattention.cohort import Cohort
 from pipeline.coattention.network import Coattention
 from pipeline.gallery.gallery import Gallery, feature_matrix
-from pipeline.index.partition_files import encode_frames, segment_means
+from pipeline.index.partition_files import encode_videos, segment_means
 from pipeline.segments import segment_frames, segment_starts
+from pipeline.storage.hashing import hash_order
 
 SAMPLE_VIDEOS, SAMPLE_FRAMES = 512, 40  # what an untrained head is made from: videos, and frames of each
 COHORT_VIDEOS, COHORT_SEGMENTS = 512, 4  # what scores are normalised by: videos, and segments of each
+CAMERA_VIDEOS, ALL_CAMERAS_VIDEOS = 200, 20_000  # what statistics of cameras are made from: videos of each, and about of all
 TRAIN_SEGMENTS = 160_000  # what a compressed prefilter is trained on
 
 
@@ -25,52 +25,70 @@ def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:
     Up to SAMPLE_VIDEOS videos, chosen by hashes of their ids, and up to SAMPLE_FRAMES evenly spaced frames of each: a long video
     shows one person, and must not drown the others.
     """
-    chosen = videos.take(_sample(videos, SAMPLE_VIDEOS))
+    chosen = videos.take(hash_order(videos["video_id"].to_pylist(), SAMPLE_VIDEOS))
     parts: dict[str, np.ndarray] = {}
-    for positions, table in gallery.iter_features(chosen):
-        features, start = feature_matrix(table), 0
-        for position in positions:
-            count = chosen["sampled_frames"][int(position)].as_py()
-            rows = start + np.unique(np.linspace(0, count - 1, min(count, SAMPLE_FRAMES)).astype(int))
-            parts[chosen["video_id"][int(position)].as_py()] = features[rows]
-            start += count
+    for position, frames in gallery.iter_videos(chosen):
+        parts[chosen["video_id"][position].as_py()] = _spaced(feature_matrix(frames))
     return np.concatenate([parts[video_id] for video_id in sorted(parts)])
 
 
 @torch.no_grad()
-def sample_cohort(gallery: Gallery, videos: pa.Table, head: Coattention, length: int, stride: int) -> Cohort:
+def sample_cameras(gallery: Gallery, videos: pa.Table, head: Coattention) -> CameraStatistics:
+    """Camera statistics of the videos, from up to CAMERA_VIDEOS of every camera, fewer where cameras are many.
+
+    Chosen by hashes of their ids, and up to SAMPLE_FRAMES evenly spaced frames of each.
+    """
+    ids, names = videos["video_id"].to_pylist(), videos["camera_id"].to_pylist()
+    of_camera: dict[str | None, list[int]] = {}
+    for row in hash_order(ids):
+        of_camera.setdefault(names[row], []).append(row)
+    each = max(1, min(CAMERA_VIDEOS, ALL_CAMERAS_VIDEOS // len(of_camera)))
+    rows = sorted(row for of_one in of_camera.values() for row in of_one[:each])
+    chosen = videos.take(rows)
+    means = np.empty((len(rows), head.config.value_width))
+    for position, frames in gallery.iter_videos(chosen):
+        features = torch.from_numpy(np.array(_spaced(feature_matrix(frames))))
+        means[position] = score_space(head, head.values(features)).double().mean(dim=0).numpy()
+    return camera_statistics(means, [names[row] for row in rows])
+
+
+def _spaced(features: np.ndarray) -> np.ndarray:
+    """Up to SAMPLE_FRAMES evenly spaced rows."""
+    return features[np.unique(np.linspace(0, len(features) - 1, min(len(features), SAMPLE_FRAMES)).astype(int))]
+
+
+@torch.no_grad()
+def sample_cohort(gallery: Gallery, videos: pa.Table, heads: CameraHeads, length: int, stride: int) -> Cohort:
     """Mean values of up to COHORT_SEGMENTS evenly spaced segments of COHORT_VIDEOS videos, in the order of their ids' hashes.
 
     length, stride: of segments, in frames. `Cohort.video` numbers the rows of `videos`.
     """
-    rows = _sample(videos, COHORT_VIDEOS)
+    rows = hash_order(videos["video_id"].to_pylist(), COHORT_VIDEOS)
     chosen = videos.take(rows)
     parts: dict[int, torch.Tensor] = {}
-    for positions, table in gallery.iter_features(chosen):
-        features, first = feature_matrix(table), 0
-        for position in positions:
-            frames = chosen["sampled_frames"][int(position)].as_py()
-            starts = segment_starts(frames, length, stride)
-            starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), COHORT_SEGMENTS)).round().astype(int))]
-            _, values = encode_frames(head, features[first : first + frames])
-            parts[int(position)] = torch.from_numpy(segment_means(values, segment_frames(starts, length, frames)))
-            first += frames
+    for position, frames in gallery.iter_videos(chosen):
+        starts = segment_starts(len(frames), length, stride)
+        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), COHORT_SEGMENTS)).round().astype(int))]
+        camera = chosen["camera_id"][position].as_py()
+        _, values = encode_videos(heads, feature_matrix(frames), np.array([len(frames)]), [camera])
+        means = segment_means(values, segment_frames(starts, length, len(frames)), heads.unit_encodings)
+        parts[position] = torch.from_numpy(means)
     order = sorted(parts)
     owner = torch.cat([torch.full((len(parts[position]),), rows[position]) for position in order])
     return Cohort(torch.cat([parts[position] for position in order]), owner)
 
 
 @torch.no_grad()
-def sample_means(gallery: Gallery, videos: pa.Table, head: Coattention, length: int, stride: int) -> np.ndarray:
+def sample_means(gallery: Gallery, videos: pa.Table, heads: CameraHeads, length: int, stride: int) -> np.ndarray:
     """Mean values float32 [n, d_v] of all segments of some shards' videos, about TRAIN_SEGMENTS where there are as many.
 
     Whole shards, since others would be read in full for a few videos each; in the order of hashes of their first video's id.
     """
     shards = videos.group_by("shard").aggregate([("video_id", "min")])
-    first = shards["video_id_min"].to_pylist()
     parts: list[np.ndarray] = []
-    for i in _hash_order(first, len(first)):
+    for i in hash_order(shards["video_id_min"].to_pylist()):
         rows = videos.filter(pc.equal(videos["shard"], shards["shard"][i]))
+        cameras = rows["camera_id"].to_pylist()
         for positions, table in gallery.iter_features(rows):
             counts = np.asarray(rows["sampled_frames"]).astype(np.int64)[positions]
             begin = np.cumsum(counts) - counts
@@ -78,7 +96,8 @@ def sample_means(gallery: Gallery, videos: pa.Table, head: Coattention, length: 
                 segment_frames(segment_starts(int(n), length, stride), length, int(n)) + b
                 for n, b in zip(counts, begin, strict=True)
             ]
-            parts.append(segment_means(encode_frames(head, feature_matrix(table))[1], np.concatenate(cuts)))
+            _, values = encode_videos(heads, feature_matrix(table), counts, [cameras[position] for position in positions])
+            parts.append(segment_means(values, np.concatenate(cuts), heads.unit_encodings))
         if sum(map(len, parts)) >= TRAIN_SEGMENTS:
             break
     return np.concatenate(parts)
@@ -88,12 +107,3 @@ def count_segments(videos: pa.Table, length: int, stride: int) -> int:
     """Segments that videos are cut into, see `pipeline.segments.segment_starts`."""
     frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
     return int((1 + -(-np.maximum(frames - length, 0) // stride)).sum())
-
-
-def _sample(videos: pa.Table, count: int) -> list[int]:
-    """Rows of up to `count` videos, chosen by hashes of their ids."""
-    return _hash_order(videos["video_id"].to_pylist(), count)
-
-
-def _hash_order(ids: list[str], count: int) -> list[int]:
-    return heapq.nsmallest(count, range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())

@@ -4,6 +4,8 @@ index/<version>/manifest.json   written last: a version is there when its manife
                 head/           the co-attention head (model.safetensors, model.json, calibration.json if it has one)
                 cohort/         what scores are normalised by: means.npy float32 [C, d_v]; video.npy int64 [C], row in this
                                 version's videos (below -1: not among them); video_id.json, their ids
+                cameras/        what is taken off by camera: names.json; means.npy float16 [C + 1, d_v]; maps.npy float16
+                                [C + 1, d_v, d_v]; absent where cameras are not told apart
                 prefilter/      trained.faiss, which those of the partitions are copies of; absent where they are flat
 index/partitions/<id>/          named by the manifests of one or more versions
                 videos.arrow    one row a video: its gallery row, first frame and segment within the partition
@@ -15,7 +17,6 @@ The videos of a version are numbered through its partitions in the order of its 
 import contextlib
 import functools
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,9 +29,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline.backbone.runtime import same_backbone
+from pipeline.backbone.spec import same_backbone
 from pipeline.coattention.calibration import FILE as CALIBRATION
 from pipeline.coattention.calibration import Calibration, load_calibration
+from pipeline.coattention.cameras import MEAN_VIDEOS, CameraHeads, CameraStatistics
 from pipeline.coattention.cohort import Cohort
 from pipeline.coattention.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, shipped_head
 from pipeline.coattention.network import Coattention
@@ -47,22 +49,28 @@ from pipeline.index.partition_store import (
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS
 from pipeline.settings import IndexSettings
+from pipeline.storage.documents import parsed, typed
 from pipeline.storage.formats import check_format
-from pipeline.storage.location import Location, explained, resolve
+from pipeline.storage.local_paths import local_folder
+from pipeline.storage.location import Location, resolve
 from pipeline.storage.seals import unsealed
 
-OLDEST_FORMAT, FORMAT = 3, 3
+OLDEST_FORMAT, FORMAT = 3, 4
+WITH_CAMERAS = 4  # the format that began to have statistics of cameras
 OPENED_AT_ONCE = 8  # tables of partitions
 PREFILTER = "prefilter/trained.faiss"
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
+MOST_NEW_CAMERAS = 0.25  # of the videos, of cameras that an index has no statistics of: it should then be built anew
 LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
+FLOAT16 = np.dtype(np.float16)
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Index:
     """An open index version. store: where the partitions of all versions lie; manifest: what it is made of; videos: one row a
-    video, partitions in order, of which a column is read when it is used; head: its model; cohort: what scores are normalised
+    video, partitions in order, of which a column is read when it is used; head: its model; cameras: what is taken off by camera,
+    None where they are not told apart; cohort: what scores are normalised
     by; calibration: what they are worth, None where the head has none.
     """
 
@@ -73,6 +81,7 @@ class Index:
     head: Coattention
     cohort: Cohort
     calibration: Calibration | None = None
+    cameras: CameraStatistics | None = None
 
     @property
     def version(self) -> str:
@@ -80,7 +89,12 @@ class Index:
 
     @property
     def settings(self) -> IndexSettings:
-        return IndexSettings(**self.manifest["settings"])
+        return index_settings(self.manifest)
+
+    @functools.cached_property
+    def heads(self) -> CameraHeads:
+        """The head under every camera, as the index was made with it."""
+        return CameraHeads(self.head, self.cameras)
 
     @property
     def untrained(self) -> bool:
@@ -117,6 +131,17 @@ class Index:
             return -1
         same = pc.and_(pc.equal(self.videos["ingested_hash"], content), pc.is_null(self.videos["track"]))
         return pc.index(same, True).as_py()
+
+    def camera_of(self, video: VideoRef, content: str | None, own: np.ndarray | None = None) -> str | None:
+        """The camera of a target: its own, or that of the indexed video that it is, or that it is a copy of; None where unknown.
+
+        content: as in `row_of_copy`; own: `rows_of` the video, where they are known.
+        """
+        if video.camera_id is not None:
+            return video.camera_id
+        own = self.rows_of(video) if own is None else own
+        row = int(own[0]) if len(own) else self.row_of_copy(content)
+        return None if row < 0 else self.videos["camera_id"][row].as_py()
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """The video ids of rows, int64, of `videos`."""
@@ -158,10 +183,24 @@ class Index:
             return f"the gallery has grown from {drawn['gallery_videos']} to {self.manifest['videos']} videos"
         if len(torch.unique(self.cohort.video)) < LEAST_COHORT * drawn["cohort_videos"]:
             return f"more than {1 - LEAST_COHORT:.0%} of the videos that scores are normalised by were forgotten or replaced"
+        if self.cameras is not None and self._of_new_cameras() > MOST_NEW_CAMERAS * self.manifest["videos"]:
+            return f"more than {MOST_NEW_CAMERAS:.0%} of the videos are of cameras that had few videos or none when it was built"
         flat = not is_compressed(self)
         if flat and self.settings.prefilter == "auto" and self.manifest["segments"] > MOST_GROWTH * FLAT_SEGMENTS:
             return "the index has grown so large that its prefilter should be a compressed one"
         return None
+
+    def _of_new_cameras(self) -> int:
+        """How many videos are of cameras that have enough of them for statistics of their own, and have none."""
+        counts = pc.value_counts(self.videos["camera_id"].drop_null()).to_pylist()
+        known = set() if self.cameras is None else set(self.cameras.names)
+        return sum(one["counts"] for one in counts if one["values"] not in known and one["counts"] >= MEAN_VIDEOS)
+
+
+def index_settings(manifest: dict[str, Any]) -> IndexSettings:
+    """The settings of an index version; one of an older format did not tell cameras apart."""
+    old = {"cameras": "ignore"} if manifest["format"] < WITH_CAMERAS else {}
+    return IndexSettings(**old | manifest["settings"])
 
 
 def extensible_index(gallery: Gallery, settings: IndexSettings, head: Coattention | None = None) -> Index | None:
@@ -225,7 +264,23 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     with head_folder(location.join("head")) as folder:
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
-    return Index(location, store, manifest, videos, head, cohort, calibration)
+    return Index(location, store, manifest, videos, head, cohort, calibration, read_cameras(location, manifest))
+
+
+def read_cameras(location: Location, manifest: dict[str, Any]) -> CameraStatistics | None:
+    """The camera statistics of a version, None where it does not tell cameras apart. Raises PipelineError for damaged ones."""
+    if "cameras/names.json" not in manifest["files"]:
+        return None
+    folder = location.join("cameras")
+    try:
+        names = typed(tuple[str, ...], parsed(folder.join("names.json").read_bytes()))
+        means, maps = (load_array(folder.join(f"{name}.npy")) for name in ("means", "maps"))
+        shape = (len(names) + 1, *means.shape[1:])
+        if (means.ndim, means.shape, maps.shape) != (2, shape, (*shape, *shape[1:])) or {means.dtype, maps.dtype} != {FLOAT16}:
+            raise ValueError("its files do not fit each other")
+    except ValueError as error:
+        raise PipelineError(f"the index {location.uri} is damaged in its cameras: {error}; run jobs.index --rebuild") from error
+    return CameraStatistics(names, means, maps)
 
 
 def _earliest(part: dict[str, Any]) -> datetime:
@@ -320,11 +375,6 @@ def index_lag(gallery: Gallery, index: Index) -> Lag:
     return Lag(len(held) - (pc.sum(held).as_py() or 0), int(outdated.sum()))
 
 
-def videos_not_in(gallery: Gallery, index: Index) -> int:
-    """How many videos of the gallery an index does not hold yet, see `index_lag`."""
-    return index_lag(gallery, index).missing
-
-
 def index_versions(gallery: Gallery) -> list[str]:
     """Published versions, oldest first."""
     files = gallery.location.join("index").list(recursive=True)
@@ -335,18 +385,10 @@ def index_versions(gallery: Gallery) -> list[str]:
 def head_folder(place: str | Path | Location) -> Iterator[Path]:
     """The folder of a head on this machine; of one in an object store a copy, as long as the context is open."""
     location = place if isinstance(place, Location) else resolve(place)
-    if location.is_local:
-        yield Path(location.path)
-        return
-    there = {file.name for file in location.list()}
-    if DESCRIPTION not in there:
-        raise PipelineError(f"{location.uri} is not a head: it holds no {DESCRIPTION}")
-    with explained("write", tempfile.gettempdir()):
-        copy = tempfile.TemporaryDirectory()
-    with copy as folder:
-        for name in there & {TENSORS, DESCRIPTION, CALIBRATION}:
-            resolve(Path(folder, name)).write_atomically(location.join(name).read_bytes())
-        yield Path(folder)
+    with local_folder(location, (TENSORS, DESCRIPTION, CALIBRATION)) as folder:
+        if not location.is_local and not (folder / DESCRIPTION).exists():
+            raise PipelineError(f"{location.uri} is not a head: it holds no {DESCRIPTION}")
+        yield folder
 
 
 def find_head(place: str | None, gallery: Gallery) -> tuple[Coattention | None, Calibration | None]:

@@ -1,6 +1,7 @@
-"""The last step of an ingest: which sources are complete, and their commit (step 5 of pipeline.ingest.run)."""
+"""Stage 5 of an ingest (`pipeline.ingest.run`): which sources are complete, and their commit."""
 
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -8,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
+from pipeline import telemetry
 from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten, covers
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
 from pipeline.ingest.source_changes import STATE, STILL_CHANGING
 
+LOGGER = logging.getLogger("coattention.ingest")
 OUT_OF_REACH = ("missing", "permission_denied", "unavailable")  # reasons that say nothing of what a file holds
 
 
@@ -22,14 +26,15 @@ OUT_OF_REACH = ("missing", "permission_denied", "unavailable")  # reasons that s
 class PendingSource:
     """What has been written of a source that is not complete yet. Keys make a row that comes twice count once."""
 
-    pieces: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    chunks: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     rejects: dict[str, dict[str, Any]] = field(default_factory=dict)
     end: dict[str, Any] | None = None
 
     def complete(self) -> bool:
+        """Whether all has been written that its end counts."""
         if self.end is None:
             return False
-        return self.end["fatal"] or (len(self.pieces) == self.end["pieces"] and len(self.rejects) == self.end["rejects"])
+        return self.end["fatal"] or (len(self.chunks) == self.end["chunks"] and len(self.rejects) == self.end["rejects"])
 
 
 class Committer:
@@ -49,21 +54,40 @@ class Committer:
         self.committed: set[str] = set()
         self.left: set[str] = set()
         self.candidates = self.frames = 0
-        self.reasons: dict[str, int] = {}
+        self.reasons: Counter[str] = Counter()
         self.known: set[str] = set()  # commits that `forgotten` was read from
         self.forgotten = Forgotten()
         self._forgotten_by_now()
 
+    @property
+    def done(self) -> int:
+        """Sources that are dealt with."""
+        return len(self.committed) + len(self.left)
+
     def add(self, written: pa.Table) -> None:
+        """Take rows (WRITTEN_SCHEMA) and commit the sources that are complete with them.
+
+        Raises StorageError where the gallery cannot be written, and PipelineError where a shard went away meanwhile.
+        """
+        with telemetry.timed("coattention_ingest_seconds", stage="commit"):
+            committed = self._add(written)
+        for row in written.filter(pc.is_valid(written["reason"])).to_pylist():
+            fields = {name: row[name] for name in ("source_id", "video_id", "reason")}
+            what = "left for the next ingest" if row["source_id"] in self.left else "rejected"
+            LOGGER.warning("%s: %s", what, row["message"], extra=fields)
+        if committed:
+            fields = {"videos": self.candidates, "frames": self.frames, "rejected": self.reasons.total()}
+            LOGGER.info("committed", extra={"sources": len(self.committed), **fields})
+
+    def _add(self, written: pa.Table) -> bool:
         touched: dict[str, PendingSource] = {}
         for row in written.to_pylist():
-            if (
-                row["source_id"] in self.committed or row["source_id"] in self.left
-            ):  # a task that was run again after its rows had arrived
+            source_id = row["source_id"]
+            if source_id in self.committed or source_id in self.left:  # a task was run again after its rows had arrived
                 continue
-            source = touched[row["source_id"]] = self.pending[row["source_id"]]
-            if row["kind"] == "piece":
-                source.pieces[row["video_id"], row["piece"]] = row
+            source = touched[source_id] = self.pending[source_id]
+            if row["kind"] == "chunk":
+                source.chunks[row["video_id"], row["chunk"]] = row
             elif row["kind"] == "reject":
                 source.rejects[row["video_id"]] = row
             else:
@@ -77,6 +101,7 @@ class Committer:
             for source_id in complete:
                 del self.pending[source_id]
             self.committed |= complete.keys()
+        return bool(complete)
 
     def _is_left(self, source_id: str, source: PendingSource) -> bool:
         reason = source.end["reason"] if source.end is not None and source.end["fatal"] else None
@@ -92,7 +117,7 @@ class Committer:
                 continue
             rejects += [self._reject_row(source_id, row) for row in source.rejects.values()]
             by_video = defaultdict(list)
-            for (video_id, _), row in sorted(source.pieces.items()):
+            for (video_id, _), row in sorted(source.chunks.items()):
                 by_video[video_id].append(row)
             for video_id, rows in by_video.items():
                 if video_id in source.rejects:  # what came before it was refused
@@ -104,15 +129,20 @@ class Committer:
                     videos.append(self._video_row(source_id, rows, source.end or {}))
                 else:
                     rejects.append(self._reject_row(source_id, bad))
-        self._join(videos)
+        for row in videos:
+            if isinstance(row["shard"], ray.ObjectRef):  # of a video that came in several; all are being written by now
+                row["shard"] = ray.get(row["shard"])
         self._check_shards(videos)
         self.gallery.commit(
             pa.Table.from_pylist(videos, schema=VIDEOS_SCHEMA), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA)
         )
-        self.candidates += len(videos)
-        self.frames += sum(row["sampled_frames"] for row in videos)
+        frames = sum(row["sampled_frames"] for row in videos)
+        self.candidates, self.frames = self.candidates + len(videos), self.frames + frames
+        telemetry.count("coattention_ingest_videos", len(videos))
+        telemetry.count("coattention_ingest_frames", frames)
         for row in rejects:
-            self.reasons[row["reason"]] = self.reasons.get(row["reason"], 0) + 1
+            self.reasons[row["reason"]] += 1
+            telemetry.count("coattention_ingest_rejects", reason=row["reason"])
 
     def _forgotten_by_now(self) -> frozenset[tuple[str, int | None]]:
         """What was forgotten before the ingest began, and meanwhile. Only commits that are new are read."""
@@ -121,9 +151,9 @@ class Committer:
         self.known.update(names)
         return self.forgotten.content
 
-    def _video_row(self, source_id: str, pieces: list[dict[str, Any]], end: dict[str, Any]) -> dict[str, Any]:
-        row = pieces[0]
-        split = any(piece["shard"] != row["shard"] for piece in pieces)
+    def _video_row(self, source_id: str, chunks: list[dict[str, Any]], end: dict[str, Any]) -> dict[str, Any]:
+        row = chunks[0]
+        split = any(chunk["shard"] != row["shard"] for chunk in chunks)
         source = self._source(source_id)
         # A boxes file holds many people: the source's label, if any, is not each track's.
         person_id = source["person_id"] if row["track"] is None else None
@@ -134,22 +164,15 @@ class Committer:
             **{name: source[name] for name in ("uri", "camera_id", "start_time", "boxes_uri", "frame_rate", *STATE)},
             "ingested_hash": end["source_hash"],
             "seen_from": _later(start, row["first_s"]),
-            "seen_to": _later(start, pieces[-1]["last_s"]),
+            "seen_to": _later(start, chunks[-1]["last_s"]),
             "person_id": person_id,
-            "sampled_frames": sum(piece["rows"] for piece in pieces),
-            "shard": join_pieces.remote(self.gallery, pieces) if split else row["shard"],
+            "sampled_frames": sum(chunk["rows"] for chunk in chunks),
+            "shard": join_chunks.remote(self.gallery, chunks) if split else row["shard"],
             "first_row": 0 if split else row["first_row"],
             "backbone": self.gallery.settings.backbone.identity,
             "ingested_at": datetime.now(UTC),
             "source_id": source_id,
         }
-
-    @staticmethod
-    def _join(videos: list[dict[str, Any]]) -> None:
-        """Wait for the shards of videos that came in several; they are all being written by now."""
-        split = [row for row in videos if isinstance(row["shard"], ray.ObjectRef)]
-        for row, shard in zip(split, ray.get([row["shard"] for row in split]) if split else [], strict=True):
-            row["shard"] = shard
 
     def _check_shards(self, videos: list[dict[str, Any]]) -> None:
         for shard in sorted({row["shard"] for row in videos}):
@@ -175,9 +198,9 @@ def _later(start: datetime | None, seconds: float) -> datetime | None:
 
 
 @ray.remote(num_cpus=0)
-def join_pieces(gallery: Gallery, pieces: list[dict[str, Any]]) -> str:
-    """A video whose pieces came to lie in several shards, as one shard of its own; returns the shard's name."""
-    tables = [gallery.read_shard(piece["shard"], piece["first_row"], piece["rows"]) for piece in pieces]
+def join_chunks(gallery: Gallery, chunks: list[dict[str, Any]]) -> str:
+    """A video whose chunks came to lie in several shards, as one shard of its own; returns the shard's name."""
+    tables = [gallery.read_shard(chunk["shard"], chunk["first_row"], chunk["rows"]) for chunk in chunks]
     frames = pa.concat_tables(tables)
     index, times = np.asarray(frames["frame_index"]), np.asarray(frames["time_s"])
-    return gallery.write_shard(frames_table([pieces[0]["video_id"]], [len(frames)], index, times, feature_matrix(frames)))
+    return gallery.write_shard(frames_table([chunks[0]["video_id"]], [len(frames)], index, times, feature_matrix(frames)))

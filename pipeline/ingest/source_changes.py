@@ -27,7 +27,7 @@ from pipeline.storage.location import canonical_uri, resolve
 STATE = tuple(name for name, _ in SOURCE_STATE)
 STILL_CHANGING = "still_changing"  # no reason of rejects/: such a source is in neither table until it rests
 ABSENT = ("missing", "no_frames")  # reasons that end when there is a file
-ASKED_AT_ONCE = 32  # files in object stores, a request each
+ASKED_AT_ONCE = 32  # files in object stores, one request per file
 HASHED_AT_ONCE = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -137,7 +137,7 @@ def _rejects_to_try_again(catalog: pa.Table, rejects: pa.Table) -> frozenset[str
 
 
 def _differing(catalog: pa.Table, then: pa.Table, ingested: str) -> tuple[Any, Any]:
-    """(certainly another source, perhaps another one): bool, one a row, without null.
+    """(certainly another source, perhaps another one): bool, one per row, without null.
 
     then: what the gallery has of each row of the catalog. ingested: its column that says when a source was dealt with; where no
     state was kept, a file that was modified after that may be another one.

@@ -125,9 +125,7 @@ class Appearance:
 
 def _colour(rng: np.random.Generator, weighted: Mapping[Colour, float], spread: float = 7.0) -> Colour:
     """A colour of the table, a little lighter or darker and a little off in hue."""
-    weights = np.array(list(weighted.values()))
-    base = np.array(list(weighted)[int(rng.choice(len(weights), p=weights / weights.sum()))], dtype=float)
-    varied = base * rng.uniform(0.88, 1.12) + rng.normal(0, spread, 3)
+    varied = np.array(choose(rng, weighted), dtype=float) * rng.uniform(0.88, 1.12) + rng.normal(0, spread, 3)
     red, green, blue = np.clip(np.rint(varied), 12, 245).astype(int).tolist()
     return red, green, blue
 

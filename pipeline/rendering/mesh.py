@@ -1,7 +1,7 @@
 """Triangle meshes made of lofts (tubes through ellipses) and boxes, each with a place in a texture."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,16 +32,25 @@ class Mesh:
 def merge(meshes: Sequence[Mesh]) -> Mesh:
     """All of them as one mesh."""
     starts = np.cumsum([0] + [len(mesh.vertices) for mesh in meshes[:-1]])
-    return oriented(
-        Mesh(
-            vertices=np.concatenate([mesh.vertices for mesh in meshes]),
-            normals=np.concatenate([mesh.normals for mesh in meshes]),
-            texels=np.concatenate([mesh.texels for mesh in meshes]),
-            exposure=np.concatenate([mesh.exposure for mesh in meshes]),
-            bones=np.concatenate([mesh.bones for mesh in meshes]),
-            weight=np.concatenate([mesh.weight for mesh in meshes]),
-            triangles=np.concatenate([m.triangles + start for m, start in zip(meshes, starts, strict=True)]).astype(np.int32),
-        )
+    numbered = [replace(m, triangles=m.triangles + start) for m, start in zip(meshes, starts, strict=True)]
+    arrays = {field.name: np.concatenate([getattr(mesh, field.name) for mesh in numbered]) for field in fields(Mesh)}
+    return oriented(Mesh(**arrays | {"triangles": arrays["triangles"].astype(np.int32)}))
+
+
+def rigid(
+    vertices: npt.ArrayLike, normals: npt.ArrayLike, texels: npt.ArrayLike, triangles: npt.ArrayLike, exposure: npt.ArrayLike = 1
+) -> Mesh:
+    """A mesh that moves as one piece; of normals, texels and exposure one may stand for all vertices."""
+    points = np.asarray(vertices, np.float32)
+    count = len(points)
+    return Mesh(
+        points,
+        np.array(np.broadcast_to(normals, (count, 3)), np.float32),
+        np.array(np.broadcast_to(texels, (count, 2)), np.float32),
+        np.array(np.broadcast_to(exposure, count), np.float32),
+        bones=np.zeros((count, 2), np.int32),
+        weight=np.ones(count, np.float32),
+        triangles=np.array(triangles, np.int32),
     )
 
 
@@ -123,12 +132,7 @@ def loft(
     )
 
 
-def box(
-    low: tuple[float, float, float],
-    high: tuple[float, float, float],
-    regions: tuple[Region, Region, Region],
-    bone: int = 0,
-) -> Mesh:
+def box(low: tuple[float, float, float], high: tuple[float, float, float], regions: tuple[Region, Region, Region]) -> Mesh:
     """An upright box with flat faces. regions: the texture of the faces across x, across y, and of top and bottom."""
     parts = []
     for axis in range(3):
@@ -144,17 +148,7 @@ def box(
             u = left + 1 + np.array([0, 1, 1, 0]) * (width - 3)
             v = top + 1 + np.array([0, 0, 1, 1]) * (height - 3)
             exposure = 1 - 0.3 * (corners[:, 2] <= low[2] + 1e-6)
-            parts.append(
-                Mesh(
-                    vertices=corners.astype(np.float32),
-                    normals=np.tile(normal, (4, 1)).astype(np.float32),
-                    texels=np.stack([u, v], 1).astype(np.float32),
-                    exposure=exposure.astype(np.float32),
-                    bones=np.full((4, 2), bone, dtype=np.int32),
-                    weight=np.ones(4, dtype=np.float32),
-                    triangles=np.array([[0, 1, 2], [0, 2, 3]], dtype=np.int32),
-                )
-            )
+            parts.append(rigid(corners, normal, np.stack([u, v], 1), [[0, 1, 2], [0, 2, 3]], exposure))
     return merge(parts)
 
 
@@ -162,15 +156,8 @@ def placed(mesh: Mesh, x: float, y: float, heading: float) -> Mesh:
     """The mesh standing at a ground point (metres), its forward axis turned to `heading` (radians)."""
     c, s = np.cos(heading), np.sin(heading)
     rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], dtype=np.float32)
-    return Mesh(
-        vertices=mesh.vertices @ rotation.T + np.array([x, y, 0], dtype=np.float32),
-        normals=mesh.normals @ rotation.T,
-        texels=mesh.texels,
-        exposure=mesh.exposure,
-        bones=mesh.bones,
-        weight=mesh.weight,
-        triangles=mesh.triangles,
-    )
+    vertices = mesh.vertices @ rotation.T + np.array([x, y, 0], dtype=np.float32)
+    return replace(mesh, vertices=vertices, normals=mesh.normals @ rotation.T)
 
 
 def posed(mesh: Mesh, rotations: Floats, offsets: Floats) -> tuple[Floats, Floats]:

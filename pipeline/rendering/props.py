@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.rendering.clothing import as_bytes, smooth_noise
-from pipeline.rendering.mesh import Mesh, Region, box, loft, merge, oriented
+from pipeline.rendering.mesh import Mesh, Region, box, loft, merge, oriented, rigid
 
 Picture = npt.NDArray[np.float32]
 SIZE = 256
@@ -108,31 +108,13 @@ def _car(rng: np.random.Generator) -> Prop:
         triangles += [[start, start + 1, start + 2], [start, start + 2, start + 3]]
         start += 4
     points = np.concatenate(vertices)
-    hull = Mesh(
-        vertices=points.astype(np.float32),
-        normals=np.concatenate(normals).astype(np.float32),
-        texels=np.concatenate(texels).astype(np.float32),
-        exposure=np.interp(points[:, 2], [0.3, 0.8], [0.7, 1.0]).astype(np.float32),
-        bones=np.zeros((len(points), 2), np.int32),
-        weight=np.ones(len(points), np.float32),
-        triangles=np.array(triangles, np.int32),
-    )
-    parts = [hull]
+    exposure = np.interp(points[:, 2], [0.3, 0.8], [0.7, 1.0])
+    parts = [rigid(points, np.concatenate(normals), np.concatenate(texels), triangles, exposure)]
     for x in (-1.35, 1.35):
         for sign in (-1, 1):
             angle = np.linspace(0, 2 * np.pi, 14)
             rim = np.stack([x + 0.32 * np.cos(angle), np.full(14, sign * (width + 0.01)), 0.32 + 0.32 * np.sin(angle)], 1)
-            parts.append(
-                Mesh(
-                    vertices=rim.astype(np.float32),
-                    normals=np.tile([0.0, sign, 0.0], (14, 1)).astype(np.float32),
-                    texels=np.tile([60.0, 220.0], (14, 1)).astype(np.float32),
-                    exposure=np.ones(14, np.float32),
-                    bones=np.zeros((14, 2), np.int32),
-                    weight=np.ones(14, np.float32),
-                    triangles=np.array([[0, k, k + 1] for k in range(1, 13)], np.int32),
-                )
-            )
+            parts.append(rigid(rim, [0.0, sign, 0.0], [60.0, 220.0], [[0, k, k + 1] for k in range(1, 13)]))
     parts.append(box((-2.1, -width + 0.1, 0.12), (2.1, width - 0.1, 0.4), ((10, 200, 60, 40),) * 3))
     return Prop("van" if tall else "car", merge(parts), as_bytes(texture), length / 2, width, roof)
 

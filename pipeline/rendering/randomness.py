@@ -1,9 +1,12 @@
 """Independent random streams, so that one thing's randomness never depends on how many others were drawn."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 from zlib import crc32
 
 import numpy as np
+
+Choice = TypeVar("Choice")
 
 
 def stream(subject: str, *numbers: int) -> np.random.Generator:
@@ -14,7 +17,7 @@ def stream(subject: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([crc32(subject.encode()), *(int(number) & 0xFFFFFFFFFFFFFFFF for number in numbers)])
 
 
-def choose(rng: np.random.Generator, weighted: Mapping[str, float]) -> str:
+def choose(rng: np.random.Generator, weighted: Mapping[Choice, float]) -> Choice:
     """One key of `weighted`, drawn in proportion to its value."""
     weights = np.array(list(weighted.values()))
     return list(weighted)[int(rng.choice(len(weights), p=weights / weights.sum()))]

@@ -135,14 +135,9 @@ def _delete_unreferenced(gallery: Gallery, orphan_age: timedelta) -> int:
     was_referenced = set().union(*(_files_of(gallery, name) for name in superseded))
     deleted = 0
     for kind in ("frames", "videos", "rejects"):
-        folder = gallery.location.join(kind)
-        for file in [*folder.list(), *folder.leftovers()]:
+        for file, info in gallery.location.join(kind).infos():
             name = f"{kind}/{file.name}"
-            if (
-                OURS.fullmatch(file.name)
-                and name not in referenced
-                and (name in was_referenced or _age(file.info()) > orphan_age)
-            ):
+            if OURS.fullmatch(file.name) and name not in referenced and (name in was_referenced or _age(info) > orphan_age):
                 file.delete()
                 deleted += 1
     for name in superseded:
@@ -180,7 +175,7 @@ def _delete_unpublished(gallery: Gallery, orphan_age: timedelta, doomed: list[st
     published = set(index_versions(gallery))
     for version, files in _by_folder(index).items():
         if VERSION.fullmatch(version) and (version in doomed or (version not in published and _all_older(files, orphan_age))):
-            for file in files:
+            for file, _ in files:
                 file.delete()
 
 
@@ -206,16 +201,16 @@ def _names_any(partition: Location, video_ids: pa.Array) -> bool:
         return False
 
 
-def _by_folder(location: Location) -> dict[str, list[Location]]:
-    """The files below a folder, unfinished ones too, by the folder right below it that they lie in."""
-    folders: dict[str, list[Location]] = {}
-    for file in [*location.list(recursive=True), *location.leftovers()]:
-        folders.setdefault(file.path[len(location.path) + 1 :].split("/")[0], []).append(file)
+def _by_folder(location: Location) -> dict[str, list[tuple[Location, Any]]]:
+    """`Location.infos` of the files below a folder, by the folder right below it that they lie in."""
+    folders: dict[str, list[tuple[Location, Any]]] = {}
+    for file, info in location.infos(recursive=True):
+        folders.setdefault(file.path[len(location.path) + 1 :].split("/")[0], []).append((file, info))
     return folders
 
 
-def _all_older(files: list[Location], age: timedelta) -> bool:
-    return min(_age(file.info()) for file in files) > age
+def _all_older(files: list[tuple[Location, Any]], age: timedelta) -> bool:
+    return min(_age(info) for _, info in files) > age
 
 
 def _age(info: Any) -> timedelta:

@@ -24,8 +24,7 @@ def files_with_forgotten(gallery: Gallery) -> dict[str, int]:
     forgotten = pa.array(sorted(snapshot.forgotten.union(refused)), pa.string())
     found: dict[str, int] = {}
     rejects = gallery.location.join("rejects").uri  # these say what was refused, and hold nothing of it
-    files = [*gallery.location.list(recursive=True), *gallery.location.leftovers()]
-    files = [file for file in files if not file.uri.startswith(f"{rejects}/")]
+    files = [file for file, _ in gallery.location.infos(recursive=True) if not file.uri.startswith(f"{rejects}/")]
     for file in files if len(forgotten) else ():
         try:
             ids = _video_ids(file)

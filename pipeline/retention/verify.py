@@ -1,6 +1,6 @@
 """Checking a gallery: every file that is committed is there and holds what its tables say."""
 
-import hashlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.ranges import manifest_faults, range_faults
 from pipeline.index.versions import index_versions, open_index, read_manifest, version_files
+from pipeline.storage.hashing import content_hash
 from pipeline.storage.location import Location
 
 
@@ -27,8 +28,8 @@ def verify_gallery(gallery: Gallery) -> list[str]:
             faults += named
             continue
         try:
-            for positions, frames in gallery.iter_features(rows, checked=False):
-                faults += _frame_faults(rows, positions, frames)
+            for position, frames in gallery.iter_videos(rows, checked=False):
+                faults += _frame_faults(rows.slice(position, 1).to_pylist()[0], frames)
         except PipelineError as error:
             faults.append(str(error))
     checked: dict[tuple[str, str], str | None] = {}
@@ -55,19 +56,15 @@ def _place_faults(videos: pa.Table) -> list[str]:
     return [f"the row of {video_id} in videos/ names no rows of a shard" for video_id in wrong]
 
 
-def _frame_faults(videos: pa.Table, positions: np.ndarray, frames: pa.Table) -> list[str]:
-    """Videos whose frames are not theirs, not in time order or not finite; arguments as Gallery.iter_features gives them."""
-    faults, start = [], 0
-    for row in videos.take(pa.array(positions)).to_pylist():
-        part = frames.slice(start, row["sampled_frames"])
-        start += row["sampled_frames"]
-        if part["video_id"].to_pylist() != [row["video_id"]] * row["sampled_frames"]:
-            faults.append(f"the shard {row['shard']} does not hold {row['video_id']} as recorded")
-        elif np.any(np.diff(np.asarray(part["frame_index"])) <= 0):
-            faults.append(f"the frames of {row['video_id']} in {row['shard']} are not in time order")
-        elif not np.isfinite(feature_matrix(part)).all():
-            faults.append(f"the features of {row['video_id']} in {row['shard']} are not all finite numbers")
-    return faults
+def _frame_faults(row: dict[str, Any], frames: pa.Table) -> list[str]:
+    """What is wrong with the frames of a video: not its own, not in time order or not finite."""
+    if frames["video_id"].to_pylist() != [row["video_id"]] * row["sampled_frames"]:
+        return [f"the shard {row['shard']} does not hold {row['video_id']} as recorded"]
+    if np.any(np.diff(np.asarray(frames["frame_index"])) <= 0):
+        return [f"the frames of {row['video_id']} in {row['shard']} are not in time order"]
+    if not np.isfinite(feature_matrix(frames)).all():
+        return [f"the features of {row['video_id']} in {row['shard']} are not all finite numbers"]
+    return []
 
 
 def _index_faults(gallery: Gallery, version: str, checked: dict[tuple[str, str], str | None]) -> list[str]:
@@ -93,6 +90,4 @@ def _index_faults(gallery: Gallery, version: str, checked: dict[tuple[str, str],
 def _file_fault(file: Location, sha256: str) -> str | None:
     if not file.exists():
         return f"{file.uri} is missing"
-    with file.open_input() as source:
-        same = hashlib.file_digest(source, "sha256").hexdigest() == sha256
-    return None if same else f"{file.uri} is damaged: its checksum differs"
+    return None if content_hash(file) == sha256 else f"{file.uri} is damaged: its checksum differs"

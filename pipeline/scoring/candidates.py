@@ -166,10 +166,12 @@ def joinable(targets: Sequence[TargetSegments]) -> bool:
 def _joined(targets: Sequence[TargetSegments]) -> TargetSegments:
     """The segments of several targets as those of one, for scores only; they share a centre."""
     first = targets[0].encoding
-    joined = {name: torch.cat([getattr(target.encoding, name) for target in targets]) for name in ("query_vectors", "encodings")}
-    encoding = replace(first, **joined, attention=first.attention[:0])
+    queries, encodings = (
+        torch.cat([getattr(target.encoding, name) for target in targets]) for name in ("query_vectors", "encodings")
+    )
+    encoding = replace(first, query_vectors=queries, encodings=encodings, attention=first.attention[:0])
     cohort = None
     if statistics := [target.cohort for target in targets if target.cohort is not None]:
         cohort = CohortStatistics(torch.cat([one.mean for one in statistics]), torch.cat([one.spread for one in statistics]))
-    frames = np.empty((len(joined["encodings"]), 0))
+    frames = np.empty((len(encodings), 0))
     return TargetSegments(encoding, frames, frames, cohort)

@@ -5,7 +5,6 @@ where COATTENTION_KERNEL=0 leaves them out.
 """
 
 import ctypes
-import hashlib
 import logging
 import os
 import platform
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.storage.downloads import cache_folder, check_owned, check_private
+from pipeline.storage.hashing import sha256
 
 log = logging.getLogger(__name__)
 
-FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 PROCESSOR = "native"  # what is compiled for; benchmarks and tests name lesser ones, such as x86-64-v3
 COMPILE_SECONDS = 120
 OFF = "COATTENTION_KERNEL"  # set to 0, this environment variable leaves them out
@@ -82,7 +82,7 @@ def _compiled(source: Path, processor: str) -> Path:
     folder = (cache_folder() / "kernels").resolve()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     check_private(folder)
-    library = folder / f"{source.stem}-{hashlib.sha256(content.encode()).hexdigest()[:24]}.so"
+    library = folder / f"{source.stem}-{sha256(content)[:24]}.so"
     if not library.exists():
         handle, name = tempfile.mkstemp(suffix=".so", dir=folder)
         os.close(handle)

@@ -3,6 +3,8 @@
 Written once for every storage type and vector width: the file includes itself with other macros. A vector holds LANES target
 segments, so that whatever belongs to a candidate frame is one broadcast number, and no logit depends on those beside it. LANES
 is never more than a register of the processor holds: compilers take wider vectors apart through memory, forty times as slow.
+Sums of products are fused by name and nowhere else (-ffp-contract=off): a compiler's tuning fuses some at one width and others at
+another, and a logit would change in its last bit with the number of target segments.
 */
 #ifndef TYPE
 
@@ -24,7 +26,7 @@ is never more than a register of the processor holds: compilers take wider vecto
 #define NAME(a) JOIN(a, JOIN(SUFFIX, LANES))
 #define INLINE static inline __attribute__((always_inline))
 
-#if defined(__AVX512F__) && defined(__AVX512VL__)
+#if defined(__AVX512F__) && defined(__AVX512VL__) && defined(__FMA__)
 #define FEWER 8 /* lanes for as many target segments at most */
 #define LANES_MOST 16
 #elif defined(__AVX2__)
@@ -34,7 +36,7 @@ is never more than a register of the processor holds: compilers take wider vecto
 #endif
 
 /* PANEL vectors of target segments are multiplied at a time, and SUMS are held in registers. */
-#if defined(__AVX512VL__) /* of 32 registers */
+#ifdef FEWER /* of 32 registers */
 #define PANEL 4
 #define SUMS 24
 #elif defined(__aarch64__) /* of 32, but compilers load the numbers of all rows first, and would spill of 24 */
@@ -134,6 +136,8 @@ typedef int32_t NAME(ivec) __attribute__((vector_size(4 * LANES)));
 
 INLINE VEC NAME(select)(IVEC mask, VEC yes, VEC no) { return (VEC)(((IVEC)yes & mask) | ((IVEC)no & ~mask)); }
 
+#define ALL(x) ((x) - (VEC){0}) /* not 0 + x: that is another number for -0, and stays an addition */
+
 /* The larger of each pair, the second where one is NaN. */
 #if LANES == 16
 #define LARGER(a, b) ((VEC)_mm512_max_ps((__m512)(a), (__m512)(b)))
@@ -145,16 +149,45 @@ INLINE VEC NAME(select)(IVEC mask, VEC yes, VEC no) { return (VEC)(((IVEC)yes & 
 #define LARGER(a, b) NAME(select)((a) > (b), a, b)
 #endif
 
+/* a * b + c, rounded once where the processor can. */
+#if LANES == 16
+#define MULTIPLY_ADD(a, b, c) ((VEC)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#elif LANES == 8 && defined(__FMA__)
+#define MULTIPLY_ADD(a, b, c) ((VEC)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#elif LANES == 4 && defined(__FMA__)
+#define MULTIPLY_ADD(a, b, c) ((VEC)_mm_fmadd_ps((__m128)(a), (__m128)(b), (__m128)(c)))
+#elif LANES == 4 && defined(__aarch64__)
+#define MULTIPLY_ADD(a, b, c) ((VEC)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#else
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+#endif
+
+#if LANES == 16
+#define ROOT(a) ((VEC)_mm512_sqrt_ps((__m512)(a)))
+#elif LANES == 8
+#define ROOT(a) ((VEC)_mm256_sqrt_ps((__m256)(a)))
+#elif defined(__SSE__)
+#define ROOT(a) ((VEC)_mm_sqrt_ps((__m128)(a)))
+#elif defined(__aarch64__)
+#define ROOT(a) ((VEC)vsqrtq_f32((float32x4_t)(a)))
+#else
+INLINE VEC NAME(root)(VEC x) {
+  for (int i = 0; i < LANES; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
+#define ROOT(a) NAME(root)(a)
+#endif
+
 /* 2^x for x <= 0, to 2 units in the last place. */
 INLINE VEC NAME(power)(VEC x) {
-  x = LARGER((VEC){0} - 126.0f, x);    /* so that NaN stays NaN */
+  x = LARGER(ALL(-126.0f), x);              /* so that NaN stays NaN */
   VEC shifted = x + (12582912.0f + 127.0f); /* rounds to an integer in the last bits, and adds the exponent of 1 */
   VEC rest = x - (shifted - (12582912.0f + 127.0f));
-  VEC sum = rest * 1.32647271e-3f + 9.67151264e-3f;
-  sum = sum * rest + 5.55073374e-2f;
-  sum = sum * rest + 2.40222421e-1f;
-  sum = sum * rest + 6.93146978e-1f;
-  sum = sum * rest + 1.0f;
+  VEC sum = MULTIPLY_ADD(rest, ALL(1.32647271e-3f), ALL(9.67151264e-3f));
+  sum = MULTIPLY_ADD(sum, rest, ALL(5.55073374e-2f));
+  sum = MULTIPLY_ADD(sum, rest, ALL(2.40222421e-1f));
+  sum = MULTIPLY_ADD(sum, rest, ALL(6.93146978e-1f));
+  sum = MULTIPLY_ADD(sum, rest, ALL(1.0f));
   return sum * (VEC)((IVEC)shifted << 23);
 }
 
@@ -166,7 +199,7 @@ INLINE void NAME(multiply)(const float *rows, int64_t width, const VEC *table, i
 #pragma GCC unroll 8
   for (int r = 0; r < count; r++)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) sums[r][v] = (VEC){0} + added[r];
+    for (int v = 0; v < vectors; v++) sums[r][v] = ALL(added[r]);
   for (int64_t d = 0; d < width; d++, soon += count * sizeof(TYPE)) {
     VEC column[PANEL];
     __builtin_prefetch((const void *)soon);
@@ -175,7 +208,7 @@ INLINE void NAME(multiply)(const float *rows, int64_t width, const VEC *table, i
 #pragma GCC unroll 8
     for (int r = 0; r < count; r++)
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; v++) sums[r][v] += rows[r * width + d] * column[v];
+      for (int v = 0; v < vectors; v++) sums[r][v] = MULTIPLY_ADD(ALL(rows[r * width + d]), column[v], sums[r][v]);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < count; r++)
@@ -204,10 +237,10 @@ static __attribute__((noinline)) void NAME(multiply_all)(const float *rows, int6
 }
 
 /* Heat and squared distance (less what belongs to the target) of frames first .. first + count - 1, [count][stride] vectors; up to
-ROWS - 1 rows more are written. */
+ROWS - 1 rows more are written. Agreement times the distance is part of the heat. */
 static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, int64_t d_v, int64_t first, int64_t count,
                            const VEC *queries, const VEC *weighted, int64_t stride, const float *weight, const float *centre,
-                           float *scratch, VEC *heat, VEC *distance) {
+                           float agreement, float *scratch, VEC *heat, VEC *distance) {
   for (int64_t row = 0; row < count; row += ROWS) {
     int64_t rows = count - row < ROWS ? count - row : ROWS;
     const TYPE *key = keys + (first + row) * d_k, *value = values + (first + row) * d_v;
@@ -229,7 +262,7 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
           memcpy(&factor, weight + (place - row_values), sizeof x);
           x -= middle;
           memcpy(place, &x, sizeof x);
-          parts[part] += factor * x * x;
+          parts[part] = MULTIPLY_ADD(factor * x, x, parts[part]);
         }
       for (int64_t d = even; d < d_v; d++) {
         row_values[d] -= centre[d];
@@ -240,58 +273,56 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
     if (rows < ROWS) memset(scratch + rows * d_v, 0, 4 * (ROWS - rows) * d_v);
     NAME(multiply_all)(scratch, rows, d_v, weighted, stride, squares, (uintptr_t)(value + ROWS * d_v), distance + row * stride);
   }
+  if (agreement > 0)
+    for (int64_t i = 0; i < count * stride; i++) heat[i] = MULTIPLY_ADD(ALL(agreement), distance[i], heat[i]);
 }
 
-/* Logits of one candidate segment, whose frames are rows 0 .. `last` of heat and distance and then `last` again. band [length][length -
-1]: squared distance of each of its frames to the next ones. */
-INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, const float *band, const int64_t length, int64_t last,
-                          const VEC *constant, VEC ceiling, VEC *weights, VEC *out) {
+/* Logits of one candidate segment, whose frames are rows 0 .. count - 1 of heat and distance. band [count][next]: squared distance of
+each of its frames to the next ones. unit: s where encodings are compared as unit vectors, with the bias as ceiling; otherwise 0. */
+INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, const float *band, const int64_t next,
+                          const int64_t count, const VEC *constant, float unit, VEC ceiling, VEC *weights, VEC *out) {
   for (int64_t v = 0; v < stride; v++) {
     VEC top = heat[v];
-    for (int64_t t = 1; t < length; t++) top = LARGER(heat[(t < last ? t : last) * stride + v], top);
+    for (int64_t t = 1; t < count; t++) top = LARGER(heat[t * stride + v], top);
     VEC total = {0}, linear = {0}, square = {0};
-    for (int64_t t = 0; t < length; t++) {
-      int64_t row = (t < last ? t : last) * stride + v;
+    for (int64_t t = 0; t < count; t++) {
+      int64_t row = t * stride + v;
       VEC weight = NAME(power)(heat[row] - top);
       weights[t] = weight;
       total += weight;
-      linear += weight * distance[row];
+      linear = MULTIPLY_ADD(weight, distance[row], linear);
     }
-    for (int64_t t = 0; t < length - 1; t++) {
+    for (int64_t t = 0; t < count - 1; t++) {
       VEC sum = {0};
-      for (int64_t u = t + 1; u < length; u++) sum += weights[u] * band[t * (length - 1) + u - t - 1];
-      square += weights[t] * sum;
+      for (int64_t u = t + 1; u < count; u++) sum = MULTIPLY_ADD(weights[u], ALL(band[t * next + u - t - 1]), sum);
+      square = MULTIPLY_ADD(weights[t], sum, square);
     }
     VEC share = 1.0f / total;
-    VEC logit = constant[v] + (linear - square * share) * share;
+    VEC logit = MULTIPLY_ADD(MULTIPLY_ADD(-square, share, linear), share, constant[v]);
+    if (unit > 0) {
+      VEC length = MULTIPLY_ADD(square * share * share, ALL(1 / unit), ALL(1.0f)); /* its square, of a candidate's encoding */
+      length = LARGER(ALL(1e-6f), length);
+      logit = ceiling + (MULTIPLY_ADD(ALL(unit), length, ALL(unit)) + (logit - ceiling)) / ROOT(length) - 2 * unit;
+    }
     out[v] = NAME(select)(logit > ceiling, ceiling, logit);
   }
 }
 
-/* The band of a segment whose frames after number `last` are `last` again. */
-INLINE void NAME(repeat_last)(const float *band, const int64_t length, int64_t last, float *repeated) {
-  for (int64_t t = 0; t < length - 1; t++)
-    for (int64_t u = t + 1; u < length; u++) {
-      int64_t a = t < last ? t : last, b = u < last ? u : last;
-      repeated[t * (length - 1) + u - t - 1] = a == b ? 0.0f : band[a * (length - 1) + b - a - 1];
-    }
-}
-
-/* The logits [segments][targets] of candidate segments: frames start[k] .. min(start[k] + length - 1, last[k]), the last one
-repeated. Segments ascend by start. queries [d_k][targets] = q / log 2, weighted [d_v][targets] = -2 w (e - centre), constant [targets] = bias
-+ sum w (e - centre)^2; targets is a multiple of LANES. band [frames][length - 1]: weighted squared distance to the next frames.
-Returns 0, or 1 where memory is short. */
+/* The logits [segments][targets] of candidate segments: frames start[k] .. min(start[k] + length - 1, last[k]). Segments
+ascend by start. queries [d_k][targets] = q / log 2, weighted [d_v][targets] = -2 w (e - centre), constant [targets] = bias + sum w (e -
+centre)^2; targets is a multiple of LANES. agreement is divided by log 2, too. band [frames][length - 1]: weighted squared distance to
+the next frames. Returns 0, or 1 where memory is short. */
 int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, int64_t d_k, int64_t d_v, int64_t length,
                       int64_t segments, const int64_t *start, const int64_t *last, int64_t targets, const float *queries,
-                      const float *weighted, const float *constant, const float *weight, const float *centre, float ceiling,
-                      float *out) {
+                      const float *weighted, const float *constant, const float *weight, const float *centre, float agreement,
+                      float unit, float ceiling, float *out) {
   const int64_t stride = targets / LANES, tile = TILE > 2 * length ? TILE : 2 * length, next = length - 1;
   const int64_t widest = d_k > d_v ? d_k : d_v, vectors = 2 * (tile + ROWS) * stride + length;
   char *memory = NULL;
-  if (posix_memalign((void **)&memory, 64, 4 * (vectors * LANES + ROWS * widest + (tile + length) * next))) return 1;
+  if (posix_memalign((void **)&memory, 64, 4 * (vectors * LANES + ROWS * widest + tile * next))) return 1;
   VEC *heat = (VEC *)memory, *distance = heat + (tile + ROWS) * stride, *weights = distance + (tile + ROWS) * stride;
-  float *scratch = (float *)(weights + length), *wide = scratch + ROWS * widest, *repeated = wide + tile * next;
-  const VEC highest = (VEC){0} + ceiling;
+  float *scratch = (float *)(weights + length), *wide = scratch + ROWS * widest;
+  const VEC highest = ALL(ceiling);
   for (int64_t from = 0; from < segments;) {
     int64_t first = start[from], end = first, to = from; /* frames first .. end - 1 serve segments from .. to - 1 */
     while (to < segments && start[to] <= end) {
@@ -301,16 +332,15 @@ int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, in
       to++;
     }
     NAME(products)(keys, values, d_k, d_v, first, end - first, (const VEC *)queries, (const VEC *)weighted, stride, weight, centre,
-                   scratch, heat, distance);
+                   agreement, scratch, heat, distance);
     WIDEN(band + first * next, wide, (end - first) * next);
     for (; from < to; from++) {
-      const int64_t offset = start[from] - first, final = last[from] - start[from];
+      const int64_t offset = start[from] - first, rest = last[from] - start[from] + 1, count = rest < length ? rest : length;
       const VEC *h = heat + offset * stride, *d = distance + offset * stride, *c = (const VEC *)constant;
       const float *own = wide + offset * next;
       VEC *o = (VEC *)(out + from * targets);
-      if (final < next) NAME(repeat_last)(own, length, final, repeated), own = repeated;
-      if (length == 8 && final >= next) NAME(segment)(h, d, stride, own, 8, 7, c, highest, weights, o);
-      else NAME(segment)(h, d, stride, own, length, final, c, highest, weights, o);
+      if (length == 8 && count == 8) NAME(segment)(h, d, stride, own, 7, 8, c, unit, highest, weights, o);
+      else NAME(segment)(h, d, stride, own, next, count, c, unit, highest, weights, o);
     }
   }
   free(memory);
@@ -324,7 +354,7 @@ last one ending with it. files, offset: int64 [partitions][ARRAYS], descriptors 
 int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64_t *owner, const int64_t *row, const int64_t *frames,
                         const int64_t *pieces, int64_t videos, int64_t d_k, int64_t d_v, int64_t length, int64_t step, int64_t targets,
                         const float *queries, const float *weighted, const float *constant, const float *weight, const float *centre,
-                        float ceiling, float *out, char *left) {
+                        float agreement, float unit, float ceiling, float *out, char *left) {
   const int64_t widths[ARRAYS] = {d_k, d_v, length - 1}, most = CHUNK + LONGEST;
   TYPE *rows[ARRAYS];
   char *memory = NULL;
@@ -349,7 +379,7 @@ int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64
       held += frames[v];
     }
     failed = NAME(pair_logits)(rows[0], rows[1], rows[2], d_k, d_v, length, count, start, last, targets, queries, weighted, constant,
-                               weight, centre, ceiling, out);
+                               weight, centre, agreement, unit, ceiling, out);
     out += count * targets;
     if (v < videos && left[v]) out += pieces[v++] * targets;
   }
@@ -359,5 +389,8 @@ int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64
 
 #undef VEC
 #undef IVEC
+#undef ALL
 #undef LARGER
+#undef MULTIPLY_ADD
+#undef ROOT
 #endif

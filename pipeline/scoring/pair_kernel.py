@@ -22,7 +22,8 @@ from pipeline.scoring.frame_rows import FileRows
 _NAME = "pair_kernel"
 _NAMES = {torch.float16: "half", torch.float32: "single"}
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
-_TABLES = [_SIZE, *5 * [_POINTER], ctypes.c_float]  # targets, queries, weighted, constant, weight, centre, ceiling
+_TABLES = [_SIZE, *5 * [_POINTER], *3 * [ctypes.c_float]]
+# targets; queries, weighted, constant, weight, centre; agreement, unit, ceiling
 _ARGUMENTS = {  # of the C functions, as they stand there
     "pair_logits": [*3 * [_POINTER], *4 * [_SIZE], *2 * [_POINTER], *_TABLES, _POINTER],
     "cached_logits": [*6 * [_POINTER], *5 * [_SIZE], *_TABLES, *2 * [_POINTER]],
@@ -62,7 +63,7 @@ class TargetTables:
     """What the kernel takes of a target; all float32.
 
     queries: [N, d_k]; weighted: [N, d_v], -2 w (e - centre); constant: [N], bias + sum w (e - centre)^2; weight, centre: [d_v];
-    ceiling: what no logit exceeds.
+    agreement, unit: as in `pipeline.scoring.scores.TargetEncoding`. ceiling: what no logit exceeds, the bias where unit is not 0.
     """
 
     queries: Tensor
@@ -70,6 +71,8 @@ class TargetTables:
     constant: Tensor
     weight: Tensor
     centre: Tensor
+    agreement: float
+    unit: float
     ceiling: float
 
     def __len__(self) -> int:
@@ -157,14 +160,15 @@ class _Call:
     def __init__(self, name: str, dtype: torch.dtype, target: TargetTables) -> None:
         width = lanes(len(target))
         self.function = compiled.function(_library(), f"{name}_{_NAMES[dtype]}_{width}", _ARGUMENTS[name])
-        self.padded, self.ceiling = -(-len(target) // width) * width, target.ceiling
+        self.padded = -(-len(target) // width) * width
         queries = target.queries / math.log(2)  # the kernel's softmax is one of powers of 2
+        self.numbers = target.agreement / math.log(2), target.unit, target.ceiling
         self.tables = [_padded(table, self.padded) for table in (queries, target.weighted, target.constant[:, None])]
         self.tables += [target.weight.contiguous(), target.centre.contiguous()]
 
     def __call__(self, *arguments: int, out: Tensor, more: tuple[int, ...] = ()) -> int:
         tables = (table.data_ptr() for table in self.tables)
-        return self.function(*arguments, self.padded, *tables, self.ceiling, out.data_ptr(), *more)
+        return self.function(*arguments, self.padded, *tables, *self.numbers, out.data_ptr(), *more)
 
 
 def _run(run: Callable[[int, int], int], cuts: list[int]) -> None:

@@ -6,9 +6,14 @@ sum_d w_d x_d^2, the square in the score opens up:
     logit = c + |e_n - sum_t a_t v_t|^2 = c + sum_t a_t |e_n - v_t|^2 - 1/2 sum_tu a_t a_u D_tu,   D_tu = |v_t - v_u|^2
 
 What touches a pair of target segment and candidate frame is two matrix products over candidate frames, and D belongs to the
-candidate alone. The identity is exact. Distances between frames of one segment are small where its frames are alike, whatever
-the origin, so that they keep as float16 what products of values would lose. Video scores and the ranking of videos [0054] are
-here too.
+candidate alone. The identity is exact. Agreement adds a multiple of |e_n - v_t|^2 to the heat of a frame, which is there already.
+Where encodings are compared as unit vectors, values being unit vectors and every w_d the same -s, the length L of a candidate's
+encoding sum_t a_t v_t follows from D, too: L^2 = 1 + 1/2 sum_tu a_t a_u D_tu / s. With the logit from above,
+
+    logit of unit encodings = c + (s (1 + L^2) + logit - c) / L - 2 s
+
+Distances between frames of one segment are small where its frames are alike, whatever the origin, so that they keep as float16
+what products of values would lose. Video scores and the ranking of videos [0054] are here too.
 
 Sizes: N target segments, K candidate segments of T frames, F candidate frames, d_k and d_v width of a key and of a
 value.
@@ -16,7 +21,8 @@ value.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +37,16 @@ from pipeline.settings import ScoreSettings
 
 CPU_CHUNK = 1024  # the tables of a chunk stay in the cache: 1.5 times as fast as 16384 at 128-wide keys and values
 GPU_CHUNK = 16384  # large enough to fill a GPU
+LEAST_SQUARE = 1e-6  # of the length of an encoding that is compared as a unit vector; the kernel has it, too
 
 
 @dataclass(frozen=True)
 class TargetEncoding:
     """What scoring needs of a target; all tensors float32 on one device.
 
-    query_vectors: [N, d_k]. encodings: e_n, [N, d_v]. attention: of the target's own frames, [N, T_p].
-    weight: the row w, [d_v]. bias: c, []. centre: [d_v], taken off both sides before any product.
+    query_vectors: [N, d_k]. encodings: e_n, [N, d_v]. attention: of the target's own frames, [N, T_p], 0 for padding.
+    weight: the row w, [d_v]. bias: c, []. centre: [d_v], taken off both sides before any product. agreement: at least 0, see
+    `Coattention`. unit: s where encodings are compared as unit vectors and w is -s throughout, 0 where they are not.
 
     Only differences of encodings count, so any centre gives the same score; one near the values keeps the terms of the
     opened square small, so that float32 does not lose their difference.
@@ -50,27 +58,46 @@ class TargetEncoding:
     weight: Tensor
     bias: Tensor
     centre: Tensor
+    agreement: float = 0.0
+    unit: float = 0.0
 
     def to(self, device: torch.device | str) -> "TargetEncoding":
         """The same on another device."""
-        return TargetEncoding(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, **moved)
 
 
 @torch.no_grad()
-def encode_target(head: Coattention, target_features: Tensor, centre: Tensor | None = None) -> TargetEncoding:
+def encode_target(
+    head: Coattention, target_features: Tensor, centre: Tensor | None = None, lengths: Tensor | None = None
+) -> TargetEncoding:
     """Query vectors and encodings of target segments, each under the attention of its own query vector [0044-0049].
 
     target_features: frame features [N, T_p, D], any floating type. centre: [d_v]; without it, the mean of the target's encodings.
-    Raises PipelineError for features of another width.
+    lengths: int64 [N], how many frames of each segment are real, the others repeating its last; without it, all are.
+    Raises PipelineError for features of another width, ValueError for a head whose unit encodings the scores here cannot follow:
+    values must be unit vectors and all weights the same number below 0.
     """
     target_features = target_features.to(head.feature_mean.device)
     query_vectors = head.query_vectors(target_features)  # [N, d_k]
-    attention = head.attention(query_vectors, head.keys(target_features))  # [N, T_p]
+    lengths = None if lengths is None else lengths.to(target_features.device)
+    attention = head.attention(query_vectors, head.keys(target_features), lengths)  # [N, T_p]
     encodings = head.encode(attention, head.values(target_features))  # [N, d_v]
     weight, bias = head.score_row()
     centre = encodings.mean(dim=0) if centre is None else centre.to(encodings.device)
     parts = (query_vectors, encodings, attention, weight, bias, centre)
-    return TargetEncoding(*(part.detach().clone().float() for part in parts))  # cloned: weight and bias are the head's
+    copies = [part.detach().clone().float() for part in parts]  # copies, since weight and bias are the head's
+    unit = _unit(head, weight) if head.config.unit_encodings else 0.0
+    return TargetEncoding(*copies, agreement=max(float(head.agreement), 0.0), unit=unit)  # type: ignore[arg-type, misc]
+
+
+def _unit(head: Coattention, weight: Tensor) -> float:
+    mean = float(weight.mean())
+    same = torch.allclose(weight, weight.mean(), rtol=1e-5, atol=0)  # softplus of equal numbers differs in its last bits
+    if not (head.config.normalise_values and same and mean < 0):
+        raise ValueError("unit encodings are scored fast only with unit values and one weight below 0 for all dimensions")
+    return -mean
 
 
 def pair_scores(
@@ -99,8 +126,9 @@ def pair_logits(
     """Logits float32 [N, K], of which the sigmoid is the score, computed in float32 on the device of `keys`.
 
     keys: [F, d_k], values: [F, d_v], one row a candidate frame, float16 or wider. segment_frames: int64 [K, T], rows
-    of keys and values that make up each segment; segments may share frames and may come in any order, but segments
-    that lie near each other in `segment_frames` are fastest when they do so in `keys`.
+    of keys and values that make up each segment; a number equal to the one before it in its segment is padding, to which
+    nothing attends. Segments may share frames and may come in any order, but segments that lie near each other in
+    `segment_frames` are fastest when they do so in `keys`.
     distances: D, [K, T, T], from `segment_distances`; without it, it is computed here.
     chunk: candidate segments in work at once, by default 1024 on a CPU and 16384 elsewhere; beyond the result, about
     4 * chunk * T * (4 N + 3 d_v + d_k) bytes. Another chunk moves the last bits of a result at most, as matrix
@@ -113,20 +141,24 @@ def pair_logits(
     target = target.to(keys.device)
     ceiling = torch.where((target.weight <= 0).all(), target.bias, math.inf)
     encodings = target.encodings - target.centre  # [N, d_v]
-    weighted = encodings * target.weight  # [N, d_v]
-    constant = target.bias + (weighted * encodings).sum(dim=1)  # [N]
+    constant = target.bias + (encodings * target.weight * encodings).sum(dim=1)  # [N]
     logits = torch.empty(len(encodings), len(segment_frames), device=keys.device)  # [N, K]
     for start, rows, segments in _chunks(segment_frames.to(keys.device), len(keys), chunk):
-        attention = _attention(target, keys[rows], segments)  # [k, T, N]
         centred = (values[rows] - target.centre).float()  # [f, d_v]
-        cross = (centred @ (-2 * weighted).T + (centred.square() @ target.weight)[:, None])[segments]  # [k, T, N]
+        cross = _cross(target, centred)  # [f, N]
+        attention = _attention(target, keys[rows], cross, segments)  # [k, T, N]
+        cross = cross[segments]  # [k, T, N]
         if distances is None:
             table = _distances(target.weight, centred, segments)  # [k, T, T]
         else:
             table = distances[start : start + len(segments)].to(keys.device, torch.float32)
-        square = table @ attention  # [k, T, N]
-        pairs = (attention * (cross - square / 2)).sum(dim=1)  # [k, N]
-        logits[:, start : start + len(segments)] = torch.minimum(constant + pairs, ceiling).T
+        spread = table @ attention / 2  # [k, T, N]
+        found = constant + (attention * (cross - spread)).sum(dim=1)  # [k, N]
+        if target.unit:
+            square = (1 + (attention * spread).sum(dim=1) / target.unit).clamp_min(LEAST_SQUARE)  # [k, N], |e_nj|^2
+            cosine = (target.unit * (1 + square) + found - target.bias) / square.sqrt()  # 2 s times it
+            found = target.bias + cosine - 2 * target.unit
+        logits[:, start : start + len(segments)] = torch.minimum(found, ceiling).T
     return logits
 
 
@@ -137,8 +169,8 @@ def candidate_logits(
     """`pair_logits` of segments of consecutive frames with stored distances, float32 [K, N], the fastest way there is.
 
     keys: [F, d_k], values: [F, d_v], band: [F, length - 1] from `frame_band`, all float16 or all float32 and on one device.
-    start, last: int64 [K], ascending by start: a segment is the frames start .. start + length - 1, where numbers beyond `last`,
-    its video's last frame, mean `last`. On a CPU this is the compiled kernel (`pipeline.scoring.pair_kernel`) where there is a
+    start, last: int64 [K], ascending by start: a segment is the frames start .. start + length - 1, as far as `last`, its video's
+    last frame. On a CPU this is the compiled kernel (`pipeline.scoring.pair_kernel`) where there is a
     compiler. Raises ValueError for shapes that do not fit and frame numbers outside 0..F-1.
     """
     count = len(start)
@@ -193,7 +225,9 @@ def _tables(target: TargetEncoding) -> pair_kernel.TargetTables:
     weighted = encodings * target.weight
     constant = target.bias + (weighted * encodings).sum(dim=1)
     ceiling = float(target.bias) if bool((target.weight <= 0).all()) else math.inf
-    return pair_kernel.TargetTables(target.query_vectors, -2 * weighted, constant, target.weight, target.centre, ceiling)
+    return pair_kernel.TargetTables(
+        target.query_vectors, -2 * weighted, constant, target.weight, target.centre, target.agreement, target.unit, ceiling
+    )
 
 
 def sigmoid(logits: Tensor) -> NDArray[np.float32]:
@@ -232,19 +266,24 @@ def frame_band(weight: Tensor, values: Tensor, after: Tensor, length: int) -> Te
 
 @torch.no_grad()
 def segment_distances(band: Tensor, segment_frames: Tensor) -> Tensor:
-    """D of candidate segments, float32 [K, T, T], out of a `frame_band`; segment_frames: int64 [K, T], ascending."""
+    """D of candidate segments, float32 [K, T, T], out of a `frame_band` [F, T - 1], float16 or wider.
+
+    segment_frames: int64 [K, T], ascending rows of the band, the last repeated where a video is shorter than a segment.
+    """
     first, second = segment_frames[:, :, None], segment_frames[:, None, :]
-    gap = (second - first).abs()  # [K, T, T]
-    lower = torch.minimum(first, second)
-    found = band[lower, (gap - 1).clamp_min(0)] if band.shape[1] else torch.zeros_like(gap, dtype=band.dtype)
-    return torch.where(gap > 0, found.float(), 0.0)
+    gap, width = (second - first).abs(), band.shape[1]  # [K, T, T]
+    if width == 0:
+        return torch.zeros(gap.shape, device=band.device)
+    cells = torch.minimum(first, second) * width + (gap - 1).clamp_min(0)
+    return torch.where(gap > 0, band.reshape(-1)[cells].float(), 0.0)
 
 
 @torch.no_grad()
-def attention_weights(target: TargetEncoding, keys: Tensor, segment_frames: Tensor) -> Tensor:
-    """Attention float32 [N, K, T] that each target segment gives to each frame of candidate segments [0046].
+def attention_weights(target: TargetEncoding, keys: Tensor, values: Tensor, segment_frames: Tensor) -> Tensor:
+    """Attention float32 [N, K, T] that each target segment gives to each frame of candidate segments [0046], 0 for padding.
 
-    keys: [F, d_k], segment_frames: int64 [K, T], as in `pair_logits`; meant for the few segments that a report shows.
+    keys: [F, d_k], values: [F, d_v], segment_frames: int64 [K, T], as in `pair_logits`; meant for the few segments that a report
+    shows.
     The target's own frames have theirs in `TargetEncoding.attention`. Raises ValueError for frame numbers outside
     0..F-1.
     """
@@ -252,13 +291,26 @@ def attention_weights(target: TargetEncoding, keys: Tensor, segment_frames: Tens
     shape = (len(target.query_vectors), *segment_frames.shape)
     weights = torch.empty(shape, device=keys.device)
     for start, rows, segments in _chunks(segment_frames.to(keys.device), len(keys), None):
-        weights[:, start : start + len(segments)] = _attention(target, keys[rows], segments).permute(2, 0, 1)
+        cross = _cross(target, (values[rows] - target.centre).float())
+        weights[:, start : start + len(segments)] = _attention(target, keys[rows], cross, segments).permute(2, 0, 1)
     return weights
 
 
-def _attention(target: TargetEncoding, keys: Tensor, segments: Tensor) -> Tensor:
+def _cross(target: TargetEncoding, centred: Tensor) -> Tensor:
+    """|e_n - v|^2 less what belongs to the target alone, [f, N]; values [f, d_v] are less the centre."""
+    weighted = (target.encodings - target.centre) * target.weight  # [N, d_v]
+    return centred @ (-2 * weighted).T + (centred.square() @ target.weight)[:, None]
+
+
+def _attention(target: TargetEncoding, keys: Tensor, cross: Tensor, segments: Tensor) -> Tensor:
     heat = keys.float() @ target.query_vectors.T  # [f, N]
-    return heat[segments].softmax(dim=1)  # [k, T, N]: rows of N, so that the gather copies runs and not single numbers
+    if target.agreement:
+        heat += target.agreement * cross
+    heat = heat[segments]  # [k, T, N]: rows of N, so that the gather copies runs and not single numbers
+    repeated = segments[:, 1:] == segments[:, :-1]  # [k, T - 1]
+    if repeated.any():
+        heat[:, 1:].masked_fill_(repeated[:, :, None], -math.inf)
+    return heat.softmax(dim=1)  # [k, T, N]
 
 
 def _distances(weight: Tensor, values: Tensor, segments: Tensor) -> Tensor:

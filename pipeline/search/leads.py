@@ -29,7 +29,7 @@ def leads(gallery: Gallery, index: Index, partitions: Partitions, scored: Scored
         pairs = partitions.evidence(question.segments, shortlist.videos[best], settings.pairs, question.score)
     rows = index.rows(shortlist.videos[best])
     cut = (index.settings.segment_length, index.settings.stride, settings.target_length, settings.target_stride)
-    words = _why_not_calibrated(index, settings_of(question.score, *cut))
+    words = _why_not_calibrated(index, settings_of(question.score, *cut, cameras=index.settings.cameras))
     probabilities: list[float] | list[None] = [None] * len(best)
     none_probability = None
     if not len(scores):
@@ -61,7 +61,6 @@ def leads(gallery: Gallery, index: Index, partitions: Partitions, scored: Scored
         expected_matches=settings.expected_matches,
         none_probability=none_probability,
         calibration=words,
-        proof=scored.proof,
         untimed=question.untimed,
         settings=settings,
     )

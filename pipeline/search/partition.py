@@ -12,19 +12,13 @@ from pipeline.coattention.cohort import CohortStatistics
 from pipeline.errors import PipelineError
 from pipeline.index.list_scan import ListScan
 from pipeline.index.partition_files import load_array, load_prefilter
-from pipeline.index.prefilter import PrefilterQuery, is_flat, shortlist, stored_vectors
+from pipeline.index.prefilter import PrefilterQuery, shortlist
 from pipeline.index.versions import Index
-from pipeline.scoring.bounds import Projection, attention_logits, ball_logits, radii, squared_distances, video_bounds
-from pipeline.scoring.candidates import SCORE_PAIRS, Candidates, TargetSegments, counted_up
+from pipeline.scoring.candidates import Candidates, TargetSegments, counted_up
 from pipeline.scoring.frame_rows import FileRows, FrameRows, RowFiles, Wanted
 from pipeline.scoring.scores import attention_weights, segment_rows
 from pipeline.search.results import SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings
-
-STAGES = 3  # of bounds: the ball around a segment's mean; its true attention; where values vary most their true coordinates too
-AXES = 64  # coordinates that the last stage looks at
-AXES_SAMPLE = 4096  # frames that they are chosen by
-RADII_SEGMENTS = 65_536  # measured at a time
 
 
 class Partition:
@@ -58,8 +52,6 @@ class Partition:
             folder.uri, self.frames, self.segments, (*self.arrays.values(), self.frame_index, self.time_s), self.cohort_mean
         )
         self.rows = FrameRows(self.keys, self.values, self.band)
-        self.radius: torch.Tensor | None = None
-        self.axes: Projection | None = None
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
 
     def candidates(
@@ -100,59 +92,6 @@ class Partition:
         """(videos, prefilter logits) of the best `count` videos, see `pipeline.index.prefilter.shortlist`. allowed: bool [V]."""
         return shortlist(self.prefilter, query, self.video_of_segment, count, allowed, self.scan, least)
 
-    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
-        """Upper bounds of the scores float64 [m] of the videos int64 [m], each ascending; stages tighten from 0 to STAGES - 1.
-
-        Infinite where the prefilter does not hold the segments' means.
-        """
-        if not is_flat(self.prefilter):
-            return np.full(len(videos), np.inf)
-        rows = self.segments[videos] * len(target) * (1, self.length, max(self.length, 4 * AXES))[stage]
-        cuts = np.flatnonzero(np.diff(np.cumsum(rows) // SCORE_PAIRS)) + 1
-        parts = [self._bounds(target, part, settings, stage) for part in np.split(videos, cuts)]
-        return np.concatenate(parts)
-
-    def _bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
-        candidates, rows = self.candidates(videos), torch.from_numpy(self._segments_of(videos))
-        means = _tensor(stored_vectors(self.prefilter))[rows]
-        encoding = target.encoding.to("cpu")
-        if stage == 0:
-            logits = ball_logits(encoding, means, self._radii()[rows])
-        else:
-            frames = segment_rows(*candidates.cut(), self.length)
-            used, of_used = torch.unique(frames, return_inverse=True)
-            base = int(used[0])
-            table = squared_distances(-self.band[base : int(used[-1]) + 1].cpu(), frames - base)
-            asked, projected, scale = encoding, None, torch.sqrt(-encoding.weight)
-            if stage == 2:
-                axes = self._axes(scale)
-                asked, means = axes.rotated_target(encoding), means[:, axes.order]
-                projected = (self.values[used].cpu().float() * scale)[:, axes.order[:AXES]]
-            logits = attention_logits(asked, means, self.keys[used].cpu(), table, of_used, projected)
-        of_cohort = settings.normalise == "cohort" and target.cohort is not None
-        return video_bounds(logits, candidates.offsets, settings, *((target.cohort, candidates.cohort) if of_cohort else ()))
-
-    def _axes(self, scale: torch.Tensor) -> Projection:
-        """Coordinates by how much values vary along them, found when they are first asked for. scale: sqrt(-w), [d_v]."""
-        if self.axes is None:
-            step = max(1, len(self.values) // AXES_SAMPLE)
-            self.axes = Projection.of_axes(self.values[::step].cpu().float() * scale)
-        return self.axes
-
-    def _radii(self) -> torch.Tensor:
-        """Of all segments, computed when they are first asked for."""
-        if self.radius is None:
-            start, last = self.candidates(np.arange(len(self.frames))).cut()
-            means, parts = _tensor(stored_vectors(self.prefilter)), []
-            for first in range(0, len(start), RADII_SEGMENTS):
-                some = slice(first, first + RADII_SEGMENTS)
-                frames = segment_rows(start[some], last[some], self.length)
-                base = int(frames.min())
-                band = -self.band[base : int(frames.max()) + 1].cpu()
-                parts.append(radii(squared_distances(band, frames - base), means[some]))
-            self.radius = torch.cat(parts)
-        return self.radius
-
     def evidence(self, target: TargetSegments, video: int, pairs: int, settings: ScoreSettings) -> list[SegmentPair]:
         """The best segment pairs of one video, best first, each candidate segment and each target segment at most once."""
         candidates = self.candidates(np.array([video]))
@@ -166,8 +105,8 @@ class Partition:
         rows = segment_rows(*candidates.cut(), self.length)
         numbers = rows.numpy()
         first, frames = int(self.first_frame[video]), int(self.frames[video])
-        keys = self.keys[first : first + frames].cpu()
-        weights = attention_weights(target.encoding.to("cpu"), keys, rows - first).numpy()
+        keys, values = (part[first : first + frames].cpu() for part in (self.keys, self.values))
+        weights = attention_weights(target.encoding.to("cpu"), keys, values, rows - first).numpy()
         own = target.encoding.attention.cpu().numpy()
         return [
             SegmentPair(

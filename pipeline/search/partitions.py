@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline import telemetry
-from pipeline.cluster import Cluster, cluster_is_named, connected
+from pipeline.cluster import Cluster, cluster_is_named, connected, worker_errors
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.prefilter import PrefilterQuery
@@ -53,8 +53,6 @@ class Partitions(Protocol):
     def score_many(
         self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
     ) -> list[np.ndarray]: ...
-
-    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray: ...
 
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
@@ -207,16 +205,6 @@ class LocalPartitions:
                 memory = done.memory
         yield from ahead
 
-    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
-        """Upper bounds of the scores, float64 [m], of the videos int64 [m]; NaN for those not held here."""
-        bounds = np.full(len(videos), np.nan)
-        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
-            mine = np.flatnonzero((videos >= first) & (videos < first + number))
-            mine = mine[np.argsort(videos[mine], kind="stable")]
-            if len(mine):
-                bounds[mine] = self.open(place).bounds(target, videos[mine] - first, settings, stage)
-        return bounds
-
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
     ) -> list[list[SegmentPair]]:
@@ -321,9 +309,6 @@ class ActorPartitions:
         parts = self._ask("score_many", list(targets), list(videos), settings)
         return [np.fmax.reduce(answers) for answers in zip(*parts, strict=True)]
 
-    def bounds(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, stage: int) -> np.ndarray:
-        return np.fmax.reduce(self._ask("bounds", target, videos, settings, stage))
-
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
     ) -> list[list[SegmentPair]]:
@@ -332,14 +317,8 @@ class ActorPartitions:
 
     def _ask(self, method: str, target: TargetSegments | list[TargetSegments], *arguments: Any) -> list[Any]:
         shared = self.ray.put(target)
-        try:
+        with worker_errors("a search actor died and did not come back; nothing is lost, search again"):
             return self.ray.get([getattr(actor, method).remote(shared, *arguments) for actor in self.actors])
-        except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, PipelineError):
-                raise error.cause from error
-            raise
-        except self.ray.exceptions.RayActorError as error:
-            raise PipelineError("a search actor died and did not come back; nothing is lost, search again") from error
 
 
 class _PartitionsActor(LocalPartitions):

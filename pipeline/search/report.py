@@ -350,7 +350,7 @@ def _none_words(result: SearchResult) -> str | None:
 
 def _counts(result: SearchResult) -> tuple[object, ...]:
     """What `funnel` shows."""
-    names = ("gallery_videos", "not_indexed", "eligible", "untimed", "scored", "passed_over", "proof")
+    names = ("gallery_videos", "not_indexed", "eligible", "untimed", "scored", "passed_over", "exact")
     return tuple(getattr(result, name) for name in names)
 
 

@@ -126,20 +126,6 @@ class Lead:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """Why no other eligible video can be among the leads of an exact search.
-
-    scored: videos that were scored in full; threshold: the score of the last lead, -inf where fewer are eligible; largest_bound:
-    no other video can score above it, -inf where all were scored; bounded: videos that each stage of bounds looked at.
-    """
-
-    scored: int
-    threshold: float
-    largest_bound: float
-    bounded: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class SearchResult:
     """The leads for one target, best first, and what was searched.
 
@@ -150,8 +136,8 @@ class SearchResult:
     untrained: no trained head was used. seconds: of the search. reason, case: why it was searched, as given. score: how scores
     were made, normalise as it was in the end. expected_matches: the prior of the probabilities. none_probability: that no
     eligible video shows the target, None without a calibration or where nothing was scored. calibration: in words, what
-    probabilities rest on, or why there are none. proof: of an exact search, else None. audit_head: of the audit log with the
-    record of this search in it, as `pipeline.gallery.audit.verify` takes it.
+    probabilities rest on, or why there are none. audit_head: of the audit log with the record of this search in it, as
+    `pipeline.gallery.audit.verify` takes it.
     """
 
     target: VideoRef
@@ -174,12 +160,16 @@ class SearchResult:
     expected_matches: float = 1.0
     none_probability: float | None = None
     calibration: str = ""
-    proof: Proof | None = None
     audit_head: str | None = None
     passed_over: int = 0
     not_indexed: int | None = None
     untimed: int | None = None
     settings: SearchSettings = field(default_factory=SearchSettings)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all eligible videos were scored because that was asked for: no other can be among the leads."""
+        return self.settings.exact and self.scored == self.eligible
 
     @property
     def copies(self) -> dict[int, int]:

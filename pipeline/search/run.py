@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import calibration_version
 from pipeline.decoding.source_hash import source_hash
@@ -140,7 +143,11 @@ def run(
         for target, result in zip(found, search_many(gallery, index, partitions, found, settings), strict=True):
             append_record(gallery, "search", _of_result(result) | asked | _of_target(target) | {"ended_at": _now()})
             results.append(replace(result, searched_by=user(), reason=reason, case=case, audit_head=head(gallery)))
-    remarks = tuple(f"target {target.video.video_id}: {remark}" for target in found for remark in target.remarks)
+    remarks = tuple(
+        f"target {target.video.video_id}: {remark}"
+        for target in found
+        for remark in (*target.remarks, *_of_camera(target, index))
+    )
     return Answer(gallery, index, tuple(results), remarks, tuple(named), reach, time_limit)
 
 
@@ -158,6 +165,18 @@ def _imports() -> Iterator[None]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat()
+
+
+def _of_camera(target: Target, index: "Index") -> list[str]:
+    """What is guessed of a target's camera, in words, where the index tells several apart."""
+    if index.cameras is None or not index.cameras.names:
+        return []
+    camera = index.camera_of(target.video, target.content)
+    if camera is None:
+        return ["its camera is not known, so it is compared as by no camera in particular; --target-camera names it"]
+    if not pc.is_in(pa.scalar(camera), index.videos["camera_id"].combine_chunks()).as_py():
+        return [f"the index has no camera {camera!r}, so it is compared as by no camera in particular"]
+    return []
 
 
 def _of_target(target: Target) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Every partition names its best videos by the prefilter, the shortlist is the best of those, every partition scores its share in
 full, and the best are asked for their evidence. Several targets share the passes over the partitions. An exact search scores
-everything or, where that is slower, goes on from the shortlist until the bounds of all other videos lie below the last lead.
+all videos that are allowed, the shortlist first.
 
 Nothing is recorded here: `pipeline.search.run` is the search that people make.
 """
@@ -17,7 +17,7 @@ from pipeline.index.versions import Index
 from pipeline.search.leads import leads
 from pipeline.search.partitions import Partitions
 from pipeline.search.results import SearchResult
-from pipeline.search.scored import certify, score_shortlists
+from pipeline.search.scored import score_shortlists
 from pipeline.search.shortlist import questions, shortlist
 from pipeline.search.targets import Target
 from pipeline.settings import SearchSettings
@@ -53,10 +53,7 @@ def _search_many(
     with telemetry.timed("coattention_search_seconds", stage="shortlist"):
         shortlists = [shortlist(index, partitions, question, settings) for question in asked]
     with telemetry.timed("coattention_search_seconds", stage="score"):
-        if settings.exact:
-            scored = [certify(index, partitions, one, settings) for one in shortlists]
-        else:
-            scored = score_shortlists(partitions, shortlists, settings)
+        scored = score_shortlists(partitions, shortlists, settings)
     with telemetry.timed("coattention_search_seconds", stage="evidence"):
         results = [leads(gallery, index, partitions, one, settings) for one in scored]
     seconds = time.monotonic() - began

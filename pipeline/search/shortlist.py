@@ -50,7 +50,7 @@ class Shortlist:
     def patience(self, settings: SearchSettings) -> int:
         """See `SearchSettings`; all of it is scored where everything is asked for, or the prefilter gave no order."""
         unordered = len(self.logits) > 0 and self.logits[0] == -np.inf
-        if settings.patience is None or settings.shortlist is None or unordered:
+        if settings.exact or settings.patience is None or settings.shortlist is None or unordered:
             return max(len(self.question.allowed), 1)
         return settings.patience
 
@@ -78,7 +78,10 @@ def _question(
 
 
 def shortlist(index: Index, partitions: Partitions, question: Question, settings: SearchSettings) -> Shortlist:
-    """The best videos by the prefilter; equal ones by id where they are not all scored together."""
+    """The best videos by the prefilter, equal ones by id where they are not all scored together.
+
+    In an exact search all others that are allowed follow, by number.
+    """
     count = question.eligible
     if settings.shortlist is not None:
         count = min(count, max(settings.shortlist, math.ceil(round(settings.shortlist_share * count, 6))))
@@ -92,7 +95,12 @@ def shortlist(index: Index, partitions: Partitions, question: Question, settings
     cuts = np.array([cut for cut in (count, *range(patience, count, patience)) if cut < len(found)], np.int64)
     equal = np.flatnonzero(np.isin(logits, logits[cuts][logits[cuts] == logits[cuts - 1]]))
     found[equal] = found[equal[rank_videos(logits[equal], index.ids(found[equal]))]]
-    return Shortlist(question, found[:count], logits[:count])
+    found, logits = found[:count], logits[:count]
+    if settings.exact:
+        others = np.setdiff1d(np.flatnonzero(question.allowed), found)
+        found = np.concatenate([found, others])
+        logits = np.concatenate([logits, np.full(len(others), -np.inf, np.float32)])
+    return Shortlist(question, found, logits)
 
 
 def segmented(
@@ -100,9 +108,11 @@ def segmented(
 ) -> TargetSegments:
     """A target cut into segments of `length` frames, `stride` apart (None: as in the index), encoded, measured by the cohort.
 
-    own: `Index.rows_of` the target, where they are known. Raises UsageError for sizes that cannot be meant.
+    Its values are those of its camera, as far as that is known. own: `Index.rows_of` the target, where they are known. Raises
+    UsageError for sizes that cannot be meant.
     """
-    head, frames = index.head, len(target.features)
+    own = index.rows_of(target.video) if own is None else own
+    head, frames = index.heads.of(index.camera_of(target.video, target.content, own)), len(target.features)
     length = index.settings.segment_length if length is None else length
     stride = index.settings.stride if stride is None else stride
     IndexSettings(length, stride)  # raises UsageError
@@ -111,10 +121,10 @@ def segmented(
     centre = (
         means.mean(dim=0) if len(means) else means.new_zeros(means.shape[1])
     )  # near all values, and the same for every target
-    encoding = encode_target(head, torch.from_numpy(target.features[rows]), centre)
+    lengths = torch.full((len(rows),), min(frames, length))
+    encoding = encode_target(head, torch.from_numpy(target.features[rows]), centre, lengths=lengths)
     statistics = None
     if index.cohort.usable:
-        own = index.rows_of(target.video) if own is None else own
         # A copy of a video is not measured against it either, although it finds it.
         video = torch.full((len(rows),), int(own[0]) if len(own) else index.row_of_copy(target.content))
         statistics = cohort_statistics(index.cohort, encoding.encodings, video, encoding.weight, encoding.bias)

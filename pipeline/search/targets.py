@@ -1,26 +1,28 @@
 """The target of a search: a video, a photo or an image folder decoded now, or a gallery video whose features are there."""
 
-import hashlib
 import math
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.backbone.runtime import Backbone, find_backbone, load_backbone, same_backbone
+from pipeline.backbone.runtime import Backbone, load_backbone
+from pipeline.backbone.spec import find_backbone, same_backbone
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES
 from pipeline.catalog.inputs import candidate_id, default_video_id
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.source_hash import source_hash
-from pipeline.decoding.video import Box, Event, Piece, Rejected, VideoInfo
+from pipeline.decoding.video import Box, Chunk, Event, Rejected, VideoInfo
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.ingest.gallery_sampling import gallery_sampling
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import canonical_uri, is_utf8
 
 GALLERY_PREFIX = "id:"
@@ -48,7 +50,8 @@ class Whom:
     """Who in the pictures of a target is meant, where that is not whoever they show.
 
     box: (x, y, w, h) in pixels, at time_s, seconds from the start of the video. boxes_uri: a boxes file of the target, of which
-    track is meant, or None for the only one. whole_picture: take a picture of a scene as it is.
+    track is meant, or None for the only one. whole_picture: take a picture of a scene as it is. camera: that filmed a target from
+    outside the gallery, as the gallery names it.
     """
 
     box: Box | None = None
@@ -56,6 +59,7 @@ class Whom:
     boxes_uri: str | None = None
     track: int | None = None
     whole_picture: bool = False
+    camera: str | None = None
 
     def __post_init__(self) -> None:
         if self.box is not None and self.boxes_uri is not None:
@@ -85,18 +89,8 @@ def target_decoder(
     frame_rate: see `Sampling`. endpoints: what targets may name besides the gallery's, see `pipeline.storage.location.Reach`; a
     gallery's roots bind its rows, not the targets that somebody names.
     """
-    settings, spec = gallery.settings, gallery.settings.backbone
-    sampling = Sampling(
-        rate=settings.rate,
-        image_rate=settings.image_rate,
-        frame_rate=frame_rate,
-        height=spec.height,
-        width=spec.width,
-        time_limit=time_limit,
-        scenes=scenes,
-        endpoints=(*gallery.reach().endpoints, *endpoints),
-    )
-    return Decoder(sampling)
+    named = (*gallery.reach().endpoints, *endpoints)
+    return Decoder(gallery_sampling(gallery, frame_rate=frame_rate, time_limit=time_limit, scenes=scenes, endpoints=named))
 
 
 def read_targets(
@@ -120,7 +114,8 @@ def read_targets(
             targets.append(gallery_target(gallery, name.removeprefix(GALLERY_PREFIX), snapshot_videos))
         else:
             loaded = loaded or gallery_backbone(gallery, backbone)
-            targets.append(video_target(name, loaded, decoder, whom))
+            target = video_target(name, loaded, decoder, whom)
+            targets.append(replace(target, video=replace(target.video, camera_id=whom.camera)))
     ids = [target.video.video_id for target in targets]
     if len(set(ids)) < len(ids):
         raise UsageError(f"the target {next(i for i in ids if ids.count(i) > 1)} is given twice")
@@ -149,25 +144,29 @@ def gallery_target(gallery: Gallery, video_id: str, videos: pa.Table | None = No
     rows = videos.filter(pc.equal(videos["video_id"], video_id)).to_pylist() if is_utf8(video_id) else []
     if not rows:
         raise UsageError(f"{gallery.location.uri} has no video {video_id!r}")
-    row = rows[0]
-    frames = gallery.read_video(row)
-    ref = VideoRef.of(row)
+    return stored_target(rows[0], gallery.read_video(rows[0]))
+
+
+def stored_target(row: Mapping[str, Any], frames: pa.Table) -> Target:
+    """A video of a gallery as the target, from its row and its frames (`pipeline.gallery.gallery.frames_schema`)."""
     features = feature_matrix(frames)
-    content = hashlib.sha256(np.ascontiguousarray(features.astype("<f2")).tobytes()).hexdigest()
-    return Target(ref, features, np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]), f"features:{content}")
+    content = sha256(features.astype("<f2").tobytes())
+    return Target(
+        VideoRef.of(row), features, np.asarray(frames["frame_index"]), np.asarray(frames["time_s"]), f"features:{content}"
+    )
 
 
 def video_target(uri: str, backbone: Backbone, decoder: Decoder, whom: Whom | None = None) -> Target:
     """A video file, a photo or a folder of numbered images as the target. Raises UsageError."""
     uri, whom = canonical_uri(uri), whom or Whom()
-    pieces: list[Piece] = []
+    pieces: list[Chunk] = []
     features, info = [], None
     for event in _events(uri, decoder, whom):
         if isinstance(event, Rejected) and (event.track is None or event.track == whom.track):
             raise UsageError(f"the target cannot be used: {event.message}{_remedy(event)}")
         if isinstance(event, VideoInfo):
             info = event
-        if isinstance(event, Piece) and whom.track in (None, event.track):
+        if isinstance(event, Chunk) and whom.track in (None, event.track):
             if pieces and event.track != pieces[0].track:
                 raise UsageError(f"{whom.boxes_uri} has several tracks; say which one is meant with --track")
             features.append(backbone.embed(event.frames))
@@ -194,7 +193,7 @@ def _events(uri: str, decoder: Decoder, whom: Whom) -> Iterator[Event]:
     yield from decoder.moment(uri, whom.box, whom.time_s or 0.0)
 
 
-def _reference(uri: str, whom: Whom, piece: Piece) -> VideoRef:
+def _reference(uri: str, whom: Whom, piece: Chunk) -> VideoRef:
     video_id = default_video_id(uri)
     if whom.box is not None:
         edges = ",".join(f"{edge:g}" for edge in whom.box)

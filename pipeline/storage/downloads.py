@@ -1,19 +1,19 @@
 """Files from elsewhere, known by their checksum: found in the user's cache, else downloaded into it."""
 
-import hashlib
 import http.client
 import os
 import stat
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
+from pipeline.storage.hashing import sha256
+from pipeline.storage.location import write_local
 
 BLOCK = 1 << 16  # bytes
 CONNECT_S = 20.0  # a server that says nothing for so long is given up
@@ -57,7 +57,7 @@ def cached(file: PinnedFile, folder: Path) -> Path | None:
     """The file in `folder`, under whatever name it was copied there; None if no file has its content."""
     try:
         for path in sorted(folder.glob("[!.]*")):  # hidden files are downloads under way
-            if path.is_file() and path.stat().st_size == file.size and _sha256(path) == file.sha256:
+            if path.is_file() and path.stat().st_size == file.size and sha256(path.read_bytes()) == file.sha256:
                 return path
     except OSError as error:
         raise PipelineError(f"the cache {folder} cannot be read: {error.strerror}; set XDG_CACHE_HOME") from error
@@ -76,35 +76,27 @@ def fetch(file: PinnedFile, folder: Path, timeout: float = CONNECT_S, whole: flo
     path = folder / file.name
     if file.url is None:
         raise PipelineError(f"{file.name} has no published address: {_remedy(file, path)}")
-    partial: Path | None = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part", delete=False) as sink:
-            partial = Path(sink.name)
-            digest, size = hashlib.sha256(), 0
-            for block in _blocks(file.url, timeout, time.monotonic() + whole):
-                size += len(block)
-                if size > file.size:
-                    raise _DownloadError(f"it is larger than the {file.size} bytes that are expected")
-                digest.update(block)
-                sink.write(block)
-        if size < file.size:
-            raise _DownloadError(f"the connection was cut after {size} of {file.size} bytes")
-        if digest.hexdigest() != file.sha256:
-            raise _DownloadError(f"its sha256 is {digest.hexdigest()[:16]}..., not the pinned one, so it was deleted")
-        partial.replace(path)
+        write_local(path, _content(file, _blocks(file.url, timeout, time.monotonic() + whole)))
     except _DownloadError as error:
         raise PipelineError(f"{file.name} cannot be used from {file.url}: {error}; {_remedy(file, path)}") from error
     except OSError as error:
         raise PipelineError(f"the cache {folder} cannot be written: {error.strerror}; set XDG_CACHE_HOME") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
     return path
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _content(file: PinnedFile, blocks: Iterable[bytes]) -> bytes:
+    """The blocks put together. Raises _DownloadError unless they are the file that is expected."""
+    content = bytearray()
+    for block in blocks:
+        content += block
+        if len(content) > file.size:
+            raise _DownloadError(f"it is larger than the {file.size} bytes that are expected")
+    if len(content) < file.size:
+        raise _DownloadError(f"the connection was cut after {len(content)} of {file.size} bytes")
+    if (digest := sha256(content)) != file.sha256:
+        raise _DownloadError(f"its sha256 is {digest[:16]}..., not the pinned one, so it was deleted")
+    return bytes(content)
 
 
 def _remedy(file: PinnedFile, path: Path) -> str:

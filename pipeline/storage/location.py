@@ -8,7 +8,6 @@ it; credentials never stand in a uri, since uris are written into the gallery.
 
 import errno
 import functools
-import hashlib
 import os
 import posixpath
 import random
@@ -16,7 +15,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,15 +118,6 @@ class Location:
     def exists(self) -> bool:
         return self.info().type != pafs.FileType.NotFound
 
-    def size(self) -> int:
-        """Bytes of the file. Raises StorageError when there is none."""
-        info = self.info()
-        if info.type == pafs.FileType.NotFound:
-            raise StorageError(f"cannot read {self.uri}: there is no such file", "missing")
-        if info.type == pafs.FileType.Directory:
-            raise StorageError(f"cannot read {self.uri}: it is a folder", "other")
-        return int(info.size)
-
     def read_bytes(self) -> bytes:
         with self.open_input() as file, explained("read", self.uri):
             return file.read()
@@ -143,10 +133,6 @@ class Location:
         with self.open_input() as file, explained("read", self.uri):
             while block := file.read(size):
                 yield block
-
-    def leftovers(self) -> list["Location"]:
-        """What killed writers left below this folder; delete it once no writer is at work. Object stores have none."""
-        return [file for file in self._files(recursive=True) if file.name.startswith(_LEFTOVER_PREFIX)]
 
     def names(self) -> list[str]:
         """Names of the files in this folder, sorted, as those of `list`; on a local disk twenty times as fast."""
@@ -164,9 +150,6 @@ class Location:
         start = len(self.path.rstrip("/")) + 1
         files = sorted((info for info in infos if info.is_file), key=lambda info: info.path)
         return [(self.join(info.path[start:]), info) for info in files]
-
-    def _files(self, recursive: bool) -> list["Location"]:
-        return [file for file, _ in self.infos(recursive)]
 
     def delete(self) -> None:
         """Remove the file; nothing happens when it is already gone."""
@@ -188,7 +171,7 @@ class Location:
         """
         with explained("write", self.uri):
             if self.is_local:
-                return _write_local(self.path, content, exclusive)
+                return write_local(self.path, content, exclusive)
             if exclusive and self.exists():
                 return False
             _put(self.filesystem, self.path, content)
@@ -197,7 +180,7 @@ class Location:
     # The last method, for after it `list` means this one.
     def list(self, recursive: bool = False) -> list["Location"]:
         """The files below this folder, sorted by path; none where it is absent. Unfinished writes are left out."""
-        return [file for file in self._files(recursive) if not file.name.startswith(_LEFTOVER_PREFIX)]
+        return [file for file, _ in self.infos(recursive) if not file.name.startswith(_LEFTOVER_PREFIX)]
 
 
 def resolve(uri_or_path: str | Path) -> Location:
@@ -358,20 +341,6 @@ def inside_checker(roots: Sequence[str | Path]) -> Callable[[str], bool]:
     return is_inside
 
 
-def content_hash(location: Location, names: Collection[str] | None = None) -> str:
-    """SHA-256 of a file's bytes; with names, of a folder's files: of the lines "<sha256>  <name>", as sha256sum prints them."""
-    if names is not None:
-        return listed_hash({name: content_hash(location.join(name)) for name in names})
-    with location.open_input() as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
-
-
-def listed_hash(hashes: Mapping[str, str]) -> str:
-    """SHA-256 of several files: of the lines "<sha256>  <name>", by name. hashes: name -> sha256."""
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
 @functools.lru_cache(maxsize=256)
 def _object_store(scheme: str, bucket: str, options: str) -> Any:
     # One client for a bucket: making one costs a connection pool and, without a region, a request.
@@ -480,7 +449,8 @@ def _put(filesystem: Any, path: str, content: bytes | Callable[[IO[bytes]], obje
                 stream.write(piece)
 
 
-def _write_local(path: str, content: bytes | Callable[[IO[bytes]], object], exclusive: bool) -> bool:
+def write_local(path: str | Path, content: bytes | Callable[[IO[bytes]], object], exclusive: bool = False) -> bool:
+    """`Location.write_atomically` of a local path; what the disk refuses is an OSError."""
     if exclusive and os.path.lexists(path):
         return False
     folder = Path(path).parent
@@ -504,7 +474,7 @@ def _write_local(path: str, content: bytes | Callable[[IO[bytes]], object], excl
     return True
 
 
-def _link(temporary: Path, path: str) -> bool:
+def _link(temporary: Path, path: str | Path) -> bool:
     """Give the finished file its name if nobody has it."""
     try:
         os.link(temporary, path)

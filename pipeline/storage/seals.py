@@ -1,15 +1,17 @@
 """JSON documents that tell when they are damaged: each carries the SHA-256 of all else that it holds."""
 
-import hashlib
 import json
 from typing import Any
+
+from pipeline.storage.documents import parsed
+from pipeline.storage.hashing import json_sha256
 
 SEAL = "seal"
 
 
 def sealed(document: dict[str, Any], indent: int | None = None) -> bytes:
     """The document as JSON, with its seal."""
-    return json.dumps({**document, SEAL: _digest(document)}, indent=indent).encode()
+    return json.dumps({**document, SEAL: json_sha256(document, sort_keys=True)}, indent=indent).encode()
 
 
 def unsealed(content: bytes) -> dict[str, Any]:
@@ -17,17 +19,10 @@ def unsealed(content: bytes) -> dict[str, Any]:
 
     Raises ValueError for what is no JSON object or has been changed since it was sealed.
     """
-    try:
-        document = json.loads(content)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    document = parsed(content)
     if not isinstance(document, dict):
         raise ValueError("it is no JSON object")
     seal = document.pop(SEAL, None)
-    if seal is not None and seal != _digest(document):
+    if seal is not None and seal != json_sha256(document, sort_keys=True):
         raise ValueError("its checksum differs")
     return document
-
-
-def _digest(document: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

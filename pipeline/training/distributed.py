@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.cluster import Cluster, connected
+from pipeline.cluster import Cluster, connected, words_of
 from pipeline.errors import PipelineError, UsageError
 from pipeline.storage.location import resolve
 from pipeline.training.run import TrainingPlan, run_training
@@ -131,5 +131,4 @@ def _explained(error: BaseException) -> PipelineError:
     if ours := re.findall(r"RuntimeError: (Usage|Pipeline|Storage)Error: (.*)", text):
         kind, sentence = ours[-1]
         return UsageError(sentence) if kind == "Usage" else PipelineError(sentence)
-    lines = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", text, re.MULTILINE) or [text.strip().splitlines()[0]]
-    return PipelineError(f"the training stopped: {lines[-1]}; run the same command again to go on from its last checkpoint")
+    return PipelineError(f"the training stopped: {words_of(error)}; run the same command again to go on from its last checkpoint")

@@ -1,14 +1,11 @@
 """Training the backbone along with the head: the same loop with a torch network in front, on frames cached as pixels.
 
-cache_frames     galleries' videos -> one file of uint8 frames, beside the labels that the galleries have
 EndToEnd         the loop; each batch is cut, augmented, embedded and compared
-train_end_to_end ties both together in one process; `pipeline.backbone.export` makes the network a backbone for ingest
-run_end_to_end   the same from a plan, with a cache and checkpoints in its folder, so that it goes on where it was killed
+start_network    the network that it starts from; start_training makes the head's start from what that network gives
+run_end_to_end   from a plan, with frames and checkpoints in its folder, so that it goes on where it was killed
 """
 
-import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,132 +13,61 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.backbone.runtime import BackboneSpec, normalise_pixels
-from pipeline.coattention.network import Coattention
-from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected
-from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery.gallery import Gallery
-from pipeline.storage.location import new_array, resolve
+from pipeline.backbone.osnet import OSNet
+from pipeline.backbone.shipped import read_network, shipped_network
+from pipeline.backbone.spec import DEFAULT, BackboneSpec, find_backbone, normalise_pixels, parse_input_size
+from pipeline.errors import UsageError
+from pipeline.storage.hashing import sha256
+from pipeline.storage.location import Location, resolve
 from pipeline.training.augmentation import AugmentationSettings, augment
-from pipeline.training.checkpoint import EventFiles, RunFolder
-from pipeline.training.features import FeatureSet, Source, load_features, split_identities
+from pipeline.training.checkpoint import RunFolder
+from pipeline.training.checkpoint_files import below
+from pipeline.training.features import FeatureSet
+from pipeline.training.frames import FrameSet, cache_frames
 from pipeline.training.loop import Metrics, Training, validate
-from pipeline.training.run import TrainingPlan
+from pipeline.training.run import TrainingPlan, run_epochs
 from pipeline.training.sampler import Batch
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings, identity_start
+from pipeline.training.start import identity_start
 
-EMBED_FRAMES = 64  # frames a network call, outside training
+BATCH = {"people": 8, "tracklets": 2, "segments": 1}  # a batch of 128 frames, not of 1,024, which take 25 GB
+FRAME_MB = 25  # of memory that a frame of 256 x 128 pixels in a batch takes, measured on a CPU
 START_VIDEOS = 256  # videos that the head's start point is made from
 OTHERS = 8  # crops of other people that occluders of a batch are taken from
 
 
-@dataclass(frozen=True)
-class FrameSet:
-    """Labelled videos as pixels.
+def start_network(begin_from: str | None = None, input_size: str | None = None) -> tuple[OSNet, BackboneSpec]:
+    """The network that a training starts from, in eval mode, and the backbone that it is, with the size of its frames.
 
-    labels: without features. frames: uint8 [n, h, w, 3], RGB; rows: int64 [F], where in `frames` each frame of the labels lies.
+    begin_from: folder of an earlier training, of which the backbone is taken; None: DEFAULT. input_size: "HEIGHTxWIDTH" of the
+    frames in pixels; None: the start's own. Raises UsageError for a size that the network cannot take, and for another folder.
     """
-
-    labels: FeatureSet
-    frames: NDArray[np.uint8]
-    rows: NDArray[np.int64]
-
-    def take(self, video_ids: Sequence[str]) -> "FrameSet":
-        """The set of these videos."""
-        places = {video_id: place for place, video_id in enumerate(self.labels.video_ids)}
-        videos = np.array([places[video_id] for video_id in video_ids], np.int64)
-        first, frames = self.labels.first_frame, self.labels.frames
-        rows = np.concatenate([self.rows[first[v] : first[v] + frames[v]] for v in videos])
-        return FrameSet(self.labels.take(videos), self.frames, rows)
-
-    def split(self, share: float) -> tuple["FrameSet", "FrameSet | None"]:
-        """(training, validation) as `split_identities` divides people."""
-        sides = split_identities(self.labels, share)
-        return self.take(sides[0].video_ids), self.take(sides[1].video_ids) if len(sides[1]) else None
-
-    def embedded(self, backbone: nn.Module, spec: BackboneSpec, device: torch.device) -> FeatureSet:
-        """The labels with the features float16 that a network gives these frames now."""
-        backbone.eval()
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(self.rows), EMBED_FRAMES):
-                pixels = normalise_pixels(self.frames[self.rows[start : start + EMBED_FRAMES]], spec)
-                parts.append(backbone(torch.from_numpy(pixels).to(device)).half().cpu().numpy())
-        return replace(self.labels, features=np.concatenate(parts))
+    size = parse_input_size(input_size) if input_size else None
+    if size is not None and any(pixels % 16 or pixels < 32 for pixels in size):
+        raise UsageError(f"--input-size {input_size}: height and width are multiples of 16 pixels and at least 32")
+    if begin_from is None:
+        return shipped_network(DEFAULT), find_backbone(DEFAULT, size)
+    found = sorted(Path(begin_from, "backbone").glob("*.safetensors"))
+    if len(found) != 1:
+        raise UsageError(
+            f"{begin_from} is no folder of one finished end-to-end training: {len(found)} backbones in its backbone/"
+        )
+    return read_network(found[0]), find_backbone(str(found[0].with_suffix(".onnx")), size)
 
 
-def cache_frames(
-    sources: Sequence[Source], folder: str | Path, height: int, width: int, endpoints: Sequence[str] = ()
-) -> FrameSet:
-    """Decode the labelled videos of galleries once into folder/frames.npy; a finished cache of the same videos is used again.
-
-    Frames are those that the galleries sampled, resized to height x width pixels; 24 kB a frame of 128 x 64. They are read below
-    the galleries' roots, and at no other endpoints than the galleries' and these (`pipeline.storage.location.Reach`). Raises
-    PipelineError when a video gives other frames than when it was ingested.
-    """
-    folder = Path(folder)
-    labels = load_features(sources)
-    labels = replace(labels, features=np.empty((len(labels.features), 0), np.float16))
-    shape = (int(labels.frames.sum()), height, width, 3)
-    rates = [(source.gallery.settings.rate, source.gallery.settings.image_rate) for source in sources]
-    places = [(row["uri"], row["boxes_uri"], row["track"]) for source in sources for row in _labelled_rows(source)]
-    parts = [labels.video_ids, labels.frames.tolist(), shape, rates, places]
-    made_of = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    path, mark = folder / "frames.npy", folder / "frames.sha256"
-    if not mark.exists() or mark.read_text() != made_of:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.unlink(missing_ok=True)
-        frames = new_array(path, np.uint8, shape)
-        at = 0
-        for source in sources:
-            at += _decode_all(source, frames[at:], endpoints)
-        frames.flush()
-        resolve(mark).write_atomically(made_of.encode())
-    return FrameSet(labels, np.load(path, mmap_mode="r", allow_pickle=False), np.arange(shape[0]))
+def frames_folder(out: Location) -> Path:
+    """OUT/frames. Raises UsageError for a bucket."""
+    if not out.is_local:
+        raise UsageError(f"{out.uri} is not local; frames are memory-mapped, so an end-to-end training needs a folder on a disk")
+    return Path(out.path, "frames")
 
 
-def _labelled_rows(source: Source) -> list[dict[str, Any]]:
-    rows = source.gallery.snapshot().videos.sort_by("video_id").to_pylist()
-    return [row for row in rows if row["person_id"] is not None]
-
-
-def _decode_all(source: Source, frames: NDArray[np.uint8], endpoints: Sequence[str]) -> int:
-    """Write the frames of a gallery's labelled videos, in the order of their ids, to the front of `frames`; returns how many."""
-    settings = source.gallery.settings
-    sampling = Sampling(
-        rate=settings.rate,
-        image_rate=settings.image_rate,
-        height=frames.shape[1],
-        width=frames.shape[2],
-        roots=settings.roots,
-        endpoints=(*source.gallery.reach().endpoints, *endpoints),
-    )
-    rows = _labelled_rows(source)
-    ends = np.cumsum([row["sampled_frames"] for row in rows])
-    places = {(row["uri"], row["track"]): end - row["sampled_frames"] for row, end in zip(rows, ends, strict=True)}
-    wanted = {(row["uri"], row["track"]): row["sampled_frames"] for row in rows}
-    written = dict.fromkeys(places, 0)
-    refused: dict[str, str] = {}
-    with Decoder(sampling) as decoder:
-        for uri, boxes_uri, rate in dict.fromkeys((row["uri"], row["boxes_uri"], row["fps"]) for row in rows):
-            for event in decoder.events(uri, boxes_uri, rate):  # a stream without times has the rate that it was ingested at
-                if isinstance(event, Piece) and (uri, event.track) in places:
-                    found = written[uri, event.track]
-                    fitting = event.frames[: max(wanted[uri, event.track] - found, 0)]
-                    frames[places[uri, event.track] + found :][: len(fitting)] = fitting
-                    written[uri, event.track] += len(event.frames)
-                elif isinstance(event, Rejected):
-                    refused[uri] = f": {event.message}"
-    for (uri, track), count in wanted.items():
-        if written[uri, track] != count:
-            raise PipelineError(f"{uri} gave {written[uri, track]} frames and {count} when it was ingested{refused.get(uri, '')}")
-    return int(ends[-1]) if len(ends) else 0
+def batch_size(settings: TrainingSettings, spec: BackboneSpec) -> tuple[int, float]:
+    """(frames of a batch, memory in GB that they take)."""
+    frames = settings.people * settings.tracklets * settings.segments * settings.segment_length
+    return frames, frames * FRAME_MB / 1e3 * spec.height * spec.width / (256 * 128)
 
 
 @dataclass(kw_only=True)
@@ -204,64 +130,40 @@ class EndToEnd(Training):
         return kept | {f"backbone.{name}": tensor for name, tensor in self.backbone.state_dict().items()}
 
     def take_further_tensors(self, tensors: dict[str, Tensor]) -> None:
-        named = {
-            prefix: {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-            for prefix in ("backbone.", "best_backbone.")
-        }
-        self.backbone.load_state_dict(named["backbone."])
-        self.best_backbone = named["best_backbone."]
+        self.backbone.load_state_dict(below(tensors, "backbone."))
+        self.best_backbone = below(tensors, "best_backbone.")
 
     def _copy_of_backbone(self) -> dict[str, Tensor]:
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.backbone.state_dict().items()}
 
 
-def train_end_to_end(
+def start_training(
+    plan: TrainingPlan,
+    frames: FrameSet,
     backbone: nn.Module,
     spec: BackboneSpec,
-    frames: FrameSet,
-    settings: TrainingSettings | None = None,
-    *,
-    validation_share: float = 0.2,
-    start: StartSettings | None = None,
-    augmentation: AugmentationSettings | None = None,
-    running_statistics: bool = True,
     device: torch.device | str = "cpu",
-    report: Callable[[Metrics], None] = lambda metrics: None,
-    begin: Callable[[EndToEnd], None] = lambda training: None,
-) -> tuple[nn.Module, Coattention, list[Metrics]]:
-    """Train backbone and head together: (backbone, in place, and head of the best epoch; metrics, the start point first).
+    **options: Any,
+) -> EndToEnd:
+    """A training at its start point, whose head is made from what `backbone` gives now; a checkpoint may be restored after that.
 
-    begin: called before the first epoch, for example to restore a checkpoint; `backbone` must then be what it first was, since
-    the head's start is made from it. running_statistics: as in `EndToEnd`. Raises as `split_identities` and `Training.run_epoch`
-    do.
+    frames: of the plan's galleries. options: augmentation, running_statistics of `EndToEnd`. Raises as `split_identities` does.
     """
-    settings, where = settings or TrainingSettings(), torch.device(device)
-    learning, held_out = frames.split(validation_share)
+    where = torch.device(device)
+    learning, held_out = frames.split(plan.validation_share)
     sample = learning.take(learning.labels.video_ids[:: max(1, len(learning.labels) // START_VIDEOS)])
-    head = identity_start(sample.embedded(backbone.to(where), spec, where), start, settings.segment_length)
-    training = EndToEnd(
+    return EndToEnd(
         learning.labels,
         held_out.labels if held_out is not None else None,
-        head,
-        settings,
+        identity_start(sample.embedded(backbone.to(where), spec, where), plan.start, plan.settings.segment_length),
+        plan.settings,
         where,
         backbone=backbone,
         spec=spec,
         learning=learning,
         held_out=held_out,
-        augmentation=augmentation or AugmentationSettings(),
-        running_statistics=running_statistics,
+        **options,
     )
-    begin(training)
-    history: list[Metrics] = []
-    while training.epoch < settings.epochs:
-        if not math.isfinite(training.best):  # no checkpoint was restored, not even that of the start point
-            history.append(training.start_point())
-            report(history[-1])
-        history.append(training.run_epoch())
-        report(history[-1])
-    backbone.load_state_dict(training.best_backbone)
-    return backbone.eval(), training.result(), history
 
 
 def run_end_to_end(
@@ -270,74 +172,31 @@ def run_end_to_end(
     spec: BackboneSpec,
     report: Callable[[Metrics], None] = lambda metrics: None,
     device: torch.device | str = "cpu",
-    *,
-    augmentation: AugmentationSettings | None = None,
-    running_statistics: bool = True,
     endpoints: Sequence[str] = (),
+    **options: Any,
 ) -> nn.Module:
     """The backbone of the best epoch, trained in place; plan.out/run has checkpoints, with the head, plan.out/frames the pixels.
 
-    spec: the backbone as it starts and the size of its frames. Goes on from the newest checkpoint; report is called with the
-    metrics of each epoch of this run. Raises UsageError when plan.out is not local or holds another training, else as
-    `cache_frames` and `train_end_to_end` do.
+    backbone: frames float32 [n, 3, h, w] -> features float32 [n, D]; spec: as it starts, with the size of its frames. options: as
+    in `start_training`. Goes on from the newest checkpoint; report is called with the metrics of each epoch of this run. Raises
+    UsageError when plan.out is not local or holds another training, else as `cache_frames`, `start_training` and
+    `Training.run_epoch` do.
     """
     out = resolve(plan.out)
-    if not out.is_local:
-        raise UsageError(f"{plan.out} is not local; frames are memory-mapped, so an end-to-end training needs a folder on a disk")
-    cache = Path(out.path) / "frames"
-    sources = [Source(Gallery.open(source.uri), source.network, source.hidden) for source in plan.galleries]
-    frames = cache_frames(sources, cache, spec.height, spec.width, endpoints)
-    augmentation = augmentation or AugmentationSettings()
-    folder = RunFolder(
-        out,
-        {
-            "settings": asdict(plan.settings),
-            "start": asdict(plan.start),
-            "validation share": plan.validation_share,
-            "data": [(cache / "frames.sha256").read_text(), _labels_hash(frames.labels)],
-            "backbone": spec.identity,
-            "augmentation": asdict(augmentation),
-            "batch normalisation": "running statistics" if running_statistics else "statistics of the batch",
-        },
-    )
-    training: EndToEnd
-    events: EventFiles | None = None
-
-    def begin(started: EndToEnd) -> None:
-        nonlocal training, events
-        training = started
-        if folder.restore(training):
-            folder.write_metrics()  # killed between checkpoint and table
-        events = EventFiles(out, folder.history)
-
-    def keep(metrics: Metrics) -> None:
-        folder.save(training, metrics)
-        if events is not None:
-            events.add(metrics)
-        report(metrics)
-
-    try:
-        trained, _, _ = train_end_to_end(
-            backbone,
-            spec,
-            frames,
-            plan.settings,
-            validation_share=plan.validation_share,
-            start=plan.start,
-            augmentation=augmentation,
-            running_statistics=running_statistics,
-            device=device,
-            report=keep,
-            begin=begin,
-        )
-    finally:
-        if events is not None:
-            events.close()
-    return trained
+    cache = frames_folder(out)
+    frames = cache_frames(plan.galleries, cache, spec.height, spec.width, endpoints)
+    training = start_training(plan, frames, backbone, spec, device, **options)
+    made_of = {
+        "data": [(cache / "frames.sha256").read_text(), _labels_hash(frames.labels)],
+        "backbone": spec.identity,
+        "augmentation": asdict(training.augmentation),
+        "batch normalisation": "running statistics" if training.running_statistics else "statistics of the batch",
+    }
+    run_epochs(training, RunFolder(out, plan.made_of(made_of)), report)
+    backbone.load_state_dict(training.best_backbone)
+    return backbone.eval()
 
 
 def _labels_hash(labels: FeatureSet) -> str:
-    found = hashlib.sha256(json.dumps([labels.video_ids, labels.person_names]).encode())
-    for array in (labels.person, labels.camera, labels.clip, labels.hidden):
-        found.update(array.tobytes() if array is not None else b"")
-    return found.hexdigest()
+    arrays = [array.tobytes() for array in (labels.person, labels.camera, labels.clip, labels.hidden) if array is not None]
+    return sha256(json.dumps([labels.video_ids, labels.person_names]), *arrays)

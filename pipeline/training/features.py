@@ -1,15 +1,18 @@
 """Labelled videos with their frame features in memory, from one gallery or several, and the split by identity."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.evaluation.metrics import left_out
 from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.storage.hashing import hash_number
 
 SAME_FRAME = 0.999  # cosine of one frame's features in two versions of a clip, above which nothing covers it in either
 
@@ -42,6 +45,10 @@ class FeatureSet:
     def width(self) -> int:
         return self.features.shape[1]
 
+    def of_video(self, video: int) -> NDArray[np.float16]:
+        """The features of one video, float16 [n, D]."""
+        return self.features[self.first_frame[video] : self.first_frame[video] + self.frames[video]]
+
     def take(self, videos: NDArray[np.int64]) -> "FeatureSet":
         """The set of these videos (positions), in this order; numbers of people, cameras and clips stay."""
         lengths = self.frames[videos]
@@ -62,24 +69,28 @@ class FeatureSet:
     def counts(self, query: NDArray[np.int64], candidate: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether pairs of videos count in an evaluation or a loss; positions that broadcast.
 
-        Left out are a clip against itself and one person under one known camera, the field's rule.
+        Left out are a clip against itself and `pipeline.evaluation.metrics.left_out`.
         """
-        same_person = self.person[query] == self.person[candidate]
-        same_camera = (self.camera[query] == self.camera[candidate]) & (self.camera[query] >= 0)
-        return ~(same_person & same_camera) & (self.clip[query] != self.clip[candidate])
+        same = self.person[query] == self.person[candidate]
+        return ~left_out(same, self.camera[query], self.camera[candidate]) & (self.clip[query] != self.clip[candidate])
 
 
 @dataclass(frozen=True)
 class Source:
-    """A gallery to learn from.
+    """A gallery to learn from, by uri.
 
     network: camera network that its person and video ids belong to; galleries of one network show the same people. hidden: its
     videos are the hidden versions of clips whose clean version has the same id in another gallery of the network.
     """
 
-    gallery: Gallery
+    uri: str
     network: str = ""
     hidden: bool = False
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """The gallery, opened. Raises as `Gallery.open`."""
+        return Gallery.open(self.uri)
 
 
 def load_features(sources: Sequence[Source]) -> FeatureSet:
@@ -92,55 +103,45 @@ def load_features(sources: Sequence[Source]) -> FeatureSet:
     backbones = {source.gallery.settings.backbone.identity for source in sources}
     if len(backbones) > 1:
         raise UsageError(f"features of different backbones do not compare: {', '.join(sorted(backbones))}")
-    names: dict[str, dict[str, int]] = {"person": {}, "camera": {}, "clip": {}}
-    columns: dict[str, list[int]] = {"person": [], "camera": [], "clip": [], "frames": [], "hidden_version": []}
     parts: list[np.ndarray] = []
-    ids: list[str] = []
+    rows: list[dict] = []
     for source in sources:
         videos = source.gallery.snapshot().videos
         videos = videos.filter(pc.is_valid(videos["person_id"])).sort_by("video_id")
         parts += _features_of(source.gallery, videos)
-        for row in videos.to_pylist():
-            prefix = f"{source.network}/"
-            columns["person"].append(_number(names["person"], prefix + row["person_id"]))
-            columns["clip"].append(_number(names["clip"], prefix + row["video_id"]))
-            known = row["camera_id"] is not None
-            columns["camera"].append(_number(names["camera"], prefix + row["camera_id"]) if known else -1)
-            columns["frames"].append(row["sampled_frames"])
-            columns["hidden_version"].append(int(source.hidden))
-            ids.append(f"{prefix}{row['video_id']}" + ("#hidden" if source.hidden else ""))
+        rows += [row | {"network": source.network, "hidden": source.hidden} for row in videos.to_pylist()]
     if not parts:
         raise UsageError("no video has a person_id, so there is nothing to learn from")
-    arrays = {name: np.array(column, np.int64) for name, column in columns.items()}
-    frames = arrays["frames"]
+    person, person_names = _numbered(rows, "person_id")
+    clip, clip_names = _numbered(rows, "video_id")
+    frames = np.array([row["sampled_frames"] for row in rows], np.int64)
     loaded = FeatureSet(
         features=np.concatenate(parts),
         first_frame=np.cumsum(frames) - frames,
         frames=frames,
-        person=arrays["person"],
-        camera=arrays["camera"],
-        clip=arrays["clip"],
-        hidden_version=arrays["hidden_version"].astype(bool),
+        person=person,
+        camera=_numbered(rows, "camera_id")[0],
+        clip=clip,
+        hidden_version=np.array([row["hidden"] for row in rows]),
         hidden=None,
-        video_ids=tuple(ids),
-        person_names=tuple(names["person"]),
+        video_ids=tuple(clip_names[number] + "#hidden" * row["hidden"] for number, row in zip(clip, rows, strict=True)),
+        person_names=tuple(person_names),
     )
     return replace(loaded, hidden=_hidden_frames(loaded))
 
 
-def _number(names: dict[str, int], name: str) -> int:
-    return names.setdefault(name, len(names))
+def _numbered(rows: list[dict], column: str) -> tuple[NDArray[np.int64], list[str]]:
+    """(number of each row, -1 without a value; what the numbers stand for, "network/value") in the order of appearance."""
+    names = [None if row[column] is None else f"{row['network']}/{row[column]}" for row in rows]
+    encoded = pa.array(names, pa.string()).dictionary_encode()
+    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def _features_of(gallery: Gallery, videos: "pc.Table") -> list[np.ndarray]:
     """Features float16 [n, D] of each video, in the order of `videos`."""
     parts: list[np.ndarray] = [np.empty(0)] * len(videos)
-    counts = videos["sampled_frames"].to_pylist()
-    for positions, frames in gallery.iter_features(videos):
-        features, start = feature_matrix(frames), 0
-        for position in positions:
-            parts[position] = features[start : start + counts[position]]
-            start += counts[position]
+    for position, frames in gallery.iter_videos(videos):
+        parts[position] = feature_matrix(frames)
     return parts
 
 
@@ -149,17 +150,14 @@ def _hidden_frames(videos: FeatureSet) -> NDArray[np.bool_] | None:
     if not videos.hidden_version.any():
         return None
     hidden = np.zeros(len(videos.features), bool)
-    clean = {int(videos.clip[v]): v for v in np.flatnonzero(~videos.hidden_version)}
-    for video in np.flatnonzero(videos.hidden_version):
+    clean = {int(videos.clip[v]): v for v in np.flatnonzero(~videos.hidden_version).tolist()}
+    for video in np.flatnonzero(videos.hidden_version).tolist():
         twin = clean.get(int(videos.clip[video]))
         if twin is None or videos.frames[twin] != videos.frames[video]:
             continue
-        mine, its = (
-            videos.features[videos.first_frame[v] : videos.first_frame[v] + videos.frames[v]].astype(np.float32)
-            for v in (video, twin)
-        )
-        lengths = np.linalg.norm(mine, axis=1) * np.linalg.norm(its, axis=1)
-        cosine = (mine * its).sum(axis=1) / np.maximum(lengths, 1e-12)
+        covered, clear = (videos.of_video(v).astype(np.float32) for v in (video, twin))
+        lengths = np.linalg.norm(covered, axis=1) * np.linalg.norm(clear, axis=1)
+        cosine = (covered * clear).sum(axis=1) / np.maximum(lengths, 1e-12)
         hidden[videos.first_frame[video] : videos.first_frame[video] + videos.frames[video]] = cosine < SAME_FRAME
     return hidden
 
@@ -172,8 +170,7 @@ def split_identities(videos: FeatureSet, share: float = 0.2) -> tuple[FeatureSet
     """
     if not 0 <= share < 1:
         raise UsageError(f"the validation share of the people is from 0 to below 1, not {share}")
-    draws = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in videos.person_names]
-    validates = np.array(draws)[videos.person] < share
+    validates = np.array([is_held_out(name, share) for name in videos.person_names])[videos.person]
     sides = videos.take(np.flatnonzero(~validates)), videos.take(np.flatnonzero(validates))
     for name, side in zip(("training", "validation"), sides, strict=True):
         if (name == "training" or share > 0) and len(matched_people(side)) < 2:
@@ -182,6 +179,14 @@ def split_identities(videos: FeatureSet, share: float = 0.2) -> tuple[FeatureSet
                 "give more people or another validation share"
             )
     return sides
+
+
+def is_held_out(name: str | None, share: float) -> bool:
+    """Whether all videos of a person are kept from learning: the name alone decides, so it holds for every set and for ever.
+
+    name: None for people without a label, who never are. share: of the people, 0..1.
+    """
+    return name is not None and hash_number(name) < share * 2**64
 
 
 def matched_people(videos: FeatureSet) -> NDArray[np.int64]:

@@ -93,6 +93,7 @@ class Training:
         rates["classifier"] = self.settings.classifier_rate
         parts = self.head.named_children()
         groups = [{"params": list(part.parameters()), "multiplier": rates.get(name, 1.0)} for name, part in parts]
+        groups.append({"params": list(self.head.parameters(recurse=False)), "multiplier": 1.0})  # agreement
         return [*groups, {"params": [p for p in self.neck.parameters() if p.requires_grad], "multiplier": 1.0}]
 
     def segments(self, batch: Batch, random: np.random.Generator) -> tuple[Tensor, Batch]:

@@ -1,11 +1,11 @@
 """Copies of videos in which the person is hidden for a while: what training learns from and heads are judged on.
 
-In one stretch of a video a block of one colour, a thing, or another person covers all of the picture below the head; frames
-outside the stretch stay as they are, so that a copy has its original's frames one for one.
+In one stretch of a video a block of one colour, a thing, or another person covers all of the picture below the head, or the
+pictures are another person's altogether, as where a tracker jumps from one to another; frames outside the stretch stay as they
+are, so that a copy has its original's frames one for one.
 """
 
 import csv
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,10 +17,12 @@ import numpy as np
 from pipeline.catalog.inputs import Catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.hashing import hash_number, sha256
 
 KINDS = ("block", "thing", "person")
+SWITCH = "switch"
 HEAD = (0.12, 0.22)  # share of the picture's height that stays visible at the top, from .. to
 QUALITY = 95  # of the JPEG files
 UNFINISHED = "occlusion.unfinished"  # lies in a folder until its manifest is written: a run that was killed starts afresh
@@ -29,7 +31,9 @@ COLUMNS = ("uri", "video_id", "camera_id", "start_time", "person_id", "hidden")
 
 @dataclass(frozen=True)
 class OcclusionSettings:
-    """share: of a video's frames, one stretch, 0..1; kind: one of KINDS, or "mixed"; seed: what is drawn follows from it."""
+    """share: of a video's frames, one stretch, 0..1; kind: one of KINDS, "mixed" for any of them, or SWITCH; seed: what is drawn
+    follows from it.
+    """
 
     share: float = 0.5
     kind: str = "block"
@@ -38,8 +42,8 @@ class OcclusionSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise UsageError(f"the hidden share of a video's frames lies in 0..1, not {self.share}")
-        if self.kind not in (*KINDS, "mixed"):
-            raise UsageError(f"what hides people is {', '.join(KINDS)} or mixed, not {self.kind!r}")
+        if self.kind not in (*KINDS, "mixed", SWITCH):
+            raise UsageError(f"what hides people is {', '.join(KINDS)}, mixed or {SWITCH}, not {self.kind!r}")
 
 
 def hide_stretch(
@@ -47,28 +51,29 @@ def hide_stretch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cover the person in one stretch of a video.
 
-    frames: uint8 [n, h, w, 3], RGB. share: of the frames, rounded up. kind: "block" of one colour, "thing" (a block with stripes
-    and light that stands still while the picture moves), "person" (needs others: uint8 [m, h, w, 3], frames of another person's
-    video). Returns (a copy uint8 [n, h, w, 3], hidden bool [n]). Raises UsageError for another kind.
+    frames: uint8 [n, h, w, 3], RGB. share: of the frames, rounded up. kind: "block" of one colour, "thing" (a block with
+    stripes and light that stands still while the picture moves), "person" and "switch" (these need others: uint8 [m, h, w,
+    3], frames of another person's video, the latter from the top of the picture on). Returns (a copy uint8 [n, h, w, 3],
+    hidden bool [n]). Raises UsageError for another kind.
     """
     count, height, width = frames.shape[:3]
     covered = int(np.ceil(round(share * count, 6)))
     start = int(random.integers(0, count - covered + 1))
     hidden = np.zeros(count, bool)
     hidden[start : start + covered] = True
-    top = round(height * random.uniform(*HEAD))
+    top = 0 if kind == SWITCH else round(height * random.uniform(*HEAD))
     copy = frames.copy()
     rows = np.flatnonzero(hidden)
     if kind == "block":
         copy[rows, top:] = random.integers(0, 256, 3)
     elif kind == "thing":
         copy[rows, top:] = _thing(height - top, width, random)
-    elif kind == "person" and others is not None and len(others):
+    elif kind in ("person", SWITCH) and others is not None and len(others):
         first = int(random.integers(0, len(others)))
         for number, row in enumerate(rows):
             copy[row, top:] = others[(first + number) % len(others), top:]
     else:
-        raise UsageError(f"what hides people is {', '.join(KINDS)} (with frames of another person), not {kind!r}")
+        raise UsageError(f"what hides people is {', '.join(KINDS)} or {SWITCH} (with frames of another person), not {kind!r}")
     return copy, hidden
 
 
@@ -92,17 +97,18 @@ def occlude_catalog(
 ) -> tuple[Path, list[str]]:
     """Write a copy of every candidate with a folder of images each; returns the path of their manifest and what was left out.
 
-    out: an empty or absent folder, or one that a run of this function left unfinished, which is emptied. Frames are sampled, so
-    that each image counts when the copies are ingested. The copy of a video depends on its id, the settings and, for "person",
-    the video before it. Left out, by id and reason: sources that cannot be decoded and those with a boxes file. Raises UsageError
-    for a folder that is not empty and when nothing could be copied, PipelineError when it cannot be written.
+    out: an empty or absent folder, or one that a run of this function left unfinished, which is emptied. Frames are sampled,
+    so that each image counts when the copies are ingested. The copy of a video depends on its id, the settings and, for
+    "person" and "switch", the last video before it that shows somebody else, as far as labels tell. Left out, by id and
+    reason: sources that cannot be decoded and those with a boxes file. Raises UsageError for a folder that is not empty and
+    when nothing could be copied, PipelineError when it cannot be written.
     """
     out = Path(out)
     _start(out)
     sampling = replace(sampling or Sampling(), roots=catalog.reach.roots, endpoints=catalog.reach.endpoints)
     rows: list[dict[str, str]] = []
     left_out: list[str] = []
-    others: np.ndarray | None = None
+    seen: list[tuple[str | None, np.ndarray]] = []  # the last two videos of different people
     try:
         with Decoder(sampling) as decoder:
             for number, source in enumerate(catalog.table.to_pylist(), 1):
@@ -110,8 +116,10 @@ def occlude_catalog(
                 if isinstance(frames, str):
                     left_out.append(f"{source['source_id']}: {frames}")
                 else:
-                    rows.append(_write_copy(source, frames, others, settings, out))
-                    others = frames
+                    person = source["person_id"]
+                    others = [before for label, before in seen if label is None or label != person]
+                    rows.append(_write_copy(source, frames, others[-1] if others else None, settings, out))
+                    seen = [*(one for one in seen if person is None or one[0] != person), (person, frames)][-2:]
                 progress(number, len(catalog.table))
         if not rows:
             raise UsageError(f"no video of the input could be copied; {left_out[0]}")
@@ -148,7 +156,7 @@ def _frames(decoder: Decoder, source: dict) -> np.ndarray | str:
     for event in decoder.events(source["uri"], frame_rate=source["frame_rate"]):
         if isinstance(event, Rejected):
             return event.reason
-        if isinstance(event, Piece):
+        if isinstance(event, Chunk):
             pieces.append(event.frames)
     return np.concatenate(pieces) if pieces else "no_frames"
 
@@ -157,14 +165,14 @@ def _write_copy(
     source: dict, frames: np.ndarray, others: np.ndarray | None, settings: OcclusionSettings, out: Path
 ) -> dict[str, str]:
     video_id = source["source_id"]
-    digest = hashlib.sha256(f"{settings.seed} {video_id}".encode()).digest()
-    random = np.random.default_rng(int.from_bytes(digest[:8]))
+    random = np.random.default_rng(hash_number(f"{settings.seed} {video_id}"))
     kinds = KINDS if others is not None else KINDS[:2]
     kind = str(random.choice(kinds)) if settings.kind == "mixed" else settings.kind
     if kind == "person" and others is None:
         kind = "thing"  # the first video has nobody before it
-    copy, hidden = hide_stretch(frames, random, settings.share, kind, others)
-    folder = out / hashlib.sha256(video_id.encode()).hexdigest()[:16]
+    share = 0.0 if kind == SWITCH and others is None else settings.share  # nor anybody to jump to: the manifest says 0.000
+    copy, hidden = hide_stretch(frames, random, share, "block" if share == 0 else kind, others)
+    folder = out / sha256(video_id)[:16]
     folder.mkdir(parents=True)
     for number, frame in enumerate(copy):
         encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]

@@ -1,6 +1,5 @@
 """The start point: a head that ranks like the mean of the features, from which every map can move."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.coattention.head import untrained_head
 from pipeline.coattention.network import Coattention
+from pipeline.storage.hashing import hash_order
 from pipeline.training.features import FeatureSet
 
 SAMPLE_VIDEOS, SAMPLE_FRAMES = 2048, 16  # what the directions are taken from
@@ -62,29 +62,18 @@ def identity_start(videos: FeatureSet, settings: StartSettings | None = None, se
 
 def _sample(videos: FeatureSet) -> NDArray[np.float16]:
     """Frames of up to SAMPLE_VIDEOS videos, chosen by hash, evenly spaced within each."""
-    order = sorted(range(len(videos)), key=lambda v: hashlib.sha256(videos.video_ids[v].encode()).digest())
-    rows = [
-        videos.first_frame[v]
-        + np.unique(np.linspace(0, videos.frames[v] - 1, min(int(videos.frames[v]), SAMPLE_FRAMES)).astype(int))
-        for v in sorted(order[:SAMPLE_VIDEOS])
-    ]
-    return videos.features[np.concatenate(rows)]
+    chosen = [videos.of_video(video) for video in sorted(hash_order(videos.video_ids, SAMPLE_VIDEOS))]
+    return np.concatenate(
+        [part[np.unique(np.linspace(0, len(part) - 1, min(len(part), SAMPLE_FRAMES)).astype(int))] for part in chosen]
+    )
 
 
 @torch.no_grad()
 def _middle_distance(head: Coattention, videos: FeatureSet) -> float:
     """Half-way between the mean squared distances of mean values, same person and different people."""
-    order = sorted(range(len(videos)), key=lambda v: hashlib.sha256(videos.video_ids[v].encode()).digest())[:SAMPLE_VIDEOS]
-    means = torch.stack(
-        [
-            head.values(torch.from_numpy(videos.features[videos.first_frame[v] : videos.first_frame[v] + videos.frames[v]])).mean(
-                0
-            )
-            for v in order
-        ]
-    )
+    chosen = np.array(hash_order(videos.video_ids, SAMPLE_VIDEOS))
+    means = torch.stack([head.values(torch.from_numpy(videos.of_video(video))).mean(0) for video in chosen])
     squared = torch.cdist(means.double(), means.double()).square().numpy()  # [V, V]
-    chosen = np.array(order)
     counts = videos.counts(chosen[:, None], chosen[None])
     same = videos.person[chosen][:, None] == videos.person[chosen][None]
     return float((squared[counts & same].mean() + squared[counts & ~same].mean()) / 2)

@@ -3,13 +3,14 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.coattention.cohort import Cohort, cohort_statistics, normalised_logits
 from pipeline.coattention.network import Coattention
+from pipeline.evaluation.evaluate import cosine_scores
 from pipeline.evaluation.metrics import RankingQuality, query_figures, ranking_quality
-from pipeline.scoring.scores import encode_target, pair_logits
+from pipeline.scoring.scores import encode_target, pair_logits, video_scores
 from pipeline.segments import segment_frames, segment_starts
+from pipeline.settings import ScoreSettings
 from pipeline.training.features import FeatureSet, matched_people
 
 COHORT_SEGMENTS = 2048  # that scores are normalised by
@@ -60,10 +61,10 @@ def coattention_scores(
         if candidate is not None:
             own_side = cohort_statistics(cohort, target.encodings, owner[first:last], *row)
             logits = normalised_logits(logits, own_side, candidate)
-        table = logits.sigmoid()
+        table = logits.sigmoid().cpu().numpy()
         for video in range(at, min(at + 16, len(videos))):
             own = table[offsets[video] - first : offsets[video + 1] - first]
-            scores[video] = _video_scores(own, offsets, ratio).cpu().numpy()
+            scores[video] = video_scores(own, offsets, ScoreSettings(ratio))
     return scores
 
 
@@ -74,29 +75,10 @@ def _segments(frames: int, length: int, most: int) -> NDArray[np.int64]:
     return segment_frames(starts, length, frames)
 
 
-def _video_scores(table: Tensor, offsets: NDArray[np.int64], ratio: float) -> Tensor:
-    """Mean of the top share of each video's columns: scores [n, S] -> [V]. Videos of equal length are taken together."""
-    counts = np.diff(offsets)
-    result = torch.empty(len(counts), device=table.device)
-    for count in np.unique(counts):
-        videos = np.flatnonzero(counts == count)
-        columns = torch.from_numpy(offsets[videos][:, None] + np.arange(count)).to(table.device)
-        block = table[:, columns].transpose(0, 1).reshape(len(videos), -1)  # [v, n * count]
-        top = max(1, int(np.ceil(round(ratio * block.shape[1], 6))))
-        result[torch.from_numpy(videos).to(table.device)] = block.topk(top, dim=1).values.mean(dim=1)
-    return result
-
-
 def mean_scores(videos: FeatureSet) -> NDArray[np.float64]:
     """The baseline: cosine of mean frame features, float64 [V, V]."""
-    means = np.stack(
-        [
-            videos.features[first : first + frames].mean(axis=0, dtype=np.float64)
-            for first, frames in zip(videos.first_frame, videos.frames, strict=True)
-        ]
-    )
-    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    return means @ means.T
+    means = [videos.of_video(video).mean(axis=0, dtype=np.float64) for video in range(len(videos))]
+    return cosine_scores(means, means)
 
 
 def quality(scores: NDArray[np.floating], videos: FeatureSet) -> RankingQuality:

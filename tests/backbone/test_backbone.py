@@ -7,25 +7,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
 
-from pipeline.backbone.runtime import (
-    DEFAULT,
-    EFFICIENTNET,
-    BackboneSpec,
-    TorchBackbone,
-    _exported,
-    efficientnet_lite0,
-    find_backbone,
-    load_backbone,
-    normalise_pixels,
-    parse_input_size,
-)
+from pipeline.backbone.network import _exported
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.shipped import shipped_network
+from pipeline.backbone.spec import DEFAULT, find_backbone, normalise_pixels, parse_input_size
 from pipeline.errors import PipelineError, UsageError
 from pipeline.storage.downloads import cache_folder
 from tests.conftest import SHARED, TOY_SIDECAR, toy_spec
@@ -56,7 +50,7 @@ def test_any_number_of_frames_is_embedded_like_one(toy_backbone: Path) -> None:
 
 def test_a_network_on_a_cpu_is_loaded_without_torch_and_onnx() -> None:
     """torch takes more than a second to load and onnx 0.05 s, in every process of an ingest."""
-    load = "import sys, pipeline.backbone.runtime as b; b.load_backbone(b.find_backbone(), 1, 'cpu')"
+    load = "import sys, pipeline.backbone.runtime as r, pipeline.backbone.spec as s; r.load_backbone(s.find_backbone(), 1, 'cpu')"
     loaded = subprocess.run(
         [sys.executable, "-c", f"{load}; print({{'torch', 'onnx'}} & set(sys.modules))"], check=True, capture_output=True
     )
@@ -223,22 +217,21 @@ def test_a_batch_may_differ_by_what_half_precision_allows(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("size", [(256, 128), (96, 48)])
-def test_efficientnet_in_onnx_runtime_is_the_one_in_torch(size: tuple[int, int]) -> None:
-    spec = find_backbone(EFFICIENTNET, size)
+def test_the_default_backbone_is_the_torch_network_that_ships(size: tuple[int, int]) -> None:
+    spec = find_backbone(DEFAULT, size)
     pixels = frames(*size, n=3)
     with torch.no_grad():
-        expected = efficientnet_lite0()(torch.from_numpy(normalise_pixels(pixels, spec))).numpy()
+        expected = shipped_network(DEFAULT)(torch.from_numpy(normalise_pixels(pixels, spec))).numpy()
     features = load_backbone(spec, device="cpu").embed(pixels)
-    assert features.shape == (3, 1280)
+    assert features.shape == (3, 512)
     assert np.abs(features - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_efficientnet_on_a_gpu_is_the_one_on_a_cpu() -> None:
-    spec = find_backbone(EFFICIENTNET)
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs ONNX Runtime for CUDA")
+def test_a_backbone_on_a_gpu_is_the_one_on_a_cpu() -> None:
     pixels = frames(256, 128, 40)
-    on_gpu, on_cpu = TorchBackbone(spec, "cuda").embed(pixels), load_backbone(spec, device="cpu").embed(pixels)
+    on_gpu, on_cpu = (load_backbone(find_backbone(), device=device).embed(pixels) for device in ("cuda", "cpu"))
     assert np.abs(on_gpu.astype(np.float32) - on_cpu.astype(np.float32)).max() < 1e-2 * np.abs(on_cpu).max()
 
 
@@ -308,11 +301,6 @@ def test_an_input_size_that_cannot_be_meant_is_refused(text: str) -> None:
         parse_input_size(text)
 
 
-def test_a_spec_names_every_field_that_changes_features() -> None:
-    spec = find_backbone(EFFICIENTNET)
-    assert isinstance(spec, BackboneSpec) and (spec.height, spec.width, spec.dim) == (256, 128, 1280)
-
-
 def test_the_default_is_known_by_name_on_every_machine() -> None:
     assert find_backbone().path is None and find_backbone().name == DEFAULT
 
@@ -321,41 +309,35 @@ class TestExportedNetworks:
     """What is kept in the cache is what was exported, or it is exported anew."""
 
     @pytest.fixture
-    def exports(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, list[bytes]]]:
-        """An empty cache below the user's own (pytest's folders lie where all may write), and what was exported into it."""
-        made: list[bytes] = []
-
-        def export(network: bytes) -> bytes:
-            made.append(network)
-            return network
-
-        monkeypatch.setattr("pipeline.backbone.runtime._as_onnx", export)
+    def folder(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """An empty cache below the user's own (pytest's folders lie where all may write)."""
         below = cache_folder()
         below.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=below) as folder:
             monkeypatch.setenv("XDG_CACHE_HOME", folder)
-            yield Path(folder, "co-attention-search", "exported"), made
+            yield Path(folder, "co-attention-search", "exported")
 
-    def test_one_export_serves_all_that_follow(self, exports: tuple[Path, list[bytes]]) -> None:
-        spec = toy_spec()
-        assert [_exported(spec, lambda: b"network"), _exported(spec, lambda: b"other")] == [b"network", b"network"]
-        assert exports[1] == [b"network"]
+    @staticmethod
+    def exported(network: bytes) -> tuple[bytes, bool]:
+        """(what the cache gives for the toy, whether `network` was exported for it)."""
+        export = Mock(return_value=network)
+        return _exported(toy_spec(), export), export.called
+
+    def test_one_export_serves_all_that_follow(self, folder: Path) -> None:
+        assert self.exported(b"network") == (b"network", True)
+        assert self.exported(b"other") == (b"network", False)
 
     @pytest.mark.parametrize("content", [b"", b"net", b"Network", b"networks"])
-    def test_a_changed_or_half_written_file_is_not_loaded(self, exports: tuple[Path, list[bytes]], content: bytes) -> None:
-        folder, made = exports
-        _exported(toy_spec(), lambda: b"network")
+    def test_a_changed_or_half_written_file_is_not_loaded(self, folder: Path, content: bytes) -> None:
+        self.exported(b"network")
         (file,) = folder.iterdir()
         file.write_bytes(content)
-        assert _exported(toy_spec(), lambda: b"network") == b"network"
-        assert made == [b"network"] * 2
+        assert self.exported(b"network") == (b"network", True)
         assert file.read_bytes() == b"network"
 
     @pytest.mark.parametrize("place", [".", ".."])
-    def test_a_folder_that_others_may_write_to_is_not_used(self, exports: tuple[Path, list[bytes]], place: str) -> None:
-        folder, made = exports
-        _exported(toy_spec(), lambda: b"network")
+    def test_a_folder_that_others_may_write_to_is_not_used(self, folder: Path, place: str) -> None:
+        self.exported(b"network")
         (folder / place).chmod(0o777)
-        assert _exported(toy_spec(), lambda: b"made anew") == b"made anew"
-        assert made == [b"network", b"made anew"]
+        assert self.exported(b"made anew") == (b"made anew", True)
         assert [file.read_bytes() for file in folder.iterdir()] == [b"network"]

@@ -14,7 +14,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper
 
 from pipeline.backbone import onnx_file
 from pipeline.backbone.onnx_file import read_onnx
-from pipeline.backbone.runtime import find_backbone, load_backbone
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import find_backbone
 from pipeline.errors import PipelineError, UsageError
 from tests.conftest import save_toy_backbone
 

@@ -1,11 +1,15 @@
-"""The student backbone, against an implementation of OSNet written apart from it and against what its paper says."""
+"""OSNet, against an implementation written apart from it and against what its paper says."""
+
+import io
+from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from pipeline.backbone.osnet import OmniScaleBlock, OSNet, OSNetConfig
-from pipeline.backbone.osnet_checkpoint import PublishedOSNet
+from pipeline.backbone.osnet_checkpoint import our_modules, read_checkpoint
 
 TINY = OSNetConfig((8, 16, 24, 32), 40, 16, 12)
 
@@ -23,36 +27,78 @@ def lively(config, seed=0):
     return network
 
 
-def authors_names(network):
+class AuthorsOSNet(nn.Module):
+    """The oracle, written off the authors' description: float32 [n, 3, h, w] -> frame features float32 [n, D], of any length.
+
+    tensors: by the authors' names, for example conv2.0.conv1.bn.weight; their training's classifier is not looked at.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.tensors = dict(tensors)
+        self.eval()
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = F.max_pool2d(self._convolved(frames, "conv1", stride=2, padding=3), 3, 2, 1)  # [n, c, h / 4, w / 4]
+        for stage in ("conv2", "conv3", "conv4"):
+            x = self._block(self._block(x, f"{stage}.0"), f"{stage}.1")
+            if stage != "conv4":
+                x = F.avg_pool2d(self._convolved(x, f"{stage}.2.0"), 2)
+        pooled = self._convolved(x, "conv5").mean((2, 3))  # [n, c]
+        return self._normalised(F.linear(pooled, self.tensors["fc.0.weight"], self.tensors["fc.0.bias"]), "fc.1").relu()
+
+    def _block(self, x: Tensor, name: str) -> Tensor:
+        """Streams of 1, 2, 3 and 4 light convolutions, weighed by one gate that they share."""
+        reduced = self._convolved(x, f"{name}.conv1")  # [n, c / 4, h, w]
+        mixed = self._gated(self._light(reduced, f"{name}.conv2a"), f"{name}.gate")
+        for stream, depth in (("b", 2), ("c", 3), ("d", 4)):
+            seen = reduced
+            for step in range(depth):
+                seen = self._light(seen, f"{name}.conv2{stream}.{step}")
+            mixed = mixed + self._gated(seen, f"{name}.gate")
+        shortcut = f"{name}.downsample"
+        if f"{shortcut}.conv.weight" in self.tensors:
+            x = self._convolved(x, shortcut, active=False)
+        return (self._convolved(mixed, f"{name}.conv3", active=False) + x).relu()  # [n, c, h, w]
+
+    def _light(self, x: Tensor, name: str) -> Tensor:
+        x = F.conv2d(x, self.tensors[f"{name}.conv1.weight"])
+        x = F.conv2d(x, self.tensors[f"{name}.conv2.weight"], padding=1, groups=x.shape[1])
+        return self._normalised(x, f"{name}.bn").relu()
+
+    def _gated(self, x: Tensor, name: str) -> Tensor:
+        weigh = x.mean((2, 3), keepdim=True)  # [n, c, 1, 1]
+        weigh = F.conv2d(weigh, self.tensors[f"{name}.fc1.weight"], self.tensors[f"{name}.fc1.bias"]).relu()
+        return x * F.conv2d(weigh, self.tensors[f"{name}.fc2.weight"], self.tensors[f"{name}.fc2.bias"]).sigmoid()
+
+    def _convolved(self, x: Tensor, name: str, stride: int = 1, padding: int = 0, active: bool = True) -> Tensor:
+        x = self._normalised(F.conv2d(x, self.tensors[f"{name}.conv.weight"], None, stride, padding), f"{name}.bn")
+        return x.relu() if active else x
+
+    def _normalised(self, x: Tensor, name: str) -> Tensor:
+        mean, var, weight, bias = (self.tensors[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, mean, var, weight, bias)
+
+
+def authors_tensors(network):
     """The trunk's tensors under the names that OSNet's authors gave them in their checkpoints."""
-    modules = {"stem.0": "conv1", "down1.0": "conv2.2.0", "down2.0": "conv3.2.0", "last": "conv5"}
-    plain = {"feature.2": "fc.0", "feature.3": "fc.1"}
-    for stage, group in ((1, 2), (2, 3), (3, 4)):
-        for place, block in enumerate("ab"):
-            ours, theirs = f"stage{stage}{block}", f"conv{group}.{place}"
-            modules |= {f"{ours}.reduce": f"{theirs}.conv1", f"{ours}.expand": f"{theirs}.conv3"}
-            modules |= {f"{ours}.shortcut": f"{theirs}.downsample"}
-            plain |= {f"{ours}.gate.0": f"{theirs}.gate.fc1", f"{ours}.gate.2": f"{theirs}.gate.fc2"}
-            for k, stream in enumerate("abcd"):
-                for depth in range(k + 1):
-                    layer = f"{ours}.streams.{k}.{depth}"
-                    name = f"{theirs}.conv2{stream}" + (f".{depth}" if k else "")
-                    plain |= {f"{layer}.{i}": f"{name}.{part}" for i, part in enumerate(("conv1", "conv2", "bn"))}
-    plain |= {f"{ours}.{i}": f"{theirs}.{part}" for ours, theirs in modules.items() for i, part in enumerate(("conv", "bn"))}
-    renamed = {}
-    for name, tensor in network.parts.state_dict().items():
-        module, _, field = name.rpartition(".")
-        renamed[f"{plain[module]}.{field}"] = tensor
-    return renamed
+    theirs = {ours: name for name, ours in our_modules().items()}
+    parts = [(*name.rpartition("."), tensor) for name, tensor in network.parts.state_dict().items()]
+    return {f"{theirs[module]}.{field}": tensor for module, _, field, tensor in parts}
 
 
 def test_the_trunk_computes_what_the_published_network_computes():
     network = lively(TINY)
     frames = torch.randn(3, 3, 64, 32)
+    tensors = authors_tensors(network)
+    checkpoint = io.BytesIO()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}, checkpoint)
     with torch.inference_mode():
-        ours, theirs = network.vectors(frames)[0], PublishedOSNet(authors_names(network))(frames)
-    assert ours.std() > 0.01
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        expected = AuthorsOSNet(tensors)(frames)
+        ours, read = network.vectors(frames)[0], read_checkpoint(checkpoint.getvalue(), "it")(frames)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(read, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_frame_feature_is_two_vectors_of_length_1():

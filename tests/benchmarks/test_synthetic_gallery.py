@@ -144,9 +144,16 @@ def test_a_scale_run_measures_every_figure_and_uses_again_what_is_there(
         assert 0 <= size["recall_videos"]["0.01"] <= size["recall_videos"]["0.05"] <= 1
         assert size["one_camera_too_few"] == 0
         assert size["exact_is_exhaustive"] == 1
-        assert 10 / size["videos"] <= size["exact_scored_share"] <= 1
         assert size["index_bytes"] == scale.size_on_disk(place / "index")
-        for name in ("build_seconds", "warm_1_p50", "warm_2_p50", "cold_1_p50", "exhaustive_1_seconds", "open_seconds"):
+        for name in (
+            "build_seconds",
+            "warm_1_p50",
+            "warm_2_p50",
+            "cold_1_p50",
+            "exhaustive_1_seconds",
+            "exact_p50",
+            "open_seconds",
+        ):
             assert size[name] > 0
         again = scale.build_step(scale_searches.Plan(str(place), None, 2, 2, 2, 1, 0), True, False)
         assert (again["index_version"], again["build_seconds"]) == (size["index_version"], size["build_seconds"])

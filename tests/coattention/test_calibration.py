@@ -376,7 +376,7 @@ def test_a_calibration_is_read_as_it_was_written(calibration: Calibration, tmp_p
         (("quality", "reliability"), {}, "quality.reliability is"),
         (("quality", "reliability", 0, "pairs"), 1.5, r"quality.reliability\[0\].pairs is 1.5"),
         (("fitted_on", "extra"), 1, "fitted_on has extra missing or unknown"),
-        (("fitted_on",), 3, "fitted_on has"),
+        (("fitted_on",), 3, "fitted_on is 3"),
         (("settings", "ratio"), [0.2], "settings.ratio is"),
     ],
 )

@@ -8,32 +8,39 @@ from pipeline.coattention.network import DIFFERENT, SAME, Coattention, Coattenti
 from pipeline.errors import PipelineError, UsageError
 from tests.oracle import Oracle
 
-SWITCHES = list(itertools.product((True, False), (True, False), ("sigmoid", "softmax"), (True, False)))
+SWITCHES = list(itertools.product((True, False), (True, False), ("sigmoid", "softmax"), (True, False), (True, False), (0.0, 0.7)))
 
 
-def random_head(seed=0, *, dtype=torch.float64, spread=0.4, **settings):
+def random_head(seed=0, *, dtype=torch.float64, spread=0.4, agreement=0.7, **settings):
     """A head with Gaussian weights, so that gates, attention and scores are far from trivial."""
     config = CoattentionConfig(**{"feature_width": 7, "key_width": 5, "value_width": 6} | settings)
     generator = torch.Generator().manual_seed(seed)
     head = Coattention(config).to(dtype).eval()
     for tensor in head.state_dict().values():
         tensor.copy_(spread * torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
+    head.agreement.data.fill_(agreement)
     return head
 
 
 def oracle_of(head):
-    config = head.config
     weights = {name: tensor.double().numpy() for name, tensor in head.state_dict().items()}
-    return Oracle(weights, config.normalise_features, config.normalise_values, config.normalisation, config.negative_weight)
+    switches = ("normalise_features", "normalise_values", "normalisation", "negative_weight", "unit_encodings")
+    return Oracle(weights, *(getattr(head.config, switch) for switch in switches))
 
 
 def random_segments(count, length, width=7, seed=1, dtype=torch.float64):
     return torch.randn(count, length, width, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize(("normalise_features", "normalise_values", "normalisation", "negative_weight"), SWITCHES)
-def test_scores_are_the_textbook_s_for_every_switch(normalise_features, normalise_values, normalisation, negative_weight):
+@pytest.mark.parametrize(
+    ("normalise_features", "normalise_values", "normalisation", "negative_weight", "unit_encodings", "agreement"), SWITCHES
+)
+def test_scores_are_the_textbook_s_for_every_switch(
+    normalise_features, normalise_values, normalisation, negative_weight, unit_encodings, agreement
+):
     head = random_head(
+        unit_encodings=unit_encodings,
+        agreement=agreement,
         normalise_features=normalise_features,
         normalise_values=normalise_values,
         normalisation=normalisation,
@@ -53,12 +60,17 @@ def test_target_and_candidate_segments_may_differ_in_length(target_length, candi
     np.testing.assert_allclose(head(target, candidate).detach().numpy(), expected, rtol=0, atol=1e-12)
 
 
-def test_padded_segments_score_as_if_the_last_frame_had_been_filmed_again():
+def test_nothing_attends_to_the_padding_of_a_segment():
     head = random_head()
-    target, candidate = random_segments(2, 3, seed=5), random_segments(2, 2, seed=6)
-    padded = target[:, [0, 1, 2, 2, 2]], candidate[:, [0, 1, 1, 1]]
-    expected = oracle_of(head).scores(*(side.numpy() for side in padded))
-    np.testing.assert_allclose(head(*padded).detach().numpy(), expected, rtol=0, atol=1e-12)
+    target, candidate = random_segments(2, 5, seed=5), random_segments(3, 4, seed=6)
+    target[0, 3:], candidate[0, 1:], candidate[2, 2:] = target[0, 2], candidate[0, 0], candidate[2, 1]
+    compared = head.compare(target, candidate, torch.tensor([3, 5]), torch.tensor([1, 4, 2]))
+    expected = oracle_of(head).scores(target.numpy(), candidate.numpy())
+    np.testing.assert_allclose(compared.logits.sigmoid().detach().numpy(), expected, rtol=0, atol=1e-12)
+    assert (compared.target_attention[0, 3:] == 0).all()
+    assert (compared.candidate_attention[:, 2, 2:] == 0).all()
+    torch.testing.assert_close(compared.candidate_attention.sum(-1), torch.ones(2, 3, dtype=torch.float64))
+    assert (head(target, candidate) - compared.logits.sigmoid()).abs().max() > 1e-3
 
 
 def test_a_pair_s_score_does_not_depend_on_its_batch():
@@ -84,11 +96,14 @@ def test_float16_frame_features_are_computed_in_the_network_s_precision():
     torch.testing.assert_close(head(target, candidate), head(target.float(), candidate.float()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("normalisation", "negative_weight"), itertools.product(("sigmoid", "softmax"), (True, False)))
-def test_gradients_reach_features_and_every_weight_and_are_right(normalisation, negative_weight):
+@pytest.mark.parametrize(
+    ("normalisation", "negative_weight", "unit_encodings"),
+    itertools.product(("sigmoid", "softmax"), (True, False), (True, False)),
+)
+def test_gradients_reach_features_and_every_weight_and_are_right(normalisation, negative_weight, unit_encodings):
     head = random_head(
         feature_width=4, key_width=3, value_width=3, spread=0.6, normalisation=normalisation,
-        negative_weight=negative_weight, normalise_values=True,
+        negative_weight=negative_weight, normalise_values=True, unit_encodings=unit_encodings,
     )  # fmt: skip
     parameters = dict(head.named_parameters())
     features = random_segments(2, 3, 4, seed=13).requires_grad_(), random_segments(2, 2, 4, seed=14).requires_grad_()
@@ -130,13 +145,31 @@ def test_the_score_row_of_both_normalisations_gives_the_score():
     for normalisation in ("sigmoid", "softmax"):
         head = random_head(normalisation=normalisation)
         target, candidate = random_segments(1, 3, seed=15), random_segments(1, 3, seed=16)
-        query_vectors = head.query_vectors(target)
-        encodings = [
-            head.encode(head.attention(query_vectors, head.keys(side)), head.values(side)) for side in (target, candidate)
-        ]
+        compared = head.compare(target, candidate)
+        sides = zip((compared.target_attention, compared.candidate_attention[0]), (target, candidate), strict=True)
+        encodings = [head.encode(attention, head.values(side)) for attention, side in sides]
         weight, bias = head.score_row()
         logit = bias + (weight * (encodings[0] - encodings[1]) ** 2).sum()
         torch.testing.assert_close(logit.sigmoid(), head(target, candidate)[0, 0])
+
+
+def test_training_can_raise_agreement_from_0_and_below_0_it_is_0():
+    head = random_head(agreement=0.0)
+    target, candidate = random_segments(2, 3, seed=18), random_segments(3, 4, seed=19)
+    plain = head(target, candidate)
+    plain.sum().backward()
+    assert head.agreement.grad.abs() > 1e-6
+    head.agreement.data.fill_(-1.0)
+    assert torch.equal(head(target, candidate), plain)
+
+
+def test_agreement_draws_attention_to_the_frames_that_show_the_target():
+    head = random_head(agreement=50.0, negative_weight=True)
+    target = random_segments(1, 1, seed=20)
+    candidate = torch.cat([random_segments(1, 3, seed=21), target, random_segments(1, 2, seed=22)], dim=1)
+    compared = head.compare(target, candidate)
+    assert compared.candidate_attention[0, 0].argmax() == 3
+    assert compared.logits > random_head(agreement=0.0, negative_weight=True).compare(target, candidate).logits
 
 
 def test_attention_sums_to_one_over_the_frames():
@@ -161,6 +194,7 @@ def test_frame_features_of_another_backbone_are_refused_with_both_widths():
         ("normalisation", "relu"),
         ("normalise_values", "yes"),
         ("negative_weight", 1),
+        ("unit_encodings", None),
     ],
 )
 def test_sizes_and_switches_that_cannot_be_meant_are_refused_by_name(setting, value):

@@ -1,11 +1,13 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+from pipeline.backbone.shipped import WEIGHTS
 from pipeline.coattention.head import head_hash, load_head, read_description, save_head, untrained_head
 from pipeline.coattention.network import Coattention, CoattentionConfig
 from pipeline.errors import PipelineError, UsageError
@@ -85,6 +87,36 @@ def test_the_hash_follows_the_content_and_not_the_file(head, saved, tmp_path):
     sigmoid = Coattention(CoattentionConfig(6, 4, 5, normalise_values=True))
     sigmoid.load_state_dict(head.state_dict())
     assert head_hash(sigmoid) != head_hash(head)
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("osnet_x0_25_distilled", "7d71055c478dc3f1210fb60e"), ("osnet_x0_25_msmt17", "cdaacdb42f12f267c1e62ba1")]
+)
+def test_shipped_heads_keep_the_hash_by_which_indexes_and_calibrations_name_them(name, start):
+    """But for their agreement, which came with format 2."""
+    head = load_head(WEIGHTS / "heads" / name)
+    assert (float(head.agreement.detach()), head.config.unit_encodings) == (0.5, False)
+    with torch.no_grad():
+        head.agreement.zero_()
+    assert head_hash(head).startswith(start)
+
+
+def test_agreement_and_unit_encodings_belong_to_the_hash_where_they_are_used(head):
+    unit = Coattention(replace(head.config, unit_encodings=True))
+    unit.load_state_dict(head.state_dict())
+    agreeing = Coattention(head.config)
+    agreeing.load_state_dict(head.state_dict() | {"agreement": torch.tensor(0.5)})
+    assert len({head_hash(head), head_hash(unit), head_hash(agreeing)}) == 3
+
+
+def test_a_head_of_format_1_has_no_agreement_and_compares_encodings_as_they_are(head, saved):
+    replace_tensors(saved, lambda tensors: tensors.pop("agreement"))
+    sizes = json.loads((saved / "model.json").read_text())["sizes"]
+    del sizes["unit_encodings"]
+    rewrite(saved, format="co-attention head 1", sizes=sizes)
+    again = load_head(saved)
+    assert (again.agreement, again.config.unit_encodings) == (0, False)
+    assert head_hash(again) == head_hash(head)
 
 
 def refusal(folder, **arguments):
@@ -310,8 +342,10 @@ def test_few_directions_come_first_and_are_kept():
     np.testing.assert_allclose(centred @ rows[:2].T @ rows[:2], centred, atol=1e-5)
 
 
-def test_an_untrained_head_survives_its_file(tmp_path):
-    head = untrained_head(sample())
+@pytest.mark.parametrize("agreement", [0.0, 0.3])
+def test_an_untrained_head_survives_its_file(tmp_path, agreement):
+    head = untrained_head(sample(), agreement=agreement)
+    assert head.agreement.item() == pytest.approx(agreement)
     save_head(head, tmp_path, {"trained": False})
     assert head_hash(load_head(tmp_path)) == head_hash(head)
 
@@ -329,7 +363,9 @@ def test_a_sample_that_is_empty_or_not_finite_is_refused(features):
         untrained_head(features)
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": -1.0}, {"segment_length": 0}, {"key_width": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.0}, {"temperature": -1.0}, {"segment_length": 0}, {"key_width": 0}, {"agreement": -0.1}]
+)
 def test_settings_that_cannot_be_meant_are_refused(settings):
     with pytest.raises(UsageError):
         untrained_head(sample(), **settings)

@@ -16,7 +16,7 @@ from pipeline.datasets.labelled import LabelledData, queries_without_match
 from pipeline.datasets.read import read_labelled
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import UsageError
 from pipeline.storage.location import resolve
 from tests.conftest import touch
@@ -520,5 +520,5 @@ def test_the_frames_of_every_layout_come_in_order(tmp_path: Path, decoder: Decod
             cv2.imwrite(str(path), np.full((64, 32, 3), 10 * number, np.uint8))
         events = list(decoder.events(f"{tmp_path}/{uri}"))
         assert not [event for event in events if isinstance(event, Rejected)]
-        (piece,) = [event for event in events if isinstance(event, Piece)]
-        assert piece.frames.mean(axis=(1, 2, 3)).round().tolist() == [90, 100, 120]
+        (chunk,) = [event for event in events if isinstance(event, Chunk)]
+        assert chunk.frames.mean(axis=(1, 2, 3)).round().tolist() == [90, 100, 120]

@@ -15,7 +15,7 @@ from pipeline.datasets.mars import mars_protocol
 from pipeline.datasets.read import read_labelled
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.storage.location import resolve
 from tests.conftest import SHARED
 
@@ -120,10 +120,10 @@ def test_real_tracklets_decode_to_the_listed_images_in_order(mini_mars: Path) ->
         for row in data.catalog.table.to_pylist():
             events = list(decoder.events(row["uri"]))
             assert not [event for event in events if isinstance(event, Rejected)]
-            pieces = [event for event in events if isinstance(event, Piece)]
-            frames = np.concatenate([piece.frames for piece in pieces])
+            chunks = [event for event in events if isinstance(event, Chunk)]
+            frames = np.concatenate([chunk.frames for chunk in chunks])
             paths = images[row["source_id"]]
-            assert np.concatenate([piece.frame_index for piece in pieces]).tolist() == list(range(len(paths)))
+            assert np.concatenate([chunk.frame_index for chunk in chunks]).tolist() == list(range(len(paths)))
             for number in (0, len(paths) // 2, len(paths) - 1):
                 image = cv2.cvtColor(cv2.imread(str(mini_mars / paths[number])), cv2.COLOR_BGR2RGB)
                 assert np.array_equal(frames[number], cv2.resize(image, (64, 128), interpolation=cv2.INTER_AREA))

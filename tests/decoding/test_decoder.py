@@ -12,18 +12,18 @@ import pytest
 from pipeline.decoding import decoder as decoder_module
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.gallery.gallery import Gallery
 from tests.decoding.test_video import write_video
 
-SAMPLING = Sampling(height=128, width=64, piece=5)
+SAMPLING = Sampling(height=128, width=64, chunk=5)
 
 
 def decoded(decoder: Decoder, path: Path, kills: tuple[int, ...]) -> tuple[list[int], np.ndarray, list[Rejected]]:
-    """(piece numbers, frames, rejects) of a clip whose child is killed after so many of its pieces."""
+    """(chunk numbers, frames, rejects) of a clip whose child is killed after so many of its chunks."""
     numbers, frames, rejects = [], [np.empty((0, 128, 64, 3), np.uint8)], []
     for event in decoder.events(str(path)):
-        if isinstance(event, Piece):
+        if isinstance(event, Chunk):
             numbers.append(event.number)
             frames.append(event.frames)
             if len(numbers) in kills and decoder._process is not None:

@@ -19,9 +19,10 @@ from pipeline.decoding.boxes import read_boxes
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.recording import LIKE_A_VIDEO
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Rejected, read_pieces
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import VideoError
 from pipeline.storage.location import resolve
+from tests.decoding.in_process import read_chunks
 from tests.decoding.test_video import SMALL, refused, write_image, write_video
 from tests.mutant_judge import Judge, Outcome, event_faults, ingest_faults
 from tests.mutants import KINDS, SIZE, encode, write_mutants, write_sources
@@ -62,10 +63,10 @@ def test_each_mutant_ends_in_one_place_of_the_gallery(outcomes: list[Outcome], t
 
 
 def test_the_judge_sees_broken_promises(tmp_path: Path) -> None:
-    piece = Piece(None, 0, True, np.arange(2, dtype=np.int32), np.arange(2, dtype=np.float32), np.zeros((2, 8, 4, 3), np.uint8))
+    chunk = Chunk(None, 0, True, np.arange(2, dtype=np.int32), np.arange(2, dtype=np.float32), np.zeros((2, 8, 4, 3), np.uint8))
     assert event_faults([]) == ["it was neither accepted nor rejected"]
-    assert "frames came with 0 descriptions of the video" in event_faults([piece])
-    assert "it was rejected and went on" in event_faults([Rejected(None, "empty", "m"), piece])
+    assert "frames came with 0 descriptions of the video" in event_faults([chunk])
+    assert "it was rejected and went on" in event_faults([Rejected(None, "empty", "m"), chunk])
     assert any("vocabulary" in fault for fault in event_faults([Rejected(None, "whatever", "m")]))
 
 
@@ -83,7 +84,7 @@ class TestNoFiles:
         (tmp_path / "link/2.png").symlink_to(tmp_path / "nothing.png")
         for name in ("pipe", "link"):
             with pytest.raises(VideoError, match=r"2\.png is not an image") as raised:
-                list(read_pieces(str(tmp_path / name), None, SMALL))
+                list(read_chunks(str(tmp_path / name), None, SMALL))
             assert raised.value.reason == "unreadable_image"
 
     def test_boxes_in_a_pipe(self, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ class TestDamage:
         data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
         (tmp_path / "1.png").write_bytes(data)
         with pytest.raises(VideoError, match="more pixels") as raised:
-            list(read_pieces(str(tmp_path), None, SMALL))
+            list(read_chunks(str(tmp_path), None, SMALL))
         assert raised.value.reason == "too_large"
 
     def test_a_file_that_ends_before_its_first_frame_does_is_truncated(self, tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ class TestDamage:
         data = path.read_bytes()
         assert b"Kamera Suedtor" in data
         path.write_bytes(data.replace(b"Kamera Suedtor", b"Kamera S\xfcdto\xff\xfe"))
-        assert [len(event.frames) for event in read_pieces(str(path), None, SMALL) if isinstance(event, Piece)] == [12]
+        assert [len(event.frames) for event in read_chunks(str(path), None, SMALL) if isinstance(event, Chunk)] == [12]
 
     @pytest.mark.parametrize("start", ["<!--free--><MPD>", f"<!--G{'x' * 191}G--><MPD>"])
     def test_a_playlist_whose_comment_looks_like_a_container(self, tmp_path: Path, start: str) -> None:
@@ -178,4 +179,4 @@ def test_a_decoder_that_dies_within_an_answer_costs_one_video(tmp_path: Path, an
         (event,) = decoder.events(path)
         assert isinstance(event, Rejected) and event.reason == "decoder_crash"
         theirs.close()
-        assert any(isinstance(event, Piece) for event in decoder.events(path))
+        assert any(isinstance(event, Chunk) for event in decoder.events(path))

@@ -15,8 +15,9 @@ import pipeline.decoding.recording
 from benchmarks.recordings import EVERY_FRAME, TEN_A_SECOND, of_product
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.reading import Reader
-from pipeline.decoding.video import Event, Piece, Rejected, VideoInfo, read_pieces
+from pipeline.decoding.video import Chunk, Event, Rejected, VideoInfo
 from pipeline.search.targets import video_target
+from tests.decoding.in_process import read_chunks
 from tests.recording_files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv, restamped, sample_times
 from tests.recordings import KINDS
 
@@ -70,10 +71,10 @@ def sampler() -> Iterator[Decoder]:
 
 
 def pixels(events: list[Event]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers, times and frames of all pieces. A rejected source fails the test with its message."""
+    """Numbers, times and frames of all chunks. A rejected source fails the test with its message."""
     assert not [event.message for event in events if isinstance(event, Rejected)]
-    pieces = [event for event in events if isinstance(event, Piece)]
-    number, time, frames = (np.concatenate([getattr(p, name) for p in pieces]) for name in ("frame_index", "time_s", "frames"))
+    chunks = [event for event in events if isinstance(event, Chunk)]
+    number, time, frames = (np.concatenate([getattr(p, name) for p in chunks]) for name in ("frame_index", "time_s", "frames"))
     return number, time, frames
 
 
@@ -89,7 +90,7 @@ def test_every_frame_is_in_its_place_at_its_time_however_many_are_sampled(
     events = list(decoder.events(str(truth.path)))
     if not truth.ids:
         (said,) = [event for event in events if isinstance(event, Rejected)]
-        assert said.reason in ("truncated", "undecodable") and not any(isinstance(event, Piece) for event in events)
+        assert said.reason in ("truncated", "undecodable") and not any(isinstance(event, Chunk) for event in events)
         return
     numbers, times, frames = pixels(events)
     assert numbers.tolist() == list(range(len(numbers))) and np.all(np.diff(times) > 0)
@@ -144,7 +145,7 @@ def test_what_is_lost_or_guessed_is_said_and_nothing_of_a_sound_recording(
 ) -> None:
     truth = recording(name)
     if truth.ids:
-        info = list(read_pieces(str(truth.path), None, EVERY_FRAME))[-1]
+        info = list(read_chunks(str(truth.path), None, EVERY_FRAME))[-1]
         assert isinstance(info, VideoInfo)
         said = " ".join([*info.remarks, f"{info.passed_over} passed over"])
         if name in ROUGHLY_STAMPED:
@@ -261,15 +262,15 @@ def test_a_frame_number_means_the_same_pixels_for_all_who_read(
 ) -> None:
     """Ingest, a second one at a lower rate, one of boxes, evidence and a target."""
     uri = str(recording(name).path)
-    numbers, times, frames = pixels(list(read_pieces(uri, None, EVERY_FRAME)))
+    numbers, times, frames = pixels(list(read_chunks(uri, None, EVERY_FRAME)))
     by_number = dict(zip(numbers.tolist(), frames, strict=True))
     some = numbers[3::7].tolist()
     boxes = tmp_path / "boxes.txt"
     boxes.write_text("".join(f"{number + 1},1,0,0,10000,10000\n" for number in some))
 
-    again, again_times, sampled = pixels(list(read_pieces(uri, None, replace(EVERY_FRAME, rate=7))))
+    again, again_times, sampled = pixels(list(read_chunks(uri, None, replace(EVERY_FRAME, rate=7))))
     assert 5 < len(again) < len(numbers) and np.array_equal(again_times, times[np.isin(numbers, again)])
-    boxed, _, crops = pixels(list(read_pieces(uri, str(boxes), EVERY_FRAME)))
+    boxed, _, crops = pixels(list(read_chunks(uri, str(boxes), EVERY_FRAME)))
     assert boxed.tolist() == some
     evidence = decoder.frames(uri, None, None, some[::-1]) | decoder.frames(uri, str(boxes), 1, some[:2])
     assert sorted(evidence) == some

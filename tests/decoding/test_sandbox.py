@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,18 +19,13 @@ import pytest
 from pipeline.decoding import decoder as decoder_module
 from pipeline.decoding import images, sandbox
 from pipeline.decoding.decoder import PACKAGE_ROOT, Decoder
-from pipeline.decoding.messages import event_of, unpacked
-from pipeline.decoding.video import Event, Piece, Progress, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError
 from pipeline.storage.location import resolve
 from tests.conftest import reaching
-from tests.decoding.test_video import SMALL, FakeDecoder, pieces, write_image, write_video
+from tests.decoding.test_video import SMALL, FakeDecoder, chunks, write_image, write_video
 
 HEADERS = {"x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), "aarch64": Path("/usr/include/asm-generic/unistd.h")}
-
-
-def answered(events: Iterator[Event]) -> list[Event]:
-    return [event for event in events if not isinstance(event, Progress)]
 
 
 def open_files(process: int) -> set[str]:
@@ -136,7 +130,7 @@ print(*worked)
 class TestChild:
     def test_the_child_itself_is_confined(self, tmp_path: Path) -> None:
         with Decoder(SMALL) as decoder:
-            assert pieces(list(decoder.events(str(write_video(tmp_path / "a.mp4")))))
+            assert chunks(list(decoder.events(str(write_video(tmp_path / "a.mp4")))))
             assert decoder._process is not None
             process = Path(f"/proc/{decoder._process.pid}")
             status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
@@ -148,7 +142,7 @@ class TestChild:
             monkeypatch.setenv(name, "secret")
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         with Decoder(SMALL) as decoder:
-            assert pieces(list(decoder.events(str(write_video(tmp_path / "a.mp4")))))
+            assert chunks(list(decoder.events(str(write_video(tmp_path / "a.mp4")))))
             assert decoder._process is not None
             environment = Path(f"/proc/{decoder._process.pid}/environ").read_bytes()
         assert b"secret" not in environment
@@ -165,7 +159,7 @@ class TestChild:
         if python_path:
             monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         with Decoder(SMALL) as decoder:
-            assert len(pieces(list(decoder.events(str(video))))) == 1
+            assert len(chunks(list(decoder.events(str(video))))) == 1
         assert not (tmp_path / "loaded").exists()
         # The trap works: without isolation it is loaded.
         subprocess.run([sys.executable, "-c", "import cv2"], cwd=tmp_path, check=True)
@@ -173,9 +167,9 @@ class TestChild:
 
     def test_it_holds_a_source_open_only_while_it_reads_it(self, tmp_path: Path) -> None:
         path = str(write_video(tmp_path / "a.mp4", frames=30))
-        with Decoder(replace(SMALL, piece=5)) as decoder:
+        with Decoder(replace(SMALL, chunk=5)) as decoder:
             events = decoder.events(path)
-            next(event for event in events if isinstance(event, Piece))
+            next(event for event in events if isinstance(event, Chunk))
             assert decoder._process is not None
             assert path in open_files(decoder._process.pid) and path in open_files(os.getpid())
             list(events)
@@ -185,10 +179,10 @@ class TestChild:
 
     def test_what_computes_for_too_long_costs_its_video(self, tmp_path: Path) -> None:
         with FakeDecoder(replace(SMALL, cpu_limit=2)) as decoder:
-            (rejected,) = answered(decoder.events(str(write_video(tmp_path / "compute.mp4"))))
+            (rejected,) = decoder.events(str(write_video(tmp_path / "compute.mp4")))
             assert isinstance(rejected, Rejected) and rejected.reason == "time_limit"
             assert "more processor time than 2 s (--cpu-limit)" in rejected.message
-            assert len(pieces(list(decoder.events(str(write_video(tmp_path / "a.mp4")))))) == 1
+            assert len(chunks(list(decoder.events(str(write_video(tmp_path / "a.mp4")))))) == 1
 
     def test_the_processor_time_of_one_source_does_not_count_for_the_next(self, tmp_path: Path) -> None:
         children = set()
@@ -196,7 +190,7 @@ class TestChild:
             for number in range(3):
                 path = tmp_path / str(number) / "compute a little.mp4"
                 path.parent.mkdir()
-                assert len(pieces(list(decoder.events(str(write_video(path)))))) == 1
+                assert len(chunks(list(decoder.events(str(write_video(path)))))) == 1
                 children.add(decoder._process)
         assert len(children) == 1
 
@@ -209,7 +203,7 @@ class TestFaults:
             with pytest.raises(PipelineError, match=r"itself is at fault on .*(Type|ModuleNotFound)Error") as raised:
                 list(decoder.events(str(path)))
             assert "\n" not in str(raised.value) and ", line " in str(raised.value)
-            assert len(pieces(list(decoder.events(str(write_video(tmp_path / "a.mp4")))))) == 1
+            assert len(chunks(list(decoder.events(str(write_video(tmp_path / "a.mp4")))))) == 1
 
     def test_a_child_that_cannot_be_loaded_stops_the_work(self, tmp_path: Path) -> None:
         class Broken(Decoder):
@@ -220,15 +214,15 @@ class TestFaults:
 
     def test_damage_that_raises_stays_a_row(self, tmp_path: Path) -> None:
         with FakeDecoder(SMALL) as decoder:
-            (rejected,) = answered(decoder.events(str(write_video(tmp_path / "damage.mp4"))))
+            (rejected,) = decoder.events(str(write_video(tmp_path / "damage.mp4")))
             assert isinstance(rejected, Rejected) and rejected.reason == "undecodable" and "ValueError" in rejected.message
 
     @pytest.mark.parametrize("name", ["a pickle", "nonsense", "too many frames", "half a message"])
     def test_what_a_child_that_was_taken_over_says_costs_its_video_and_runs_nothing(self, tmp_path: Path, name: str) -> None:
         with FakeDecoder(replace(SMALL, time_limit=5)) as decoder:
-            (rejected,) = answered(decoder.events(str(write_video(tmp_path / f"{name}.mp4"))))
+            (rejected,) = decoder.events(str(write_video(tmp_path / f"{name}.mp4")))
             assert isinstance(rejected, Rejected) and rejected.reason == "decoder_crash"
-            assert len(pieces(list(decoder.events(str(write_video(tmp_path / "a.mp4")))))) == 1
+            assert len(chunks(list(decoder.events(str(write_video(tmp_path / "a.mp4")))))) == 1
 
     def test_less_confinement_is_said_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said: list[str] = []
@@ -237,9 +231,6 @@ class TestFaults:
         for _ in range(2):
             decoder_module._tell_unconfined("network is not closed")
         assert said == ["decoders are less confined than they could be: network is not closed"]
-        assert unpacked(b'["Unconfined", {"missing": "x"}]') == ("Unconfined", {"missing": "x"})
-        with pytest.raises(KeyError):
-            event_of("Fault", {}, SMALL)  # type: ignore[arg-type]
 
 
 class TestOpening:
@@ -258,10 +249,10 @@ class TestOpening:
         monkeypatch.setattr(images.os, "open", open_or_wait)
         with Decoder(replace(SMALL, time_limit=2)) as decoder:
             began = time.monotonic()
-            (rejected,) = answered(decoder.events(str(dead)))
+            (rejected,) = decoder.events(str(dead))
             assert isinstance(rejected, Rejected) and rejected.reason == "time_limit" and "2 s (--time-limit)" in rejected.message
             assert 2 <= time.monotonic() - began < 20
-            assert len(pieces(list(decoder.events(str(good))))) == 1
+            assert len(chunks(list(decoder.events(str(good))))) == 1
         answers.set()
         while any(thread.name == "opening" for thread in threading.enumerate()):
             time.sleep(0.05)
@@ -286,7 +277,7 @@ class TestOpening:
 
             with monkeypatch.context() as patched, Decoder(replace(SMALL, roots=(str(inside),), time_limit=20)) as decoder:
                 patched.setattr(images.os, "open", swapped)
-                (rejected,) = answered(decoder.events(str(path)))
+                (rejected,) = decoder.events(str(path))
             assert isinstance(rejected, Rejected) and rejected.reason == reason
             path.unlink()
 
@@ -305,15 +296,15 @@ class TestOpening:
         boxes = f"{prefix}/boxes.txt{s3_options}"
         resolve(boxes).write_atomically(b"\n".join(b"%d,7,4,4,20,40" % i for i in range(1, 31)))
         with FakeDecoder(reaching(SMALL, boxes)) as decoder:
-            (whole,) = pieces(list(decoder.events(f"{prefix}/a.mp4{s3_options}")))
+            (whole,) = chunks(list(decoder.events(f"{prefix}/a.mp4{s3_options}")))
             assert len(whole.frames) == 30
-            (track,) = pieces(list(decoder.events(f"{prefix}/a.mp4{s3_options}", boxes)))
+            (track,) = chunks(list(decoder.events(f"{prefix}/a.mp4{s3_options}", boxes)))
             assert (track.track, len(track.frames)) == (7, 30)
-            (rejected,) = answered(decoder.events(f"{prefix}/crash.mp4{s3_options}"))
+            (rejected,) = decoder.events(f"{prefix}/crash.mp4{s3_options}")
             assert isinstance(rejected, Rejected) and rejected.reason == "decoder_crash"
-            (shown,) = pieces(list(decoder.events(f"{prefix}/images{s3_options}")))
+            (shown,) = chunks(list(decoder.events(f"{prefix}/images{s3_options}")))
             assert shown.frames.mean(axis=(1, 2, 3)).tolist() == [10 * number for number in range(12)]
-            (photo,) = pieces(list(decoder.events(f"{prefix}/images/4.png{s3_options}")))
+            (photo,) = chunks(list(decoder.events(f"{prefix}/images/4.png{s3_options}")))
             assert photo.frames.mean() == 40
             assert list(scratch.iterdir()) == []
 
@@ -328,13 +319,13 @@ class TestOpening:
         blocks = type(resolve(folder)).blocks
         monkeypatch.setattr(type(resolve(folder)), "blocks", lambda self, size: fetched.append(self.name) or blocks(self, size))
         with Decoder(reaching(replace(SMALL, rate=5, image_rate=20), folder)) as decoder:
-            (piece,) = pieces(list(decoder.events(folder)))
-            assert fetched == [f"{number}.png" for number in piece.frame_index] == ["0.png", "4.png", "8.png", "12.png", "16.png"]
+            (chunk,) = chunks(list(decoder.events(folder)))
+            assert fetched == [f"{number}.png" for number in chunk.frame_index] == ["0.png", "4.png", "8.png", "12.png", "16.png"]
             fetched.clear()
             assert sorted(decoder.frames(folder, None, None, [3, 17, 99])) == [3, 17]
             assert fetched == ["0.png", "3.png", "17.png"]
             fetched.clear()
-            (moment,) = pieces(list(decoder.moment(folder, (0, 0, 20, 40), 0.42)))
+            (moment,) = chunks(list(decoder.moment(folder, (0, 0, 20, 40), 0.42)))
             assert moment.frame_index.tolist() == [8] and len(fetched) <= 5
 
     def test_a_child_killed_over_an_object_goes_on_without_fetching_it_again(
@@ -346,10 +337,10 @@ class TestOpening:
         blocks = type(resolve(uri)).blocks
         monkeypatch.setattr(type(resolve(uri)), "blocks", lambda self, size: fetched.append(self.uri) or blocks(self, size))
         found: list[int] = []
-        with Decoder(reaching(replace(SMALL, piece=5), uri)) as decoder:
+        with Decoder(reaching(replace(SMALL, chunk=5), uri)) as decoder:
             for event in decoder.events(uri):
                 assert not isinstance(event, Rejected)
-                if isinstance(event, Piece):
+                if isinstance(event, Chunk):
                     found += event.frame_index.tolist()
                     if len(found) == 20 and decoder._process is not None:
                         os.kill(decoder._process.pid, signal.SIGKILL)

@@ -19,10 +19,11 @@ from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.recording import Recording
 from pipeline.decoding.sampling import Sampling, resize
 from pipeline.decoding.source_hash import source_hash
-from pipeline.decoding.video import Event, Piece, Rejected, VideoInfo, read_frames, read_pieces
+from pipeline.decoding.video import Chunk, Event, Rejected, VideoInfo
 from pipeline.errors import UsageError, VideoError
 from pipeline.storage.location import StorageError, resolve
 from tests.conftest import reaching
+from tests.decoding.in_process import read_chunks, read_frames
 from tests.recording_files import sample_times
 
 SMALL = Sampling(height=32, width=16)
@@ -40,13 +41,13 @@ def write_video(path: Path, frames: int = 30, size: tuple[int, int] = (64, 48), 
     return path
 
 
-def pieces(events: list[Event]) -> list[Piece]:
-    return [event for event in events if isinstance(event, Piece)]
+def chunks(events: list[Event]) -> list[Chunk]:
+    return [event for event in events if isinstance(event, Chunk)]
 
 
 def refused(path: Path | str, boxes: Path | None = None, sampling: Sampling = SMALL) -> str:
     with pytest.raises(VideoError) as raised:
-        list(read_pieces(str(path), str(boxes) if boxes else None, sampling))
+        list(read_chunks(str(path), str(boxes) if boxes else None, sampling))
     assert raised.value.reason in REJECT_REASONS and (boxes or str(path) in raised.value.message)
     return raised.value.reason
 
@@ -70,36 +71,36 @@ def test_a_slow_video_gives_all_its_frames_and_a_fast_one_the_rate() -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
 def test_frames_come_in_order_with_their_times(tmp_path: Path, suffix: str) -> None:
-    events = list(read_pieces(str(write_video(tmp_path / f"a{suffix}")), None, SMALL))
+    events = list(read_chunks(str(write_video(tmp_path / f"a{suffix}")), None, SMALL))
     info = events[-1]
     assert (
         isinstance(info, VideoInfo)
         and (info.width, info.height, info.source_frames) == (64, 48, 30)
         and info.fps == pytest.approx(10)
     )
-    (piece,) = pieces(events)
-    assert piece.last and piece.frames.shape == (30, 32, 16, 3) and piece.frames.dtype == np.uint8
+    (chunk,) = chunks(events)
+    assert chunk.last and chunk.frames.shape == (30, 32, 16, 3) and chunk.frames.dtype == np.uint8
     # AVI says when frames are decoded: two frames later than shown, as the ffmpeg program has it too.
     late = 0.2 if suffix == ".avi" else 0.0
-    assert piece.time_s == pytest.approx(late + np.arange(30) / 10, abs=0.01)
-    assert np.abs(piece.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(30)).max() < 4
+    assert chunk.time_s == pytest.approx(late + np.arange(30) / 10, abs=0.01)
+    assert np.abs(chunk.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(30)).max() < 4
 
 
 @pytest.mark.parametrize("width", [16, 48, 96, 144])
 def test_widths_that_decord_cannot_copy_are_read_all_the_same(tmp_path: Path, width: int) -> None:
     path = write_video(tmp_path / "narrow.mp4", frames=12, size=(width, 96))
-    found = pieces(list(read_pieces(str(path), None, Sampling(height=96, width=width))))
-    assert [len(piece.frames) for piece in found] == [12]
+    found = chunks(list(read_chunks(str(path), None, Sampling(height=96, width=width))))
+    assert [len(chunk.frames) for chunk in found] == [12]
     brightness = found[0].frames.mean(axis=(1, 2, 3))
     assert np.abs(brightness - 8 * np.arange(12)).max() < 3
-    single = pieces(list(read_frames(str(path), None, None, {7: None, 2: None}, Sampling(height=96, width=width))))
-    assert [round(float(piece.frames.mean()) / 8) for piece in single] == [2, 7]
+    single = chunks(list(read_frames(str(path), None, None, {7: None, 2: None}, Sampling(height=96, width=width))))
+    assert [round(float(chunk.frames.mean()) / 8) for chunk in single] == [2, 7]
 
 
-def test_a_long_video_comes_in_pieces_that_join_up(tmp_path: Path) -> None:
+def test_a_long_video_comes_in_chunks_that_join_up(tmp_path: Path) -> None:
     path = str(write_video(tmp_path / "a.mp4", frames=31))
-    (whole,) = pieces(list(read_pieces(path, None, SMALL)))
-    parts = pieces(list(read_pieces(path, None, Sampling(height=32, width=16, piece=7))))
+    (whole,) = chunks(list(read_chunks(path, None, SMALL)))
+    parts = chunks(list(read_chunks(path, None, Sampling(height=32, width=16, chunk=7))))
     assert [len(part.frames) for part in parts] == [7, 7, 7, 7, 3]
     assert [part.last for part in parts] == [False] * 4 + [True] and [part.number for part in parts] == [0, 1, 2, 3, 4]
     assert np.array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
@@ -118,21 +119,21 @@ def test_a_file_is_read_once_and_only_pictures_that_are_looked_at_are_made(
     picture, container = Recording._picture, Recording._opened
     monkeypatch.setattr(Recording, "_picture", lambda self, frame: made.append(frame.time) or picture(self, frame))
     monkeypatch.setattr(Recording, "_opened", lambda self: opened.append(self.path) or container(self))
-    (piece,) = pieces(list(read_pieces(str(path), str(boxes) if begins else None, SMALL)))
+    (chunk,) = chunks(list(read_chunks(str(path), str(boxes) if begins else None, SMALL)))
     start = (begins or 1) - 1
-    assert piece.frame_index.tolist() == list(range(start, 20)) and len(opened) == 1
+    assert chunk.frame_index.tolist() == list(range(start, 20)) and len(opened) == 1
     assert [round(10 * time) for time in made] == sorted({0, *range(start, 20)})
-    assert np.abs(piece.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(start, 20)).max() < 4
+    assert np.abs(chunk.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(start, 20)).max() < 4
 
 
 def test_a_folder_of_images_is_a_video_in_the_order_of_its_numbers(tmp_path: Path) -> None:
     for number in (1, 2, 10, 9):
         cv2.imwrite(str(tmp_path / f"f{number}.png"), np.full((40, 20, 3), number, np.uint8))
-    (piece,) = pieces(list(read_pieces(str(tmp_path), None, SMALL)))
-    assert piece.frames.mean(axis=(1, 2, 3)).tolist() == [1, 2, 9, 10]
+    (chunk,) = chunks(list(read_chunks(str(tmp_path), None, SMALL)))
+    assert chunk.frames.mean(axis=(1, 2, 3)).tolist() == [1, 2, 9, 10]
     assert sorted(["b2a10", "b2a9", "b10a1"], key=image_order) == ["b2a9", "b2a10", "b10a1"]
     sparse = Sampling(height=32, width=16, image_rate=20.0)
-    assert len(pieces(list(read_pieces(str(tmp_path), None, sparse)))[0].frames) == 2
+    assert len(chunks(list(read_chunks(str(tmp_path), None, sparse)))[0].frames) == 2
 
 
 def write_image(path: Path, value: int) -> None:
@@ -142,8 +143,8 @@ def write_image(path: Path, value: int) -> None:
 
 def brightness(uri: str) -> list[int]:
     """The value of each frame of a source whose images are of one colour."""
-    (piece,) = pieces(list(read_pieces(uri, None, reaching(SMALL, uri))))
-    return [round(value) for value in piece.frames.mean(axis=(1, 2, 3))]
+    (chunk,) = chunks(list(read_chunks(uri, None, reaching(SMALL, uri))))
+    return [round(value) for value in chunk.frames.mean(axis=(1, 2, 3))]
 
 
 def test_boxes_of_images_that_differ_in_size_are_those_of_the_first_one(tmp_path: Path) -> None:
@@ -156,10 +157,10 @@ def test_boxes_of_images_that_differ_in_size_are_those_of_the_first_one(tmp_path
         cv2.imwrite(str(folder / f"f{number}.png"), picture)
     boxes = tmp_path / "boxes.txt"
     boxes.write_text("\n".join(f"{i},1,44,4,30,30" for i in range(1, 5)))
-    for sampling in (SMALL, replace(SMALL, piece=2)):
-        found = pieces(list(read_pieces(str(folder), str(boxes), sampling)))
-        assert np.concatenate([piece.frames for piece in found]).min() > 190 and sum(len(piece.frames) for piece in found) == 4
-    (single,) = pieces(list(read_frames(str(folder), str(boxes), 1, {1: None}, SMALL)))
+    for sampling in (SMALL, replace(SMALL, chunk=2)):
+        found = chunks(list(read_chunks(str(folder), str(boxes), sampling)))
+        assert np.concatenate([chunk.frames for chunk in found]).min() > 190 and sum(len(chunk.frames) for chunk in found) == 4
+    (single,) = chunks(list(read_frames(str(folder), str(boxes), 1, {1: None}, SMALL)))
     assert single.frames.min() > 190
 
 
@@ -175,7 +176,7 @@ def test_a_pattern_is_the_tracklet_that_its_names_make_in_a_folder_of_many(tmp_p
 
 def test_the_hash_of_what_was_decoded_is_that_of_the_source(tmp_path: Path) -> None:
     def decoded(uri: Path | str) -> str | None:
-        return next(event.source_hash for event in read_pieces(str(uri), None, SMALL) if isinstance(event, VideoInfo))
+        return next(event.source_hash for event in read_chunks(str(uri), None, SMALL) if isinstance(event, VideoInfo))
 
     video = write_video(tmp_path / "a.mp4")
     folder = tmp_path / "images"
@@ -188,7 +189,7 @@ def test_the_hash_of_what_was_decoded_is_that_of_the_source(tmp_path: Path) -> N
     os.mkfifo(folder / "x5000.png")  # never read to its end
     assert decoded(f"{folder}/x1*.png") == hashes[2]
     with pytest.raises(VideoError, match=r"x5000\.png is not an image"):
-        list(read_pieces(str(folder), None, SMALL))
+        list(read_chunks(str(folder), None, SMALL))
 
 
 def test_what_came_to_lie_outside_the_roots_is_not_opened(tmp_path: Path) -> None:
@@ -212,9 +213,9 @@ def test_what_came_to_lie_outside_the_roots_is_not_opened(tmp_path: Path) -> Non
     rooted = replace(SMALL, roots=(str(inside),))
     for uri, boxes_uri in (("a.mp4", None), ("folder", None), ("images", None), ("images/1*.png", None), ("b.mp4", "a.txt")):
         with pytest.raises(VideoError, match="outside the allowed roots") as error:
-            list(read_pieces(f"{inside}/{uri}", boxes_uri and f"{inside}/{boxes_uri}", rooted))
+            list(read_chunks(f"{inside}/{uri}", boxes_uri and f"{inside}/{boxes_uri}", rooted))
         assert error.value.reason == "outside_roots"
-    assert [len(piece.frames) for piece in pieces(list(read_pieces(str(within), None, rooted)))]
+    assert [len(chunk.frames) for chunk in chunks(list(read_chunks(str(within), None, rooted)))]
 
 
 def test_only_the_star_is_special_in_a_pattern(tmp_path: Path) -> None:
@@ -237,19 +238,19 @@ def test_a_pattern_that_names_nothing_has_its_reason(tmp_path: Path) -> None:
     assert refused(f"{tmp_path}/a*.mp4") == "missing"
     for folder in (tmp_path / "absent", tmp_path / "a1.png"):
         with pytest.raises(VideoError, match=f"{folder}: there is no such folder") as raised:
-            list(read_pieces(f"{folder}/a*.png", None, SMALL))
+            list(read_chunks(f"{folder}/a*.png", None, SMALL))
         assert raised.value.reason == "missing"
 
 
-def test_single_frames_of_a_pattern_are_those_of_the_pieces(tmp_path: Path) -> None:
+def test_single_frames_of_a_pattern_are_those_of_the_chunks(tmp_path: Path) -> None:
     for number in range(4):
         write_image(tmp_path / f"x{number}.png", number)
         write_image(tmp_path / f"y{number}.png", 100 + number)
     with Decoder(SMALL) as decoder:
-        (piece,) = pieces(list(decoder.events(f"{tmp_path}/y*.png")))
+        (chunk,) = chunks(list(decoder.events(f"{tmp_path}/y*.png")))
         single = decoder.frames(f"{tmp_path}/y*.png", None, None, [1, 3, 9])
         (rejected,) = decoder.events(f"{tmp_path}/z*.png")
-    assert sorted(single) == [1, 3] and all(np.array_equal(frame, piece.frames[i]) for i, frame in single.items())
+    assert sorted(single) == [1, 3] and all(np.array_equal(frame, chunk.frames[i]) for i, frame in single.items())
     assert isinstance(rejected, Rejected) and rejected.reason == "no_frames"
 
 
@@ -262,7 +263,7 @@ def test_a_pattern_in_a_bucket(s3_options: str, tmp_path: Path) -> None:
     small = reaching(SMALL, f"s3://bucket/mars{s3_options}")
     assert refused(f"s3://bucket/mars/0001/0002*.png{s3_options}", sampling=small) == "no_frames"
     with pytest.raises(VideoError, match="there is no such folder"):
-        list(read_pieces(f"s3://bucket/mars/0002/0002*.png{s3_options}", None, small))
+        list(read_chunks(f"s3://bucket/mars/0002/0002*.png{s3_options}", None, small))
 
 
 @given(st.text("ab*.", max_size=8), st.text("ab.", max_size=12))
@@ -295,20 +296,20 @@ def test_boxes_make_one_candidate_a_track_cropped_from_the_frames(tmp_path: Path
     boxes = tmp_path / "boxes.txt"
     lines = [f"{i},1,4,4,20,40" for i in range(1, 11)] + [f"{i},2,-10,0,30,48" for i in range(5, 21)]
     boxes.write_text("\n".join([*lines, "3,3,500,500,20,40"]))
-    events = list(read_pieces(str(path), str(boxes), SMALL))
-    by_track = {piece.track: piece for piece in pieces(events)}
+    events = list(read_chunks(str(path), str(boxes), SMALL))
+    by_track = {chunk.track: chunk for chunk in chunks(events)}
     assert by_track[1].frame_index.tolist() == list(range(10)) and by_track[2].frame_index.tolist() == list(range(4, 20))
     assert np.abs(by_track[2].frames.mean(axis=(1, 2, 3)) - 8 * np.arange(4, 20)).max() < 4
     (rejected,) = [event for event in events if isinstance(event, Rejected)]
     assert (rejected.track, rejected.reason) == (3, "boxes_outside_frame")
 
 
-def test_single_frames_are_those_of_the_pieces(tmp_path: Path) -> None:
+def test_single_frames_are_those_of_the_chunks(tmp_path: Path) -> None:
     path = str(write_video(tmp_path / "a.mp4"))
-    (whole,) = pieces(list(read_pieces(path, None, SMALL)))
-    single = pieces(list(read_frames(path, None, None, dict.fromkeys([29, 3, 99]), SMALL)))
-    assert [piece.frame_index.tolist() for piece in single] == [[3], [29]]
-    assert all(np.array_equal(piece.frames[0], whole.frames[piece.frame_index[0]]) for piece in single)
+    (whole,) = chunks(list(read_chunks(path, None, SMALL)))
+    single = chunks(list(read_frames(path, None, None, dict.fromkeys([29, 3, 99]), SMALL)))
+    assert [chunk.frame_index.tolist() for chunk in single] == [[3], [29]]
+    assert all(np.array_equal(chunk.frames[0], whole.frames[chunk.frame_index[0]]) for chunk in single)
 
 
 def test_resizing_averages_when_it_shrinks() -> None:
@@ -363,16 +364,16 @@ def test_sound_without_a_picture_is_no_video(tmp_path: Path) -> None:
 
 def test_a_raw_stream_as_a_camera_leaves_it_is_read(tmp_path: Path) -> None:
     path = write_video(tmp_path / "raw.h264", rate=25)
-    (piece,) = pieces(list(read_pieces(str(path), None, Sampling(rate=25, height=32, width=16))))
-    assert len(piece.frames) == 30 and piece.time_s[-1] == pytest.approx(29 / 25, abs=0.02)
-    assert np.abs(piece.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(30)).max() < 4
+    (chunk,) = chunks(list(read_chunks(str(path), None, Sampling(rate=25, height=32, width=16))))
+    assert len(chunk.frames) == 30 and chunk.time_s[-1] == pytest.approx(29 / 25, abs=0.02)
+    assert np.abs(chunk.frames.mean(axis=(1, 2, 3)) - 8 * np.arange(30)).max() < 4
 
 
 def test_a_stream_that_begins_in_the_middle_is_read_from_where_it_can_be(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "whole.ts").read_bytes()
     (tmp_path / "cut.ts").write_bytes(whole[188:-188])
-    (piece,) = pieces(list(read_pieces(str(tmp_path / "cut.ts"), None, SMALL)))
-    assert 20 <= len(piece.frames) <= 30
+    (chunk,) = chunks(list(read_chunks(str(tmp_path / "cut.ts"), None, SMALL)))
+    assert 20 <= len(chunk.frames) <= 30
 
 
 def test_a_folder_without_images_and_a_damaged_image(tmp_path: Path) -> None:
@@ -381,7 +382,7 @@ def test_a_folder_without_images_and_a_damaged_image(tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/1.jpg").write_bytes(struct.pack("<8I", *range(8)))
     with pytest.raises(VideoError, match=r"1\.jpg is not an image"):
-        list(read_pieces(str(tmp_path / "bad"), None, SMALL))
+        list(read_chunks(str(tmp_path / "bad"), None, SMALL))
 
 
 def test_impossible_settings_are_refused() -> None:
@@ -399,10 +400,10 @@ class FakeDecoder(Decoder):
 def test_a_crash_costs_one_video_and_the_next_one_decodes(tmp_path: Path) -> None:
     path = str(write_video(tmp_path / "a.mp4"))
     with FakeDecoder(Sampling(height=32, width=16)) as decoder:
-        assert len(pieces(list(decoder.events(path)))) == 1
+        assert len(chunks(list(decoder.events(path)))) == 1
         (event,) = decoder.events(str(write_video(tmp_path / "crash.mp4")))
         assert isinstance(event, Rejected) and event.reason == "decoder_crash" and "SIGSEGV" in event.message
-        assert len(pieces(list(decoder.events(path)))) == 1
+        assert len(chunks(list(decoder.events(path)))) == 1
 
 
 def test_a_hang_is_ended_by_the_time_limit(tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_a_hang_is_ended_by_the_time_limit(tmp_path: Path) -> None:
     with FakeDecoder(Sampling(height=32, width=16, time_limit=5)) as decoder:
         (event,) = decoder.events(str(write_video(tmp_path / "hang.mp4")))
         assert isinstance(event, Rejected) and event.reason == "time_limit" and "5 s" in event.message
-        assert len(pieces(list(decoder.events(path)))) == 1
+        assert len(chunks(list(decoder.events(path)))) == 1
 
 
 def test_a_video_that_takes_too_much_memory_is_refused_and_the_next_one_decodes(tmp_path: Path) -> None:
@@ -424,15 +425,15 @@ def test_a_video_that_takes_too_much_memory_is_refused_and_the_next_one_decodes(
             "truncated",
             "undecodable",
         )
-        assert not pieces(events)
-        assert len(pieces(list(decoder.events(small)))) == 1
+        assert not chunks(events)
+        assert len(chunks(list(decoder.events(small)))) == 1
 
 
 def test_an_abandoned_video_does_not_leak_into_the_next(tmp_path: Path) -> None:
     long, short = (str(write_video(tmp_path / f"{n}.mp4", frames=n)) for n in (30, 9))
-    with Decoder(Sampling(height=32, width=16, piece=5)) as decoder:
+    with Decoder(Sampling(height=32, width=16, chunk=5)) as decoder:
         next(iter(decoder.events(long)))
-        assert sum(len(piece.frames) for piece in pieces(list(decoder.events(short)))) == 9
+        assert sum(len(chunk.frames) for chunk in chunks(list(decoder.events(short)))) == 9
 
 
 def test_a_long_stream_of_which_little_is_looked_at_tells_its_progress(tmp_path: Path) -> None:
@@ -443,5 +444,5 @@ def test_a_long_stream_of_which_little_is_looked_at_tells_its_progress(tmp_path:
         nonlocal told
         told += 1
 
-    next(read_pieces(str(path), None, replace(SMALL, rate=0.1), alive))
+    next(read_chunks(str(path), None, replace(SMALL, rate=0.1), alive))
     assert told >= 450

@@ -23,18 +23,20 @@ from benchmarks.boxes_from_detector import Tracks, overlap
 from benchmarks.boxes_from_detector import main as boxes_from_detector
 from pipeline.backbone.export import export_backbone, largest_difference, scaled_features
 from pipeline.backbone.osnet import OSNet, OSNetConfig
-from pipeline.backbone.runtime import find_backbone, load_backbone, normalise_pixels
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import find_backbone, normalise_pixels
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.boxes import read_boxes
 from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.checkpoint import Checkpoints, claim
 from pipeline.distillation.frame_augmentation import augment_frame
-from pipeline.distillation.hints import channel_scales, divided, piece_losses, whole_losses
+from pipeline.distillation.hints import channel_scales, divided, part_losses, whole_losses
 from pipeline.distillation.loop import Distillation, DistillationSettings, HeldOut, hints_phase, run_phases, whole_phase
-from pipeline.distillation.people import EvenlySpaced, gather_people, is_held_out
+from pipeline.distillation.people import EvenlySpaced, gather_people
 from pipeline.distillation.pool import build_pool, fill_rows
 from pipeline.distillation.teachers import FEATURE, HintTeacher, find_hints, load_vector_teacher
 from pipeline.errors import PipelineError, UsageError
+from pipeline.training.features import is_held_out
 from tests.backbone.test_osnet import lively
 from tests.conftest import SHARED
 
@@ -132,7 +134,7 @@ def test_every_hint_is_what_the_module_of_that_name_makes(network, teacher):
     for hook in hooks:
         hook.remove()
     maps = teacher.maps(pixels.numpy())
-    assert len(maps) == 11 + 6 * 11  # pieces; in each of six blocks, one reduction and 1 + 2 + 3 + 4 layers
+    assert len(maps) == 11 + 6 * 11  # parts; in each of six blocks, one reduction and 1 + 2 + 3 + 4 layers
     assert np.mean([np.std(values) > 1e-4 for values in maps.values()]) > 0.9  # a few streams of so small a network are dead
     for name, values in maps.items():
         np.testing.assert_allclose(values, made[name].numpy(), atol=1e-4, err_msg=name)
@@ -183,11 +185,11 @@ def test_an_exact_copy_has_nothing_to_learn_and_a_changed_layer_is_blamed_alone(
     pixels = torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(0))
     hints = as_tensors(teacher.maps(pixels.numpy()))
     with torch.no_grad():
-        for losses in (piece_losses(copy, pixels, hints), whole_losses(copy, pixels, hints, None)):
+        for losses in (part_losses(copy, pixels, hints), whole_losses(copy, pixels, hints, None)):
             assert all(abs(value.item()) < 1e-6 for value in losses.values())
         copy.parts.stage2a.streams[1][0][0].weight *= 1.5
-        pieces, whole = piece_losses(copy, pixels, hints), whole_losses(copy, pixels, hints, None)
-    assert {name for name, value in pieces.items() if value > 1e-6} == {"stage2a.inside"}
+        parts, whole = part_losses(copy, pixels, hints), whole_losses(copy, pixels, hints, None)
+    assert {name for name, value in parts.items() if value > 1e-6} == {"stage2a.inside"}
     after = set(list(dict(network.parts.named_children()))[4:])
     blamed = {name for name, value in whole.items() if value > 1e-10 and "." not in name}
     assert {"stage2a", "stage2b", "down2", "stage3a"} <= blamed <= after
@@ -217,22 +219,22 @@ def rescaled(network, scales):
 
     before = torch.ones(3)
     with torch.no_grad():
-        for name, piece in copied.parts.named_children():
+        for name, part in copied.parts.named_children():
             after = scales[name]
             if name.startswith("stage"):
-                carry(piece.reduce[0].weight, piece.reduce[1], before, scales[f"{name}.reduce"])
-                for k, stream in enumerate(piece.streams):
+                carry(part.reduce[0].weight, part.reduce[1], before, scales[f"{name}.reduce"])
+                for k, stream in enumerate(part.streams):
                     seen = scales[f"{name}.reduce"]
                     for j, layer in enumerate(stream):
                         carry(layer[0].weight, layer[2], seen, seen := scales[f"{name}.streams.{k}.{j}"])
-                carry(piece.gate[0].weight, None, seen, seen)  # all streams end on one scale
-                carry(piece.expand[0].weight, piece.expand[1], seen, after)
-                if not isinstance(piece.shortcut, nn.Identity):
-                    carry(piece.shortcut[0].weight, piece.shortcut[1], before, after)
+                carry(part.gate[0].weight, None, seen, seen)  # all streams end on one scale
+                carry(part.expand[0].weight, part.expand[1], seen, after)
+                if not isinstance(part.shortcut, nn.Identity):
+                    carry(part.shortcut[0].weight, part.shortcut[1], before, after)
             elif name == FEATURE:
-                carry(piece[2].weight, piece[3], before, after)
+                carry(part[2].weight, part[3], before, after)
             else:
-                convolution = piece if name == "last" else piece[0]
+                convolution = part if name == "last" else part[0]
                 carry(convolution[0].weight, convolution[1], before, after)
             before = after
     return copied
@@ -244,7 +246,7 @@ def test_the_divided_maps_are_those_of_an_equally_good_network(network, teacher)
     scales = {name: scale * torch.linspace(0.7, 1.4, len(scale)) for name, scale in channel_scales(maps).items()}
     hints = divided(maps, scales, torch.device("cpu"))
     with torch.no_grad():
-        good, unscaled = piece_losses(rescaled(network, scales), pixels, hints), piece_losses(network, pixels, hints)
+        good, unscaled = part_losses(rescaled(network, scales), pixels, hints), part_losses(network, pixels, hints)
     assert all(abs(value.item()) < 1e-6 for value in good.values()) and sum(unscaled.values()) > 1
 
 

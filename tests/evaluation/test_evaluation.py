@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.evaluate import evaluate
+from pipeline.coattention.cameras import camera_statistics
 from pipeline.coattention.cohort import Cohort
 from pipeline.datasets.labelled import LabelledData
 from pipeline.datasets.read import read_labelled
@@ -62,8 +63,8 @@ def everything(videos: pa.Table) -> Split:
     return Split(None, None, frozenset(videos["source_id"].to_pylist()))
 
 
-def opened(gallery: Gallery) -> tuple[Index, Partitions, JudgedPairs]:
-    index = build_index(gallery, IndexSettings(partition_videos=17))
+def opened(gallery: Gallery, cameras: str = "ignore") -> tuple[Index, Partitions, JudgedPairs]:
+    index = build_index(gallery, IndexSettings(partition_videos=17, cameras=cameras))
     partitions = LocalPartitions(index, range(len(index.manifest["partitions"])))
     return index, partitions, judged_pairs(index.videos, [everything(index.videos)])
 
@@ -244,6 +245,27 @@ def test_without_a_usable_cohort_baselines_stay_plain(toy_gallery: Gallery) -> N
     assert list(dict(baseline_scores(toy_gallery, index, pairs))) == [COSINE, METRIC]
 
 
+def test_baselines_of_an_index_that_tells_cameras_apart_have_them_taken_off_too(toy_gallery: Gallery) -> None:
+    index, _, pairs = opened(toy_gallery, "auto")
+    features, ids = features_of(toy_gallery), index.videos["video_id"].to_pylist()
+    cameras = index.videos["camera_id"].to_pylist()
+    means = np.stack([features[video].mean(axis=0) for video in ids])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    statistics = camera_statistics(means, cameras)
+    rows = [statistics.row(camera) for camera in cameras]
+    changed = np.stack([(one - statistics.means[row]) @ statistics.maps[row] for one, row in zip(means, rows, strict=True)])
+    changed /= np.linalg.norm(changed, axis=1, keepdims=True)
+    scores = dict(baseline_scores(toy_gallery, index, pairs))
+    expected = (changed @ changed.T)[pairs.query_rows][:, pairs.gallery_rows]
+    np.testing.assert_allclose(scores[COSINE], expected, atol=1e-3)
+    one, other = (
+        index.heads.of(cameras[row]).values(torch.from_numpy(features[ids[row]]).float()).detach().double().mean(dim=0)
+        for row in (int(pairs.query_rows[0]), int(pairs.gallery_rows[9]))
+    )
+    distance = float((one / one.norm() - other / other.norm()).square().sum())
+    assert scores[METRIC][0, 9] == pytest.approx(-4 * distance, abs=1e-4)
+
+
 def test_means_are_each_video_s_own_wherever_it_lies(toy_gallery: Gallery) -> None:
     index, _, _ = opened(toy_gallery)
     means, values = video_means(toy_gallery, index)
@@ -264,7 +286,8 @@ def test_prefilter_places_follow_the_best_segment_under_uniform_attention(toy_ga
         frames = features[video_id]
         return segment_frames(segment_starts(len(frames), 8, 4), 8, len(frames))
 
-    means = {v: index.head.values(torch.from_numpy(features[v])).detach().double().numpy()[segments(v)].mean(axis=1) for v in ids}
+    values = {v: index.head.values(torch.from_numpy(features[v])).detach().double().numpy() for v in ids}
+    means = {v: np.array([values[v][np.unique(numbers)].mean(axis=0) for numbers in segments(v)]) for v in ids}
     places = prefilter_places(toy_gallery, index, partitions, pairs, longest=6)
     for q in (0, 13, 39):
         encodings = segmented(gallery_target(toy_gallery, ids[pairs.query_rows[q]]), index).encoding.encodings

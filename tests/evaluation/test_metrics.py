@@ -14,6 +14,7 @@ from pipeline.evaluation.metrics import (
     QueryFigures,
     camera_pairs,
     identity_interval,
+    left_out,
     open_set_points,
     operating_points,
     query_figures,
@@ -325,3 +326,11 @@ def test_open_set_rates_are_shares_of_targets(world: World, rate: float) -> None
 def test_found_by_tells_misses_from_queries_without_a_match() -> None:
     figures = QueryFigures(np.array([1, 6, 0]), np.zeros(3), np.zeros(3))
     np.testing.assert_array_equal(figures.found_by(5), [1.0, 0.0, np.nan])
+
+
+def test_left_out_is_one_person_under_one_camera_that_is_known() -> None:
+    people, cameras = np.arange(60) % 5, np.arange(60) % 4 - 1  # -1: not known
+    found = left_out(people[:, None] == people, cameras[:, None], cameras)
+    for a in range(60):
+        for b in range(60):
+            assert found[a, b] == (people[a] == people[b] and cameras[a] == cameras[b] and cameras[a] != -1)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.source_hash import source_hash
 from pipeline.errors import PipelineError, UsageError

@@ -23,13 +23,14 @@ from pipeline.settings import IndexSettings
 from pipeline.storage.seals import sealed, unsealed
 from tests.write_format_fixture import found, write
 
+PADDED = "0.1"
 RELEASES = sorted(folder.name for folder in (Path(__file__).parents[1] / "fixtures").iterdir())
 
 
 @pytest.fixture(params=RELEASES)
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of what a release wrote: opening it must not need to change it, but a search adds to its audit log."""
-    return Path(shutil.copytree(Path(__file__).parents[1] / "fixtures" / request.param, tmp_path / "release"))
+    return Path(shutil.copytree(Path(__file__).parents[1] / "fixtures" / request.param, tmp_path / request.param))
 
 
 def test_what_a_release_wrote_is_sound_and_searched_with_the_same_leads(written: Path) -> None:
@@ -38,7 +39,9 @@ def test_what_a_release_wrote_is_sound_and_searched_with_the_same_leads(written:
     then = json.loads((written / "found.json").read_text())
     now = found(gallery)
     assert [video for video, _ in now] == [video for video, _ in then]
-    assert [score for _, score in now] == pytest.approx([score for _, score in then], abs=2e-5)
+    # The first release counted the last frame of a video shorter than a segment several times.
+    tolerance = 0.02 if written.name == PADDED else 2e-5
+    assert [score for _, score in now] == pytest.approx([score for _, score in then], abs=tolerance)
 
 
 def test_the_index_of_a_release_is_added_to(written: Path) -> None:

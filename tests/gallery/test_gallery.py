@@ -103,6 +103,14 @@ def test_iterating_gives_every_video_once_with_its_own_frames(toy_gallery: Galle
     assert all(np.array_equal(features, written[int(video_id[1:])][1]) for video_id, features in seen.items())
 
 
+def test_iterating_by_video_gives_each_its_row_and_its_frames(toy_gallery: Gallery) -> None:
+    videos = toy_gallery.snapshot().videos.take(list(range(39, 0, -3)))
+    seen = dict(toy_gallery.iter_videos(videos))
+    assert sorted(seen) == list(range(len(videos)))
+    for position, frames in seen.items():
+        assert frames.equals(toy_gallery.read_video(videos.slice(position, 1).to_pylist()[0]))
+
+
 def test_the_newest_commit_decides_on_a_source(toy_gallery: Gallery) -> None:
     toy_gallery.commit(NO_VIDEOS, reject("late"))
     assert toy_gallery.snapshot().rejects["video_id"].to_pylist() == ["late"]

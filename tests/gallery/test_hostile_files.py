@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.backbone.runtime import BackboneSpec, find_backbone, load_backbone
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import BackboneSpec, find_backbone
 from pipeline.catalog.inputs import read_catalog
 from pipeline.coattention.head import load_head, save_head
 from pipeline.coattention.network import Coattention, CoattentionConfig

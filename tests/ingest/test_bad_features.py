@@ -40,11 +40,11 @@ READERS: dict[str, Callable[[Gallery, Index], object]] = {
     "an index without a head": lambda gallery, index: build_index(gallery, IndexSettings(8, 4)),
     "an index": lambda gallery, index: build_index(gallery, IndexSettings(8, 4), index.head),
     "the untrained head's sample": lambda gallery, index: sample_features(gallery, index.videos),
-    "a cohort": lambda gallery, index: sample_cohort(gallery, index.videos, index.head, 8, 4),
-    "a prefilter's sample": lambda gallery, index: sample_means(gallery, index.videos, index.head, 8, 4),
+    "a cohort": lambda gallery, index: sample_cohort(gallery, index.videos, index.heads, 8, 4),
+    "a prefilter's sample": lambda gallery, index: sample_means(gallery, index.videos, index.heads, 8, 4),
     "a target": lambda gallery, index: gallery_target(gallery, VIDEO),
     "evaluation": video_means,
-    "training": lambda gallery, index: load_features([Source(gallery)]),
+    "training": lambda gallery, index: load_features([Source(gallery.location.uri)]),
 }
 
 

@@ -1,4 +1,4 @@
-"""Ingest: every source ends in exactly one place, whatever its blocks, pieces, retries and failures were."""
+"""Ingest: every source ends in exactly one place, whatever its blocks, chunks, retries and failures were."""
 
 import csv
 import itertools
@@ -15,35 +15,38 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.ingest import ProgressLine
-from pipeline.backbone.runtime import DEFAULT, find_backbone, load_backbone
+from jobs.ingest import show
+from jobs.progress import RenewedLine
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.source_hash import source_hash
-from pipeline.decoding.video import Event, read_pieces
+from pipeline.decoding.video import Event
 from pipeline.errors import PipelineError
-from pipeline.gallery.forgotten import write_forgotten
+from pipeline.gallery.forgotten import Forgotten, write_forgotten
 from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
-from pipeline.ingest import pieces as pieces_module
+from pipeline.ingest import listing
 from pipeline.ingest import run as ingest_module
+from pipeline.ingest import stages as stages_module
 from pipeline.ingest.commit import Committer
-from pipeline.ingest.pieces import (
+from pipeline.ingest.run import IngestProgress, Workers, ingest
+from pipeline.ingest.stages import (
+    CHUNKS_SCHEMA,
     EMBEDDED_SCHEMA,
-    PIECES_SCHEMA,
     WRITTEN_SCHEMA,
     DecodeAndEmbed,
-    DecodeSources,
-    EmbedPieces,
+    EmbedChunks,
     decode_source,
     with_features,
-    write_pieces,
+    write_chunks,
 )
-from pipeline.ingest.run import IngestProgress, Workers, ingest
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget, take_forgotten
 from pipeline.retention.remains import files_with_forgotten
 from tests.conftest import toy_spec
+from tests.decoding.in_process import read_chunks
 from tests.decoding.test_video import write_video
 
 SPEC = find_backbone(DEFAULT, (64, 32))
@@ -95,7 +98,7 @@ def test_every_input_ends_in_one_place_and_a_second_ingest_adds_nothing(running_
     gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
     catalog = read_catalog(str(folder / "manifest.csv"))
     told = []
-    workers = Workers(shard_pieces=4)
+    workers = Workers(shard_chunks=4)
     summary = ingest(catalog, gallery, SAMPLING, workers, progress=lambda state: told.append((state.done, state.total)))
     snapshot = gallery.snapshot()
     assert set(snapshot.videos["video_id"].to_pylist()) == GOOD
@@ -114,7 +117,7 @@ def test_every_input_ends_in_one_place_and_a_second_ingest_adds_nothing(running_
 
 def test_an_actor_that_decodes_and_embeds_keeps_its_decoder_from_block_to_block(folder: Path) -> None:
     counter = SimpleNamespace(add=SimpleNamespace(remote=lambda frames: None))
-    actor = DecodeAndEmbed(DecodeSources(SAMPLING), EmbedPieces(SPEC, 1, counter))
+    actor = DecodeAndEmbed(SAMPLING, Forgotten(), SPEC, 1, counter)
     catalog = read_catalog(str(folder / "manifest.csv")).table
     processes, kinds = set(), []
     for start in range(0, len(catalog), 4):
@@ -122,13 +125,13 @@ def test_an_actor_that_decodes_and_embeds_keeps_its_decoder_from_block_to_block(
             kinds += table["kind"].to_pylist()
         processes.add(actor.decode.decoder._process and actor.decode.decoder._process.pid)
     assert len(processes) == 1 and None not in processes
-    assert kinds.count("end") == len(catalog) and kinds.count("piece") >= 9
+    assert kinds.count("end") == len(catalog) and kinds.count("chunk") >= 9
 
 
 def test_an_actor_that_was_left_half_way_begins_anew_with_the_next_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces_module, "TABLE_BYTES", 0)  # a table a row
+    monkeypatch.setattr(stages_module, "TABLE_BYTES", 0)  # a table a row
     counter = SimpleNamespace(add=SimpleNamespace(remote=lambda frames: None))
-    actor = DecodeAndEmbed(DecodeSources(replace(SAMPLING, piece=3)), EmbedPieces(SPEC, 1, counter))
+    actor = DecodeAndEmbed(replace(SAMPLING, chunk=3), Forgotten(), SPEC, 1, counter)
     catalog = read_catalog(str(folder / "manifest.csv")).table
     ids = catalog["source_id"].to_pylist()
     block = catalog.take([ids.index("good6"), ids.index("good3"), ids.index("good2")])
@@ -141,10 +144,10 @@ def test_an_actor_that_was_left_half_way_begins_anew_with_the_next_block(folder:
         assert pa.concat_tables(list(actor(block))).equals(whole)
 
 
-def test_the_counter_is_told_of_all_frames_but_not_of_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_counter_is_told_of_all_frames_but_not_of_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     now, told = [100.0], []
-    monkeypatch.setattr(pieces_module.time, "monotonic", lambda: now[0])
-    embed = EmbedPieces(SPEC, 1, SimpleNamespace(add=SimpleNamespace(remote=told.append)))
+    monkeypatch.setattr(stages_module.time, "monotonic", lambda: now[0])
+    embed = EmbedChunks(SPEC, 1, SimpleNamespace(add=SimpleNamespace(remote=told.append)))
     for seconds, frames in ((0, 3), (0.4, 5), (0.4, 0), (0.4, 2), (5, 0), (0, 4)):
         now[0] += seconds
         assert embed.embed(np.zeros((frames, 64, 32, 3), np.uint8)).shape == (frames, 512)
@@ -164,14 +167,14 @@ def test_features_are_those_of_the_backbone_on_the_decoded_frames(running_ray: N
 
 
 @pytest.mark.ray
-def test_blocks_pieces_and_shards_do_not_change_what_is_stored(
+def test_blocks_chunks_and_shards_do_not_change_what_is_stored(
     running_ray: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = read_catalog(str(folder / "manifest.csv"))
     one, other = (Gallery.open_or_create(tmp_path / name, SETTINGS) for name in ("one", "other"))
     ingest(catalog, one, SAMPLING)
-    monkeypatch.setattr(ingest_module, "SOURCES_A_BLOCK", 1)
-    ingest(catalog, other, replace(SAMPLING, piece=3), Workers(decoders=2, shard_pieces=2))  # videos cut into many shards
+    monkeypatch.setattr(listing, "SOURCES_PER_BLOCK", 1)
+    ingest(catalog, other, replace(SAMPLING, chunk=3), Workers(decoders=2, shard_chunks=2))  # videos cut into many shards
     assert len(list(Path(other.location.path, "frames").iterdir())) > 10
     expected, found = contents(one), contents(other)
     assert expected.keys() == found.keys()
@@ -208,24 +211,24 @@ def test_a_gallery_that_cannot_be_written_is_one_sentence_and_resumable(running_
     assert ingest(catalog, gallery, SAMPLING).candidates == 1
 
 
-def piece_row(video_id: str, piece: int, frames: int, value: float) -> dict:
+def chunk_row(video_id: str, chunk: int, frames: int, value: float) -> dict:
     feature = np.full((frames, 24), value, np.float16).tobytes()
-    index = list(range(10 * piece, 10 * piece + frames))
-    row = dict.fromkeys(PIECES_SCHEMA.names) | {"kind": "piece", "source_id": video_id, "video_id": video_id, "piece": piece}
+    index = list(range(10 * chunk, 10 * chunk + frames))
+    row = dict.fromkeys(CHUNKS_SCHEMA.names) | {"kind": "chunk", "source_id": video_id, "video_id": video_id, "chunk": chunk}
     row |= {"frame_index": index, "time_s": [i / 10 for i in index], "fps": 10.0, "source_frames": 99, "width": 8, "height": 8}
     return {name: value for name, value in row.items() if name != "frames"} | {"feature": feature}
 
 
 def written(gallery: Gallery, rows: list[dict]) -> pa.Table:
-    return write_pieces(pa.Table.from_pylist(rows, schema=EMBEDDED_SCHEMA), gallery)
+    return write_chunks(pa.Table.from_pylist(rows, schema=EMBEDDED_SCHEMA), gallery)
 
 
-def end_row(source_id: str, pieces: int, **values: object) -> dict:
-    row = dict.fromkeys([name for name in PIECES_SCHEMA.names if name != "frames"])
+def end_row(source_id: str, chunks: int, **values: object) -> dict:
+    row = dict.fromkeys([name for name in CHUNKS_SCHEMA.names if name != "frames"])
     return row | {
         "kind": "end",
         "source_id": source_id,
-        "pieces": pieces,
+        "chunks": chunks,
         "rejects": 0,
         "fatal": False,
         "feature": None,
@@ -242,7 +245,7 @@ def committer(tmp_path: Path) -> Committer:
 
 def test_nothing_is_committed_before_a_video_is_complete(committer: Committer) -> None:
     gallery = committer.gallery
-    first = written(gallery, [piece_row("a", 0, 10, 1), piece_row("b", 0, 10, 2), end_row("b", 1)])
+    first = written(gallery, [chunk_row("a", 0, 10, 1), chunk_row("b", 0, 10, 2), end_row("b", 1)])
     assert first.schema.equals(WRITTEN_SCHEMA)
     committer.add(first)
     assert list(contents(gallery)) == ["b"] and committer.committed == {"b"}
@@ -250,26 +253,41 @@ def test_nothing_is_committed_before_a_video_is_complete(committer: Committer) -
 
 def test_rows_that_come_twice_count_once(committer: Committer) -> None:
     gallery = committer.gallery
-    twice = written(gallery, [piece_row("a", 0, 10, 1), piece_row("a", 0, 10, 1)])
+    twice = written(gallery, [chunk_row("a", 0, 10, 1), chunk_row("a", 0, 10, 1)])
     committer.add(twice)
-    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
-    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
+    committer.add(written(gallery, [chunk_row("a", 0, 10, 1), end_row("a", 1)]))
+    committer.add(written(gallery, [chunk_row("a", 0, 10, 1), end_row("a", 1)]))
     assert contents(gallery)["a"].shape == (10, 24) and len(gallery.snapshot().commits) == 1
     assert committer.committed == {"a"}
 
 
 def test_a_video_that_fails_half_way_leaves_only_its_reject(committer: Committer) -> None:
     gallery = committer.gallery
-    committer.add(written(gallery, [piece_row("a", 0, 10, 1)]))
+    committer.add(written(gallery, [chunk_row("a", 0, 10, 1)]))
     committer.add(written(gallery, [end_row("a", 1, fatal=True, video_id="a", reason="truncated", message="cut off")]))
     assert contents(gallery) == {} and gallery.snapshot().rejects["reason"].to_pylist() == ["truncated"]
 
 
+def test_the_log_names_what_was_rejected_and_counts_what_was_committed(
+    committer: Committer, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = end_row("b", 0, fatal=True, video_id="b", reason="truncated", message="cut off")
+    with caplog.at_level("INFO", logger="coattention.ingest"):
+        committer.add(written(committer.gallery, [chunk_row("a", 0, 10, 1)]))
+        assert caplog.records == []  # nothing is complete yet
+        committer.add(written(committer.gallery, [end_row("a", 1), refused]))
+    rejected, committed = [vars(record) | {"text": record.getMessage()} for record in caplog.records]
+    assert (rejected["levelname"], rejected["text"]) == ("WARNING", "rejected: cut off")
+    assert (rejected["source_id"], rejected["video_id"], rejected["reason"]) == ("b", "b", "truncated")
+    assert committed["text"] == "committed"
+    assert [committed[name] for name in ("sources", "videos", "frames", "rejected")] == [2, 1, 10, 1]
+
+
 @pytest.mark.ray
-def test_a_video_whose_pieces_lie_in_several_shards_becomes_one(running_ray: None, committer: Committer) -> None:
+def test_a_video_whose_chunks_lie_in_several_shards_becomes_one(running_ray: None, committer: Committer) -> None:
     gallery = committer.gallery
-    committer.add(written(gallery, [piece_row("a", 1, 5, 2), piece_row("b", 0, 3, 9)]))
-    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 2)]))
+    committer.add(written(gallery, [chunk_row("a", 1, 5, 2), chunk_row("b", 0, 3, 9)]))
+    committer.add(written(gallery, [chunk_row("a", 0, 10, 1), end_row("a", 2)]))
     row = gallery.snapshot().videos.to_pylist()[0]
     frames = gallery.read_video(row)
     assert frames["frame_index"].to_pylist() == list(range(15))
@@ -277,7 +295,7 @@ def test_a_video_whose_pieces_lie_in_several_shards_becomes_one(running_ray: Non
 
 
 def test_an_id_of_another_video_is_refused_by_name(committer: Committer, tmp_path: Path) -> None:
-    committer.add(written(committer.gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
+    committer.add(written(committer.gallery, [chunk_row("a", 0, 10, 1), end_row("a", 1)]))
     (tmp_path / "other.mp4").write_bytes(b"x")
     (tmp_path / "m.csv").write_text("uri,video_id\nother.mp4,a\n")
     with pytest.raises(PipelineError, match="1 ids belong to other videos of the gallery: a "):
@@ -290,7 +308,7 @@ def test_reasons_are_of_the_fixed_vocabulary() -> None:
 
 def test_what_was_forgotten_does_not_come_back_under_another_id(committer: Committer, tmp_path: Path) -> None:
     gallery = committer.gallery
-    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)]))
+    committer.add(written(gallery, [chunk_row("a", 0, 10, 1), end_row("a", 1)]))
     forget(gallery, Selection(("a",)), "a test")
     renamed = pa.Table.from_pylist([{"source_id": "x", "uri": "/a"}, {"source_id": "y", "uri": "/y"}], schema=SOURCE_SCHEMA)
     missing, already = ingest_module.missing_sources(renamed, gallery, retry_rejected=True)
@@ -299,9 +317,9 @@ def test_what_was_forgotten_does_not_come_back_under_another_id(committer: Commi
 
 def test_bytes_that_are_forgotten_while_they_are_ingested_are_rejected_and_not_retried(committer: Committer) -> None:
     gallery = committer.gallery
-    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1, source_hash="file:aa")]))
+    committer.add(written(gallery, [chunk_row("a", 0, 10, 1), end_row("a", 1, source_hash="file:aa")]))
     rest = written(
-        gallery, [piece_row("b", 0, 10, 1), piece_row("c", 0, 5, 1), end_row("b", 1, source_hash="file:aa"), end_row("c", 1)]
+        gallery, [chunk_row("b", 0, 10, 1), chunk_row("c", 0, 5, 1), end_row("b", 1, source_hash="file:aa"), end_row("c", 1)]
     )
     forget(gallery, Selection(("a",)), "a test")
     committer.add(rest)
@@ -314,13 +332,13 @@ def test_bytes_that_are_forgotten_while_they_are_ingested_are_rejected_and_not_r
 
 
 class Decoded:
-    """In place of a decoder: the events of `read_pieces`, and how many were taken."""
+    """In place of a decoder: the events of a source, and how many were taken."""
 
     def __init__(self) -> None:
         self.taken = 0
 
     def events(self, uri: str, boxes_uri: str | None, frame_rate: float | None) -> Iterator[Event]:
-        for event in read_pieces(uri, boxes_uri, replace(SAMPLING, piece=3)):
+        for event in read_chunks(uri, boxes_uri, replace(SAMPLING, chunk=3)):
             self.taken += 1
             yield event
 
@@ -330,14 +348,14 @@ def test_of_a_forgotten_source_nothing_is_embedded_and_of_a_forgotten_track_no_f
     content, decoder = source_hash(crowd["uri"]), Decoded()
     *before, end = decode_source(decoder, crowd, frozenset({(content, None)}))
     assert (end["kind"], end["fatal"], end["reason"]) == ("end", True, "forgotten")
-    assert "piece" not in {row["kind"] for row in before} and decoder.taken == len(before) + 1  # it ends at the first frames
+    assert "chunk" not in {row["kind"] for row in before} and decoder.taken == len(before) + 1  # it ends at the first frames
     rows = list(decode_source(decoder, crowd, frozenset({(content, 2), ("file:another", None)})))
-    assert {row["track"] for row in rows if row["kind"] == "piece"} == {1}
+    assert {row["track"] for row in rows if row["kind"] == "chunk"} == {1}
     rejects = {row["video_id"]: row["reason"] for row in rows if row["kind"] == "reject"}
     assert rejects == {"crowd#2": "forgotten", "crowd#3": "boxes_outside_frame"}
-    assert (rows[-1]["pieces"], rows[-1]["rejects"]) == (sum(row["kind"] == "piece" for row in rows), 2)
+    assert (rows[-1]["chunks"], rows[-1]["rejects"]) == (sum(row["kind"] == "chunk" for row in rows), 2)
     whole = list(decode_source(decoder, crowd | {"boxes_uri": None}, frozenset({(content, 2)})))
-    assert {row["kind"] for row in whole} == {"piece", "end"}  # one track is not the recording
+    assert {row["kind"] for row in whole} == {"chunk", "end"}  # one track is not the recording
 
 
 @pytest.mark.ray
@@ -364,7 +382,7 @@ def test_a_copy_of_a_forgotten_file_gives_no_video_here_nor_in_a_gallery_that_wa
 
 def test_one_video_has_one_id_and_one_id_one_video(committer: Committer) -> None:
     gallery = committer.gallery
-    committer.add(written(gallery, [piece_row("a", 0, 10, 1), end_row("a", 1), piece_row("b", 0, 5, 1), end_row("b", 1)]))
+    committer.add(written(gallery, [chunk_row("a", 0, 10, 1), end_row("a", 1), chunk_row("b", 0, 5, 1), end_row("b", 1)]))
     renamed = pa.Table.from_pylist([{"source_id": "x", "uri": "/a"}], schema=SOURCE_SCHEMA)
     with pytest.raises(PipelineError, match=r"under other ids: /a \(a\)"):
         ingest_module.missing_sources(renamed, gallery, False)
@@ -375,16 +393,16 @@ def test_one_video_has_one_id_and_one_id_one_video(committer: Committer) -> None
 
 
 def test_features_that_are_not_finite_make_a_reject(committer: Committer) -> None:
-    row = piece_row("a", 0, 10, 1)
+    row = chunk_row("a", 0, 10, 1)
     features = np.frombuffer(row["feature"], np.float16).reshape(-1, 24).copy()
     features[3, 5] = np.inf
     end = np.empty((0, 24), np.float16)
-    committer.add(write_pieces(with_features([(row, features), (end_row("a", 1), end)]), committer.gallery))
+    committer.add(write_chunks(with_features([(row, features), (end_row("a", 1), end)]), committer.gallery))
     assert contents(committer.gallery) == {} and committer.reasons == {"bad_features": 1}
 
 
 def test_a_shard_that_went_away_is_not_committed(committer: Committer) -> None:
-    rows = written(committer.gallery, [piece_row("a", 0, 10, 1), end_row("a", 1)])
+    rows = written(committer.gallery, [chunk_row("a", 0, 10, 1), end_row("a", 1)])
     for shard in Path(committer.gallery.location.path, "frames").iterdir():
         shard.unlink()
     with pytest.raises(PipelineError, match="went away before it was committed"):
@@ -400,5 +418,5 @@ def test_what_the_stages_reserve_fits_the_cluster(decoders: int, embedders: int,
 
 @pytest.mark.parametrize(("seconds", "words"), [(1e-5, "speed unknown"), (0.0, "speed unknown"), (2.0, "36 frames/s")])
 def test_a_speed_is_told_once_there_is_one(capsys: pytest.CaptureFixture[str], seconds: float, words: str) -> None:
-    ProgressLine()(IngestProgress(total=137, frames=71, seconds=seconds))
+    show(RenewedLine(), IngestProgress(total=137, frames=71, seconds=seconds))
     assert f"71 frames, {words}, time left unknown" in capsys.readouterr().err

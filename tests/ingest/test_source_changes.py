@@ -20,16 +20,16 @@ from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, Gal
 from pipeline.index.build import build_index
 from pipeline.index.versions import index_lag
 from pipeline.ingest.commit import Committer
-from pipeline.ingest.pieces import decode_source
 from pipeline.ingest.run import ingest
 from pipeline.ingest.source_changes import STILL_CHANGING, Changes, find_changes, is_changing, too_young, with_states
+from pipeline.ingest.stages import decode_source
 from pipeline.retention import compact as compaction
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
 from pipeline.settings import IndexSettings
 from tests.conftest import toy_spec
 from tests.decoding.test_video import write_video
-from tests.ingest.test_ingest import SAMPLING, SETTINGS, contents, end_row, piece_row, written
+from tests.ingest.test_ingest import SAMPLING, SETTINGS, chunk_row, contents, end_row, written
 
 FIRST = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NO_REJECTS = REJECTS_SCHEMA.empty_table()
@@ -76,7 +76,7 @@ def taken_in(gallery: Gallery, catalog: Catalog, rejected: tuple[str, ...] = (),
             rows = [end_row(source_id, 0, fatal=True, video_id=source_id, reason="truncated", message="cut off")]
         else:
             end = end_row(source_id, 1, source_hash=source_hash(row["uri"]), fps=10.0, source_frames=20, width=8, height=8)
-            rows = [piece_row(source_id, 0, 20, value), end]
+            rows = [chunk_row(source_id, 0, 20, value), end]
         committer.add(written(gallery, rows))
     return table
 
@@ -232,7 +232,7 @@ def test_a_corrected_manifest_changes_camera_label_and_times_and_nothing_else(ga
     hour = timedelta(hours=1)
     shifted = {name: before["a"][name] + hour for name in ("start_time", "seen_from", "seen_to")}
     assert row_of(gallery, "a") == before["a"] | {"camera_id": "cam2"} | shifted
-    # Frames 0 to 19 of ten a second, as piece_row writes them:
+    # Frames 0 to 19 of ten a second, as chunk_row writes them:
     b = row_of(gallery, "b")
     assert (b["person_id"], b["start_time"], b["seen_from"]) == ("p1", FIRST, FIRST)
     assert abs(b["seen_to"] - (FIRST + timedelta(seconds=1.9))) < timedelta(milliseconds=1)
@@ -305,7 +305,7 @@ def test_a_file_that_grows_while_it_is_decoded_is_left_and_not_rejected(gallery:
         rows = list(decode_source(decoder, source))
         assert rows[-1]["reason"] == STILL_CHANGING and rows[-1]["fatal"]
         end = end_row(source["source_id"], 1, **{name: rows[-1][name] for name in ("fatal", "reason", "message", "video_id")})
-        committer.add(written(gallery, [piece_row(source["source_id"], 0, 10, 1), end]))
+        committer.add(written(gallery, [chunk_row(source["source_id"], 0, 10, 1), end]))
         assert committer.left == {source["source_id"]} and not committer.committed and not gallery.commit_names()
         source = with_states(read_catalog(str(tmp_path / "in")).table).to_pylist()[0]
         assert not list(decode_source(decoder, source))[-1]["fatal"]

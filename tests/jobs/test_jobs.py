@@ -33,7 +33,7 @@ import ray
 import typer.main
 from onnx import TensorProto, helper
 
-from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import default_video_id
 from pipeline.coattention.head import save_head
 from pipeline.gallery.audit import read_records

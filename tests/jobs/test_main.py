@@ -22,7 +22,7 @@ def called(*arguments: str, cwd: Path = ROOT, path: str = str(ROOT)) -> subproce
 
 
 def test_every_job_is_a_command_and_says_what_it_does() -> None:
-    files = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "command_line", "main"}
+    files = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "command_line", "main", "progress"}
     assert commands().keys() == files and all(commands().values())
 
 

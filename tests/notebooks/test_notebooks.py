@@ -28,8 +28,9 @@ from pipeline.search.results import write_results
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
 from pipeline.settings import SearchSettings
-from pipeline.training.checkpoint import metrics_table
-from pipeline.training.run import GallerySource, TrainingPlan, run_training
+from pipeline.training.checkpoint_files import metrics_table
+from pipeline.training.features import Source
+from pipeline.training.run import TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
 from tests.conftest import add_videos, people_features, threads_of_torch, toy_spec
@@ -279,7 +280,7 @@ def test_failures_whose_sources_are_gone_are_told_in_a_sentence(
 def test_a_training_is_drawn_with_the_epoch_that_was_kept(tmp_path: Path) -> None:
     gallery = Gallery.open_or_create(tmp_path / "gallery", GallerySettings(toy_spec(), 10.0, None))
     add_videos(gallery, people_features(24, 4, 24, seed=1))
-    sources = (GallerySource(gallery.location.uri, "0"), GallerySource(gallery.location.uri, "0", hidden=True))
+    sources = (Source(gallery.location.uri, "0"), Source(gallery.location.uri, "0", hidden=True))
     small = TrainingSettings(people=4, tracklets=2, segment_length=4, batches=3, epochs=3)
     plan = TrainingPlan(sources, str(tmp_path / "run"), start=StartSettings(8, 8), settings=small)
     with threads_of_torch(1):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.gallery.gallery import Gallery, feature_matrix, frames_table
 from pipeline.index.build import build_index
-from pipeline.index.partition_files import encode_frames, segment_means
+from pipeline.index.partition_files import encode_videos, segment_means
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
 from pipeline.retention.remains import files_with_forgotten
@@ -28,12 +28,12 @@ def traces(gallery: Gallery) -> dict[str, list[np.ndarray]]:
     for row in gallery.snapshot().videos.to_pylist():
         if row["video_id"] in GONE:
             features = feature_matrix(gallery.read_video(row))
-            keys, values = encode_frames(index.head, features)
+            keys, values = encode_videos(index.heads, features, np.array([len(features)]), [row["camera_id"]])
             cut = segment_frames(segment_starts(len(features), 8, 4), 8, len(features))
             found["features"] += list(features)
             found["keys"] += list(keys)
             found["values"] += list(values)
-            found["means"] += list(segment_means(values, cut))
+            found["means"] += list(segment_means(values, cut, index.heads.unit_encodings))
     return found
 
 
@@ -44,7 +44,7 @@ def files_with_rows(gallery: Gallery, rows: Sequence[np.ndarray]) -> list[str]:
     """
     needles = {np.ascontiguousarray(row).tobytes() for row in rows}
     found = []
-    for file in [*gallery.location.list(recursive=True), *gallery.location.leftovers()]:
+    for file, _ in gallery.location.infos(recursive=True):
         data = file.read_bytes()
         if any(needle in data for needle in needles) or (file.name.endswith(".parquet") and stored_rows(data) & needles):
             found.append(file.uri)

@@ -47,7 +47,7 @@ int main(void) {
   float *weight = take(4 * d_v), *centre = take(4 * d_v), *out;
   if (posix_memalign((void **)&out, 64, 4 * segments * targets)) return 4;
   if (JOIN(FUNCTION, LANES_MOST)(keys, values, band, d_k, d_v, length, segments, start, last, targets, queries, weighted,
-                                 constant, weight, centre, 1.0f, out)) return 5;
+                                 constant, weight, centre, AGREEMENT, UNIT, 1.0f, out)) return 5;
   return fwrite(out, 4, segments * targets, stdout) != (size_t)(segments * targets);
 }
 """
@@ -102,7 +102,10 @@ def test_every_float16_is_read_exactly(run: Callable[..., bytes]) -> None:
 
 @pytest.mark.parametrize("kind", ["half", "single"])
 @pytest.mark.parametrize(("targets", "key_width", "value_width"), [(4, 5, 19), (28, 128, 128)])
-def test_scores_are_as_defined(run: Callable[..., bytes], kind: str, targets: int, key_width: int, value_width: int) -> None:
+@pytest.mark.parametrize(("agreement", "unit"), [(0.0, 0.0), (0.5, 4.0)])
+def test_scores_are_as_defined(
+    run: Callable[..., bytes], kind: str, targets: int, key_width: int, value_width: int, agreement: float, unit: float
+) -> None:
     rng = np.random.default_rng(targets)
     storage = np.float16 if kind == "half" else np.float32
     frames = rng.integers(1, 71, size=12)
@@ -114,7 +117,12 @@ def test_scores_are_as_defined(run: Callable[..., bytes], kind: str, targets: in
     values = (rng.normal(size=(ends[-1], value_width)) / value_width**0.5).astype(storage)
     queries, encodings = rng.normal(size=(targets, key_width)) / key_width**0.25, rng.normal(size=(targets, value_width))
     encodings /= value_width**0.5
-    weight, bias, centre = -2 * rng.random(value_width), 1.0, encodings.mean(axis=0)
+    weight, bias = -2 * rng.random(value_width), 1.0
+    if unit:
+        values = (values / np.linalg.norm(values.astype(float), axis=1, keepdims=True)).astype(storage)
+        encodings /= np.linalg.norm(encodings, axis=1, keepdims=True)
+        weight = np.full(value_width, -unit)
+    centre = encodings.mean(axis=0)
     after = torch.from_numpy(np.concatenate([np.arange(count)[::-1] for count in frames]).copy())
     band = frame_band(torch.from_numpy(weight), torch.from_numpy(values), after, LENGTH).numpy().astype(storage)
     centred = encodings - centre
@@ -122,16 +130,21 @@ def test_scores_are_as_defined(run: Callable[..., bytes], kind: str, targets: in
     sizes = np.array([ends[-1], key_width, value_width, LENGTH, len(start), targets], np.int64)
     arrays = [sizes, keys, values, band, start, last, *(table.astype(np.float32) for table in tables)]
     function = f"pair_logits_{kind}_"
-    written = run("pair_kernel", LOGITS, arrays, SIZE=storage().itemsize, FUNCTION=function)
+    numbers = {"AGREEMENT": f"{agreement / np.log(2)}f", "UNIT": f"{unit}f"}
+    written = run("pair_kernel", LOGITS, arrays, SIZE=storage().itemsize, FUNCTION=function, **numbers)
     logits = np.frombuffer(written, np.float32).reshape(len(start), targets)
 
     rows = np.minimum(start[:, None] + np.arange(LENGTH), last[:, None])
     heat = keys.astype(float)[rows] @ queries.T  # [K, T, N]
+    heat += agreement * ((encodings - values.astype(float)[rows][:, :, None]) ** 2 @ weight)
+    heat[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf  # padding
     attention = np.exp(heat) / np.exp(heat).sum(axis=1, keepdims=True)
     found = np.einsum("ktn,ktd->knd", attention, values.astype(float)[rows])
+    if unit:
+        found /= np.linalg.norm(found, axis=2, keepdims=True)
     expected = bias + (encodings - found) ** 2 @ weight  # [K, N]
     assert np.ptp(expected) > 1
-    tolerance = 1e-4 if kind == "half" else 1e-5
+    tolerance = 1e-5 if kind == "single" else 4e-4 if unit else 1e-4  # of few dimensions, float16 makes no unit vectors
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-expected)), rtol=0, atol=tolerance)
 
 

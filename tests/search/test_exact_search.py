@@ -1,16 +1,10 @@
 """An exact search gives the first leads of scoring everything, and a batch gives what its targets give one by one."""
 
 import dataclasses
-import json
-import math
 
-import faiss
-import numpy as np
 import pytest
 import ray
-import torch
 
-from benchmarks import exact as exact_benchmark
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index
@@ -23,7 +17,7 @@ from tests.conftest import add_videos, people_features, toy_spec
 
 PEOPLE, EACH = 60, 4
 EXHAUSTIVE = SearchSettings(top=5, shortlist=None, evidence=False)
-EXACT = SearchSettings(top=5, shortlist=5, exact=True, bounded=True, evidence=False)
+EXACT = SearchSettings(top=5, shortlist=5, exact=True, evidence=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,30 +46,19 @@ def test_its_leads_are_those_of_scoring_everything(gallery: Gallery, index: Inde
             for settings in (EXHAUSTIVE, EXACT)
         )
     assert leads(exact) == leads(everything)
-    assert everything.proof is None
-    proof = exact.proof
-    assert proof is not None
-    assert proof.scored == exact.scored < exact.eligible
-    assert proof.largest_bound < proof.threshold == exact.leads[-1].score
+    assert (exact.scored, exact.passed_over) == (exact.eligible, 0)
+    assert exact.exact and not everything.exact
 
 
-def test_scoring_everything_is_exact_too(gallery: Gallery, index: Index) -> None:
-    target = gallery_target(gallery, "v050")
+def test_the_shortlist_keeps_its_places_and_all_others_come_after_it(gallery: Gallery, index: Index) -> None:
+    target = gallery_target(gallery, "v101")
     with opened_partitions(gallery, index, actors=0) as partitions:
-        everything = search(gallery, index, partitions, target, EXHAUSTIVE)
-        exact = search(gallery, index, partitions, target, dataclasses.replace(EXACT, bounded=False))
-    assert leads(exact) == leads(everything)
-    assert exact.proof is not None
-    assert exact.proof.scored == exact.eligible
-    assert exact.proof.largest_bound == -math.inf
-
-
-def test_a_bad_start_costs_scores_but_not_the_answer(gallery: Gallery, index: Index) -> None:
-    target = gallery_target(gallery, "v050")
-    with opened_partitions(gallery, index, actors=0) as partitions:
-        everything = search(gallery, index, partitions, target, EXHAUSTIVE)
-        poor = search(gallery, index, partitions, target, dataclasses.replace(EXACT, shortlist=1))
-    assert leads(poor) == leads(everything)
+        short = search(gallery, index, partitions, target, SearchSettings(shortlist=5, evidence=False))
+        exact = search(gallery, index, partitions, target, dataclasses.replace(EXACT, top=1000))
+    named = {lead.prefilter_rank: lead.video.video_id for lead in short.leads}
+    others = [name for name in index.videos["video_id"].to_pylist() if name not in {"v101", *named.values()}]
+    expected = named | dict(enumerate(others, start=6))
+    assert len(named) == 5 and {lead.prefilter_rank: lead.video.video_id for lead in exact.leads} == expected
 
 
 def test_filters_and_more_leads_than_videos_are_exact_too(gallery: Gallery, index: Index) -> None:
@@ -86,33 +69,17 @@ def test_filters_and_more_leads_than_videos_are_exact_too(gallery: Gallery, inde
         both = [search(gallery, index, partitions, target, settings) for settings in (filtered, everything)]
         assert leads(both[0]) == leads(both[1])
         whole = search(gallery, index, partitions, target, dataclasses.replace(EXACT, top=1000))
-    assert len(whole.leads) == whole.eligible == whole.proof.scored  # type: ignore[union-attr]
-    assert whole.proof.largest_bound == -math.inf  # type: ignore[union-attr]
+    assert len(whole.leads) == whole.eligible == whole.scored
 
 
-def test_what_bounds_do_not_hold_for_is_scored_in_full(gallery: Gallery, index: Index) -> None:
+def test_a_threshold_of_pair_scores_is_exact_too(gallery: Gallery, index: Index) -> None:
     score = ScoreSettings(threshold=0.5)
     target = gallery_target(gallery, "v050")
     with opened_partitions(gallery, index, actors=0) as partitions:
         exact = search(gallery, index, partitions, target, dataclasses.replace(EXACT, score=score))
         everything = search(gallery, index, partitions, target, dataclasses.replace(EXHAUSTIVE, score=score))
     assert leads(exact) == leads(everything)
-    assert exact.scored == exact.eligible
-
-
-def test_its_benchmark_finds_what_scoring_everything_finds(gallery: Gallery, capsys: pytest.CaptureFixture[str]) -> None:
-    build_index(gallery, IndexSettings(8, 4))
-    threads = torch.get_num_threads(), faiss.omp_get_max_threads()
-    try:
-        exact_benchmark.exact(gallery.location.uri, targets=3, top=4, repeats=1)
-    finally:
-        torch.set_num_threads(threads[0])
-        faiss.omp_set_num_threads(threads[1])
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert figures["agree"] == figures["targets"] == 3
-    left = figures["videos_left"]
-    assert 4 / 240 <= figures["scored_share"] < 1
-    assert left["true attention, 16 stored coordinates"] <= left["ball, true attention"] <= left["ball"]
+    assert exact.exact
 
 
 @pytest.mark.parametrize("settings", [EXHAUSTIVE, EXACT, SearchSettings(top=7, shortlist=20)])
@@ -140,7 +107,7 @@ def test_a_compressed_prefilter_keeps_the_leads_and_the_partitions_order_does_no
     with opened_partitions(gallery, compressed, actors=0) as partitions:
         exact = search(gallery, compressed, partitions, target, EXACT)
     assert leads(exact) == leads(results[0])
-    assert exact.scored == exact.eligible  # no means are stored, so there are no bounds
+    assert exact.exact
     with opened_partitions(gallery, compressed, actors=0) as partitions:
         wide = search(
             gallery, compressed, partitions, target, SearchSettings(top=5, shortlist=10_000, patience=1, evidence=False)
@@ -150,7 +117,7 @@ def test_a_compressed_prefilter_keeps_the_leads_and_the_partitions_order_does_no
 
 
 @pytest.mark.ray
-def test_actors_certify_what_this_process_does(gallery: Gallery, index: Index) -> None:
+def test_actors_find_exactly_what_this_process_does(gallery: Gallery, index: Index) -> None:
     targets = [gallery_target(gallery, name) for name in ("v003", "v077")]
     with opened_partitions(gallery, index, actors=0) as partitions:
         here = search_many(gallery, index, partitions, targets, EXACT)
@@ -161,7 +128,7 @@ def test_actors_certify_what_this_process_does(gallery: Gallery, index: Index) -
     finally:
         ray.shutdown()
     assert [leads(result) for result in there] == [leads(result) for result in here]
-    assert np.allclose([r.proof.largest_bound for r in there], [r.proof.largest_bound for r in here])  # type: ignore[union-attr]
+    assert all(result.exact for result in (*here, *there))
 
 
 def test_a_filter_on_time_opens_only_the_partitions_that_can_match_and_gives_k_of_them(gallery: Gallery, index: Index) -> None:

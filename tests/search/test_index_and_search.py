@@ -51,50 +51,87 @@ def cut(gallery: Gallery, row: dict) -> tuple[torch.Tensor, np.ndarray]:
     return torch.from_numpy(features[frames]), frames
 
 
-def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str) -> dict[str, float]:
-    """Every video's score by the network itself, from the stored features, one video at a time."""
-    row_weight, bias = (part.detach().double().numpy() for part in index.head.score_row())
-    cohort, owner = index.cohort.means.double().numpy(), index.cohort.video.numpy()
+def lengths(frames: np.ndarray) -> torch.Tensor:
+    """How many frames of each segment are distinct."""
+    return torch.tensor([len(np.unique(numbers)) for numbers in frames])
 
-    def against_the_cohort(encoding: np.ndarray, video_id: str) -> tuple[float, float]:
+
+def array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def softmax(heat: np.ndarray) -> np.ndarray:
+    return np.exp(heat - heat.max()) / np.exp(heat - heat.max()).sum()
+
+
+class Textbook:
+    """An index's scores from the stored features by the formulae, a pair of segments at a time, each frame once."""
+
+    def __init__(self, gallery: Gallery, index: Index) -> None:
+        self.index, self.gallery = index, gallery
+        row, self.bias = index.heads.score_row()
+        self.row, self.beta = row.astype(np.float64), max(float(index.head.agreement.detach()), 0.0)
+        self.rows = {row["video_id"]: row for row in gallery.snapshot().videos.to_pylist()}
+
+    def segments(self, video_id: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(query vector, keys [T, d_k], values [T, d_v]) of each segment, of its distinct frames."""
+        features, frames = cut(self.gallery, self.rows[video_id])
+        head = self.index.heads.of(self.rows[video_id]["camera_id"])
+        queries, keys, values = array(head.query_vectors(features)), array(head.keys(features)), array(head.values(features))
+        real = [len(np.unique(numbers)) for numbers in frames]
+        return [(q, k[:n], v[:n]) for q, k, v, n in zip(queries, keys, values, real, strict=True)]
+
+    def encoding(self, attention: np.ndarray, values: np.ndarray) -> np.ndarray:
+        encoding = attention @ values
+        return encoding / np.linalg.norm(encoding) if self.index.heads.unit_encodings else encoding
+
+    def difference(self, one: np.ndarray, other: np.ndarray) -> float:
+        return float(((one - other) ** 2) @ self.row)
+
+    def against_the_cohort(self, encoding: np.ndarray, video_id: str) -> tuple[float, float]:
         """Mean and spread of a segment's logits against the nearest third of the cohort's segments of other videos."""
-        own = index.videos["video_id"].to_pylist().index(video_id)
-        logits = sorted(bias + ((encoding - other) ** 2) @ row_weight for other, v in zip(cohort, owner, strict=True) if v != own)
+        own = self.index.videos["video_id"].to_pylist().index(video_id)
+        cohort = zip(self.index.cohort.means.double().numpy(), self.index.cohort.video.numpy(), strict=True)
+        logits = sorted(self.bias + self.difference(encoding, other) for other, video in cohort if video != own)
         nearest = logits[-int(np.ceil(len(logits) / 3)) :]
         return float(np.mean(nearest)), float(np.std(nearest))
 
-    def normalised(logits: np.ndarray, candidate: torch.Tensor, video_id: str) -> np.ndarray:
-        queries = index.head.query_vectors(segments)
-        encodings = index.head.encode(index.head.attention(queries, index.head.keys(segments)), index.head.values(segments))
-        of_target = [against_the_cohort(e, target) for e in encodings.detach().double().numpy()]
-        means = index.head.values(candidate).mean(dim=1).detach().double().numpy()
-        of_candidate = [against_the_cohort(m, video_id) for m in means]
-        return np.array(
-            [
-                [((s - a) / b + (s - c) / d) / 2 for s, (c, d) in zip(row, of_candidate, strict=True)]
-                for row, (a, b) in zip(logits, of_target, strict=True)
-            ]
-        )
-
-    rows = {row["video_id"]: row for row in gallery.snapshot().videos.to_pylist()}
-    segments, _ = cut(gallery, rows[target])
-    scores = {}
-    for video_id, row in rows.items():
-        candidate, _ = cut(gallery, row)
-        logits = index.head.pair_logits(segments, candidate).detach().double().numpy()
-        if normalise == "cohort":
-            logits = normalised(logits, candidate, video_id)
-        pairs = np.sort((1 / (1 + np.exp(-logits))).ravel())[::-1]
-        scores[video_id] = float(np.mean(pairs[: int(np.ceil(round(0.05 * len(pairs), 6)))]))
-    return {video_id: score for video_id, score in scores.items() if video_id != target}
+    def pair_scores(self, target: str, candidate: str, normalise: str) -> list[float]:
+        scores = []
+        there = self.segments(candidate)
+        for query, own_keys, own_values in self.segments(target):
+            own = self.encoding(softmax(own_keys @ query), own_values)
+            a, b = self.against_the_cohort(own, target)
+            for _, keys, values in there:
+                heat = keys @ query + self.beta * np.array([self.difference(own, value) for value in values])
+                logit = self.bias + self.difference(own, self.encoding(softmax(heat), values))
+                if normalise == "cohort":
+                    c, d = self.against_the_cohort(self.encoding(np.full(len(values), 1 / len(values)), values), candidate)
+                    logit = ((logit - a) / b + (logit - c) / d) / 2
+                scores.append(1 / (1 + np.exp(-logit)))
+        return scores
 
 
+def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str) -> dict[str, float]:
+    """Every video's score, the target's own left out."""
+    book, scores = Textbook(gallery, index), {}
+    for video_id in book.rows.keys() - {target}:
+        pairs = sorted(book.pair_scores(target, video_id, normalise))
+        scores[video_id] = float(np.mean(pairs[-int(np.ceil(round(ScoreSettings.ratio * len(pairs), 6))) :]))
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("cameras", "settings"),
+    [("auto", EVERYTHING), ("auto", SearchSettings(top=100, shortlist=5, exact=True)), ("ignore", EVERYTHING)],
+)
 @pytest.mark.parametrize("normalise", ["none", "cohort"])
 @pytest.mark.parametrize("target", ["v000", "v017", "v039"])
 def test_scoring_everything_ranks_as_the_textbook_does(
-    toy_gallery: Gallery, toy_index: Index, target: str, normalise: Literal["none", "cohort"]
+    toy_gallery: Gallery, target: str, normalise: Literal["none", "cohort"], cameras: str, settings: SearchSettings
 ) -> None:
-    everything = dataclasses.replace(EVERYTHING, score=ScoreSettings(normalise=normalise))
+    toy_index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=9, cameras=cameras))
+    everything = dataclasses.replace(settings, score=ScoreSettings(normalise=normalise))
     result = leads(toy_gallery, toy_index, target, everything)
     truth = textbook_scores(toy_gallery, toy_index, target, normalise)
     found = {lead.video.video_id: lead.score for lead in result.leads}
@@ -179,13 +216,16 @@ def test_a_threshold_that_no_pair_of_a_video_reaches_makes_it_no_lead(toy_galler
 
 
 def test_places_in_the_shortlist_of_equal_videos_are_by_id(toy_gallery: Gallery) -> None:
-    """Ten copies of one video and ten others: the copies share a place in the prefilter's order, told apart by their ids."""
+    """Ten copies of one video and ten others: the copies share a place in the prefilter's order, told apart by their ids.
+
+    Under another camera they would be others, so cameras are not told apart.
+    """
     (_, features), *others = people_features(11, 1, 24, seed=2)
     gallery = Gallery.open_or_create(
         str(Path(toy_gallery.location.path).with_name("copies")), GallerySettings(toy_spec(), 10.0, None)
     )
     add_videos(gallery, [("p", features)] * 10 + others)
-    index = build_index(gallery, IndexSettings(8, 4))
+    index = build_index(gallery, IndexSettings(8, 4, cameras="ignore"))
     found = leads(gallery, index, target="v003", settings=SearchSettings(top=100, shortlist=100))
     copies = {lead.video.video_id: lead.prefilter_rank for lead in found.leads if lead.video.video_id < "v010"}
     assert [copies[video_id] for video_id in sorted(copies)] == list(range(1, 10))
@@ -222,7 +262,7 @@ def test_a_target_that_is_a_copy_of_a_videos_file_finds_it_and_is_not_measured_a
     with opened_partitions(toy_gallery, index, actors=0) as partitions:
         one, other = (search(toy_gallery, index, partitions, asked, EVERYTHING) for asked in (target, copy))
     scores = {lead.video.video_id: lead.score for lead in other.leads}
-    assert scores.pop("v000") > 0.9
+    assert scores.pop("v000") > 0.85
     assert scores == {lead.video.video_id: lead.score for lead in one.leads}
 
 
@@ -259,19 +299,20 @@ def test_forgotten_videos_are_in_no_result_from_now_on(toy_gallery: Gallery, toy
 
 
 @torch.no_grad()
-def test_evidence_is_the_best_pairs_with_the_attention_that_the_network_gives(toy_gallery: Gallery, toy_index: Index) -> None:
+def test_evidence_is_the_best_pairs_with_the_attention_that_the_network_gives(toy_gallery: Gallery) -> None:
     """The best pair, then the best of the segments that are left on both sides, as long as there are any."""
+    index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=9, cameras="ignore"))
     plain = dataclasses.replace(EVERYTHING, score=ScoreSettings(normalise="none"))
     rows = {row["video_id"]: row for row in toy_gallery.snapshot().videos.to_pylist()}
     target, target_frames = cut(toy_gallery, rows["v000"])
-    for lead in leads(toy_gallery, toy_index, settings=plain).leads[:8]:
+    for lead in leads(toy_gallery, index, settings=plain).leads[:8]:
         candidate, candidate_frames = cut(toy_gallery, rows[lead.video.video_id])
-        network = toy_index.head.compare(target, candidate)
+        network = index.head.compare(target, candidate, lengths(target_frames), lengths(candidate_frames))
         left = network.logits.sigmoid()
         assert len(lead.best_pairs) == min(plain.pairs, *left.shape)
         for pair in lead.best_pairs:
             n, k = divmod(int(left.argmax()), left.shape[1])
-            assert pair.score == pytest.approx(float(left[n, k]), abs=1e-4)
+            assert pair.score == pytest.approx(float(left[n, k]), abs=5e-4)
             of_target, of_candidate = network.target_attention[n], network.candidate_attention[n, k]
             for side, frames, weights in (
                 (pair.target, target_frames[n], of_target),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.backbone.runtime import find_backbone
+from pipeline.backbone.spec import find_backbone
 from pipeline.decoding import source_hash as source_hash_module
 from pipeline.errors import UsageError
 from pipeline.gallery import audit

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.report import render_report, write_report
-from pipeline.search.results import Lead, Proof, SearchResult, SegmentPair, SegmentView
+from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings, SearchSettings
 
 FRAMES = 8
@@ -303,20 +303,18 @@ def test_header_tells_who_searched_what_and_why() -> None:
 def test_the_page_says_how_scores_and_probabilities_were_made() -> None:
     asked = dataclasses.replace(search(lead(1)), none_probability=0.5, calibration="people of a town", not_indexed=1300)
     plain = Page(render_report([asked], figure)).text
-    assert "mean of the pair scores: best 5 %" in plain and "calibrated on people of a town; 1 match expected" in plain
+    assert "mean of the pair scores: best 10 %" in plain and "calibrated on people of a town; 1 match expected" in plain
     assert "1,200 videos in the index; 1,300 of the gallery are not in it yet and were not searched" in plain
     score = ScoreSettings(threshold=0.75, aggregate="sum", normalise="none")
     other = Page(render_report([dataclasses.replace(asked, score=score, expected_matches=40.0)], figure)).text
     assert "sum of the pair scores: those of at least 0.75" in other and "40 matches expected" in other
 
 
-def test_each_target_has_its_own_proof() -> None:
-    one, other = (
-        dataclasses.replace(search(lead(1), target=name), proof=Proof(100, 0.9, bound, (900,)))
-        for name, bound in (("a", 0.7), ("b", 0.6))
-    )
-    page = Page(render_report([one, other], figure))
-    assert "score above 0.7000" in page.text and "score above 0.6000" in page.text
+def test_only_an_exact_search_is_said_to_be_one() -> None:
+    plain = dataclasses.replace(search(lead(1)), scored=900, eligible=900)
+    exact = dataclasses.replace(plain, settings=SearchSettings(exact=True))
+    assert "exact: every eligible video was scored" in Page(render_report([exact], figure)).text
+    assert "exact:" not in Page(render_report([plain], figure)).text
 
 
 def test_a_time_at_the_end_of_the_calendar_is_shown_as_none() -> None:

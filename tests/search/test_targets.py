@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.backbone.runtime import find_backbone, load_backbone
+from pipeline.backbone.runtime import load_backbone
+from pipeline.backbone.spec import find_backbone
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.recording import FIRST_SOUGHT, Recording
 from pipeline.decoding.sampling import Sampling

@@ -163,8 +163,8 @@ def test_a_cache_that_cannot_be_written_is_named(server: ThreadingHTTPServer, tm
 def test_a_published_backbone_comes_by_name_and_then_without_a_network(
     server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.backbone import published
-    from pipeline.backbone import runtime as backbone
+    from pipeline.backbone import published, spec
+    from pipeline.backbone.runtime import load_backbone
 
     data = save_toy_backbone(tmp_path / "toy.onnx").read_bytes()
     server.files["/toy"] = data
@@ -172,12 +172,12 @@ def test_a_published_backbone_comes_by_name_and_then_without_a_network(
     toy = published.Published(
         "toy", PinnedFile("toy.onnx", hashlib.sha256(data).hexdigest(), len(data), url), 8, 4, (0.5,) * 3, (0.5,) * 3, 3
     )
-    for module in (backbone, published):
+    for module in (spec, published):
         monkeypatch.setattr(module, "PUBLISHED", {"toy": (toy,)})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     server.asked.clear()
-    spec = backbone.find_backbone("toy")
-    assert spec.path is None and server.asked == ["/toy"]
-    assert backbone.load_backbone(backbone.find_backbone("toy"), device="cpu").spec == spec and server.asked == ["/toy"]
+    found = spec.find_backbone("toy")
+    assert found.path is None and server.asked == ["/toy"]
+    assert load_backbone(spec.find_backbone("toy"), device="cpu").spec == found and server.asked == ["/toy"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))  # with the gallery's spec alone
-    assert backbone.load_backbone(spec, device="cpu").spec == spec and server.asked == ["/toy"] * 2
+    assert load_backbone(found, device="cpu").spec == found and server.asked == ["/toy"] * 2

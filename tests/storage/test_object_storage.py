@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipeline.backbone.runtime import DEFAULT, find_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import read_catalog
 from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
 from pipeline.coattention.head import head_hash, save_head, untrained_head

@@ -13,7 +13,7 @@ import ray
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Piece, Progress, Rejected
+from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.ingest.run import Workers, ingest, missing_sources
@@ -124,10 +124,10 @@ def test_a_video_whose_store_does_not_answer_is_tried_again_by_the_next_ingest(s
     gallery = Gallery.open_or_create(tmp_path / "gallery", GallerySettings(toy_spec(), 10.0, None))
     sampling = reaching(SAMPLING, uri)
     with Decoder(sampling) as decoder:
-        assert sum(len(event.frames) for event in decoder.events(uri) if isinstance(event, Piece)) == 30
+        assert sum(len(event.frames) for event in decoder.events(uri) if isinstance(event, Chunk)) == 30
     for fault in ("error", "half an answer"):
         with store.failing(fault, rate=1.0), Decoder(sampling) as decoder:
-            (rejected,) = [event for event in decoder.events(uri) if not isinstance(event, Progress)]
+            (rejected,) = decoder.events(uri)
         assert isinstance(rejected, Rejected) and rejected.reason == "unavailable", rejected
     row = {"uri": uri, "video_id": "a", "reason": rejected.reason, "message": rejected.message}
     row["source_id"] = catalog.table["source_id"][0].as_py()
@@ -154,7 +154,7 @@ def test_an_ingest_between_buckets_survives_a_bad_store(store: FaultyStore, tmp_
     for number in range(4):
         video = write_video(tmp_path / f"{number}.mp4", frames=8 + number).read_bytes()
         resolve(f"s3://bucket/in/{number}.mp4{options}").write_atomically(video)
-    from pipeline.backbone.runtime import find_backbone
+    from pipeline.backbone.spec import find_backbone
 
     spec = find_backbone(str(save_toy_backbone(tmp_path / "mean.onnx")))
     gallery = Gallery.open_or_create(f"s3://bucket/out{options}", GallerySettings(spec, 10.0, None))
@@ -162,7 +162,7 @@ def test_an_ingest_between_buckets_survives_a_bad_store(store: FaultyStore, tmp_
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         with store.failing("throttled", "error", "refused", "half an answer", "answer lost", rate=0.15, seed=5):
-            summary = ingest(catalog, gallery, SAMPLING, Workers(shard_pieces=1))
+            summary = ingest(catalog, gallery, SAMPLING, Workers(shard_chunks=1))
             faults = sum(store.counts.values())
     finally:
         ray.shutdown()

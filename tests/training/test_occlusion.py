@@ -1,7 +1,9 @@
 """Copies with hidden people: frames one for one, one stretch covered below the head, everything else untouched."""
 
+import csv
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -40,6 +42,29 @@ def test_a_block_has_one_colour_and_a_person_is_the_other_video() -> None:
     assert (copy[hidden, 20:] == 77).all()
 
 
+def test_a_track_that_switches_shows_nothing_but_the_other_person() -> None:
+    other = np.full((3, 40, 20, 3), 77, np.uint8)
+    copy, hidden = hide_stretch(picture(6), np.random.default_rng(0), 0.5, "switch", other)
+    assert hidden.sum() == 3 and (copy[hidden] == 77).all() and (copy[~hidden] == picture(6)[~hidden]).all()
+
+
+def test_a_copy_switches_to_the_last_other_person_before_it(tmp_path: Path) -> None:
+    for number, grey in enumerate((40, 120, 120, 200)):
+        write_video(tmp_path / f"v{number}.mp4", np.full((12, 80, 40, 3), grey, np.uint8), 10, 20)
+    people = ["v0.mp4,a,p1", "v1.mp4,b,p2", "v2.mp4,c,p2", "v3.mp4,d,p1"]
+    (tmp_path / "manifest.csv").write_text("\n".join(["uri,video_id,person_id", *people]))
+    catalog, sampling = read_catalog(tmp_path / "manifest.csv"), Sampling(height=80, width=40)
+    manifest, _ = occlude_catalog(catalog, tmp_path / "out", OcclusionSettings(0.5, "switch"), sampling)
+    with manifest.open() as file:
+        rows = {row["video_id"]: row for row in csv.DictReader(file)}
+    assert [rows[name]["hidden"] for name in "abcd"] == ["0.000", "0.500", "0.500", "0.500"]
+    shown = {}
+    for name, row in rows.items():
+        levels = [cv2.imread(str(path)).mean() for path in sorted((tmp_path / "out" / row["uri"]).glob("*.jpg"))]
+        shown[name] = {round(level, -1) for level in levels}
+    assert shown == {"a": {40}, "b": {120, 40}, "c": {120, 40}, "d": {200, 120}}
+
+
 def test_copies_of_a_catalog_have_ids_and_labels_and_are_the_same_again(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(2):
@@ -64,7 +89,9 @@ def test_copies_of_a_catalog_have_ids_and_labels_and_are_the_same_again(tmp_path
         occlude_catalog(catalog, tmp_path / "one", OcclusionSettings(), sampling)
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"share": 1.5}, "0..1"), ({"kind": "fog"}, "block, thing, person or mixed")])
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"share": 1.5}, "0..1"), ({"kind": "fog"}, "block, thing, person, mixed or switch")]
+)
 def test_settings_that_cannot_be_meant_are_refused(settings: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         OcclusionSettings(**settings)

@@ -1,3 +1,4 @@
+import doctest
 import math
 from dataclasses import replace
 
@@ -6,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import pipeline.backbone.spec
+import pipeline.training.recipe
 from pipeline.coattention.network import Comparison
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
@@ -210,7 +213,7 @@ def test_galleries_load_with_their_labels_and_the_frames_that_differ_between_ver
     covered[4][1][1:3] = 7.0
     for name, content in (("clean", made), ("hidden", covered)):
         add_videos(Gallery.open_or_create(tmp_path / name, GallerySettings(toy_spec(), 10.0, None)), content)
-    clean, hidden = Gallery.open(tmp_path / "clean"), Gallery.open(tmp_path / "hidden")
+    clean, hidden = str(tmp_path / "clean"), str(tmp_path / "hidden")
     loaded = load_features([Source(clean, "a"), Source(hidden, "a", hidden=True), Source(clean, "b")])
     assert len(loaded) == 45
     assert set(loaded.person_names) == {f"{network}/p{i:02d}" for network in "ab" for i in range(5)}
@@ -229,9 +232,9 @@ def test_galleries_of_different_backbones_do_not_mix(tmp_path):
     one = Gallery.open_or_create(tmp_path / "one", GallerySettings(toy_spec(24), 10.0, None))
     other = Gallery.open_or_create(tmp_path / "other", GallerySettings(toy_spec(32), 10.0, None))
     with pytest.raises(UsageError, match="different backbones"):
-        load_features([Source(one), Source(other)])
+        load_features([Source(one.location.uri), Source(other.location.uri)])
     with pytest.raises(UsageError, match="no video has a person_id"):
-        load_features([Source(one)])
+        load_features([Source(one.location.uri)])
 
 
 def test_validation_agrees_with_the_textbook_scores_and_metrics(videos):
@@ -350,3 +353,9 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 def test_settings_that_cannot_be_meant_are_refused(term, value):
     with pytest.raises(UsageError, match=term):
         TrainingSettings(**{term: value})
+
+
+@pytest.mark.parametrize("module", [pipeline.training.recipe, pipeline.backbone.spec])
+def test_the_examples_in_docstrings_are_true(module):
+    results = doctest.testmod(module)
+    assert results.attempted > 0 and results.failed == 0

@@ -9,18 +9,21 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
-from jobs.train import NAME, train
-from pipeline.backbone.runtime import DEFAULT, find_backbone, load_backbone, normalise_pixels
+from jobs.train import train
+from jobs.train_end_to_end import NAME, train_end_to_end
+from pipeline.backbone.runtime import load_backbone
 from pipeline.backbone.shipped import read_network, shipped_network
+from pipeline.backbone.spec import DEFAULT, find_backbone, normalise_pixels
 from pipeline.coattention.head import load_head
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.storage.location import resolve
 from pipeline.training.augmentation import AugmentationSettings
 from pipeline.training.checkpoint import newest_checkpoint
-from pipeline.training.end_to_end import cache_frames, run_end_to_end, train_end_to_end
+from pipeline.training.end_to_end import run_end_to_end, start_training
 from pipeline.training.features import Source
-from pipeline.training.run import GallerySource, TrainingPlan
+from pipeline.training.frames import cache_frames
+from pipeline.training.run import TrainingPlan
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
 from tests.conftest import toy_spec
@@ -82,7 +85,7 @@ def gallery(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frames(gallery, tmp_path_factory):
-    return cache_frames([Source(gallery)], tmp_path_factory.mktemp("cache"), 32, 16)
+    return cache_frames([Source(gallery.location.uri)], tmp_path_factory.mktemp("cache"), 32, 16)
 
 
 def test_cached_frames_are_those_of_the_videos_in_the_order_of_the_labels(gallery, frames):
@@ -96,11 +99,11 @@ def test_cached_frames_are_those_of_the_videos_in_the_order_of_the_labels(galler
 
 
 def test_a_cache_is_used_again_and_an_unfinished_one_is_made_anew(gallery, tmp_path):
-    cache_frames([Source(gallery)], tmp_path, 32, 16)
+    cache_frames([Source(gallery.location.uri)], tmp_path, 32, 16)
     first = (tmp_path / "frames.npy").stat().st_mtime_ns
-    cache_frames([Source(gallery)], tmp_path, 32, 16)
+    cache_frames([Source(gallery.location.uri)], tmp_path, 32, 16)
     assert (tmp_path / "frames.npy").stat().st_mtime_ns == first
-    assert cache_frames([Source(gallery)], tmp_path, 16, 8).frames.shape[1:] == (16, 8, 3)
+    assert cache_frames([Source(gallery.location.uri)], tmp_path, 16, 8).frames.shape[1:] == (16, 8, 3)
 
 
 def test_a_video_that_has_changed_since_its_ingest_is_named(gallery, tmp_path):
@@ -110,46 +113,48 @@ def test_a_video_that_has_changed_since_its_ingest_is_named(gallery, tmp_path):
     row = rows[0] | {"video_id": "a", "source_id": "a", "sampled_frames": 3, "shard": shard, "first_row": 0}
     shorter.commit(pa.Table.from_pylist([row], schema=VIDEOS_SCHEMA), REJECTS_SCHEMA.empty_table())
     with pytest.raises(PipelineError, match="gave 6 frames and 3 when it was ingested"):
-        cache_frames([Source(shorter)], tmp_path / "cache", 32, 16)
+        cache_frames([Source(shorter.location.uri)], tmp_path / "cache", 32, 16)
+
+
+def trained(frames, settings, validation_share=0.0, **options):
+    """(backbone and head of the best epoch, the metrics of all epochs) of a training from the tiny network."""
+    plan = TrainingPlan((), "", validation_share, START, settings)
+    training = start_training(plan, frames, tiny_network(), SPEC, **options)
+    history = [training.start_point(), *(training.run_epoch() for _ in range(settings.epochs))]
+    training.backbone.load_state_dict(training.best_backbone)
+    return training.backbone, training.result(), history
 
 
 def test_the_backbone_learns_with_the_head_and_the_same_seed_gives_both_again(frames):
     before = tiny_network().state_dict()
-    backbone, head, history = train_end_to_end(tiny_network(), SPEC, frames, SETTINGS, validation_share=0.4, start=START)
-    again, _, _ = train_end_to_end(tiny_network(), SPEC, frames, SETTINGS, validation_share=0.4, start=START)
+    backbone, head, history = trained(frames, SETTINGS, validation_share=0.4)
+    again, _, _ = trained(frames, SETTINGS, validation_share=0.4)
     assert len(history) == 3
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in backbone.state_dict().items())
     assert head.config.feature_width == 8
-    last = train_end_to_end(tiny_network(), SPEC, frames, SETTINGS, validation_share=0.0, start=START)[0].state_dict()
+    last = trained(frames, SETTINGS)[0].state_dict()
     assert not torch.equal(last["layers.0.weight"], before["layers.0.weight"])
 
 
 def test_a_backbone_that_may_not_move_stays(frames):
     still = replace(SETTINGS, backbone_rate=0.0, epochs=1)
-    backbone, _, _ = train_end_to_end(tiny_network(), SPEC, frames, still, validation_share=0.0, start=START)
+    backbone, _, _ = trained(frames, still)
     assert torch.equal(backbone.layers[0].weight, tiny_network().layers[0].weight)
 
 
 @pytest.mark.parametrize("running", [True, False])
 def test_batch_normalisation_keeps_its_running_statistics_unless_told_otherwise(frames, running):
     settings = replace(SETTINGS, epochs=1, batches=1)
-    backbone, _, _ = train_end_to_end(
-        tiny_network(), SPEC, frames, settings, validation_share=0.0, start=START, running_statistics=running
-    )
+    backbone, _, _ = trained(frames, settings, running_statistics=running)
     before = tiny_network().layers[1].running_mean
     assert torch.equal(backbone.layers[1].running_mean, before) == running
     assert not torch.equal(backbone.layers[1].weight, torch.ones(8))  # its own parameters learn in either case
 
 
 def test_occluded_frames_are_known_to_the_attention_loss(frames):
-    _, _, off = train_end_to_end(
-        tiny_network(), SPEC, frames, replace(SETTINGS, epochs=1, mix_share=0), validation_share=0.0, start=START,
-        augmentation=AugmentationSettings(occluder=0.0),
-    )  # fmt: skip
-    _, _, on = train_end_to_end(
-        tiny_network(), SPEC, frames, replace(SETTINGS, epochs=1, mix_share=0, batches=10), validation_share=0.0, start=START,
-        augmentation=AugmentationSettings(occluder=1.0),
-    )  # fmt: skip
+    unmixed = replace(SETTINGS, epochs=1, mix_share=0)
+    _, _, off = trained(frames, unmixed, augmentation=AugmentationSettings(occluder=0.0))
+    _, _, on = trained(frames, replace(unmixed, batches=10), augmentation=AugmentationSettings(occluder=1.0))
     assert off[1]["loss_attention"] == 0
     assert on[1]["loss_attention"] > 0
 
@@ -157,7 +162,7 @@ def test_occluded_frames_are_known_to_the_attention_loss(frames):
 @pytest.mark.parametrize("last", [0, 1])
 def test_end_to_end_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(gallery, tmp_path, last):
     def plan(name):
-        return TrainingPlan((GallerySource(gallery.location.uri),), str(tmp_path / name), 0.0, START, SETTINGS)
+        return TrainingPlan((Source(gallery.location.uri),), str(tmp_path / name), 0.0, START, SETTINGS)
 
     def stop(metrics):
         if metrics["epoch"] == last:
@@ -179,16 +184,16 @@ def test_end_to_end_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(gallery, 
         run_end_to_end(plan("parts"), tiny_network(), SPEC, running_statistics=False)
 
 
-def job(*arguments):
-    """(what it printed, None) or ("", the error) of jobs.train."""
+def job(*arguments, command=train_end_to_end):
+    """(what it printed, None) or ("", the error) of a command."""
     app = typer.Typer()
-    app.command()(train)
+    app.command()(command)
     outcome = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert outcome.exception is None or isinstance(outcome.exception, PipelineError), outcome.exception
+    assert isinstance(outcome.exception, PipelineError | SystemExit | None), outcome.exception
     return outcome.output, outcome.exception
 
 
-FLAGS = ["--end-to-end", "--epochs", "2", "--batches", "2", "--people", "4", "--segment-length", "4"]
+FLAGS = ["--epochs", "2", "--batches", "2", "--people", "4", "--segment-length", "4"]
 FLAGS += ["--key-width", "8", "--value-width", "8", "--input-size", "32x32"]
 
 
@@ -226,17 +231,29 @@ def test_the_job_leaves_a_backbone_that_ingest_takes_and_a_head_for_it(gallery, 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([*FLAGS, "--backbone", DEFAULT], "it takes no --backbone"),
-        ([*FLAGS, "--workers", "2"], "leave --workers out"),
         ([*FLAGS, "--name", "a/b"], "no file name"),
         ([*FLAGS, "--name", DEFAULT], "a backbone of that name ships"),
         ([*FLAGS, "--input-size", "50x32"], "multiples of 16 pixels and at least 32"),
         ([*FLAGS, "--input-size", "32x16"], "multiples of 16 pixels and at least 32"),
-        ([*FLAGS, "--from", "nowhere"], "nowhere is no folder of one finished --end-to-end training"),
-        (["--input-size", "32x16", "--batch-statistics"], "--input-size, --batch-statistics is for a training with --end-to-end"),
+        ([*FLAGS, "--from", "nowhere"], "nowhere is no folder of one finished end-to-end training"),
     ],
 )
-def test_what_does_not_go_with_end_to_end_is_one_sentence(gallery, tmp_path, flags, words):
+def test_what_cannot_be_trained_end_to_end_is_one_sentence(gallery, tmp_path, flags, words):
     _, error = job("--data", gallery.location.uri, "--out", tmp_path, *flags)
     assert isinstance(error, UsageError)
     assert words in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (train_end_to_end, ["--backbone", DEFAULT]),
+        (train_end_to_end, ["--workers", "2"]),
+        (train, ["--input-size", "32x32"]),
+        (train, ["--batch-statistics"]),
+    ],
+)
+def test_a_flag_of_the_other_training_is_not_passed_over(gallery, tmp_path, command, flags):
+    _, error = job("--data", gallery.location.uri, "--out", tmp_path, *flags, command=command)
+    assert isinstance(error, SystemExit) and error.code == 2
+    assert not list(tmp_path.iterdir())

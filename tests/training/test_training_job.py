@@ -20,12 +20,15 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
+from pipeline.backbone.spec import DEFAULT
 from pipeline.coattention.head import load_head, read_description
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.storage.location import resolve
-from pipeline.training.checkpoint import RunFolder, metrics_table, newest_checkpoint
-from pipeline.training.run import GallerySource, TrainingPlan, run_training
+from pipeline.training.checkpoint import RunFolder, newest_checkpoint
+from pipeline.training.checkpoint_files import metrics_table
+from pipeline.training.features import Source
+from pipeline.training.run import TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.start import StartSettings
 from tests.conftest import add_videos, people_features, toy_spec
@@ -47,7 +50,7 @@ def gallery(tmp_path_factory):
 
 
 def plan_of(gallery, out, **changes):
-    sources = (GallerySource(gallery.location.uri, "0"),)
+    sources = (Source(gallery.location.uri, "0"),)
     return TrainingPlan(sources, str(out), start=StartSettings(8, 8), settings=replace(SMALL, **changes))
 
 
@@ -97,8 +100,8 @@ def test_a_training_that_stops_goes_on_as_if_it_had_not(gallery, tmp_path):
     resumed = run_training(plan_of(gallery, tmp_path / "parts"), seen.append)
     assert [metrics["epoch"] for metrics in seen] == [2, 3]
     for part in ("head", "neck"):
-        mine, its = getattr(resumed, part).state_dict(), getattr(undisturbed, part).state_dict()
-        assert all(torch.equal(tensor, its[name]) for name, tensor in mine.items())
+        found, expected = getattr(resumed, part).state_dict(), getattr(undisturbed, part).state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
     assert all(torch.equal(tensor, undisturbed.best_tensors[name]) for name, tensor in resumed.best_tensors.items())
     assert resumed.best_epoch == undisturbed.best_epoch
     assert epochs_in(tmp_path / "parts") == [0, 1, 2, 3]
@@ -205,7 +208,7 @@ def test_the_job_leaves_a_head_with_backbone_recipe_and_figures(gallery, tmp_pat
         (["--people", "1"], "people must be at least 2"),
         (["--validation-share", "1"], "from 0 to below 1"),
         (["--hidden", "a", "--hidden", "b"], "--hidden is given 2 times"),
-        (["--backbone", "efficientnet_lite0"], "was made with the backbone toy"),
+        (["--backbone", DEFAULT], "was made with the backbone toy"),
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(gallery, tmp_path, flags, words):
@@ -246,27 +249,49 @@ def test_a_worker_that_comes_late_does_not_go_on_from_what_the_others_begin_with
     assert reported == ([0, 1], [0, 1])
 
 
-# The job in a process of its own, as users run it: Ray's state of other tests is not in it.
+TWO_TRAININGS = """
+import sys
+from jobs.train import train
+from pipeline.cluster import connected
+
+gallery, out = sys.argv[1:]
+with connected(cpus=2):
+    for workers, epochs in ((1, 3), (2, 1)):
+        sizes = dict(batches=3, people=4, tracklets=2, segment_length=4, key_width=8, value_width=8)
+        train([gallery], f"{out}/{workers}", epochs=epochs, workers=workers, **sizes)
+"""
+
+
+@pytest.fixture(scope="module")
+def on_ray(gallery, tmp_path_factory):
+    """(folder with the trainings of 1 and 2 workers, stderr) of the job, twice on one Ray, in a process of its own.
+
+    Ray's state of other tests is not in it, and to start Ray takes longer than to train.
+    """
+    out = tmp_path_factory.mktemp("on ray")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    program = [sys.executable, "-c", TWO_TRAININGS, gallery.location.uri, str(out)]
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out, done.stderr
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(900)  # Ray's workers start slowly on a busy machine
-def test_one_worker_on_ray_trains_the_same_head(gallery, tmp_path):
-    done = run_job(gallery, tmp_path / "ray", "--workers", "1")
-    assert done.returncode == 0, done.stderr
-    run_training(plan_of(gallery, tmp_path / "here"))
-    here, ray = (newest_checkpoint(resolve(tmp_path / name)) for name in ("here", "ray"))
+def test_one_worker_on_ray_trains_the_same_head(gallery, tmp_path, on_ray):
+    run_training(plan_of(gallery, tmp_path))
+    here, ray = newest_checkpoint(resolve(tmp_path)), newest_checkpoint(resolve(on_ray[0] / "1"))
     assert all(torch.equal(tensor, here.tensors[name]) for name, tensor in ray.tensors.items())
-    assert "epoch 3/3" in done.stderr
+    assert "epoch 3/3" in on_ray[1]
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_two_workers_on_ray_train_a_head_of_their_own(gallery, tmp_path):
-    done = run_job(gallery, tmp_path / "ray", "--workers", "2", "--epochs", "1")
-    assert done.returncode == 0, done.stderr
-    run_training(plan_of(gallery, tmp_path / "here", epochs=1))
-    here, ray = (newest_checkpoint(resolve(tmp_path / name)) for name in ("here", "ray"))
+def test_two_workers_on_ray_train_a_head_of_their_own(gallery, tmp_path, on_ray):
+    run_training(plan_of(gallery, tmp_path, epochs=1))
+    here, ray = newest_checkpoint(resolve(tmp_path)), newest_checkpoint(resolve(on_ray[0] / "2"))
     assert not torch.equal(ray.tensors["head.value.weight"], here.tensors["head.value.weight"])
-    assert epochs_in(tmp_path / "ray") == [0, 1]
+    assert epochs_in(on_ray[0] / "2") == [0, 1]
 
 
 @pytest.mark.ray
