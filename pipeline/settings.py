@@ -48,7 +48,7 @@ class ScoreSettings:
     """How a video's N x K pair scores become one video score ([0054], claim 9).
 
     ratio: the top share that counts, ceil(ratio * N * K) scores and so at least one; above 0, at most 1. The patent's
-        text and the authors' code take 0.2; a twentieth holds where people are hidden for most of a video.
+        text and the authors' code take 0.2; a smaller share holds where people are hidden for most of a video.
     threshold: if given, all scores of at least this value count instead of the share (compared in float64); a video
         with none scores 0.
     aggregate: "mean" or "sum" of the scores that count. The patent adds them; but a sum over a share grows with N x
