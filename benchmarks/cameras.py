@@ -1,6 +1,6 @@
 """What statistics of cameras are worth: rank-1 and mAP with and without them, on features of real people.
 
-    python -m benchmarks.cameras [--shared ../shared] [--work FOLDER] [--ratios 0.1]
+    python -m benchmarks.cameras [--shared ../shared] [--work FOLDER] [--ratios all,0.1]
 
 Every clip is a query; the same person under the same camera is left out. six: 200 people, 6 cameras. two: up to 60 people of each
 pair of those cameras that share most, mean over the pairs. few: so many videos of each camera, mean over draws. one: parts of
@@ -111,7 +111,7 @@ def _pairs(clips: Clips) -> Iterator[Clips]:
         yield clips.only(np.array(sorted([seen[a][person] for person in both] + [seen[b][person] for person in both])))
 
 
-def judge(clips: Clips, place: Path, cameras: str, ratio: float) -> dict[str, tuple[float, float]]:
+def judge(clips: Clips, place: Path, cameras: str, ratio: float | None) -> dict[str, tuple[float, float]]:
     """(rank-1, mAP) of every method, and as "shortlist" the share of the exhaustive ten best in a shortlist of 1 %, twice."""
     gallery = clips.gallery(place) if not place.exists() else Gallery.open(place)
     head, calibration = find_head(None, gallery)
@@ -126,7 +126,7 @@ def judge(clips: Clips, place: Path, cameras: str, ratio: float) -> dict[str, tu
 def compare(
     shared: Annotated[Path, typer.Option(help="Folder with the features of real people.")] = Path("../shared"),
     work: Annotated[Path | None, typer.Option(help="Folder for the galleries [default: a temporary one].")] = None,
-    ratios: Annotated[str, typer.Option(help="Top shares of pair scores, with commas.")] = str(ScoreSettings.ratio),
+    ratios: Annotated[str, typer.Option(help="Top shares of pair scores, with commas; all: no share.")] = "all",
 ) -> None:
     """Print rank-1 / mAP of every method, set and way with cameras."""
     folder = shared / "data/real_features"
@@ -137,11 +137,11 @@ def compare(
         place = work or Path(temporary)
         for name, members in sets(folder):
             for cameras in ("auto", "ignore"):
-                for ratio in map(float, ratios.split(",")):
+                for ratio in (None if share == "all" else float(share) for share in ratios.split(",")):
                     found = [judge(one, place / f"{name}-{i}", cameras, ratio) for i, one in enumerate(members)]
                     for method in found[0]:
                         mean = np.mean([one[method] for one in found], axis=0)
-                        key = f"{method}, top {ratio:.0%}" if method == "co-attention" else method
+                        key = f"{method}, top {ratio:.0%}" if method == "co-attention" and ratio is not None else method
                         table.setdefault(f"{key}, cameras {cameras}", {})[name] = (float(mean[0]), float(mean[1]))
             print(f"{name}: done", file=sys.stderr)
     names = list(next(iter(table.values())))

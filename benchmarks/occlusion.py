@@ -1,7 +1,7 @@
 """How well people are found while they are hidden: rank-1 and mAP against the share of hidden frames, beside mean pooling.
 
     python -m benchmarks.occlusion --data MANIFEST --work FOLDER [--backbone B] [--head H] [--shares 0,0.25,0.5,0.75]
-                                   [--ratios 0.05,0.2] [--normalise cohort,none]
+                                   [--ratios all,0.2] [--normalise cohort,none]
 
 Every video gets a copy in which one stretch of its frames shows a block of one colour, a thing or another person instead of all
 but the head (jobs.occlude); targets and candidates alike. Each copy is ingested and judged as jobs.evaluate does: every video a
@@ -39,13 +39,13 @@ def occlusion(
     shares: Annotated[str, typer.Option(help="Shares of hidden frames, with commas.")] = "0,0.25,0.5,0.75",
     kind: Annotated[str, typer.Option(help="What hides people: block, thing, person or mixed.")] = "block",
     part: Annotated[str, typer.Option(help="Part of a data set.")] = "all",
-    ratios: Annotated[str, typer.Option(help="Top shares of pair scores, with commas.")] = str(ScoreSettings.ratio),
+    ratios: Annotated[str, typer.Option(help="Top shares of pair scores, with commas; all: no share.")] = "all",
     normalise: Annotated[str, typer.Option(help="cohort, none, or both with a comma.")] = "cohort",
 ) -> None:
     """Print rank-1 / mAP of every method for every share of hidden frames."""
     spec = find_backbone(backbone)
     asked = [
-        ScoreSettings(float(ratio), normalise=how)  # type: ignore[arg-type] # checked there
+        ScoreSettings(None if ratio == "all" else float(ratio), normalise=how)  # type: ignore[arg-type] # checked there
         for how in normalise.split(",")
         for ratio in ratios.split(",")
     ]
@@ -70,7 +70,8 @@ def occlusion(
                 for score in asked:
                     judged = evaluate_index(gallery, index, partitions, pairs, score, figures)
                     for method, quality in judged["methods"].items():
-                        name = f"{method}, {score.normalise}, top {score.ratio:.0%}" if method == "co-attention" else method
+                        pairs = "all pairs" if score.ratio is None else f"top {score.ratio:.0%}"
+                        name = f"{method}, {score.normalise}, {pairs}" if method == "co-attention" else method
                         found.setdefault(name, {})[share] = (quality["cmc"][1], quality["mean_ap"])
     print(f"{judged['queries']} queries, {index.model}, hidden by: {kind}; rank-1 / mAP")
     print(f"{'hidden frames':<40}" + "".join(f"{float(share):<16.0%}" for share in shares.split(",")))

@@ -34,9 +34,12 @@ def calibrate(
     sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 10.0,
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
     stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
-    ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = (
-        ScoreSettings.ratio
-    ),
+    ratio: Annotated[
+        float | None, typer.Option(help="Make the video score of this share of the best pair scores only (the patent's: 0.2).")
+    ] = ScoreSettings.ratio,
+    neighbours: Annotated[
+        int, typer.Option(help="Best videos of a search that add how they resemble the others; 0: none.")
+    ] = ScoreSettings.neighbours,
     normalise: Annotated[str, typer.Option(help="cohort or none, as in the searches that the calibration is for.")] = "cohort",
     cameras: Cameras = "auto",
     name: Annotated[str | None, typer.Option(help="Name of the videos, for people who read a report [default: --data].")] = None,
@@ -50,7 +53,8 @@ def calibrate(
     counts but a video with itself and one person under one camera. The error printed is that of people left out of the fit.
     """
     spec = find_backbone(backbone)
-    settings, score = IndexSettings(segment_length, stride, cameras=cameras), ScoreSettings(ratio, normalise=normalise)  # type: ignore[arg-type]
+    settings = IndexSettings(segment_length, stride, cameras=cameras)
+    score = ScoreSettings(ratio, normalise=normalise, neighbours=neighbours)  # type: ignore[arg-type]
     labelled = read_labelled(data, part=part, endpoints=endpoint or ())
     gallery = Gallery.open_or_create(resolve(out).join("gallery").uri, GallerySettings(spec, sample_rate, None))
     cluster = Cluster(address, insecure_cluster)

@@ -48,7 +48,12 @@ def evaluate(
     ] = None,
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
     stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
-    ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = SCORE.ratio,
+    ratio: Annotated[
+        float | None, typer.Option(help="Make the video score of this share of the best pair scores only (the patent's: 0.2).")
+    ] = SCORE.ratio,
+    neighbours: Annotated[
+        int, typer.Option(help="Best videos of a search that add how they resemble the others; 0: none.")
+    ] = SCORE.neighbours,
     aggregate: Annotated[str, typer.Option(help="mean (compares videos of any length) or sum (as in the patent).")] = "mean",
     normalise: Annotated[str, typer.Option(help="Normalisation of scores: cohort, or none (the patent's).")] = SCORE.normalise,
     cameras: Cameras = "auto",
@@ -79,7 +84,7 @@ def evaluate(
     """
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     settings = IndexSettings(segment_length, stride, cameras=cameras)
-    score = ScoreSettings(ratio, None, aggregate, normalise)  # type: ignore[arg-type] # checked there
+    score = ScoreSettings(ratio, None, aggregate, normalise, neighbours)  # type: ignore[arg-type] # checked there
     sizes = tuple(size.strip() for size in shortlists.split(",") if size.strip())
     figures = EvaluationSettings(false_match_rate, false_alarm_rate, sizes, bootstrap, seed)
     folder = output_folder(out, "an evaluation is written")

@@ -77,9 +77,12 @@ def search(
     zone: Annotated[str, typer.Option(help="Time zone of --between and of the times shown, for example Europe/London.")] = (
         SearchSettings.zone
     ),
-    ratio: Annotated[float, typer.Option(help="Share of the best segment pair scores that make the video score.")] = (
-        ScoreSettings.ratio
-    ),
+    ratio: Annotated[
+        float | None, typer.Option(help="Make the video score of this share of the best pair scores only (the patent's: 0.2).")
+    ] = ScoreSettings.ratio,
+    neighbours: Annotated[
+        int, typer.Option(help="Best videos of a search that add how they resemble the others; 0: none.")
+    ] = ScoreSettings.neighbours,
     threshold: Annotated[
         float | None, typer.Option(help="Take all pair scores of at least this instead of a share (0..1).")
     ] = None,
@@ -130,7 +133,7 @@ def search(
         target_stride=target_stride,
         pairs=pairs,
         expected_matches=expected_matches,
-        score=ScoreSettings(ratio, threshold, aggregate, normalise),  # type: ignore[arg-type] # checked there
+        score=ScoreSettings(ratio, threshold, aggregate, normalise, neighbours),  # type: ignore[arg-type] # checked there
     )
     if actors is not None and actors < 0:
         raise UsageError(f"actors must be 0 or more, not {actors}")

@@ -48,32 +48,46 @@ class ScoreSettings:
     """How a video's N x K pair scores become one video score ([0054], claim 9).
 
     ratio: the top share that counts, ceil(ratio * N * K) scores and so at least one; above 0, at most 1. The patent's
-        text and the authors' code take 0.2; a smaller share holds where people are hidden for most of a video.
-    threshold: if given, all scores of at least this value count instead of the share (compared in float64); a video
+        text and the authors' code take 0.2. None: all pairs count, the better and the more visible the more
+        (`pipeline.scoring.scores.video_scores`); no share holds both where nobody is hidden and where people are for most of
+        a video.
+    threshold: if given, all scores of at least this value count instead of a share (compared in float64); a video
         with none scores 0.
-    aggregate: "mean" or "sum" of the scores that count. The patent adds them; but a sum over a share grows with N x
-        K, so that long videos win by length. The mean compares videos of different length, is what the authors' code
-        does, and is the default.
+    aggregate: "mean" or "sum" of the scores that count, where a share or a threshold says which. The patent adds them; but a
+        sum over a share grows with N x K, so that long videos win by length. The mean compares videos of different length,
+        and is what the authors' code does.
     normalise: "cohort" measures every score against a sample of the gallery (`pipeline.coattention.cohort`), "none" is the
     patent's.
+    neighbours: so many of the best videos add how they resemble each video (`pipeline.search.neighbours`); 0 leaves it out. Only
+    where all pairs count and scores are normalised.
 
     Raises UsageError for values outside these ranges.
     """
 
-    ratio: float = 0.1
+    ratio: float | None = None
     threshold: float | None = None
     aggregate: Literal["mean", "sum"] = "mean"
     normalise: Literal["cohort", "none"] = "cohort"
+    neighbours: int = 3
+
+    @property
+    def all_pairs(self) -> bool:
+        """Whether neither a share nor a threshold says which pairs count."""
+        return self.ratio is None and self.threshold is None
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
+        if self.ratio is not None and not 0 < self.ratio <= 1:
             raise UsageError(f"the top share of scores must be above 0 and at most 1, not {self.ratio}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"the score threshold must be from 0 to 1, as scores are, not {self.threshold}")
         if self.aggregate not in ("mean", "sum"):
             raise UsageError(f"scores are aggregated by mean or sum, not by {self.aggregate!r}")
+        if self.aggregate == "sum" and self.all_pairs:
+            raise UsageError("a sum of scores needs to know which: give a top share (the patent's is 0.2) or a threshold")
         if self.normalise not in ("cohort", "none"):
             raise UsageError(f"scores are normalised by cohort or by none, not by {self.normalise!r}")
+        if self.neighbours < 0:
+            raise UsageError(f"the number of neighbours must be 0 or more, not {self.neighbours}")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ class Oracle:
     normalisation: str = "sigmoid"
     negative_weight: bool = False
     unit_encodings: bool = False
+    slack: float = 0.0
 
     def __post_init__(self):
         self.weights = {name: np.asarray(array, dtype=np.float64) for name, array in self.weights.items()}
@@ -61,6 +62,7 @@ class Oracle:
         target_encoding: for a candidate's segment, whose frames are also judged by how they agree with the target.
         """
         heat = [float(query_vector @ key) for key in self.keys(segment)]
+        heat = [min(s, max(heat) - self.slack) for s in heat]
         if target_encoding is not None:
             row, _ = self.row()
             beta = max(float(self.weights["agreement"]), 0.0)

@@ -34,6 +34,7 @@ ALL_VIDEOS = 100  # a gallery of so many videos has half of the mean of all, and
 POWER = -0.25
 RIDGE = 0.5  # added to every variance, in mean variances
 SCALE = BIAS = 4.0  # a pair of cosine 0.5 has the logit 0
+SLACK = 1.0  # see `CoattentionConfig.slack`
 
 Floats = NDArray[np.float64]
 
@@ -112,7 +113,7 @@ class CameraCoattention(Coattention):
         nn.Module.__init__(self)
         if not can_measure_cameras(head):
             raise ValueError("a head with weights above 0 cannot have camera statistics")
-        self.config = replace(head.config, normalise_values=True, unit_encodings=True)
+        self.config = replace(head.config, normalise_values=True, unit_encodings=True, slack=SLACK)
         for name in ("lstm", "query", "key", "value", "classifier", "agreement"):
             setattr(self, name, getattr(head, name))
         self.of_unit_values = head.config.normalise_values

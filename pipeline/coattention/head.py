@@ -119,7 +119,7 @@ def read_description(folder: str | os.PathLike[str]) -> HeadDescription:
     for name, kind in (("sizes", dict), ("backbone_hash", str), ("info", dict), ("sha256", str)):
         if not isinstance(document.get(name), kind):
             raise PipelineError(f"{path} has no usable entry {name}")
-    sizes = {"unit_encodings": False} | document["sizes"]
+    sizes = {"unit_encodings": False, "slack": 0.0} | document["sizes"]
     expected, found = set(CoattentionConfig.__dataclass_fields__), set(sizes)
     if expected != found:
         raise PipelineError(f"{path} has the wrong sizes: {', '.join(sorted(expected ^ found))} missing or unknown")
@@ -133,12 +133,13 @@ def read_description(folder: str | os.PathLike[str]) -> HeadDescription:
 def head_hash(head: Coattention) -> str:
     """Content hash of a head, 64 hex digits: its sizes and its tensors in float32, whatever file they lie in.
 
-    Indexes and calibrations name heads by it, so that a head which uses neither agreement nor unit encodings keeps the hash
-    that it had before there were any.
+    Indexes and calibrations name heads by it, so that a head which uses neither agreement, unit encodings nor slack keeps the
+    hash that it had before there were any.
     """
     sizes, tensors = asdict(head.config), _float32_tensors(head)
-    if not head.config.unit_encodings:
-        del sizes["unit_encodings"]
+    for name in ("unit_encodings", "slack"):
+        if not sizes[name]:
+            del sizes[name]
     if tensors["agreement"] <= 0:
         del tensors["agreement"]
     parts: list[Any] = [json.dumps(sizes, sort_keys=True)]

@@ -7,6 +7,7 @@ This is the one definition that training uses and that the fast form in `scoring
     D width of a frame feature          d_k, d_v width of a key, of a value
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -31,8 +32,10 @@ class CoattentionConfig:
         the prefilter builds on.
     unit_encodings: encodings of both sides become unit vectors before they are compared, so that with one weight for all
         dimensions the score is one of their cosine.
+    slack: frames whose heat lies within it of the warmest frame's count alike, so that many good frames are averaged and the
+        best is not taken for all of them. 0 is the application's own softmax.
 
-    Raises UsageError for a width below 1, a switch that is no bool and a normalisation of another name.
+    Raises UsageError for a width below 1, a switch that is no bool, a normalisation of another name and a slack below 0.
     """
 
     feature_width: int
@@ -43,6 +46,7 @@ class CoattentionConfig:
     normalisation: Literal["sigmoid", "softmax"] = "sigmoid"
     negative_weight: bool = False
     unit_encodings: bool = False
+    slack: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("feature_width", "key_width", "value_width"):
@@ -54,6 +58,8 @@ class CoattentionConfig:
                 raise UsageError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.normalisation not in ("sigmoid", "softmax"):
             raise UsageError(f"normalisation must be sigmoid or softmax, not {self.normalisation!r}")
+        if isinstance(self.slack, bool) or not isinstance(self.slack, int | float) or not 0 <= self.slack < math.inf:
+            raise UsageError(f"slack must be a number of at least 0, not {self.slack!r}")
 
 
 class Comparison(NamedTuple):
@@ -127,7 +133,11 @@ class Coattention(nn.Module):
         real, at least 1; padding after them gets 0. Without it, all frames are real.
         """
         heat = torch.einsum("...d,...td->...t", query_vectors, keys)  # [..., T]
-        return _softmax(heat, lengths)
+        return _softmax(self.slackened(heat), lengths)
+
+    def slackened(self, heat: Tensor) -> Tensor:
+        """Heat [..., T] without what exceeds the warmest frame's less `slack`; padding repeats a frame, so it is no matter."""
+        return torch.minimum(heat, heat.amax(dim=-1, keepdim=True) - self.config.slack) if self.config.slack else heat
 
     def encode(self, attention: Tensor, values: Tensor) -> Tensor:
         """Encodings [..., d_v]: values [..., T, d_v] averaged with attention [..., T] [0049], unit vectors if configured."""
@@ -176,7 +186,8 @@ class Coattention(nn.Module):
 
         if candidate is not target:
             keys, values = self.keys(candidate), self.values(candidate)  # [K, T_g, d_k], [K, T_g, d_v]
-        heat = torch.einsum("nd,ktd->nkt", query_vectors, keys) + self.agreement_heat(target_encodings, values)  # [N, K, T_g]
+        heat = self.slackened(torch.einsum("nd,ktd->nkt", query_vectors, keys))  # [N, K, T_g]
+        heat = heat + self.agreement_heat(target_encodings, values)
         candidate_attention = _softmax(heat, candidate_lengths)  # [N, K, T_g]
         candidate_encodings = self.encode(candidate_attention, values)  # [N, K, d_v]
 

@@ -38,6 +38,7 @@ from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import rank_videos
+from pipeline.search.neighbours import with_neighbours
 from pipeline.search.partitions import Partitions
 from pipeline.search.shortlist import segmented
 from pipeline.search.targets import stored_target
@@ -175,6 +176,8 @@ def coattention_scores(
     scores = np.empty((len(queries), len(candidates)))
     for done, (place, target) in enumerate(_encoded(gallery, index, queries), start=1):
         scores[place] = partitions.score(target, candidates, settings)
+        others = candidates != queries[place]  # the query itself has no say
+        scores[place, others] = with_neighbours(index, partitions, candidates[others], scores[place, others], settings)
         progress(done, len(queries))
     return scores
 

@@ -38,7 +38,7 @@ from pipeline.index.partition_store import (
     plan_partitions,
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
-from pipeline.index.samples import count_segments, sample_cameras, sample_cohort, sample_features, sample_means
+from pipeline.index.samples import count_segments, sample_cameras, sample_cohort, sample_features, sample_means, sample_query
 from pipeline.index.versions import FORMAT, PREFILTER, Index, open_index
 from pipeline.settings import IndexSettings
 from pipeline.storage.local_paths import new_folder
@@ -48,15 +48,16 @@ from pipeline.storage.seals import sealed
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the partitions of a version share. cameras: None where they are not told apart. cohort_ids: the video of each of the
-    cohort's segments; drawn: how many videos the gallery and the cohort had when the cohort (and an untrained head) were drawn.
-    prefilter: see `PartitionWork`.
+    """What the partitions of a version share. cameras: None where they are not told apart. query: see `Index`. cohort_ids: the
+    video of each of the cohort's segments; drawn: how many videos the gallery and the cohort had when the cohort (and an
+    untrained head) were drawn. prefilter: see `PartitionWork`.
     """
 
     head: Coattention
     untrained: bool
     calibration: Calibration | None
     cameras: CameraStatistics | None
+    query: np.ndarray | None
     cohort: Cohort
     cohort_ids: pa.Array
     drawn: dict[str, int]
@@ -106,7 +107,10 @@ def build_index(
         there = pc.is_in(base.cohort_ids, snapshot.videos["video_id"].combine_chunks())
         alive = pc.and_not(there, pc.is_in(base.cohort_ids, replaced.combine_chunks()))
         shared = _carry(base, alive, ids, calibration)
-    work = PartitionWork(gallery, shared.heads, settings.segment_length, settings.stride, shared.cohort, shared.prefilter)
+    if shared.query is None:
+        raise PipelineError("an index of an earlier format cannot be added to; build it again with jobs.index --rebuild")
+    cut = settings.segment_length, settings.stride
+    work = PartitionWork(gallery, shared.heads, *cut, shared.query, shared.cohort, shared.prefilter)
     built: dict[int, dict[str, Any]] = {}
     done = kept
     try:
@@ -136,9 +140,10 @@ def _draw(
         raise PipelineError(
             f"the head takes frame features of width {widths}; use a head made for {gallery.settings.backbone.name}"
         )
+    query = sample_query(gallery, videos, head, length, stride)
     cameras = None
     if settings.cameras == "auto" and can_measure_cameras(head):
-        cameras = sample_cameras(gallery, videos, head)
+        cameras = sample_cameras(gallery, videos, head, query)
     heads = CameraHeads(head, cameras)
     cohort = sample_cohort(gallery, videos, heads, length, stride)
     drawn = {"gallery_videos": len(videos), "cohort_videos": len(torch.unique(cohort.video))}
@@ -147,7 +152,7 @@ def _draw(
     if settings.prefilter == "compressed" or (settings.prefilter == "auto" and segments > FLAT_SEGMENTS):
         means = sample_means(gallery, videos, heads, length, stride)
         prefilter = faiss.serialize_index(compressed_index(PrefilterMetric(*heads.score_row()), means, segments))
-    return _Shared(head, untrained, calibration, cameras, cohort, cohort_ids, drawn, prefilter)
+    return _Shared(head, untrained, calibration, cameras, query, cohort, cohort_ids, drawn, prefilter)
 
 
 def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Calibration | None) -> _Shared:
@@ -165,7 +170,8 @@ def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Cali
     prefilter = None
     if PREFILTER in base.manifest["files"]:
         prefilter = np.frombuffer(base.location.join(PREFILTER).read_bytes(), np.uint8)
-    return _Shared(base.head, base.untrained, calibration, base.cameras, cohort, cohort_ids, base.manifest["drawn"], prefilter)
+    kept = base.cameras, base.query, cohort, cohort_ids, base.manifest["drawn"], prefilter
+    return _Shared(base.head, base.untrained, calibration, *kept)
 
 
 def _publish_shared(gallery: Gallery, shared: _Shared, location: Location) -> dict[str, dict[str, Any]]:
@@ -173,6 +179,8 @@ def _publish_shared(gallery: Gallery, shared: _Shared, location: Location) -> di
     with new_folder(location.join("cohort")) as (folder, of_cohort):
         np.save(folder / "means.npy", shared.cohort.means.numpy())
         np.save(folder / "video.npy", shared.cohort.video.numpy())
+        if shared.query is not None:
+            np.save(folder / "query.npy", shared.query)
         (folder / "video_id.json").write_text(json.dumps(shared.cohort_ids.to_pylist()))
     with new_folder(location.join("head")) as (folder, of_head):
         save_head(shared.head, folder, {"untrained": shared.untrained}, gallery.settings.backbone.identity)

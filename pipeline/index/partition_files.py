@@ -19,15 +19,18 @@ import torch
 from pipeline.coattention.cameras import CameraHeads
 from pipeline.coattention.cohort import Cohort, cohort_statistics
 from pipeline.coattention.network import CoattentionConfig
+from pipeline.coattention.visibility import frame_visibility, segment_visibility
 from pipeline.errors import PipelineError, first_line
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.prefilter import PrefilterMetric
 from pipeline.scoring.frame_rows import TOO_MANY_FILES
 from pipeline.scoring.scores import frame_band
+from pipeline.scoring.whole import video_encodings
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage.local_paths import local_file
 from pipeline.storage.location import Location
 
+NEW_ARRAYS = ("visibility", "video_encodings", "video_mean", "video_spread")  # that an earlier format has not
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
 LARGEST_DISTANCE = 65_000.0  # what float16 holds
 
@@ -41,6 +44,7 @@ def write_partition(
     heads: CameraHeads,
     segment_length: int,
     stride: int,
+    query: np.ndarray,
     cohort: Cohort,
     first_video: int,
     folder: Path,
@@ -48,8 +52,9 @@ def write_partition(
 ) -> tuple[pa.Table, dict[str, int]]:
     """Write one partition's files into a local folder; returns its rows of videos.arrow and its counts.
 
-    first_video: row of its first video among all of the index. prefilter: a trained, empty index
-    (`pipeline.index.prefilter.compressed_index`) that the partition's segments are added to a copy of; None for a flat one.
+    query: float32 [d_k], that says how visible people are. first_video: row of its first video among all of the index.
+    prefilter: a trained, empty index (`pipeline.index.prefilter.compressed_index`) that the partition's segments are added to a
+    copy of; None for a flat one.
     Memory: a shard's frame features, and what FAISS keeps.
     """
     frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
@@ -57,7 +62,7 @@ def write_partition(
     first_frame = np.concatenate([[0], np.cumsum(frames)])
     first_segment = np.concatenate([[0], np.cumsum([len(s) for s in starts])])
     total, segments = int(first_frame[-1]), int(first_segment[-1])
-    shapes = array_shapes(heads.head.config, total, segments, segment_length)
+    shapes = array_shapes(heads.head.config, total, segments, len(videos), segment_length)
     metric = PrefilterMetric(*heads.score_row())
     prefilter = metric.empty_index() if prefilter is None else faiss.clone_index(prefilter)
     weight, bias = (part.detach() for part in heads.of(None).score_row())
@@ -75,10 +80,15 @@ def write_partition(
             if not bool((distances.abs() < LARGEST_DISTANCE).all()):
                 raise PipelineError("the head's values lie too far apart to be stored; train it with values of about unit length")
             cuts = [segment_frames(starts[p], segment_length, int(frames[p])) + first_frame[p] for p in positions]
-            means = segment_means(new_values, np.concatenate(cuts) - first_frame[done], heads.unit_encodings)
+            segment = np.concatenate(cuts) - first_frame[done]  # [S, T], rows of what is new
+            means = segment_means(new_values, segment, heads.unit_encodings)
             prefilter.add(metric.stored(means))
             owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
             statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
+            visible = frame_visibility(new_keys, query, of_videos)
+            whole = video_encodings(new_values, visible, of_videos, heads.unit_encodings)
+            numbers = torch.from_numpy(positions + first_video)
+            of_whole = cohort_statistics(cohort, torch.from_numpy(whole), numbers, weight, bias)
             new = {
                 "keys": new_keys,
                 "values": new_values,
@@ -87,6 +97,10 @@ def write_partition(
                 "time_s": np.asarray(table["time_s"]),
                 "cohort_mean": statistics.mean.numpy(),
                 "cohort_spread": statistics.spread.numpy(),
+                "visibility": segment_visibility(visible, segment),
+                "video_encodings": whole,
+                "video_mean": of_whole.mean.numpy(),
+                "video_spread": of_whole.spread.numpy(),
             }
             for name, rows in new.items():
                 arrays[name].write(np.ascontiguousarray(rows, shapes[name][0]).data)
@@ -103,7 +117,7 @@ def write_partition(
 
 
 def array_shapes(
-    config: CoattentionConfig, frames: int, segments: int, segment_length: int
+    config: CoattentionConfig, frames: int, segments: int, videos: int, segment_length: int
 ) -> dict[str, tuple[type, tuple[int, ...]]]:
     """Type and shape of each of a partition's arrays, by name. config: of the head."""
     return {
@@ -114,6 +128,10 @@ def array_shapes(
         "time_s": (np.float32, (frames,)),
         "cohort_mean": (np.float32, (segments,)),
         "cohort_spread": (np.float32, (segments,)),
+        "visibility": (np.float32, (segments,)),
+        "video_encodings": (np.float16, (videos, config.value_width)),
+        "video_mean": (np.float32, (videos,)),
+        "video_spread": (np.float32, (videos,)),
     }
 
 

@@ -118,13 +118,15 @@ def _by_time_of_shard(videos: pa.Table) -> pa.Table:
 class PartitionWork:
     """All that the partitions of one index version share while they are built.
 
-    length, stride: of segments, in frames. prefilter: a trained, empty FAISS index, serialised uint8; None for flat ones.
+    length, stride: of segments, in frames. query: see `Index.query`. prefilter: a trained, empty FAISS index,
+    serialised uint8; None for flat ones.
     """
 
     gallery: Gallery
     heads: CameraHeads
     length: int
     stride: int
+    query: np.ndarray
     cohort: Cohort
     prefilter: np.ndarray | None = None
 
@@ -146,7 +148,8 @@ class PartitionWork:
         location = partition_store(self.gallery).join(name)
         with new_folder(location) as (folder, files):
             table, counts = write_partition(
-                self.gallery, videos, self.heads, self.length, self.stride, self.cohort, first_video, folder, trained
+                *(self.gallery, videos, self.heads, self.length, self.stride, self.query, self.cohort),
+                *(first_video, folder, trained),
             )
             write_videos(table, folder / VIDEOS)
         cameras = sorted(set(pc.unique(videos["camera_id"]).to_pylist()) - {None})

@@ -8,6 +8,7 @@ import torch
 from pipeline.coattention.cameras import CameraHeads, CameraStatistics, camera_statistics, score_space
 from pipeline.coattention.cohort import Cohort
 from pipeline.coattention.network import Coattention
+from pipeline.coattention.visibility import CAMERA_SLACK, frame_visibility, mean_query
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.partition_files import encode_videos, segment_means
 from pipeline.segments import segment_frames, segment_starts
@@ -32,11 +33,26 @@ def sample_features(gallery: Gallery, videos: pa.Table) -> np.ndarray:
     return np.concatenate([parts[video_id] for video_id in sorted(parts)])
 
 
+def sample_query(gallery: Gallery, videos: pa.Table, head: Coattention, length: int, stride: int) -> np.ndarray:
+    """The mean query vector, float32 [d_k], of up to COHORT_SEGMENTS evenly spaced segments of COHORT_VIDEOS videos.
+
+    length, stride: of segments, in frames.
+    """
+    chosen = videos.take(hash_order(videos["video_id"].to_pylist(), COHORT_VIDEOS))
+    parts: dict[int, np.ndarray] = {}
+    for position, frames in gallery.iter_videos(chosen):
+        cut = segment_frames(_spaced(segment_starts(len(frames), length, stride), COHORT_SEGMENTS), length, len(frames))
+        parts[position] = mean_query(head, feature_matrix(frames)[cut]) * len(cut)
+    segments = sum(min(count_segments(chosen.slice(n, 1), length, stride), COHORT_SEGMENTS) for n in range(len(chosen)))
+    return np.sum([parts[position] for position in sorted(parts)], axis=0) / np.float32(segments)
+
+
 @torch.no_grad()
-def sample_cameras(gallery: Gallery, videos: pa.Table, head: Coattention) -> CameraStatistics:
+def sample_cameras(gallery: Gallery, videos: pa.Table, head: Coattention, query: np.ndarray) -> CameraStatistics:
     """Camera statistics of the videos, from up to CAMERA_VIDEOS of every camera, fewer where cameras are many.
 
-    Chosen by hashes of their ids, and up to SAMPLE_FRAMES evenly spaced frames of each.
+    Chosen by hashes of their ids, and up to SAMPLE_FRAMES evenly spaced frames of each, of which those count that show somebody.
+    query: float32 [d_k], that says which do.
     """
     ids, names = videos["video_id"].to_pylist(), videos["camera_id"].to_pylist()
     of_camera: dict[str | None, list[int]] = {}
@@ -48,13 +64,14 @@ def sample_cameras(gallery: Gallery, videos: pa.Table, head: Coattention) -> Cam
     means = np.empty((len(rows), head.config.value_width))
     for position, frames in gallery.iter_videos(chosen):
         features = torch.from_numpy(np.array(_spaced(feature_matrix(frames))))
-        means[position] = score_space(head, head.values(features)).double().mean(dim=0).numpy()
+        visible = frame_visibility(head.keys(features).numpy(), query, np.array([len(features)]), CAMERA_SLACK).astype(float)
+        means[position] = visible @ score_space(head, head.values(features)).double().numpy() / visible.sum()
     return camera_statistics(means, [names[row] for row in rows])
 
 
-def _spaced(features: np.ndarray) -> np.ndarray:
-    """Up to SAMPLE_FRAMES evenly spaced rows."""
-    return features[np.unique(np.linspace(0, len(features) - 1, min(len(features), SAMPLE_FRAMES)).astype(int))]
+def _spaced(rows: np.ndarray, most: int = SAMPLE_FRAMES) -> np.ndarray:
+    """Up to `most` evenly spaced rows."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int))]
 
 
 @torch.no_grad()
@@ -67,8 +84,7 @@ def sample_cohort(gallery: Gallery, videos: pa.Table, heads: CameraHeads, length
     chosen = videos.take(rows)
     parts: dict[int, torch.Tensor] = {}
     for position, frames in gallery.iter_videos(chosen):
-        starts = segment_starts(len(frames), length, stride)
-        starts = starts[np.unique(np.linspace(0, len(starts) - 1, min(len(starts), COHORT_SEGMENTS)).round().astype(int))]
+        starts = _spaced(segment_starts(len(frames), length, stride), COHORT_SEGMENTS)
         camera = chosen["camera_id"][position].as_py()
         _, values = encode_videos(heads, feature_matrix(frames), np.array([len(frames)]), [camera])
         means = segment_means(values, segment_frames(starts, length, len(frames)), heads.unit_encodings)

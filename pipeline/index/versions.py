@@ -3,7 +3,8 @@
 index/<version>/manifest.json   written last: a version is there when its manifest is, complete and never changed again
                 head/           the co-attention head (model.safetensors, model.json, calibration.json if it has one)
                 cohort/         what scores are normalised by: means.npy float32 [C, d_v]; video.npy int64 [C], row in this
-                                version's videos (below -1: not among them); video_id.json, their ids
+                                version's videos (below -1: not among them); video_id.json, their ids; and query.npy
+                                float32 [d_k], the mean query vector of these segments
                 cameras/        what is taken off by camera: names.json; means.npy float16 [C + 1, d_v]; maps.npy float16
                                 [C + 1, d_v, d_v]; absent where cameras are not told apart
                 prefilter/      trained.faiss, which those of the partitions are copies of; absent where they are flat
@@ -56,7 +57,7 @@ from pipeline.storage.location import Location, resolve
 from pipeline.storage.seals import unsealed
 
 OLDEST_FORMAT, FORMAT = 3, 4
-WITH_CAMERAS = 4  # the format that began to have statistics of cameras
+WITH_CAMERAS = 4  # the format that began to have statistics of cameras, and the visibility of segments
 OPENED_AT_ONCE = 8  # tables of partitions
 PREFILTER = "prefilter/trained.faiss"
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
@@ -70,8 +71,9 @@ NEVER = datetime.max.replace(tzinfo=UTC)
 class Index:
     """An open index version. store: where the partitions of all versions lie; manifest: what it is made of; videos: one row a
     video, partitions in order, of which a column is read when it is used; head: its model; cameras: what is taken off by camera,
-    None where they are not told apart; cohort: what scores are normalised
-    by; calibration: what they are worth, None where the head has none.
+    None where they are not told apart; query: float32 [d_k], that says how visible people are (`coattention.visibility`), None
+    in one of an earlier format; cohort: what scores are normalised by; calibration: what they are worth, None where the head has
+    none.
     """
 
     location: Location
@@ -82,6 +84,7 @@ class Index:
     cohort: Cohort
     calibration: Calibration | None = None
     cameras: CameraStatistics | None = None
+    query: np.ndarray | None = None
 
     @property
     def version(self) -> str:
@@ -95,6 +98,11 @@ class Index:
     def heads(self) -> CameraHeads:
         """The head under every camera, as the index was made with it."""
         return CameraHeads(self.head, self.cameras)
+
+    @property
+    def has_whole_videos(self) -> bool:
+        """Whether its videos have encodings as wholes, and visible segments: not in an earlier format."""
+        return self.query is not None
 
     @property
     def untrained(self) -> bool:
@@ -228,7 +236,7 @@ def _newest_of(gallery: Gallery, settings: IndexSettings, head: Coattention | No
     except PipelineError:  # damaged: building again is what mends it
         return None
     same_head = index.untrained if head is None else index.manifest["head"] == head_hash(head)
-    return index if same_head and index.settings == settings else None
+    return index if same_head and index.settings == settings and index.query is not None else None
 
 
 def is_complete(gallery: Gallery, index: Index) -> bool:
@@ -264,7 +272,8 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     with head_folder(location.join("head")) as folder:
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
-    return Index(location, store, manifest, videos, head, cohort, calibration, read_cameras(location, manifest))
+    query = np.array(load_array(location.join("cohort", "query.npy"))) if "cohort/query.npy" in manifest["files"] else None
+    return Index(location, store, manifest, videos, head, cohort, calibration, read_cameras(location, manifest), query)
 
 
 def read_cameras(location: Location, manifest: dict[str, Any]) -> CameraStatistics | None:

@@ -10,9 +10,20 @@ from torch import Tensor
 from pipeline.coattention.cohort import CohortStatistics, normalised_logits
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.frame_rows import FileRows, FrameRows
-from pipeline.scoring.scores import TargetEncoding, cached_logits, candidate_logits, sigmoid, video_scores
+from pipeline.scoring.scores import (
+    SHARPNESS,
+    TargetEncoding,
+    cached_logits,
+    candidate_logits,
+    sigmoid,
+    video_scores,
+    visible_logits,
+)
+from pipeline.scoring.whole import WholeVideos, resemblance
+from pipeline.scoring.whole import joined as joined_videos
 from pipeline.settings import ScoreSettings
 
+WHOLE_WEIGHT = 0.2  # of the whole videos' score beside that of their segments, on the scale of the logit
 SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
 SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time
 
@@ -21,14 +32,17 @@ SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time
 class TargetSegments:
     """A target, ready to be searched for: its encoding, and for the evidence the frames of each segment.
 
-    frame_index: int32 [N, T_p], frames of the source; time_s: float32 [N, T_p], seconds. cohort: of the segments' logits, or None
-    where the index has no usable cohort.
+    frame_index: int32 [N, T_p], frames of the source; time_s: float32 [N, T_p], seconds. visibility: of its segments, float32
+    [N]. cohort: of the segments' logits, or None where the index has no usable cohort. whole: the target as one video, or None
+    there.
     """
 
     encoding: TargetEncoding
     frame_index: np.ndarray
     time_s: np.ndarray
+    visibility: np.ndarray
     cohort: CohortStatistics | None = None
+    whole: WholeVideos | None = None
 
     def __len__(self) -> int:
         return len(self.frame_index)
@@ -38,8 +52,9 @@ class TargetSegments:
 class Candidates:
     """Videos and where their frames lie in `rows`, each video's in one piece.
 
-    first, frames, segments: int64 [m], a video's first row, rows and segments, ascending by `first` (in each file). cohort: of
-    all their segments in order, [K]. length, stride: frames of a segment, and between segments.
+    first, frames, segments: int64 [m], a video's first row, rows and segments, ascending by `first` (in each file). cohort,
+    visibility: of all their segments in order, [K]. length, stride: frames of a segment, and between segments. whole: the m
+    videos, None in an index of an earlier format.
     """
 
     rows: FrameRows | FileRows
@@ -47,8 +62,10 @@ class Candidates:
     frames: np.ndarray
     segments: np.ndarray
     cohort: CohortStatistics
+    visibility: np.ndarray
     length: int
     stride: int
+    whole: WholeVideos | None = None
 
     @property
     def offsets(self) -> np.ndarray:
@@ -62,8 +79,8 @@ class Candidates:
         start = first + np.minimum(nth * self.stride, np.maximum(frames - self.length, 0))
         return torch.from_numpy(start), torch.from_numpy(first + frames - 1)
 
-    def pair_scores(self, target: TargetSegments, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [N, K] against all segments, and which videos are left out, bool [m]: these have no scores."""
+    def pair_logits(self, target: TargetSegments, settings: ScoreSettings) -> tuple[Tensor, np.ndarray]:
+        """Logits float32 [N, K] against all segments, and which videos are left out, bool [m]: these have no scores."""
         left = np.zeros(len(self.first), np.bool_)
         if isinstance(self.rows, FileRows):
             lie = self.rows, self.first, self.frames, self.segments
@@ -75,7 +92,16 @@ class Candidates:
         logits = logits.T
         if settings.normalise == "cohort" and target.cohort is not None:
             logits = normalised_logits(logits, target.cohort.to(logits.device), self.cohort.to(logits.device))
-        return sigmoid(logits), left
+        return logits, left
+
+    def evidence(self, target: TargetSegments, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 [N, K] against all segments, and how much each pair counts, in an order of its own, float32 [N, K]."""
+        logits, _ = self.pair_logits(target, settings)
+        scores = sigmoid(logits)
+        if not settings.all_pairs:
+            return scores, scores
+        visible = np.log(target.visibility)[:, None] + np.log(self.visibility)
+        return scores, logits.cpu().numpy() + visible / SHARPNESS
 
     def scores(self, targets: Sequence[TargetSegments], settings: ScoreSettings) -> np.ndarray:
         """Video scores float64 [n, m] of each target, in one pass over the frames; NaN where a video is left out."""
@@ -84,9 +110,18 @@ class Candidates:
         joined = targets[0] if len(targets) == 1 else _joined(targets)
         for some in self._parts(int(ends[-1])):
             part = self._part(some)
-            pairs, left = part.pair_scores(joined, settings)
+            logits, left = part.pair_logits(joined, settings)
+            pairs = logits.cpu().numpy() if settings.all_pairs else sigmoid(logits)
             for row, (end, target) in enumerate(zip(ends, targets, strict=True)):
-                of_target = video_scores(pairs[end - len(target) : end], part.offsets, settings)
+                mine = pairs[end - len(target) : end]
+                if settings.all_pairs:
+                    of_target = visible_logits(mine, part.offsets, target.visibility, part.visibility)
+                    if settings.normalise == "cohort" and target.whole is not None and part.whole is not None:
+                        weight, bias = target.encoding.weight.cpu().numpy(), float(target.encoding.bias)
+                        of_target += WHOLE_WEIGHT * resemblance(target.whole, part.whole, weight, bias)[0]
+                    of_target = 1 / (1 + np.exp(-of_target))
+                else:
+                    of_target = video_scores(mine, part.offsets, settings)
                 scores[row, some] = np.where(left, np.nan, of_target)
         return scores
 
@@ -106,22 +141,26 @@ class Candidates:
         begin, end = self.offsets[[some.start, some.stop]]
         cohort = CohortStatistics(self.cohort.mean[begin:end], self.cohort.spread[begin:end])
         rows = replace(self.rows, owner=self.rows.owner[some]) if isinstance(self.rows, FileRows) else self.rows
-        return replace(
-            self, rows=rows, first=self.first[some], frames=self.frames[some], segments=self.segments[some], cohort=cohort
-        )
+        first, frames, segments = (part[some] for part in (self.first, self.frames, self.segments))
+        whole = None if self.whole is None else self.whole[some]
+        lie = (rows, first, frames, segments)
+        return Candidates(*lie, cohort, self.visibility[begin:end], self.length, self.stride, whole)
 
 
 def together(parts: Sequence[Candidates]) -> Candidates:
     """Candidates that lie one after another in the same rows, or all of them in files, as one."""
     if len(parts) == 1:
         return parts[0]
-    first, frames, segments = (np.concatenate([getattr(p, name) for p in parts]) for name in ("first", "frames", "segments"))
+    names = ("first", "frames", "segments", "visibility")
+    first, frames, segments, visibility = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     cohort = CohortStatistics(torch.cat([part.cohort.mean for part in parts]), torch.cat([part.cohort.spread for part in parts]))
     rows = parts[0].rows
     if filed := [part.rows for part in parts if isinstance(part.rows, FileRows)]:
         owner = np.repeat(np.arange(len(parts)), [len(part.first) for part in parts])
         rows = FileRows([files for part in filed for files in part.files], owner)
-    return replace(parts[0], rows=rows, first=first, frames=frames, segments=segments, cohort=cohort)
+    whole = [part.whole for part in parts if part.whole is not None]
+    lie = (rows, first, frames, segments)
+    return Candidates(*lie, cohort, visibility, parts[0].length, parts[0].stride, joined_videos(whole) if whole else None)
 
 
 def score_many(
@@ -174,4 +213,4 @@ def _joined(targets: Sequence[TargetSegments]) -> TargetSegments:
     if statistics := [target.cohort for target in targets if target.cohort is not None]:
         cohort = CohortStatistics(torch.cat([one.mean for one in statistics]), torch.cat([one.spread for one in statistics]))
     frames = np.empty((len(encodings), 0))
-    return TargetSegments(encoding, frames, frames, cohort)
+    return TargetSegments(encoding, frames, frames, np.concatenate([target.visibility for target in targets]), cohort)

@@ -138,15 +138,19 @@ INLINE VEC NAME(select)(IVEC mask, VEC yes, VEC no) { return (VEC)(((IVEC)yes & 
 
 #define ALL(x) ((x) - (VEC){0}) /* not 0 + x: that is another number for -0, and stays an addition */
 
-/* The larger of each pair, the second where one is NaN. */
+/* The larger and the smaller of each pair, the second where one is NaN. */
 #if LANES == 16
 #define LARGER(a, b) ((VEC)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define SMALLER(a, b) ((VEC)_mm512_min_ps((__m512)(a), (__m512)(b)))
 #elif LANES == 8
 #define LARGER(a, b) ((VEC)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define SMALLER(a, b) ((VEC)_mm256_min_ps((__m256)(a), (__m256)(b)))
 #elif defined(__SSE__)
 #define LARGER(a, b) ((VEC)_mm_max_ps((__m128)(a), (__m128)(b)))
+#define SMALLER(a, b) ((VEC)_mm_min_ps((__m128)(a), (__m128)(b)))
 #else
 #define LARGER(a, b) NAME(select)((a) > (b), a, b)
+#define SMALLER(a, b) NAME(select)((a) < (b), a, b)
 #endif
 
 /* a * b + c, rounded once where the processor can. */
@@ -237,10 +241,10 @@ static __attribute__((noinline)) void NAME(multiply_all)(const float *rows, int6
 }
 
 /* Heat and squared distance (less what belongs to the target) of frames first .. first + count - 1, [count][stride] vectors; up to
-ROWS - 1 rows more are written. Agreement times the distance is part of the heat. */
+ROWS - 1 rows more are written. */
 static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, int64_t d_v, int64_t first, int64_t count,
                            const VEC *queries, const VEC *weighted, int64_t stride, const float *weight, const float *centre,
-                           float agreement, float *scratch, VEC *heat, VEC *distance) {
+                           float *scratch, VEC *heat, VEC *distance) {
   for (int64_t row = 0; row < count; row += ROWS) {
     int64_t rows = count - row < ROWS ? count - row : ROWS;
     const TYPE *key = keys + (first + row) * d_k, *value = values + (first + row) * d_v;
@@ -273,24 +277,29 @@ static void NAME(products)(const TYPE *keys, const TYPE *values, int64_t d_k, in
     if (rows < ROWS) memset(scratch + rows * d_v, 0, 4 * (ROWS - rows) * d_v);
     NAME(multiply_all)(scratch, rows, d_v, weighted, stride, squares, (uintptr_t)(value + ROWS * d_v), distance + row * stride);
   }
-  if (agreement > 0)
-    for (int64_t i = 0; i < count * stride; i++) heat[i] = MULTIPLY_ADD(ALL(agreement), distance[i], heat[i]);
 }
 
 /* Logits of one candidate segment, whose frames are rows 0 .. count - 1 of heat and distance. band [count][next]: squared distance of
-each of its frames to the next ones. unit: s where encodings are compared as unit vectors, with the bias as ceiling; otherwise 0. */
+each of its frames to the next ones. Heat counts as far as the warmest frame's less slack; agreement times the distance is added.
+unit: s where encodings are compared as unit vectors, with the bias as ceiling; otherwise 0. */
 INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, const float *band, const int64_t next,
-                          const int64_t count, const VEC *constant, float unit, VEC ceiling, VEC *weights, VEC *out) {
+                          const int64_t count, const VEC *constant, float agreement, float unit, float slack, VEC ceiling,
+                          VEC *weights, VEC *out) {
   for (int64_t v = 0; v < stride; v++) {
-    VEC top = heat[v];
-    for (int64_t t = 1; t < count; t++) top = LARGER(heat[t * stride + v], top);
+    VEC most = heat[v];
+    for (int64_t t = 1; t < count; t++) most = LARGER(heat[t * stride + v], most);
+    most -= slack;
+    VEC top = ALL(-3e38f);
+    for (int64_t t = 0; t < count; t++) {
+      weights[t] = MULTIPLY_ADD(ALL(agreement), distance[t * stride + v], SMALLER(most, heat[t * stride + v]));
+      top = LARGER(weights[t], top);
+    }
     VEC total = {0}, linear = {0}, square = {0};
     for (int64_t t = 0; t < count; t++) {
-      int64_t row = t * stride + v;
-      VEC weight = NAME(power)(heat[row] - top);
+      VEC weight = NAME(power)(weights[t] - top);
       weights[t] = weight;
       total += weight;
-      linear = MULTIPLY_ADD(weight, distance[row], linear);
+      linear = MULTIPLY_ADD(weight, distance[t * stride + v], linear);
     }
     for (int64_t t = 0; t < count - 1; t++) {
       VEC sum = {0};
@@ -310,12 +319,12 @@ INLINE void NAME(segment)(const VEC *heat, const VEC *distance, int64_t stride, 
 
 /* The logits [segments][targets] of candidate segments: frames start[k] .. min(start[k] + length - 1, last[k]). Segments
 ascend by start. queries [d_k][targets] = q / log 2, weighted [d_v][targets] = -2 w (e - centre), constant [targets] = bias + sum w (e -
-centre)^2; targets is a multiple of LANES. agreement is divided by log 2, too. band [frames][length - 1]: weighted squared distance to
+centre)^2; targets is a multiple of LANES. agreement and slack are divided by log 2, too. band [frames][length - 1]: weighted squared distance to
 the next frames. Returns 0, or 1 where memory is short. */
 int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, int64_t d_k, int64_t d_v, int64_t length,
                       int64_t segments, const int64_t *start, const int64_t *last, int64_t targets, const float *queries,
                       const float *weighted, const float *constant, const float *weight, const float *centre, float agreement,
-                      float unit, float ceiling, float *out) {
+                      float unit, float slack, float ceiling, float *out) {
   const int64_t stride = targets / LANES, tile = TILE > 2 * length ? TILE : 2 * length, next = length - 1;
   const int64_t widest = d_k > d_v ? d_k : d_v, vectors = 2 * (tile + ROWS) * stride + length;
   char *memory = NULL;
@@ -332,15 +341,15 @@ int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, in
       to++;
     }
     NAME(products)(keys, values, d_k, d_v, first, end - first, (const VEC *)queries, (const VEC *)weighted, stride, weight, centre,
-                   agreement, scratch, heat, distance);
+                   scratch, heat, distance);
     WIDEN(band + first * next, wide, (end - first) * next);
     for (; from < to; from++) {
       const int64_t offset = start[from] - first, rest = last[from] - start[from] + 1, count = rest < length ? rest : length;
       const VEC *h = heat + offset * stride, *d = distance + offset * stride, *c = (const VEC *)constant;
       const float *own = wide + offset * next;
       VEC *o = (VEC *)(out + from * targets);
-      if (length == 8 && count == 8) NAME(segment)(h, d, stride, own, 7, 8, c, unit, highest, weights, o);
-      else NAME(segment)(h, d, stride, own, next, count, c, unit, highest, weights, o);
+      if (length == 8 && count == 8) NAME(segment)(h, d, stride, own, 7, 8, c, agreement, unit, slack, highest, weights, o);
+      else NAME(segment)(h, d, stride, own, next, count, c, agreement, unit, slack, highest, weights, o);
     }
   }
   free(memory);
@@ -354,7 +363,7 @@ last one ending with it. files, offset: int64 [partitions][ARRAYS], descriptors 
 int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64_t *owner, const int64_t *row, const int64_t *frames,
                         const int64_t *pieces, int64_t videos, int64_t d_k, int64_t d_v, int64_t length, int64_t step, int64_t targets,
                         const float *queries, const float *weighted, const float *constant, const float *weight, const float *centre,
-                        float agreement, float unit, float ceiling, float *out, char *left) {
+                        float agreement, float unit, float slack, float ceiling, float *out, char *left) {
   const int64_t widths[ARRAYS] = {d_k, d_v, length - 1}, most = CHUNK + LONGEST;
   TYPE *rows[ARRAYS];
   char *memory = NULL;
@@ -379,7 +388,7 @@ int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64
       held += frames[v];
     }
     failed = NAME(pair_logits)(rows[0], rows[1], rows[2], d_k, d_v, length, count, start, last, targets, queries, weighted, constant,
-                               weight, centre, agreement, unit, ceiling, out);
+                               weight, centre, agreement, unit, slack, ceiling, out);
     out += count * targets;
     if (v < videos && left[v]) out += pieces[v++] * targets;
   }
@@ -391,6 +400,7 @@ int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64
 #undef IVEC
 #undef ALL
 #undef LARGER
+#undef SMALLER
 #undef MULTIPLY_ADD
 #undef ROOT
 #endif

@@ -22,8 +22,8 @@ from pipeline.scoring.frame_rows import FileRows
 _NAME = "pair_kernel"
 _NAMES = {torch.float16: "half", torch.float32: "single"}
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
-_TABLES = [_SIZE, *5 * [_POINTER], *3 * [ctypes.c_float]]
-# targets; queries, weighted, constant, weight, centre; agreement, unit, ceiling
+_TABLES = [_SIZE, *5 * [_POINTER], *4 * [ctypes.c_float]]
+# targets; queries, weighted, constant, weight, centre; agreement, unit, slack, ceiling
 _ARGUMENTS = {  # of the C functions, as they stand there
     "pair_logits": [*3 * [_POINTER], *4 * [_SIZE], *2 * [_POINTER], *_TABLES, _POINTER],
     "cached_logits": [*6 * [_POINTER], *5 * [_SIZE], *_TABLES, *2 * [_POINTER]],
@@ -63,7 +63,8 @@ class TargetTables:
     """What the kernel takes of a target; all float32.
 
     queries: [N, d_k]; weighted: [N, d_v], -2 w (e - centre); constant: [N], bias + sum w (e - centre)^2; weight, centre: [d_v];
-    agreement, unit: as in `pipeline.scoring.scores.TargetEncoding`. ceiling: what no logit exceeds, the bias where unit is not 0.
+    agreement, unit, slack: as in `pipeline.scoring.scores.TargetEncoding`. ceiling: what no logit exceeds, the bias where unit is
+    not 0.
     """
 
     queries: Tensor
@@ -73,6 +74,7 @@ class TargetTables:
     centre: Tensor
     agreement: float
     unit: float
+    slack: float
     ceiling: float
 
     def __len__(self) -> int:
@@ -162,7 +164,7 @@ class _Call:
         self.function = compiled.function(_library(), f"{name}_{_NAMES[dtype]}_{width}", _ARGUMENTS[name])
         self.padded = -(-len(target) // width) * width
         queries = target.queries / math.log(2)  # the kernel's softmax is one of powers of 2
-        self.numbers = target.agreement / math.log(2), target.unit, target.ceiling
+        self.numbers = target.agreement / math.log(2), target.unit, target.slack / math.log(2), target.ceiling
         self.tables = [_padded(table, self.padded) for table in (queries, target.weighted, target.constant[:, None])]
         self.tables += [target.weight.contiguous(), target.centre.contiguous()]
 

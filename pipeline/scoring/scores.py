@@ -46,7 +46,8 @@ class TargetEncoding:
 
     query_vectors: [N, d_k]. encodings: e_n, [N, d_v]. attention: of the target's own frames, [N, T_p], 0 for padding.
     weight: the row w, [d_v]. bias: c, []. centre: [d_v], taken off both sides before any product. agreement: at least 0, see
-    `Coattention`. unit: s where encodings are compared as unit vectors and w is -s throughout, 0 where they are not.
+    `Coattention`. unit: s where encodings are compared as unit vectors and w is -s throughout, 0 where they are not. slack: see
+    `CoattentionConfig`.
 
     Only differences of encodings count, so any centre gives the same score; one near the values keeps the terms of the
     opened square small, so that float32 does not lose their difference.
@@ -60,6 +61,7 @@ class TargetEncoding:
     centre: Tensor
     agreement: float = 0.0
     unit: float = 0.0
+    slack: float = 0.0
 
     def to(self, device: torch.device | str) -> "TargetEncoding":
         """The same on another device."""
@@ -89,7 +91,8 @@ def encode_target(
     parts = (query_vectors, encodings, attention, weight, bias, centre)
     copies = [part.detach().clone().float() for part in parts]  # copies, since weight and bias are the head's
     unit = _unit(head, weight) if head.config.unit_encodings else 0.0
-    return TargetEncoding(*copies, agreement=max(float(head.agreement), 0.0), unit=unit)  # type: ignore[arg-type, misc]
+    numbers = {"agreement": max(float(head.agreement), 0.0), "unit": unit, "slack": float(head.config.slack)}
+    return TargetEncoding(*copies, **numbers)  # type: ignore[arg-type]
 
 
 def _unit(head: Coattention, weight: Tensor) -> float:
@@ -226,7 +229,9 @@ def _tables(target: TargetEncoding) -> pair_kernel.TargetTables:
     constant = target.bias + (weighted * encodings).sum(dim=1)
     ceiling = float(target.bias) if bool((target.weight <= 0).all()) else math.inf
     return pair_kernel.TargetTables(
-        target.query_vectors, -2 * weighted, constant, target.weight, target.centre, target.agreement, target.unit, ceiling
+        target.query_vectors,
+        *(-2 * weighted, constant, target.weight, target.centre),
+        *(target.agreement, target.unit, target.slack, ceiling),
     )
 
 
@@ -303,10 +308,11 @@ def _cross(target: TargetEncoding, centred: Tensor) -> Tensor:
 
 
 def _attention(target: TargetEncoding, keys: Tensor, cross: Tensor, segments: Tensor) -> Tensor:
-    heat = keys.float() @ target.query_vectors.T  # [f, N]
+    heat = (keys.float() @ target.query_vectors.T)[segments]  # [k, T, N]: rows of N, so that the gather copies runs
+    if target.slack:
+        heat = torch.minimum(heat, heat.amax(dim=1, keepdim=True) - target.slack)
     if target.agreement:
-        heat += target.agreement * cross
-    heat = heat[segments]  # [k, T, N]: rows of N, so that the gather copies runs and not single numbers
+        heat += target.agreement * cross[segments]
     repeated = segments[:, 1:] == segments[:, :-1]  # [k, T - 1]
     if repeated.any():
         heat[:, 1:].masked_fill_(repeated[:, :, None], -math.inf)
@@ -350,11 +356,35 @@ def _check_shapes(
         raise ValueError(f"a chunk needs at least 1 segment, not {chunk}")
 
 
-USUAL = ScoreSettings()
+USUAL = ScoreSettings(ratio=0.2)  # the application's share
+SHARPNESS = 2.0  # of the soft maximum over pairs: 0 would be their mean, infinity the best of them
+LARGEST_POWER = 80.0  # e to it is still a float32
+
+
+def visible_logits(
+    logits: NDArray[np.float32], offsets: NDArray[np.int64], of_target: NDArray[np.float32], of_candidates: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """The logit of each video from all its pairs, float64 [V]: a soft maximum in which hidden segments hardly count.
+
+        log( sum_nj u_n u_j exp(SHARPNESS s_nj) / sum_nj u_n u_j ) / SHARPNESS
+
+    logits: s, [N, K_total]; offsets as in `video_scores`; of_target [N], of_candidates [K_total]: u, the visibility of segments
+    (`pipeline.coattention.visibility`), above 0. A video's logit does not depend on its neighbours in the call. Raises
+    PipelineError for NaN.
+    """
+    powers = np.exp(np.clip(SHARPNESS * np.ascontiguousarray(logits.T), -LARGEST_POWER, LARGEST_POWER))  # [K_total, N]
+    weighted = powers.astype(np.float64)  # before any sum, so that no buffer's end decides on the order of additions
+    weighted *= of_target
+    by_segment = weighted.sum(axis=1) / of_target.sum(dtype=np.float64)  # [K_total]
+    visible = of_candidates.astype(np.float64)
+    found = np.add.reduceat(by_segment * visible, offsets[:-1]) / np.add.reduceat(visible, offsets[:-1])
+    if np.isnan(found).any():
+        raise PipelineError("pair scores hold NaN: the frame features or the head that made them are damaged")
+    return np.log(found) / SHARPNESS
 
 
 def video_score(scores: ArrayLike, settings: ScoreSettings = USUAL) -> float:
-    """The score of one video from all its pair scores, an array of any shape ([0054], claim 9).
+    """The score of one video from the best of its pair scores, an array of any shape ([0054], claim 9).
 
     Raises ValueError for an array without numbers, PipelineError for NaN.
     """
@@ -365,9 +395,9 @@ def video_score(scores: ArrayLike, settings: ScoreSettings = USUAL) -> float:
 def video_scores(scores: ArrayLike, offsets: ArrayLike, settings: ScoreSettings = USUAL) -> NDArray[np.float64]:
     """The score of each video from the pair scores of many: `video_score` of each, float64 [V] ([0054], claim 9).
 
-    scores: [N, K_total], the segments of video v in columns offsets[v]:offsets[v + 1]; offsets: integers [V + 1],
-    from 0 to K_total. A video's scores are added in ascending order, so its score depends neither on its neighbours
-    in the call nor on the order of its segments. Raises ValueError for offsets that do not fit or a video without
+    settings: with a share or a threshold. scores: [N, K_total], the segments of video v in columns offsets[v]:offsets[v + 1];
+    offsets: integers [V + 1], from 0 to K_total. A video's scores are added in ascending order, so its score depends neither on
+    its neighbours in the call nor on the order of its segments. Raises ValueError for offsets that do not fit or a video without
     scores, PipelineError for NaN.
     """
     scores, offsets = np.asarray(scores), np.asarray(offsets)
@@ -390,8 +420,10 @@ def video_scores(scores: ArrayLike, offsets: ArrayLike, settings: ScoreSettings 
 def _aggregate(table: NDArray[np.floating], settings: ScoreSettings) -> NDArray[np.float64]:
     """Video scores [V] of a table [V, pairs]."""
     pairs = table.shape[1]
+    if settings.ratio is None and settings.threshold is None:
+        raise ValueError("the best pairs are those of a share or above a threshold; visible_logits takes all")
     # Rounded before ceil: 0.07 * 100 is a little above 7 in binary, and would count 8.
-    top = pairs if settings.threshold is not None else max(1, math.ceil(round(settings.ratio * pairs, 6)))
+    top = pairs if settings.threshold is not None else max(1, math.ceil(round((settings.ratio or 1) * pairs, 6)))
     if top < pairs:
         table = np.partition(table, pairs - top, axis=1)[:, pairs - top :]
     chosen = np.sort(table.astype(np.float64), axis=1)  # [V, top], ascending, so that every order adds up to the same

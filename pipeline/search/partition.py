@@ -17,8 +17,12 @@ from pipeline.index.versions import Index
 from pipeline.scoring.candidates import Candidates, TargetSegments, counted_up
 from pipeline.scoring.frame_rows import FileRows, FrameRows, RowFiles, Wanted
 from pipeline.scoring.scores import attention_weights, segment_rows
+from pipeline.scoring.whole import WholeVideos
 from pipeline.search.results import SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings
+
+WHOLE = ("encodings", "mean", "spread")
+MISFIT = "its files do not fit each other"
 
 
 class Partition:
@@ -42,6 +46,11 @@ class Partition:
         self.cohort_mean, self.cohort_spread = (
             _tensor(load_array(folder.join(f"{n}.npy"))) for n in ("cohort_mean", "cohort_spread")
         )
+        visibility = folder.join("visibility.npy")
+        self.visibility = load_array(visibility) if index.has_whole_videos else np.ones(len(self.cohort_mean), np.float32)
+        self.whole: WholeVideos | None = None
+        if index.has_whole_videos:
+            self.whole = WholeVideos(*(load_array(folder.join(f"video_{name}.npy")) for name in WHOLE))
         self.prefilter = load_prefilter(folder.join("prefilter.faiss"))
         self.scan = ListScan.of(self.prefilter)
         self.frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
@@ -49,8 +58,11 @@ class Partition:
         self.segments = np.asarray(videos["segments"])
         self.first_segment = np.asarray(videos["first_segment"])
         _check_lengths(
-            folder.uri, self.frames, self.segments, (*self.arrays.values(), self.frame_index, self.time_s), self.cohort_mean
+            *(folder.uri, self.frames, self.segments, (*self.arrays.values(), self.frame_index, self.time_s)),
+            *(self.cohort_mean, self.visibility),
         )
+        if self.whole is not None and any(len(getattr(self.whole, name)) != len(videos) for name in WHOLE):
+            raise PipelineError(f"the index partition {folder.uri} is damaged: {MISFIT}; run jobs.index --rebuild")
         self.rows = FrameRows(self.keys, self.values, self.band)
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
 
@@ -58,15 +70,18 @@ class Partition:
         self, videos: np.ndarray, rows: FrameRows | FileRows | None = None, first: np.ndarray | None = None
     ) -> Candidates:
         """The videos, int64 [m] ascending, as they are scored: in the partition's own rows, or in `rows` from `first` [m] on."""
-        numbers = torch.from_numpy(self._segments_of(videos))
+        segments = self._segments_of(videos)
+        numbers = torch.from_numpy(segments)
         return Candidates(
             rows or self.rows,
             self.first_frame[videos] if first is None else first,
             self.frames[videos],
             self.segments[videos],
             CohortStatistics(self.cohort_mean[numbers], self.cohort_spread[numbers]),
+            self.visibility[segments],
             self.length,
             self.stride,
+            None if self.whole is None else self.whole[videos],
         )
 
     def wanted(self, videos: np.ndarray) -> Wanted:
@@ -95,8 +110,8 @@ class Partition:
     def evidence(self, target: TargetSegments, video: int, pairs: int, settings: ScoreSettings) -> list[SegmentPair]:
         """The best segment pairs of one video, best first, each candidate segment and each target segment at most once."""
         candidates = self.candidates(np.array([video]))
-        scores, _ = candidates.pair_scores(target, settings)
-        left = scores.copy()
+        scores, left = candidates.evidence(target, settings)
+        left = left.copy()
         chosen: list[tuple[int, int]] = []
         while len(chosen) < min(pairs, *scores.shape):
             n, k = divmod(int(left.argmax()), scores.shape[1])
@@ -119,11 +134,12 @@ class Partition:
 
 
 def _check_lengths(
-    uri: str, frames: np.ndarray, segments: np.ndarray, of_frames: Sequence[np.ndarray], of_segments: torch.Tensor
+    uri: str, frames: np.ndarray, segments: np.ndarray, of_frames: Sequence[np.ndarray], *of_segments: torch.Tensor | np.ndarray
 ) -> None:
     """Raises PipelineError where arrays are shorter or longer than their videos need."""
-    if any(len(array) != frames.sum() for array in of_frames) or len(of_segments) != segments.sum():
-        raise PipelineError(f"the index partition {uri} is damaged: its files do not fit each other; run jobs.index --rebuild")
+    pairs = ((of_frames, frames.sum()), (of_segments, segments.sum()))
+    if any(len(array) != count for arrays, count in pairs for array in arrays):
+        raise PipelineError(f"the index partition {uri} is damaged: {MISFIT}; run jobs.index --rebuild")
 
 
 def _check_rows(uri: str, arrays: dict[str, Any], widths: Sequence[int]) -> None:

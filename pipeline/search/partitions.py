@@ -26,7 +26,8 @@ from pipeline.index.versions import Index, open_index
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.candidates import Candidates, TargetSegments, ascending_union, joinable, score_many, together
 from pipeline.scoring.frame_rows import Reading
-from pipeline.search.partition import Partition
+from pipeline.scoring.whole import WholeVideos, resemblance
+from pipeline.search.partition import WHOLE, Partition
 from pipeline.search.results import SegmentPair
 from pipeline.settings import ScoreSettings
 
@@ -57,6 +58,10 @@ class Partitions(Protocol):
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
     ) -> list[list[SegmentPair]]: ...
+
+    def whole(self, videos: np.ndarray) -> WholeVideos: ...
+
+    def resemblance(self, some: WholeVideos, videos: np.ndarray) -> np.ndarray: ...
 
 
 class LocalPartitions:
@@ -165,6 +170,28 @@ class LocalPartitions:
             left = [order[np.isnan(one[order])] for one, order in zip(scores, left, strict=True)]
         take(self._read_ahead(self._groups(wanted(), READ_BYTES, in_files)))
         return scores
+
+    def whole(self, videos: np.ndarray) -> WholeVideos:
+        """The videos int64 [n] as wholes, NaN for those not held here; of an index that `has_whole_videos`."""
+        width = self.index.head.config.value_width
+        found = WholeVideos(*(np.full(shape, np.nan, np.float32) for shape in ((len(videos), width), len(videos), len(videos))))
+        for mine, there in self._held(videos):
+            found.encodings[mine], found.mean[mine], found.spread[mine] = there.encodings, there.mean, there.spread
+        return found
+
+    def resemblance(self, some: WholeVideos, videos: np.ndarray) -> np.ndarray:
+        """`pipeline.scoring.whole.resemblance` of some videos and those of int64 [m], float32 [n, m]; NaN as in `whole`."""
+        found = np.full((len(some.mean), len(videos)), np.nan, np.float32)
+        for mine, there in self._held(videos):
+            found[:, mine] = resemblance(some, there, *self.index.heads.score_row())
+        return found
+
+    def _held(self, videos: np.ndarray) -> Iterator[tuple[np.ndarray, WholeVideos]]:
+        """(places among the videos, these as wholes) of each partition that holds some."""
+        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
+            mine = np.flatnonzero((videos >= first) & (videos < first + number))
+            if len(mine) and (whole := self.open(place).whole) is not None:
+                yield mine, whole[videos[mine] - first]
 
     def _groups(self, videos: np.ndarray, most: int, in_files: bool) -> Iterator["_Group"]:
         """The videos that are held here, int64 ascending, as they are scored together: a partition at a time where mapped,
@@ -315,7 +342,14 @@ class ActorPartitions:
         parts = self._ask("evidence", target, videos, pairs, settings)
         return [next((found for found in of_video if found), []) for of_video in zip(*parts, strict=True)]
 
-    def _ask(self, method: str, target: TargetSegments | list[TargetSegments], *arguments: Any) -> list[Any]:
+    def whole(self, videos: np.ndarray) -> WholeVideos:
+        parts = self._ask("whole", videos)
+        return WholeVideos(*(np.fmax.reduce([getattr(part, name) for part in parts]) for name in WHOLE))
+
+    def resemblance(self, some: WholeVideos, videos: np.ndarray) -> np.ndarray:
+        return np.fmax.reduce(self._ask("resemblance", some, videos))
+
+    def _ask(self, method: str, target: Any, *arguments: Any) -> list[Any]:
         shared = self.ray.put(target)
         with worker_errors("a search actor died and did not come back; nothing is lost, search again"):
             return self.ray.get([getattr(actor, method).remote(shared, *arguments) for actor in self.actors])

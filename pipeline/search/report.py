@@ -338,7 +338,9 @@ def _calibration_words(result: SearchResult) -> str | None:
 
 
 def _aggregate_words(score: ScoreSettings) -> str:
-    best = f"best {100 * score.ratio:g} %" if score.threshold is None else f"those of at least {score.threshold:g}"
+    if score.all_pairs:
+        return "all pair scores: the better, and the more visible, the more they count"
+    best = f"best {100 * (score.ratio or 1):g} %" if score.threshold is None else f"those of at least {score.threshold:g}"
     return f"{score.aggregate} of the pair scores: {best}"
 
 

@@ -1,10 +1,12 @@
 """Full scores of shortlists: the best of the prefilter first and until they bring no more leads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipeline.index.versions import Index
+from pipeline.search.neighbours import with_neighbours
 from pipeline.search.partitions import Partitions
 from pipeline.search.shortlist import Shortlist
 from pipeline.settings import SearchSettings
@@ -18,8 +20,13 @@ class Scored:
     scores: np.ndarray
 
 
-def score_shortlists(partitions: Partitions, shortlists: Sequence[Shortlist], settings: SearchSettings) -> list[Scored]:
-    """Score shortlists in full, those of several targets in shared passes, until the last videos brought no lead."""
+def score_shortlists(
+    index: Index, partitions: Partitions, shortlists: Sequence[Shortlist], settings: SearchSettings
+) -> list[Scored]:
+    """Score shortlists in full, those of several targets in shared passes, until the last videos brought no lead.
+
+    What the best of them say of the others (`pipeline.search.neighbours`) comes last.
+    """
     scored = [Scored(one, np.empty(0)) for one in shortlists]
     while going := [(place, ahead) for place, one in enumerate(scored) if (ahead := _ahead(one, settings))]:
         segments = [shortlists[place].question.segments for place, _ in going]
@@ -27,7 +34,12 @@ def score_shortlists(partitions: Partitions, shortlists: Sequence[Shortlist], se
         scores = partitions.score_many(segments, videos, shortlists[going[0][0]].question.score)
         for (place, _), mine in zip(going, scores, strict=True):
             scored[place] = Scored(shortlists[place], np.concatenate([scored[place].scores, mine]))
-    return scored
+    return [replace(one, scores=_with_neighbours(index, partitions, one)) for one in scored]
+
+
+def _with_neighbours(index: Index, partitions: Partitions, scored: Scored) -> np.ndarray:
+    videos = scored.shortlist.videos[: len(scored.scores)]
+    return with_neighbours(index, partitions, videos, scored.scores, scored.shortlist.question.score)
 
 
 def _ahead(scored: Scored, settings: SearchSettings) -> int:

@@ -53,7 +53,7 @@ def _search_many(
     with telemetry.timed("coattention_search_seconds", stage="shortlist"):
         shortlists = [shortlist(index, partitions, question, settings) for question in asked]
     with telemetry.timed("coattention_search_seconds", stage="score"):
-        scored = score_shortlists(partitions, shortlists, settings)
+        scored = score_shortlists(index, partitions, shortlists, settings)
     with telemetry.timed("coattention_search_seconds", stage="evidence"):
         results = [leads(gallery, index, partitions, one, settings) for one in scored]
     seconds = time.monotonic() - began

@@ -9,17 +9,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline.coattention.cohort import cohort_statistics
+from pipeline.coattention.cohort import CohortStatistics, cohort_statistics
+from pipeline.coattention.visibility import frame_visibility, segment_visibility
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.versions import Index, is_compressed
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import encode_target, rank_videos
+from pipeline.scoring.whole import WholeVideos, video_encodings
 from pipeline.search.partitions import Partitions
 from pipeline.search.targets import Target
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
 from pipeline.time_windows import seen, seen_daily, seen_within
+
+OLD_RATIO = 0.05  # the share of an index of an earlier format, which does not know how visible people are
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def _question(
         allowed &= inside
     normalise = settings.score.normalise if segments.cohort is not None else "none"
     score = replace(settings.score, normalise=normalise)
+    if score.all_pairs and not index.has_whole_videos:
+        score = replace(score, ratio=OLD_RATIO)
     return Question(target, segments, score, allowed, int(np.count_nonzero(allowed)), untimed)
 
 
@@ -122,13 +128,22 @@ def segmented(
         means.mean(dim=0) if len(means) else means.new_zeros(means.shape[1])
     )  # near all values, and the same for every target
     lengths = torch.full((len(rows),), min(frames, length))
+    of_frames = np.ones(frames, np.float32)
+    with torch.inference_mode():
+        features = torch.from_numpy(np.array(target.features))
+        if index.query is not None:
+            of_frames = frame_visibility(head.keys(features).numpy(), index.query, np.array([frames]))
+        whole = video_encodings(head.values(features).numpy(), of_frames, np.array([frames]), head.config.unit_encodings)
     encoding = encode_target(head, torch.from_numpy(target.features[rows]), centre, lengths=lengths)
-    statistics = None
-    if index.cohort.usable:
-        # A copy of a video is not measured against it either, although it finds it.
-        video = torch.full((len(rows),), int(own[0]) if len(own) else index.row_of_copy(target.content))
-        statistics = cohort_statistics(index.cohort, encoding.encodings, video, encoding.weight, encoding.bias)
-    return TargetSegments(encoding, target.frame_index[rows], target.time_s[rows], statistics)
+    found = TargetSegments(encoding, target.frame_index[rows], target.time_s[rows], segment_visibility(of_frames, rows))
+    if not index.cohort.usable:
+        return found
+    # A copy of a video is not measured against it either, although it finds it.
+    video = torch.full((len(rows) + 1,), int(own[0]) if len(own) else index.row_of_copy(target.content))
+    encodings = torch.cat([encoding.encodings, torch.from_numpy(whole)])
+    measured = cohort_statistics(index.cohort, encodings, video, encoding.weight, encoding.bias)
+    of_whole = WholeVideos(whole, measured.mean[-1:].numpy(), measured.spread[-1:].numpy())
+    return replace(found, cohort=CohortStatistics(measured.mean[:-1], measured.spread[:-1]), whole=of_whole)
 
 
 def allowed_videos(

@@ -24,7 +24,7 @@ def random_head(seed=0, *, dtype=torch.float64, spread=0.4, agreement=0.7, **set
 
 def oracle_of(head):
     weights = {name: tensor.double().numpy() for name, tensor in head.state_dict().items()}
-    switches = ("normalise_features", "normalise_values", "normalisation", "negative_weight", "unit_encodings")
+    switches = ("normalise_features", "normalise_values", "normalisation", "negative_weight", "unit_encodings", "slack")
     return Oracle(weights, *(getattr(head.config, switch) for switch in switches))
 
 
@@ -41,6 +41,7 @@ def test_scores_are_the_textbook_s_for_every_switch(
     head = random_head(
         unit_encodings=unit_encodings,
         agreement=agreement,
+        slack=agreement,  # with and without, as agreement
         normalise_features=normalise_features,
         normalise_values=normalise_values,
         normalisation=normalisation,
@@ -195,6 +196,9 @@ def test_frame_features_of_another_backbone_are_refused_with_both_widths():
         ("normalise_values", "yes"),
         ("negative_weight", 1),
         ("unit_encodings", None),
+        ("slack", -0.5),
+        ("slack", True),
+        ("slack", float("nan")),
     ],
 )
 def test_sizes_and_switches_that_cannot_be_meant_are_refused_by_name(setting, value):

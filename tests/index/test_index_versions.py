@@ -152,7 +152,7 @@ def test_what_was_added_is_byte_for_byte_what_the_same_partitions_are_when_built
 ) -> None:
     add_videos(toy_gallery, people_features(12, 1, 24, seed=5), first=40)
     added = extended(toy_gallery)
-    work = PartitionWork(toy_gallery, added.heads, 8, 4, added.cohort)
+    work = PartitionWork(toy_gallery, added.heads, 8, 4, added.query, added.cohort)
     for number, part in enumerate(added.manifest["partitions"]):
         rows = added.partition_videos(number).select(VIDEOS_SCHEMA.names)
         again = work.build(rows, part["first_video"])
@@ -363,7 +363,7 @@ def test_workers_build_what_one_process_builds(toy_gallery: Gallery, first_index
                 assert np.allclose(np.load(path), np.load(other / path.name), atol=2e-3), path
         shard = Path(toy_gallery.location.path, "frames", toy_gallery.snapshot().videos["shard"][0].as_py())
         shard.write_bytes(b"nonsense")
-        work = PartitionWork(toy_gallery, there.heads, 8, 4, there.cohort)
+        work = PartitionWork(toy_gallery, there.heads, 8, 4, there.query, there.cohort)
         rows = [there.partition_videos(number).select(VIDEOS_SCHEMA.names) for number in range(5)]
         with pytest.raises(PipelineError, match="cannot be read"):
             list(build_partitions(work, rows, 0, workers=2))

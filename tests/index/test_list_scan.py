@@ -160,7 +160,7 @@ def test_the_best_of_many_partitions_are_those_of_each_asked_alone(first_ones_ne
     partitions.opened = dict(enumerate(parts))  # type: ignore[assignment, arg-type]
     alone = np.concatenate(logits)
     for count in (1, 30, 500, 1100):
-        videos, found = partitions.shortlist(TargetSegments(query, np.empty((7, 8)), np.empty((7, 8))), count, None)
+        videos, found = partitions.shortlist(TargetSegments(query, np.empty((7, 8)), np.empty((7, 8)), np.ones(7)), count, None)
         assert len(set(videos.tolist())) == len(videos) >= count
         best = np.argsort(-found, kind="stable")[:count]
         assert np.allclose(found[best], np.sort(alone)[::-1][:count])

@@ -47,7 +47,7 @@ int main(void) {
   float *weight = take(4 * d_v), *centre = take(4 * d_v), *out;
   if (posix_memalign((void **)&out, 64, 4 * segments * targets)) return 4;
   if (JOIN(FUNCTION, LANES_MOST)(keys, values, band, d_k, d_v, length, segments, start, last, targets, queries, weighted,
-                                 constant, weight, centre, AGREEMENT, UNIT, 1.0f, out)) return 5;
+                                 constant, weight, centre, AGREEMENT, UNIT, SLACK, 1.0f, out)) return 5;
   return fwrite(out, 4, segments * targets, stdout) != (size_t)(segments * targets);
 }
 """
@@ -102,9 +102,16 @@ def test_every_float16_is_read_exactly(run: Callable[..., bytes]) -> None:
 
 @pytest.mark.parametrize("kind", ["half", "single"])
 @pytest.mark.parametrize(("targets", "key_width", "value_width"), [(4, 5, 19), (28, 128, 128)])
-@pytest.mark.parametrize(("agreement", "unit"), [(0.0, 0.0), (0.5, 4.0)])
+@pytest.mark.parametrize(("agreement", "unit", "slack"), [(0.0, 0.0, 0.0), (0.5, 4.0, 1.0)])
 def test_scores_are_as_defined(
-    run: Callable[..., bytes], kind: str, targets: int, key_width: int, value_width: int, agreement: float, unit: float
+    run: Callable[..., bytes],
+    kind: str,
+    targets: int,
+    key_width: int,
+    value_width: int,
+    agreement: float,
+    unit: float,
+    slack: float,
 ) -> None:
     rng = np.random.default_rng(targets)
     storage = np.float16 if kind == "half" else np.float32
@@ -130,12 +137,13 @@ def test_scores_are_as_defined(
     sizes = np.array([ends[-1], key_width, value_width, LENGTH, len(start), targets], np.int64)
     arrays = [sizes, keys, values, band, start, last, *(table.astype(np.float32) for table in tables)]
     function = f"pair_logits_{kind}_"
-    numbers = {"AGREEMENT": f"{agreement / np.log(2)}f", "UNIT": f"{unit}f"}
+    numbers = {"AGREEMENT": f"{agreement / np.log(2)}f", "UNIT": f"{unit}f", "SLACK": f"{slack / np.log(2)}f"}
     written = run("pair_kernel", LOGITS, arrays, SIZE=storage().itemsize, FUNCTION=function, **numbers)
     logits = np.frombuffer(written, np.float32).reshape(len(start), targets)
 
     rows = np.minimum(start[:, None] + np.arange(LENGTH), last[:, None])
     heat = keys.astype(float)[rows] @ queries.T  # [K, T, N]
+    heat = np.minimum(heat, heat.max(axis=1, keepdims=True) - slack)
     heat += agreement * ((encodings - values.astype(float)[rows][:, :, None]) ** 2 @ weight)
     heat[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf  # padding
     attention = np.exp(heat) / np.exp(heat).sum(axis=1, keepdims=True)

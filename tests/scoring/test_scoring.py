@@ -66,6 +66,8 @@ HEADS = {
     "agreement, w of both signs": random_head(6, agreement=1.5),
     "unit": random_head(7, negative_weight=True, normalise_values=True, unit_encodings=True),
     "unit, agreement": random_head(8, negative_weight=True, normalise_values=True, unit_encodings=True, agreement=0.5),
+    "slack": random_head(9, slack=1.5),
+    "unit, agreement, slack": random_head(10, 0.5, negative_weight=True, normalise_values=True, unit_encodings=True, slack=1.0),
 }
 UNGUIDED = [name for name, head in HEADS.items() if head.agreement == 0]  # both sides attend alike to the same frames
 ROOT = Path(__file__).parents[2]
@@ -84,7 +86,7 @@ def scorer(request, monkeypatch):
 
 def oracle_of(head):
     weights = {name: tensor.double().numpy() for name, tensor in head.state_dict().items()}
-    switches = ("normalise_features", "normalise_values", "normalisation", "negative_weight", "unit_encodings")
+    switches = ("normalise_features", "normalise_values", "normalisation", "negative_weight", "unit_encodings", "slack")
     return Oracle(weights, *(getattr(head.config, switch) for switch in switches))
 
 
@@ -287,7 +289,7 @@ def test_stored_candidates_score_as_the_textbook_says(head, count, storage, tole
     if storage == torch.float16 and not head.config.normalise_features:
         tolerance = 3e-4  # its keys are long, and float16 keeps a share of their length; heads that ship take unit features
     elif storage == torch.float16 and (head.agreement > 0 or head.config.unit_encodings):
-        tolerance = 2e-4  # rounding keys and values moves the definition itself by 1.2e-4
+        tolerance = 3e-4  # rounding keys and values moves the definition itself
     gallery = Gallery(head, (21, 8, 5, 1, 60), storage)
     scores = candidate_logits(encode_target(head, torch.from_numpy(targets(count))), *gallery.banded(head)).sigmoid()
     np.testing.assert_allclose(scores.T, textbook(head, (21, 8, 5, 1, 60), 64)[:count], rtol=0, atol=tolerance)
@@ -334,16 +336,17 @@ def textbook_of_its_own(head, copies):
 @pytest.mark.parametrize("count", [3, 8, 17, 64])
 @pytest.mark.parametrize(("key_width", "value_width"), [(128, 128), (5, 19)])
 @pytest.mark.parametrize(("storage", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-4)])
-@pytest.mark.parametrize("agreement", [0.0, 0.5])
+@pytest.mark.parametrize(("agreement", "slack"), [(0.0, 0.0), (0.5, 0.0), (0.5, 1.0)])
 @pytest.mark.usefixtures("scorer")
-def test_keys_and_values_of_any_width_score_as_defined(count, key_width, value_width, storage, tolerance, agreement):
-    target, arrays = stored_at_random(count, key_width, value_width, storage, agreement)
+def test_keys_and_values_of_any_width_score_as_defined(count, key_width, value_width, storage, tolerance, agreement, slack):
+    target, arrays = stored_at_random(count, key_width, value_width, storage, agreement, slack=slack)
     logits = candidate_logits(target, *arrays)
     keys, values, _, start, last, length = (part.double().numpy() if torch.is_tensor(part) else part for part in arrays)
     rows = np.minimum(start[:, None] + np.arange(length), last[:, None]).astype(int)
     heat = keys[rows] @ target.query_vectors.double().numpy().T  # [K, T, N]
     own = target.encodings.double().numpy()
     weight = target.weight.double().numpy()
+    heat = np.minimum(heat, heat.max(axis=1, keepdims=True) - slack)
     heat += agreement * ((own - values[rows][:, :, None]) ** 2 @ weight)
     heat[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf  # padding
     attention = np.exp(heat - heat.max(axis=1, keepdims=True))
@@ -356,9 +359,9 @@ def test_keys_and_values_of_any_width_score_as_defined(count, key_width, value_w
 
 @pytest.mark.parametrize("count", [8, 64])
 @pytest.mark.parametrize("unit", [0.0, 4.0])
-@pytest.mark.parametrize("agreement", [0.0, 0.5])
-def test_vectors_of_every_width_agree(processor, count, unit, agreement, monkeypatch):
-    target, arrays = stored_at_random(count, 128, 128, torch.float16, agreement, unit)
+@pytest.mark.parametrize(("agreement", "slack"), [(0.0, 0.0), (0.5, 1.0)])
+def test_vectors_of_every_width_agree(processor, count, unit, agreement, slack, monkeypatch):
+    target, arrays = stored_at_random(count, 128, 128, torch.float16, agreement, unit, slack)
     logits = candidate_logits(target, *arrays)
     monkeypatch.setattr(compiled, "PROCESSOR", "native")
     torch.testing.assert_close(logits, candidate_logits(target, *arrays), rtol=1e-5, atol=2e-5)
@@ -372,17 +375,17 @@ def test_vectors_are_as_wide_as_the_processor_s_registers(level, few, many, monk
 
 
 @pytest.mark.parametrize("unit", [0.0, 4.0])
-@pytest.mark.parametrize("agreement", [0.0, 0.5])
-def test_a_logit_has_the_same_bits_whatever_stands_beside_it(processor, unit, agreement):
+@pytest.mark.parametrize(("agreement", "slack"), [(0.0, 0.0), (0.5, 1.0)])
+def test_a_logit_has_the_same_bits_whatever_stands_beside_it(processor, unit, agreement, slack):
     """Up to 8 target segments are scored by half vectors where there are the widest ones."""
-    target, arrays = stored_at_random(29, 128, 131, torch.float16, agreement, unit)
+    target, arrays = stored_at_random(29, 128, 131, torch.float16, agreement, unit, slack)
     together = candidate_logits(target, *arrays)
     for first, last in ((0, 1), (3, 8), (8, 16), (5, 29)):
         some = replace(target, query_vectors=target.query_vectors[first:last], encodings=target.encodings[first:last])
         assert torch.equal(candidate_logits(some, *arrays), together[:, first:last])
 
 
-def stored_at_random(count, key_width, value_width, storage, agreement=0.0, unit=0.0):
+def stored_at_random(count, key_width, value_width, storage, agreement=0.0, unit=0.0, slack=0.0):
     """A target of `count` segments, and what `candidate_logits` takes of 12 videos of 1 to 70 frames.
 
     unit: s, for values and encodings that are unit vectors.
@@ -397,7 +400,7 @@ def stored_at_random(count, key_width, value_width, storage, agreement=0.0, unit
         values, encodings = (torch.nn.functional.normalize(side, dim=1) for side in (values, encodings))
         weight = torch.full((value_width,), -unit)
     keys, values, centre = keys.to(storage), values.to(storage), encodings.mean(dim=0)
-    target = TargetEncoding(queries, encodings, torch.empty(0), weight, torch.tensor(1.0), centre, agreement, unit)
+    target = TargetEncoding(queries, encodings, torch.empty(0), weight, torch.tensor(1.0), centre, agreement, unit, slack)
     start = overlapping_segments(frames.tolist())[:, 0]
     band = frame_band(weight, values, after, LENGTH).to(storage)
     return target, (keys, values, band, start, start + after[start], LENGTH)

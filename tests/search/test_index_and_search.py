@@ -1,6 +1,7 @@
 """A search gives what the network of METHOD section 1 gives, pair by pair, over the whole gallery."""
 
 import dataclasses
+import functools
 import resource
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,8 +72,10 @@ class Textbook:
         self.index, self.gallery = index, gallery
         row, self.bias = index.heads.score_row()
         self.row, self.beta = row.astype(np.float64), max(float(index.head.agreement.detach()), 0.0)
+        self.slack = index.heads.of(None).config.slack
         self.rows = {row["video_id"]: row for row in gallery.snapshot().videos.to_pylist()}
 
+    @functools.cache  # noqa: B019 # a textbook lives as long as its test
     def segments(self, video_id: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(query vector, keys [T, d_k], values [T, d_v]) of each segment, of its distinct frames."""
         features, frames = cut(self.gallery, self.rows[video_id])
@@ -90,50 +93,98 @@ class Textbook:
 
     def against_the_cohort(self, encoding: np.ndarray, video_id: str) -> tuple[float, float]:
         """Mean and spread of a segment's logits against the nearest third of the cohort's segments of other videos."""
-        own = self.index.videos["video_id"].to_pylist().index(video_id)
-        cohort = zip(self.index.cohort.means.double().numpy(), self.index.cohort.video.numpy(), strict=True)
-        logits = sorted(self.bias + self.difference(encoding, other) for other, video in cohort if video != own)
+        others = self.index.cohort.video.numpy() != self.index.videos["video_id"].to_pylist().index(video_id)
+        differences = encoding - self.index.cohort.means.double().numpy()[others]
+        logits = np.sort(self.bias + differences**2 @ self.row)
         nearest = logits[-int(np.ceil(len(logits) / 3)) :]
         return float(np.mean(nearest)), float(np.std(nearest))
 
-    def pair_scores(self, target: str, candidate: str, normalise: str) -> list[float]:
-        scores = []
+    def heat(self, query: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """What a query vector says of frames, as far as the warmest frame less the slack."""
+        return np.minimum(keys @ query, (keys @ query).max() - self.slack)
+
+    def logits(self, target: str, candidate: str, normalise: str) -> list[list[float]]:
+        """Of each target segment against each candidate segment."""
+        rows = []
         there = self.segments(candidate)
         for query, own_keys, own_values in self.segments(target):
-            own = self.encoding(softmax(own_keys @ query), own_values)
+            own = self.encoding(softmax(self.heat(query, own_keys)), own_values)
             a, b = self.against_the_cohort(own, target)
+            rows.append([])
             for _, keys, values in there:
-                heat = keys @ query + self.beta * np.array([self.difference(own, value) for value in values])
+                heat = self.heat(query, keys) + self.beta * np.array([self.difference(own, value) for value in values])
                 logit = self.bias + self.difference(own, self.encoding(softmax(heat), values))
                 if normalise == "cohort":
                     c, d = self.against_the_cohort(self.encoding(np.full(len(values), 1 / len(values)), values), candidate)
                     logit = ((logit - a) / b + (logit - c) / d) / 2
-                scores.append(1 / (1 + np.exp(-logit)))
-        return scores
+                rows[-1].append(logit)
+        return rows
+
+    @functools.cache  # noqa: B019
+    def visibility(self, video_id: str) -> tuple[np.ndarray, list[float], np.ndarray]:
+        """Of each frame, of each segment, and the whole video's encoding by that of its frames."""
+        features = torch.from_numpy(feature_matrix(self.gallery.read_video(self.rows[video_id])).astype(np.float32))
+        head = self.index.heads.of(self.rows[video_id]["camera_id"])
+        heat = array(head.keys(features)) @ self.index.query.astype(np.float64)
+        frames = np.array([min(1.0, np.exp(h - (max(heat) - 1))) for h in heat])
+        _, numbers = cut(self.gallery, self.rows[video_id])
+        whole = self.encoding(frames / frames.sum(), array(head.values(features)))
+        return frames, [np.mean(frames[np.unique(n)]) for n in numbers], whole
+
+    def alike(self, one: str, other: str) -> float:
+        """How two whole videos resemble each other, normalised."""
+        mine, theirs = (self.visibility(video_id)[2] for video_id in (one, other))
+        logit = self.bias + self.difference(mine, theirs)
+        return sum((logit - mean) / spread / 2 for mean, spread in map(self.against_the_cohort, (mine, theirs), (one, other)))
 
 
-def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str) -> dict[str, float]:
-    """Every video's score, the target's own left out."""
-    book, scores = Textbook(gallery, index), {}
+def textbook_logits(book: Textbook, target: str, normalise: str) -> dict[str, float]:
+    """Every video's, the target's own left out."""
+    found = {}
     for video_id in book.rows.keys() - {target}:
-        pairs = sorted(book.pair_scores(target, video_id, normalise))
-        scores[video_id] = float(np.mean(pairs[-int(np.ceil(round(ScoreSettings.ratio * len(pairs), 6))) :]))
-    return scores
+        total = weights = 0.0
+        for of_target, row in zip(book.visibility(target)[1], book.logits(target, video_id, normalise), strict=True):
+            for of_candidate, logit in zip(book.visibility(video_id)[1], row, strict=True):
+                total += of_target * of_candidate * np.exp(2 * logit)
+                weights += of_target * of_candidate
+        found[video_id] = np.log(total / weights) / 2
+        if normalise == "cohort":
+            found[video_id] += 0.2 * book.alike(target, video_id)
+    return found
+
+
+def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str, neighbours: int) -> dict[str, float]:
+    book = Textbook(gallery, index)
+    logits = textbook_logits(book, target, normalise)
+    best = sorted(logits, key=lambda v: -logits[v])[: neighbours if normalise == "cohort" else 0]
+    ahead = {video_id: np.exp(logits[video_id] - logits[best[0]]) for video_id in best}
+    added = dict.fromkeys(logits, 0.0)
+    for video_id in best:
+        alike = {other: book.alike(video_id, other) for other in logits if other != video_id}
+        for other in logits:
+            mine = max(alike.values()) if other == video_id else alike[other]
+            added[other] += 0.6 * ahead[video_id] / sum(ahead.values()) * mine
+    return {video_id: 1 / (1 + np.exp(-logits[video_id] - added[video_id])) for video_id in logits}
 
 
 @pytest.mark.parametrize(
     ("cameras", "settings"),
     [("auto", EVERYTHING), ("auto", SearchSettings(top=100, shortlist=5, exact=True)), ("ignore", EVERYTHING)],
 )
-@pytest.mark.parametrize("normalise", ["none", "cohort"])
+@pytest.mark.parametrize(("normalise", "neighbours"), [("none", 3), ("cohort", 0), ("cohort", 3)])
 @pytest.mark.parametrize("target", ["v000", "v017", "v039"])
 def test_scoring_everything_ranks_as_the_textbook_does(
-    toy_gallery: Gallery, target: str, normalise: Literal["none", "cohort"], cameras: str, settings: SearchSettings
+    toy_gallery: Gallery,
+    target: str,
+    normalise: Literal["none", "cohort"],
+    neighbours: int,
+    cameras: str,
+    settings: SearchSettings,
 ) -> None:
     toy_index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=9, cameras=cameras))
-    everything = dataclasses.replace(settings, score=ScoreSettings(normalise=normalise))
+    everything = dataclasses.replace(settings, score=ScoreSettings(normalise=normalise, neighbours=neighbours))
     result = leads(toy_gallery, toy_index, target, everything)
-    truth = textbook_scores(toy_gallery, toy_index, target, normalise)
+    truth = textbook_scores(toy_gallery, toy_index, target, normalise, neighbours)
     found = {lead.video.video_id: lead.score for lead in result.leads}
     assert found.keys() == truth.keys()
     assert max(abs(found[v] - truth[v]) for v in truth) < 2e-3  # keys and values lie on disk in float16
@@ -206,7 +257,7 @@ def test_patience_ends_no_search_of_everything(toy_gallery: Gallery, toy_index: 
 
 
 def test_a_threshold_that_no_pair_of_a_video_reaches_makes_it_no_lead(toy_gallery: Gallery, toy_index: Index) -> None:
-    everything = leads(toy_gallery, toy_index)
+    everything = leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, score=ScoreSettings(0.1)))
     best_pairs = {lead.video.video_id: lead.best_pairs[0].score for lead in everything.leads}
     threshold = float(np.median(list(best_pairs.values())))
     asked = dataclasses.replace(EVERYTHING, score=ScoreSettings(threshold=threshold))

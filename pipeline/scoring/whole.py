@@ -1,0 +1,56 @@
+"""Whole videos beside their segments: one encoding a video, each frame by its visibility, and how alike two of them are.
+
+Segments tell whether somebody is seen for a moment; the whole video averages over all good frames and so over what is accidental
+in each of them. Its score is that of a pair of segments, normalised by the same cohort.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Singles = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class WholeVideos:
+    """n videos. encodings: [n, d_v]; mean, spread: [n], of their logits against the cohort (`pipeline.coattention.cohort`)."""
+
+    encodings: Singles
+    mean: Singles
+    spread: Singles
+
+    def __getitem__(self, rows: slice | NDArray[np.integer]) -> "WholeVideos":
+        """Some of them."""
+        return WholeVideos(self.encodings[rows], self.mean[rows], self.spread[rows])
+
+
+def joined(parts: list[WholeVideos]) -> WholeVideos:
+    """Videos of several parts, one after another."""
+    return WholeVideos(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("encodings", "mean", "spread")))
+
+
+def video_encodings(values: NDArray[np.floating], visibility: Singles, frames: NDArray[np.integer], unit: bool) -> Singles:
+    """Encodings float32 [V, d_v] of videos whose frames lie one after another.
+
+    values: [F, d_v]; visibility: [F], of the frames; frames: [V], how many of each, at least 1. unit: as unit vectors.
+    """
+    first = np.cumsum(frames) - frames
+    sums = np.add.reduceat(values.astype(np.float32) * visibility[:, None], first, axis=0)
+    means = sums / np.add.reduceat(visibility, first)[:, None]
+    if unit:
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return means.astype(np.float32)
+
+
+def resemblance(some: WholeVideos, others: WholeVideos, weight: Singles, bias: float) -> Singles:
+    """Normalised logits float32 [n, m] of each of n videos and each of m others; weight: the row w, [d_v]; bias: c.
+
+    Each is summed for itself, so that its last bit does not depend on what stands beside it.
+    """
+    logits = np.empty((len(some.encodings), len(others.encodings)), np.float32)
+    stored = others.encodings.astype(np.float32)
+    for row, encoding in zip(logits, some.encodings.astype(np.float32), strict=True):
+        row[:] = bias + (np.square(stored - encoding) * weight).sum(axis=1)
+    of_some = (logits - some.mean[:, None]) / some.spread[:, None]
+    return ((of_some + (logits - others.mean) / others.spread) / 2).astype(np.float32)

@@ -1,0 +1,35 @@
+"""What the best leads say of the others: a video that looks like them gains.
+
+Somebody is on several videos of a gallery more often than not, and a video from behind may resemble another lead where it does
+not resemble the target. The best leads, each by how far it is ahead, add their resemblance to every video's score (query
+expansion, after Chum et al., "Total recall", ICCV 2007; by score and with all videos as they stand instead of a second search).
+"""
+
+import numpy as np
+
+from pipeline.index.versions import Index
+from pipeline.search.partitions import Partitions
+from pipeline.settings import ScoreSettings
+
+WEIGHT = 0.6  # of their resemblance, on the scale of the logit
+LARGEST_LOGIT = 30.0
+
+
+def with_neighbours(
+    index: Index, partitions: Partitions, videos: np.ndarray, scores: np.ndarray, settings: ScoreSettings
+) -> np.ndarray:
+    """Scores float64 [m] of one target's videos, int64 [m], with what the best `settings.neighbours` of them add.
+
+    The same scores where there are none, where pairs are not all counted, or where nothing can be normalised.
+    """
+    count = min(settings.neighbours, len(videos) - 1)
+    if count < 1 or not settings.all_pairs or settings.normalise == "none" or not index.has_whole_videos:
+        return scores
+    logits = np.clip(np.log(scores) - np.log1p(-scores), -LARGEST_LOGIT, LARGEST_LOGIT)
+    best = np.lexsort((videos, -logits))[:count]
+    alike = partitions.resemblance(partitions.whole(videos[best]), videos).astype(np.float64)  # [count, m]
+    alike[np.arange(count), best] = -np.inf
+    alike[np.arange(count), best] = alike.max(axis=1)  # itself: as alike as the likest other
+    ahead = np.exp(logits[best] - logits[best[0]])
+    added = sum(share * row for share, row in zip(ahead / ahead.sum(), alike, strict=True))
+    return 1 / (1 + np.exp(-(logits + WEIGHT * added)))
