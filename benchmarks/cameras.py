@@ -4,7 +4,8 @@
 
 Every clip is a query; the same person under the same camera is left out. six: 200 people, 6 cameras. two: up to 60 people of each
 pair of those cameras that share most, mean over the pairs. few: so many videos of each camera, mean over draws. one: parts of
-tracks of one camera, with a stretch of every clip hidden. Each is a gallery of its own, indexed and scored as jobs.evaluate does.
+tracks of one camera, with a stretch of every clip hidden. mixed: plain queries against the same parts, a stretch of which shows
+one of 60 other people, as behind a tracker that jumps. Each is a gallery of its own, indexed and scored as jobs.evaluate does.
 The last line is the same as JSON.
 """
 
@@ -34,17 +35,32 @@ FEW = (3, 5, 12, 30)  # videos of a camera
 DRAWS = 5
 PAIRS = 5  # of cameras
 HIDDEN = ("0", "0.25", "0.5", "0.75")
+MIXED = (0.5, 0.75)  # share of a clip's frames that show somebody else
+STAND_INS = 60  # people of whom these are, and who are nowhere else
 FIGURES = EvaluationSettings(shortlists=("1%",), bootstrap=0)
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Labelled clips as features. features: float16 [F, D]; first: int64 [V + 1]; person, camera: integers [V]."""
+    """Labelled clips as features. features: float16 [F, D]; first: int64 [V + 1]; person, camera: integers [V].
+
+    queries: bool [V], those that are queries only, where the others are candidates only; None where all are both.
+    """
 
     features: np.ndarray
     first: np.ndarray
     person: np.ndarray
     camera: np.ndarray
+    queries: np.ndarray | None = None
+
+    @property
+    def split(self) -> Split:
+        """What is asked of the gallery."""
+        ids = [f"clip{row:05d}" for row in range(len(self.person))]
+        if self.queries is None:
+            return Split(None, None, frozenset(ids))
+        asked = tuple(name for name, query in zip(ids, self.queries, strict=True) if query)
+        return Split(asked, frozenset(ids) - set(asked), frozenset(ids))
 
     @classmethod
     def read(cls, path: Path) -> "Clips":
@@ -89,8 +105,32 @@ def sets(folder: Path) -> Iterator[tuple[str, list[Clips]]]:
     for count in FEW:
         drawn = [_first_people(six, count, seed) for seed in range(DRAWS)]
         yield f"few {count}", [six.only(rows) for rows in drawn]
-    for share in HIDDEN:
-        yield f"one {share}", [Clips.read(folder / f"one_camera_222_people_hidden_{share}.npz")]
+    one = [Clips.read(folder / f"one_camera_222_people_hidden_{share}.npz") for share in HIDDEN]
+    for share, clips in zip(HIDDEN, one, strict=True):
+        yield f"one {share}", [clips]
+    for stretch in MIXED:
+        yield f"mixed {stretch}", [_mixed(one[0], stretch, seed=0)]
+
+
+def _mixed(clips: Clips, share: float, seed: int) -> Clips:
+    """Every clip of all but STAND_INS people, as it is and with a stretch of its frames of one of these."""
+    rng = np.random.default_rng(seed)
+    outside = np.isin(clips.person, rng.permutation(np.unique(clips.person))[:STAND_INS])
+    plain, others = clips.only(np.flatnonzero(~outside)), clips.only(np.flatnonzero(outside))
+    features = plain.features.copy()
+    for first, end in zip(plain.first[:-1], plain.first[1:], strict=True):
+        stretch = round(share * (end - first))
+        begin = first + rng.integers(0, end - first - stretch + 1)
+        other = rng.integers(0, len(others.person))
+        shown = others.features[others.first[other] : others.first[other + 1]]
+        features[begin : begin + stretch] = shown[np.arange(stretch) % len(shown)]
+    return Clips(
+        np.concatenate([plain.features, features]),
+        np.concatenate([plain.first, plain.first[1:] + plain.first[-1]]),
+        np.tile(plain.person, 2),
+        np.tile(plain.camera, 2),
+        np.arange(2 * len(plain.person)) < len(plain.person),
+    )
 
 
 def _first_people(clips: Clips, count: int, seed: int) -> np.ndarray:
@@ -116,7 +156,7 @@ def judge(clips: Clips, place: Path, cameras: str, ratio: float | None) -> dict[
     gallery = clips.gallery(place) if not place.exists() else Gallery.open(place)
     head, calibration = find_head(None, gallery)
     index = build_index(gallery, IndexSettings(cameras=cameras), head, calibration=calibration)
-    pairs = judged_pairs(index.videos, [Split(None, None, frozenset(index.videos["source_id"].to_pylist()))])
+    pairs = judged_pairs(index.videos, [clips.split])
     with opened_partitions(gallery, index, actors=0) as partitions:
         judged = evaluate_index(gallery, index, partitions, pairs, ScoreSettings(ratio), FIGURES)
     found = {name: (figures["cmc"][1], figures["mean_ap"]) for name, figures in judged["methods"].items()}

@@ -7,7 +7,7 @@ videos without a label. Rows of all tables are queries, columns are videos of th
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -45,6 +45,7 @@ from pipeline.search.targets import stored_target
 from pipeline.settings import ScoreSettings
 
 COATTENTION, COSINE, METRIC = "co-attention", "mean + cosine", "mean + learned metric"
+ONE_QUERY = "co-attention, one query for all"  # candidates under a constant query vector: what a target's own is worth
 NORMALISED = ", normalised"  # after the name of a baseline with cohort normalisation
 CURVE_RANKS = 50
 HISTOGRAM_BINS = 40
@@ -168,13 +169,19 @@ def coattention_scores(
     candidates: NDArray[np.int64],
     settings: ScoreSettings,
     progress: Progress = lambda done, total: None,
+    *,
+    one_query: bool = False,
 ) -> Floats:
     """The full score of the search for every pair, float64 [q, g]; queries [q] and candidates [g] are rows of Index.videos.
 
-    progress is told queries done and in all.
+    progress is told queries done and in all. one_query: candidates' frames are judged by the constant query vector of the index
+    in place of each target's own.
     """
     scores = np.empty((len(queries), len(candidates)))
     for done, (place, target) in enumerate(_encoded(gallery, index, queries), start=1):
+        if one_query and index.query is not None:
+            same = torch.from_numpy(index.query).expand_as(target.encoding.query_vectors).clone()
+            target = replace(target, encoding=replace(target.encoding, query_vectors=same))
         scores[place] = partitions.score(target, candidates, settings)
         others = candidates != queries[place]  # the query itself has no say
         scores[place, others] = with_neighbours(index, partitions, candidates[others], scores[place, others], settings)
@@ -339,6 +346,9 @@ def evaluate_index(
     judge(COATTENTION, full)
     shortlists = _shortlists(gallery, index, partitions, pairs, full, settings)
     del full
+    if index.query is not None:
+        asked = gallery, index, partitions, queries, pairs.gallery_rows, score
+        judge(ONE_QUERY, coattention_scores(*asked, one_query=True)[inverse])
     for name, scores in baseline_scores(gallery, index, pairs):
         judge(name, scores)
     return {

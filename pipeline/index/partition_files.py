@@ -25,7 +25,7 @@ from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.prefilter import PrefilterMetric
 from pipeline.scoring.frame_rows import TOO_MANY_FILES
 from pipeline.scoring.scores import frame_band
-from pipeline.scoring.whole import video_encodings
+from pipeline.scoring.whole import or_whole, video_encodings
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage.local_paths import local_file
 from pipeline.storage.location import Location
@@ -82,11 +82,14 @@ def write_partition(
             cuts = [segment_frames(starts[p], segment_length, int(frames[p])) + first_frame[p] for p in positions]
             segment = np.concatenate(cuts) - first_frame[done]  # [S, T], rows of what is new
             means = segment_means(new_values, segment, heads.unit_encodings)
-            prefilter.add(metric.stored(means))
-            owner = torch.from_numpy(np.repeat(positions + first_video, [len(starts[p]) for p in positions]))
+            segments_of = [len(starts[p]) for p in positions]
+            owner = torch.from_numpy(np.repeat(positions + first_video, segments_of))
             statistics = cohort_statistics(cohort, torch.from_numpy(means), owner, weight, bias)
             visible = frame_visibility(new_keys, query, of_videos)
             whole = video_encodings(new_values, visible, of_videos, heads.unit_encodings)
+            shown = segment_visibility(visible, segment)
+            encoded = segment_means(new_values, segment, heads.unit_encodings, visible)
+            prefilter.add(metric.stored(or_whole(encoded, shown, whole[np.repeat(np.arange(len(positions)), segments_of)])))
             numbers = torch.from_numpy(positions + first_video)
             of_whole = cohort_statistics(cohort, torch.from_numpy(whole), numbers, weight, bias)
             new = {
@@ -97,7 +100,7 @@ def write_partition(
                 "time_s": np.asarray(table["time_s"]),
                 "cohort_mean": statistics.mean.numpy(),
                 "cohort_spread": statistics.spread.numpy(),
-                "visibility": segment_visibility(visible, segment),
+                "visibility": shown,
                 "video_encodings": whole,
                 "video_mean": of_whole.mean.numpy(),
                 "video_spread": of_whole.spread.numpy(),
@@ -164,16 +167,18 @@ def encode_videos(
     return keys, values
 
 
-def segment_means(values: np.ndarray, frames: np.ndarray, unit: bool = False) -> np.ndarray:
+def segment_means(values: np.ndarray, frames: np.ndarray, unit: bool = False, visibility: np.ndarray | None = None) -> np.ndarray:
     """Encodings of segments under uniform attention, float32 [S, d_v]: means of the values of their distinct frames.
 
     values: [n, d_v]; frames: integers [S, T], ascending, the last one repeated where a video is shorter. unit: as unit vectors.
+    visibility: float32 [n], of the frames, by which they are weighed then.
     """
     blocks = []
     for start in range(0, len(frames), 4096):
         numbers = frames[start : start + 4096]
         real = np.ones(numbers.shape, np.float32)
         real[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+        real = real if visibility is None else np.maximum(real * visibility[numbers], np.finfo(np.float32).tiny)
         means = np.einsum("st,std->sd", real, values[numbers].astype(np.float32)) / real.sum(axis=1, keepdims=True)
         blocks.append(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12) if unit else means)
     return np.concatenate(blocks)

@@ -19,7 +19,7 @@ from pipeline.scoring.scores import (
     video_scores,
     visible_logits,
 )
-from pipeline.scoring.whole import WholeVideos, resemblance
+from pipeline.scoring.whole import WholeVideos, or_whole, resemblance
 from pipeline.scoring.whole import joined as joined_videos
 from pipeline.settings import ScoreSettings
 
@@ -33,8 +33,8 @@ class TargetSegments:
     """A target, ready to be searched for: its encoding, and for the evidence the frames of each segment.
 
     frame_index: int32 [N, T_p], frames of the source; time_s: float32 [N, T_p], seconds. visibility: of its segments, float32
-    [N]. cohort: of the segments' logits, or None where the index has no usable cohort. whole: the target as one video, or None
-    there.
+    [N]. cohort: of the segments' logits, or None where the index has no usable cohort. whole: the target as one video, measured
+    where there is a cohort; None for an index of an earlier format.
     """
 
     encoding: TargetEncoding
@@ -46,6 +46,14 @@ class TargetSegments:
 
     def __len__(self) -> int:
         return len(self.frame_index)
+
+    @property
+    def for_prefilter(self) -> TargetEncoding:
+        """The encoding that candidates are looked for by: in place of hidden segments, the whole target."""
+        if self.whole is None:
+            return self.encoding
+        encodings = or_whole(self.encoding.encodings.cpu().numpy(), self.visibility, self.whole.encodings)
+        return replace(self.encoding, encodings=torch.from_numpy(encodings))
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,8 @@ class Candidates:
                 mine = pairs[end - len(target) : end]
                 if settings.all_pairs:
                     of_target = visible_logits(mine, part.offsets, target.visibility, part.visibility)
-                    if settings.normalise == "cohort" and target.whole is not None and part.whole is not None:
+                    normalised = settings.normalise == "cohort" and target.cohort is not None
+                    if normalised and target.whole is not None and part.whole is not None:
                         weight, bias = target.encoding.weight.cpu().numpy(), float(target.encoding.bias)
                         of_target += WHOLE_WEIGHT * resemblance(target.whole, part.whole, weight, bias)[0]
                     of_target = 1 / (1 + np.exp(-of_target))

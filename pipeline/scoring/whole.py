@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_VISIBLE = 0.3  # of a segment that the prefilter finds a video by
 Singles = NDArray[np.float32]
 
 
@@ -41,6 +42,14 @@ def video_encodings(values: NDArray[np.floating], visibility: Singles, frames: N
     if unit:
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     return means.astype(np.float32)
+
+
+def or_whole(encodings: Singles, visibility: Singles, whole: Singles) -> Singles:
+    """Encodings of segments [S, d_v]; those of a visibility [S] below LEAST_VISIBLE are their whole video's, [S, d_v].
+
+    What looks for candidates by one good segment would otherwise find those that are hidden alike.
+    """
+    return np.where((visibility < LEAST_VISIBLE)[:, None], whole, encodings)
 
 
 def resemblance(some: WholeVideos, others: WholeVideos, weight: Singles, bias: float) -> Singles:

@@ -23,7 +23,8 @@ def with_neighbours(
     The same scores where there are none, where pairs are not all counted, or where nothing can be normalised.
     """
     count = min(settings.neighbours, len(videos) - 1)
-    if count < 1 or not settings.all_pairs or settings.normalise == "none" or not index.has_whole_videos:
+    normalised = settings.normalise == "cohort" and index.cohort.usable and index.has_whole_videos
+    if count < 1 or not settings.all_pairs or not normalised:
         return scores
     logits = np.clip(np.log(scores) - np.log1p(-scores), -LARGEST_LOGIT, LARGEST_LOGIT)
     best = np.lexsort((videos, -logits))[:count]

@@ -89,7 +89,7 @@ class LocalPartitions:
 
         Each partition is asked for somewhat more than its share, and again where it may hold more of the best.
         """
-        query = PrefilterQuery(target.encoding)
+        query = PrefilterQuery(target.for_prefilter)
         found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         inside = [None if allowed is None else allowed[f : f + n] for f, n in zip(self.first, self.count, strict=True)]
         asked = {p: count for p, mine in enumerate(inside) if mine is None or mine.any()}

@@ -135,7 +135,9 @@ def segmented(
             of_frames = frame_visibility(head.keys(features).numpy(), index.query, np.array([frames]))
         whole = video_encodings(head.values(features).numpy(), of_frames, np.array([frames]), head.config.unit_encodings)
     encoding = encode_target(head, torch.from_numpy(target.features[rows]), centre, lengths=lengths)
-    found = TargetSegments(encoding, target.frame_index[rows], target.time_s[rows], segment_visibility(of_frames, rows))
+    unmeasured = WholeVideos(whole, *np.full((2, 1), np.nan, np.float32)) if index.has_whole_videos else None
+    shown = segment_visibility(of_frames, rows)
+    found = TargetSegments(encoding, target.frame_index[rows], target.time_s[rows], shown, whole=unmeasured)
     if not index.cohort.usable:
         return found
     # A copy of a video is not measured against it either, although it finds it.
@@ -143,7 +145,8 @@ def segmented(
     encodings = torch.cat([encoding.encodings, torch.from_numpy(whole)])
     measured = cohort_statistics(index.cohort, encodings, video, encoding.weight, encoding.bias)
     of_whole = WholeVideos(whole, measured.mean[-1:].numpy(), measured.spread[-1:].numpy())
-    return replace(found, cohort=CohortStatistics(measured.mean[:-1], measured.spread[:-1]), whole=of_whole)
+    cohort = CohortStatistics(measured.mean[:-1], measured.spread[:-1])
+    return replace(found, cohort=cohort, whole=of_whole if index.has_whole_videos else None)
 
 
 def allowed_videos(
