@@ -48,7 +48,7 @@ class TrackingSettings:
     least_cosine: float = 0.7
     least_overlap: float = 0.1
     widening: float = 0.15
-    widening_per_s: float = 0.75
+    widening_per_s: float = 0.5
     patience_s: float = 3.0
     young_patience_s: float = 1.0
     memory_s: float = 1.0
