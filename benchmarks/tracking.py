@@ -27,7 +27,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -149,9 +149,11 @@ def matched(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows[good], columns[good]
 
 
-def evaluate(tracks: Sequence[Track], truth: np.ndarray, times: np.ndarray) -> dict[str, float]:
-    """The figures of tracks; truth: MOT rows frame (from 1), person, x, y, w, h, flag."""
-    metrics = importlib.import_module("trackeval.metrics")
+def compared(tracks: Sequence[Track], truth: np.ndarray, times: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """Tracks beside the truth, MOT rows frame (from 1), person, x, y, w, h, flag.
+
+    What TrackEval evaluates, and int [tracks, persons], how many boxes of each track are matched with each person.
+    """
     people, found, similarities = [], [], []
     for frame, (numbers, boxes) in enumerate(rows_of(tracks, times), start=1):
         there = truth[truth[:, 0] == frame]
@@ -163,10 +165,10 @@ def evaluate(tracks: Sequence[Track], truth: np.ndarray, times: np.ndarray) -> d
         found.append(numbers[counts])
         similarities.append(similarity[scored][:, counts])
     persons, tracked = (np.unique(np.concatenate(part)) for part in (people, found))
-    shares = np.zeros((len(tracked), len(persons)))
+    boxes_of = np.zeros((len(tracked), len(persons)), np.int64)
     for ids, numbers, similarity in zip(people, found, similarities, strict=True):
         rows, columns = matched(similarity)
-        np.add.at(shares, (np.searchsorted(tracked, numbers[columns]), np.searchsorted(persons, ids[rows])), 1)
+        np.add.at(boxes_of, (np.searchsorted(tracked, numbers[columns]), np.searchsorted(persons, ids[rows])), 1)
     data = {
         "num_timesteps": len(times),
         "num_gt_ids": len(persons),
@@ -177,19 +179,33 @@ def evaluate(tracks: Sequence[Track], truth: np.ndarray, times: np.ndarray) -> d
         "tracker_ids": [np.searchsorted(tracked, numbers) for numbers in found],
         "similarity_scores": similarities,
     }
+    return data, boxes_of
+
+
+def purity_and_mixed(boxes_of: np.ndarray) -> tuple[float, float]:
+    """See the module; boxes_of: int [tracks, persons]."""
+    total = boxes_of.sum(1)
+    others = total - boxes_of.max(1, initial=0)
+    mixed = total[(others >= 3) & (others >= 0.05 * total)].sum()
+    return float(1 - others.sum() / max(total.sum(), 1)), float(mixed / max(total.sum(), 1))
+
+
+def evaluate(tracks: Sequence[Track], truth: np.ndarray, times: np.ndarray) -> dict[str, float]:
+    """The figures of tracks; see `compared`."""
+    metrics = importlib.import_module("trackeval.metrics")
+    data, boxes_of = compared(tracks, truth, times)
     quiet = {"PRINT_CONFIG": False, "THRESHOLD": OVERLAP}
     hota, clear = metrics.HOTA().eval_sequence(data), metrics.CLEAR(quiet).eval_sequence(data)
     identity = metrics.Identity(quiet).eval_sequence(data)
-    total, others = shares.sum(1), shares.sum(1) - shares.max(1, initial=0)
-    mixed = total[(others >= 3) & (others >= 0.05 * total)].sum()
+    purity, mixed = purity_and_mixed(boxes_of)
     return {
         "HOTA": float(np.mean(hota["HOTA"])),
         "MOTA": float(clear["MOTA"]),
         "IDF1": float(identity["IDF1"]),
         "switches": int(clear["IDSW"]),
         "tracks": len(tracks),
-        "purity": float(1 - others.sum() / max(total.sum(), 1)),
-        "mixed": float(mixed / max(total.sum(), 1)),
+        "purity": purity,
+        "mixed": mixed,
     }
 
 

@@ -1,11 +1,13 @@
 """Tracks are people: across crossings, gaps and files, and whatever the order of a frame's rows."""
 
+import doctest
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+import pipeline.footage.tracker
 from pipeline.errors import UsageError
 from pipeline.footage.tracker import Track, Tracker, TrackingSettings
 
@@ -252,3 +254,8 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
     ):
         with pytest.raises(UsageError, match=words):
             TrackingSettings(**change)
+
+
+def test_the_example_is_right() -> None:
+    results = doctest.testmod(pipeline.footage.tracker)
+    assert results.attempted and not results.failed
