@@ -54,6 +54,7 @@ PEERS_NEED = ("tqdm==4.70.1", "pycocotools==2.0.11", "tabulate==0.10.0")
 RATES = (10.0, 5.0, 10 / 3)
 LEAST_S = 1.0  # seconds that a track lasts
 OVERLAP = 0.5
+TRAIL_S = 8.0  # seconds of a track that a picture shows
 SIDECAR = {"decode": "yolox", "height": 416, "width": 416, "channels": "BGR"}  # of ../shared/models/yolox_nano, which has none
 
 
@@ -240,18 +241,18 @@ def install_peers(folder: Path) -> None:
 
 
 def draw(video: Path, tracks: Sequence[Track], at_s: float, picture: Path) -> None:
-    """A frame with who is in it: boxes, numbers, and where their feet were before, in seconds from the video's start."""
+    """A frame, in seconds from the video's start, with who is in it: boxes, numbers, and where feet were in the seconds before."""
     with open_files(canonical_uri(str(video)), None, Sampling(), lambda: None, lambda number, count: True) as opened:
         canvas = np.ascontiguousarray(reader_of(opened, Sampling()).frame_near(at_s).picture())
     canvas = cv2.resize(canvas, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
-    colours = cv2.applyColorMap(np.arange(0, 256, 8, np.uint8), cv2.COLORMAP_HSV)[:, 0].tolist()
+    colours = cv2.applyColorMap(np.arange(0, 256, 8, np.uint8), cv2.COLORMAP_HSV).reshape(-1, 3).tolist()
     for track in tracks:
         colour = colours[track.number * 13 % len(colours)]
-        past = track.times <= at_s + 1e-6
+        past = (track.times <= at_s + 1e-6) & (track.times >= at_s - TRAIL_S)
         feet = np.stack([track.boxes[:, 0] + track.boxes[:, 2] / 2, track.boxes[:, 1] + track.boxes[:, 3]], 1)[past]
-        if len(feet) and track.times[past][-1] >= at_s - 20:
+        if len(feet) > 1:
             cv2.polylines(canvas, [np.round(feet * 2).astype(np.int32)], False, colour, 2, cv2.LINE_AA)
-        if past.any() and not past.all():
+        if len(feet) and track.times[-1] > at_s:
             x, y, w, h = (track.boxes[past][-1] * 2).round().astype(int).tolist()
             cv2.rectangle(canvas, (x, y), (x + w, y + h), colour, 2)
             cv2.putText(canvas, str(track.number), (x, y - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.8, colour, 2, cv2.LINE_AA)

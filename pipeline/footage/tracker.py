@@ -56,7 +56,7 @@ class TrackingSettings:
     covered: float = 0.5
     split_cosine: float = 0.6
     split_covered: float = 0.7
-    duplicate: float = 0.3
+    duplicate: float = 0.5
     longest_s: float = 300.0
 
     def __post_init__(self) -> None:
