@@ -241,7 +241,7 @@ def install_peers(folder: Path) -> None:
 
 
 def draw(video: Path, tracks: Sequence[Track], at_s: float, picture: Path) -> None:
-    """A frame, in seconds from the video's start, with who is in it: boxes, numbers, and where feet were in the seconds before."""
+    """A frame, in seconds from the video's start: who is in it, with boxes, numbers, and where their feet were before."""
     with open_files(canonical_uri(str(video)), None, Sampling(), lambda: None, lambda number, count: True) as opened:
         canvas = np.ascontiguousarray(reader_of(opened, Sampling()).frame_near(at_s).picture())
     canvas = cv2.resize(canvas, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
