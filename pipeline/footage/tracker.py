@@ -57,7 +57,7 @@ class TrackingSettings:
     split_cosine: float = 0.6
     split_covered: float = 0.7
     duplicate: float = 0.5
-    longest_s: float = 300.0
+    longest_s: float = 3600.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
