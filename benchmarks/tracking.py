@@ -13,7 +13,7 @@ Every frame is decoded, detected and embedded once, as an ingest does it, and ke
   of them in tracks of which at least 5 % and 3 boxes belong to others.
 
 The clip was looked at while the tracker's settings were chosen, so `--vary` shows how far they can be changed: every setting by a
-fifth up and down.
+fifth up and down. The default backbone was distilled on crops, unlabelled, of this clip among others; `--backbone` takes another.
 
 TrackEval and ByteTrack (of roboflow's trackers) declare opencv-python, which would overwrite the headless OpenCV of this
 installation: they are installed without what they declare, into the work folder, and found after everything else.
@@ -39,7 +39,7 @@ from scipy.optimize import linear_sum_assignment
 from benchmarks.real_footage import VTEST_AVI
 from jobs.command_line import run
 from pipeline.backbone.runtime import Backbone, load_backbone
-from pipeline.backbone.spec import find_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.decoding.boxes import cropped
 from pipeline.decoding.opening import open_files
 from pipeline.decoding.readers import reader_of
@@ -275,6 +275,7 @@ def main(
     shared: Annotated[Path, typer.Option(help="Folder with data/tracking and models.")] = Path("../shared"),
     work: Annotated[Path, typer.Option(help="Folder for the peers and for what was detected.")] = Path("bench/tracking"),
     detector: Annotated[str | None, typer.Option(help="A name, or an ONNX file; default: YOLOX-nano of --shared.")] = None,
+    backbone: Annotated[str, typer.Option(help="A name, or an ONNX file.")] = DEFAULT,
     picture: Annotated[Path | None, typer.Option(help="PNG to write: a frame with the tracks at 5 a second.")] = None,
     vary: Annotated[bool, typer.Option(help="Also every setting a fifth up and down, at 5 a second.")] = False,
 ) -> None:
@@ -286,12 +287,12 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     install_peers((work / "peers").resolve())
     loaded = load_detector(detector or str(with_sidecar(shared, work)), device="cpu")
-    backbone = load_backbone(find_backbone(), 1, "cpu")
-    looks = look(VTEST_AVI, loaded, backbone, work / "detections.npz")
+    embedding = load_backbone(find_backbone(backbone), 1, "cpu")
+    looks = look(VTEST_AVI, loaded, embedding, work / "detections.npz")
     truth, times = np.loadtxt(truth_file, delimiter=","), np.array([one.time_s for one in looks])
     figures: dict[str, dict[str, float]] = {}
     columns = ("HOTA", "MOTA", "IDF1", "switches", "tracks", "purity", "mixed")
-    table = Table("tracker", "frames/s", *columns, title=f"vtest.avi, {loaded.identity}, {backbone.spec.identity}")
+    table = Table("tracker", "frames/s", *columns, title=f"vtest.avi, {loaded.identity}, {embedding.spec.identity}")
 
     def add(name: str, rate: float, track: Callable[[list[Look]], list[Track]]) -> list[Track]:
         tracks = lasting(track(at_rate(looks, rate)))
@@ -311,8 +312,8 @@ def main(
     if vary:
         for name, settings in varied().items():
             add(name, 5.0, lambda chosen, settings=settings: ours(chosen, settings))  # type: ignore[misc]
-    Console().print(table)
-    print(json.dumps({"detector": loaded.identity, "backbone": backbone.spec.identity, "figures": figures}))
+    Console(width=110).print(table)
+    print(json.dumps({"detector": loaded.identity, "backbone": embedding.spec.identity, "figures": figures}))
 
 
 if __name__ == "__main__":
