@@ -111,15 +111,11 @@ class Calibration:
         """Why scores of this head under these settings (`settings_of`) are not what it was fitted on, for a person to read; empty
         if they are.
         """
-        if head != self.head:
-            return f"the calibration belongs to the head {self.head[:16]}, not to {head[:16]}"
-        other = [name for name in sorted({*settings, *self.settings}) if settings.get(name) != self.settings.get(name)]
-        words = [f"{name} {self.settings.get(name)}, not {settings.get(name)}" for name in other]
-        return f"the calibration is for {'; '.join(words)}" if words else ""
+        return mismatch_words(self.head, self.settings, head, settings)
 
     def log_likelihood_ratios(self, scores: ArrayLike) -> Floats:
         """llr of video scores, both [...], natural logarithm, never falling with the score. Raises PipelineError for NaN."""
-        return np.clip(self.intercept + self.slope * _linear(scores, self.bounded), self.lowest, self.highest)
+        return np.clip(self.intercept + self.slope * linear_scores(scores, self.bounded), self.lowest, self.highest)
 
     def probabilities(self, scores: ArrayLike, eligible: int, expected_matches: float = 1.0) -> Floats:
         """Probability of "same person" of each score [...] on its own, see `posterior`."""
@@ -142,6 +138,15 @@ class Calibration:
             return typed(Calibration, document)
         except ValueError as error:
             raise PipelineError(f"{source} is not a usable calibration: {error}; fit it again or remove it") from error
+
+
+def mismatch_words(own_head: str, own: Mapping[str, Setting], head: str, settings: Mapping[str, Setting]) -> str:
+    """See `Calibration.mismatch`."""
+    if head != own_head:
+        return f"the calibration belongs to the head {own_head[:16]}, not to {head[:16]}"
+    other = [name for name in sorted({*settings, *own}) if settings.get(name) != own.get(name)]
+    words = [f"{name} {own.get(name)}, not {settings.get(name)}" for name in other]
+    return f"the calibration is for {'; '.join(words)}" if words else ""
 
 
 def settings_of(
@@ -197,7 +202,7 @@ def posterior(llrs: ArrayLike, eligible: int, expected_matches: float = 1.0) -> 
     so the probabilities need not add up to 1. Raises UsageError for expected_matches that are not above 0.
     """
     check_expected_matches(expected_matches)
-    return _sigmoid(np.asarray(llrs, np.float64) + math.log(expected_matches / max(eligible - expected_matches, 1.0)))
+    return sigmoid(np.asarray(llrs, np.float64) + math.log(expected_matches / max(eligible - expected_matches, 1.0)))
 
 
 def none_probability(llrs: ArrayLike, eligible: int, lowest: float, absent: float = 0.5) -> float:
@@ -260,7 +265,7 @@ def fit_calibration(
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or not scores.shape == np.shape(query_identity) == np.shape(candidate_identity):
         raise ValueError("scores, query_identity and candidate_identity must be [P] of one length")
-    x = _linear(scores, bounded)
+    x = linear_scores(scores, bounded)
     pairs = _Pairs.of(x, np.asarray(query_identity), np.asarray(candidate_identity))
     if pairs.identities < MIN_IDENTITIES or pairs.identity_pairs == 0:
         raise UsageError(
@@ -271,11 +276,11 @@ def fit_calibration(
     llrs = _held_out(pairs, name)
     same_pairs, different_pairs = int(pairs.same.sum()), int((~pairs.same).sum())
     own = 2 * np.where(pairs.same, same_pairs, different_pairs) / len(x)
-    bins = reliability(_sigmoid(llrs), pairs.same, weights=pairs.weights)
+    bins = reliability(sigmoid(llrs), pairs.same, weights=pairs.weights)
     quality = CalibrationQuality(
         ece=_error(bins),
         ece_own_prior=expected_calibration_error(
-            _sigmoid(llrs + math.log(same_pairs / different_pairs)), pairs.same, weights=pairs.weights * own
+            sigmoid(llrs + math.log(same_pairs / different_pairs)), pairs.same, weights=pairs.weights * own
         ),
         cllr=cllr(llrs, pairs.same, pairs.weights),
         min_cllr=min_cllr(pairs.x, pairs.same, pairs.weights),
@@ -410,7 +415,7 @@ def _logistic(z: Floats, pairs: _Pairs) -> tuple[float, float]:
 
     theta, current = np.zeros(2), math.log(2)
     for _ in range(100):
-        p = _sigmoid(theta[0] + theta[1] * z)
+        p = sigmoid(theta[0] + theta[1] * z)
         residual, curvature = pairs.weights * (p - pairs.same), pairs.weights * p * (1 - p)
         bend = curvature * z
         gradient = np.array([residual.sum(), (residual * z).sum() + ridge * theta[1]])
@@ -468,7 +473,7 @@ def _error(bins: tuple[ReliabilityBin, ...]) -> float:
     return sum(part.share * abs(part.predicted - part.observed) for part in bins)
 
 
-def _linear(scores: ArrayLike, bounded: bool) -> Floats:
+def linear_scores(scores: ArrayLike, bounded: bool) -> Floats:
     """Scores [...] on the scale of the logit. Raises PipelineError for what is not finite, or not in 0..1 where it should be."""
     values = np.asarray(scores, np.float64)
     if not np.isfinite(values).all():
@@ -481,7 +486,7 @@ def _linear(scores: ArrayLike, bounded: bool) -> Floats:
     return np.log(inside) - np.log1p(-inside)
 
 
-def _sigmoid(values: Floats) -> Floats:
+def sigmoid(values: Floats) -> Floats:
     return np.exp(np.minimum(values, 0)) / (1 + np.exp(-np.abs(values)))  # exact at both ends
 
 
