@@ -107,6 +107,11 @@ class Calibration:
         if self.slope < 0 or not self.lowest <= 0 <= self.highest:
             raise ValueError("a calibration has a slope of at least 0 and bounds about 0")
 
+    @property
+    def words(self) -> str:
+        """What probabilities rest on."""
+        return self.fitted_on.name
+
     def mismatch(self, head: str, settings: Mapping[str, Setting]) -> str:
         """Why scores of this head under these settings (`settings_of`) are not what it was fitted on, for a person to read; empty
         if they are.
@@ -116,6 +121,10 @@ class Calibration:
     def log_likelihood_ratios(self, scores: ArrayLike) -> Floats:
         """llr of video scores, both [...], natural logarithm, never falling with the score. Raises PipelineError for NaN."""
         return np.clip(self.intercept + self.slope * linear_scores(scores, self.bounded), self.lowest, self.highest)
+
+    def expected_matches(self, eligible: int) -> float:
+        """On how many of the eligible videos a person is expected: on one, since a head knows no gallery."""
+        return 1.0
 
     def probabilities(self, scores: ArrayLike, eligible: int, expected_matches: float = 1.0) -> Floats:
         """Probability of "same person" of each score [...] on its own, see `posterior`."""
@@ -495,8 +504,6 @@ def _softplus(values: Floats) -> Floats:
     return np.maximum(values, 0) + np.log1p(np.exp(-np.abs(values)))
 
 
-def calibration_version(calibration: Calibration | None) -> str | None:
-    """Name and content hash of the calibration of an index, None without one."""
-    if calibration is None:
-        return None
-    return f"{calibration.fitted_on.name}@{json_sha256(asdict(calibration), sort_keys=True, default=str)[:16]}"
+def calibration_version(name: str, calibration: Any) -> str:
+    """Name and content hash of a calibration, a dataclass."""
+    return f"{name}@{json_sha256(asdict(calibration), sort_keys=True, default=str)[:16]}"

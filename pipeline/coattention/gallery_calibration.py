@@ -54,7 +54,12 @@ SHAPE = (1.0, 0.3)  # of f0, logarithm of the gamma density's shape
 MATCH = (6.0, 0.5)  # the mean of f1, from the mode of f0
 MATCH_WIDTH = (0.3, 0.15)  # the deviation of f1, logarithm
 ODDS = (-5.0, 2.5)  # share of matches, as a logit
-STARTS = ((6.0, 0.3, -5.0), (4.5, 0.2, -3.5), (7.0, 0.4, -6.5), (5.0, 0.2, -2.0))  # of f1 and its share: the fit has several optima
+STARTS = (
+    (6.0, 0.3, -5.0),
+    (4.5, 0.2, -3.5),
+    (7.0, 0.4, -6.5),
+    (5.0, 0.2, -2.0),
+)  # of f1 and its share
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Mixture:
         ratio = self.log_matches(grid) - self.log_strangers(grid)
         lowest = int(np.argmin(np.where(grid < self.mean, ratio, np.inf)))  # the wide f1 rises again below the strangers
         ratio[:lowest] = ratio[lowest]
-        return np.interp(x, grid, np.minimum(np.maximum.accumulate(ratio), HIGHEST))
+        return np.interp(np.asarray(x, np.float64), grid, np.minimum(np.maximum.accumulate(ratio), HIGHEST))
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,9 @@ class GalleryCalibration:
         """llr of video scores, both [...], natural logarithm, never falling with the score. Raises PipelineError for NaN."""
         return self._mixture.llr(linear_scores(scores, self.bounded)) + self.shift
 
-    def probabilities(self, scores: ArrayLike, eligible: int, expected_matches: float | None = None) -> Floats:
-        """Probability of "same person" of each score [...]; expected_matches: None for as often as people recur here."""
-        expected = self.expected_matches(eligible) if expected_matches is None else expected_matches
-        return posterior(self.log_likelihood_ratios(scores), eligible, expected)
+    def probabilities(self, scores: ArrayLike, eligible: int, expected_matches: float) -> Floats:
+        """Probability of "same person" of each score [...] on its own, see `posterior`."""
+        return posterior(self.log_likelihood_ratios(scores), eligible, expected_matches)
 
     def none_probability(self, scores: ArrayLike, eligible: int, absent: float = 0.5) -> float:
         """Probability that no eligible video shows the target; scores: [m], of all that were scored."""

@@ -4,6 +4,7 @@ index/<version>/manifest.json   written last: a version is there when its manife
                 head/           the co-attention head (model.safetensors, model.json, calibration.json if it has one)
                 cohort/         what scores are normalised by: means.npy float32 [C, d_v]; video.npy int64 [C], row in this
                                 version's videos (below -1: not among them); video_id.json, their ids
+                worth/          calibration.json: what scores are worth in this gallery; absent where that was not measured
                 cameras/        what is taken off by camera: names.json; means.npy float16 [C + 1, d_v]; maps.npy float16
                                 [C + 1, d_v, d_v]; absent where cameras are not told apart
                 prefilter/      trained.faiss, which those of the partitions are copies of; absent where they are flat
@@ -31,9 +32,10 @@ import torch
 
 from pipeline.backbone.spec import same_backbone
 from pipeline.coattention.calibration import FILE as CALIBRATION
-from pipeline.coattention.calibration import Calibration, load_calibration
+from pipeline.coattention.calibration import Calibration, calibration_version, load_calibration
 from pipeline.coattention.cameras import MEAN_VIDEOS, CameraHeads, CameraStatistics
 from pipeline.coattention.cohort import Cohort
+from pipeline.coattention.gallery_calibration import GalleryCalibration
 from pipeline.coattention.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, shipped_head
 from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError, UsageError
@@ -59,6 +61,7 @@ OLDEST_FORMAT, FORMAT = 3, 4
 WITH_CAMERAS = 4  # the format that began to have statistics of cameras
 OPENED_AT_ONCE = 8  # tables of partitions
 PREFILTER = "prefilter/trained.faiss"
+WORTH = "worth/calibration.json"
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
 MOST_NEW_CAMERAS = 0.25  # of the videos, of cameras that an index has no statistics of: it should then be built anew
 LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
@@ -71,7 +74,8 @@ class Index:
     """An open index version. store: where the partitions of all versions lie; manifest: what it is made of; videos: one row a
     video, partitions in order, of which a column is read when it is used; head: its model; cameras: what is taken off by camera,
     None where they are not told apart; cohort: what scores are normalised
-    by; calibration: what they are worth, None where the head has none.
+    by; calibration: what they are worth, None where the head has none; gallery_calibration: what they are worth in this
+    gallery, None where that was not measured.
     """
 
     location: Location
@@ -82,6 +86,7 @@ class Index:
     cohort: Cohort
     calibration: Calibration | None = None
     cameras: CameraStatistics | None = None
+    gallery_calibration: GalleryCalibration | None = None
 
     @property
     def version(self) -> str:
@@ -99,6 +104,13 @@ class Index:
     @property
     def untrained(self) -> bool:
         return bool(self.manifest["untrained"])
+
+    @property
+    def calibration_version(self) -> str | None:
+        """Name and content hash of what probabilities rest on, None where there is nothing."""
+        if self.gallery_calibration is not None:
+            return calibration_version("this gallery", self.gallery_calibration)
+        return None if self.calibration is None else calibration_version(self.calibration.fitted_on.name, self.calibration)
 
     @property
     def model(self) -> str:
@@ -264,7 +276,10 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     with head_folder(location.join("head")) as folder:
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
-    return Index(location, store, manifest, videos, head, cohort, calibration, read_cameras(location, manifest))
+    worth = None
+    if WORTH in manifest["files"]:
+        worth = GalleryCalibration.from_json(location.join(WORTH).read_bytes(), location.join(WORTH).uri)
+    return Index(location, store, manifest, videos, head, cohort, calibration, read_cameras(location, manifest), worth)
 
 
 def read_cameras(location: Location, manifest: dict[str, Any]) -> CameraStatistics | None:
