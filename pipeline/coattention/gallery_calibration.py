@@ -200,7 +200,7 @@ def fit_gallery_calibration(
     if videos < LEAST_VIDEOS:
         why = f"the gallery has {videos} videos, and fewer than {LEAST_VIDEOS} do not tell how high strangers score"
     elif links < LEAST_LINKS:
-        why = f"of {videos} videos of this gallery, too few show a person again to tell what a match scores"
+        why = f"among {videos} videos of this gallery too few pairs stand out from strangers to tell what a match scores"
     if why:
         return GalleryCalibration(**known, links=links, right=0.0, mixture=mixture, shift=0.0, why=why)
     right = min((1 - LOOKALIKES) * _right_links(both, link, apart | apart.T, mixture), MOST_RIGHT)

@@ -24,7 +24,7 @@ def measure_worth(gallery: Gallery, index: Index) -> GalleryCalibration:
 
     index: published or not; its partitions are read in this process. Where it has no usable cohort, scores are those without one.
     """
-    rows = np.sort(np.array(hash_order(index.videos["video_id"].to_pylist(), SAMPLE_VIDEOS), np.int64))
+    rows = np.array(hash_order(index.videos["video_id"].to_pylist(), SAMPLE_VIDEOS), np.int64)
     score = ScoreSettings(normalise="cohort" if index.cohort.usable else "none")
     videos = index.videos.take(pa.array(rows))
     cut = index.settings.segment_length, index.settings.stride
@@ -38,15 +38,16 @@ def measure_worth(gallery: Gallery, index: Index) -> GalleryCalibration:
 
 
 def _scores_among(gallery: Gallery, index: Index, rows: np.ndarray, videos: pa.Table, score: ScoreSettings) -> Floats:
-    """Scores float64 [M, M] of videos among each other, target by candidate. rows: int64 [M] ascending, of Index.videos."""
-    scores = np.empty((len(rows), len(rows)))
+    """Scores float64 [M, M] of videos among each other, target by candidate. rows: int64 [M], of Index.videos."""
+    scores, ascending = np.empty((len(rows), len(rows))), np.argsort(rows)
     with opened_partitions(gallery, index, actors=0) as partitions:
         places: list[int] = []
         targets: list[TargetSegments] = []
 
         def flush() -> None:
             if targets:
-                scores[places] = np.stack(partitions.score_many(targets, [rows] * len(targets), score))
+                scored = partitions.score_many(targets, [rows[ascending]] * len(targets), score)
+                scores[np.array(places)[:, None], ascending] = scored
             places.clear()
             targets.clear()
 
