@@ -1,22 +1,30 @@
 """What scores are worth in a gallery: a sample of its videos scored among each other, as searches score them."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
 from pipeline.coattention.calibration import Floats, settings_of
 from pipeline.coattention.gallery_calibration import GalleryCalibration, fit_gallery_calibration
 from pipeline.gallery.gallery import Gallery
+from pipeline.index.build import build_index
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.shortlist import segmented
 from pipeline.search.targets import stored_target
-from pipeline.settings import ScoreSettings
+from pipeline.settings import IndexSettings, ScoreSettings
 from pipeline.storage.hashing import hash_order
 from pipeline.time_windows import seen
 
 SAMPLE_VIDEOS = 512  # scored among each other: 260,000 scores
 AT_ONCE = 64  # targets whose scores are made in one pass over the sample
+
+
+def build_measured_index(gallery: Gallery, settings: IndexSettings | None = None, **more: Any) -> Index:
+    """`pipeline.index.build.build_index`, and what scores are worth is measured; more: its other arguments."""
+    return build_index(gallery, settings, measure=measure_worth, **more)
 
 
 def measure_worth(gallery: Gallery, index: Index) -> GalleryCalibration:
