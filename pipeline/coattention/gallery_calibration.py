@@ -238,7 +238,9 @@ def _fit(x: Floats, videos: int) -> Mixture:
 
     expected = (MODE, WIDTH, SHAPE, MATCH, MATCH_WIDTH, ODDS)
     starts = [(MODE[0], WIDTH[0], SHAPE[0], *start) for start in STARTS]
-    best = min((minimize(cost, start, method="L-BFGS-B") for start in starts), key=lambda found: float(found.fun))
+    bounds = [_bounds(*one) for one in expected]
+    fits = (minimize(cost, start, method="L-BFGS-B", bounds=bounds) for start in starts)
+    best = min(fits, key=lambda found: float(found.fun))
     return Mixture(*(float(value) for value in asdict(mixture(best.x)).values()))
 
 
@@ -266,10 +268,16 @@ def _right_links(x: Floats, link: NDArray[np.bool_], apart: NDArray[np.bool_], m
             prior = ((theta[0] - MATCH[0]) / (2 * MATCH[1])) ** 2 + ((theta[1] - MATCH_WIDTH[0]) / (2 * MATCH_WIDTH[1])) ** 2
             return float(prior / 2 - scale * (weight * share).sum())
 
-        found = minimize(cost, (MATCH[0], MATCH_WIDTH[0], 0.0), method="L-BFGS-B")
+        bounds = [_bounds(*MATCH), _bounds(*MATCH_WIDTH), (-20.0, 20.0)]
+        found = minimize(cost, (MATCH[0], MATCH_WIDTH[0], 0.0), method="L-BFGS-B", bounds=bounds)
         closed = float(sigmoid(np.array(found.x[2]))) * float(weight.sum()) / total
     opened = 2 * total * (1 - closed) / len(link)
     return math.sqrt(max(degree**2 - opened, 0.0)) / degree
+
+
+def _bounds(mean: float, deviation: float) -> tuple[float, float]:
+    """Where a parameter is looked for."""
+    return mean - 8 * deviation, mean + 8 * deviation
 
 
 def _shift(log_odds: Floats, mean: float) -> float:
