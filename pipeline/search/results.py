@@ -212,7 +212,7 @@ def results_table(results: Sequence[SearchResult]) -> pa.Table:
             **{name: getattr(lead, name) for name in ("score", "probability", "prefilter_rank", "source_hash", "strength")},
             **{name: getattr(lead.video, name) for name in ("ingested_hash", "boxes_uri", "track")},
             "best_pairs": [_pair_row(pair) for pair in lead.best_pairs],
-            "calibration": result.calibration if lead.probability is not None else None,
+            "calibration": result.calibration or None,
         }
         for result, of_search in zip(results, searches, strict=True)
         for lead in result.leads

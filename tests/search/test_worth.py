@@ -107,7 +107,8 @@ def test_small_galleries_get_the_same_words_everywhere(toy_gallery: Gallery, tmp
     printed = ranked_list(result)
     assert f"no probabilities: {why}" in printed and printed.count(STRONG) == words.count(STRONG)
     write_results([result], tmp_path)
-    assert pq.read_table(tmp_path / "results.parquet")["strength"].to_pylist() == words
+    table = pq.read_table(tmp_path / "results.parquet")
+    assert table["strength"].to_pylist() == words and set(table["calibration"].to_pylist()) == {why}
     from pipeline.search.report import write_report
 
     write_report([result], tmp_path, lambda *_: {})
