@@ -101,7 +101,7 @@ def sets(folder: Path) -> Iterator[tuple[str, list[Clips]]]:
     """(name, what its figures are the mean over) of all sets."""
     six = Clips.read(folder / "six_cameras_200_people.npz")
     yield "six", [six]
-    yield "two", list(_pairs(six))
+    yield "two", list(camera_pairs(six))
     for count in FEW:
         drawn = [_first_people(six, count, seed) for seed in range(DRAWS)]
         yield f"few {count}", [six.only(rows) for rows in drawn]
@@ -140,7 +140,7 @@ def _first_people(clips: Clips, count: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([order[clips.camera[order] == camera][:count] for camera in np.unique(clips.camera)]))
 
 
-def _pairs(clips: Clips) -> Iterator[Clips]:
+def camera_pairs(clips: Clips) -> Iterator[Clips]:
     """One clip of each of up to 60 people in both of two cameras, for the pairs of cameras that share most people."""
     seen = {
         camera: {int(clips.person[row]): int(row) for row in np.flatnonzero(clips.camera == camera)}

@@ -49,8 +49,9 @@ def calibrate(
 ) -> None:
     """Fit the probability of "same person" to the scores of labelled videos and keep it beside the head.
 
-    Indexes that are built with the head from then on carry it, and searches with the same settings give probabilities. Every pair
-    counts but a video with itself and one person under one camera. The error printed is that of people left out of the fit.
+    Indexes that are built with the head from then on carry it. Searches go by it only where the index was never measured itself,
+    which jobs.index does. Every pair counts but a video with itself and one person under one camera. The error printed is that of
+    people left out of the fit.
     """
     spec = find_backbone(backbone)
     settings = IndexSettings(segment_length, stride, cameras=cameras)

@@ -26,6 +26,7 @@ from pipeline.index.versions import current_index, find_head
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.run import ingest
 from pipeline.search.partitions import opened_partitions
+from pipeline.search.worth import measure_worth
 from pipeline.settings import IndexSettings, ScoreSettings
 from pipeline.storage.location import Location
 
@@ -101,7 +102,8 @@ def evaluate(
         rejected = _ingest_all(labelled, gallery, cluster)
         trained, calibration = find_head(head, gallery)
         index = current_index(gallery, settings, trained, calibration)
-        index = index or build_index(gallery, settings, trained, calibration=calibration)
+        if index is None or index.gallery_calibration is None:
+            index = build_index(gallery, settings, trained, calibration=calibration, measure=measure_worth)
         splits = list(dict.fromkeys(map(Split.of, labelled)))  # data without splits: all are one
         pairs = judged_pairs(index.videos, splits, data)
         keep: dict[str, Any] | None = {} if save_scores else None

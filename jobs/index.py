@@ -11,6 +11,7 @@ from pipeline.cluster import Cluster
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index, current_index, extensible_index, find_head, version_files
+from pipeline.search.worth import measure_worth
 from pipeline.settings import IndexSettings
 
 
@@ -46,7 +47,7 @@ def index(
 
     trained, calibration = find_head(head, opened)
     current = None if force else current_index(opened, settings, trained, calibration)
-    if current is not None:
+    if current is not None and current.gallery_calibration is not None:
         print(
             f"index {current.version} of {gallery} is current: {len(current.videos)} videos; nothing to do (--force builds anew)"
         )
@@ -63,6 +64,7 @@ def index(
         base=base,
         workers=workers,
         address=Cluster(address, insecure_cluster),
+        measure=measure_worth,
     )
     manifest = built.manifest
     print(f"index {built.version} of {gallery}")
@@ -70,6 +72,8 @@ def index(
     print(f"  segments      {segment_length} frames, stride {stride}")
     print(f"  model         {built.model}" + (" (untrained)" if built.untrained else ""))
     print(f"  prefilter     {manifest['prefilter']}; {describe_partitions(built, base)}")
+    if (worth := built.gallery_calibration) is not None:
+        print(f"  probabilities {'none, ' if worth.why else 'from '}{worth.words}")
     print(f"  size          {sum(entry['bytes'] for _, entry in version_files(opened, manifest)) / 1e6:.1f} MB")
     print(f"  time          {time.monotonic() - began:.1f} s")
     if built.untrained:

@@ -91,8 +91,12 @@ def search(
         str, typer.Option(help="cohort (measure each score against a sample of the gallery) or none (the patent's plain score).")
     ] = "cohort",
     expected_matches: Annotated[
-        float, typer.Option(help="On how many of the eligible videos the person is expected; the prior of probabilities.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="On how many of the eligible videos the person is expected, the prior of probabilities [default: as often as "
+            "people recur in the gallery]."
+        ),
+    ] = None,
     pairs: Annotated[int, typer.Option(help="Segment pairs of evidence a lead.")] = 3,
     target_length: Annotated[int | None, typer.Option(help="Frames of a target segment [default: the index's].")] = None,
     target_stride: Annotated[int | None, typer.Option(help="Frames between target segments [default: the index's].")] = None,
@@ -178,13 +182,14 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
     """The leads as a table for a terminal; with labels, those of the target's person are marked with *."""
     target, copies, zone = result.target, result.copies, result.settings.zone
     show_labels = show_labels and bool(result.leads)
+    width = max([11, *(len(lead.strength or "") for lead in result.leads)])
     lines = [
         f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, "
         f"{result.scored} {f'of {result.scored + result.passed_over} shortlisted ' if result.passed_over else ''}"
         f"scored in full, {result.seconds:.2f} s",
         *(["exact: every eligible video was scored"] if result.exact else []),
         *([result.untimed_words] if result.untimed_words else []),
-        f"{'rank':>4}  {'score':>6}  {'probability':>11}  {'':1} {'video':<36} {'camera':<12} seen"
+        f"{'rank':>4}  {'score':>6}  {'probability':>{width}}  {'':1} {'video':<36} {'camera':<12} seen"
         if result.leads
         else "no leads",
     ]
@@ -193,13 +198,15 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         same = show_labels and video.person_id is not None and video.person_id == target.person_id
         when = span_words(*video.seen, zone) if video.seen else "-"
         when += f"  same bytes as lead {copies[lead.rank]}" if lead.rank in copies else ""
-        probability = "-" if lead.probability is None else f"{lead.probability:.3f}"
+        probability = lead.strength or "-" if lead.probability is None else f"{lead.probability:.3f}"
         lines.append(
-            f"{lead.rank:>4}  {lead.score:6.4f}  {probability:>11}  {'*' if same else ' '} {video.video_id:<36} "
+            f"{lead.rank:>4}  {lead.score:6.4f}  {probability:>{width}}  {'*' if same else ' '} {video.video_id:<36} "
             f"{video.camera_id or '-':<12} {when}"
         )
     if result.none_probability is not None:
         lines.append(f"      none of these: probability {result.none_probability:.3f} that no eligible video shows the person")
+    elif result.leads and result.calibration:
+        lines.append(f"      no probabilities: {result.calibration}")
     if show_labels and target.person_id is None:
         lines.append("      the target has no label, so no lead is marked")
     elif show_labels:

@@ -23,9 +23,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from pipeline.gallery.gallery import Gallery
-    from pipeline.index.build import build_index as build_index
     from pipeline.ingest.run import ingest_videos as ingest_videos
     from pipeline.search.run import run as search_gallery
+    from pipeline.search.worth import build_measured_index as build_index
 
     open_gallery = Gallery.open
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _FACE = {
     "open_gallery": ("pipeline.gallery.gallery", "Gallery.open"),
     "ingest_videos": ("pipeline.ingest.run", "ingest_videos"),
-    "build_index": ("pipeline.index.build", "build_index"),
+    "build_index": ("pipeline.search.worth", "build_measured_index"),
     "search_gallery": ("pipeline.search.run", "run"),
 }
 __all__ = ["build_index", "ingest_videos", "open_gallery", "search_gallery"]

@@ -102,7 +102,8 @@ class SearchSettings:
     earlier. zone: a name of the time zone database, in which times are shown too. Videos without a time pass no filter on times.
     target_length, target_stride: frames of a target's segments, None for the index's own. pairs: segment pairs of evidence a
     lead; evidence: False leaves them out, where only the ranking is of interest. score: see ScoreSettings.
-    expected_matches: on how many eligible videos the person is expected, the prior of the probabilities. exact: the true first
+    expected_matches: on how many eligible videos the person is expected, the prior of the probabilities; None: as often as people
+    recur in the gallery. exact: the true first
     `top` of all eligible videos, which are all scored, whatever the patience.
     """
 
@@ -121,7 +122,7 @@ class SearchSettings:
     target_stride: int | None = None
     pairs: int = 3
     evidence: bool = True
-    expected_matches: float = 1.0
+    expected_matches: float | None = None
     score: ScoreSettings = field(default_factory=ScoreSettings)
 
     def __post_init__(self) -> None:
@@ -130,7 +131,8 @@ class SearchSettings:
             raise UsageError("top, pairs, shortlist and patience must be at least 1")
         if not 0 <= self.shortlist_share <= 1:
             raise UsageError(f"a shortlist is a share from 0 to 1 of the videos, not {self.shortlist_share}")
-        check_expected_matches(self.expected_matches)
+        if self.expected_matches is not None:
+            check_expected_matches(self.expected_matches)
         if self.after is not None and self.before is not None and self.after >= self.before:
             raise UsageError(f"the time window is empty: it starts at {self.after} and ends before {self.before}")
         if self.between is not None and self.between[0] == self.between[1]:

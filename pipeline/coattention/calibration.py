@@ -107,19 +107,24 @@ class Calibration:
         if self.slope < 0 or not self.lowest <= 0 <= self.highest:
             raise ValueError("a calibration has a slope of at least 0 and bounds about 0")
 
+    @property
+    def words(self) -> str:
+        """What probabilities rest on."""
+        return self.fitted_on.name
+
     def mismatch(self, head: str, settings: Mapping[str, Setting]) -> str:
         """Why scores of this head under these settings (`settings_of`) are not what it was fitted on, for a person to read; empty
         if they are.
         """
-        if head != self.head:
-            return f"the calibration belongs to the head {self.head[:16]}, not to {head[:16]}"
-        other = [name for name in sorted({*settings, *self.settings}) if settings.get(name) != self.settings.get(name)]
-        words = [f"{name} {self.settings.get(name)}, not {settings.get(name)}" for name in other]
-        return f"the calibration is for {'; '.join(words)}" if words else ""
+        return mismatch_words(self.head, self.settings, head, settings)
 
     def log_likelihood_ratios(self, scores: ArrayLike) -> Floats:
         """llr of video scores, both [...], natural logarithm, never falling with the score. Raises PipelineError for NaN."""
-        return np.clip(self.intercept + self.slope * _linear(scores, self.bounded), self.lowest, self.highest)
+        return np.clip(self.intercept + self.slope * linear_scores(scores, self.bounded), self.lowest, self.highest)
+
+    def expected_matches(self, eligible: int) -> float:
+        """On how many of the eligible videos a person is expected: on one, since a head knows no gallery."""
+        return 1.0
 
     def probabilities(self, scores: ArrayLike, eligible: int, expected_matches: float = 1.0) -> Floats:
         """Probability of "same person" of each score [...] on its own, see `posterior`."""
@@ -142,6 +147,15 @@ class Calibration:
             return typed(Calibration, document)
         except ValueError as error:
             raise PipelineError(f"{source} is not a usable calibration: {error}; fit it again or remove it") from error
+
+
+def mismatch_words(own_head: str, own: Mapping[str, Setting], head: str, settings: Mapping[str, Setting]) -> str:
+    """See `Calibration.mismatch`."""
+    if head != own_head:
+        return f"the calibration belongs to the head {own_head[:16]}, not to {head[:16]}"
+    other = [name for name in sorted({*settings, *own}) if settings.get(name) != own.get(name)]
+    words = [f"{name} {own.get(name)}, not {settings.get(name)}" for name in other]
+    return f"the calibration is for {'; '.join(words)}" if words else ""
 
 
 def settings_of(
@@ -197,7 +211,7 @@ def posterior(llrs: ArrayLike, eligible: int, expected_matches: float = 1.0) -> 
     so the probabilities need not add up to 1. Raises UsageError for expected_matches that are not above 0.
     """
     check_expected_matches(expected_matches)
-    return _sigmoid(np.asarray(llrs, np.float64) + math.log(expected_matches / max(eligible - expected_matches, 1.0)))
+    return sigmoid(np.asarray(llrs, np.float64) + math.log(expected_matches / max(eligible - expected_matches, 1.0)))
 
 
 def none_probability(llrs: ArrayLike, eligible: int, lowest: float, absent: float = 0.5) -> float:
@@ -260,7 +274,7 @@ def fit_calibration(
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or not scores.shape == np.shape(query_identity) == np.shape(candidate_identity):
         raise ValueError("scores, query_identity and candidate_identity must be [P] of one length")
-    x = _linear(scores, bounded)
+    x = linear_scores(scores, bounded)
     pairs = _Pairs.of(x, np.asarray(query_identity), np.asarray(candidate_identity))
     if pairs.identities < MIN_IDENTITIES or pairs.identity_pairs == 0:
         raise UsageError(
@@ -271,11 +285,11 @@ def fit_calibration(
     llrs = _held_out(pairs, name)
     same_pairs, different_pairs = int(pairs.same.sum()), int((~pairs.same).sum())
     own = 2 * np.where(pairs.same, same_pairs, different_pairs) / len(x)
-    bins = reliability(_sigmoid(llrs), pairs.same, weights=pairs.weights)
+    bins = reliability(sigmoid(llrs), pairs.same, weights=pairs.weights)
     quality = CalibrationQuality(
         ece=_error(bins),
         ece_own_prior=expected_calibration_error(
-            _sigmoid(llrs + math.log(same_pairs / different_pairs)), pairs.same, weights=pairs.weights * own
+            sigmoid(llrs + math.log(same_pairs / different_pairs)), pairs.same, weights=pairs.weights * own
         ),
         cllr=cllr(llrs, pairs.same, pairs.weights),
         min_cllr=min_cllr(pairs.x, pairs.same, pairs.weights),
@@ -410,7 +424,7 @@ def _logistic(z: Floats, pairs: _Pairs) -> tuple[float, float]:
 
     theta, current = np.zeros(2), math.log(2)
     for _ in range(100):
-        p = _sigmoid(theta[0] + theta[1] * z)
+        p = sigmoid(theta[0] + theta[1] * z)
         residual, curvature = pairs.weights * (p - pairs.same), pairs.weights * p * (1 - p)
         bend = curvature * z
         gradient = np.array([residual.sum(), (residual * z).sum() + ridge * theta[1]])
@@ -468,7 +482,7 @@ def _error(bins: tuple[ReliabilityBin, ...]) -> float:
     return sum(part.share * abs(part.predicted - part.observed) for part in bins)
 
 
-def _linear(scores: ArrayLike, bounded: bool) -> Floats:
+def linear_scores(scores: ArrayLike, bounded: bool) -> Floats:
     """Scores [...] on the scale of the logit. Raises PipelineError for what is not finite, or not in 0..1 where it should be."""
     values = np.asarray(scores, np.float64)
     if not np.isfinite(values).all():
@@ -481,7 +495,7 @@ def _linear(scores: ArrayLike, bounded: bool) -> Floats:
     return np.log(inside) - np.log1p(-inside)
 
 
-def _sigmoid(values: Floats) -> Floats:
+def sigmoid(values: Floats) -> Floats:
     return np.exp(np.minimum(values, 0)) / (1 + np.exp(-np.abs(values)))  # exact at both ends
 
 
@@ -490,8 +504,6 @@ def _softplus(values: Floats) -> Floats:
     return np.maximum(values, 0) + np.log1p(np.exp(-np.abs(values)))
 
 
-def calibration_version(calibration: Calibration | None) -> str | None:
-    """Name and content hash of the calibration of an index, None without one."""
-    if calibration is None:
-        return None
-    return f"{calibration.fitted_on.name}@{json_sha256(asdict(calibration), sort_keys=True, default=str)[:16]}"
+def calibration_version(name: str, calibration: Any) -> str:
+    """Name and content hash of a calibration, a dataclass."""
+    return f"{name}@{json_sha256(asdict(calibration), sort_keys=True, default=str)[:16]}"

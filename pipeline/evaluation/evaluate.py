@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.coattention.calibration import settings_of
 from pipeline.coattention.cameras import camera_statistics
 from pipeline.coattention.cohort import NEAREST
+from pipeline.coattention.gallery_calibration import GalleryCalibration
 from pipeline.datasets.labelled import LabelledData
 from pipeline.errors import UsageError
 from pipeline.evaluation.metrics import (
@@ -34,10 +36,12 @@ from pipeline.evaluation.metrics import (
     shortlist_length,
     shortlist_recall,
 )
+from pipeline.evaluation.probabilities import probability_figures, strength_figures
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import rank_videos
+from pipeline.search.leads import calibration_of
 from pipeline.search.neighbours import with_neighbours
 from pipeline.search.partitions import Partitions
 from pipeline.search.shortlist import segmented
@@ -345,6 +349,7 @@ def evaluate_index(
 
     judge(COATTENTION, full)
     shortlists = _shortlists(gallery, index, partitions, pairs, full, settings)
+    probabilities = _probabilities(index, full, pairs, score)
     del full
     if index.query is not None:
         asked = gallery, index, partitions, queries, pairs.gallery_rows, score
@@ -360,7 +365,20 @@ def evaluate_index(
         "methods": methods,
         "difference": _difference(per_query[COATTENTION], per_query[COSINE], pairs, settings),
         "shortlists": shortlists,
+        "probabilities": probabilities,
     }
+
+
+def _probabilities(index: Index, scores: Floats, pairs: JudgedPairs, score: ScoreSettings) -> dict[str, Any]:
+    """What searches say of these scores against the labels. words: what it rests on, or why there are no numbers."""
+    cut = index.settings.segment_length, index.settings.stride
+    known, why = calibration_of(index, settings_of(score, *cut, cameras=index.settings.cameras))
+    table = scores, pairs.valid, pairs.same
+    if known is None:
+        return {"words": why, "numbers": None, "strengths": []}
+    if isinstance(known, GalleryCalibration) and why:
+        return {"words": why, "numbers": None, "strengths": [asdict(one) for one in strength_figures(*table, known)]}
+    return {"words": known.words, "numbers": asdict(probability_figures(*table, known)), "strengths": []}
 
 
 def _figures(scores: Floats, pairs: JudgedPairs, figures: QueryFigures, settings: EvaluationSettings) -> dict[str, Any]:

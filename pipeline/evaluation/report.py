@@ -75,6 +75,7 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
         open_set=methods[first]["open_set"],
         pairs=_camera_pairs(methods, first, document["difference"]["less"]),
         worst=WORST_PAIRS,
+        probability_lines=probability_lines(document),
         less=document["difference"]["less"],
         width=WIDTH,
         height=HEIGHT,
@@ -225,7 +226,28 @@ def evaluation_text(document: Mapping[str, Any]) -> str:
         )
         cells = "".join(f"{share(value):<9}" for value in others)
         lines.append(f"{name:<34}{first_cell:<21}{cells}{ap_cell:<21}{share(method['mean_inp'])}")
-    return "\n".join([*lines, *_difference_lines(document), *_camera_lines(quality, first), *_threshold_lines(document)])
+    lines += [*_difference_lines(document), *_camera_lines(quality, first), *_threshold_lines(document)]
+    return "\n".join([*lines, *probability_lines(document)])
+
+
+def probability_lines(document: Mapping[str, Any]) -> list[str]:
+    """What searches say of their own certainty, and whether it is true."""
+    judged = document["probabilities"]
+    numbers = judged["numbers"]
+    if numbers is None:
+        said = [f"probabilities: none, {judged['words']}"]
+        for one in judged["strengths"]:
+            leads = f"{one['first']} first leads, {one['first_right']} of them right"
+            said.append(f"  {one['word']}: {one['pairs']} pairs, {one['right']} of one person; {leads}")
+        return said
+    return [
+        f"probabilities, from {judged['words']}: calibration error {share(numbers['ece'])},",
+        f"  they add up to {numbers['expected']:.1f} where {numbers['matches']} pairs show one person "
+        f"({numbers['expected'] / numbers['matches']:.2f}),",
+        f"  of first leads {share(numbers['first'])} where {share(numbers['first_right'])} are right,",
+        f"  of 'none of these' {share(numbers['none'])} where {share(numbers['absent'])} are absent "
+        f"({share(numbers['none_absent'])} for them, {share(numbers['none_present'])} for the others)",
+    ]
 
 
 def _with_interval(value: float, ends: Sequence[float] | None) -> str:

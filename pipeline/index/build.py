@@ -7,7 +7,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import Calibration, save_calibration
 from pipeline.coattention.cameras import CameraHeads, CameraStatistics, can_measure_cameras
 from pipeline.coattention.cohort import Cohort
+from pipeline.coattention.gallery_calibration import GalleryCalibration
 from pipeline.coattention.head import head_hash, save_head, untrained_head
 from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError
@@ -36,10 +37,11 @@ from pipeline.index.partition_store import (
     delete_partition,
     partition_store,
     plan_partitions,
+    read_videos,
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
 from pipeline.index.samples import count_segments, sample_cameras, sample_cohort, sample_features, sample_means, sample_query
-from pipeline.index.versions import FORMAT, PREFILTER, Index, open_index
+from pipeline.index.versions import FORMAT, PREFILTER, WORTH, Index, open_index
 from pipeline.settings import IndexSettings
 from pipeline.storage.local_paths import new_folder
 from pipeline.storage.location import Location
@@ -50,7 +52,8 @@ from pipeline.storage.seals import sealed
 class _Shared:
     """What the partitions of a version share. cameras: None where they are not told apart. query: see `Index`. cohort_ids: the
     video of each of the cohort's segments; drawn: how many videos the gallery and the cohort had when the cohort (and an
-    untrained head) were drawn. prefilter: see `PartitionWork`.
+    untrained head) were drawn. prefilter: see `PartitionWork`. worth: what scores are worth in the gallery, None where that was
+    not measured.
     """
 
     head: Coattention
@@ -62,6 +65,7 @@ class _Shared:
     cohort_ids: pa.Array
     drawn: dict[str, int]
     prefilter: np.ndarray | None
+    worth: GalleryCalibration | None = None
 
     @property
     def heads(self) -> CameraHeads:
@@ -78,14 +82,16 @@ def build_index(
     base: Index | None = None,
     workers: int | None = None,
     address: Cluster | str | None = None,
+    measure: Callable[[Gallery, Index], GalleryCalibration] | None = None,
 ) -> Index:
     """Make a new index version of all videos in the gallery and publish it.
 
     head: the trained head, or None for the one that needs no training, made from a sample of the gallery. calibration: its own.
     base: an index of the same settings and head (see `extensible_index`), of which head, cohort and what has not changed are
     kept, see `plan_partitions`; without it everything is made anew. workers, address: see `build_partitions`. progress is told
-    videos done and in all. Raises PipelineError for an empty gallery, a damaged shard, a head of another width, or when videos
-    were forgotten while it was built.
+    videos done and in all. measure: `pipeline.search.worth.measure_worth`, which says what scores are worth in the gallery; None
+    leaves that open. An index made of `base` takes over what is known of it. Raises PipelineError for an empty gallery, a damaged
+    shard, a head of another width, or when videos were forgotten while it was built.
     """
     settings = settings or IndexSettings()
     snapshot = gallery.snapshot()
@@ -119,6 +125,9 @@ def build_index(
             done += entry["videos"]
             progress(done, len(ids))
         entries += [built[number] for number in sorted(built)]
+        if measure is not None and shared.worth is None:
+            with telemetry.timed("coattention_index_seconds", stage="measure"):
+                shared = replace(shared, worth=measure(gallery, _unpublished(gallery, shared, settings, entries)))
         with telemetry.timed("coattention_index_seconds", stage="publish"):
             version = _publish(gallery, shared, settings, entries, sorted(snapshot.seen), ids)
     except BaseException:
@@ -126,6 +135,23 @@ def build_index(
             delete_partition(gallery, entry["id"])
         raise
     return open_index(gallery, version)
+
+
+def _unpublished(gallery: Gallery, shared: _Shared, settings: IndexSettings, entries: list[dict[str, Any]]) -> Index:
+    """An index of partitions that are there, as far as scores need one."""
+    manifest = {
+        "format": FORMAT,
+        "settings": asdict(settings),
+        "head": head_hash(shared.head),
+        "untrained": shared.untrained,
+        "partitions": entries,
+        "commits": (),
+        "files": {},
+    }
+    store = partition_store(gallery)
+    videos = pa.concat_tables([read_videos(store.join(one["id"])) for one in entries], promote_options="default")
+    nowhere = gallery.location.join("index")
+    return Index(nowhere, store, manifest, videos, shared.head, shared.cohort, shared.calibration, shared.cameras)
 
 
 def _draw(
@@ -170,7 +196,7 @@ def _carry(base: Index, alive: pa.Array, ids: pa.ChunkedArray, calibration: Cali
     prefilter = None
     if PREFILTER in base.manifest["files"]:
         prefilter = np.frombuffer(base.location.join(PREFILTER).read_bytes(), np.uint8)
-    kept = base.cameras, base.query, cohort, cohort_ids, base.manifest["drawn"], prefilter
+    kept = base.cameras, base.query, cohort, cohort_ids, base.manifest["drawn"], prefilter, base.gallery_calibration
     return _Shared(base.head, base.untrained, calibration, *kept)
 
 
@@ -192,6 +218,9 @@ def _publish_shared(gallery: Gallery, shared: _Shared, location: Location) -> di
             np.save(folder / "means.npy", shared.cameras.means)
             np.save(folder / "maps.npy", shared.cameras.maps)
             (folder / "names.json").write_text(json.dumps(shared.cameras.names))
+    if shared.worth is not None:
+        with new_folder(location.join("worth")) as (folder, folders["worth"]):
+            (folder / Path(WORTH).name).write_text(shared.worth.to_json())
     if shared.prefilter is not None:
         with new_folder(location.join("prefilter")) as (folder, folders["prefilter"]):
             (folder / Path(PREFILTER).name).write_bytes(shared.prefilter.tobytes())

@@ -5,6 +5,7 @@ index/<version>/manifest.json   written last: a version is there when its manife
                 cohort/         what scores are normalised by: means.npy float32 [C, d_v]; video.npy int64 [C], row in this
                                 version's videos (below -1: not among them); video_id.json, their ids; and query.npy
                                 float32 [d_k], the mean query vector of these segments
+                worth/          calibration.json: what scores are worth in this gallery; absent where that was not measured
                 cameras/        what is taken off by camera: names.json; means.npy float16 [C + 1, d_v]; maps.npy float16
                                 [C + 1, d_v, d_v]; absent where cameras are not told apart
                 prefilter/      trained.faiss, which those of the partitions are copies of; absent where they are flat
@@ -32,9 +33,10 @@ import torch
 
 from pipeline.backbone.spec import same_backbone
 from pipeline.coattention.calibration import FILE as CALIBRATION
-from pipeline.coattention.calibration import Calibration, load_calibration
+from pipeline.coattention.calibration import Calibration, calibration_version, load_calibration
 from pipeline.coattention.cameras import MEAN_VIDEOS, CameraHeads, CameraStatistics
 from pipeline.coattention.cohort import Cohort
+from pipeline.coattention.gallery_calibration import GalleryCalibration
 from pipeline.coattention.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, shipped_head
 from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError, UsageError
@@ -60,6 +62,7 @@ OLDEST_FORMAT, FORMAT = 3, 4
 WITH_CAMERAS = 4  # the format that began to have statistics of cameras, and the visibility of segments
 OPENED_AT_ONCE = 8  # tables of partitions
 PREFILTER = "prefilter/trained.faiss"
+WORTH = "worth/calibration.json"
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
 MOST_NEW_CAMERAS = 0.25  # of the videos, of cameras that an index has no statistics of: it should then be built anew
 LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
@@ -73,7 +76,7 @@ class Index:
     video, partitions in order, of which a column is read when it is used; head: its model; cameras: what is taken off by camera,
     None where they are not told apart; query: float32 [d_k], that says how visible people are (`coattention.visibility`), None
     in one of an earlier format; cohort: what scores are normalised by; calibration: what they are worth, None where the head has
-    none.
+    none; gallery_calibration: what they are worth in this gallery, None where that was not measured.
     """
 
     location: Location
@@ -85,6 +88,7 @@ class Index:
     calibration: Calibration | None = None
     cameras: CameraStatistics | None = None
     query: np.ndarray | None = None
+    gallery_calibration: GalleryCalibration | None = None
 
     @property
     def version(self) -> str:
@@ -107,6 +111,13 @@ class Index:
     @property
     def untrained(self) -> bool:
         return bool(self.manifest["untrained"])
+
+    @property
+    def calibration_version(self) -> str | None:
+        """Name and content hash of what probabilities rest on, None where there is nothing."""
+        if self.gallery_calibration is not None:
+            return calibration_version("this gallery", self.gallery_calibration)
+        return None if self.calibration is None else calibration_version(self.calibration.fitted_on.name, self.calibration)
 
     @property
     def model(self) -> str:
@@ -273,7 +284,10 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
     query = np.array(load_array(location.join("cohort", "query.npy"))) if "cohort/query.npy" in manifest["files"] else None
-    return Index(location, store, manifest, videos, head, cohort, calibration, read_cameras(location, manifest), query)
+    worth = None
+    if WORTH in manifest["files"]:
+        worth = GalleryCalibration.from_json(location.join(WORTH).read_bytes(), location.join(WORTH).uri)
+    return Index(location, store, manifest, videos, head, cohort, calibration, read_cameras(location, manifest), query, worth)
 
 
 def read_cameras(location: Location, manifest: dict[str, Any]) -> CameraStatistics | None:

@@ -1,11 +1,13 @@
 """Scores -> leads: the best videos with their evidence, their probabilities and the words for how sure these are."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.coattention.calibration import settings_of
+from pipeline.coattention.calibration import Calibration, Floats, Setting, settings_of
+from pipeline.coattention.gallery_calibration import GalleryCalibration
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.versions import Index
@@ -29,22 +31,16 @@ def leads(gallery: Gallery, index: Index, partitions: Partitions, scored: Scored
         pairs = partitions.evidence(question.segments, shortlist.videos[best], settings.pairs, question.score)
     rows = index.rows(shortlist.videos[best])
     cut = (index.settings.segment_length, index.settings.stride, settings.target_length, settings.target_stride)
-    words = _why_not_calibrated(index, settings_of(question.score, *cut, cameras=index.settings.cameras))
-    probabilities: list[float] | list[None] = [None] * len(best)
-    none_probability = None
-    if not len(scores):
-        words = words or "no video was scored"
-    elif index.calibration is not None and not words:
-        probabilities = index.calibration.probabilities(scores[best], question.eligible, settings.expected_matches).tolist()
-        none_probability = index.calibration.none_probability(scores, question.eligible)
-        words = index.calibration.fitted_on.name
-    ranked = zip(rows, scores[best].tolist(), probabilities, _prefilter_ranks(index, shortlist, best), pairs, strict=True)
+    made = settings_of(question.score, *cut, cameras=index.settings.cameras)
+    worth = worth_of(index, made, scores, best, question.eligible, settings)
+    prefilter_ranks = _prefilter_ranks(index, shortlist, best)
+    ranked = zip(rows, scores[best].tolist(), worth.probabilities, worth.strengths, prefilter_ranks, pairs, strict=True)
     return SearchResult(
         target=question.target.video,
         target_segments=len(question.segments),
         leads=tuple(
-            Lead(rank, VideoRef.of(row), score, probability, of_prefilter, tuple(of_lead))
-            for rank, (row, score, probability, of_prefilter, of_lead) in enumerate(ranked, start=1)
+            Lead(rank, VideoRef.of(row), score, probability, of_prefilter, tuple(of_lead), strength=strength)
+            for rank, (row, score, probability, strength, of_prefilter, of_lead) in enumerate(ranked, start=1)
         ),
         gallery=gallery.location.uri,
         gallery_videos=len(index.videos),
@@ -58,9 +54,9 @@ def leads(gallery: Gallery, index: Index, partitions: Partitions, scored: Scored
         seconds=0.0,
         searched_at=datetime.now(UTC),
         score=question.score,
-        expected_matches=settings.expected_matches,
-        none_probability=none_probability,
-        calibration=words,
+        expected_matches=worth.expected_matches,
+        none_probability=worth.none_probability,
+        calibration=worth.words,
         untimed=question.untimed,
         settings=settings,
     )
@@ -89,8 +85,45 @@ def _first(scores: np.ndarray, count: int) -> np.ndarray:
     return np.flatnonzero(~(scores < np.partition(scores, -count)[-count]))
 
 
-def _why_not_calibrated(index: Index, settings: dict[str, Any]) -> str:
-    """Why there are no probabilities, in words; empty where there are."""
-    if index.calibration is None:
-        return "the head has no calibration"
-    return index.calibration.mismatch(index.manifest["head"], settings)
+@dataclass(frozen=True)
+class Worth:
+    """What the leads of one target are worth. probabilities, strengths: of each lead; words: what they rest on, or why there are
+    none. The rest as in `SearchResult`.
+    """
+
+    probabilities: list[float] | list[None]
+    strengths: list[str] | list[None]
+    words: str
+    expected_matches: float | None = None
+    none_probability: float | None = None
+
+
+def worth_of(
+    index: Index, made: dict[str, Setting], scores: Floats, best: NDArray[np.int64], eligible: int, settings: SearchSettings
+) -> Worth:
+    """What the scores at the places `best`, int64 [n], of all scores [m] of one target say. made: how, from `settings_of`."""
+    nothing: list[None] = [None] * len(best)
+    known, why = calibration_of(index, made)
+    if known is None or not len(scores):
+        return Worth(nothing, nothing, why or "no video was scored")
+    if isinstance(known, GalleryCalibration) and why:
+        return Worth(nothing, known.strengths(scores[best], eligible), why)
+    expected = known.expected_matches(eligible) if settings.expected_matches is None else settings.expected_matches
+    probabilities = known.probabilities(scores[best], eligible, expected).tolist()
+    return Worth(probabilities, nothing, known.words, expected, known.none_probability(scores, eligible))
+
+
+def calibration_of(index: Index, made: dict[str, Setting]) -> tuple[GalleryCalibration | Calibration | None, str]:
+    """What says how much scores made so (`settings_of`) are worth, and why there are no numbers, empty where there are.
+
+    The gallery's own calibration; the head's where the index has none of the gallery. None where nothing is known. One of the
+    gallery that supports no numbers says in words how far a score stands out.
+    """
+    known = index.gallery_calibration or index.calibration
+    if known is None:
+        return None, "the index does not know what its scores are worth; run jobs.index --rebuild"
+    if why := known.mismatch(index.manifest["head"], made):
+        return None, why
+    if isinstance(known, GalleryCalibration) and known.why:
+        return (None if known.mixture is None else known), known.why
+    return known, ""

@@ -166,6 +166,7 @@ def render_report(results: Sequence[SearchResult], pictures: Pictures, *, show_l
         unreadable_videos=len({video for video, _ in album.unreadable}),
         untrained=any(result.untrained for result in results),
         calibrated=any(lead.probability is not None for result in results for lead in result.leads),
+        worded=any(lead.strength is not None for result in results for lead in result.leads),
     )
 
 
@@ -333,7 +334,8 @@ def _facts(result: SearchResult) -> list[tuple[str, str]]:
 def _calibration_words(result: SearchResult) -> str | None:
     if result.none_probability is None:
         return f"none: {result.calibration}" if result.calibration else None
-    matches = f"{result.expected_matches:g} match{'es' if result.expected_matches != 1 else ''}"
+    expected = result.expected_matches or 0.0
+    matches = f"{expected:.2g} match{'es' if expected != 1 else ''}"
     return f"calibrated on {result.calibration}; {matches} expected among the eligible videos"
 
 

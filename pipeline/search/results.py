@@ -62,6 +62,7 @@ RESULTS_SCHEMA = pa.schema(
         ("case", pa.string()),
         ("searched_by", pa.string()),
         ("searched_at", pa.timestamp("us", tz="UTC")),
+        ("strength", pa.string()),
     ]
 )
 # What is said of a search in each of its rows and, since it may have none, in the table's metadata.
@@ -105,7 +106,8 @@ class SegmentPair:
 
 @dataclass(frozen=True)
 class Lead:
-    """A candidate worth a look. score: the video score; probability: calibrated, None without a calibration.
+    """A candidate worth a look. score: the video score; probability: calibrated, None where the gallery supports none;
+    strength: in words then (`pipeline.coattention.gallery_calibration`), None where not even these are known.
 
     prefilter_rank: place in the shortlist, from 1. best_pairs: the best segment pairs, best first. source_hash: of the source as
     it was when the search was made (see `pipeline.decoding.source_hash.source_hash`), None where it was not read.
@@ -118,6 +120,7 @@ class Lead:
     prefilter_rank: int
     best_pairs: tuple[SegmentPair, ...]
     source_hash: str | None = None
+    strength: str | None = None
 
     @property
     def source_changed(self) -> bool:
@@ -134,9 +137,9 @@ class SearchResult:
     that a filter on times left out because they have none, None without one; scored: those scored in full; passed_over: those of
     the shortlist that were not, because the last ones that were brought no lead. settings: what was asked for; filters: in words.
     untrained: no trained head was used. seconds: of the search. reason, case: why it was searched, as given. score: how scores
-    were made, normalise as it was in the end. expected_matches: the prior of the probabilities. none_probability: that no
-    eligible video shows the target, None without a calibration or where nothing was scored. calibration: in words, what
-    probabilities rest on, or why there are none. audit_head: of the audit log with the record of this search in it, as
+    were made, normalise as it was in the end. expected_matches: the prior of the probabilities;
+    none_probability: that no eligible video shows the target; both None where there are no probabilities. calibration: in words,
+    what probabilities rest on, or why there are none. audit_head: of the audit log with the record of this search in it, as
     `pipeline.gallery.audit.verify` takes it.
     """
 
@@ -157,7 +160,7 @@ class SearchResult:
     reason: str | None = None
     case: str | None = None
     score: ScoreSettings = field(default_factory=lambda: ScoreSettings(normalise="none"))
-    expected_matches: float = 1.0
+    expected_matches: float | None = None
     none_probability: float | None = None
     calibration: str = ""
     audit_head: str | None = None
@@ -206,10 +209,10 @@ def results_table(results: Sequence[SearchResult]) -> pa.Table:
             "rank": lead.rank,
             **{name: getattr(lead.video, name) for name in ("video_id", "uri", "camera_id", "start_time")},
             **dict(zip(("seen_from", "seen_to"), lead.video.seen or (None, None), strict=True)),
-            **{name: getattr(lead, name) for name in ("score", "probability", "prefilter_rank", "source_hash")},
+            **{name: getattr(lead, name) for name in ("score", "probability", "prefilter_rank", "source_hash", "strength")},
             **{name: getattr(lead.video, name) for name in ("ingested_hash", "boxes_uri", "track")},
             "best_pairs": [_pair_row(pair) for pair in lead.best_pairs],
-            "calibration": result.calibration if lead.probability is not None else None,
+            "calibration": result.calibration or None,
         }
         for result, of_search in zip(results, searches, strict=True)
         for lead in result.leads

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.cluster import Cluster
-from pipeline.coattention.calibration import calibration_version
 from pipeline.decoding.source_hash import source_hash
 from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
 from pipeline.gallery.gallery import Gallery, gallery_version
@@ -134,7 +133,7 @@ def run(
 
             index = open_index(gallery, index_version)
             found = read_targets(list(targets), gallery, decoder, backbone, whom)
-    asked |= {"gallery_version": gallery_version(gallery), "calibration_version": calibration_version(index.calibration)}
+    asked |= {"gallery_version": gallery_version(gallery), "calibration_version": index.calibration_version}
     searched = {"gallery": gallery.location.uri, "index_version": index.version, "model": index.model}
     each = [searched | _of_target(target) | asked for target in found]
     results = []

@@ -217,7 +217,7 @@ def test_search_writes_tables_by_the_contract_and_a_report_that_opens_offline(wo
     contract = "target_id rank video_id uri camera_id start_time score probability prefilter_rank best_pairs index_version model"
     provenance = "source_hash ingested_hash boxes_uri track calibration gallery gallery_videos audit_head"
     asked = "eligible scored untimed none_probability expected_matches settings filters reason case searched_by searched_at"
-    assert table.column_names == [*contract.split(), *provenance.split(), "seen_from", "seen_to", *asked.split()]
+    assert table.column_names == [*contract.split(), *provenance.split(), "seen_from", "seen_to", *asked.split(), "strength"]
     rows = table.to_pylist()
     gallery = {row["video_id"]: row for row in Gallery.open(world.gallery).snapshot().videos.to_pylist()}
     assert {row["video_id"] for row in rows} == gallery.keys() - {"cam00_p001_0"}

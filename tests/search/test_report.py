@@ -301,7 +301,9 @@ def test_header_tells_who_searched_what_and_why() -> None:
 
 
 def test_the_page_says_how_scores_and_probabilities_were_made() -> None:
-    asked = dataclasses.replace(search(lead(1)), none_probability=0.5, calibration="people of a town", not_indexed=1300)
+    asked = dataclasses.replace(
+        search(lead(1)), none_probability=0.5, calibration="people of a town", expected_matches=1.0, not_indexed=1300
+    )
     plain = Page(render_report([asked], figure)).text
     assert (
         "all pair scores: the better, and the more visible" in plain

@@ -1,0 +1,163 @@
+"""Calibration within a gallery: on made-up galleries of which the truth is known, and against densities of scipy."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from pipeline.coattention.calibration import expected_calibration_error
+from pipeline.coattention.gallery_calibration import (
+    HIGHEST,
+    LEAST_VIDEOS,
+    NOT_TOLD_APART,
+    STRONG,
+    WEAK,
+    GalleryCalibration,
+    Mixture,
+    _right_links,
+    fit_gallery_calibration,
+)
+from pipeline.errors import PipelineError
+
+Floats = NDArray[np.float64]
+HEAD = "ab" * 32
+MIXTURE = Mixture(mode=-1.0, width=0.8, shape=1.1, mean=4.0, deviation=1.0, odds=-4.0)
+
+
+def gallery(people: int, videos: int, noise: float, seed: int, spread: int = 24) -> tuple[Floats, NDArray[np.int64]]:
+    """Cosines [V, V] of made-up videos about one centre a person, stretched as logits are; and who is on each [V]."""
+    rng = np.random.default_rng(seed)
+    person = np.sort(rng.permutation(np.arange(videos) % people))
+    x = rng.normal(size=(people, spread))[person] + noise * rng.normal(size=(videos, spread))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return 8 * x @ x.T, person
+
+
+def fitted(scores: Floats, apart: NDArray[np.bool_] | None = None) -> GalleryCalibration:
+    apart = np.zeros(scores.shape, bool) if apart is None else apart
+    return fit_gallery_calibration(scores, apart, head=HEAD, settings={"ratio": 0.1}, bounded=False)
+
+
+def probabilities(known: GalleryCalibration, scores: Floats) -> Floats:
+    return known.probabilities(scores, len(scores) - 1, known.expected_matches(len(scores) - 1))
+
+
+@pytest.mark.parametrize(("people", "videos", "noise"), [(60, 240, 0.5), (100, 400, 0.4), (20, 160, 0.6)])
+def test_probabilities_are_true_where_nobody_is_labelled(people: int, videos: int, noise: float) -> None:
+    scores, person = gallery(people, videos, noise, seed=people)
+    known = fitted(scores)
+    others, same = ~np.eye(videos, dtype=bool), person[:, None] == person
+    said = probabilities(known, scores)
+    assert not known.why and known.links >= 10
+    assert expected_calibration_error(said[others], same[others]) <= 0.02
+    assert 0.7 < said[others].sum() / same[others].sum() < 1.4
+    none = []
+    for row in range(0, videos, 3):
+        there = others[row] & ~(same[row] & (row % 2 == 0))
+        none.append(known.none_probability(scores[row, there], int(there.sum())))
+    assert np.mean(none) == pytest.approx(0.5, abs=0.15)
+    assert np.mean(none[::2]) > 0.6 > 0.4 > np.mean(none[1::2])
+
+
+def test_no_level_of_the_scores_is_built_in() -> None:
+    scores, _ = gallery(60, 240, 0.6, seed=4)
+    plain, moved = fitted(scores), fitted(3 * scores - 11)
+    np.testing.assert_allclose(probabilities(plain, scores), probabilities(moved, 3 * scores - 11), atol=0.02)
+
+
+def test_probabilities_never_fall_with_the_score() -> None:
+    known = fitted(gallery(60, 240, 0.6, seed=4)[0])
+    line = np.linspace(-20, 40, 2000)
+    llrs = known.log_likelihood_ratios(line)
+    assert (np.diff(llrs) >= 0).all() and llrs[-1] == pytest.approx(HIGHEST + known.shift)
+
+
+def test_small_galleries_get_words_and_why() -> None:
+    scores, person = gallery(10, LEAST_VIDEOS - 4, 0.4, seed=5)
+    known = fitted(scores)
+    assert known.words == known.why == "the gallery has 60 videos, and fewer than 64 do not tell how high strangers score"
+    others = ~np.eye(len(person), dtype=bool)
+    words = np.array(known.strengths(scores[others], len(person) - 1))
+    same = (person[:, None] == person)[others]
+    assert same[words == STRONG].mean() > 0.95 and same[words == NOT_TOLD_APART].mean() < 0.01
+    order = [known.strengths(np.array([one]), 60)[0] for one in np.linspace(-8, 8, 50)]
+    assert [word for place, word in enumerate(order) if word not in order[:place]] == [NOT_TOLD_APART, WEAK, STRONG]
+
+
+def test_a_gallery_in_which_nobody_recurs_gets_words_and_why() -> None:
+    scores, _ = gallery(200, 200, 0.6, seed=6, spread=64)
+    assert "too few pairs stand out from strangers" in fitted(scores).why
+
+
+@pytest.mark.parametrize(("videos", "why"), [(5, "the gallery has 5 videos"), (40, "the scores of its videos hardly differ")])
+def test_nothing_is_said_where_nothing_can_be_measured(videos: int, why: str) -> None:
+    known = fitted(np.ones((videos, videos)))
+    assert known.mixture is None and known.why == f"{why}: too little to judge by"
+    with pytest.raises(ValueError, match="nothing is known"):
+        known.strengths(np.ones(3), 3)
+
+
+def test_pairs_that_one_camera_saw_at_once_are_no_links() -> None:
+    scores, person = gallery(60, 240, 0.5, seed=7)
+    free = fitted(scores)
+    twins = (person[:, None] // 2 == person // 2) & (person[:, None] != person)
+    alike = np.where(twins, np.maximum(scores, 7.0), scores)  # every person has somebody who looks alike
+    assert fitted(alike, twins).links == pytest.approx(free.links, rel=0.15)
+    assert fitted(alike).links > free.links + 200
+
+
+def test_the_densities_are_those_of_scipy() -> None:
+    k = math.exp(MIXTURE.shape)
+    strangers = stats.loggamma(
+        k, loc=-MIXTURE.mode - MIXTURE.width * math.sqrt(k) * math.log(k), scale=MIXTURE.width * math.sqrt(k)
+    )
+    line = np.linspace(-6, 12, 100)
+    np.testing.assert_allclose(MIXTURE.log_strangers(line), strangers.logpdf(-line), atol=1e-9)
+    np.testing.assert_allclose(MIXTURE.strangers_above(line), strangers.cdf(-line), atol=1e-9)
+    np.testing.assert_allclose(MIXTURE.log_matches(line), stats.norm(4.0, 1.0).logpdf(line), atol=1e-9)
+    between = np.linspace(0, 5, 50)
+    ratio = MIXTURE.log_matches(between) - MIXTURE.log_strangers(between)
+    np.testing.assert_allclose(MIXTURE.llr(between), np.minimum(ratio, HIGHEST), atol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.25])
+def test_wrong_links_are_told_by_the_triples_that_do_not_close(wrong: float) -> None:
+    rng = np.random.default_rng(8)
+    person = np.arange(240) // 6
+    same = (person[:, None] == person) & ~np.eye(240, dtype=bool)
+    x = np.where(same, rng.normal(4, 1, same.shape), -1 + rng.normal(0, 0.8, same.shape))
+    noise = np.triu(~same & (rng.random(same.shape) < wrong / (1 - wrong) * same.mean() / (1 - same.mean())), 1)
+    link = same | noise | noise.T
+    np.fill_diagonal(link, False)
+    x = np.where(noise, 4.0, x)
+    x = np.triu(x, 1) + np.triu(x, 1).T
+    right = _right_links(x, link, np.zeros_like(link), MIXTURE)
+    assert right == pytest.approx(same[link].mean(), abs=0.06)
+
+
+def test_a_gallery_calibration_is_read_as_it_was_written() -> None:
+    known = GalleryCalibration(HEAD, {"ratio": 0.1}, True, 100, 30, 0.7, MIXTURE, -0.3, "")
+    assert GalleryCalibration.from_json(known.to_json(), "here") == known
+    nothing = dataclasses.replace(known, mixture=None, why="too few")
+    assert GalleryCalibration.from_json(nothing.to_json(), "here") == nothing
+    for name in ("format", *(field.name for field in dataclasses.fields(known))):
+        document = json.loads(known.to_json())
+        del document[name]
+        with pytest.raises(PipelineError, match=r"^here is not a usable gallery calibration: .*; run jobs\.index --rebuild"):
+            GalleryCalibration.from_json(json.dumps(document), "here")
+
+
+def test_it_is_for_one_head_and_one_way_of_scoring() -> None:
+    known = GalleryCalibration(HEAD, {"ratio": 0.1}, True, 100, 30, 0.7, MIXTURE, -0.3, "")
+    assert known.mismatch(HEAD, {"ratio": 0.1}) == ""
+    assert known.mismatch(HEAD, {"ratio": 0.2}) == "the calibration is for ratio 0.1, not 0.2"
+    assert "belongs to the head" in known.mismatch("0" * 64, {"ratio": 0.1})
+
+
+def test_tables_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="not those of a sample among itself"):
+        fitted(np.ones((10, 9)))
