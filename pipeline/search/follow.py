@@ -62,7 +62,7 @@ def follow(
         rounds = 0
         while rounds < following.rounds and following.join_by != "nobody" and person.join(rounds + 1):
             rounds += 1
-        result = person.scores.leads(person.ids, settings, settings.top + len(person.ids))
+        result = person.scores.leads(person.ids, settings, settings.top + len(person.scores.places(person.ids)))
         rule = person.rule or "nothing joined by itself"
         appearances = sorted(person.appearances, key=lambda one: (*(one.video.seen or (LATEST, LATEST)), one.video.video_id))
         followed = Followed(tuple(appearances), tuple(person.apart), rounds, rule)
