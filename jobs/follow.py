@@ -148,7 +148,7 @@ def path_list(result: SearchResult) -> str:
         when = span_words(*one.video.seen, zone) if one.video.seen else "-"
         lines.append(f"{place:>4}  {when:<38} {one.video.camera_id or '-':<12} {one.video.video_id:<36} {one.words}")
     if not followed.rounds and result.leads:
-        lines.append("      nothing joined by itself; --confirm takes leads in, --join-by strangers goes by the scores alone")
+        lines.append("      nothing joined by itself; confirm leads with --confirm, or see --join-by")
     lines += [
         f"two places at once: {one.video_id} (camera {one.camera_id}) and {other.video_id} (camera {other.camera_id}); "
         f"{'both are in, since they are confirmed' if other.video_id in followed.why else 'the second is not in'}: "

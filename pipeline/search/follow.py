@@ -62,7 +62,7 @@ def follow(
         rounds = 0
         while rounds < following.rounds and following.join_by != "nobody" and person.join(rounds + 1):
             rounds += 1
-        result = person.scores.leads(person.ids, settings, settings.top + len(person.scores.places(person.ids)))
+        result = person.scores.leads(person.ids, settings.top, evidence=True)
         rule = person.rule or "nothing joined by itself"
         appearances = sorted(person.appearances, key=lambda one: (*(one.video.seen or (LATEST, LATEST)), one.video.video_id))
         followed = Followed(tuple(appearances), tuple(person.apart), rounds, rule)
@@ -179,16 +179,25 @@ class _Scores:
         found = np.array([self.place(video_id) for video_id in video_ids], np.int64)
         return found[found >= 0]
 
-    def leads(self, targets: Sequence[str], settings: SearchSettings, top: int) -> SearchResult:
-        """The best of all, those that are in among them, by the mean over targets."""
-        mean = self.mean(targets)
+    def leads(self, targets: Sequence[str], top: int, *, evidence: bool) -> SearchResult:
+        """The best by the mean over the targets: so many that are no target, and all that are."""
+        mean, among = self.mean(targets), self.places(targets)
         scores = expit(mean) if self.score.aggregate == "mean" else mean
         if self.score.threshold:
             scores[np.isclose(mean, self._logits(np.zeros(1)))] = 0.0  # no pair reaches it under any target
         named = np.full(len(self.index.videos), -np.inf, np.float32)
         named[self.first.videos] = self.first.logits
-        united = Shortlist(self.questions[0], self.videos, named[self.videos])
-        return leads(self.gallery, self.index, self.partitions, Scored(united, scores), replace(settings, top=top))
+        united = Scored(Shortlist(self.questions[0], self.videos, named[self.videos]), scores)
+        last = int(np.count_nonzero(mean >= mean[among].min(initial=math.inf)))  # of the targets
+        settings = replace(self.settings, top=max(top + len(among), last), evidence=False)
+        found = leads(self.gallery, self.index, self.partitions, united, settings)
+        others = [lead.rank for lead in found.leads if lead.video.video_id not in targets][:top]
+        kept = [lead for lead in found.leads if lead.rank in others or lead.video.video_id in targets]
+        if evidence and self.settings.evidence:
+            videos = np.array([self.index.position(lead.video.video_id) for lead in kept], np.int64)
+            pairs = self.partitions.evidence(self.questions[0].segments, videos, self.settings.pairs, self.score)
+            kept = [replace(lead, best_pairs=tuple(of_lead)) for lead, of_lead in zip(kept, pairs, strict=True)]
+        return replace(found, leads=tuple(kept), settings=self.settings)
 
 
 @dataclass
@@ -218,8 +227,7 @@ class _Person:
     def join(self, number: int) -> bool:
         """Let the confident leads in that are not yet, best first; whether there were any."""
         barred = {*self.ids, *self.following.rejected, *(other.video_id for _, other in self.apart)}
-        settings = replace(self.scores.settings, evidence=False)
-        result = self.scores.leads(self.ids, settings, len(barred) + TESTED)
+        result = self.scores.leads(self.ids, len(barred) + TESTED, evidence=False)
         by_probability = self._by_probability(result)
         tested = self._stored([lead for lead in result.leads if lead.video.video_id not in barred][:TESTED])
         if by_probability:
@@ -274,4 +282,4 @@ class _Person:
         """
         place, strangers = self.scores.place(video_id), self.scores.own(video_id)[self._strangers(video_id)]
         ahead = [int(np.count_nonzero(strangers > self.scores.own(one)[place])) for one in self.ids]
-        return float(np.median(ahead)) <= STRANGERS_AHEAD
+        return 2 * sum(number <= STRANGERS_AHEAD for number in ahead) >= len(ahead)
