@@ -1,6 +1,6 @@
 """What following a person is worth: the leads refined by those confirmed, and how pure what joins by itself is.
 
-    python -m benchmarks.follow [--shared ../shared] [--work FOLDER] [--seeds 11,12,13] [--targets 60]
+    python -m benchmarks.follow [--shared ../shared] [--work FOLDER] [--seeds 11,12,13] [--targets 40]
 
 Rendered networks of several seeds (24 people, 5 cameras, 2 visits) and features of 200 real people under 6 cameras. Targets are
 spread evenly over the videos. AP of the rest: of all matches but the confirmed ones, which are the first true leads of the plain
@@ -14,7 +14,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +35,7 @@ from pipeline.search.targets import gallery_target
 from pipeline.settings import FollowSettings, IndexSettings, SearchSettings
 
 CONFIRMED = (1, 3)
-RULES = ("auto", "strangers")
+JOINING = (("auto", 0), ("strangers", 0), ("strangers", 1), ("strangers", 3))  # by what, and leads confirmed
 SIZE = ("--people", "24", "--cameras", "5", "--visits", "2", "--no-full-frame")
 
 
@@ -63,10 +62,12 @@ class Network:
         return [ids[place] for place in np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
 
 
-def refined(network: Network, targets: list[str]) -> dict[str, Any]:
-    """AP of the rest before and after 1 and 3 leads are confirmed, over targets with more matches than that."""
+def refined(network: Network, plain: dict[str, SearchResult]) -> dict[str, Any]:
+    """AP of the rest before and after 1 and 3 leads are confirmed, over targets with more matches than that.
+
+    plain: the targets' results with nothing confirmed.
+    """
     found: dict[str, Any] = {}
-    plain = {target: network.followed(target, FollowSettings(join_by="nobody")) for target in targets}
     for count in CONFIRMED:
         before, after, people = [], [], []
         for target, result in plain.items():
@@ -94,25 +95,22 @@ def average_precision(result: SearchResult, without: set[str], true: set[str]) -
     return float(query_figures(-np.arange(row.shape[1], dtype=float)[None], np.ones_like(row), row).average_precision[0])
 
 
-def joined(network: Network, targets: list[str], confirm: int, **settings: Any) -> dict[str, float]:
+def joined(network: Network, plain: dict[str, SearchResult], confirm: int, join_by: str) -> dict[str, float]:
     """What joins by itself, with so many of the first true leads confirmed."""
     right = wrong = missed = mixed = started = 0
-    for target in targets:
+    for target, before in plain.items():
         true = network.matches(target)
-        following = FollowSettings(**settings)
-        if confirm:
-            plain = network.followed(target, FollowSettings(join_by="nobody"))
-            first = [lead.video.video_id for lead in plain.leads if lead.video.video_id in true][:confirm]
-            following, true = replace(following, confirmed=tuple(first)), true - set(first)
-        result = network.followed(target, following).followed
+        first = [lead.video.video_id for lead in before.leads if lead.video.video_id in true][:confirm]
+        result = network.followed(target, FollowSettings(tuple(first), join_by=join_by)).followed
         mine = {one.video.video_id for one in result.appearances if one.why == "joined"} if result else set()
+        true -= set(first)
         right, wrong, missed = right + len(mine & true), wrong + len(mine - true), missed + len(true - mine)
         mixed, started = mixed + bool(mine - true), started + bool(mine)
     return {
         "purity": right / max(1, right + wrong),
         "joined": right / max(1, right + missed),
-        "mixed": mixed / len(targets),
-        "started": started / len(targets),
+        "mixed": mixed / len(plain),
+        "started": started / len(plain),
         "idf1": 2 * right / max(1, 2 * right + wrong + missed),
     }
 
@@ -159,7 +157,7 @@ def compare(
     shared: Annotated[Path, typer.Option(help="Folder with the features of real people.")] = Path("../shared"),
     work: Annotated[Path | None, typer.Option(help="Folder for networks and galleries [default: a temporary one].")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of rendered networks, with commas.")] = "11,12,13",
-    targets: Annotated[int, typer.Option(help="Targets a gallery.")] = 60,
+    targets: Annotated[int, typer.Option(help="Targets a gallery.")] = 40,
     whole: Annotated[bool, typer.Option(help="Also give every video of rendered networks to a path.")] = True,
 ) -> None:
     """Print what confirmed leads do for the rest, and what joins by itself."""
@@ -170,13 +168,13 @@ def compare(
             index = build_index(gallery, IndexSettings(), head, calibration=calibration)
             with opened_partitions(gallery, index, actors=0) as partitions:
                 network = Network(gallery, index, partitions)
-                asked = network.spread(targets)
-                found = refined(network, asked)
-                for rule in RULES:
-                    for confirm in (0, *CONFIRMED):
-                        found[f"{rule}, confirmed {confirm}"] = joined(network, asked, confirm, join_by=rule)
+                nobody = FollowSettings(join_by="nobody")
+                plain = {target: network.followed(target, nobody) for target in network.spread(targets)}
+                found = refined(network, plain)
+                for rule, confirm in JOINING:
+                    found[f"{rule}, confirmed {confirm}"] = joined(network, plain, confirm, rule)
                 if whole and name.startswith("network"):
-                    found |= {f"identities by {rule}": identities(network, rule) for rule in RULES}
+                    found["identities by strangers"] = identities(network, "strangers")
             table[name] = found
             report(name, found)
     print(json.dumps(table))

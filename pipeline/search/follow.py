@@ -15,7 +15,7 @@ then the second is confirmed by hand.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -39,6 +39,7 @@ from pipeline.settings import FollowSettings, ScoreSettings, SearchSettings
 
 TESTED = 10  # best candidates of a round that may join
 STRANGERS_AHEAD = 1  # that a candidate may find before those that are in
+NO_DIFFERENCE = 0.25  # of the scale of the strangers' tail: who is ahead by less is not ahead
 LEAST_CANDIDATES = 40  # fewer do not tell how strangers score
 LOWER, UPPER = 0.75, 0.95  # quantiles that the tail of the strangers' scores is fitted to
 SATURATION = 2.0**-24  # a float32 sigmoid is 1 from here on
@@ -48,7 +49,8 @@ LATEST = datetime.max.replace(tzinfo=UTC)
 def follow(
     gallery: Gallery, index: Index, partitions: Partitions, target: Target, settings: SearchSettings, following: FollowSettings
 ) -> SearchResult:
-    """The leads for a target, refined by those that are in, which are among them; `SearchResult.followed` says which.
+    """The leads for a target, refined by those that are in, which are among them; `SearchResult.followed` says which. What was
+    rejected is not, and its rank stays free.
 
     Deterministic. Raises UsageError where the gallery lacks a video that is confirmed or rejected, where that is the target
     itself, for joining by probabilities that there are none of, and as `search` does.
@@ -62,7 +64,7 @@ def follow(
         rounds = 0
         while rounds < following.rounds and following.join_by != "nobody" and person.join(rounds + 1):
             rounds += 1
-        result = person.scores.leads(person.ids, settings.top, evidence=True)
+        result = person.scores.leads(person.ids, settings.top, following.rejected, evidence=True)
         rule = person.rule or "nothing joined by itself"
         appearances = sorted(person.appearances, key=lambda one: (*(one.video.seen or (LATEST, LATEST)), one.video.video_id))
         followed = Followed(tuple(appearances), tuple(person.apart), rounds, rule)
@@ -91,9 +93,14 @@ def expected_strangers(score: float, strangers: Sequence[np.ndarray]) -> float:
     count = min(map(len, strangers))
     if count < LEAST_CANDIDATES:
         return math.inf
-    lower, upper = np.mean([np.quantile(scores, (LOWER, UPPER)) for scores in strangers], axis=0)
-    scale = (upper - lower) / math.log((1 - LOWER) / (1 - UPPER))
+    lower, scale = _tail(strangers)
     return math.inf if scale <= 0 else count * (1 - LOWER) * math.exp(-(score - lower) / scale)
+
+
+def _tail(strangers: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The LOWER quantile of scores, and the scale of an exponential tail from there on; means over the distributions."""
+    lower, upper = np.mean([np.quantile(scores, (LOWER, UPPER)) for scores in strangers], axis=0)
+    return float(lower), float(upper - lower) / math.log((1 - LOWER) / (1 - UPPER))
 
 
 def _named(gallery: Gallery, names: Sequence[str], target: Target, videos: pa.Table) -> list[Target]:
@@ -179,8 +186,8 @@ class _Scores:
         found = np.array([self.place(video_id) for video_id in video_ids], np.int64)
         return found[found >= 0]
 
-    def leads(self, targets: Sequence[str], top: int, *, evidence: bool) -> SearchResult:
-        """The best by the mean over the targets: so many that are no target, and all that are."""
+    def leads(self, targets: Sequence[str], top: int, without: Collection[str], *, evidence: bool) -> SearchResult:
+        """The best by the mean over the targets: all of these, and so many others, without some."""
         mean, among = self.mean(targets), self.places(targets)
         scores = expit(mean) if self.score.aggregate == "mean" else mean
         if self.score.threshold:
@@ -189,9 +196,9 @@ class _Scores:
         named[self.first.videos] = self.first.logits
         united = Scored(Shortlist(self.questions[0], self.videos, named[self.videos]), scores)
         last = int(np.count_nonzero(mean >= mean[among].min(initial=math.inf)))  # of the targets
-        settings = replace(self.settings, top=max(top + len(among), last), evidence=False)
+        settings = replace(self.settings, top=max(top + len(among) + len(without), last), evidence=False)
         found = leads(self.gallery, self.index, self.partitions, united, settings)
-        others = [lead.rank for lead in found.leads if lead.video.video_id not in targets][:top]
+        others = {lead.rank for lead in [lead for lead in found.leads if lead.video.video_id not in {*targets, *without}][:top]}
         kept = [lead for lead in found.leads if lead.rank in others or lead.video.video_id in targets]
         if evidence and self.settings.evidence:
             videos = np.array([self.index.position(lead.video.video_id) for lead in kept], np.int64)
@@ -226,10 +233,10 @@ class _Person:
 
     def join(self, number: int) -> bool:
         """Let the confident leads in that are not yet, best first; whether there were any."""
-        barred = {*self.ids, *self.following.rejected, *(other.video_id for _, other in self.apart)}
-        result = self.scores.leads(self.ids, len(barred) + TESTED, evidence=False)
+        barred = {*self.following.rejected, *(other.video_id for _, other in self.apart)}
+        result = self.scores.leads(self.ids, TESTED, barred, evidence=False)
         by_probability = self._by_probability(result)
-        tested = self._stored([lead for lead in result.leads if lead.video.video_id not in barred][:TESTED])
+        tested = self._stored([lead for lead in result.leads if lead.video.video_id not in self.ids])
         if by_probability:
             tested = [lead for lead in tested if (lead.probability or 0.0) >= self.following.least_probability]
         self.scores.ask([gallery_target(self.scores.gallery, lead.video.video_id, self.videos) for lead in tested])
@@ -276,10 +283,12 @@ class _Person:
         return others & np.isfinite(self.scores.own(video_id))
 
     def _mutual(self, video_id: str) -> bool:
-        """Whether a lead finds at least half of those that are in before all strangers but STRANGERS_AHEAD.
+        """Whether a lead finds at least half of those that are in before all strangers but STRANGERS_AHEAD, or no worse.
 
-        Their scores are those that it has under them: they need not be in the index.
+        Their scores are those that it has under them: they need not be in the index. Other videos of the person that are not in
+        yet count as strangers; they are rarely ahead by more than NO_DIFFERENCE.
         """
         place, strangers = self.scores.place(video_id), self.scores.own(video_id)[self._strangers(video_id)]
-        ahead = [int(np.count_nonzero(strangers > self.scores.own(one)[place])) for one in self.ids]
+        level = _tail([strangers])[1] * NO_DIFFERENCE if len(strangers) else 0.0
+        ahead = [int(np.count_nonzero(strangers > self.scores.own(one)[place] + level)) for one in self.ids]
         return 2 * sum(number <= STRANGERS_AHEAD for number in ahead) >= len(ahead)
