@@ -95,7 +95,7 @@ def average_precision(result: SearchResult, without: set[str], true: set[str]) -
     return float(query_figures(-np.arange(row.shape[1], dtype=float)[None], np.ones_like(row), row).average_precision[0])
 
 
-def joined(network: Network, plain: dict[str, SearchResult], confirm: int, join_by: str) -> dict[str, float]:
+def joined(network: Network, plain: dict[str, SearchResult], confirm: int, join_by: str) -> dict[str, float | None]:
     """What joins by itself, with so many of the first true leads confirmed."""
     right = wrong = missed = mixed = started = 0
     for target, before in plain.items():
@@ -107,7 +107,7 @@ def joined(network: Network, plain: dict[str, SearchResult], confirm: int, join_
         right, wrong, missed = right + len(mine & true), wrong + len(mine - true), missed + len(true - mine)
         mixed, started = mixed + bool(mine - true), started + bool(mine)
     return {
-        "purity": right / max(1, right + wrong),
+        "purity": right / (right + wrong) if right + wrong else None,  # nothing joined
         "joined": right / max(1, right + missed),
         "mixed": mixed / len(plain),
         "started": started / len(plain),

@@ -30,12 +30,13 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.versions import Index
 from pipeline.search.leads import leads
 from pipeline.search.partitions import Partitions
-from pipeline.search.results import Appearance, Followed, Lead, SearchResult
+from pipeline.search.results import Appearance, Followed, SearchResult
 from pipeline.search.scored import Scored, score_shortlists
 from pipeline.search.search import counted
 from pipeline.search.shortlist import Question, Shortlist, questions, shortlist
 from pipeline.search.targets import Target, gallery_target
 from pipeline.settings import FollowSettings, ScoreSettings, SearchSettings
+from pipeline.storage.location import is_utf8
 
 TESTED = 10  # best candidates of a round that may join
 STRANGERS_AHEAD = 1  # that a candidate may find before those that are in
@@ -58,7 +59,8 @@ def follow(
     began = time.monotonic()
     with counted(1):
         videos = gallery.snapshot().videos
-        confirmed, _ = [_named(gallery, names, target, videos) for names in (following.confirmed, following.rejected)]
+        _check_named(gallery, (*following.confirmed, *following.rejected), target, videos)
+        confirmed = [gallery_target(gallery, video_id, videos) for video_id in dict.fromkeys(following.confirmed)]
         person = _Person(_Scores(gallery, index, partitions, settings, target), following, videos)
         person.confirm(confirmed)
         rounds = 0
@@ -103,11 +105,18 @@ def _tail(strangers: Sequence[np.ndarray]) -> tuple[float, float]:
     return float(lower), float(upper - lower) / math.log((1 - LOWER) / (1 - UPPER))
 
 
-def _named(gallery: Gallery, names: Sequence[str], target: Target, videos: pa.Table) -> list[Target]:
-    """Videos that a person has looked at, each once. Raises UsageError for one that is not there and for the target."""
+def _check_named(gallery: Gallery, names: Sequence[str], target: Target, videos: pa.Table) -> None:
+    """Raises UsageError for a video that a person has looked at and the gallery does not have, and for the target."""
     if target.video.video_id in names:
         raise UsageError(f"{target.video.video_id} is the target; confirm and reject leads")
-    return [gallery_target(gallery, video_id, videos) for video_id in dict.fromkeys(names)]
+    if unknown := [name for name in names if not is_utf8(name)] or _without(names, videos):
+        raise UsageError(f"{gallery.location.uri} has no video {unknown[0]!r}")
+
+
+def _without(names: Sequence[str], videos: pa.Table) -> list[str]:
+    """Ids that a gallery's videos do not have."""
+    there = pc.is_in(pa.array(names, pa.string()), videos["video_id"].combine_chunks()).to_pylist()
+    return [name for name, is_there in zip(names, there, strict=True) if not is_there]
 
 
 class _Scores:
@@ -127,11 +136,10 @@ class _Scores:
         (self.first,) = self._ask(questions(gallery, index, [target], settings))
 
     def ask(self, targets: Sequence[Target]) -> None:
-        """Further targets, those asked before passed over: they score the union, and their shortlists come into it."""
-        new = [target for target in targets if target.video.video_id not in self.rows]
-        if new:
+        """Further targets: they score the union, and their shortlists come into it."""
+        if targets:
             allowed = self.questions[0].allowed
-            asked = questions(self.gallery, self.index, new, self.unfiltered)
+            asked = questions(self.gallery, self.index, targets, self.unfiltered)
             both = [one.allowed & allowed for one in asked]
             self._ask([replace(one, allowed=b, eligible=int(b.sum())) for one, b in zip(asked, both, strict=True)])
 
@@ -236,10 +244,13 @@ class _Person:
         barred = {*self.following.rejected, *(other.video_id for _, other in self.apart)}
         result = self.scores.leads(self.ids, TESTED, barred, evidence=False)
         by_probability = self._by_probability(result)
-        tested = self._stored([lead for lead in result.leads if lead.video.video_id not in self.ids])
+        tested = [lead for lead in result.leads if lead.video.video_id not in self.ids]
         if by_probability:
             tested = [lead for lead in tested if (lead.probability or 0.0) >= self.following.least_probability]
-        self.scores.ask([gallery_target(self.scores.gallery, lead.video.video_id, self.videos) for lead in tested])
+        gone = _without([lead.video.video_id for lead in tested], self.videos)  # since the index was made
+        tested = [lead for lead in tested if lead.video.video_id not in gone]
+        new = [lead.video.video_id for lead in tested if lead.video.video_id not in self.scores.rows]
+        self.scores.ask([gallery_target(self.scores.gallery, video_id, self.videos) for video_id in new])
         mean = self.scores.mean(self.ids)
         floor = max(mean[self.scores.places(self.following.rejected)], default=-math.inf)
         joined: list[Appearance] = []
@@ -256,12 +267,6 @@ class _Person:
             joined.append(Appearance(lead.video, "joined", number, lead.score, lead.probability, expected))
         self.appearances += joined
         return bool(joined)
-
-    def _stored(self, found: Sequence[Lead]) -> list[Lead]:
-        """Those that are in the gallery still; the index may be older."""
-        ids = pa.array([lead.video.video_id for lead in found], pa.string())
-        stored = pc.is_in(ids, self.videos["video_id"].combine_chunks())
-        return [lead for lead, there in zip(found, stored.to_pylist(), strict=True) if there]
 
     def _by_probability(self, result: SearchResult) -> bool:
         """Whether probabilities decide. Raises UsageError where they should and there are none."""
