@@ -16,6 +16,7 @@ from pipeline.decoding.video import Box
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.search.results import SearchResult
+from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import Whom
 from pipeline.settings import ScoreSettings, SearchSettings
@@ -141,7 +142,7 @@ def search(
     )
     if actors is not None and actors < 0:
         raise UsageError(f"actors must be 0 or more, not {actors}")
-    whom = Whom(_box(box), at, boxes, track, whole_picture, target_camera)
+    whom = Whom(parse_box(box), at, boxes, track, whole_picture, target_camera)
     Sampling(time_limit=time_limit, frame_rate=frame_rate)  # raises UsageError
     if out is not None:
         output_folder(out, "results are written")
@@ -157,10 +158,20 @@ def search(
         actors=actors,
         cluster=Cluster(address, insecure_cluster),
     )
-    for remark in answer.remarks:
-        print(printable(remark), file=sys.stderr)
+    remarks(answer)
     for result in answer.results:
         print(ranked_list(result, show_labels))
+    leave(answer, out, report, show_labels, hash_sources)
+
+
+def remarks(answer: Answer) -> None:
+    """Say what was guessed or mended in reading the targets."""
+    for remark in answer.remarks:
+        print(printable(remark), file=sys.stderr)
+
+
+def leave(answer: Answer, out: str | None, report: bool, show_labels: bool, hash_sources: bool) -> None:
+    """Write what was found, if a folder is given for it, and say what the index lacks."""
     if out is not None:
         answer = answer.with_hashes() if hash_sources else answer
         for changed in answer.changed_sources:
@@ -183,6 +194,7 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
     target, copies, zone = result.target, result.copies, result.settings.zone
     show_labels = show_labels and bool(result.leads)
     width = max([11, *(len(lead.strength or "") for lead in result.leads)])
+    within = result.followed.why if result.followed is not None else {}
     lines = [
         f"target {target.video_id}: {result.eligible} of {result.gallery_videos} videos eligible, "
         f"{result.scored} {f'of {result.scored + result.passed_over} shortlisted ' if result.passed_over else ''}"
@@ -199,6 +211,7 @@ def ranked_list(result: SearchResult, show_labels: bool = False) -> str:
         when = span_words(*video.seen, zone) if video.seen else "-"
         when += f"  same bytes as lead {copies[lead.rank]}" if lead.rank in copies else ""
         probability = lead.strength or "-" if lead.probability is None else f"{lead.probability:.3f}"
+        when += f"  {within[video.video_id].why}" if video.video_id in within else ""
         lines.append(
             f"{lead.rank:>4}  {lead.score:6.4f}  {probability:>{width}}  {'*' if same else ' '} {video.video_id:<36} "
             f"{video.camera_id or '-':<12} {when}"
@@ -230,7 +243,7 @@ def _shortlist(text: str) -> dict[str, Any]:
     )
 
 
-def _box(text: str | None) -> Box | None:
+def parse_box(text: str | None) -> Box | None:
     """(x, y, w, h) of a --box."""
     if text is None:
         return None

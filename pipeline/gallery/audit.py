@@ -37,13 +37,13 @@ TRIES = 100  # writers that may come in between
 AMONG = 1000  # records that are looked through for the newest of a kind
 WINDOW = 32  # newest records among which a fork is looked for
 REQUIRABLE = ("reason", "case")
-NEED_POLICY = ("search", "evaluate", "forget")  # actions that must say what the policy requires
+NEED_POLICY = ("search", "follow", "evaluate", "forget")  # actions that must say what the policy requires
 _RECORD = re.compile(r"(\d{10})(?:-[0-9a-f]{16})?\.json")
 _logger = logging.getLogger("coattention.audit")
 
 
 def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
-    """Append one record and return its name; action is "search", "evaluate", "forget", "compact", "ingest" or the like.
+    """Append one record and return its name; action is "search", "follow", "evaluate", "forget", "compact", "ingest" or the like.
 
     who, host, time and number are added. On local disks writers take turns; on object stores two in the same instant both keep
     their record. Raises UsageError for text that is not Unicode or a reason or case that the gallery requires and is missing,

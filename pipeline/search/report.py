@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView
+from pipeline.search.results import Appearance, Followed, Lead, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings
 from pipeline.storage.location import resolve
 from pipeline.time_windows import moment_words, span_words
@@ -98,7 +98,8 @@ class _PairView:
 @dataclass(frozen=True)
 class _LeadView:
     """A lead as its card shows it. seen, first_seen: when somebody is; clock: when the best segment was recorded. label: (kind,
-    words) where labels are shown; copy_of: rank of a lead before of which the file has the same bytes.
+    words) where labels are shown; copy_of: rank of a lead before of which the file has the same bytes; within: why it is in the
+    path of somebody who was followed.
     """
 
     lead: Lead
@@ -111,6 +112,7 @@ class _LeadView:
     pairs: tuple[_PairView, ...]
     label: tuple[str, str] | None
     copy_of: int | None
+    within: str | None
 
     @property
     def wide(self) -> bool:
@@ -118,8 +120,38 @@ class _LeadView:
 
 
 @dataclass(frozen=True)
+class _StopView:
+    """An appearance in a path. anchor: of its card, None without one. lane: of its camera, from 0. left, right: on the axis of
+    time, 0..100; None without a time.
+    """
+
+    appearance: Appearance
+    anchor: str | None
+    picture: _Picture | None
+    seen: str | None
+    lane: int | None
+    left: float | None
+    right: float | None
+
+
+@dataclass(frozen=True)
+class _PathView:
+    """Where somebody was followed to. cameras: a lane each. ends: of the axis of time in words, None where no time is known.
+
+    line: points (x 0..100, lane) from appearance to appearance. apart: (appearance, other, whether both are in).
+    """
+
+    followed: Followed
+    stops: tuple[_StopView, ...]
+    cameras: tuple[str, ...]
+    ends: tuple[str, str] | None
+    line: tuple[tuple[float, float], ...]
+    apart: tuple[tuple[VideoRef, VideoRef, bool], ...]
+
+
+@dataclass(frozen=True)
 class _TargetView:
-    """A target's section: its facts that differ from the other targets', its frames and its leads."""
+    """A target's section: its facts that differ from the other targets', its frames, its path if followed, and its leads."""
 
     result: SearchResult
     anchor: str
@@ -129,6 +161,7 @@ class _TargetView:
     leads: tuple[_LeadView, ...]
     label_summary: str | None
     no_leads: str
+    path: _PathView | None
 
 
 def write_report(results: Sequence[SearchResult], folder: str | Path, pictures: Pictures, *, show_labels: bool = False) -> str:
@@ -186,16 +219,47 @@ def _target_view(
     show_labels: bool,
 ) -> _TargetView:
     anchor = f"target-{number}"
+    leads = tuple(_lead_view(result, lead, anchor, album, show_labels) for lead in result.leads)
+    strip = tuple((album.film.get((result.target, frame)), time_s) for frame, time_s in _target_strip(result))
     return _TargetView(
         result=result,
         anchor=anchor,
         seen=_seen(result.target, result),
         facts=tuple(fact for fact in facts if fact not in shared),
-        strip=tuple((album.film.get((result.target, frame)), time_s) for frame, time_s in _target_strip(result)),
-        leads=tuple(_lead_view(result, lead, anchor, album, show_labels) for lead in result.leads),
+        strip=strip,
+        leads=leads,
         label_summary=_label_summary(result) if show_labels else None,
         no_leads=_why_no_leads(result),
+        path=None if result.followed is None else _path_view(result, result.followed, leads, strip[0][0]),
     )
+
+
+def _path_view(result: SearchResult, followed: Followed, leads: Sequence[_LeadView], of_target: _Picture | None) -> _PathView:
+    cards = {view.lead.video.video_id: view for view in leads}
+    timed = [one.video for one in followed.appearances if one.video.seen]
+    cameras = tuple(dict.fromkeys(video.camera_id for video in timed if video.camera_id is not None))
+    first = min((video.seen[0] for video in timed if video.seen), default=None)
+    last = max((video.seen[1] for video in timed if video.seen), default=None)
+    stops = []
+    for one in followed.appearances:
+        card, seen = cards.get(one.video.video_id), one.video.seen
+        left, right = (100 * _share(moment, first, last) for moment in seen) if seen else (None, None)
+        lane = cameras.index(one.video.camera_id) if seen and one.video.camera_id is not None else None
+        picture = card.picture if card else of_target if one.why == "target" else None
+        stops.append(_StopView(one, card.anchor if card else None, picture, _seen(one.video, result), lane, left, right))
+    line = tuple(
+        (x, stop.lane + 0.5) for stop in stops if stop.lane is not None for x in (stop.left, stop.right) if x is not None
+    )
+    ends = (moment_words(first, result.settings.zone), moment_words(last, result.settings.zone)) if first and last else None
+    apart = tuple((one, other, other.video_id in followed.why) for one, other in followed.apart)
+    return _PathView(followed, tuple(stops), cameras, ends, line, apart)
+
+
+def _share(moment: datetime, first: datetime | None, last: datetime | None) -> float:
+    """Where a moment lies between two, 0..1; half way where these are one."""
+    if first is None or last is None or last <= first:
+        return 0.5
+    return (moment - first) / (last - first)
 
 
 def _lead_view(result: SearchResult, lead: Lead, anchor: str, album: _Album, show_labels: bool) -> _LeadView:
@@ -212,6 +276,9 @@ def _lead_view(result: SearchResult, lead: Lead, anchor: str, album: _Album, sho
         pairs=tuple(_pair_view(result, lead.video, pair, album) for pair in lead.best_pairs),
         label=_label(result.target, lead.video) if labelled else None,
         copy_of=result.copies.get(lead.rank),
+        within=result.followed.why[lead.video.video_id].why
+        if result.followed is not None and lead.video.video_id in result.followed.why
+        else None,
     )
 
 
@@ -326,6 +393,7 @@ def _facts(result: SearchResult) -> list[tuple[str, str]]:
         ("Probabilities", _calibration_words(result)),
         ("None of these", _none_words(result)),
         ("Audit record", result.audit_head),
+        ("Followed", None if result.followed is None else f"leads join by {result.followed.rule}"),
         ("Time taken", f"{result.seconds:.1f} s"),
     ]
     return [(term, words) for term, words in facts if words]

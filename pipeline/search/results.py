@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.settings import ScoreSettings, SearchSettings
-from pipeline.storage.location import resolve
+from pipeline.storage.location import Location, resolve
 
 _SPAN = [("target_start_s", pa.float32()), ("target_end_s", pa.float32()), ("candidate_start_s", pa.float32())]
 _FRAMES = [
@@ -69,6 +69,25 @@ RESULTS_SCHEMA = pa.schema(
 _OF_SEARCH = (
     *("index_version", "model", "gallery", "gallery_videos", "audit_head", "eligible", "scored", "untimed", "none_probability"),
     *("expected_matches", "reason", "case", "searched_by", "searched_at"),
+)
+PATH_SCHEMA = pa.schema(
+    [
+        ("target_id", pa.string()),
+        ("place", pa.int32()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("camera_id", pa.string()),
+        ("seen_from", pa.timestamp("us", tz="UTC")),
+        ("seen_to", pa.timestamp("us", tz="UTC")),
+        ("why", pa.string()),
+        ("round", pa.int32()),
+        ("score", pa.float64()),
+        ("probability", pa.float64()),
+        ("strangers", pa.float64()),
+        ("elsewhere_at_once", pa.list_(pa.string())),
+        ("index_version", pa.string()),
+        ("audit_head", pa.string()),
+    ]
 )
 _OPENS_FORMULA = re.compile(r"[=+\-@\t\r\n]")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -129,6 +148,57 @@ class Lead:
 
 
 @dataclass(frozen=True)
+class Appearance:
+    """A video that a person who is followed is taken to appear in, and why.
+
+    why: "target", "confirmed" by a person, or "joined" automatically, in this `round`, from 1 (0 otherwise). score, probability:
+    against all that were in before, of what joined. strangers: how many of them were expected to score as well, where that
+    decided.
+    """
+
+    video: VideoRef
+    why: str
+    round: int = 0
+    score: float | None = None
+    probability: float | None = None
+    strangers: float | None = None
+
+    @property
+    def words(self) -> str:
+        """Why it is in, for a person to read."""
+        if self.why != "joined":
+            return self.why
+        sure = [] if self.probability is None else [f"probability {self.probability:.3f}"]
+        sure += [] if self.strangers is None else [f"{self.strangers:.2g} strangers expected to score so"]
+        return ", ".join([f"joined in round {self.round}", f"score {self.score:.4f}", *sure])
+
+
+@dataclass(frozen=True)
+class Followed:
+    """One person across a gallery. appearances: in the order of time, those without a time last.
+
+    apart: pairs of videos that cannot both show one person, since they show somebody in two cameras at once; the first of each is
+    an appearance, the second one too if both are confirmed. rounds: in which something joined. rule: what let leads join, in
+    words.
+    """
+
+    appearances: tuple[Appearance, ...]
+    apart: tuple[tuple[VideoRef, VideoRef], ...]
+    rounds: int
+    rule: str
+
+    @property
+    def why(self) -> dict[str, Appearance]:
+        """The appearances by video id."""
+        return {one.video.video_id: one for one in self.appearances}
+
+    def elsewhere(self, video_id: str) -> list[str]:
+        """Ids of videos that show somebody in another camera at the same time as this one."""
+        pairs = [(one.video_id, other.video_id) for one, other in self.apart]
+        return [other for one, other in pairs + [pair[::-1] for pair in pairs] if one == video_id]
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The leads for one target, best first, and what was searched.
 
@@ -140,7 +210,8 @@ class SearchResult:
     were made, normalise as it was in the end. expected_matches: the prior of the probabilities;
     none_probability: that no eligible video shows the target; both None where there are no probabilities. calibration: in words,
     what probabilities rest on, or why there are none. audit_head: of the audit log with the record of this search in it, as
-    `pipeline.gallery.audit.verify` takes it.
+    `pipeline.gallery.audit.verify` takes it. followed: where the target's person was followed to, None in a plain search; leads
+    then hold what is in, too, each scored by all others that are.
     """
 
     target: VideoRef
@@ -168,6 +239,7 @@ class SearchResult:
     not_indexed: int | None = None
     untimed: int | None = None
     settings: SearchSettings = field(default_factory=SearchSettings)
+    followed: Followed | None = None
 
     @property
     def exact(self) -> bool:
@@ -226,20 +298,50 @@ def results_table(results: Sequence[SearchResult]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA.with_metadata(metadata))
 
 
+def path_table(results: Sequence[SearchResult]) -> pa.Table:
+    """All appearances of those who were followed, one row each (PATH_SCHEMA), in the order of targets and of time."""
+    rows = [
+        {
+            "target_id": result.target.video_id,
+            "place": place,
+            **{name: getattr(one.video, name) for name in ("video_id", "uri", "camera_id")},
+            **dict(zip(("seen_from", "seen_to"), one.video.seen or (None, None), strict=True)),
+            **{name: getattr(one, name) for name in ("why", "round", "score", "probability", "strangers")},
+            "elsewhere_at_once": result.followed.elsewhere(one.video.video_id),
+            "index_version": result.index_version,
+            "audit_head": result.audit_head,
+        }
+        for result in results
+        if result.followed is not None
+        for place, one in enumerate(result.followed.appearances, start=1)
+    ]
+    return pa.Table.from_pylist(rows, schema=PATH_SCHEMA)
+
+
 def write_results(results: Sequence[SearchResult], folder: str | Path) -> None:
     """Write results.parquet and, for spreadsheets, results.csv into a folder or below a bucket prefix.
 
-    In the CSV file times are ISO 8601 in UTC, numbers are rounded, best_pairs is JSON without the single frames, and a text that
-    a spreadsheet would take for a formula begins with an apostrophe.
+    Where somebody was followed, path.parquet and path.csv too (`path_table`); else those of an earlier search go. In a CSV file
+    times are ISO 8601 in UTC, numbers are rounded, best_pairs is JSON without the single frames, and a text that a spreadsheet
+    would take for a formula begins with an apostrophe.
     """
-    table = results_table(results)
     location = resolve(folder)
-    location.join("results.parquet").write_atomically(lambda sink: pq.write_table(table, sink))
+    _write_table(results_table(results), location, "results")
+    if any(result.followed is not None for result in results):
+        _write_table(path_table(results), location, "path")
+    else:
+        location.join("path.parquet").delete()
+        location.join("path.csv").delete()
+
+
+def _write_table(table: pa.Table, folder: Location, name: str) -> None:
+    """Write NAME.parquet and NAME.csv."""
+    folder.join(f"{name}.parquet").write_atomically(lambda sink: pq.write_table(table, sink))
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(table.column_names)
     lines.writerows([_cell(value) for value in row.values()] for row in table.to_pylist())
-    location.join("results.csv").write_atomically(text.getvalue().encode())
+    folder.join(f"{name}.csv").write_atomically(text.getvalue().encode())
 
 
 def _search_row(result: SearchResult) -> dict[str, Any]:

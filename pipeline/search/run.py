@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 
 from pipeline.cluster import Cluster
 from pipeline.decoding.source_hash import source_hash
+from pipeline.errors import UsageError
 from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
 from pipeline.gallery.gallery import Gallery, gallery_version
 from pipeline.search.evidence import SourcePictures
-from pipeline.search.results import SearchResult, write_results
+from pipeline.search.results import Followed, SearchResult, write_results
 from pipeline.search.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
-from pipeline.settings import SearchSettings
+from pipeline.settings import FollowSettings, SearchSettings
 from pipeline.storage.location import Reach, StorageError, canonical_uri, resolve
 
 if TYPE_CHECKING:
@@ -97,20 +98,25 @@ def run(
     out: str | None = None,
     actors: int | None = None,
     cluster: Cluster | str | None = None,
+    following: FollowSettings | None = None,
 ) -> Answer:
-    """Search a gallery for the people that targets show.
+    """Search a gallery for the people that targets show; or follow the one of a single target, recorded as that.
 
     targets: videos, photos or image folders by path or uri, or id:VIDEO_ID of the gallery. reason, case: why, for the record; a
     gallery's policy may require them. whom: who is meant in a single target. frame_rate: of targets that carry no times.
     time_limit: seconds without progress after which a target is given up. backbone: where the gallery's is, if it has moved.
     endpoints: object stores that targets may name besides the gallery's own. out: where results will be written, for the record.
-    actors, cluster: see `partitions.opened_partitions`.
+    actors, cluster: see `partitions.opened_partitions`. following: how the target's person is followed, see
+    `pipeline.search.follow`.
 
     Raises UsageError where the policy wants more, for a target that cannot be used and for settings that the gallery cannot
     serve, and PipelineError for what is damaged or missing.
     """
     settings, whom = settings or SearchSettings(), whom or Whom()
     check_policy(gallery, reason, case)
+    if following is not None and len(targets) != 1:
+        raise UsageError(f"one target is followed at a time, not {len(targets)}; what else shows the person is confirmed")
+    action = "search" if following is None else "follow"
     asked: dict[str, Any] = {
         "filters": settings.filters(),
         "settings": settings.plain(),
@@ -118,9 +124,9 @@ def run(
         "case": case,
         "out": None if out is None else unicode_only(out),
         "started_at": _now(),
-    }
+    } | ({} if following is None else {"following": _unicode(following.plain())})
     unread = [{"gallery": gallery.location.uri, "target": unicode_only(target)} | asked for target in targets]
-    with failures_recorded(gallery, "search", *unread):
+    with failures_recorded(gallery, action, *unread):
         named = [canonical_uri(name) for name in (*targets, whom.boxes_uri) if name and not name.startswith(GALLERY_PREFIX)]
         reach = gallery.reach(*named, *([canonical_uri(out)] if out else []), endpoints=endpoints)
         with target_decoder(gallery, time_limit, whom.whole_picture, frame_rate, reach.endpoints) as decoder:
@@ -128,6 +134,7 @@ def run(
                 decoder.start()
             with _imports():  # of PyTorch: a second, in which the decoder begins
                 from pipeline.index.versions import open_index
+                from pipeline.search.follow import follow
                 from pipeline.search.partitions import opened_partitions
                 from pipeline.search.search import search_many
 
@@ -137,10 +144,14 @@ def run(
     searched = {"gallery": gallery.location.uri, "index_version": index.version, "model": index.model}
     each = [searched | _of_target(target) | asked for target in found]
     results = []
-    with failures_recorded(gallery, "search", *each), opened_partitions(gallery, index, actors, cluster) as partitions:
+    with failures_recorded(gallery, action, *each), opened_partitions(gallery, index, actors, cluster) as partitions:
         # Recorded while a cluster is still joined: what counts records reaches it.
-        for target, result in zip(found, search_many(gallery, index, partitions, found, settings), strict=True):
-            append_record(gallery, "search", _of_result(result) | asked | _of_target(target) | {"ended_at": _now()})
+        if following is None:
+            searched_for = search_many(gallery, index, partitions, found, settings)
+        else:
+            searched_for = [follow(gallery, index, partitions, found[0], settings, following)]
+        for target, result in zip(found, searched_for, strict=True):
+            append_record(gallery, action, _of_result(result) | asked | _of_target(target) | {"ended_at": _now()})
             results.append(replace(result, searched_by=user(), reason=reason, case=case, audit_head=head(gallery)))
     remarks = tuple(
         f"target {target.video.video_id}: {remark}"
@@ -184,11 +195,30 @@ def _of_target(target: Target) -> dict[str, Any]:
 
 def _of_result(result: SearchResult) -> dict[str, Any]:
     names = ("gallery", "index_version", "model", "calibration", "gallery_videos", "eligible", "untimed", "scored", "passed_over")
-    return {name: getattr(result, name) for name in names} | {
-        "normalise": result.score.normalise,
-        "seconds": round(result.seconds, 3),
-        "results": [lead.video.video_id for lead in result.leads],
+    return (
+        {name: getattr(result, name) for name in names}
+        | {
+            "normalise": result.score.normalise,
+            "seconds": round(result.seconds, 3),
+            "results": [lead.video.video_id for lead in result.leads],
+        }
+        | ({} if result.followed is None else {"path": _path(result.followed)})
+    )
+
+
+def _path(followed: Followed) -> dict[str, Any]:
+    """Who is in and why, and what cannot be one person, by video id."""
+    return {
+        "in": {one.video.video_id: one.words for one in followed.appearances},
+        "two_places_at_once": [[one.video_id, other.video_id] for one, other in followed.apart],
+        "rounds": followed.rounds,
+        "rule": followed.rule,
     }
+
+
+def _unicode(settings: dict[str, Any]) -> dict[str, Any]:
+    """With names as a record can hold them."""
+    return {name: [*map(unicode_only, value)] if isinstance(value, list) else value for name, value in settings.items()}
 
 
 def _source_hash(uri: str, reach: Reach) -> str | None:

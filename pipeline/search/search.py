@@ -7,8 +7,9 @@ all videos that are allowed, the shortlist first.
 Nothing is recorded here: `pipeline.search.run` is the search that people make.
 """
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pipeline import telemetry
@@ -36,13 +37,19 @@ def search_many(
     gallery: Gallery, index: Index, partitions: Partitions, targets: Sequence[Target], settings: SearchSettings
 ) -> list[SearchResult]:
     """`search` for several targets, which share the passes over the partitions; `seconds` is then of all of them."""
+    with counted(len(targets)):
+        return _search_many(gallery, index, partitions, targets, settings)
+
+
+@contextlib.contextmanager
+def counted(targets: int) -> Iterator[None]:
+    """Count so many searches as done, or as failed where the block raises."""
     try:
-        results = _search_many(gallery, index, partitions, targets, settings)
+        yield
     except BaseException:
-        telemetry.count("coattention_searches", len(targets), outcome="failed")
+        telemetry.count("coattention_searches", targets, outcome="failed")
         raise
-    telemetry.count("coattention_searches", len(results), outcome="done")
-    return results
+    telemetry.count("coattention_searches", targets, outcome="done")
 
 
 def _search_many(

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from nbclient import NotebookClient
 from jobs.evaluate import evaluate
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.index.build import build_index
+from pipeline.search.follow import follow
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.results import write_results
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
-from pipeline.settings import SearchSettings
+from pipeline.settings import FollowSettings, SearchSettings
 from pipeline.training.checkpoint_files import metrics_table
 from pipeline.training.features import Source
 from pipeline.training.run import TrainingPlan, run_training
@@ -37,9 +39,12 @@ from tests.conftest import add_videos, people_features, threads_of_torch, toy_sp
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LOOK, GOOD, LOST, TRAINING = (
+LOOK, GOOD, LOST, TRAINING, WHERE = (
     ROOT / "notebooks" / f"{name}.ipynb"
-    for name in ("look_at_a_gallery", "how_good_is_my_model", "what_the_prefilter_lost", "how_training_went")
+    for name in (
+        *("look_at_a_gallery", "how_good_is_my_model", "what_the_prefilter_lost", "how_training_went"),
+        "where_did_this_person_go",
+    )
 )
 OPTIONAL = ("camera_id", "start_time", "person_id")
 
@@ -313,6 +318,47 @@ def test_a_training_without_people_held_out_or_just_begun_is_drawn_as_far_as_it_
     said_here = capsys.readouterr().out
     assert said_here.startswith(f"{epochs} epochs")
     assert "the head is that of the last one" in said_here
+
+
+# ---- where did this person go
+
+
+def follow_gallery(gallery: Gallery, folder: Path, following: FollowSettings) -> dict[str, str]:
+    """Index the gallery and follow v000; returns the notebook's parameters."""
+    index = build_index(gallery)
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        found = follow(gallery, index, partitions, gallery_target(gallery, "v000"), SearchSettings(), following)
+    write_results([found], folder)
+    return {name: str(folder / f"{name}.parquet") for name in ("path", "results")}
+
+
+def test_a_path_is_drawn(toy_gallery: Gallery, tmp_path: Path) -> None:
+    videos = toy_gallery.snapshot().videos
+    starts = videos["start_time"].to_pylist()
+    field = videos.schema.field("seen_to")
+    ends = pa.array([start + timedelta(seconds=90) for start in starts], field.type)
+    videos = videos.set_column(videos.schema.get_field_index("seen_to"), field, ends)
+    toy_gallery.commit(videos, REJECTS_SCHEMA.empty_table())
+    ran = run(WHERE, **follow_gallery(toy_gallery, tmp_path, FollowSettings(("v001", "v002"))))
+    assert figures(ran) == {"path": 1} and "Warning" not in said(ran)
+    assert "v000: 3 appearances in 2 cameras, 2 confirmed, 1 target" in said(ran)
+    assert [row[3] for row in table_of(ran, "path-table") if row] == ["v000", "v001", "v002"]
+    assert "4 pairs of videos show somebody in two places at once." in said(ran)  # each seen from both
+    assert not {"v001", "v002"} & {row[0] for row in table_of(ran, "rest") if row}
+
+
+def test_a_path_without_cameras_and_times_is_a_table(
+    toy_gallery: Gallery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = toy_gallery.snapshot().videos
+    for name in OPTIONAL:
+        field = videos.schema.field(name)
+        videos = videos.set_column(videos.schema.get_field_index(name), field, pa.nulls(len(videos), field.type))
+    toy_gallery.commit(videos, REJECTS_SCHEMA.empty_table())
+    assert run_here(WHERE, **follow_gallery(toy_gallery, tmp_path, FollowSettings(("v001",)))) == set()
+    said_here = capsys.readouterr().out
+    assert "2 appearances in 0 cameras" in said_here and "there is no path to draw" in said_here
+    assert "0 pairs of videos" in said_here
 
 
 # ---- all of them

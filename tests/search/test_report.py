@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.report import render_report, write_report
-from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView
+from pipeline.search.results import Appearance, Followed, Lead, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings, SearchSettings
 
 FRAMES = 8
@@ -410,3 +410,55 @@ def test_report_is_written_to_its_place(tmp_path: Path) -> None:
 def test_report_on_nothing_is_refused() -> None:
     with pytest.raises(UsageError):
         render_report([], figure)
+
+
+# ---- a path
+
+
+def followed(*leads: Lead, apart: bool = False) -> SearchResult:
+    """The target is seen an hour after the first lead, which joined; the last lead is not in."""
+    result = search(*leads)
+    target = dataclasses.replace(result.target, start_time=datetime(2024, 5, 1, 13, 0, tzinfo=UTC))
+    unseen = VideoRef("unseen", "/data/unseen.mp4")
+    appearances = (
+        Appearance(leads[0].video, "joined", 2, 0.9912, None, 0.031),
+        Appearance(target, "target"),
+        Appearance(unseen, "confirmed"),
+    )
+    pairs = ((leads[0].video, leads[-1].video),) if apart else ()
+    return dataclasses.replace(result, target=target, followed=Followed(appearances, pairs, 2, "a rule"))
+
+
+def test_a_path_shows_each_appearance_in_its_lane_and_why_it_is_in() -> None:
+    page = Page(render_report([followed(lead(1), lead(2))], figure))
+    stops = page.with_class("stop")
+    assert [attrs["style"].split(";")[0] for attrs in stops] == ["left:0.00%", "left:100.00%"]
+    assert [attrs["style"].split("--lane:")[1] for attrs in stops] == ["0", "1"]
+    assert "joined in round 2, score 0.9912, 0.031 strangers expected to score so" in page.text
+    assert "3 appearances" in page.text and "confirmed camera not given · time not given unseen" in page.text
+    assert "leads join by a rule" in page.text
+    cards = [attrs["href"] for tag, attrs in page.elements if tag == "a" and attrs["href"] == "#target-1-lead-1"]
+    assert len(cards) == 2  # from the path and from the glance
+    assert [text for tag, text in page.texts if tag == "p" and text == "joined"] == ["joined"]  # on the card of lead 1 only
+    assert "Two places" not in page.text
+
+
+def test_a_path_names_two_places_at_once() -> None:
+    page = Page(render_report([followed(lead(1), lead(2), apart=True)], figure))
+    assert "Two places at once. video-001 (camera cam1 ) and video-002 (camera cam2 )" in page.text
+    assert "The second was left out." in page.text
+
+
+def test_a_path_without_cameras_and_times_is_a_list() -> None:
+    result = search(lead(1))
+    alone = Followed((Appearance(result.target, "target"),), (), 0, "a rule")
+    page = Page(render_report([dataclasses.replace(result, followed=alone)], nothing))
+    assert "so the path cannot be drawn" in page.text and "1 appearance," in page.text
+    assert page.with_class("stop") == []
+
+
+def test_hostile_names_in_a_path_stay_text() -> None:
+    one = lead(1)
+    one = dataclasses.replace(one, video=dataclasses.replace(one.video, video_id=HOSTILE, camera_id=HOSTILE))
+    html = render_report([followed(one, lead(2), apart=True)], figure)
+    assert Page(html).elements and "<script" not in html and "<b>bold" not in html

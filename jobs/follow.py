@@ -1,0 +1,177 @@
+"""Follow one person across a gallery, over cameras and time: python -m jobs.follow TARGET --gallery G --out R"""
+
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+import typer
+
+from jobs.command_line import Endpoints, InsecureCluster, output_folder, parse_time, printable, run
+from jobs.search import leave, parse_box, ranked_list, remarks
+from pipeline.cluster import Cluster
+from pipeline.decoding.sampling import Sampling
+from pipeline.errors import UsageError
+from pipeline.gallery.gallery import Gallery
+from pipeline.search.results import SearchResult
+from pipeline.search.run import run as run_search
+from pipeline.search.targets import GALLERY_PREFIX, Whom
+from pipeline.settings import JOIN_BY, FollowSettings, SearchSettings
+from pipeline.storage.location import resolve
+from pipeline.time_windows import span_words
+
+USUAL = FollowSettings()
+
+
+def follow(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A video, a photo, a folder of images, or id:VIDEO_ID of the gallery.")
+    ],
+    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    confirm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Video that shows the person, as somebody saw; may be given again. @FILE: an id a line."),
+    ] = None,
+    reject: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Video that shows somebody else; again, or @FILE, as --confirm."),
+    ] = None,
+    join_by: Annotated[
+        str,
+        typer.Option(
+            help=f"What lets other leads join ({', '.join(JOIN_BY)}); auto: their probability where there is one, else how many "
+            "strangers are expected to score as well; nobody: only what is confirmed is in."
+        ),
+    ] = USUAL.join_by,
+    least_probability: Annotated[float, typer.Option(help="Probability from which on a lead joins.")] = USUAL.least_probability,
+    most_strangers: Annotated[
+        float, typer.Option(help="Strangers expected to score as well, up to which a lead joins.")
+    ] = USUAL.most_strangers,
+    rounds: Annotated[int, typer.Option(help="Rounds of joining, at most.")] = USUAL.rounds,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for path.parquet, path.csv, results.parquet, results.csv and report.html.")
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Who is meant in the target's picture, in pixels; with --at in a video.")
+    ] = None,
+    at: Annotated[float | None, typer.Option(help="When --box shows the person: seconds from the start of the video.")] = None,
+    boxes: Annotated[
+        str | None, typer.Option(help="Boxes file of the target (MOT format); --track says which track is meant.")
+    ] = None,
+    track: Annotated[int | None, typer.Option(help="Track of --boxes [default: the only one].")] = None,
+    whole_picture: Annotated[
+        bool, typer.Option(help="Take a target as it is even if it looks like a whole scene rather than one person.")
+    ] = False,
+    target_camera: Annotated[
+        str | None, typer.Option(help="Camera id of the gallery that filmed the target, where it comes from outside it.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Leads besides those that are in; may exceed the gallery.")] = 20,
+    exact: Annotated[bool, typer.Option(help="Score all eligible videos, not only shortlists.")] = False,
+    camera: Annotated[list[str] | None, typer.Option(help="Only leads of this camera id; may be given again.")] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(help="Only leads in which somebody is seen at or after this time (ISO 8601; of --zone unless it says so)."),
+    ] = None,
+    before: Annotated[str | None, typer.Option(help="Only leads in which somebody is seen before this time.")] = None,
+    zone: Annotated[str, typer.Option(help="Time zone of the times shown, for example Europe/London.")] = SearchSettings.zone,
+    expected_matches: Annotated[
+        float, typer.Option(help="On how many of the eligible videos the person is expected; the prior of probabilities.")
+    ] = SearchSettings.expected_matches,
+    index_version: Annotated[str | None, typer.Option(help="Index version [default: the newest].")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where the gallery's backbone is, if it has moved.")] = None,
+    endpoint: Endpoints = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Ray actors; 0: this process [default: by the gallery's size and cluster].")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    insecure_cluster: InsecureCluster = False,
+    time_limit: Annotated[float, typer.Option(help="Seconds without progress after which decoding a target is given up.")] = 60.0,
+    report: Annotated[bool, typer.Option(help="Write report.html (decodes the shown frames again).")] = True,
+    show_labels: Annotated[bool, typer.Option(help="Mark leads whose label in the gallery is the target's.")] = False,
+    hash_sources: Annotated[
+        bool, typer.Option(help="Put the SHA-256 of each lead's source into the results; reads local sources once.")
+    ] = True,
+    reason: Annotated[str | None, typer.Option(help="Why this is done; goes into the audit log and the report.")] = None,
+    case: Annotated[str | None, typer.Option(help="Case or ticket number; goes into the audit log and the report.")] = None,
+) -> None:
+    """Where and when does the target's person appear? Confirmed and confident leads are in, and search with the target.
+
+    What joins by itself is to be checked like any lead: confirm it or reject it, and follow again. Everything is written to the
+    gallery's audit log, in one record.
+    """
+    SearchSettings(zone=zone)  # raises UsageError
+    settings = SearchSettings(
+        top=top,
+        exact=exact,
+        cameras=tuple(camera or ()),
+        after=parse_time(after, ZoneInfo(zone)),
+        before=parse_time(before, ZoneInfo(zone)),
+        zone=zone,
+        expected_matches=expected_matches,
+    )
+    following = FollowSettings(_ids(confirm), _ids(reject), join_by, least_probability, most_strangers, rounds)
+    if actors is not None and actors < 0:
+        raise UsageError(f"actors must be 0 or more, not {actors}")
+    whom = Whom(parse_box(box), at, boxes, track, whole_picture, target_camera)
+    Sampling(time_limit=time_limit)  # raises UsageError
+    if out is not None:
+        output_folder(out, "results are written")
+    answer = run_search(
+        *(Gallery.open(gallery), [target], settings, reason, case),
+        whom=whom,
+        time_limit=time_limit,
+        backbone=backbone,
+        index_version=index_version,
+        endpoints=endpoint or (),
+        out=out,
+        actors=actors,
+        cluster=Cluster(address, insecure_cluster),
+        following=following,
+    )
+    remarks(answer)
+    (result,) = answer.results
+    print(ranked_list(result, show_labels))
+    print(path_list(result))
+    leave(answer, out, report, show_labels, hash_sources)
+
+
+def path_list(result: SearchResult) -> str:
+    """Where the person was followed to, in the order of time, as a table for a terminal."""
+    if result.followed is None:
+        return ""
+    followed, zone = result.followed, result.settings.zone
+    cameras = {one.video.camera_id for one in followed.appearances} - {None}
+    lines = [
+        f"path of {result.target.video_id}: {len(followed.appearances)} appearances in {len(cameras)} cameras, joined in "
+        f"{followed.rounds} round{'' if followed.rounds == 1 else 's'} ({followed.rule})",
+        f"{'':>4}  {'seen':<38} {'camera':<12} {'video':<36} why",
+    ]
+    for place, one in enumerate(followed.appearances, start=1):
+        when = span_words(*one.video.seen, zone) if one.video.seen else "-"
+        lines.append(f"{place:>4}  {when:<38} {one.video.camera_id or '-':<12} {one.video.video_id:<36} {one.words}")
+    if not followed.rounds and result.leads:
+        lines.append("      nothing joined by itself; confirm leads with --confirm, or see --join-by")
+    lines += [
+        f"two places at once: {one.video_id} (camera {one.camera_id}) and {other.video_id} (camera {other.camera_id}); "
+        f"{'both are in, since they are confirmed' if other.video_id in followed.why else 'the second is not in'}: "
+        "look at both, confirm one and reject the other"
+        for one, other in followed.apart
+    ]
+    return "\n".join(map(printable, lines))
+
+
+def _ids(given: list[str] | None) -> tuple[str, ...]:
+    """The ids that flags name: themselves, as id:VIDEO_ID, or those in @FILE, one a line. Raises UsageError for no such file."""
+    ids: list[str] = []
+    for name in given or ():
+        if not name.startswith("@"):
+            ids.append(name.removeprefix(GALLERY_PREFIX))
+            continue
+        file = resolve(name[1:])
+        if not file.info().is_file:
+            raise UsageError(f"{name[1:]} is no file; @FILE names one with the id of a video on each line")
+        lines = file.read_bytes().decode("utf-8", "replace").splitlines()
+        ids += [line.strip().removeprefix(GALLERY_PREFIX) for line in lines if line.strip()]
+    return tuple(ids)
+
+
+if __name__ == "__main__":
+    run(follow)
