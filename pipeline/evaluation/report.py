@@ -124,7 +124,8 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was judged and how, as (term, words)."""
     settings = document["settings"]
     protocol = [f"part {settings['part']}", f"protocol {settings['protocol']}", f"split {settings['split']}"]
-    pooled = f"top {settings['ratio']:g} of the segment pairs, {settings['aggregate']}; {settings['normalise']} normalisation"
+    share = "all" if settings["ratio"] is None else f"top {settings['ratio']:g}"
+    pooled = f"{share} of the segment pairs, {settings['aggregate']}; {settings['normalise']} normalisation"
     facts = [
         ("Data", f"{document['name']} ({document['data']})"),
         ("Protocol", ", ".join(protocol)),

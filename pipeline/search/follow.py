@@ -127,6 +127,8 @@ class _Scores:
     """
 
     def __init__(self, gallery: Gallery, index: Index, partitions: Partitions, settings: SearchSettings, target: Target) -> None:
+        # The best leads are targets here, once they are in, so they say nothing of the others before that.
+        settings = replace(settings, score=replace(settings.score, neighbours=0))
         self.gallery, self.index, self.partitions, self.settings = gallery, index, partitions, settings
         # Filters are the target's: what may be found does not depend on who else is asked for.
         self.unfiltered = replace(settings, cameras=(), other_cameras=False, after=None, before=None, between=None)
@@ -145,7 +147,7 @@ class _Scores:
 
     def _ask(self, asked: Sequence[Question]) -> list[Shortlist]:
         shortlists = [shortlist(self.index, self.partitions, question, self.settings) for question in asked]
-        scored = score_shortlists(self.partitions, shortlists, self.settings)
+        scored = score_shortlists(self.index, self.partitions, shortlists, self.settings)
         found = [(one.shortlist.videos[: len(one.scores)], one.scores) for one in scored]
         self.questions += asked
         self.rows |= {question.target.video.video_id: len(self.rows) + i for i, question in enumerate(asked)}

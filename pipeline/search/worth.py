@@ -11,6 +11,7 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
+from pipeline.search.neighbours import with_neighbours
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.shortlist import segmented
 from pipeline.search.targets import stored_target
@@ -65,6 +66,9 @@ def _scores_among(gallery: Gallery, index: Index, rows: np.ndarray, videos: pa.T
             if len(targets) == AT_ONCE:
                 flush()
         flush()
+    for place, own in enumerate(scores):
+        others = np.arange(len(rows)) != place
+        own[others] = with_neighbours(index, partitions, rows[others], own[others], score)
     return scores
 
 
