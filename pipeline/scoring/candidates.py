@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.coattention.cohort import CohortStatistics, normalised_logits
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.frame_rows import FileRows, FrameRows
-from pipeline.scoring.scores import TargetEncoding, cached_logits, candidate_logits, sigmoid, video_scores
+from pipeline.scoring.scores import TargetEncoding, candidate_logits, file_logits, sigmoid, video_scores
 from pipeline.settings import ScoreSettings
 
 SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
@@ -62,12 +62,11 @@ class Candidates:
         start = first + np.minimum(nth * self.stride, np.maximum(frames - self.length, 0))
         return torch.from_numpy(start), torch.from_numpy(first + frames - 1)
 
-    def pair_scores(self, target: TargetSegments, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [N, K] against all segments, and which videos are left out, bool [m]: these have no scores."""
-        left = np.zeros(len(self.first), np.bool_)
+    def pair_scores(self, target: TargetSegments, settings: ScoreSettings) -> np.ndarray:
+        """Scores float32 [N, K] against all segments."""
         if isinstance(self.rows, FileRows):
             lie = self.rows, self.first, self.frames, self.segments
-            logits, left = cached_logits(target.encoding, *lie, self.length, self.stride)
+            logits = file_logits(target.encoding, *lie, self.length, self.stride)
         else:
             keys, values, band = self.rows.keys, self.rows.values, self.rows.band
             first, final = (rows.to(keys.device) for rows in self.cut())
@@ -75,19 +74,18 @@ class Candidates:
         logits = logits.T
         if settings.normalise == "cohort" and target.cohort is not None:
             logits = normalised_logits(logits, target.cohort.to(logits.device), self.cohort.to(logits.device))
-        return sigmoid(logits), left
+        return sigmoid(logits)
 
     def scores(self, targets: Sequence[TargetSegments], settings: ScoreSettings) -> np.ndarray:
-        """Video scores float64 [n, m] of each target, in one pass over the frames; NaN where a video is left out."""
+        """Video scores float64 [n, m] of each target, in one pass over the frames."""
         scores = np.empty((len(targets), len(self.first)))
         ends = np.cumsum([len(target) for target in targets])
         joined = targets[0] if len(targets) == 1 else _joined(targets)
         for some in self._parts(int(ends[-1])):
             part = self._part(some)
-            pairs, left = part.pair_scores(joined, settings)
+            pairs = part.pair_scores(joined, settings)
             for row, (end, target) in enumerate(zip(ends, targets, strict=True)):
-                of_target = video_scores(pairs[end - len(target) : end], part.offsets, settings)
-                scores[row, some] = np.where(left, np.nan, of_target)
+                scores[row, some] = video_scores(pairs[end - len(target) : end], part.offsets, settings)
         return scores
 
     def _parts(self, target_segments: int) -> Iterator[slice]:
@@ -112,15 +110,13 @@ class Candidates:
 
 
 def together(parts: Sequence[Candidates]) -> Candidates:
-    """Candidates that lie one after another in the same rows, or all of them in files, as one."""
+    """Candidates whose rows all lie in files, as one."""
     if len(parts) == 1:
         return parts[0]
     first, frames, segments = (np.concatenate([getattr(p, name) for p in parts]) for name in ("first", "frames", "segments"))
     cohort = CohortStatistics(torch.cat([part.cohort.mean for part in parts]), torch.cat([part.cohort.spread for part in parts]))
-    rows = parts[0].rows
-    if filed := [part.rows for part in parts if isinstance(part.rows, FileRows)]:
-        owner = np.repeat(np.arange(len(parts)), [len(part.first) for part in parts])
-        rows = FileRows([files for part in filed for files in part.files], owner)
+    owner = np.repeat(np.arange(len(parts)), [len(part.first) for part in parts])
+    rows = FileRows([files for part in parts if isinstance(part.rows, FileRows) for files in part.rows.files], owner)
     return replace(parts[0], rows=rows, first=first, frames=frames, segments=segments, cohort=cohort)
 
 
