@@ -1,4 +1,3 @@
-import doctest
 import math
 from dataclasses import replace
 
@@ -7,8 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import pipeline.backbone.spec
-import pipeline.training.recipe
 from pipeline.coattention.network import Comparison
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
@@ -353,9 +350,3 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 def test_settings_that_cannot_be_meant_are_refused(term, value):
     with pytest.raises(UsageError, match=term):
         TrainingSettings(**{term: value})
-
-
-@pytest.mark.parametrize("module", [pipeline.training.recipe, pipeline.backbone.spec])
-def test_the_examples_in_docstrings_are_true(module):
-    results = doctest.testmod(module)
-    assert results.attempted > 0 and results.failed == 0
