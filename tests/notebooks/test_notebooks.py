@@ -30,9 +30,9 @@ from pipeline.search.targets import gallery_target
 from pipeline.settings import SearchSettings
 from pipeline.training.checkpoint_files import metrics_table
 from pipeline.training.features import Source
+from pipeline.training.initial_head import StartSettings
 from pipeline.training.run import TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings
 from tests.conftest import add_videos, people_features, threads_of_torch, toy_spec
 
 ROOT = Path(__file__).parents[2]

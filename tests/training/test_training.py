@@ -12,11 +12,11 @@ from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.scoring.scores import video_score
 from pipeline.settings import ScoreSettings
 from pipeline.training.features import FeatureSet, Source, load_features, matched_people, split_identities
+from pipeline.training.initial_head import StartSettings, identity_start
 from pipeline.training.loop import learning_rate, train, validate
 from pipeline.training.losses import attention_loss, pair_loss, ranking_loss, triplet_loss, video_logits
 from pipeline.training.sampler import Sampler
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings, identity_start
 from pipeline.training.validation import coattention_scores, mean_scores, quality
 from tests.conftest import add_videos, people_features, toy_spec
 
