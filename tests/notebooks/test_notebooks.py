@@ -20,13 +20,10 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
+import pipeline
 from jobs.evaluate import evaluate
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.index.build import build_index
-from pipeline.search.partitions import opened_partitions
-from pipeline.search.results import write_results
-from pipeline.search.search import search
-from pipeline.search.targets import gallery_target
 from pipeline.settings import SearchSettings
 from pipeline.training.checkpoint_files import metrics_table
 from pipeline.training.features import Source
@@ -88,11 +85,9 @@ def run_here(notebook: Path, **parameters: Any) -> set[str]:
 
 
 def search_gallery(gallery: Gallery, targets: list[str], folder: Path, settings: SearchSettings) -> Path:
-    """Index the gallery and search it; returns the path of results.parquet."""
-    index = build_index(gallery)
-    with opened_partitions(gallery, index, actors=0) as partitions:
-        found = [search(gallery, index, partitions, gallery_target(gallery, target), settings) for target in targets]
-    write_results(found, folder)
+    """Index the gallery and search it as a person does, which leaves a record; returns the path of results.parquet."""
+    build_index(gallery)
+    pipeline.search_gallery(gallery, [f"id:{target}" for target in targets], settings).write(str(folder), report=False)
     return folder / "results.parquet"
 
 
