@@ -17,9 +17,9 @@ import typer
 
 from jobs.command_line import run
 from pipeline.training.features import Source, load_features, split_identities
+from pipeline.training.initial_head import StartSettings, identity_start
 from pipeline.training.loop import Metrics, train, validate
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings, identity_start
 
 OFF = {
     "pair loss": {"pair_weight": 0.0},

@@ -6,6 +6,7 @@ So that footage without boxes can be learned from (jobs.distil) or searched: nam
 links are the simplest there are and break where people cross; a product's tracker does better. Needs the package openvino.
 """
 
+import importlib
 import json
 import sys
 import time
@@ -21,7 +22,6 @@ from jobs.command_line import run
 from pipeline.decoding.opening import open_files
 from pipeline.decoding.readers import reader_of
 from pipeline.decoding.sampling import Sampling
-from pipeline.distillation.teachers import import_openvino
 from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.storage.location import canonical_uri, resolve
 
@@ -86,7 +86,7 @@ def main(
     least_height: Annotated[int, typer.Option(help="Least height of a person, in pixels.")] = 60,
 ) -> None:
     """Write a boxes file of the people in a video."""
-    openvino = import_openvino()
+    openvino = _openvino()
     if not detector.is_file():
         raise UsageError(f"there is no detector {detector}")
     network, tracks, rows, began = openvino.Core().compile_model(str(detector), "CPU"), Tracks(), [], time.monotonic()
@@ -107,6 +107,14 @@ def main(
     seconds = time.monotonic() - began
     print(f"{out}: {len(rows)} boxes of {tracks.begun} tracks in {number + 1} frames, {(number + 1) / seconds:.0f} frames/s")
     print(json.dumps({"boxes": len(rows), "tracks": tracks.begun, "frames": number + 1, "seconds": round(seconds, 1)}))
+
+
+def _openvino() -> Any:
+    """OpenVINO, which nothing else here needs. Raises UsageError where it is not installed."""
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise UsageError("networks in OpenVINO's format need the package openvino: pip install openvino") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Teach a small backbone by larger ones on unlabelled footage: python -m jobs.distil --data INPUT --teacher T.onnx --out W"""
+"""Teach a small backbone by a larger one on unlabelled footage: python -m jobs.distil --data INPUT --teacher T.onnx --out W"""
 
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.loop import DistillationSettings, hints_phase, whole_phase
 from pipeline.distillation.run import Outcome, PoolSettings, distil
-from pipeline.distillation.teachers import HintTeacher, load_vector_teacher
+from pipeline.distillation.teacher import HintTeacher
 from pipeline.errors import UsageError
 from pipeline.training.loop import Metrics
 
@@ -24,12 +24,8 @@ def main(
         list[str],
         typer.Option(help="What jobs.ingest takes (folder, prefix, manifest, video) or a data set (mars:PATH); may be repeated."),
     ],
-    teacher: Annotated[str, typer.Option(help="OSNet in ONNX with its sidecar; its inner maps teach the student's trunk.")],
+    teacher: Annotated[str, typer.Option(help="OSNet in ONNX with its sidecar; its inner maps teach the student.")],
     out: Annotated[str, typer.Option(help="Local folder for the pool, checkpoints, metrics.csv and the backbone.")],
-    second_teacher: Annotated[
-        str | None,
-        typer.Option(help="OpenVINO network (.xml) or backbone (.onnx) whose vectors teach a branch of the student."),
-    ] = None,
     name: Annotated[str, typer.Option(help="Name of the backbone; OUT/NAME.onnx is written.")] = "distilled_osnet",
     minutes_hints: Annotated[float, typer.Option(help="Minutes in which every part learns on its own, on crops.", min=0)] = 20.0,
     minutes_whole: Annotated[float, typer.Option(help="Minutes in which the whole learns, on whole frames.", min=0)] = 30.0,
@@ -37,7 +33,6 @@ def main(
     rate_whole: Annotated[float, typer.Option(help="Largest learning rate of the second phase.")] = 1e-3,
     batch_hints: Annotated[int, typer.Option(help="Crops a step of the first phase.", min=2)] = 32,
     batch_whole: Annotated[int, typer.Option(help="Frames a step of the second phase.", min=2)] = 32,
-    branch_width: Annotated[int, typer.Option(help="Channels of the branch for the second teacher.", min=4)] = 192,
     pool: Annotated[int, typer.Option(help="Augmented images to learn from; 98 kB of disk each.", min=1)] = 24_000,
     frames: Annotated[int, typer.Option(help="Most frames kept of a candidate; 98 kB of disk each.", min=1)] = 12,
     sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 2.0,
@@ -52,7 +47,7 @@ def main(
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: one a core].", min=1)] = None,
     endpoint: Endpoints = None,
 ) -> None:
-    """Distil an OSNet into a student of the same channels, with a second teacher into a branch of it, and export it to ONNX.
+    """Distil an OSNet into a student of the same channels, and export it to ONNX.
 
     No labels are needed; person_id, where it is given, decides who is held out. Run again, it goes on where it was killed. The
     backbone goes wherever a backbone's path is asked for: python -m jobs.ingest INPUT --backbone OUT/NAME.onnx --gallery G
@@ -66,7 +61,6 @@ def main(
     settings = DistillationSettings(
         (hints_phase(minutes_hints, rate_hints, batch_hints), whole_phase(minutes_whole, rate_whole, batch_whole)),
         seed,
-        branch_width,
     )
     pool_settings = PoolSettings(
         pool, frames, held_out_share, shares=tuple(share or ()), sampling=Sampling(rate=sample_rate), seed=seed
@@ -78,7 +72,6 @@ def main(
         Path(folder.path),
         name,
         HintTeacher(teacher, threads),
-        load_vector_teacher(second_teacher) if second_teacher is not None else None,
         pool_settings,
         settings,
         about,
@@ -112,8 +105,8 @@ def describe_metrics(metrics: Metrics) -> str:
 
 
 def _agreement(metrics: Metrics) -> str:
-    found = [f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in ("first_teacher", "second_teacher") if name in metrics]
-    return f"held-out cosine with {', '.join(found)}" if found else "no labelled people held out"
+    found = metrics.get("teacher")
+    return "no labelled people held out" if found is None else f"held-out cosine with the teacher {found:.4f}"
 
 
 def describe(outcome: Outcome) -> str:

@@ -11,12 +11,12 @@ from pipeline.cluster import Cluster, cluster_is_named
 from pipeline.storage.location import Location
 from pipeline.training.checkpoint import Checkpoint, newest_checkpoint
 from pipeline.training.galleries import labelled_galleries
+from pipeline.training.initial_head import StartSettings
 from pipeline.training.loop import Metrics
 from pipeline.training.outcome import write_head
 from pipeline.training.recipe import TERMS, read_recipe
 from pipeline.training.run import TrainingPlan, available_device, run_training
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings
 
 Data = Annotated[
     list[str],

@@ -15,11 +15,11 @@ from pipeline.backbone.spec import DEFAULT
 from pipeline.cluster import Cluster
 from pipeline.training.end_to_end import BATCH, batch_size, frames_folder, run_end_to_end, start_network
 from pipeline.training.galleries import labelled_galleries
+from pipeline.training.initial_head import StartSettings
 from pipeline.training.outcome import write_backbone, write_head
 from pipeline.training.recipe import read_recipe
 from pipeline.training.run import TrainingPlan, available_device
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings
 
 NAME = "osnet_x0_25_trained"
 

@@ -15,6 +15,9 @@ def segment_starts(frames: int, length: int, stride: int) -> NDArray[np.int64]:
     frames: number of frames of the video; length: frames a segment; stride: frames between two starts.
     Returns int64 [segments], strictly ascending. Raises UsageError for length or stride below 1, PipelineError for
     frames below 1.
+
+    >>> segment_starts(19, length=8, stride=4).tolist()
+    [0, 4, 8, 11]
     """
     if length < 1:
         raise UsageError(f"a segment needs at least 1 frame, not {length}")
@@ -33,6 +36,9 @@ def segment_frames(starts: ArrayLike, length: int, frames: int) -> NDArray[np.in
     Numbers past the end are the last frame's: a video shorter than a segment is padded by repeating its last frame.
 
     starts: integers [segments] as `segment_starts` gives them. Raises as `segment_starts` does.
+
+    >>> segment_frames(segment_starts(3, length=4, stride=2), length=4, frames=3).tolist()
+    [[0, 1, 2, 2]]
     """
     if length < 1:
         raise UsageError(f"a segment needs at least 1 frame, not {length}")

@@ -40,6 +40,11 @@ def seen_daily(first: pa.ChunkedArray, last: pa.ChunkedArray, opens: time, close
 
     first, last: timestamp[us, UTC]; null gives False. The window goes over midnight where closes is before opens. Raises
     UsageError for a zone that the time zone database lacks.
+
+    >>> seen = [datetime(2026, 7, 1, hour, 30, tzinfo=UTC) for hour in (6, 20)]
+    >>> first = last = pa.chunked_array([pa.array(seen, TIME)])
+    >>> seen_daily(first, last, time(22), time(6), "Europe/Berlin").tolist()  # two hours ahead of UTC in July
+    [False, True]
     """
     start, end = (np.asarray(pc.fill_null(times.cast(pa.int64()), 0)) for times in (first, last))
     window = _microseconds(opens), (_microseconds(closes) - _microseconds(opens)) % DAY

@@ -31,7 +31,10 @@ def check_name(name: str, taken: Sequence[str] = ()) -> None:
 
 
 def scaled_features(network: OSNet, scale: Tensor) -> OSNet:
-    """A copy whose trunk's vector is multiplied by `scale`, positive, float32 [features]: merged into its last normalisation."""
+    """A copy whose features, before they have length 1, are multiplied by `scale`, positive, float32 [D].
+
+    The scale is merged into the last normalisation.
+    """
     if not bool((scale > 0).all()):
         raise ValueError("only positive scales pass through the ReLU behind the normalisation")
     network = copy.deepcopy(network)
@@ -55,7 +58,7 @@ def export_backbone(network: OSNet, preprocessing: BackboneSpec, path: str | Pat
     if not difference <= TOLERANCE:
         raise PipelineError(f"the exported {path.name} differs by {difference:.1e} from the network it was made from")
     names = ("height", "width", "channels", "scale", "mean", "std")
-    sidecar = {name: getattr(preprocessing, name) for name in names} | {"dim": network.config.feature_width, **about}
+    sidecar = {name: getattr(preprocessing, name) for name in names} | {"dim": network.config.features, **about}
     resolve(path.with_suffix(".json")).write_atomically((json.dumps(sidecar, indent=1) + "\n").encode())
     resolve(path).write_atomically(content)
     return difference

@@ -1,36 +1,27 @@
 """OSNet in torch: the omni-scale network (Zhou et al., ICCV 2019) that is trained here and that its authors publish.
 
 A block sees its input through streams of 1, 2, 3 and 4 stacked 3 x 3 convolutions and lets one small gate, shared by the streams,
-weigh their channels. A side branch may give a second feature vector from the middle of the network, for a second teacher. Sizes
-in the shape comments: n frames, c channels, h x w pixels.
+weigh their channels. Sizes in the shape comments: n frames, c channels,
+h x w pixels.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class OSNetConfig:
-    """widths: channels after the first convolution and after each of the three stages. features: width of the trunk's vector.
+    """widths: channels after the first convolution and after each of the three stages. features: D, width of a frame feature.
 
-    branch_width: channels of the side branch, which leaves after the second stage, 0 for none; branch_features: of its vector.
-    unit_length: whether each vector is divided by its length, as all networks made here do and the published ones do not.
+    unit_length: whether it is divided by its length, as all networks made here do and the published ones do not.
     """
 
     widths: tuple[int, int, int, int] = (16, 64, 96, 128)
     features: int = 512
-    branch_width: int = 0
-    branch_features: int = 256
     unit_length: bool = True
-
-    @property
-    def feature_width(self) -> int:
-        """D, width of a frame feature."""
-        return self.features + (self.branch_features if self.branch_width else 0)
 
 
 def convolution(inside: int, outside: int, size: int = 1, stride: int = 1, active: bool = True) -> nn.Sequential:
@@ -74,8 +65,8 @@ class OmniScaleBlock(nn.Module):
 class OSNet(nn.Module):
     """Frames, float32 [n, 3, h, w], h and w multiples of 16 -> frame features, float32 [n, D].
 
-    A frame feature is the trunk's vector followed by the branch's, each of length 1 where `unit_length` says so. `parts` are the
-    trunk's blocks and the layers between them in order, by name; distillation teaches each of them on its own.
+    A frame feature is of length 1 where `unit_length` says so. `parts` are the blocks and the layers between them in order, by
+    name; distillation teaches each of them on its own.
     """
 
     def __init__(self, config: OSNetConfig | None = None) -> None:
@@ -94,37 +85,14 @@ class OSNet(nn.Module):
                 stage3a=OmniScaleBlock(third, fourth),
                 stage3b=OmniScaleBlock(fourth, fourth),
                 last=convolution(fourth, fourth),
-                feature=_vector(fourth, self.config.features, active=True),
+                feature=_vector(fourth, self.config.features),
             )
         )
-        width = self.config.branch_width
-        self.branch = (
-            nn.Sequential(
-                OmniScaleBlock(third, width),
-                OmniScaleBlock(width, width),
-                convolution(width, 2 * width),
-                _vector(2 * width, self.config.branch_features, active=False),
-            )
-            if width
-            else None
-        )
-
-    def vectors(self, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The trunk's vectors [n, features] and the branch's [n, branch_features], as they are."""
-        x, branch = frames, None
-        for name, part in self.parts.named_children():
-            x = part(x)
-            if name == "down2" and self.branch is not None:
-                branch = self.branch(x)
-        return x, branch
 
     def forward(self, frames: Tensor) -> Tensor:
-        vectors = [vector for vector in self.vectors(frames) if vector is not None]
-        if self.config.unit_length:
-            vectors = [F.normalize(vector, dim=1) for vector in vectors]
-        return torch.cat(vectors, dim=1)  # [n, D]
+        features = self.parts(frames)
+        return F.normalize(features, dim=1) if self.config.unit_length else features  # [n, D]
 
 
-def _vector(inside: int, outside: int, active: bool) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, outside), nn.BatchNorm1d(outside)]
-    return nn.Sequential(*layers, *([nn.ReLU()] if active else []))
+def _vector(inside: int, outside: int) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, outside), nn.BatchNorm1d(outside), nn.ReLU())

@@ -33,7 +33,7 @@ def shipped_network(name: str) -> "OSNet":
 
 
 def read_network(path: Path) -> "OSNet":
-    """An OSNet without a side branch from its safetensors file, in eval mode. Raises PipelineError, with the path."""
+    """An OSNet from its safetensors file, in eval mode. Raises PipelineError, with the path."""
     import safetensors
     import safetensors.torch
 

@@ -209,6 +209,9 @@ def posterior(llrs: ArrayLike, eligible: int, expected_matches: float = 1.0) -> 
     eligible: videos that passed the filters. expected_matches: how many of them the person is expected on; prior odds are
     expected_matches / max(eligible - expected_matches, 1). Every video is judged on its own evidence: a person may be on several,
     so the probabilities need not add up to 1. Raises UsageError for expected_matches that are not above 0.
+
+    >>> posterior([0.0, 10.0], eligible=1001).round(3).tolist()  # no evidence, and odds of 22,026 to 1
+    [0.001, 0.957]
     """
     check_expected_matches(expected_matches)
     return sigmoid(np.asarray(llrs, np.float64) + math.log(expected_matches / max(eligible - expected_matches, 1.0)))

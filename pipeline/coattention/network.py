@@ -131,6 +131,10 @@ class Coattention(nn.Module):
         Leading sizes broadcast: [N, d_k] with [N, T, d_k] is each segment under its own query vector,
         [N, 1, d_k] with [K, T, d_k] is every pair, [N, K, T]. lengths: int64 [...], the frames at a segment's start that are
         real, at least 1; padding after them gets 0. Without it, all frames are real.
+
+        >>> network = Coattention(CoattentionConfig(feature_width=4, key_width=2, value_width=2))
+        >>> network.attention(torch.zeros(1, 2), torch.ones(1, 4, 2), lengths=torch.tensor([2])).tolist()
+        [[0.5, 0.5, 0.0, 0.0]]
         """
         heat = torch.einsum("...d,...td->...t", query_vectors, keys)  # [..., T]
         return _softmax(self.slackened(heat), lengths)

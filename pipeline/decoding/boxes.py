@@ -117,6 +117,9 @@ def clip_box(
 
     box: (x, y, w, h) in pixels, finite; edges go to the nearest pixel edge. None when less than min_side x min_side
     pixels of it lie inside.
+
+    >>> clip_box((-10, 20.4, 30, 50), width=64, height=48)
+    (0, 20, 20, 48)
     """
     x, y, w, h = (float(value) for value in box)
     x0, x1 = (math.floor(min(max(edge, 0.0), width) + 0.5) for edge in (x, x + w))

@@ -69,6 +69,10 @@ class Ticks:
     """Which frames are looked at: of each 1/rate seconds of video, counted from its first frame, the first frame.
 
     Decided from the frames' own times, so a variable frame rate is sampled evenly in time.
+
+    >>> ticks = Ticks(rate=2.0)
+    >>> [time_s for time_s in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0) if ticks.take(time_s)]
+    [0.0, 0.6, 1.0]
     """
 
     def __init__(self, rate: float) -> None:

@@ -1,5 +1,5 @@
-"""A small backbone taught by larger or foreign ones: OSNet from an ONNX teacher's inner maps, layer by layer.
+"""A small backbone taught by a larger one: OSNet from an ONNX teacher's inner maps, layer by layer.
 
 The way of the data: people (frames of candidate videos) -> frame_augmentation and pool (the images that are learned from) ->
-teachers (what they make of an image) -> hints (the losses) -> loop (two phases) -> `pipeline.backbone.export` (an ONNX backbone).
+teacher (what it makes of an image) -> hints (the losses) -> loop (two phases) -> `pipeline.backbone.export` (an ONNX backbone).
 """

@@ -1,6 +1,6 @@
-"""Augmentation of single frames for distillation: `pipeline.training.augmentation`, and what only teachers can judge.
+"""Augmentation of single frames for distillation: `pipeline.training.augmentation`, and what only a teacher can judge.
 
-The teachers say what is right for whatever they are shown, so that a person need not stay the same person: clothes may change
+A teacher says what is right for whatever it is shown, so that a person need not stay the same person: clothes may change
 their colour, and one person's upper body may stand on another's legs. Frames are uint8 [h, w, 3], RGB.
 """
 

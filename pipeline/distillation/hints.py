@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.backbone.osnet import OmniScaleBlock, OSNet
-from pipeline.distillation.teachers import FEATURE
+from pipeline.distillation.teacher import FEATURE
 
 STREAMS = 4
 
@@ -87,20 +87,15 @@ def _inside_block(name: str, block: OmniScaleBlock, before: Tensor, hints: Maps)
     return loss, F.relu(block.expand(torch.stack(gated).sum(dim=0)) + block.shortcut(before))
 
 
-def whole_losses(student: OSNet, pixels: Tensor, hints: Maps, second: Tensor | None) -> dict[str, Tensor]:
-    """The student end to end against the maps and the feature, and its branch against the second teacher's vectors.
+def whole_losses(student: OSNet, pixels: Tensor, hints: Maps) -> dict[str, Tensor]:
+    """The student end to end against the maps and the feature.
 
-    second: float32 [n, branch_features], given if and only if the student has a branch. "...table" compares the batch's tables of
-    cosines: which frames are alike.
+    "...table" compares the batch's tables of cosines: which frames are alike.
     """
     losses, x = {}, pixels
     for name, part in student.parts.named_children():
         x = part(x)
         losses[name] = F.mse_loss(x, hints[name])
-        if name == "down2" and student.branch is not None and second is not None:
-            branch = student.branch(x)
-            losses["branch.cosine"] = cosine_loss(branch, second)
-            losses["branch.table"] = table_loss(branch, second)
     losses[f"{FEATURE}.cosine"] = cosine_loss(x, hints[FEATURE])
     losses[f"{FEATURE}.table"] = table_loss(x, hints[FEATURE])
     return losses
@@ -112,6 +107,6 @@ def cosine_loss(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def table_loss(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean squared difference of the two n x n tables of cosines; the widths of [n, d] and [n, e] may differ."""
+    """Mean squared difference of the two n x n tables of cosines, of [n, d] each."""
     ours, theirs = F.normalize(ours), F.normalize(theirs)
     return F.mse_loss(ours @ ours.T, theirs @ theirs.T)

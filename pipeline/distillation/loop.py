@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.backbone.osnet import OSNet
 from pipeline.backbone.spec import normalise_pixels
 from pipeline.distillation.hints import channel_scales, divided, part_losses, whole_losses
-from pipeline.distillation.teachers import FEATURE, HintTeacher
+from pipeline.distillation.teacher import FEATURE, HintTeacher
 from pipeline.errors import PipelineError, UsageError
 from pipeline.training.loop import Metrics
 
@@ -51,20 +51,16 @@ def hints_phase(minutes: float = 20.0, learning_rate: float = 6e-3, batch: int =
 
 def whole_phase(minutes: float = 30.0, learning_rate: float = 1e-3, batch: int = 32) -> Phase:
     """The second phase: vectors and tables of cosines, hints with a small weight."""
-    weights = {FEATURE: 2.0, f"{FEATURE}.cosine": 8.0, f"{FEATURE}.table": 10.0, "branch.cosine": 5.2, "branch.table": 3.0}
+    weights = {FEATURE: 2.0, f"{FEATURE}.cosine": 8.0, f"{FEATURE}.table": 10.0}
     return Phase(minutes, learning_rate, batch, False, weights, 0.3)
 
 
 @dataclass(frozen=True)
 class DistillationSettings:
-    """phases: one after another. note_every: seconds of learning between checkpoints. clip: largest norm of a gradient.
-
-    branch_width: channels of the side branch that the second teacher teaches.
-    """
+    """phases: one after another. note_every: seconds of learning between checkpoints. clip: largest norm of a gradient."""
 
     phases: tuple[Phase, ...] = field(default_factory=lambda: (hints_phase(), whole_phase()))
     seed: int = 0
-    branch_width: int = 192
     weight_decay: float = 1e-4
     clip: float = 5.0
     note_every: float = 60.0
@@ -76,9 +72,9 @@ class DistillationSettings:
 
 
 class Distillation:
-    """A student, its teachers and how far it is.
+    """A student, its teacher and how far it is.
 
-    pool: uint8 [p, 256, 128, 3], RGB. second: float32 [p, branch_features], the second teacher's vectors of the pool, or None.
+    pool: uint8 [p, 256, 128, 3], RGB.
     number, step, seconds: the phase, and in it the steps made and the time learned; all of it is in a checkpoint.
     """
 
@@ -86,20 +82,16 @@ class Distillation:
         self,
         teacher: HintTeacher,
         pool: np.ndarray,
-        second: np.ndarray | None = None,
         settings: DistillationSettings | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings = settings or DistillationSettings()
-        self.teacher, self.pool, self.second, self.device = teacher, pool, second, torch.device(device)
+        self.teacher, self.pool, self.device = teacher, pool, torch.device(device)
         if len(pool) < max(phase.batch for phase in self.settings.phases):
             raise UsageError(f"a pool of {len(pool)} images is smaller than a batch")
-        sizes = teacher.student_sizes(
-            0 if second is None else self.settings.branch_width, 0 if second is None else second.shape[1]
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            self.student = OSNet(sizes).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.student = OSNet(teacher.student_sizes()).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.scales = channel_scales(teacher.maps(normalise_pixels(pool[:SCALE_FRAMES], teacher.spec)))
         self.number = 0
         self.begin_phase()
@@ -127,8 +119,7 @@ class Distillation:
     def learn(self) -> dict[str, float]:
         """One step. Returns the losses, unweighted, by name. Raises PipelineError when they are no longer finite."""
         phase = self.phase
-        rows = self._rows()
-        frames = self.pool[rows]
+        frames = self.pool[self._rows()]
         if phase.parts:
             rng = np.random.default_rng([self.settings.seed, self.number, self.step, 1])
             height, width = frames.shape[1] // 2, frames.shape[2] // 2
@@ -138,11 +129,7 @@ class Distillation:
         hints = divided(self.teacher.maps(pixels), self.scales, self.device)
         x = torch.from_numpy(pixels).to(self.device).to(memory_format=torch.channels_last)
         self._train()
-        if phase.parts:
-            losses = part_losses(self.student, x, hints)
-        else:
-            second = None if self.second is None else torch.from_numpy(self.second[rows].copy()).to(self.device)
-            losses = whole_losses(self.student, x, hints, second)
+        losses = (part_losses if phase.parts else whole_losses)(self.student, x, hints)
         loss = torch.stack([phase.weights.get(name, phase.hint_weight) * value for name, value in losses.items()]).sum()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
@@ -160,8 +147,7 @@ class Distillation:
     def _train(self) -> None:
         """Training mode; each batch normalisation on its running statistics once they have settled.
 
-        The teacher's are fixed, and on a batch's own statistics no student can follow it: the error stayed ten times as high. The
-        count is the layer's own, since a branch begins to learn in the second phase.
+        The teacher's are fixed, and on a batch's own statistics no student can follow it: the error stayed ten times as high.
         """
         self.student.train()
         for module in self.student.modules():
@@ -176,36 +162,30 @@ class Distillation:
         start = int(order[self.step % batches]) * batch
         return slice(start, start + batch)
 
-    def vectors(self, frames: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """The student's vectors of frames, uint8 [n, h, w, 3], RGB, in eval mode: on the teacher's scale, and the branch's."""
+    def vectors(self, frames: np.ndarray) -> Tensor:
+        """The student's vectors of frames, uint8 [n, h, w, 3], RGB, in eval mode: float32 [n, D] on the teacher's scale."""
         self.student.eval()
-        trunk, branch = [], []
+        found = []
         with torch.inference_mode():
             for start in range(0, len(frames), EVALUATED):
                 pixels = torch.from_numpy(normalise_pixels(frames[start : start + EVALUATED], self.teacher.spec))
-                x, y = self.student.vectors(pixels.to(self.device).to(memory_format=torch.channels_last))
-                trunk.append(x.cpu() * self.scales[FEATURE])
-                branch += [] if y is None else [y.cpu()]
-        return torch.cat(trunk), torch.cat(branch) if branch else None
+                vectors = self.student.parts(pixels.to(self.device).to(memory_format=torch.channels_last))
+                found.append(vectors.cpu() * self.scales[FEATURE])
+        return torch.cat(found)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Frames of people that are not learned from, uint8 [n, 256, 128, 3], and what the teachers make of them, float32 [n, D]."""
+    """Frames of people that are not learned from, uint8 [n, 256, 128, 3], and what the teacher makes of them, float32 [n, D]."""
 
     frames: np.ndarray
-    first: np.ndarray
-    second: np.ndarray | None = None
+    taught: np.ndarray
 
     def agreement(self, work: Distillation) -> Metrics:
-        """Mean cosine of the student's vectors and each teacher's; nothing without frames."""
+        """Mean cosine of the student's vectors and the teacher's; nothing without frames."""
         if len(self.frames) == 0:
             return {}
-        trunk, branch = work.vectors(self.frames)
-        found = {"first_teacher": F.cosine_similarity(trunk, torch.from_numpy(self.first)).mean().item()}
-        if branch is not None and self.second is not None:
-            found["second_teacher"] = F.cosine_similarity(branch, torch.from_numpy(self.second)).mean().item()
-        return found
+        return {"teacher": F.cosine_similarity(work.vectors(self.frames), torch.from_numpy(self.taught)).mean().item()}
 
 
 def run_phases(

@@ -1,4 +1,4 @@
-"""The pool: augmented frames that the student learns from, and what the second teacher makes of them, memory-mapped on disk.
+"""The pool: augmented frames that the student learns from, memory-mapped on disk.
 
 Image i follows from the seed and i alone, so a pool that was killed half-made goes on as if nothing had been.
 """
@@ -11,7 +11,6 @@ import numpy as np
 
 from pipeline.distillation.frame_augmentation import augment_frame
 from pipeline.distillation.people import People
-from pipeline.distillation.teachers import VectorTeacher
 from pipeline.errors import UsageError
 from pipeline.storage.location import new_array, resolve
 
@@ -43,13 +42,6 @@ def build_pool(
         return np.stack([augment_frame(frame_of(rng), frame_of(rng), rng) for rng in rngs])
 
     return fill_rows(folder / "frames.npy", (count, *people.chunks[0].shape[1:]), np.dtype(np.uint8), images, report)
-
-
-def teach_pool(pool: np.ndarray, teacher: VectorTeacher, folder: Path, report: Report) -> np.ndarray:
-    """second_teacher.npy: the second teacher's vectors of the pool's frames, float32 [n, dim], memory-mapped."""
-    shape = (len(pool), teacher.dim)
-    path = folder / "second_teacher.npy"
-    return fill_rows(path, shape, np.dtype(np.float32), lambda start, stop: teacher.vectors(pool[start:stop]), report)
 
 
 def fill_rows(

@@ -1,6 +1,6 @@
-"""A distillation from footage to backbone: people, pool, the second teacher's vectors, the loop, the export.
+"""A distillation from footage to backbone: people, pool, the loop, the export.
 
-OUT/pool/     frames of people, the pool, the second teacher's vectors of it: arrays that are memory-mapped
+OUT/pool/     frames of people and the pool: arrays that are memory-mapped
 OUT/run/      checkpoints
 OUT/NAME.onnx and its sidecar, when all is done
 """
@@ -20,8 +20,8 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.checkpoint import Checkpoints, claim
 from pipeline.distillation.loop import EVALUATED, Distillation, DistillationSettings, HeldOut, run_phases
 from pipeline.distillation.people import People, gather_people
-from pipeline.distillation.pool import build_pool, teach_pool
-from pipeline.distillation.teachers import FEATURE, HintTeacher, VectorTeacher
+from pipeline.distillation.pool import build_pool
+from pipeline.distillation.teacher import FEATURE, HintTeacher
 from pipeline.errors import UsageError
 from pipeline.storage.hashing import json_sha256
 from pipeline.training.loop import Metrics
@@ -72,7 +72,6 @@ def distil(
     out: Path,
     name: str,
     teacher: HintTeacher,
-    second_teacher: VectorTeacher | None = None,
     pool_settings: PoolSettings | None = None,
     settings: DistillationSettings | None = None,
     about: dict[str, Any] | None = None,
@@ -81,18 +80,17 @@ def distil(
 ) -> Outcome:
     """Teach a student on the people in these catalogs and write OUT/NAME.onnx. Run again, it goes on where it was killed.
 
-    report: called with what is done ("videos", "pool", "second teacher"), how far it is and how far it goes. about: what else the
-    sidecar says. Raises UsageError when `out` holds a distillation of other data, teachers or settings, and as its stages do.
+    report: called with what is done ("videos", "pool"), how far it is and how far it goes. about: what else the
+    sidecar says. Raises UsageError when `out` holds a distillation of other data, teacher or settings, and as its stages do.
     """
     pool_settings, settings = pool_settings or PoolSettings(), settings or DistillationSettings()
     shares = pool_settings.shares or (1.0,) * len(catalogs)
     if len(shares) != len(catalogs):
         raise UsageError(f"there are {len(shares)} shares of the pool for {len(catalogs)} inputs; give one for each")
-    teachers = [teacher.spec.identity, *([second_teacher.sha256] if second_teacher else [])]
     pool_fields = asdict(pool_settings)
     del pool_fields["sampling"]["endpoints"]  # who was asked for the videos makes no other pool
-    claim(out / "pool", {"data": _fingerprint(catalogs), "pool settings": pool_fields, "teachers": teachers})
-    claim(out / "run", {"settings": asdict(settings), "teachers": teachers})
+    claim(out / "pool", {"data": _fingerprint(catalogs), "pool settings": pool_fields, "teacher": teacher.spec.identity})
+    claim(out / "run", {"settings": asdict(settings), "teacher": teacher.spec.identity})
 
     people = gather_people(
         catalogs,
@@ -111,11 +109,7 @@ def distil(
         shares,
         lambda done, total: report("pool", done, total),
     )
-    second = None
-    if second_teacher is not None:
-        second = teach_pool(pool, second_teacher, out / "pool", lambda done, total: report("second teacher", done, total))
-
-    work = Distillation(teacher, pool, second, settings, available_device())
+    work = Distillation(teacher, pool, settings, available_device())
     checkpoints = Checkpoints(out)
     checkpoints.restore(work)
 
@@ -123,22 +117,23 @@ def distil(
         checkpoints.save(work, metrics)
         report_metrics(metrics)
 
-    run_phases(work, _held_out(people, held_out, pool_settings.held_out_frames, teacher, second_teacher), keep)
+    run_phases(work, _held_out(people, held_out, pool_settings.held_out_frames, teacher), keep)
     path = out / f"{name}.onnx"
     student = scaled_features(work.student, work.scales[FEATURE])
-    difference = export_backbone(student, teacher.spec, path, {"name": name, "teachers": teachers, **(about or {})})
+    about = {"name": name, "teachers": [teacher.spec.identity], **(about or {})}
+    difference = export_backbone(student, teacher.spec, path, about)
     return Outcome(path, len(learning), len(held_out), people.rejected, checkpoints.history, difference)
 
 
-def _held_out(people: People, places: Sequence[int], most: int, teacher: HintTeacher, second: VectorTeacher | None) -> HeldOut:
+def _held_out(people: People, places: Sequence[int], most: int, teacher: HintTeacher) -> HeldOut:
     rows = [(place, number) for place in places for number in range(people.candidates[place].frames)]
     chosen = [rows[round(at)] for at in np.linspace(0, len(rows) - 1, min(most, len(rows))).tolist()]
     if not chosen:
         return HeldOut(np.empty((0, 256, 128, 3), np.uint8), np.empty((0, 0), np.float32))
     frames = np.stack([people.frame(*row) for row in chosen])
     batches = [frames[start : start + EVALUATED] for start in range(0, len(frames), EVALUATED)]
-    first = np.concatenate([teacher.maps(normalise_pixels(batch, teacher.spec))[FEATURE] for batch in batches])
-    return HeldOut(frames, first, second.vectors(frames) if second else None)
+    taught = np.concatenate([teacher.maps(normalise_pixels(batch, teacher.spec))[FEATURE] for batch in batches])
+    return HeldOut(frames, taught)
 
 
 def _fingerprint(catalogs: Sequence[Catalog]) -> str:

@@ -60,6 +60,9 @@ def left_out(same: ArrayLike, camera: ArrayLike, other_camera: ArrayLike) -> Boo
     """Which pairs of videos must not count, by the field's rule: one person under one camera that is known.
 
     same: bool, whether both show one person; camera, other_camera: numbers, below 0 for one that is not known. They broadcast.
+
+    >>> left_out([True, True, True, False], [3, 3, -1, 3], [3, 4, -1, 3]).tolist()
+    [True, False, False, False]
     """
     return np.asarray(same, np.bool_) & (np.asarray(camera) == other_camera) & (np.asarray(camera) >= 0)
 
@@ -85,7 +88,14 @@ def query_figures(scores: ArrayLike, valid: ArrayLike, same: ArrayLike) -> Query
 
 
 def ranking_quality(figures: QueryFigures, ranks: Sequence[int] = RANKS) -> RankingQuality:
-    """Means over queries. Raises ValueError when no query has a match."""
+    """Means over queries. Raises ValueError when no query has a match.
+
+    >>> scores = [[0.9, 0.8, 0.1], [0.2, 0.3, 0.7]]
+    >>> same = [[False, True, True], [False, False, True]]
+    >>> quality = ranking_quality(query_figures(scores, np.ones((2, 3), bool), same), ranks=(1,))
+    >>> quality.cmc, round(quality.mean_ap, 3)
+    ({1: 0.5}, 0.792)
+    """
     matched = figures.first_hit > 0
     if not matched.any():
         raise ValueError("no query has a match in its ranking")

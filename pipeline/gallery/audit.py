@@ -92,7 +92,7 @@ def failures_recorded(gallery: Gallery, action: str, *fields: dict[str, Any]) ->
 def unicode_only(text: str) -> str:
     """The text as a record can hold it: a path that is not UTF-8 with its bytes in figures.
 
-    >>> unicode_only("a\udce9.mp4")
+    >>> unicode_only("a\\udce9.mp4")
     'a\\\\udce9.mp4'
     """
     return text.encode("utf-8", "backslashreplace").decode()

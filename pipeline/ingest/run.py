@@ -7,7 +7,7 @@ Chunks of frames stream through them under Ray Data's backpressure, so memory do
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,53 @@ def _run(
     began: float,
 ) -> None:
     """The five stages, over the missing rows of a catalog. replaced: ids of sources that have videos in the gallery."""
+    decoders, embedders, threads, actors = _cluster(workers)
+    counter = ray.remote(num_cpus=0, max_restarts=-1)(FrameCounter).remote()
+    committer = Committer(gallery, missing, replaced)
+    sources, network = (sampling, committer.forgotten), (gallery.settings.backbone, threads, counter)
+
+    # 1. List: the rows that the gallery does not have yet, in small blocks. In this process: they are listed already.
+    blocks = source_blocks(missing, decoders or embedders)
+    rows = ray.data.from_arrow(blocks)
+
+    if decoders:
+        # 2. Decode: rows -> chunks of frames. Actors, since each keeps its decoder's child from block to block; on CPUs, several
+        #    per GPU, whose network embeds faster than one decoder decodes.
+        chunks = rows.map_batches(DecodeSources, fn_constructor_args=sources, **BLOCKS, **actors("decode", len(blocks)))
+
+        # 3. Embed: frames -> float16 features. Actors, since each keeps a network loaded; a GPU each where the cluster has them.
+        features = chunks.map_batches(EmbedChunks, fn_constructor_args=network, **BLOCKS, **actors("embed", len(blocks)))
+    else:
+        # 2 and 3 on CPUs: the same actors do both, since passing frames from one process to another through Ray costs a third of
+        # what embedding them does.
+        both = (*sources, *network)
+        features = rows.map_batches(DecodeAndEmbed, fn_constructor_args=both, **BLOCKS, **actors("embed", len(blocks)))
+
+    # 4. Write: features -> one Parquet shard per batch, of a name that no other writer gives. Few actors, since writing takes a
+    #    fortieth of what embedding does; no tasks, which would start a process each: Ray ends idle ones at once.
+    size = 2 * (workers.shard_chunks or min(512, max(16, len(missing) // 20)))  # a video is a chunk and an end
+    written = {"batch_size": size, "batch_format": "pyarrow"}
+    shards = features.map_batches(WriteShards, fn_constructor_args=(gallery,), **written, **actors("write"))
+
+    # 5. Commit: a source, when all of its chunks are in shards. In this process alone, so that commits come one after another.
+    state = IngestProgress(total=len(missing))
+    _commit(polled(shards.iter_batches(**BLOCKS, prefetch_batches=0), counter, state, progress, began), committer, state)
+
+    state.frames = max(state.frames, committer.frames)
+    progress(state)
+    summary.left += len(committer.left)
+    summary.updated = len(replaced & committer.committed)
+    summary.unaccounted = len(missing) - committer.done
+    summary.candidates, summary.frames, summary.reasons = committer.candidates, committer.frames, committer.reasons
+    summary.startup_s, summary.seconds = state.startup_s, time.monotonic() - began
+
+
+def _cluster(workers: Workers) -> tuple[int, int, int, Callable[..., dict[str, Any]]]:
+    """(decoders, embedders, threads, actors) on the cluster that is joined.
+
+    actors: the arguments of a stage ("decode", "embed", "write") that say how many actors it has, at most so many, and what each
+    reserves.
+    """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `progress` and our errors say it better
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -178,65 +225,29 @@ def _run(
     cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     decoders, embedders, threads = workers.on(cpus, gpus)
     writers = max(1, cpus // CPUS_PER_WRITER)
-    decode_cpus, embed_cpus, write_cpus = _cpu_shares(decoders, embedders, cpus, writers)
-    counter = ray.remote(num_cpus=0, max_restarts=-1)(FrameCounter).remote()
-    committer = Committer(gallery, missing, replaced)
-    network = (gallery.settings.backbone, threads, counter)
+    decode, embed, write = _cpu_shares(decoders, embedders, cpus, writers)
+    stages = {"decode": (decoders, decode, 0), "embed": (embedders, embed, 1 if gpus else 0), "write": (writers, write, 0)}
 
-    # 1. List: the rows that the gallery does not have yet, in small blocks. In this process: they are listed already.
-    blocks = source_blocks(missing, decoders or embedders)
-    dataset = ray.data.from_arrow(blocks)
+    def actors(stage: str, most: int | None = None) -> dict[str, Any]:
+        number, num_cpus, num_gpus = stages[stage]
+        pool = ray.data.ActorPoolStrategy(size=number if most is None else min(number, most))
+        return {"compute": pool, "num_cpus": num_cpus, "num_gpus": num_gpus}
 
-    def actors(most: int, num_cpus: float, num_gpus: int) -> dict[str, Any]:
-        pool = ray.data.ActorPoolStrategy(size=min(most, len(blocks)))
-        return {**BLOCKS, "compute": pool, "num_cpus": num_cpus, "num_gpus": num_gpus}
+    return decoders, embedders, threads, actors
 
-    embedding = actors(embedders, embed_cpus, 1 if gpus else 0)
-    if decoders:
-        # 2. Decode: rows -> chunks of frames. Actors, since each keeps its decoder's child from block to block; on CPUs, several
-        #    per GPU, whose network embeds faster than one decoder decodes.
-        decoding = actors(decoders, decode_cpus, 0)
-        dataset = dataset.map_batches(DecodeSources, fn_constructor_args=(sampling, committer.forgotten), **decoding)
 
-        # 3. Embed: frames -> float16 features. Actors, since each keeps a network loaded; a GPU each where the cluster has them.
-        dataset = dataset.map_batches(EmbedChunks, fn_constructor_args=network, **embedding)
-    else:
-        # 2 and 3 on CPUs: the same actors do both, since passing frames from one process to another through Ray costs a third of
-        # what embedding them does.
-        both = (sampling, committer.forgotten, *network)
-        dataset = dataset.map_batches(DecodeAndEmbed, fn_constructor_args=both, **embedding)
-
-    # 4. Write: features -> one Parquet shard per batch, of a name that no other writer gives. Few actors, since writing takes a
-    #    fortieth of what embedding does; no tasks, which would start a process each: Ray ends idle ones at once.
-    dataset = dataset.map_batches(
-        WriteShards,
-        fn_constructor_args=(gallery,),
-        batch_size=2 * (workers.shard_chunks or min(512, max(16, len(missing) // 20))),  # a video is a chunk and an end
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=writers),
-        num_cpus=write_cpus,
-    )
-
-    # 5. Commit: a source, when all of its chunks are in shards. In this process alone, so that commits come one after another.
-    stream = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
-    state = IngestProgress(total=len(missing))
+def _commit(tables: Generator[pa.Table, None, None], committer: Committer, state: IngestProgress) -> None:
+    """Take in what the writers say of their shards. Raises PipelineError, with how far it came, for Ray and storage that fail."""
     try:
         # Closed while Ray is there: a stream that is collected later, at the process's end, joins the cluster again and hangs.
-        with contextlib.closing(polled(stream, counter, state, progress, began)) as tables:
+        with contextlib.closing(tables):
             for written in tables:
                 committer.add(written)
                 state.done, state.rejected = committer.done, committer.reasons.total()
     except (ray.exceptions.RayError, StorageError) as error:
-        done = f"{len(committer.committed)} of {len(missing)} inputs are committed; run the same command again to go on"
+        done = f"{len(committer.committed)} of {state.total} inputs are committed; run the same command again to go on"
         cause = str(error) if isinstance(error, StorageError) else words_of(error)
         raise PipelineError(f"the ingest stopped: {cause}; {done}") from error
-    state.frames = max(state.frames, committer.frames)
-    progress(state)
-    summary.left += len(committer.left)
-    summary.updated = len(replaced & committer.committed)
-    summary.unaccounted = len(missing) - committer.done
-    summary.candidates, summary.frames, summary.reasons = committer.candidates, committer.frames, committer.reasons
-    summary.startup_s, summary.seconds = state.startup_s, time.monotonic() - began
 
 
 def ingest_videos(

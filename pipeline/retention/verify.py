@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pipeline.errors import PipelineError
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery, feature_matrix
-from pipeline.index.ranges import manifest_faults, range_faults
+from pipeline.index.faults import manifest_faults, range_faults
 from pipeline.index.versions import index_versions, open_index, read_manifest, version_files
 from pipeline.storage.hashing import content_hash
 from pipeline.storage.location import Location

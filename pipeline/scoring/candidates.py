@@ -13,8 +13,8 @@ from pipeline.scoring.frame_rows import FileRows, FrameRows
 from pipeline.scoring.scores import (
     SHARPNESS,
     TargetEncoding,
-    cached_logits,
     candidate_logits,
+    file_logits,
     sigmoid,
     video_scores,
     visible_logits,
@@ -87,12 +87,11 @@ class Candidates:
         start = first + np.minimum(nth * self.stride, np.maximum(frames - self.length, 0))
         return torch.from_numpy(start), torch.from_numpy(first + frames - 1)
 
-    def pair_logits(self, target: TargetSegments, settings: ScoreSettings) -> tuple[Tensor, np.ndarray]:
-        """Logits float32 [N, K] against all segments, and which videos are left out, bool [m]: these have no scores."""
-        left = np.zeros(len(self.first), np.bool_)
+    def pair_logits(self, target: TargetSegments, settings: ScoreSettings) -> Tensor:
+        """Logits float32 [N, K] against all segments."""
         if isinstance(self.rows, FileRows):
             lie = self.rows, self.first, self.frames, self.segments
-            logits, left = cached_logits(target.encoding, *lie, self.length, self.stride)
+            logits = file_logits(target.encoding, *lie, self.length, self.stride)
         else:
             keys, values, band = self.rows.keys, self.rows.values, self.rows.band
             first, final = (rows.to(keys.device) for rows in self.cut())
@@ -100,11 +99,11 @@ class Candidates:
         logits = logits.T
         if settings.normalise == "cohort" and target.cohort is not None:
             logits = normalised_logits(logits, target.cohort.to(logits.device), self.cohort.to(logits.device))
-        return logits, left
+        return logits
 
     def evidence(self, target: TargetSegments, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 [N, K] against all segments, and how much each pair counts, in an order of its own, float32 [N, K]."""
-        logits, _ = self.pair_logits(target, settings)
+        logits = self.pair_logits(target, settings)
         scores = sigmoid(logits)
         if not settings.all_pairs:
             return scores, scores
@@ -112,27 +111,30 @@ class Candidates:
         return scores, logits.cpu().numpy() + visible / SHARPNESS
 
     def scores(self, targets: Sequence[TargetSegments], settings: ScoreSettings) -> np.ndarray:
-        """Video scores float64 [n, m] of each target, in one pass over the frames; NaN where a video is left out."""
+        """Video scores float64 [n, m] of each target, in one pass over the frames."""
         scores = np.empty((len(targets), len(self.first)))
         ends = np.cumsum([len(target) for target in targets])
         joined = targets[0] if len(targets) == 1 else _joined(targets)
         for some in self._parts(int(ends[-1])):
             part = self._part(some)
-            logits, left = part.pair_logits(joined, settings)
+            logits = part.pair_logits(joined, settings)
             pairs = logits.cpu().numpy() if settings.all_pairs else sigmoid(logits)
             for row, (end, target) in enumerate(zip(ends, targets, strict=True)):
                 mine = pairs[end - len(target) : end]
                 if settings.all_pairs:
-                    of_target = visible_logits(mine, part.offsets, target.visibility, part.visibility)
-                    normalised = settings.normalise == "cohort" and target.cohort is not None
-                    if normalised and target.whole is not None and part.whole is not None:
-                        weight, bias = target.encoding.weight.cpu().numpy(), float(target.encoding.bias)
-                        of_target += WHOLE_WEIGHT * resemblance(target.whole, part.whole, weight, bias)[0]
-                    of_target = 1 / (1 + np.exp(-of_target))
+                    scores[row, some] = part._of_all_pairs(target, mine, settings)
                 else:
-                    of_target = video_scores(mine, part.offsets, settings)
-                scores[row, some] = np.where(left, np.nan, of_target)
+                    scores[row, some] = video_scores(mine, part.offsets, settings)
         return scores
+
+    def _of_all_pairs(self, target: TargetSegments, pairs: np.ndarray, settings: ScoreSettings) -> np.ndarray:
+        """Video scores float64 [m] of one target from its logits [N, K], and from how alike it is as a whole."""
+        logits = visible_logits(pairs, self.offsets, target.visibility, self.visibility)
+        normalised = settings.normalise == "cohort" and target.cohort is not None
+        if normalised and target.whole is not None and self.whole is not None:
+            weight, bias = target.encoding.weight.cpu().numpy(), float(target.encoding.bias)
+            logits += WHOLE_WEIGHT * resemblance(target.whole, self.whole, weight, bias)[0]
+        return 1 / (1 + np.exp(-logits))
 
     def _parts(self, target_segments: int) -> Iterator[slice]:
         """The videos in pieces of about SCORE_PAIRS pairs of segments."""
@@ -157,16 +159,14 @@ class Candidates:
 
 
 def together(parts: Sequence[Candidates]) -> Candidates:
-    """Candidates that lie one after another in the same rows, or all of them in files, as one."""
+    """Candidates whose rows all lie in files, as one."""
     if len(parts) == 1:
         return parts[0]
     names = ("first", "frames", "segments", "visibility")
     first, frames, segments, visibility = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     cohort = CohortStatistics(torch.cat([part.cohort.mean for part in parts]), torch.cat([part.cohort.spread for part in parts]))
-    rows = parts[0].rows
-    if filed := [part.rows for part in parts if isinstance(part.rows, FileRows)]:
-        owner = np.repeat(np.arange(len(parts)), [len(part.first) for part in parts])
-        rows = FileRows([files for part in filed for files in part.files], owner)
+    owner = np.repeat(np.arange(len(parts)), [len(part.first) for part in parts])
+    rows = FileRows([files for part in parts if isinstance(part.rows, FileRows) for files in part.rows.files], owner)
     whole = [part.whole for part in parts if part.whole is not None]
     lie = (rows, first, frames, segments)
     return Candidates(*lie, cohort, visibility, parts[0].length, parts[0].stride, joined_videos(whole) if whole else None)

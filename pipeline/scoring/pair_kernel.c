@@ -10,10 +10,12 @@ another, and a logit would change in its last bit with the number of target segm
 
 #define _GNU_SOURCE /* for preadv2 */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -50,9 +52,12 @@ another, and a logit would change in its last bit with the number of target segm
 #define ROWS 24  /* frames that are widened at a time */
 #define TILE 120 /* frames whose products are held at a time, a multiple of ROWS, and more where a segment is longer */
 
-#define CHUNK 512    /* rows that are copied from files before they are scored: they stay in the second-level cache */
-#define LONGEST 4096 /* rows of a video that is */
-#define ARRAYS 3     /* keys, values, band */
+#define CHUNK 512         /* rows that are copied from files before they are scored: they stay in the second-level cache */
+#define ARRAYS 3          /* keys, values, band */
+#define ASKED (128 << 10) /* bytes that a disk is asked for at a time: systems leave off where their read-ahead ends */
+#ifndef AHEAD             /* tests set it */
+#define AHEAD (16 << 20)  /* bytes that are asked for before the first of them are waited for */
+#endif
 
 /* Lanes of the functions for so many target segments. */
 int64_t lanes_for(int64_t targets) {
@@ -88,18 +93,46 @@ INLINE void widen_half(const uint16_t *from, float *to, int64_t count) {
 
 INLINE void widen_single(const float *from, float *to, int64_t count) { memcpy(to, from, 4 * count); }
 
-/* Whether a range of a file was in the page cache and is copied. Nothing is waited for; the system may begin to read what is not. */
-static int copied(int file, char *to, int64_t size, int64_t at) {
+/* Videos whose rows lie in files, an array in each. files, offset: [partitions][ARRAYS], descriptors and where rows begin in bytes.
+owner, row, frames: [videos], the partition of each, its first row there, its rows. bytes: of a row of each array. */
+typedef struct {
+  const int64_t *files, *offset, *owner, *row, *frames;
+  int64_t bytes[ARRAYS];
+} filed;
+
+/* Copies the rows of video v to `to`: 0, an errno, or -1 where a file ends too early, in which *array. Without `wait`, what the page cache
+does not hold fails at once. */
+static int copy_video(const filed *in, int64_t v, char *const *to, int wait, int64_t *array) {
+  for (int64_t a = *array = 0; a < ARRAYS; *array = ++a) {
+    const int64_t of = in->owner[v] * ARRAYS + a, at = in->offset[of] + in->row[v] * in->bytes[a], size = in->frames[v] * in->bytes[a];
+    for (int64_t done = 0; done < size;) {
+      const struct iovec place = {to[a] + done, (size_t)(size - done)};
+      ssize_t got = -1;
+      if (wait) got = pread((int)in->files[of], place.iov_base, place.iov_len, at + done);
 #ifdef RWF_NOWAIT
-  while (size > 0) {
-    struct iovec place = {to, (size_t)size};
-    ssize_t got = preadv2(file, &place, 1, at, RWF_NOWAIT);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return 0;
-    to += got, at += got, size -= got;
-  }
+      else got = preadv2((int)in->files[of], &place, 1, at + done, RWF_NOWAIT);
+#else
+      else errno = EAGAIN;
 #endif
-  return size == 0;
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) return got < 0 ? errno : -1;
+      done += got;
+    }
+  }
+  return 0;
+}
+
+/* Has the rows of video v read into the page cache, and waits for nothing. */
+static void ask_for_video(const filed *in, int64_t v) {
+#ifdef POSIX_FADV_WILLNEED
+  for (int64_t a = 0; a < ARRAYS; a++) {
+    const int64_t of = in->owner[v] * ARRAYS + a, at = in->offset[of] + in->row[v] * in->bytes[a], end = at + in->frames[v] * in->bytes[a];
+    for (int64_t from = at; from < end; from += ASKED)
+      posix_fadvise((int)in->files[of], from, end - from < ASKED ? end - from : ASKED, POSIX_FADV_WILLNEED);
+  }
+#else
+  (void)in, (void)v;
+#endif
 }
 
 #define TYPE uint16_t
@@ -356,41 +389,56 @@ int NAME(pair_logits)(const TYPE *keys, const TYPE *values, const TYPE *band, in
   return 0;
 }
 
-/* The same for videos whose rows lie in files, as far as the page cache holds them: all segments of a video, `step` frames apart, the
-last one ending with it. files, offset: int64 [partitions][ARRAYS], descriptors and where rows begin. owner, row, frames, pieces: int64
-[videos], the partition of each, its first row there, its rows, its segments. out: [segments of all videos][targets]. left: [videos], zeros,
-1 afterwards for those that are not scored. Returns 0, or 1 where memory is short. */
-int NAME(cached_logits)(const int64_t *files, const int64_t *offset, const int64_t *owner, const int64_t *row, const int64_t *frames,
-                        const int64_t *pieces, int64_t videos, int64_t d_k, int64_t d_v, int64_t length, int64_t step, int64_t targets,
-                        const float *queries, const float *weighted, const float *constant, const float *weight, const float *centre,
-                        float agreement, float unit, float slack, float ceiling, float *out, char *left) {
-  const int64_t widths[ARRAYS] = {d_k, d_v, length - 1}, most = CHUNK + LONGEST;
-  TYPE *rows[ARRAYS];
+/* The same for videos whose rows lie in files (`filed`): all segments of a video, `step` frames apart, the last one ending with it.
+Videos that the page cache holds are scored at once. The others are asked for, and each is waited for when so many more are asked for that
+the disk has enough to do, or when nothing else is left. place, pieces: int64 [videos], the first segment of each in `out` and its segments,
+at most as many as rows. out: [segments of all videos][targets]. Returns 0, ENOMEM, or what `copy_video` says; then *at_fault is not -1,
+but ARRAYS times the video plus the array. */
+int NAME(file_logits)(const int64_t *files, const int64_t *offset, const int64_t *owner, const int64_t *row, const int64_t *frames,
+                      const int64_t *place, const int64_t *pieces, int64_t videos, int64_t d_k, int64_t d_v, int64_t length, int64_t step,
+                      int64_t targets, const float *queries, const float *weighted, const float *constant, const float *weight,
+                      const float *centre, float agreement, float unit, float slack, float ceiling, float *out, int64_t *at_fault) {
+  const filed in = {files, offset, owner, row, frames, {d_k * sizeof(TYPE), d_v * sizeof(TYPE), (length - 1) * sizeof(TYPE)}};
+  const int64_t row_bytes = in.bytes[0] + in.bytes[1] + in.bytes[2];
+  int64_t most = 0; /* rows that are held at a time */
+  for (int64_t v = 0; v < videos; v++) most = frames[v] > most ? frames[v] : most;
+  most += CHUNK - 1;
   char *memory = NULL;
-  if (posix_memalign((void **)&memory, 64, (d_k + d_v + length - 1) * sizeof(TYPE) * most + 16 * most)) return 1;
-  int64_t *start = (int64_t *)memory, *last = start + most;
-  rows[0] = (TYPE *)(last + most), rows[1] = rows[0] + d_k * most, rows[2] = rows[1] + d_v * most;
+  if (posix_memalign((void **)&memory, 64, (16 + row_bytes) * most + 8 * videos)) return ENOMEM;
+  int64_t *start = (int64_t *)memory, *last = start + most, *asked = last + most;
+  char *const keys = (char *)(asked + videos), *const values = keys + in.bytes[0] * most, *const band = values + in.bytes[1] * most;
+  int64_t next = 0, oldest = 0, newest = 0, ahead = 0; /* the first video not looked at; asked[oldest .. newest - 1], and their bytes */
   int failed = 0;
-  for (int64_t v = 0; v < videos && !failed;) {
-    int64_t held = 0, count = 0;
-    for (; v < videos && held < CHUNK; v++) {
-      left[v] = frames[v] > LONGEST || pieces[v] > frames[v];
-      for (int a = 0; a < ARRAYS && !left[v]; a++) {
-        const int64_t size = widths[a] * sizeof(TYPE), of = owner[v] * ARRAYS + a;
-        left[v] = !copied((int)files[of], (char *)(rows[a] + held * widths[a]), frames[v] * size, offset[of] + row[v] * size);
+  for (int64_t held = 1; held && !failed;) {
+    int64_t count = 0, first = 0, end = 0, array; /* videos first .. end - 1 are held, with so many segments */
+    for (held = 0; held < CHUNK;) {
+      const int wait = oldest < newest && (next == videos || ahead > AHEAD);
+      const int64_t v = wait ? asked[oldest] : next;
+      if (v == videos || (held && v != end)) break;
+      char *const to[ARRAYS] = {keys + held * in.bytes[0], values + held * in.bytes[1], band + held * in.bytes[2]};
+      failed = copy_video(&in, v, to, wait, &array);
+      if (failed && wait) {
+        *at_fault = v * ARRAYS + array;
+        break;
       }
-      if (left[v]) break;
+      if (failed) {
+        ask_for_video(&in, v);
+        asked[newest++] = next++, ahead += frames[v] * row_bytes, failed = 0;
+        continue;
+      }
+      if (wait) oldest++, ahead -= frames[v] * row_bytes;
+      else next++;
       const int64_t furthest = frames[v] > length ? frames[v] - length : 0;
       for (int64_t i = 0; i < pieces[v]; i++, count++) {
         start[count] = held + (i * step < furthest ? i * step : furthest);
         last[count] = held + frames[v] - 1;
       }
-      held += frames[v];
+      if (!held) first = v;
+      held += frames[v], end = v + 1;
     }
-    failed = NAME(pair_logits)(rows[0], rows[1], rows[2], d_k, d_v, length, count, start, last, targets, queries, weighted, constant,
-                               weight, centre, agreement, unit, slack, ceiling, out);
-    out += count * targets;
-    if (v < videos && left[v]) out += pieces[v++] * targets;
+    if (held && !failed && NAME(pair_logits)((TYPE *)keys, (TYPE *)values, (TYPE *)band, d_k, d_v, length, count, start, last, targets, queries,
+                                             weighted, constant, weight, centre, agreement, unit, slack, ceiling, out + place[first] * targets))
+      failed = ENOMEM;
   }
   free(memory);
   return failed;

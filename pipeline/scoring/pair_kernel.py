@@ -26,7 +26,7 @@ _TABLES = [_SIZE, *5 * [_POINTER], *4 * [ctypes.c_float]]
 # targets; queries, weighted, constant, weight, centre; agreement, unit, slack, ceiling
 _ARGUMENTS = {  # of the C functions, as they stand there
     "pair_logits": [*3 * [_POINTER], *4 * [_SIZE], *2 * [_POINTER], *_TABLES, _POINTER],
-    "cached_logits": [*6 * [_POINTER], *5 * [_SIZE], *_TABLES, *2 * [_POINTER]],
+    "file_logits": [*7 * [_POINTER], *5 * [_SIZE], *_TABLES, *2 * [_POINTER]],
 }
 LEAST_SEGMENTS = 64  # for a thread of their own
 
@@ -115,7 +115,7 @@ def pair_logits(
     return out[:, : len(target)]
 
 
-def cached_logits(
+def file_logits(
     rows: FileRows,
     first: np.ndarray,
     frames: np.ndarray,
@@ -123,37 +123,40 @@ def cached_logits(
     target: TargetTables,
     length: int,
     stride: int,
-) -> tuple[Tensor, np.ndarray]:
-    """Logits float32 [K, N] of all segments of videos whose rows the page cache holds, and which videos are left: bool [m].
+) -> Tensor:
+    """Logits float32 [K, N] of all segments of videos whose rows lie in files.
 
-    See `pipeline.scoring.scores.cached_logits`, which checks what comes in; rows are float16.
+    See `pipeline.scoring.scores.file_logits`, which checks what comes in and says what is raised; rows are float16.
 
-    They are copied and scored a few hundred at a time, so that the copies never leave the processor's cache; nothing is waited
-    for. The logits of videos that are left, those that must be read from a disk and very long ones, are 0.
+    Rows are copied and scored a few hundred at a time, so that the copies never leave the processor's cache. Those that the page
+    cache holds are scored while a disk is asked for the others.
     """
     d_k, d_v, _ = rows.widths
-    kernel = _Call("cached_logits", torch.float16, target)
+    kernel = _Call("file_logits", torch.float16, target)
     ends = np.cumsum(segments)
-    out = torch.zeros(int(ends[-1]), kernel.padded)
-    left = np.zeros(len(ends), np.bool_)
+    out = torch.empty(int(ends[-1]), kernel.padded)
     files, offsets = (np.ascontiguousarray(table, np.int64) for table in (rows.descriptors, rows.offsets))
-    of_videos = [np.ascontiguousarray(part, np.int64) for part in (rows.owner, first, frames, segments)]
+    of_videos = [np.ascontiguousarray(part, np.int64) for part in (rows.owner, first, frames, ends - segments, segments)]
 
     def run(begin: int, end: int) -> int:
-        from_segment = int(ends[begin - 1]) if begin else 0
-        return kernel(
+        at_fault = ctypes.c_int64(-1)
+        failed = kernel(
             files.ctypes.data,
             offsets.ctypes.data,
             *(part.ctypes.data + 8 * begin for part in of_videos),
             *(end - begin, d_k, d_v, length, stride),
-            out=out[from_segment:],
-            more=(left.ctypes.data + begin,),
+            out=out,
+            more=(ctypes.addressof(at_fault),),
         )
+        if at_fault.value >= 0:
+            video, array = divmod(at_fault.value, len(rows.widths))
+            raise rows.unreadable(begin + video, array, failed)
+        return failed
 
     threads = min(torch.get_num_threads(), max(1, int(ends[-1]) // LEAST_SEGMENTS))
     cuts = np.searchsorted(ends, ends[-1] * np.arange(1, threads) / threads).tolist()
     _run(run, [0, *cuts, len(ends)])
-    return out[:, : len(target)], left
+    return out[:, : len(target)]
 
 
 class _Call:

@@ -201,7 +201,7 @@ def candidate_logits(
 
 
 @torch.no_grad()
-def cached_logits(
+def file_logits(
     target: TargetEncoding,
     rows: FileRows,
     first: NDArray[np.int64],
@@ -209,17 +209,19 @@ def cached_logits(
     segments: NDArray[np.int64],
     length: int,
     stride: int,
-) -> tuple[Tensor, NDArray[np.bool_]]:
-    """`candidate_logits` of all segments of videos in files, float32 [K, N], and which videos are left out, bool [m].
+) -> Tensor:
+    """`candidate_logits` of all segments of videos in files, float32 [K, N], whether the page cache holds them or not.
 
-    Left out are those that the page cache does not hold whole and very long ones. first, frames, segments: of each video, [m],
-    its first row in its file, its rows, its segments of `length` frames, `stride` apart. Needs the compiled kernel. Raises
-    ValueError for rows of other widths than the target's.
+    first, frames, segments: of each video, [m], its first row in its file, its rows, its segments of `length` frames, `stride`
+    apart. Needs the compiled kernel. Raises ValueError for rows of other widths than the target's and more segments than rows,
+    PipelineError for a file that cannot be read or has become too short.
     """
     widths = (target.query_vectors.shape[1], target.encodings.shape[1], length - 1)
     if rows.widths != widths:
         raise ValueError(f"keys, values and band of a frame have {rows.widths} numbers, not {widths}")
-    return pair_kernel.cached_logits(rows, first, frames, segments, _tables(target), length, stride)
+    if (segments > frames).any() or (segments < 1).any():
+        raise ValueError("a video has at least one segment and not more of them than frames")
+    return pair_kernel.file_logits(rows, first, frames, segments, _tables(target), length, stride)
 
 
 def _tables(target: TargetEncoding) -> pair_kernel.TargetTables:

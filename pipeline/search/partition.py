@@ -15,7 +15,7 @@ from pipeline.index.partition_files import load_array, load_prefilter
 from pipeline.index.prefilter import PrefilterQuery, shortlist
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import Candidates, TargetSegments, counted_up
-from pipeline.scoring.frame_rows import FileRows, FrameRows, RowFiles, Wanted
+from pipeline.scoring.frame_rows import FileRows, FrameRows, RowFiles
 from pipeline.scoring.scores import attention_weights, segment_rows
 from pipeline.scoring.whole import WholeVideos
 from pipeline.search.results import SegmentPair, SegmentView
@@ -41,7 +41,6 @@ class Partition:
         _check_rows(folder.uri, self.arrays, (config.key_width, config.value_width, self.length - 1))
         self.keys, self.values, self.band = (_tensor(array).to(device) for array in self.arrays.values())
         self.files = RowFiles(self.arrays) if device == "cpu" and folder.is_local else None
-        self.row_bytes = sum(array.strides[0] for array in self.arrays.values())
         self.frame_index, self.time_s = load_array(folder.join("frame_index.npy")), load_array(folder.join("time_s.npy"))
         self.cohort_mean, self.cohort_spread = (
             _tensor(load_array(folder.join(f"{n}.npy"))) for n in ("cohort_mean", "cohort_spread")
@@ -66,15 +65,13 @@ class Partition:
         self.rows = FrameRows(self.keys, self.values, self.band)
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
 
-    def candidates(
-        self, videos: np.ndarray, rows: FrameRows | FileRows | None = None, first: np.ndarray | None = None
-    ) -> Candidates:
-        """The videos, int64 [m] ascending, as they are scored: in the partition's own rows, or in `rows` from `first` [m] on."""
+    def candidates(self, videos: np.ndarray, *, in_files: bool = False) -> Candidates:
+        """The videos, int64 [m] ascending, as they are scored: in the partition's own rows, or in files where it has any."""
         segments = self._segments_of(videos)
         numbers = torch.from_numpy(segments)
         return Candidates(
-            rows or self.rows,
-            self.first_frame[videos] if first is None else first,
+            FileRows([self.files], np.zeros(len(videos), np.int64)) if in_files and self.files is not None else self.rows,
+            self.first_frame[videos],
             self.frames[videos],
             self.segments[videos],
             CohortStatistics(self.cohort_mean[numbers], self.cohort_spread[numbers]),
@@ -83,19 +80,6 @@ class Partition:
             self.stride,
             None if self.whole is None else self.whole[videos],
         )
-
-    def wanted(self, videos: np.ndarray) -> Wanted:
-        """Where the rows of the videos, int64 [m] ascending, are to be read; for a partition with files."""
-        return Wanted(self._open_files(), self.first_frame[videos], self.frames[videos])
-
-    def in_files(self, videos: np.ndarray) -> Candidates:
-        """The videos, int64 [m] ascending, as they are scored from files; for a partition that has them."""
-        return self.candidates(videos, FileRows([self._open_files()], np.zeros(len(videos), np.int64)))
-
-    def _open_files(self) -> RowFiles:
-        if self.files is None:
-            raise ValueError("the rows of this partition are in no local files")
-        return self.files
 
     def _segments_of(self, videos: np.ndarray) -> np.ndarray:
         """Numbers of the videos' segments within the partition, int64 [K]."""

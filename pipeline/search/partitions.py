@@ -7,10 +7,9 @@ a compressed prefilter finds it may, since it looks into more lists where a part
 import contextlib
 import math
 import resource
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import faiss
@@ -25,7 +24,6 @@ from pipeline.index.prefilter import PrefilterQuery
 from pipeline.index.versions import Index, open_index
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.candidates import Candidates, TargetSegments, ascending_union, joinable, score_many, together
-from pipeline.scoring.frame_rows import Reading
 from pipeline.scoring.whole import WholeVideos, resemblance
 from pipeline.search.partition import WHOLE, Partition
 from pipeline.search.results import SegmentPair
@@ -37,9 +35,7 @@ IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this 
 MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are never scored where they are mapped
 SPARSE = 0.25  # share of the videos that is asked for, below which they are not either: mapped reading reads what lies around too
 FILES_A_PARTITION, OTHER_FILES = 11, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
-READ_BYTES = 64 << 20  # of rows that are read together and scored together: what Python does is done a group
-CACHED_BYTES = 1 << 30  # of rows in the page cache that are scored together
-READ_AHEAD = 1  # groups whose rows are read while those of another are scored
+TOGETHER = 1_000_000  # segments that are scored together from files, about: the disk rests between two such groups
 
 Answer = TypeVar("Answer")
 
@@ -73,6 +69,7 @@ class LocalPartitions:
         self.index, self.numbers, self.device = index, list(numbers), device
         frames = sum(index.manifest["partitions"][number]["frames"] for number in numbers)
         self.large = 2 * frames * (index.head.config.key_width + index.head.config.value_width) > MAPPED_BYTES
+        self.filed = device == "cpu" and index.partition_location(0).is_local
         self.opened: dict[int, Partition] = {}
         self.threads: ThreadPoolExecutor | None = None
         _allow_open_files(FILES_A_PARTITION * len(self.numbers))
@@ -142,95 +139,76 @@ class LocalPartitions:
         """`score` of each target and its videos, the same bit by bit whatever the other targets are.
 
         They go group by group, so that what they share is read once, where targets may be joined (`candidates.joinable`).
-        Few videos, or those of a large index, are not scored where they are mapped: first those in the page cache, straight from
-        the files; then the others are read.
+        Few videos, or those of a large index, are scored from files instead of where they are mapped.
         """
         if len(targets) > 1 and (self.device != "cpu" or not joinable(targets)):
             return [self.score(target, mine, settings) for target, mine in zip(targets, videos, strict=True)]
         scores = [np.full(len(mine), np.nan) for mine in videos]
-        left = [np.argsort(mine, kind="stable") for mine in videos]  # places of videos without a score, by ascending video
-
-        def take(groups: Iterator[_Group]) -> None:
-            for group in groups:
-                ascending = [mine[order] for mine, order in zip(videos, left, strict=True)]
-                places = [group.places(mine) for mine in ascending]
-                asked = [mine[place] for mine, place in zip(ascending, places, strict=True)]
-                found = score_many(targets, asked, group.candidates, settings)
-                for one, order, place, numbers in zip(scores, left, places, found, strict=True):
-                    one[order[place]] = numbers
-
-        def wanted() -> np.ndarray:
-            return ascending_union([mine[order] for mine, order in zip(videos, left, strict=True)])
-
-        everything = wanted()
-        held = int((np.searchsorted(everything, self.first + self.count) - np.searchsorted(everything, self.first)).sum())
-        in_files = self.large or (pair_kernel.available() and held < SPARSE * int(self.count.sum()))
-        if in_files and pair_kernel.available():
-            take(self._groups(everything, CACHED_BYTES, in_files))
-            left = [order[np.isnan(one[order])] for one, order in zip(scores, left, strict=True)]
-        take(self._read_ahead(self._groups(wanted(), READ_BYTES, in_files)))
+        orders = [np.argsort(mine, kind="stable") for mine in videos]
+        orders = [order[self._held(mine[order])] for mine, order in zip(videos, orders, strict=True)]
+        everything = ascending_union([mine[order] for mine, order in zip(videos, orders, strict=True)])
+        few = len(everything) < SPARSE * int(self.count.sum())
+        in_files = self.filed and pair_kernel.available() and (self.large or few)
+        candidates = partial(self._candidates, in_files=in_files)
+        for group in self._groups(everything, TOGETHER if in_files else 0):
+            places = [order[slice(*np.searchsorted(mine[order], group))] for mine, order in zip(videos, orders, strict=True)]
+            asked = [mine[place] for mine, place in zip(videos, places, strict=True)]
+            for one, place, found in zip(scores, places, score_many(targets, asked, candidates, settings), strict=True):
+                one[place] = found
         return scores
 
     def whole(self, videos: np.ndarray) -> WholeVideos:
         """The videos int64 [n] as wholes, NaN for those not held here; of an index that `has_whole_videos`."""
         width = self.index.head.config.value_width
         found = WholeVideos(*(np.full(shape, np.nan, np.float32) for shape in ((len(videos), width), len(videos), len(videos))))
-        for mine, there in self._held(videos):
+        for mine, there in self._whole(videos):
             found.encodings[mine], found.mean[mine], found.spread[mine] = there.encodings, there.mean, there.spread
         return found
 
     def resemblance(self, some: WholeVideos, videos: np.ndarray) -> np.ndarray:
         """`pipeline.scoring.whole.resemblance` of some videos and those of int64 [m], float32 [n, m]; NaN as in `whole`."""
         found = np.full((len(some.mean), len(videos)), np.nan, np.float32)
-        for mine, there in self._held(videos):
+        for mine, there in self._whole(videos):
             found[:, mine] = resemblance(some, there, *self.index.heads.score_row())
         return found
 
-    def _held(self, videos: np.ndarray) -> Iterator[tuple[np.ndarray, WholeVideos]]:
+    def _whole(self, videos: np.ndarray) -> Iterator[tuple[np.ndarray, WholeVideos]]:
         """(places among the videos, these as wholes) of each partition that holds some."""
         for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
             mine = np.flatnonzero((videos >= first) & (videos < first + number))
             if len(mine) and (whole := self.open(place).whole) is not None:
                 yield mine, whole[videos[mine] - first]
 
-    def _groups(self, videos: np.ndarray, most: int, in_files: bool) -> Iterator["_Group"]:
-        """The videos that are held here, int64 ascending, as they are scored together: a partition at a time where mapped,
-        at most so many bytes at a time from files, where there are any.
-        """
-        pieces: list[_Piece] = []
-        size = 0
-        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
-            begin, end = np.searchsorted(videos, (first, first + number))
-            if begin == end:
-                continue
-            partition, here = self.open(place), videos[begin:end] - first
-            if partition.files is None or not in_files:
-                yield _Group([_Piece(partition, first, here)], in_files=False)
-                continue
-            ends = np.cumsum(partition.frames[here] * partition.row_bytes)
-            for some in np.split(here, np.flatnonzero(np.diff((size + ends) // most)) + 1):
-                more = int(partition.frames[some].sum()) * partition.row_bytes
-                if pieces and size + more > most:
-                    yield _Group(pieces, in_files=True)
-                    pieces, size = [], 0
-                pieces.append(_Piece(partition, first, some))
-                size += more
-        if pieces:
-            yield _Group(pieces, in_files=True)
+    def _held(self, videos: np.ndarray) -> np.ndarray:
+        """Which of the videos, int64 [m], lie in partitions that are held here: bool [m]."""
+        place = np.searchsorted(self.first, videos, side="right") - 1
+        return (place >= 0) & (videos < self.first[place] + self.count[place])
 
-    @staticmethod
-    def _read_ahead(groups: Iterator["_Group"]) -> Iterator["_Group"]:
-        """The groups, while the rows of those behind each are being read; done with one, the next is asked for."""
-        ahead: deque[_Group] = deque()
-        memory: dict[str, np.ndarray] = {}
-        for group in groups:
-            group.read(memory)
-            ahead.append(group)
-            if len(ahead) > READ_AHEAD:
-                done = ahead.popleft()
-                yield done
-                memory = done.memory
-        yield from ahead
+    def _groups(self, videos: np.ndarray, segments: int) -> Iterator[tuple[int, int]]:
+        """What is scored together of the videos, int64 ascending and all held here: bounds of their numbers, those of partitions
+        until they have so many segments.
+        """
+        size = low = high = 0
+        for place, here in self._by_partition(videos):
+            more = int(self.open(place).segments[here].sum())
+            if size and size + more > segments:
+                yield low, high
+                size = 0
+            low, high = low if size else int(self.first[place]), int(self.first[place] + self.count[place])
+            size += more
+        if size:
+            yield low, high
+
+    def _candidates(self, videos: np.ndarray, *, in_files: bool) -> Candidates:
+        """Videos held here, int64 ascending, as they are scored; of one partition unless in files."""
+        return together([self.open(place).candidates(here, in_files=in_files) for place, here in self._by_partition(videos)])
+
+    def _by_partition(self, videos: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """The place of each partition that has any of the videos, int64 ascending, and their numbers within it."""
+        for place, (first, count) in enumerate(zip(self.first, self.count, strict=True)):
+            begin, end = np.searchsorted(videos, (first, first + count))
+            if begin < end:
+                yield place, videos[begin:end] - first
 
     def evidence(
         self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
@@ -241,60 +219,6 @@ class LocalPartitions:
             for i in np.flatnonzero((videos >= first) & (videos < first + number)):
                 found[i] = self.open(place).evidence(target, int(videos[i] - first), pairs, settings)
         return found
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Videos of one partition, int64 ascending, numbered within it; first: the number of its first video in the index."""
-
-    partition: Partition
-    first: int
-    videos: np.ndarray
-
-    def among(self, videos: np.ndarray) -> slice:
-        """Where its own lie among videos that are numbered as in the index, ascending."""
-        return slice(*np.searchsorted(videos, (self.first + self.videos[0], self.first + self.videos[-1] + 1)).tolist())
-
-
-class _Group:
-    """Videos that are scored together: of one partition, where they are mapped; or of some, from their files, or in rows that are
-    read at once.
-    """
-
-    def __init__(self, pieces: Sequence[_Piece], *, in_files: bool) -> None:
-        self.pieces, self.in_files = pieces, in_files
-        self.reading: Reading | None = None
-
-    def read(self, memory: dict[str, np.ndarray]) -> None:
-        """Begin to, where they are not mapped; into this memory where it is large enough."""
-        if self.in_files:
-            self.reading = Reading([piece.partition.wanted(piece.videos) for piece in self.pieces], memory)
-
-    @property
-    def memory(self) -> dict[str, np.ndarray]:
-        """What was read into."""
-        return {} if self.reading is None else self.reading.memory
-
-    def places(self, videos: np.ndarray) -> np.ndarray:
-        """Which of the videos, numbered as in the index and ascending, are of this group: int64, ascending."""
-        return np.concatenate([np.arange(len(videos))[piece.among(videos)] for piece in self.pieces])
-
-    def candidates(self, videos: np.ndarray) -> Candidates:
-        """Videos of this group, int64 ascending, numbered as in the index."""
-        rows = None if self.reading is None else self.reading.rows()
-        parts: list[Candidates] = []
-        for number, piece in enumerate(self.pieces):
-            mine = videos[piece.among(videos)] - piece.first
-            if not len(mine):
-                continue
-            if not self.in_files:
-                parts.append(piece.partition.candidates(mine))
-            elif self.reading is None:
-                parts.append(piece.partition.in_files(mine))
-            else:
-                first = self.reading.first[number][np.searchsorted(piece.videos, mine)]
-                parts.append(piece.partition.candidates(mine, rows, first))
-        return together(parts)
 
 
 class ActorPartitions:

@@ -159,7 +159,7 @@ def stored_target(row: Mapping[str, Any], frames: pa.Table) -> Target:
 def video_target(uri: str, backbone: Backbone, decoder: Decoder, whom: Whom | None = None) -> Target:
     """A video file, a photo or a folder of numbered images as the target. Raises UsageError."""
     uri, whom = canonical_uri(uri), whom or Whom()
-    pieces: list[Chunk] = []
+    chunks: list[Chunk] = []
     features, info = [], None
     for event in _events(uri, decoder, whom):
         if isinstance(event, Rejected) and (event.track is None or event.track == whom.track):
@@ -167,20 +167,20 @@ def video_target(uri: str, backbone: Backbone, decoder: Decoder, whom: Whom | No
         if isinstance(event, VideoInfo):
             info = event
         if isinstance(event, Chunk) and whom.track in (None, event.track):
-            if pieces and event.track != pieces[0].track:
+            if chunks and event.track != chunks[0].track:
                 raise UsageError(f"{whom.boxes_uri} has several tracks; say which one is meant with --track")
             features.append(backbone.embed(event.frames))
-            pieces.append(replace(event, frames=event.frames[:0]))
+            chunks.append(replace(event, frames=event.frames[:0]))
             if not np.isfinite(features[-1]).all():
                 raise UsageError(f"the target cannot be used: the backbone gives no finite features for {uri}")
-    if whom.boxes_uri is not None and not pieces:
+    if whom.boxes_uri is not None and not chunks:
         raise UsageError(f"{whom.boxes_uri} has no track {whom.track} that can be used")
-    if not pieces or info is None:
+    if not chunks or info is None:
         raise PipelineError(f"decoding the target {uri} gave no frames")
-    index, times = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("frame_index", "time_s"))
+    index, times = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("frame_index", "time_s"))
     remarks = [*info.remarks, *([f"{info.passed_over} packets cannot be decoded"] if info.passed_over else [])]
     content = info.source_hash or source_hash(uri)
-    return Target(_reference(uri, whom, pieces[0]), np.concatenate(features), index, times, content, tuple(remarks))
+    return Target(_reference(uri, whom, chunks[0]), np.concatenate(features), index, times, content, tuple(remarks))
 
 
 def _events(uri: str, decoder: Decoder, whom: Whom) -> Iterator[Event]:

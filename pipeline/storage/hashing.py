@@ -50,7 +50,11 @@ def listed_hash(hashes: Mapping[str, str]) -> str:
 
 
 def hash_order(names: Sequence[str], count: int | None = None) -> list[int]:
-    """Places of the names in the order of their hashes: a sample, the first `count`, that no other name has a say in."""
+    """Places of the names in the order of their hashes: a sample, the first `count`, that no other name has a say in.
+
+    >>> hash_order(["a", "b", "c"], 2)  # their hashes begin with ca, 3e and 2e
+    [2, 1]
+    """
     return heapq.nsmallest(len(names) if count is None else count, range(len(names)), key=lambda place: sha256(names[place]))
 
 

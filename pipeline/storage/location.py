@@ -202,6 +202,9 @@ def canonical_uri(uri_or_path: str | Path, base: str | None = None) -> str:
 
     `.`, `..` and doubled slashes are resolved by spelling. base: folder (path or uri) that a relative path starts from;
     the working directory without it. Raises UsageError.
+
+    >>> canonical_uri("clips/../a b.mp4", base="s3://footage/cam1")
+    's3://footage/cam1/a b.mp4'
     """
     text = str(uri_or_path)
     if not text or "\0" in text or not is_utf8(text):

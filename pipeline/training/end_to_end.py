@@ -26,11 +26,11 @@ from pipeline.training.checkpoint import RunFolder
 from pipeline.training.checkpoint_files import below
 from pipeline.training.features import FeatureSet
 from pipeline.training.frames import FrameSet, cache_frames
+from pipeline.training.initial_head import identity_start
 from pipeline.training.loop import Metrics, Training, validate
 from pipeline.training.run import TrainingPlan, run_epochs
 from pipeline.training.sampler import Batch
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import identity_start
 
 BATCH = {"people": 8, "tracklets": 2, "segments": 1}  # a batch of 128 frames, not of 1,024, which take 25 GB
 FRAME_MB = 25  # of memory that a frame of 256 x 128 pixels in a batch takes, measured on a CPU

@@ -152,13 +152,13 @@ def _frames(decoder: Decoder, source: dict) -> np.ndarray | str:
         return source["reject_reason"]
     if source["boxes_uri"] is not None:
         return "videos with a boxes file are not copied"
-    pieces = []
+    chunks = []
     for event in decoder.events(source["uri"], frame_rate=source["frame_rate"]):
         if isinstance(event, Rejected):
             return event.reason
         if isinstance(event, Chunk):
-            pieces.append(event.frames)
-    return np.concatenate(pieces) if pieces else "no_frames"
+            chunks.append(event.frames)
+    return np.concatenate(chunks) if chunks else "no_frames"
 
 
 def _write_copy(

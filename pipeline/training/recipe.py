@@ -5,8 +5,8 @@ from dataclasses import fields
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.training.initial_head import StartSettings
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings
 
 TERMS = {
     "pair": "pair_weight",

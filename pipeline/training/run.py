@@ -12,9 +12,9 @@ from pipeline.storage.hashing import sha256
 from pipeline.storage.location import resolve
 from pipeline.training.checkpoint import EventFiles, RunFolder
 from pipeline.training.features import Source, load_features, split_identities
+from pipeline.training.initial_head import StartSettings, identity_start
 from pipeline.training.loop import Metrics, Training
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings, identity_start
 
 
 @dataclass(frozen=True)

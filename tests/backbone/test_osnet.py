@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.backbone.osnet import OmniScaleBlock, OSNet, OSNetConfig
 from pipeline.backbone.osnet_checkpoint import our_modules, read_checkpoint
 
-TINY = OSNetConfig((8, 16, 24, 32), 40, 16, 12)
+TINY = OSNetConfig((8, 16, 24, 32), 40)
 
 
 def lively(config, seed=0):
@@ -95,26 +95,19 @@ def test_the_trunk_computes_what_the_published_network_computes():
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}, checkpoint)
     with torch.inference_mode():
         expected = AuthorsOSNet(tensors)(frames)
-        ours, read = network.vectors(frames)[0], read_checkpoint(checkpoint.getvalue(), "it")(frames)
+        ours, read = network.parts(frames), read_checkpoint(checkpoint.getvalue(), "it")(frames)
     assert expected.std() > 0.01
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(read, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_frame_feature_is_two_vectors_of_length_1():
+def test_a_frame_feature_is_of_length_1():
     network = lively(TINY)
     with torch.inference_mode():
-        features, (trunk, branch) = network(x := torch.randn(4, 3, 48, 32)), network.vectors(x)
-    assert features.shape == (4, TINY.feature_width) and TINY.feature_width == 52
-    for part, vector in ((features[:, :40], trunk), (features[:, 40:], branch)):
-        torch.testing.assert_close(part, vector / vector.square().sum(1, keepdim=True).sqrt())
-        torch.testing.assert_close(part.square().sum(1), torch.ones(4))
-
-
-def test_without_a_branch_the_trunk_is_the_feature():
-    network = lively(OSNetConfig((8, 16, 24, 32), 40, 0))
-    with torch.inference_mode():
-        assert network(torch.randn(2, 3, 32, 16)).shape == (2, 40) and network.vectors(torch.randn(2, 3, 32, 16))[1] is None
+        features, plain = network(x := torch.randn(4, 3, 48, 32)), network.parts(x)
+    assert features.shape == (4, 40)
+    torch.testing.assert_close(features, plain / plain.square().sum(1, keepdim=True).sqrt())
+    torch.testing.assert_close(features.square().sum(1), torch.ones(4))
 
 
 @pytest.mark.parametrize("stream", range(4))

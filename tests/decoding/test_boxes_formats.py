@@ -1,7 +1,6 @@
 """What trackers and annotators write as boxes files: every spelling is read as the boxes it means, or refused by its name."""
 
 import csv
-import doctest
 import io
 import json
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.decoding.boxes
 from pipeline.decoding.boxes import Tracks, boxes_remarks, read_boxes
 from pipeline.errors import VideoError
 from pipeline.storage.location import resolve
@@ -355,8 +353,3 @@ class TestOtherFormats:
     )
     def test_what_only_resembles_another_format_is_read(self, text: str) -> None:
         assert len(_read(text)) == text.count("\n")
-
-
-def test_the_example_in_the_docstring() -> None:
-    results = doctest.testmod(pipeline.decoding.boxes)
-    assert (results.failed, results.attempted) == (0, 1)

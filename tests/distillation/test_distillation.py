@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import json
 import shutil
 import warnings
@@ -34,14 +33,14 @@ from pipeline.distillation.hints import channel_scales, divided, part_losses, wh
 from pipeline.distillation.loop import Distillation, DistillationSettings, HeldOut, hints_phase, run_phases, whole_phase
 from pipeline.distillation.people import EvenlySpaced, gather_people
 from pipeline.distillation.pool import build_pool, fill_rows
-from pipeline.distillation.teachers import FEATURE, HintTeacher, find_hints, load_vector_teacher
+from pipeline.distillation.teacher import FEATURE, HintTeacher, find_hints
 from pipeline.errors import PipelineError, UsageError
 from pipeline.training.features import is_held_out
 from tests.backbone.test_osnet import lively
 from tests.conftest import SHARED
 
 OSNET = SHARED / "models/osnet_x0_25_msmt17/osnet_x0_25_msmt17.onnx"
-TEACHER = OSNetConfig((8, 16, 24, 32), 40, 0)
+TEACHER = OSNetConfig((8, 16, 24, 32), 40)
 SIDECAR = {
     "height": 256,
     "width": 128,
@@ -50,7 +49,7 @@ SIDECAR = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
-SMALL = DistillationSettings((hints_phase(0.1, batch=4), whole_phase(0.1, batch=4)), branch_width=16, note_every=2.0)
+SMALL = DistillationSettings((hints_phase(0.1, batch=4), whole_phase(0.1, batch=4)), note_every=2.0)
 IMAGES = Sampling(rate=2.0)
 
 
@@ -149,7 +148,7 @@ def test_hints_are_found_in_the_published_network():
     assert hints["stage2a.streams.0.0"] == "/conv3/conv3.0/conv2a/relu/Relu_output_0"
     assert hints["stage2a.streams.3.1"] == "/conv3/conv3.0/conv2d/conv2d.1/relu/Relu_output_0"
     assert hints["stage1b.reduce"] == "/conv2/conv2.1/conv1/relu/Relu_output_0" and hints[FEATURE] == "output"
-    assert HintTeacher(OSNET).student_sizes() == OSNetConfig(branch_features=0)
+    assert HintTeacher(OSNET).student_sizes() == OSNetConfig()
 
 
 def test_a_network_of_another_kind_cannot_give_hints(toy_backbone, tmp_path):
@@ -185,10 +184,10 @@ def test_an_exact_copy_has_nothing_to_learn_and_a_changed_layer_is_blamed_alone(
     pixels = torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(0))
     hints = as_tensors(teacher.maps(pixels.numpy()))
     with torch.no_grad():
-        for losses in (part_losses(copy, pixels, hints), whole_losses(copy, pixels, hints, None)):
+        for losses in (part_losses(copy, pixels, hints), whole_losses(copy, pixels, hints)):
             assert all(abs(value.item()) < 1e-6 for value in losses.values())
         copy.parts.stage2a.streams[1][0][0].weight *= 1.5
-        parts, whole = part_losses(copy, pixels, hints), whole_losses(copy, pixels, hints, None)
+        parts, whole = part_losses(copy, pixels, hints), whole_losses(copy, pixels, hints)
     assert {name for name, value in parts.items() if value > 1e-6} == {"stage2a.inside"}
     after = set(list(dict(network.parts.named_children()))[4:])
     blamed = {name for name, value in whole.items() if value > 1e-10 and "." not in name}
@@ -254,30 +253,27 @@ def test_the_divided_maps_are_those_of_an_equally_good_network(network, teacher)
 
 
 def test_a_few_steps_of_either_phase_lower_its_losses(teacher, pool):
-    second = np.random.default_rng(1).normal(size=(len(pool), 6)).astype(np.float32)
     for number in (0, 1):
         phase = replace(SMALL.phases[number], warm_up=1, batch=12, minutes=1.0, learning_rate=4e-3)
-        work = Distillation(teacher, pool, second, replace(SMALL, phases=(phase,)))
+        work = Distillation(teacher, pool, replace(SMALL, phases=(phase,)))
         losses = [work.learn() for _ in range(8)]
         assert all(np.isfinite(list(step.values())).all() for step in losses)
         assert losses[-1]["feature.cosine"] < losses[0]["feature.cosine"]
         assert sum(losses[-1].values()) < sum(losses[0].values())
-        assert any(name.startswith("branch") for name in losses[0]) == (number == 1)
 
 
 def test_a_normalisation_keeps_its_statistics_once_it_has_seen_enough_of_them(teacher, pool, monkeypatch):
     monkeypatch.setattr("pipeline.distillation.loop.SETTLED", 2)
-    work = Distillation(teacher, pool, np.ones((len(pool), 6), np.float32), SMALL)
-    trunk, branch = work.student.parts.down1[0][1], work.student.branch[0].reduce[1]
+    work = Distillation(teacher, pool, SMALL)
+    normalisation = work.student.parts.down1[0][1]
     means = []
     for number in (0, 1):
         work.number = number
         work.begin_phase()
         for _ in range(3):
             work.learn()
-            means.append((trunk.running_mean.clone(), branch.running_mean.clone()))
-    moves = [[not torch.equal(one, two) for one, two in zip(*pair, strict=True)] for pair in pairwise(means)]
-    assert moves == [[True, False], [False, False], [False, True], [False, True], [False, False]]
+            means.append(normalisation.running_mean.clone())
+    assert [torch.equal(one, two) for one, two in pairwise(means)] == [False, True, True, True, True]
 
 
 def state_of(work):
@@ -285,12 +281,11 @@ def state_of(work):
 
 
 def test_a_distillation_that_was_killed_ends_as_if_nothing_had_been(teacher, pool, tmp_path):
-    second = np.random.default_rng(1).normal(size=(len(pool), 6)).astype(np.float32)
-    held_out = HeldOut(pool[:2], teacher.maps(normalise_pixels(pool[:2], teacher.spec))[FEATURE], second[:2])
+    held_out = HeldOut(pool[:2], teacher.maps(normalise_pixels(pool[:2], teacher.spec))[FEATURE])
 
     def run(folder, notes):
         """To the end, or killed after that many checkpoints."""
-        work, checkpoints, kept = Distillation(teacher, pool, second, SMALL), Checkpoints(folder), []
+        work, checkpoints, kept = Distillation(teacher, pool, SMALL), Checkpoints(folder), []
         checkpoints.restore(work)
 
         def keep(metrics):
@@ -309,14 +304,14 @@ def test_a_distillation_that_was_killed_ends_as_if_nothing_had_been(teacher, poo
         assert len(list((tmp_path / "parts/run").iterdir())) == 2
     assert parts.finished and whole.finished and len(history) == 6
     assert [row["phase"] for row in history] == [1, 1, 1, 2, 2, 2] and [row["step"] for row in history] == [2, 4, 6] * 2
-    assert parts_history == history and {"first_teacher", "second_teacher", "images_per_second"} <= history[0].keys()
+    assert parts_history == history and {"teacher", "images_per_second"} <= history[0].keys()
     assert (tmp_path / "parts/metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
     theirs = state_of(whole)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in state_of(parts).items())
 
 
 def test_a_damaged_checkpoint_is_named(teacher, pool, tmp_path):
-    work = Distillation(teacher, pool, None, SMALL)
+    work = Distillation(teacher, pool, SMALL)
     Checkpoints(tmp_path).save(work, {"phase": 1})
     (file,) = (tmp_path / "run").iterdir()
     file.write_bytes(file.read_bytes()[:-100])
@@ -325,7 +320,7 @@ def test_a_damaged_checkpoint_is_named(teacher, pool, tmp_path):
 
 
 def test_losses_that_are_not_finite_are_said_and_not_learned_from(teacher, pool):
-    work = Distillation(teacher, pool, None, SMALL)
+    work = Distillation(teacher, pool, SMALL)
     with torch.no_grad():
         work.student.parts.last[0].weight.fill_(float("inf"))
     before = {name: tensor.clone() for name, tensor in work.student.named_parameters()}
@@ -482,53 +477,24 @@ def test_a_folder_of_another_distillation_is_refused(tmp_path):
         claim(tmp_path, {"seed": 2, "teachers": ("a",)})
 
 
-# The second teacher
-
-
-def test_a_second_teacher_in_openvino_gets_bgr_pixels_and_any_number_of_frames(tmp_path):
-    ov = pytest.importorskip("openvino", reason="openvino is not installed")
-    from openvino import opset13 as ops
-
-    frames = ops.parameter([1, 3, 8, 4], np.float32)
-    ov.save_model(ov.Model([ops.reduce_mean(frames, np.array([2, 3]))], [frames]), tmp_path / "mean.xml")
-    teacher = load_vector_teacher(str(tmp_path / "mean.xml"))
-    images = np.random.default_rng(0).integers(0, 256, (19, 8, 4, 3), np.uint8)
-    assert teacher.dim == 3
-    np.testing.assert_allclose(teacher.vectors(images), images.mean((1, 2))[:, ::-1], rtol=1e-3)
-    with pytest.raises(UsageError, match="takes frames of 8 x 4 pixels"):
-        teacher.vectors(pictures(1))
-    (tmp_path / "mean.xml").write_text("<net/>")
-    with pytest.raises(PipelineError, match=r"mean\.xml cannot be loaded"):
-        load_vector_teacher(str(tmp_path / "mean.xml"))
-
-
-def test_without_openvino_a_sentence_says_how_to_get_it(monkeypatch, tmp_path):
-    def missing(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(UsageError, match="pip install openvino"):
-        load_vector_teacher(str(tmp_path / "model.xml"))
-
-
 # Export and command
 
 
 def test_the_exported_backbone_gives_torchs_numbers_on_the_teachers_scale(network, teacher, tmp_path):
-    student = lively(replace(TEACHER, branch_width=16, branch_features=12), seed=3)
+    student = lively(TEACHER, seed=3)
     scale = torch.linspace(0.2, 4, 40)
     merged = scaled_features(student, scale)
     frames = pictures(3)
     pixels = torch.from_numpy(normalise_pixels(frames, teacher.spec))
     with torch.inference_mode():
-        plain, branch = student.vectors(pixels)
-        torch.testing.assert_close(merged.vectors(pixels)[0], plain * scale)
+        plain = student.parts(pixels)
+        torch.testing.assert_close(merged.parts(pixels), plain * scale)
     export_backbone(merged, teacher.spec, tmp_path / "student.onnx", {"name": "student"})
     backbone = load_backbone(find_backbone(str(tmp_path / "student.onnx")), device="cpu")
-    expected = torch.cat([torch.nn.functional.normalize(part) for part in (plain * scale, branch)], dim=1).numpy()
+    expected = torch.nn.functional.normalize(plain * scale).numpy()
     np.testing.assert_allclose(backbone.embed(frames), expected, atol=2e-3)
     assert backbone.spec == replace(
-        teacher.spec, name="student", path=backbone.spec.path, weights_sha256=backbone.spec.weights_sha256, dim=52
+        teacher.spec, name="student", path=backbone.spec.path, weights_sha256=backbone.spec.weights_sha256, dim=40
     )
     with torch.no_grad():
         merged.parts.last[0].weight += 0.1
@@ -548,20 +514,18 @@ def test_the_student_of_the_published_network_stays_below_10_mb(teacher, tmp_pat
 
 
 def test_the_command_makes_a_backbone_and_run_again_goes_on_from_it(footage, teacher_path, tmp_path):
-    second = tmp_path / "second.onnx"
-    export_backbone(lively(replace(TEACHER, features=6), seed=5), find_backbone(str(teacher_path)), second, {})
     out = tmp_path / "out"
     app = jobs.distil.typer.Typer()
     app.command()(jobs.distil.main)
-    arguments = ["--data", str(footage), "--teacher", str(teacher_path), "--second-teacher", str(second), "--out", str(out)]
+    arguments = ["--data", str(footage), "--teacher", str(teacher_path), "--out", str(out)]
     arguments += ["--minutes-hints", "0.01", "--minutes-whole", "0.01", "--pool", "8", "--batch-hints", "4", "--batch-whole", "4"]
-    arguments += ["--branch-width", "16", "--held-out-share", "0.4", "--frames", "2", "--threads", "1", "--name", "toy_student"]
+    arguments += ["--held-out-share", "0.4", "--frames", "2", "--threads", "1", "--name", "toy_student"]
     first = CliRunner().invoke(app, arguments, catch_exceptions=False)
     spec = find_backbone(str(out / "toy_student.onnx"))
-    assert first.exit_code == 0 and spec.dim == 46 and spec.name == "toy_student" and (spec.height, spec.width) == (256, 128)
+    assert first.exit_code == 0 and spec.dim == 40 and spec.name == "toy_student" and (spec.height, spec.width) == (256, 128)
     held_out = sum(is_held_out(person, 0.4) for person in "abcdef")
     assert 0 < held_out < 6 and f"{8 - held_out} learned from, {held_out} held out" in first.output
-    assert "held-out cosine with first teacher" in first.output and "second teacher" in first.output
+    assert "held-out cosine with the teacher" in first.output
     assert "images/s" in first.output and "pool: 8 of 8" in first.output
     (out / "toy_student.onnx").unlink()
     again = CliRunner().invoke(app, arguments, catch_exceptions=False)
@@ -606,7 +570,7 @@ def test_footage_of_a_detector_becomes_candidates(tmp_path, monkeypatch, capsys)
             return [np.array([[[[0, 1, 0.9, *edges], [0, 1, 0.3, 0, 0, 1, 1]]]], np.float32)]
 
     core = type("Core", (), {"compile_model": lambda self, path, device: RedPeople()})
-    monkeypatch.setattr("benchmarks.boxes_from_detector.import_openvino", lambda: type("OpenVino", (), {"Core": core}))
+    monkeypatch.setattr("benchmarks.boxes_from_detector._openvino", lambda: type("OpenVino", (), {"Core": core}))
     (tmp_path / "detector.xml").touch()
     boxes_from_detector(str(tmp_path), tmp_path / "detector.xml", tmp_path / "boxes.txt")
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["tracks"] == 1

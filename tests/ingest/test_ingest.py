@@ -4,7 +4,7 @@ import csv
 import itertools
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from jobs.ingest import show
 from jobs.progress import RenewedLine
@@ -31,7 +30,7 @@ from pipeline.ingest import listing
 from pipeline.ingest import run as ingest_module
 from pipeline.ingest import stages as stages_module
 from pipeline.ingest.commit import Committer
-from pipeline.ingest.run import IngestProgress, Workers, ingest
+from pipeline.ingest.run import IngestProgress, IngestSummary, Workers, ingest
 from pipeline.ingest.stages import (
     CHUNKS_SCHEMA,
     EMBEDDED_SCHEMA,
@@ -52,13 +51,6 @@ from tests.decoding.test_video import write_video
 SPEC = find_backbone(DEFAULT, (64, 32))
 SAMPLING = Sampling(height=64, width=32)
 SETTINGS = GallerySettings(SPEC, 10.0, None)
-
-
-@pytest.fixture(scope="module")
-def running_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -93,24 +85,37 @@ GOOD = {*(f"good{i}" for i in range(7)), "crowd#1", "crowd#2"}
 BAD = {"empty": "empty", "text": "not_a_video", "cut": "truncated", "absent": "missing", "noboxes": "boxes_missing"}
 
 
-@pytest.mark.ray
-def test_every_input_ends_in_one_place_and_a_second_ingest_adds_nothing(running_ray: None, folder: Path, tmp_path: Path) -> None:
-    gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
-    catalog = read_catalog(str(folder / "manifest.csv"))
-    told = []
-    workers = Workers(shard_chunks=4)
+@dataclass(frozen=True)
+class Ingested:
+    """The folder in a gallery. told: the progress that was told, as (done, total)."""
+
+    gallery: Gallery
+    summary: IngestSummary
+    told: list[tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def ingested(running_ray: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ingested:
+    gallery = Gallery.open_or_create(tmp_path_factory.mktemp("ingested") / "g", SETTINGS)
+    told: list[tuple[int, int]] = []
+    catalog, workers = read_catalog(str(folder / "manifest.csv")), Workers(shard_chunks=4)
     summary = ingest(catalog, gallery, SAMPLING, workers, progress=lambda state: told.append((state.done, state.total)))
-    snapshot = gallery.snapshot()
+    return Ingested(gallery, summary, told)
+
+
+@pytest.mark.ray
+def test_every_input_ends_in_one_place_and_a_second_ingest_adds_nothing(ingested: Ingested, folder: Path) -> None:
+    gallery, summary, snapshot = ingested.gallery, ingested.summary, ingested.gallery.snapshot()
     assert set(snapshot.videos["video_id"].to_pylist()) == GOOD
     rejects = dict(zip(snapshot.rejects["video_id"].to_pylist(), snapshot.rejects["reason"].to_pylist(), strict=True))
     assert rejects == {**BAD, "crowd#3": "boxes_outside_frame"}
     assert (summary.sources, summary.candidates, summary.rejected, summary.unaccounted) == (13, 9, 6, 0)
-    assert told[-1] == (13, 13)
+    assert ingested.told[-1] == (13, 13)
     assert all(row["person_id"] is None for row in snapshot.videos.to_pylist())
     files = sorted(Path(gallery.location.path).rglob("*"))
     for row in gallery.snapshot().videos.to_pylist():
         assert row["ingested_hash"] == source_hash(row["uri"]) is not None
-    again = ingest(catalog, gallery, SAMPLING)
+    again = ingest(read_catalog(str(folder / "manifest.csv")), gallery, SAMPLING)
     assert (again.already, again.candidates) == (13, 0)
     assert sorted(Path(gallery.location.path).rglob("*")) == files
 
@@ -155,28 +160,25 @@ def test_the_counter_is_told_of_all_frames_but_not_of_every_chunk(monkeypatch: p
 
 
 @pytest.mark.ray
-def test_features_are_those_of_the_backbone_on_the_decoded_frames(running_ray: None, folder: Path, tmp_path: Path) -> None:
-    gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
-    ingest(read_catalog(str(folder / "manifest.csv")), gallery, SAMPLING)
+def test_features_are_those_of_the_backbone_on_the_decoded_frames(ingested: Ingested, folder: Path) -> None:
     backbone = load_backbone(SPEC)
     with Decoder(SAMPLING) as decoder:
         source = {"source_id": "good3", "uri": str(folder / "good3.mp4"), "boxes_uri": None, "frame_rate": None}
         frames = next(decode_source(decoder, source))["frames"]
-    stored = contents(gallery)["good3"]
+    stored = contents(ingested.gallery)["good3"]
     assert np.abs(stored.astype(np.float32) - backbone.embed(frames).astype(np.float32)).max() < 2e-3 * np.abs(stored).max()
 
 
 @pytest.mark.ray
 def test_blocks_chunks_and_shards_do_not_change_what_is_stored(
-    running_ray: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ingested: Ingested, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = read_catalog(str(folder / "manifest.csv"))
-    one, other = (Gallery.open_or_create(tmp_path / name, SETTINGS) for name in ("one", "other"))
-    ingest(catalog, one, SAMPLING)
+    other = Gallery.open_or_create(tmp_path / "other", SETTINGS)
     monkeypatch.setattr(listing, "SOURCES_PER_BLOCK", 1)
     ingest(catalog, other, replace(SAMPLING, chunk=3), Workers(decoders=2, shard_chunks=2))  # videos cut into many shards
     assert len(list(Path(other.location.path, "frames").iterdir())) > 10
-    expected, found = contents(one), contents(other)
+    expected, found = contents(ingested.gallery), contents(other)
     assert expected.keys() == found.keys()
     for video_id, features in expected.items():
         assert np.allclose(features.astype(np.float32), found[video_id].astype(np.float32), rtol=1e-2, atol=2e-3), video_id

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import ray
 
 from jobs.ingest import describe
 from pipeline.catalog.inputs import Catalog, read_catalog
@@ -33,13 +31,6 @@ from tests.ingest.test_ingest import SAMPLING, SETTINGS, chunk_row, contents, en
 
 FIRST = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NO_REJECTS = REJECTS_SCHEMA.empty_table()
-
-
-@pytest.fixture(scope="module")
-def running_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -21,20 +21,20 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
+import pipeline
 from jobs.evaluate import evaluate
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.search.follow import follow
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.results import write_results
-from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
 from pipeline.settings import FollowSettings, SearchSettings
 from pipeline.training.checkpoint_files import metrics_table
 from pipeline.training.features import Source
+from pipeline.training.initial_head import StartSettings
 from pipeline.training.run import TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings
 from tests.conftest import add_videos, people_features, threads_of_torch, toy_spec
 
 ROOT = Path(__file__).parents[2]
@@ -93,11 +93,9 @@ def run_here(notebook: Path, **parameters: Any) -> set[str]:
 
 
 def search_gallery(gallery: Gallery, targets: list[str], folder: Path, settings: SearchSettings) -> Path:
-    """Index the gallery and search it; returns the path of results.parquet."""
-    index = build_index(gallery)
-    with opened_partitions(gallery, index, actors=0) as partitions:
-        found = [search(gallery, index, partitions, gallery_target(gallery, target), settings) for target in targets]
-    write_results(found, folder)
+    """Index the gallery and search it as a person does, which leaves a record; returns the path of results.parquet."""
+    build_index(gallery)
+    pipeline.search_gallery(gallery, [f"id:{target}" for target in targets], settings).write(str(folder), report=False)
     return folder / "results.parquet"
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from pipeline.scoring import compiled
 
-SOURCE = Path(compiled.__file__).with_name("frame_rows.c")
+SOURCE = compiled.source("list_scan")
 
 pytestmark = pytest.mark.skipif(
-    compiled.library("frame_rows") is None, reason=f"no compiled library: {compiled.why_not('frame_rows')}"
+    compiled.library("list_scan") is None, reason=f"no compiled library: {compiled.why_not('list_scan')}"
 )
 
 
@@ -36,11 +36,11 @@ def kept(cache: Path) -> list[str]:
 
 
 def test_a_library_is_compiled_once(cache: Path) -> None:
-    assert compiled.library("frame_rows") is not None
+    assert compiled.library("list_scan") is not None
     (name,) = kept(cache)
     before = next(cache.rglob(name)).stat().st_mtime_ns
     compiled._library.cache_clear()
-    assert compiled.library("frame_rows") is not None
+    assert compiled.library("list_scan") is not None
     assert kept(cache) == [name]
     assert next(cache.rglob(name)).stat().st_mtime_ns == before
 
@@ -51,11 +51,11 @@ def test_a_library_is_compiled_once(cache: Path) -> None:
 def test_a_cache_is_not_used_where_others_may_write_to_it_or_above_it(cache: Path, place: str, mode: int, filled: bool) -> None:
     (cache / place).mkdir(parents=True, exist_ok=True)
     if filled:
-        assert compiled.library("frame_rows") is not None
+        assert compiled.library("list_scan") is not None
         compiled._library.cache_clear()
     (cache / place).chmod(mode)
-    assert compiled.library("frame_rows") is None
-    assert compiled.why_not("frame_rows") == (
+    assert compiled.library("list_scan") is None
+    assert compiled.why_not("list_scan") == (
         f"others may write to {(cache / place).resolve()}; set XDG_CACHE_HOME to a folder in which only you may write"
     )
     assert len(kept(cache)) == filled
@@ -68,8 +68,8 @@ def test_a_link_to_a_cache_where_others_may_write_is_seen_through(
     (cache / "link").symlink_to(tmp_path)
     tmp_path.chmod(0o777)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "link"))
-    assert compiled.library("frame_rows") is None
-    assert f"others may write to {tmp_path.resolve()}" in compiled.why_not("frame_rows")
+    assert compiled.library("list_scan") is None
+    assert f"others may write to {tmp_path.resolve()}" in compiled.why_not("list_scan")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
@@ -77,8 +77,8 @@ def test_a_link_to_a_cache_where_others_may_write_is_seen_through(
 def test_a_cache_of_another_user_is_not_used(cache: Path, place: str) -> None:
     (cache / place).mkdir(parents=True, exist_ok=True)
     os.chown(cache / place, 4321, -1)
-    assert compiled.library("frame_rows") is None
-    assert "belongs to another user; set XDG_CACHE_HOME" in compiled.why_not("frame_rows")
+    assert compiled.library("list_scan") is None
+    assert "belongs to another user; set XDG_CACHE_HOME" in compiled.why_not("list_scan")
     assert kept(cache) == []
 
 
@@ -94,11 +94,11 @@ def test_a_cache_of_another_user_is_not_used(cache: Path, place: str) -> None:
 def test_a_file_that_is_not_this_user_s_own_library_is_not_opened(
     cache: Path, damage: Callable[[Path], object], told: str
 ) -> None:
-    assert compiled.library("frame_rows") is not None
+    assert compiled.library("list_scan") is not None
     damage(next(cache.rglob("*.so")))
     compiled._library.cache_clear()
-    assert compiled.library("frame_rows") is None
-    assert told in compiled.why_not("frame_rows")
+    assert compiled.library("list_scan") is None
+    assert told in compiled.why_not("list_scan")
 
 
 def test_what_is_opened_is_the_file_that_was_checked(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,13 +113,13 @@ def test_what_is_opened_is_the_file_that_was_checked(cache: Path, monkeypatch: p
             swapped.append(place)
 
     monkeypatch.setattr(compiled, "check_owned", check_then_swap)
-    found = compiled.library("frame_rows")
-    assert found is not None and hasattr(found, "read_ranges")
+    found = compiled.library("list_scan")
+    assert found is not None and hasattr(found, "scan_lists_8")
     assert [place.read_bytes() for place in swapped] == [b"no library"]
 
 
 def test_libraries_that_are_opened_by_number_are_not_taken_for_each_other(cache: Path) -> None:
-    functions = {"frame_rows": "read_ranges", "list_scan": "scan_lists_8"}
+    functions = {"list_scan": "scan_lists_8", "pair_kernel": "lanes_for"}
     found = {name: compiled.library(name) for name in functions}
     assert [[hasattr(library, function) for function in functions.values()] for library in found.values()] == [
         [True, False],
@@ -169,9 +169,9 @@ def test_a_library_of_another_processor_or_compiler_is_not_used(
 
 
 def test_functions_refuse_arguments_of_other_types() -> None:
-    library = compiled.library("frame_rows")
+    library = compiled.library("pair_kernel")
     assert library is not None
-    read = compiled.function(library, "read_ranges", [ctypes.c_int64, *5 * [ctypes.c_void_p]])
+    lanes = compiled.function(library, "lanes_for", [ctypes.c_int64], ctypes.c_int64)
     with pytest.raises(ctypes.ArgumentError):
-        read(0.5, None, None, None, None, None)
-    assert read(0, None, None, None, None, None) == 0
+        lanes(0.5)
+    assert lanes(1) >= 1

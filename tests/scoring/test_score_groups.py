@@ -11,10 +11,9 @@ from pipeline.coattention.calibration import Calibration, CalibrationQuality, Ca
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index
-from pipeline.scoring import candidates, pair_kernel
+from pipeline.scoring import pair_kernel
 from pipeline.scoring.candidates import TargetSegments
-from pipeline.scoring.frame_rows import FileRows
-from pipeline.scoring.scores import TargetEncoding, sigmoid
+from pipeline.scoring.scores import sigmoid
 from pipeline.search import partitions
 from pipeline.search.partitions import LocalPartitions
 from pipeline.search.results import SearchResult
@@ -55,13 +54,6 @@ def grouped(count: int, others: int) -> Iterator[list[int]]:
         yield group
 
 
-def nothing_cached(
-    target: TargetEncoding, rows: FileRows, first: np.ndarray, frames: np.ndarray, segments: np.ndarray, *_: int
-) -> tuple[torch.Tensor, np.ndarray]:
-    """In place of `cached_logits`: the page cache holds none of the videos."""
-    return torch.zeros(int(segments.sum()), len(target.encodings)), np.ones(len(first), np.bool_)
-
-
 def made_up_calibration(index: Index, settings: SearchSettings) -> Calibration:
     of = settings_of(settings.score, index.settings.segment_length, index.settings.stride, None, None)
     quality = CalibrationQuality(0.0, 0.0, 0.0, 0.0, ())
@@ -73,18 +65,14 @@ def as_bytes(scores: Sequence[float] | np.ndarray) -> bytes:
     return np.asarray(scores, np.float64).tobytes()
 
 
-@pytest.mark.parametrize("where", ["mapped", "cached", "read"])
+@pytest.mark.parametrize("where", ["mapped", "files"])
 @pytest.mark.parametrize("normalise", ["none", "cohort"])
 def test_scores_of_a_target_do_not_depend_on_the_targets_beside_it(
     toy_gallery: Gallery, index: Index, scorer: str, where: str, normalise: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ScoreSettings(normalise=normalise)  # type: ignore[arg-type]
-    monkeypatch.setattr(partitions, "SPARSE", 2.0 if where == "cached" else 0.0)
+    monkeypatch.setattr(partitions, "SPARSE", 2.0 if where == "files" else 0.0)
     held = LocalPartitions(index, range(len(index.manifest["partitions"])))
-    if where == "read":
-        held.large = True
-        monkeypatch.setattr(partitions, "READ_BYTES", 20_000)
-        monkeypatch.setattr(candidates, "cached_logits", nothing_cached)
     videos_of = index.videos["video_id"].to_pylist()
     targets: list[TargetSegments] = [segmented(gallery_target(toy_gallery, video), index) for video in videos_of[:17]]
     targets += [segmented(gallery_target(toy_gallery, f"v{LONG + i:03d}"), index) for i in range(3)]

@@ -1,4 +1,3 @@
-import doctest
 import math
 from dataclasses import replace
 
@@ -7,19 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import pipeline.backbone.spec
-import pipeline.training.recipe
 from pipeline.coattention.network import Comparison
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.scoring.scores import video_score
 from pipeline.settings import ScoreSettings
 from pipeline.training.features import FeatureSet, Source, load_features, matched_people, split_identities
+from pipeline.training.initial_head import StartSettings, identity_start
 from pipeline.training.loop import learning_rate, train, validate
 from pipeline.training.losses import attention_loss, pair_loss, ranking_loss, triplet_loss, video_logits
 from pipeline.training.sampler import Sampler
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings, identity_start
 from pipeline.training.validation import coattention_scores, mean_scores, quality
 from tests.conftest import add_videos, people_features, toy_spec
 
@@ -353,9 +350,3 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 def test_settings_that_cannot_be_meant_are_refused(term, value):
     with pytest.raises(UsageError, match=term):
         TrainingSettings(**{term: value})
-
-
-@pytest.mark.parametrize("module", [pipeline.training.recipe, pipeline.backbone.spec])
-def test_the_examples_in_docstrings_are_true(module):
-    results = doctest.testmod(module)
-    assert results.attempted > 0 and results.failed == 0

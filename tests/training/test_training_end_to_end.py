@@ -23,9 +23,9 @@ from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.end_to_end import run_end_to_end, start_training
 from pipeline.training.features import Source
 from pipeline.training.frames import cache_frames
+from pipeline.training.initial_head import StartSettings
 from pipeline.training.run import TrainingPlan
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings
 from tests.conftest import toy_spec
 
 SPEC = toy_spec(8)  # 32 x 16 pixels

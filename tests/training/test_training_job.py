@@ -28,9 +28,9 @@ from pipeline.storage.location import resolve
 from pipeline.training.checkpoint import RunFolder, newest_checkpoint
 from pipeline.training.checkpoint_files import metrics_table
 from pipeline.training.features import Source
+from pipeline.training.initial_head import StartSettings
 from pipeline.training.run import TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.start import StartSettings
 from tests.conftest import add_videos, people_features, toy_spec
 
 ROOT = Path(__file__).parents[2]

@@ -1,22 +1,19 @@
-"""The teachers: an OSNet in ONNX that shows its inner maps, and a second network of any kind that gives a vector a frame.
+"""The teacher: an OSNet in ONNX that shows its inner maps.
 
 Inner maps are found by the graph's structure, so that exports of other origin, whatever their names, can teach as well.
 """
 
-import importlib
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
 
 from pipeline.backbone.network import onnx_network
 from pipeline.backbone.osnet import OSNetConfig
-from pipeline.backbone.runtime import Backbone, load_backbone
 from pipeline.backbone.spec import find_backbone
 from pipeline.errors import PipelineError, UsageError
-from pipeline.storage.hashing import sha256
 
 TRUNK = {
     "stem": "MaxPool",
@@ -31,7 +28,6 @@ TRUNK = {
 }
 """`OSNet.parts` up to the last block, and the operation that each ends with (a block: ReLU of a sum)."""
 LAST, FEATURE = "last", "feature"
-OPENVINO_BATCH = 16
 
 
 class Graph:
@@ -133,13 +129,13 @@ class HintTeacher:
         """pixels: float32 [n, 3, h, w], h and w multiples of 16 -> the maps of `find_hints`, float32 [n, c, ...], by module."""
         return dict(zip(self.names, self.session.run(self.outputs, {self.input: pixels}), strict=True))
 
-    def student_sizes(self, branch_width: int = 0, branch_features: int = 0) -> OSNetConfig:
-        """Sizes of a student whose trunk has this teacher's channels."""
+    def student_sizes(self) -> OSNetConfig:
+        """Sizes of a student of this teacher's channels."""
         maps = self.maps(np.zeros((1, 3, 64, 32), np.float32))
         first, second, third, fourth, features = (
             maps[name].shape[1] for name in ("stem", "stage1b", "stage2b", "stage3b", FEATURE)
         )
-        return OSNetConfig((first, second, third, fourth), features, branch_width, branch_features)
+        return OSNetConfig((first, second, third, fourth), features)
 
 
 def _show(model: onnx.ModelProto, hints: dict[str, str]) -> None:
@@ -151,77 +147,3 @@ def _show(model: onnx.ModelProto, hints: dict[str, str]) -> None:
     del model.graph.value_info[:]
     for axis, size in zip(("n", "height", "width"), [0, 2, 3], strict=True):
         model.graph.input[0].type.tensor_type.shape.dim[size].dim_param = axis
-
-
-class VectorTeacher(Protocol):
-    """A network that gives one vector a frame. sha256: of its weights."""
-
-    sha256: str
-    dim: int
-
-    def vectors(self, frames: np.ndarray) -> np.ndarray:
-        """frames: uint8 [n, 256, 128, 3], RGB -> float32 [n, dim]."""
-        ...
-
-
-def load_vector_teacher(path: str) -> VectorTeacher:
-    """A second teacher: an OpenVINO network (.xml, its .bin beside it) or a backbone in ONNX with its sidecar.
-
-    Raises UsageError when it does not exist or its kind is not known, PipelineError when it cannot be loaded.
-    """
-    return OpenVinoTeacher(Path(path)) if path.endswith(".xml") else OnnxTeacher(load_backbone(find_backbone(path)))
-
-
-class OnnxTeacher:
-    """A backbone as the second teacher."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.sha256, self.dim = backbone.spec.weights_sha256, backbone.spec.dim
-
-    def vectors(self, frames: np.ndarray) -> np.ndarray:
-        return self.backbone.embed(frames).astype(np.float32)
-
-
-class OpenVinoTeacher:
-    """A network in OpenVINO's format that takes BGR pixels of 0 to 255, as Intel's person-reidentification-retail-* do."""
-
-    def __init__(self, path: Path) -> None:
-        openvino = import_openvino()
-        weights = path.with_suffix(".bin")
-        for file in (path, weights):
-            if not file.is_file():
-                raise UsageError(f"the second teacher {file} does not exist")
-        self.sha256 = sha256(path.read_bytes(), weights.read_bytes())
-        try:
-            core = openvino.Core()
-            model = core.read_model(path)
-            _, channels, self.height, self.width = model.input().get_partial_shape().to_shape()
-            model.reshape([OPENVINO_BATCH, channels, self.height, self.width])
-            self.network = core.compile_model(model, "CPU")
-            self.dim = int(np.prod(self.network.output(0).shape[1:]))
-        except Exception as error:  # OpenVINO raises RuntimeError with pages of text
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise PipelineError(f"the second teacher {path} cannot be loaded: {reason}") from error
-
-    def vectors(self, frames: np.ndarray) -> np.ndarray:
-        if frames.shape[1:3] != (self.height, self.width):
-            raise UsageError(
-                f"the second teacher takes frames of {self.height} x {self.width} pixels, not of {frames.shape[1:3]}"
-            )
-        pixels = np.ascontiguousarray(frames[..., ::-1].transpose(0, 3, 1, 2), dtype=np.float32)  # [n, 3, h, w], BGR
-        found = [np.empty((0, self.dim), np.float32)]
-        for start in range(0, len(pixels), OPENVINO_BATCH):
-            batch = pixels[start : start + OPENVINO_BATCH]
-            short = OPENVINO_BATCH - len(batch)
-            output = self.network(np.pad(batch, ((0, short), (0, 0), (0, 0), (0, 0))))[0]
-            found.append(np.array(output).reshape(OPENVINO_BATCH, -1)[: len(batch)])
-        return np.concatenate(found)
-
-
-def import_openvino() -> Any:
-    """OpenVINO, which only those need who have networks in its format. Raises UsageError where it is not installed."""
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise UsageError("networks in OpenVINO's format need the package openvino: pip install openvino") from error
