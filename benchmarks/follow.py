@@ -35,7 +35,7 @@ from pipeline.search.targets import gallery_target
 from pipeline.settings import FollowSettings, IndexSettings, SearchSettings
 
 CONFIRMED = (1, 3)
-JOINING = (("auto", 0), ("strangers", 0), ("strangers", 1), ("strangers", 3))  # by what, and leads confirmed
+JOINING = (("strangers", 0), ("strangers", 1), ("strangers", 3))  # by what, and leads confirmed
 SIZE = ("--people", "24", "--cameras", "5", "--visits", "2", "--no-full-frame")
 
 

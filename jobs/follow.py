@@ -37,11 +37,10 @@ def follow(
     join_by: Annotated[
         str,
         typer.Option(
-            help=f"What lets other leads join ({', '.join(JOIN_BY)}); auto: their probability where there is one, else how many "
-            "strangers are expected to score as well; nobody: only what is confirmed is in."
+            help=f"What lets other leads join ({', '.join(JOIN_BY)}): how many strangers are expected to score as well, or "
+            "nobody, so that only what is confirmed is in."
         ),
     ] = USUAL.join_by,
-    least_probability: Annotated[float, typer.Option(help="Probability from which on a lead joins.")] = USUAL.least_probability,
     most_strangers: Annotated[
         float, typer.Option(help="Strangers expected to score as well, up to which a lead joins.")
     ] = USUAL.most_strangers,
@@ -72,9 +71,6 @@ def follow(
     ] = None,
     before: Annotated[str | None, typer.Option(help="Only leads in which somebody is seen before this time.")] = None,
     zone: Annotated[str, typer.Option(help="Time zone of the times shown, for example Europe/London.")] = SearchSettings.zone,
-    expected_matches: Annotated[
-        float, typer.Option(help="On how many of the eligible videos the person is expected; the prior of probabilities.")
-    ] = SearchSettings.expected_matches,
     index_version: Annotated[str | None, typer.Option(help="Index version [default: the newest].")] = None,
     backbone: Annotated[str | None, typer.Option(help="Where the gallery's backbone is, if it has moved.")] = None,
     endpoint: Endpoints = None,
@@ -105,9 +101,8 @@ def follow(
         after=parse_time(after, ZoneInfo(zone)),
         before=parse_time(before, ZoneInfo(zone)),
         zone=zone,
-        expected_matches=expected_matches,
     )
-    following = FollowSettings(_ids(confirm), _ids(reject), join_by, least_probability, most_strangers, rounds)
+    following = FollowSettings(_ids(confirm), _ids(reject), join_by, most_strangers, rounds)
     if actors is not None and actors < 0:
         raise UsageError(f"actors must be 0 or more, not {actors}")
     whom = Whom(parse_box(box), at, boxes, track, whole_picture, target_camera)

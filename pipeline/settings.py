@@ -13,7 +13,7 @@ from pipeline.time_windows import moment_words
 
 PREFILTERS = ("auto", "exact", "compressed")
 CAMERAS = ("auto", "ignore")
-JOIN_BY = ("auto", "probability", "strangers", "nobody")
+JOIN_BY = ("strangers", "nobody")
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
 
 
@@ -168,25 +168,22 @@ class SearchSettings:
 class FollowSettings:
     """How one person is followed across a gallery (`pipeline.search.follow`).
 
-    confirmed, rejected: ids of videos that a person has looked at. join_by: what lets other leads join: "probability", of at
-    least `least_probability`; "strangers", where at most `most_strangers` strangers are expected to score as well; "auto", the
-    probability where there is one, else strangers; "nobody", only what is confirmed is in. rounds: of joining, at most.
+    confirmed, rejected: ids of videos that a person has looked at. join_by: what lets other leads join:
+    "strangers", where at most `most_strangers` strangers are expected to score as well; "nobody", only what is confirmed is in.
+    rounds: of joining, at most.
 
     Raises UsageError for values out of range and for a video that is both confirmed and rejected.
     """
 
     confirmed: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
-    join_by: str = "auto"
-    least_probability: float = 0.95
+    join_by: str = "strangers"
     most_strangers: float = 0.5
     rounds: int = 5
 
     def __post_init__(self) -> None:
         if self.join_by not in JOIN_BY:
             raise UsageError(f"leads join by one of {', '.join(JOIN_BY)}, not by {self.join_by!r}")
-        if not 0 < self.least_probability <= 1:
-            raise UsageError(f"the least probability of what joins is above 0 and at most 1, not {self.least_probability}")
         if not 0 < self.most_strangers < math.inf:
             raise UsageError(f"the number of strangers expected must be above 0, not {self.most_strangers}")
         if self.rounds < 1:

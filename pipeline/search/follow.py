@@ -4,9 +4,9 @@ Every video that is in is a target of its own. A candidate's score is the mean, 
 them (itself left out), over the union of their shortlists, so that each further view of the person counts. What a person
 confirmed is in from the start, what a person rejected never joins, nor what scores no better than that.
 
-A lead joins by itself if it is confident: by its probability where there is one, or else since hardly a stranger can be expected
-to score as well (`expected_strangers`, which takes its scale from this gallery's scores). In both cases it must be mutual:
-searched for itself, it finds those that are in before all strangers but one. Mixing two people is worse than leaving one in two.
+A lead joins by itself if hardly a stranger can be expected to score as well (`expected_strangers`, which takes its scale from
+this gallery's scores), and if it is mutual: searched for itself, it finds those that are in before all strangers but one. Mixing
+two people is worse than leaving one in two.
 
 Two cameras that show somebody at the same time do not show the same person: what would join and overlaps in time with something
 better, elsewhere, is left out, and both are named for a person to decide. Cameras that see one place do show one person twice;
@@ -54,7 +54,7 @@ def follow(
     rejected is not, and its rank stays free.
 
     Deterministic. Raises UsageError where the gallery lacks a video that is confirmed or rejected, where that is the target
-    itself, for joining by probabilities that there are none of, and as `search` does.
+    itself, and as `search` does.
     """
     began = time.monotonic()
     with counted(1):
@@ -245,10 +245,8 @@ class _Person:
         """Let the confident leads in that are not yet, best first; whether there were any."""
         barred = {*self.following.rejected, *(other.video_id for _, other in self.apart)}
         result = self.scores.leads(self.ids, TESTED, barred, evidence=False)
-        by_probability = self._by_probability(result)
+        self.rule = f"at most {self.following.most_strangers:g} strangers expected to score as well, and mutual"
         tested = [lead for lead in result.leads if lead.video.video_id not in self.ids]
-        if by_probability:
-            tested = [lead for lead in tested if (lead.probability or 0.0) >= self.following.least_probability]
         gone = _without([lead.video.video_id for lead in tested], self.videos)  # since the index was made
         tested = [lead for lead in tested if lead.video.video_id not in gone]
         new = [lead.video.video_id for lead in tested if lead.video.video_id not in self.scores.rows]
@@ -258,30 +256,16 @@ class _Person:
         joined: list[Appearance] = []
         for lead in tested:
             own, strangers = self.scores.own(lead.video.video_id), self._strangers(lead.video.video_id)
-            score, expected = float(mean[self.scores.place(lead.video.video_id)]), None
-            if not by_probability:
-                expected = expected_strangers(score, [mean[strangers], own[strangers]])
-            if score <= floor or (expected or 0.0) > self.following.most_strangers or not self._mutual(lead.video.video_id):
+            score = float(mean[self.scores.place(lead.video.video_id)])
+            expected = expected_strangers(score, [mean[strangers], own[strangers]])
+            if score <= floor or expected > self.following.most_strangers or not self._mutual(lead.video.video_id):
                 continue
             if apart := [(one.video, lead.video) for one in self.appearances + joined if at_once(one.video, lead.video)]:
                 self.apart += apart
                 continue
-            joined.append(Appearance(lead.video, "joined", number, lead.score, lead.probability, expected))
+            joined.append(Appearance(lead.video, "joined", number, lead.score, expected))
         self.appearances += joined
         return bool(joined)
-
-    def _by_probability(self, result: SearchResult) -> bool:
-        """Whether probabilities decide. Raises UsageError where they should and there are none."""
-        known = any(lead.probability is not None for lead in result.leads)
-        if self.following.join_by == "probability" and result.leads and not known:
-            raise UsageError(f"there are no probabilities to join by: {result.calibration}; join by strangers or by nobody")
-        by_probability = known and self.following.join_by != "strangers"
-        self.rule = (
-            f"a probability of at least {self.following.least_probability:g}, and mutual"
-            if by_probability
-            else f"at most {self.following.most_strangers:g} strangers expected to score as well, and mutual"
-        )
-        return by_probability
 
     def _strangers(self, video_id: str) -> np.ndarray:
         """The candidates that are neither in nor this one: bool [m]."""

@@ -82,7 +82,6 @@ PATH_SCHEMA = pa.schema(
         ("why", pa.string()),
         ("round", pa.int32()),
         ("score", pa.float64()),
-        ("probability", pa.float64()),
         ("strangers", pa.float64()),
         ("elsewhere_at_once", pa.list_(pa.string())),
         ("index_version", pa.string()),
@@ -151,16 +150,14 @@ class Lead:
 class Appearance:
     """A video that a person who is followed is taken to appear in, and why.
 
-    why: "target", "confirmed" by a person, or "joined" automatically, in this `round`, from 1 (0 otherwise). score, probability:
-    against all that were in before, of what joined. strangers: how many of them were expected to score as well, where that
-    decided.
+    why: "target", "confirmed" by a person, or "joined" automatically, in this `round`, from 1 (0 otherwise). score: against all
+    that were in before, of what joined. strangers: how many of them were expected to score as well.
     """
 
     video: VideoRef
     why: str
     round: int = 0
     score: float | None = None
-    probability: float | None = None
     strangers: float | None = None
 
     @property
@@ -168,8 +165,7 @@ class Appearance:
         """Why it is in, for a person to read."""
         if self.why != "joined":
             return self.why
-        sure = [] if self.probability is None else [f"probability {self.probability:.3f}"]
-        sure += [] if self.strangers is None else [f"{self.strangers:.2g} strangers expected to score so"]
+        sure = [] if self.strangers is None else [f"{self.strangers:.2g} strangers expected to score so"]
         return ", ".join([f"joined in round {self.round}", f"score {self.score:.4f}", *sure])
 
 
@@ -306,7 +302,7 @@ def path_table(results: Sequence[SearchResult]) -> pa.Table:
             "place": place,
             **{name: getattr(one.video, name) for name in ("video_id", "uri", "camera_id")},
             **dict(zip(("seen_from", "seen_to"), one.video.seen or (None, None), strict=True)),
-            **{name: getattr(one, name) for name in ("why", "round", "score", "probability", "strangers")},
+            **{name: getattr(one, name) for name in ("why", "round", "score", "strangers")},
             "elsewhere_at_once": result.followed.elsewhere(one.video.video_id),
             "index_version": result.index_version,
             "audit_head": result.audit_head,

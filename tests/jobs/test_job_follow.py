@@ -68,8 +68,7 @@ def test_ids_come_from_flags_and_from_files(gallery: Gallery, tmp_path: Path) ->
         (("--confirm", "nope"), "has no video 'nope'"),
         (("--confirm", "@/nowhere"), "/nowhere is no file; @FILE names one with the id of a video on each line"),
         (("--confirm", "v042", "--reject", "v042"), "v042 is both confirmed and rejected"),
-        (("--join-by", "magic"), "leads join by one of auto, probability, strangers, nobody, not by 'magic'"),
-        (("--join-by", "probability"), "there are no probabilities to join by"),
+        (("--join-by", "magic"), "leads join by one of strangers, nobody, not by 'magic'"),
         (("--rounds", "0"), "a follow has at least 1 round"),
     ],
 )

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import pipeline.search.follow as follow_module
 from pipeline.errors import UsageError
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
@@ -170,22 +169,6 @@ def test_too_few_candidates_do_not_tell_how_strangers_score(toy_gallery: Gallery
     assert len(why(followed(toy_gallery, "v000", FollowSettings()))) == 1  # of 39 candidates
 
 
-def test_probabilities_decide_where_there_are_some(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = follow_module.leads
-
-    def with_probabilities(*arguments: Any) -> SearchResult:
-        found = real(*arguments)
-        of = {"v040": 0.96, "v043": 0.94}
-        leads = tuple(dataclasses.replace(lead, probability=of.get(lead.video.video_id, 0.0)) for lead in found.leads)
-        return dataclasses.replace(found, leads=leads)
-
-    monkeypatch.setattr(follow_module, "leads", with_probabilities)
-    assert set(why(followed(gallery, "v041", FollowSettings()))) == {"v040", "v041"}
-    assert set(why(followed(gallery, "v041", FollowSettings(least_probability=0.9)))) == {"v040", "v041", "v043"}
-    assert set(why(followed(gallery, "v041", FollowSettings(join_by="strangers")))) == {"v040", "v042", "v041", "v043"}
-    assert set(why(followed(gallery, "v041", NOBODY))) == {"v041"}
-
-
 def test_the_number_of_strangers_is_that_of_an_exponential_tail() -> None:
     rng = np.random.default_rng(5)
     drawn = 3 + 2 * rng.exponential(size=(200, 1000))
@@ -250,7 +233,6 @@ def test_one_camera_and_times_that_are_not_known_are_no_contradiction(crowded: G
         (FollowSettings(("nope",)), "has no video 'nope'"),
         (FollowSettings((), ("nope",)), "has no video 'nope'"),
         (FollowSettings(("v042",)), "v042 is the target"),
-        (FollowSettings(join_by="probability"), "there are no probabilities to join by: the head has no calibration"),
     ],
 )
 def test_what_cannot_be_followed_is_one_sentence(gallery: Gallery, following: FollowSettings, sentence: str) -> None:
@@ -263,8 +245,6 @@ def test_what_cannot_be_followed_is_one_sentence(gallery: Gallery, following: Fo
     [
         {"confirmed": ("a",), "rejected": ("b", "a")},
         {"join_by": "magic"},
-        {"least_probability": 0.0},
-        {"least_probability": math.nan},
         {"most_strangers": -1.0},
         {"rounds": 0},
     ],
