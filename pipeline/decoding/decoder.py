@@ -32,7 +32,7 @@ import numpy as np
 
 from pipeline.decoding.messages import LONGEST, Answer, End, Fault, Job, Taken, Unconfined, frames_memory, send_job, unpacked
 from pipeline.decoding.opening import Opened
-from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SourceRequest
+from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SceneRequest, SourceRequest
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Box, Chunk, Event, Rejected
 from pipeline.errors import PipelineError, UsageError, VideoError
@@ -103,6 +103,10 @@ class Decoder:
         """
         return self._answers(SourceRequest(uri, boxes_uri, frame_rate))
 
+    def scenes(self, uri: str, frame_rate: float | None = None) -> Iterator[Event]:
+        """Whole pictures of a recording: see `pipeline.decoding.requests.SceneRequest`; failures as in `events`."""
+        return self._answers(SceneRequest(uri, frame_rate))
+
     def moment(self, uri: str, box: Box, time_s: float) -> Iterator[Event]:
         """What a box shows at one moment: see `pipeline.decoding.requests.MomentRequest`; failures as in `events`."""
         return self._answers(MomentRequest(uri, box, time_s))
@@ -150,6 +154,7 @@ class Decoder:
             send_job(connection, job)
             while not isinstance(answer := self._answer(connection, uri), End):
                 if isinstance(answer, Chunk):
+                    _check_size(answer, job.request, self.sampling)
                     connection.send(Taken())
                 if isinstance(answer, Event):
                     given += 1
@@ -281,6 +286,12 @@ def _opened(request: Request, sampling: Sampling) -> Opened:
             future.result().__exit__()
         raise
     return future.result()
+
+
+def _check_size(chunk: Chunk, request: Request, sampling: Sampling) -> None:
+    """Raises VideoError for frames of a size that was not asked for: only whoever has taken the child over sends such."""
+    if not isinstance(request, SceneRequest) and chunk.frames.shape[1:3] != (sampling.height, sampling.width):
+        raise VideoError("decoder_crash", f"the decoder gave an answer that cannot be on {request.uri}")
 
 
 def _no_progress(doing: str, sampling: Sampling) -> VideoError:
