@@ -29,7 +29,7 @@ def read_onnx(path: Path) -> tuple[bytes, str]:
             return content, digest
         return _with_files(path.resolve(), content, digest)
     except OSError as error:
-        raise PipelineError(f"the backbone {error.filename or path} cannot be read: {error.strerror}") from error
+        raise PipelineError(f"the network {error.filename or path} cannot be read: {error.strerror}") from error
 
 
 def _with_files(path: Path, content: bytes, digest: str) -> tuple[bytes, str]:

@@ -4,6 +4,7 @@ The network has one input, float [n, 3, height, width], n free or fixed, and one
 beside it (`pipeline.backbone.onnx_file`). Before it is used it is tried, so that a network that misfits makes no gallery.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,12 @@ class Backbone:
     """A loaded backbone; `load_backbone` makes it. batch: frames of one network call, whatever number is embedded."""
 
     def __init__(self, spec: BackboneSpec, threads: int | None, device: str) -> None:
-        import onnxruntime
-
         self.spec = spec
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3 if device == "cuda" else 4  # errors are raised as well, but for a CUDA that cannot be used
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
-        available = onnxruntime.get_available_providers()
-        providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in available]
-        options.add_session_config_entry("session.load_model_format", "ONNX")  # never its own, which is trusted more
-        network, label = onnx_network(spec), spec.path or spec.name
-        try:
-            self.session = onnxruntime.InferenceSession(network, options, providers=providers)
-        except Exception as error:  # ONNX Runtime raises a family of classes of its own
-            raise PipelineError(f"{label} is not an ONNX network that can be loaded: {first_line(error)}") from error
-        _check_interface(self.session, spec, label)
+        label = spec.path or spec.name
+        self.session = open_session(onnx_network(spec), label, threads, device)
+        check_input(self.session, spec.height, spec.width, label)
+        if len(outputs := self.session.get_outputs()) != 1:
+            raise PipelineError(_not_one("output", outputs, label))
         (pixels,) = self.session.get_inputs()
         self.input_name, self.pixel_type = pixels.name, PIXEL_TYPES[pixels.type]
         self.fixed_batch = bool(pixels.shape) and isinstance(pixels.shape[0], int)
@@ -67,44 +57,72 @@ def load_backbone(spec: BackboneSpec, threads: int | None = None, device: str = 
     PipelineError when the file is not an ONNX network, has changed since it was looked up, does not take or give what its sidecar
     says, gives no finite features, or others to a frame alone than in a batch.
     """
-    if device == "auto":
-        device = "cuda" if _cuda_is_usable() else "cpu"
-    backbone = Backbone(spec, threads, device)
+    backbone = Backbone(spec, threads, chosen_device(device))
     _check_features(backbone)
     return backbone
 
 
-def _cuda_is_usable() -> bool:
-    """Whether ONNX Runtime and the machine have CUDA. torch takes a second to load and is asked only if it matters."""
+def chosen_device(device: str) -> str:
+    """ "cuda" for "auto" where ONNX Runtime and the machine have CUDA, else "cpu"; other devices as they are."""
     import onnxruntime
 
+    if device != "auto":
+        return device
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return False
-    import torch
+        return "cpu"
+    import torch  # takes a second to load, and is asked only if it matters
 
-    return torch.cuda.is_available()
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _check_interface(session: Any, spec: BackboneSpec, label: str) -> None:
-    """Whether a network of ONNX Runtime takes frames and nothing else, of the sidecar's size, and gives one thing."""
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    for kind, found in (("input", inputs), ("output", outputs)):
-        if len(found) != 1:
-            names = ", ".join(repr(one.name) for one in found)
-            raise PipelineError(f"{label} has {len(found)} {kind}s ({names}) and must have one; export it with that one alone")
+def open_session(network: bytes, label: str, threads: int | None, device: str) -> Any:
+    """An ONNX Runtime session of a network with all its weights inside. label: what messages call it.
+
+    threads: CPU threads of a network call (None: one a core). device: "cpu" or "cuda". Raises PipelineError.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3 if device == "cuda" else 4  # errors are raised as well, but for a CUDA that cannot be used
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
+    available = onnxruntime.get_available_providers()
+    providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in available]
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never its own, which is trusted more
+    try:
+        return onnxruntime.InferenceSession(network, options, providers=providers)
+    except Exception as error:  # ONNX Runtime raises a family of classes of its own
+        raise PipelineError(f"{label} is not an ONNX network that can be loaded: {first_line(error)}") from error
+
+
+def check_input(session: Any, height: int, width: int, label: str) -> None:
+    """Raise PipelineError unless a network of ONNX Runtime takes frames of that size in pixels, and nothing else."""
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise PipelineError(_not_one("input", inputs, label))
     (pixels,) = inputs
-    wanted = [None, 3, spec.height, spec.width]
+    wanted = [None, 3, height, width]
     shape = pixels.shape or wanted  # a network need not say
     free = [size is None or isinstance(size, str) for size in shape]
     if len(shape) != 4 or shape[0] == 0 or not all(free[i] or shape[i] == wanted[i] for i in (1, 2, 3)):
-        described = " x ".join("free" if size is None else str(size) for size in shape)
-        size = f"{spec.height} x {spec.width}"
+        size = f"{height} x {width}"
         raise PipelineError(
-            f"{label} does not take {size} frames: its input is {described}, not n x 3 x {size}; "
+            f"{label} does not take {size} frames: its input is {described_shape(shape)}, not n x 3 x {size}; "
             "correct the sidecar's height and width, or export it again"
         )
     if pixels.type not in PIXEL_TYPES:
         raise PipelineError(f"{label} takes {pixels.type}; export it with an input of float32 or float16")
+
+
+def described_shape(shape: Iterable[int | str | None]) -> str:
+    """A shape in words: "free x 3 x 256 x 128"."""
+    return " x ".join("free" if size is None else str(size) for size in shape)
+
+
+def _not_one(kind: str, found: list[Any], label: str) -> str:
+    names = ", ".join(repr(one.name) for one in found)
+    return f"{label} has {len(found)} {kind}s ({names}) and must have one; export it with that one alone"
 
 
 def _check_features(backbone: Backbone) -> None:

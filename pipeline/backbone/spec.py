@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -91,8 +92,21 @@ def parse_input_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def normalise_pixels(frames: np.ndarray, spec: BackboneSpec) -> np.ndarray:
-    """Frames uint8 [n, h, w, 3], RGB -> float32 [n, 3, h, w] as the backbone expects them; h and w need not be the spec's."""
+class Pixels(Protocol):
+    """What a network expects of pixels: a backbone's spec, or a detector's."""
+
+    @property
+    def channels(self) -> str: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+def normalise_pixels(frames: np.ndarray, spec: Pixels) -> np.ndarray:
+    """Frames uint8 [n, h, w, 3], RGB -> float32 [n, 3, h, w] as the network expects them; h and w need not be the spec's."""
     if spec.channels == "BGR":
         frames = frames[..., ::-1]
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
