@@ -51,7 +51,9 @@ class DetectSettings:
 class DetectPeople:
     """An actor: rows of a plan (`pipeline.footage.recordings.Plan`) -> DETECTED_SCHEMA. counter: see `ingest.progress`."""
 
-    def __init__(self, gallery: Gallery, sampling: Sampling, settings: DetectSettings, forgotten: Forgotten, counter: Any) -> None:
+    def __init__(
+        self, gallery: Gallery, sampling: Sampling, settings: DetectSettings, forgotten: Forgotten, counter: Any
+    ) -> None:
         self.gallery, self.sampling, self.forgotten, self.counter = gallery, sampling, forgotten.content, counter
         self.detector = load_detector(settings.detector, settings.threads, settings.device)
         self.backbone = load_backbone(gallery.settings.backbone, settings.threads, settings.device)

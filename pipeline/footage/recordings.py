@@ -80,7 +80,9 @@ def name_pattern(text: str) -> NamePattern:
             parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{digits})")
             seen.add(name)
         elif part[0] == "%" and len(part) == 2:
-            raise UsageError(f"the pattern {text!r} has {part}, which is not read; known are {{camera}}, *, %{' %'.join(_DIGITS)}")
+            raise UsageError(
+                f"the pattern {text!r} has {part}, which is not read; known are {{camera}}, *, %{' %'.join(_DIGITS)}"
+            )
         else:
             parts.append(re.escape(part))
     if "camera" not in seen or not ("s" in seen or seen.issuperset(_NEEDED)):
@@ -139,7 +141,9 @@ def read_clocks(uri: str | None, zone: str = "UTC") -> Clocks:
         try:
             cameras[row["camera_id"]] = CameraClock(row.get("zone") or None, float(row.get("clock_offset") or 0))
         except (ValueError, TypeError) as error:
-            raise UsageError(f"row {number} of {uri}: clock_offset {row.get('clock_offset')!r} is no number of seconds") from error
+            raise UsageError(
+                f"row {number} of {uri}: clock_offset {row.get('clock_offset')!r} is no number of seconds"
+            ) from error
     return Clocks(zone, cameras)
 
 
