@@ -117,16 +117,17 @@ class Decoder:
         boxes_uri: str | None,
         track: int | None,
         wanted: Sequence[int] | Mapping[int, float | None],
-        box: Box | None = None,
+        box: Box | Mapping[int, Box] | None = None,
     ) -> dict[int, np.ndarray]:
         """Single frames of one candidate: number -> uint8 [height, width, 3], RGB; those that cannot be read are left out.
 
         wanted: frame numbers; with the times that they had, in seconds, frames far into a recording are found sooner. box: cut
-        out of every frame, in place of a track.
+        out of every frame, or of each its own by its number, in place of a track.
         """
         found: dict[int, np.ndarray] = {}
         times = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
-        for event in self._answers(FramesRequest(uri, boxes_uri, track, times, box)):
+        boxes = box if box is None or isinstance(box, Mapping) else dict.fromkeys(times, box)
+        for event in self._answers(FramesRequest(uri, boxes_uri, track, times, boxes)):
             if isinstance(event, Chunk):
                 found.update(zip(event.frame_index.tolist(), event.frames, strict=True))
         return found

@@ -69,15 +69,15 @@ class FramesRequest:
     """Single frames of one candidate, a Chunk each; frame numbers that the source does not have are left out.
 
     track: its id in the boxes file, or None for the whole frame. wanted: frame numbers, each with the time that it had when it
-    was sampled, in seconds, or None; with times, a frame far into a long recording is found without reading all before it. box:
-    what to cut out of every frame, in place of a track.
+    was sampled, in seconds, or None; with times, a frame far into a long recording is found without reading all before it. boxes:
+    what to cut out of frames, by their numbers, in place of a track.
     """
 
     uri: str
     boxes_uri: str | None
     track: int | None
     wanted: Mapping[int, float | None]
-    box: Box | None = None
+    boxes: Mapping[int, Box] | None = None
 
     def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
         boxes_uri = None if self.track is None else self.boxes_uri
@@ -85,7 +85,7 @@ class FramesRequest:
         return open_files(self.uri, boxes_uri, sampling, heartbeat, lambda number, count: number in wanted)
 
     def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
-        boxes: Mapping[int, Box | np.ndarray] = dict.fromkeys(self.wanted, self.box) if self.box is not None else {}
+        boxes: Mapping[int, Box | np.ndarray] = self.boxes or {}
         if self.track is not None and self.boxes_uri is not None:
             frames, found = read_boxes(opened.boxes_bytes()).get(self.track, ((), ()))
             boxes = dict(zip((int(frame) for frame in frames), found, strict=True))

@@ -28,7 +28,7 @@ ANSWERS = [
 ]
 REQUESTS = [
     SourceRequest("a.mp4", "boxes.txt", 25.0),
-    FramesRequest("a.mp4", None, None, {3: 0.1, 9: None}, (1.0, 2.0, 3.0, 4.0)),
+    FramesRequest("a.mp4", None, None, {3: 0.1, 9: None}, {3: (1.0, 2.0, 3.0, 4.0)}),
     MomentRequest("a.mp4", (0.0, 0.0, 20.0, 40.0), 0.42),
     SceneRequest("a.mp4", 25.0),
 ]
