@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
@@ -187,7 +188,7 @@ class RunPart:
     """A recording of a run. begins_s: its start in seconds from the run's; row: of RECORDINGS_SCHEMA."""
 
     begins_s: float
-    row: Mapping[str, object]
+    row: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Tracker:
             "seen": np.array([t.seen for t in tracks], np.float64),
             "means": np.array([t.mean for t in tracks], np.float64).reshape(-1, 4, 2),
             "spreads": np.array([t.spread for t in tracks], np.float64).reshape(-1, 2, 2, 2),
-            "features": np.array([t.feature for t in tracks], np.float64).reshape(-1, dim),
+            "features": np.array([t.feature for t in tracks], np.float64).reshape(len(tracks), dim),
             "lengths": np.array([len(t.rows) for t in tracks], np.int64),
             "rows": np.array([row for t in tracks for row in t.rows], np.int64),
             "times": np.array([time for t in tracks for time in t.times], np.float64),

@@ -16,6 +16,7 @@ import io
 import json
 import uuid
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -83,10 +84,6 @@ def track(
     settings: None for those that the gallery was last followed with. address: see `pipeline.cluster.connected`; Ray is started
     only if there is something to do. progress is told runs done and in all. Raises PipelineError for what is damaged.
     """
-    import ray
-
-    from pipeline.cluster import connected, words_of
-
     snapshot = gallery.snapshot()
     settings = settings or last_settings(snapshot)
     runs, odd = timeline(snapshot.recordings)
@@ -97,36 +94,42 @@ def track(
         gallery.commit(kind="track", tracked={"sources": orphans, "runs": gone})
     done = len(runs) - len(works)
     progress(done, len(runs))
-    if works:
-        with connected(address):
-            following = ray.remote(num_cpus=1)(follow_all).options(max_retries=3)
-            tasks = {
-                following.remote(gallery, group, settings, _rows_that_stay(snapshot, group)): group for group in grouped(works)
-            }
-            try:
-                while tasks:
-                    (ready,), _ = ray.wait(list(tasks))
-                    videos, tracked = ray.get(ready)
-                    gallery.commit(videos, kind="track", tracked=tracked)
-                    done += len(tasks.pop(ready))
-                    progress(done, len(runs))
-            except ray.exceptions.RayError as error:
-                raise PipelineError(
-                    f"following people stopped: {words_of(error)}; what is committed stays, run jobs.track to go on"
-                ) from error
-    candidates = sum(1 for _ in _footage_ids(gallery.snapshot()))
-    return TrackingSummary(len(runs), len(works), candidates, odd)
+    groups = grouped(works)
+    for group, (videos, tracked) in _followed(gallery, groups, settings, snapshot, address):
+        gallery.commit(videos, kind="track", tracked=tracked)
+        done += len(group)
+        progress(done, len(runs))
+    videos = gallery.snapshot().videos
+    return TrackingSummary(len(runs), len(works), pc.sum(is_footage(videos)).as_py() or 0, odd)
+
+
+def _followed(
+    gallery: Gallery, groups: Sequence[Sequence[Work]], settings: TrackingSettings, snapshot: Snapshot, address: Any
+) -> Iterator[tuple[Sequence[Work], tuple[pa.Table, dict[str, Any]]]]:
+    """Groups and what `follow_all` gives of them, as they are done: one group here, several in tasks of Ray."""
+    if len(groups) < 2:
+        yield from ((group, follow_all(gallery, group, settings, _rows_that_stay(snapshot, group))) for group in groups)
+        return
+    import ray
+
+    from pipeline.cluster import connected, words_of
+
+    with connected(address):
+        following = ray.remote(num_cpus=1)(follow_all)
+        tasks = {following.remote(gallery, group, settings, _rows_that_stay(snapshot, group)): group for group in groups}
+        try:
+            while tasks:
+                (ready,), _ = ray.wait(list(tasks))
+                yield tasks.pop(ready), ray.get(ready)
+        except ray.exceptions.RayError as error:
+            told = "what is committed stays, run jobs.track to go on"
+            raise PipelineError(f"following people stopped: {words_of(error)}; {told}") from error
 
 
 def last_settings(snapshot: Snapshot) -> TrackingSettings:
     """Those of the gallery's newest tracks, else the usual ones."""
     records = list(snapshot.tracking.values())
     return typed(TrackingSettings, records[-1]["settings"], complete=False) if records else TrackingSettings()
-
-
-def _footage_ids(snapshot: Snapshot) -> Iterator[str]:
-    videos = snapshot.videos
-    return iter(videos.filter(is_footage(videos))["video_id"].to_pylist())
 
 
 def is_footage(videos: pa.Table) -> pa.ChunkedArray:
@@ -162,7 +165,7 @@ def grouped(works: Sequence[Work]) -> list[list[Work]]:
     held = TASK_DETECTIONS
     for work in works:
         first = work.record.parts if work.record is not None else 0
-        size = sum(int(part.row["detections"] or 0) for part in work.run.parts[first:])  # type: ignore[call-overload]
+        size = sum(int(part.row["detections"] or 0) for part in work.run.parts[first:])
         if held + size > TASK_DETECTIONS:
             groups.append([])
             held = 0
@@ -197,7 +200,7 @@ def follow_all(
             writer.add(work.run, made, followed)
         records[work.run.name] = asdict(followed.record())
         anew = {str(part.row["source_id"]) for part in work.run.parts[followed.first :]}
-        begun = {row["source_id"] for row in writer.rows if row["run"] == work.run.name}
+        begun = writer.begun[work.run.name]
         sources |= anew | begun
         before = begun - anew
         stays = pc.and_(
@@ -206,8 +209,7 @@ def follow_all(
         )
         reused += there.filter(stays).to_pylist() if before else []
     writer.flush()
-    rows = [{name: row[name] for name in VIDEOS_SCHEMA.names} for row in (*writer.rows, *reused)]
-    return pa.Table.from_pylist(rows, schema=VIDEOS_SCHEMA), {"sources": sorted(sources), "runs": records}
+    return pa.Table.from_pylist(writer.rows + reused, schema=VIDEOS_SCHEMA), {"sources": sorted(sources), "runs": records}
 
 
 class _Following:
@@ -220,11 +222,10 @@ class _Following:
         self.resumed: set[int] = set()
         self.detections = functools.lru_cache(RECORDINGS_HELD)(self._detections)
         self.state: dict[str, np.ndarray] = {}
-        self.last_s, self.given = -np.inf, 0  # rows that the tracker was given
+        self.given = 0  # rows that the tracker was given
         if work.record is not None and (state := _read_state(gallery, work.record)) is not None:
             self.first = work.record.parts
             places = state.pop("places")
-            self.last_s = float(state.pop("last_s")[0])
             self.tracker, self.given = Tracker.from_state(settings, state), int(state["counts"][0])
             self.rows = {int(row): (int(part), int(place)) for row, (part, place) in zip(state["rows"], places, strict=True)}
             self.resumed = set(state["numbers"].tolist())
@@ -236,12 +237,12 @@ class _Following:
             table, features = self.detections(part)
             boxes, scores = boxes_of(table), np.asarray(table["score"])
             usable = np.asarray(pc.is_valid(table["feature"]))
+            begins = self._shown_until(part)
             for _, time_s, rows in frames_of(table):
                 now = self.run.parts[part].begins_s + time_s
                 chosen = np.arange(rows.start, rows.stop)[usable[rows]]
-                if now <= self.last_s or not len(chosen):  # stands twice: two recordings overlap
+                if now <= begins or not len(chosen):
                     continue
-                self.last_s = now
                 self.rows.update((given + place, (part, int(row))) for place, row in enumerate(chosen))
                 given += len(chosen)
                 self.tracker.update(now, boxes[chosen], scores[chosen], features[chosen])
@@ -253,11 +254,16 @@ class _Following:
         self.state = self.tracker.state()
         yield from Tracker.from_state(self.settings, self.state).finish()
 
+    def _shown_until(self, part: int) -> float:
+        """What the recordings before this one show already, in seconds from the run's start: two may overlap."""
+        last = ((one.begins_s + (one.row["last_s"] or 0.0), one.row["fps"] or 1.0) for one in self.run.parts[:part])
+        return max((seconds + 0.5 / fps for seconds, fps in last), default=-np.inf)
+
     def record(self) -> Record:
         """How far the run is followed, its state written. After `tracks`."""
         places = np.array([self.rows[row] for row in self.state["rows"].tolist()], np.int64).reshape(-1, 2)
         sink = io.BytesIO()
-        np.savez_compressed(sink, **self.state, places=places, last_s=np.array([self.last_s]))  # type: ignore[arg-type]
+        np.savez_compressed(sink, **self.state, places=places)  # type: ignore[arg-type]
         content, name = sink.getvalue(), f"tracking/{uuid.uuid4().hex}.npz"
         self.gallery.location.join(name).write_atomically(content)
         parts = len(self.run.parts)
@@ -285,11 +291,12 @@ def _read_state(gallery: Gallery, record: Record) -> dict[str, np.ndarray] | Non
 
 
 class _Writer:
-    """Gathers candidates' frames into shards. rows: of VIDEOS_SCHEMA and `run`."""
+    """Gathers candidates' frames into shards. rows: of VIDEOS_SCHEMA; begun: run -> recordings that candidates of it begin in."""
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
         self.rows: list[dict[str, Any]] = []
+        self.begun: dict[str, set[str]] = defaultdict(set)
         self._waiting: list[tuple[dict[str, Any], pa.Table]] = []
         self._held = 0
 
@@ -299,6 +306,7 @@ class _Writer:
         for number, rows in enumerate(pieces(made.times), start=1):
             video_id = candidate_id(run.name, made.number if number == 1 else f"{made.number}-{number}")
             row, frames = _candidate(video_id, run, made, rows, places[rows], followed)
+            self.begun[run.name].add(row["source_id"])
             self._waiting.append((row, frames))
             self._held += len(frames)
             if self._held >= SHARD_ROWS:
@@ -340,7 +348,7 @@ def _candidate(
             taken = table.take(pa.array(chosen)).select(["recording_id", "frame_index", "time_s", *BOX])
             tables.append(taken.append_column("number", pa.array(np.asarray(taken["frame_index"]).astype(np.int64) + before)))
             features.append(matrix[chosen])
-        before += int(run.parts[number].row["source_frames"] or 0)  # type: ignore[call-overload]
+        before += int(run.parts[number].row["source_frames"] or 0)
     taken = pa.concat_tables(tables).combine_chunks()
     times = made.times[rows] - first_part.begins_s
     frames = frames_table([video_id], [len(taken)], np.asarray(taken["number"]), times, np.concatenate(features))
@@ -362,7 +370,6 @@ def _candidate(
         "passed_over": 0,
         "remarks": [],
         **dict.fromkeys(("person_id", "boxes_uri", "boxes_size", "boxes_mtime")),
-        "run": run.name,
     }
     return row, frames
 

@@ -8,6 +8,7 @@ Camera, file, clock and the networks stand in a recording's row and not in each 
 clock is corrected; `recording_id` joins them. docs/formats.md has a query.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -84,6 +85,6 @@ def boxes_of(table: pa.Table) -> np.ndarray:
 def frames_of(table: pa.Table) -> Iterator[tuple[int, float, slice]]:
     """(frame index, time in s, rows) of each frame of a recording's detections, in their order."""
     index, times = np.asarray(table["frame_index"]), np.asarray(table["time_s"])
-    starts = np.flatnonzero(np.diff(index, prepend=-1))
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(index)], strict=True):
+    edges = [*np.flatnonzero(np.diff(index, prepend=-1)).tolist(), len(index)]
+    for start, end in itertools.pairwise(edges):
         yield int(index[start]), float(times[start]), slice(start, end)

@@ -240,6 +240,7 @@ class Gallery:
         videos = _corrected(videos, self._read_all(corrections, "videos", VIDEOS_SCHEMA))
         gone = np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten.ids), pa.string())))
         gone = gone | forgotten.covered(videos)  # by bytes too: an ingest may have committed in the same moment
+        records = {run: record for commit in others.values() for run, record in _tracked(commit)["runs"].items()}
         return Snapshot(
             videos=videos.filter(pa.array(~gone)).sort_by("video_id"),
             rejects=rejects.sort_by("video_id"),
@@ -250,7 +251,7 @@ class Gallery:
             files=tuple(name for commit in live.values() for name in files_of(commit)),
             tombstones=forgotten,
             recordings=recordings.sort_by("source_id"),
-            tracking={run: state for commit in others.values() for run, state in _tracked(commit)["runs"].items()},
+            tracking={run: record for run, record in records.items() if record is not None},
         )
 
     def forgotten(self, known: Collection[str] = ()) -> frozenset[str]:
@@ -298,7 +299,7 @@ class Gallery:
 
         fields: kind ("ingest", "correct", "compact", "forget", "track"), supersedes (names of commits), those of
         `Forgotten.fields`, and tracked: {"sources": ids of recordings of which the videos are all tracks that begin in them,
-        "runs": see `Snapshot.tracking`}.
+        "runs": see `Snapshot.tracking`, None for one that is no more}.
         The videos of kind "correct" are rows of a snapshot with other values in CORRECTABLE columns. Returns the commit's name.
         """
         unique = uuid.uuid4().hex
@@ -515,7 +516,7 @@ def frames_table(
 def files_of(commit: Mapping[str, Any]) -> list[str]:
     """The files that a commit names itself: its tables, and how far following people is."""
     tables = [name for kind in TABLES for name in commit.get(kind, ())]
-    return tables + [run["state"] for run in _tracked(commit)["runs"].values()]
+    return tables + [run["state"] for run in _tracked(commit)["runs"].values() if run is not None]
 
 
 def _tracked(commit: Mapping[str, Any]) -> dict[str, Any]:
