@@ -235,7 +235,7 @@ def describe_footage(summary: FootageSummary, source: str, gallery: str, detecto
     lines = [
         f"ingest of {source} into {gallery}",
         f"  recordings    {summary.recordings} ({summary.already} were dealt with before)",
-        f"  read          {span(summary.seconds_read)}, {summary.looked_at} frames looked at, {summary.detections} times somebody",
+        f"  read          {span(summary.seconds_read)}, {summary.looked_at} frames looked at, {summary.detections} detections",
         f"  candidates    {summary.candidates} tracks in the gallery, of {summary.runs} continuous runs",
         f"  rejected      {summary.reasons.total()}",
         *(f"    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),

@@ -15,7 +15,9 @@ from pipeline.decoding.video import Chunk, Event, Rejected
 from pipeline.errors import VideoError
 
 FramesMemory = Callable[[int, int, int], np.ndarray]
-"""Gives memory for n frames of one chunk by (n, height, width): uint8 [n, height, width, 3], written before it is asked for again."""
+"""Gives memory for n frames of one chunk by (n, height, width): uint8 [n, height, width, 3], written before it is asked for
+again.
+"""
 
 
 @dataclass

@@ -109,7 +109,7 @@ def unpacked(data: bytes, frames: np.ndarray) -> Answer:
 def _with_frames(fields: dict[str, Any], frames: np.ndarray) -> dict[str, Any]:
     index, times = np.array(fields["frame_index"], np.int32), np.array(fields["time_s"], np.float32)
     height, width = fields["frames"]
-    sizes_are_meant = all(type(side) is int and 0 < side for side in (height, width))
+    sizes_are_meant = all(type(side) is int and side > 0 for side in (height, width))
     if not index.shape == times.shape == (len(index),) or not sizes_are_meant or len(index) * height * width * 3 > len(frames):
         raise ValueError("a chunk has as many times as frames, and no more than the memory holds")
     return {**fields, "frame_index": index, "time_s": times, "frames": shaped(frames, len(index), height, width).copy()}

@@ -1,8 +1,8 @@
 """Recordings -> detections: one process decodes (in its child), finds people, cuts them out and embeds them.
 
-A whole picture goes from the decoder to the detector and nowhere else: only boxes, scores and frame features leave the process, in
-a file that is written while the recording is read, so memory does not grow with its length. A file is done as a whole or not at
-all.
+A whole picture goes from the decoder to the detector and nowhere else: only boxes, scores and frame features leave the process,
+in a file that is written while the recording is read, so memory does not grow with its length. A file is done as a whole or not
+at all.
 """
 
 import threading
@@ -23,6 +23,7 @@ from pipeline.decoding.sampling import Sampling, resize
 from pipeline.decoding.video import Chunk, Rejected, VideoInfo
 from pipeline.errors import PipelineError, VideoError
 from pipeline.footage.detector import Detections, load_detector
+from pipeline.footage.forgotten_people import ForgottenBoxes
 from pipeline.gallery.detections import RECORDINGS_SCHEMA, detections_schema, detections_table
 from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten
 from pipeline.gallery.gallery import Gallery
@@ -52,9 +53,11 @@ class DetectPeople:
     """An actor: rows of a plan (`pipeline.footage.recordings.Plan`) -> DETECTED_SCHEMA. counter: see `ingest.progress`."""
 
     def __init__(
-        self, gallery: Gallery, sampling: Sampling, settings: DetectSettings, forgotten: Forgotten, counter: Any
+        self, gallery: Gallery, sampling: Sampling, settings: DetectSettings, forgotten: Forgotten, boxes: pa.Table, counter: Any
     ) -> None:
-        self.gallery, self.sampling, self.forgotten, self.counter = gallery, sampling, forgotten.content, counter
+        """forgotten, boxes: which recordings, and who in them, are not taken in (`Snapshot.tombstones`, `forgotten_boxes`)."""
+        self.gallery, self.sampling, self.counter = gallery, sampling, counter
+        self.forgotten, self.people_forgotten = forgotten.content, ForgottenBoxes(boxes)
         self.detector = load_detector(settings.detector, settings.threads, settings.device)
         self.backbone = load_backbone(gallery.settings.backbone, settings.threads, settings.device)
         self.decoders = threading.local()
@@ -65,7 +68,9 @@ class DetectPeople:
             yield pa.Table.from_pylist([row], schema=DETECTED_SCHEMA)
 
     def detected(self, source: dict[str, Any]) -> dict[str, Any]:
-        """One recording as a row of DETECTED_SCHEMA, its detections written. Raises PipelineError where no recording is to blame."""
+        """One recording as a row of DETECTED_SCHEMA, its detections written. Raises PipelineError where no recording is to
+        blame.
+        """
         if source["reject_reason"] is not None:
             return source | {"reason": source["reject_reason"], "message": source["reject_message"]}
         reading = _Reading(self, source)
@@ -114,7 +119,7 @@ class _Reading:
                 with telemetry.timed(SECONDS, stage="detect"):
                     found = people.detector.detect(event.frames)
                 people.told(len(event.frames))
-                batch.add(event, found, people.sampling)
+                batch.add(event, found, people.sampling, people.people_forgotten)
                 if len(batch.crops) >= CROPS_AT_ONCE:
                     yield self._embedded(batch)
                     batch = _Batch()
@@ -156,12 +161,12 @@ class _Batch:
         self.boxes: list[np.ndarray] = []
         self.scores: list[float] = []
 
-    def add(self, chunk: Chunk, found: list[Detections], sampling: Sampling) -> None:
-        """Take the people of whole pictures: those that are sure and large enough."""
+    def add(self, chunk: Chunk, found: list[Detections], sampling: Sampling, forgotten: ForgottenBoxes) -> None:
+        """Take the people of whole pictures: those that are sure and large enough, and were not forgotten."""
         for picture, number, time_s, people in zip(chunk.frames, chunk.frame_index, chunk.time_s, found, strict=True):
             for box, score in zip(people.boxes, people.scores, strict=True):
                 crop = cropped(picture, box, sampling.min_box) if score >= LEAST_SCORE else None
-                if crop is not None:
+                if crop is not None and not forgotten.hold(chunk.source_hash, int(number), box):
                     self.crops.append(resize(crop, sampling.height, sampling.width))
                     self.frame_index.append(int(number))
                     self.time_s.append(float(time_s))

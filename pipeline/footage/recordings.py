@@ -2,8 +2,8 @@
 
 A recorder says both in names of folders and files, by a pattern (`name_pattern`); a manifest may say them too; and where neither
 does, some files say when they were made. Recordings of a camera that follow each other within CONTINUES are one *run*, in which
-people are followed from file to file. Nothing is decoded here, and the same recordings give the same runs in whatever order they
-came.
+people are followed from file to file. A run ends with its day (UTC), so that what is forgotten by age, or comes late, changes the
+tracks of one day at most. Nothing is decoded here, and the same recordings give the same runs in whatever order they came.
 """
 
 import csv
@@ -41,7 +41,9 @@ _NEEDED = ("Y", "m", "d", "H", "M")
 
 @dataclass(frozen=True)
 class NamePattern:
-    """Reads camera and start time from the end of a uri. text: as it was given; utc: whether its times are, whatever the camera."""
+    """Reads camera and start time from the end of a uri. text: as it was given; utc: whether its times are, whatever the
+    camera.
+    """
 
     text: str
     expression: re.Pattern[str]
@@ -161,7 +163,9 @@ class Plan:
 
 
 def plan_recordings(catalog: Catalog, pattern: NamePattern | None, clocks: Clocks) -> Plan:
-    """Who filmed what when, by the catalog's own columns, else by the pattern. Raises UsageError where the pattern fits nothing."""
+    """Who filmed what when, by the catalog's own columns, else by the pattern. Raises UsageError where the pattern fits
+    nothing.
+    """
     rows, unnamed = [], []
     for row in catalog.table.to_pylist():
         named = pattern.read(row["uri"]) if pattern is not None else None
@@ -259,7 +263,8 @@ def _runs_of(camera: str, rows: list[dict]) -> tuple[list[Run], list[Irregularit
     last_end: datetime | None = None
     for row in rows:
         gaps = [(row["start_time"] - ends(run[-1])).total_seconds() for run in runs[-RECENT:]]
-        fitting = [place for place, gap in enumerate(gaps) if CONTINUES[0] <= gap <= CONTINUES[1]]
+        same_day = [run[0]["start_time"].date() == row["start_time"].date() for run in runs[-RECENT:]]
+        fitting = [place for place, gap in enumerate(gaps) if CONTINUES[0] <= gap <= CONTINUES[1] and same_day[place]]
         apart = (row["start_time"] - last_end).total_seconds() if last_end is not None else 0.0
         if fitting:
             best = min(fitting, key=lambda place: (abs(gaps[place]), -place))
@@ -267,7 +272,7 @@ def _runs_of(camera: str, rows: list[dict]) -> tuple[list[Run], list[Irregularit
             kind, apart = ("overlap" if gaps[best] < -0.5 else ""), gaps[best]
         else:
             runs.append([row])
-            kind = "gap" if apart > 0 else "clock" if apart < 0 else ""
+            kind = "" if CONTINUES[0] <= apart <= CONTINUES[1] else "gap" if apart > 0 else "clock"
         if kind:
             odd.append(Irregularity(kind, camera, row["start_time"], abs(apart), row["uri"]))
         last_end = ends(row) if last_end is None else max(last_end, ends(row))

@@ -46,8 +46,8 @@ class FootageSummary:
 
     recordings: of the plan; already: that were dealt with before; changed: uris whose files are others by now; updated: how many
     of them were taken in again; corrected: recordings that got another camera or start; left: for the next ingest. seconds_read:
-    of recordings; looked_at: frames; detections: people in them; reasons: reject reason -> recordings, of this run. unnamed: files
-    that the pattern does not fit. runs, candidates: see `tracks.TrackingSummary`.
+    of recordings; looked_at: frames; detections: people in them; reasons: reject reason -> recordings, of this run. unnamed:
+    files that the pattern does not fit. runs, candidates: see `tracks.TrackingSummary`.
     """
 
     recordings: int = 0
@@ -87,8 +87,8 @@ def ingest_footage(
 ) -> FootageSummary:
     """Find the people in every recording of a plan that the gallery does not have yet, and follow them.
 
-    sampling: its rate is the gallery's. detector: by name or path. tracking: see `tracks.track`. workers: recordings that are read
-    at once, None: one per CPU. source: what the inputs are called in the audit log; None tells it nothing. update,
+    sampling: its rate is the gallery's. detector: by name or path. tracking: see `tracks.track`. workers: recordings that are
+    read at once, None: one per CPU. source: what the inputs are called in the audit log; None tells it nothing. update,
     retry_rejected, quiet_period: see `pipeline.ingest.run.ingest`. Raises UsageError for another detector than the gallery's, and
     PipelineError for what no recording is to blame for.
     """
@@ -158,7 +158,7 @@ def _run(
     #    networks and its decoder's child.
     dataset = ray.data.from_arrow(blocks).map_batches(
         DetectPeople,
-        fn_constructor_args=(gallery, sampling, settings, snapshot.tombstones, counter),
+        fn_constructor_args=(gallery, sampling, settings, snapshot.tombstones, snapshot.forgotten_boxes, counter),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=actors),

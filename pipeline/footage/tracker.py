@@ -11,7 +11,6 @@ Deep Association Metric", ICIP 2017; Zhang et al., "ByteTrack", ECCV 2022 (weak 
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment

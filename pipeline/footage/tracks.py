@@ -1,4 +1,5 @@
-"""Detections -> tracks -> candidates: people are followed through each run of a camera, and a track becomes a video of the gallery.
+"""Detections -> tracks -> candidates: people are followed through each run of a camera, and a track becomes a video of the
+gallery.
 
 A run is followed in the order of time, in one process, from its committed detections alone: the same recordings give the same
 tracks under the same ids, however they were spread over workers and whatever was killed meanwhile. At the end of a run the tracks
@@ -6,32 +7,33 @@ that are open are put aside with the commit; when the next file continues it, fo
 a recording that came late, a corrected clock) a run is followed anew, without decoding anything, and its tracks replace the old
 ones in the same commit.
 
-A candidate `CAMERA/START#N` is the Nth track that begins in the run, cut into `CAMERA/START#N-2` and so on where it lasts long. It
-stands under the recording that it begins in (`source_id`, `uri`, `start_time`): times count from that one's start and frames from
-its first, on through those that follow. `place` in frames/ says where each frame is.
+A candidate `CAMERA/START#N` is the Nth track that begins in the run, cut into `CAMERA/START#N-2` and so on where it lasts long.
+It stands under the recording that it begins in (`source_id`, `uri`, `start_time`): times count from that one's start and frames
+from its first, on through those that follow. `place` in frames/ says where each frame is.
 """
 
 import functools
 import io
-import json
 import uuid
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.catalog.inputs import candidate_id
-from pipeline.errors import PipelineError, UsageError
+from pipeline.decoding.video import Box
+from pipeline.errors import PipelineError
+from pipeline.footage.forgotten_people import blanked
 from pipeline.footage.recordings import Irregularity, Run, timeline
 from pipeline.footage.tracker import Track, Tracker, TrackingSettings
 from pipeline.gallery.detections import BOX, PLACE, boxes_of, frames_of
-from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, Snapshot, feature_matrix, frames_schema, frames_table
+from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, Snapshot, feature_matrix, frames_table
 from pipeline.storage.documents import typed
 from pipeline.storage.hashing import json_sha256, sha256
 
@@ -45,7 +47,8 @@ RECORDINGS_HELD = 8  # whose detections are in memory
 @dataclass(frozen=True)
 class Record:
     """How far a run is followed, as a commit says it. parts: recordings, from the run's first; chain: a hash of these; state: the
-    file of the open tracks.
+    file of the open tracks. skipped: numbers that no track has, since they were of people who had been forgotten when the run was
+    begun.
     """
 
     parts: int
@@ -53,6 +56,7 @@ class Record:
     state: str
     state_sha256: str
     settings: dict[str, float]
+    skipped: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,16 @@ def track(
     settings = settings or last_settings(snapshot)
     runs, odd = timeline(snapshot.recordings)
     works = [work for run in runs if (work := pending(run, settings, snapshot.tracking)) is not None]
-    gone = {name: None for name in snapshot.tracking.keys() - {run.name for run in runs}}
+    gone = dict.fromkeys(snapshot.tracking.keys() - {run.name for run in runs})
     orphans = sorted(_footage_sources(snapshot) - {part.row["source_id"] for run in runs for part in run.parts})
     if gone or orphans:
         gallery.commit(kind="track", tracked={"sources": orphans, "runs": gone})
     done = len(runs) - len(works)
     progress(done, len(runs))
     groups = grouped(works)
-    for group, (videos, tracked) in _followed(gallery, groups, settings, snapshot, address):
-        gallery.commit(videos, kind="track", tracked=tracked)
+    for group, (videos, tracked, places) in _followed(gallery, groups, settings, snapshot, address):
+        gone_on = blanked(gallery, snapshot, places) if places else (None, None)  # forgotten people
+        gallery.commit(videos, None, *gone_on, kind="track", tracked=tracked)
         done += len(group)
         progress(done, len(runs))
     videos = gallery.snapshot().videos
@@ -105,10 +110,10 @@ def track(
 
 def _followed(
     gallery: Gallery, groups: Sequence[Sequence[Work]], settings: TrackingSettings, snapshot: Snapshot, address: Any
-) -> Iterator[tuple[Sequence[Work], tuple[pa.Table, dict[str, Any]]]]:
+) -> Iterator[tuple[Sequence[Work], "Followed"]]:
     """Groups and what `follow_all` gives of them, as they are done: one group here, several in tasks of Ray."""
     if len(groups) < 2:
-        yield from ((group, follow_all(gallery, group, settings, _rows_that_stay(snapshot, group))) for group in groups)
+        yield from ((group, follow_all(gallery, group, settings, *_known(snapshot, group))) for group in groups)
         return
     import ray
 
@@ -116,7 +121,7 @@ def _followed(
 
     with connected(address):
         following = ray.remote(num_cpus=1)(follow_all)
-        tasks = {following.remote(gallery, group, settings, _rows_that_stay(snapshot, group)): group for group in groups}
+        tasks = {following.remote(gallery, group, settings, *_known(snapshot, group)): group for group in groups}
         try:
             while tasks:
                 (ready,), _ = ray.wait(list(tasks))
@@ -174,28 +179,39 @@ def grouped(works: Sequence[Work]) -> list[list[Work]]:
     return groups
 
 
-def _rows_that_stay(snapshot: Snapshot, works: Sequence[Work]) -> pa.Table:
-    """Candidates that begin in recordings of runs that are only gone on with: those of finished tracks stay as they are."""
+def _known(snapshot: Snapshot, works: Sequence[Work]) -> tuple[pa.Table, frozenset[str]]:
+    """Candidates that begin in recordings of runs that are only gone on with (those of finished tracks stay as they are), and the
+    ids of these runs that were forgotten.
+    """
+    names = tuple(f"{work.run.name}#" for work in works)
     parts = [part for work in works if work.record is not None for part in work.run.parts[: work.record.parts]]
     ids = pa.array(sorted(str(part.row["source_id"]) for part in parts), pa.string())
     videos = snapshot.videos
-    return videos.filter(pc.and_(is_footage(videos), pc.is_in(videos["source_id"], ids)))
+    there = videos.filter(pc.and_(is_footage(videos), pc.is_in(videos["source_id"], ids)))
+    return there, frozenset(one for one in snapshot.forgotten if one.startswith(names))
+
+
+class Followed(NamedTuple):
+    """What `follow_all` gives. videos: all candidates (VIDEOS_SCHEMA) of the recordings that a commit is to replace them of;
+    tracked: what it says of that; forgotten: where people are who were forgotten and have gone on since, see `Places`.
+    """
+
+    videos: pa.Table
+    tracked: dict[str, Any]
+    forgotten: dict[str, list[tuple[int, Box]]]
 
 
 def follow_all(
-    gallery: Gallery, works: Sequence[Work], settings: TrackingSettings, there: pa.Table
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Follow runs, one after another, and write their candidates' frames.
-
-    there: candidates of them that are in the gallery. Returns all candidates (VIDEOS_SCHEMA) of the recordings that a commit is
-    to replace them of, and what it says as `tracked`.
-    """
-    writer = _Writer(gallery)
+    gallery: Gallery, works: Sequence[Work], settings: TrackingSettings, there: pa.Table, forgotten: Collection[str] = ()
+) -> Followed:
+    """Follow runs, one after another, and write their candidates' frames. there, forgotten: see `_known`."""
+    writer = _Writer(gallery, frozenset(map(_numbered, forgotten)))
     sources: set[str] = set()
     records: dict[str, Any] = {}
     reused: list[dict[str, Any]] = []
     for work in works:
-        followed = _Following(gallery, work, settings)
+        gone = {number for run, number in writer.forgotten if run == work.run.name}
+        followed = _Following(gallery, work, settings, gone)
         for made in followed.tracks():
             writer.add(work.run, made, followed)
         records[work.run.name] = asdict(followed.record())
@@ -209,26 +225,43 @@ def follow_all(
         )
         reused += there.filter(stays).to_pylist() if before else []
     writer.flush()
-    return pa.Table.from_pylist(writer.rows + reused, schema=VIDEOS_SCHEMA), {"sources": sorted(sources), "runs": records}
+    videos = pa.Table.from_pylist(writer.rows + reused, schema=VIDEOS_SCHEMA)
+    return Followed(videos, {"sources": sorted(sources), "runs": records}, dict(writer.gone))
+
+
+def _numbered(video_id: str) -> tuple[str, int]:
+    """The run and number of a candidate's id, (run, -1) of what is none."""
+    run, _, number = video_id.rpartition("#")
+    number = number.partition("-")[0]
+    return run, int(number) if number.isdecimal() else -1
 
 
 class _Following:
-    """One run while it is followed. first: the first of its recordings that is read; resumed: numbers of the tracks gone on with."""
+    """One run while it is followed. first: the first of its recordings that is read; resumed: numbers of the tracks gone on
+    with.
+    """
 
-    def __init__(self, gallery: Gallery, work: Work, settings: TrackingSettings) -> None:
+    def __init__(self, gallery: Gallery, work: Work, settings: TrackingSettings, forgotten: Collection[int]) -> None:
         self.gallery, self.run, self.settings = gallery, work.run, settings
         self.tracker, self.first = Tracker(settings), 0
+        self.skipped = sorted(forgotten)
         self.rows: dict[int, tuple[int, int]] = {}  # the tracker's row -> (place of the recording in the run, row of it)
         self.resumed: set[int] = set()
         self.detections = functools.lru_cache(RECORDINGS_HELD)(self._detections)
         self.state: dict[str, np.ndarray] = {}
         self.given = 0  # rows that the tracker was given
         if work.record is not None and (state := _read_state(gallery, work.record)) is not None:
-            self.first = work.record.parts
+            self.first, self.skipped = work.record.parts, work.record.skipped
             places = state.pop("places")
             self.tracker, self.given = Tracker.from_state(settings, state), int(state["counts"][0])
             self.rows = {int(row): (int(part), int(place)) for row, (part, place) in zip(state["rows"], places, strict=True)}
-            self.resumed = set(state["numbers"].tolist())
+            self.resumed = set(map(self.number, state["numbers"].tolist()))
+
+    def number(self, begun: int) -> int:
+        """The number of the track that began as this one, from 0."""
+        for skipped in self.skipped:
+            begun += skipped <= begun
+        return begun
 
     def tracks(self) -> Iterator[Track]:
         """Tracks as they end, and at last those that are open."""
@@ -267,7 +300,7 @@ class _Following:
         content, name = sink.getvalue(), f"tracking/{uuid.uuid4().hex}.npz"
         self.gallery.location.join(name).write_atomically(content)
         parts = len(self.run.parts)
-        return Record(parts, chain(self.run, parts, self.settings), name, sha256(content), asdict(self.settings))
+        return Record(parts, chain(self.run, parts, self.settings), name, sha256(content), asdict(self.settings), self.skipped)
 
     def _detections(self, part: int) -> tuple[pa.Table, np.ndarray]:
         """The detections of a recording of the run, and their features, float16 [n, D]; those that are no more are zeros."""
@@ -293,8 +326,9 @@ def _read_state(gallery: Gallery, record: Record) -> dict[str, np.ndarray] | Non
 class _Writer:
     """Gathers candidates' frames into shards. rows: of VIDEOS_SCHEMA; begun: run -> recordings that candidates of it begin in."""
 
-    def __init__(self, gallery: Gallery) -> None:
-        self.gallery = gallery
+    def __init__(self, gallery: Gallery, forgotten: frozenset[tuple[str, int]]) -> None:
+        self.gallery, self.forgotten = gallery, forgotten
+        self.gone: dict[str, list[tuple[int, Box]]] = defaultdict(list)
         self.rows: list[dict[str, Any]] = []
         self.begun: dict[str, set[str]] = defaultdict(set)
         self._waiting: list[tuple[dict[str, Any], pa.Table]] = []
@@ -303,8 +337,15 @@ class _Writer:
     def add(self, run: Run, made: Track, followed: _Following) -> None:
         """Take a track: its candidates, if it lasts."""
         places = [followed.rows[row] for row in made.detections.tolist()]
+        track_number = followed.number(made.number)
+        if (run.name, track_number) in self.forgotten:
+            for part, row in places:
+                table = followed.detections(part)[0].slice(row, 1)
+                box: Box = tuple(boxes_of(table)[0].tolist())
+                self.gone[run.parts[part].row["source_id"]].append((table["frame_index"][0].as_py(), box))
+            return
         for number, rows in enumerate(pieces(made.times), start=1):
-            video_id = candidate_id(run.name, made.number if number == 1 else f"{made.number}-{number}")
+            video_id = candidate_id(run.name, track_number if number == 1 else f"{track_number}-{number}")
             row, frames = _candidate(video_id, run, made, rows, places[rows], followed)
             self.begun[run.name].add(row["source_id"])
             self._waiting.append((row, frames))
@@ -324,7 +365,9 @@ class _Writer:
 
 
 def pieces(times: np.ndarray) -> list[slice]:
-    """The candidates of a track with these times, float64 [n], seconds ascending: none below SHORTEST_S, several above LONGEST_S."""
+    """The candidates of a track with these times, float64 [n], seconds ascending: none below SHORTEST_S, several above
+    LONGEST_S.
+    """
     if times[-1] - times[0] < SHORTEST_S:
         return []
     number = ((times - times[0]) // LONGEST_S).astype(int)
@@ -366,7 +409,7 @@ def _candidate(
         "sampled_frames": len(taken),
         "backbone": of_first["backbone"],
         "ingested_at": datetime.now(UTC),
-        "track": made.number,
+        "track": followed.number(made.number),
         "passed_over": 0,
         "remarks": [],
         **dict.fromkeys(("person_id", "boxes_uri", "boxes_size", "boxes_mtime")),

@@ -1,11 +1,12 @@
 """What is found in whole recordings, before it is tracks: a row a recording, and a shard of detections of each.
 
     recordings/*.parquet    a row a file of a camera: what it is, and which shard holds its detections; named by commits
-    detections/*.parquet    a row a person found in a frame that was looked at: where, how surely, and the frame feature of the crop
-    tracking/*.json         where following people stands at the end of a camera's recordings, so that the next file goes on there
+    detections/*.parquet    a row a person found in a frame that was looked at: where, how surely, and the frame feature of the
+    crop tracking/*.json         where following people stands at the end of a camera's recordings, so that the next file goes on
+    there
 
-Camera, file, clock and the networks stand in a recording's row and not in each of its detections, which so stay as they are when a
-clock is corrected; `recording_id` joins them. docs/formats.md has a query.
+Camera, file, clock and the networks stand in a recording's row and not in each of its detections, which so stay as they are when
+a clock is corrected; `recording_id` joins them. docs/formats.md has a query.
 """
 
 import itertools
@@ -42,6 +43,10 @@ RECORDINGS_SCHEMA = pa.schema(
         *SOURCE_STATE,
     ]
 )
+# Where people were that were forgotten, so that the same bytes do not bring them back: frames of a recording by its hash.
+FORGOTTEN_BOXES_SCHEMA = pa.schema(
+    [("ingested_hash", pa.string()), ("frame_index", pa.int32()), *((side, pa.float32()) for side in ("x", "y", "w", "h"))]
+)
 START_FROM = ("manifest", "name", "file")
 BOX = ("x", "y", "w", "h")  # float32, pixels of the whole picture
 # Of a frame of a track: in which recording it is, as which frame there and when, in seconds from that recording's start.
@@ -51,7 +56,9 @@ PLACE = pa.struct(
 
 
 def detections_schema(feature_width: int) -> pa.Schema:
-    """Of detections/: rows in the order of time, and those of a frame by score, best first. feature: null once nobody needs it."""
+    """Of detections/: rows in the order of time, and those of a frame by score, best first. feature: null once nobody needs
+    it.
+    """
     return pa.schema(
         [
             ("recording_id", pa.string()),

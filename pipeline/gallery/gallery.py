@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from pipeline.backbone.spec import BackboneSpec
 from pipeline.catalog.inputs import SOURCE_STATE
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery.detections import RECORDINGS_SCHEMA
+from pipeline.gallery.detections import FORGOTTEN_BOXES_SCHEMA, RECORDINGS_SCHEMA
 from pipeline.gallery.forgotten import REASON, Forgotten
 from pipeline.storage.documents import typed
 from pipeline.storage.formats import check_format
@@ -90,7 +90,12 @@ REJECTS_SCHEMA = pa.schema(
         ("frame_rate", pa.float64()),
     ]
 )
-TABLES = {"videos": VIDEOS_SCHEMA, "rejects": REJECTS_SCHEMA, "recordings": RECORDINGS_SCHEMA}
+TABLES = {
+    "videos": VIDEOS_SCHEMA,
+    "rejects": REJECTS_SCHEMA,
+    "recordings": RECORDINGS_SCHEMA,
+    "forgotten_boxes": FORGOTTEN_BOXES_SCHEMA,
+}
 CORRECTABLE = ("camera_id", "start_time", "person_id", "seen_from", "seen_to", *(name for name, _ in SOURCE_STATE))
 
 
@@ -130,7 +135,8 @@ class Snapshot:
     videos (VIDEOS_SCHEMA) and rejects (REJECTS_SCHEMA), each sorted by video_id; forgotten: ids of deleted videos, and
     forgotten_uris: of what they were decoded from; tombstones: both, with the hashes of their bytes. commits: names of the live
     ones; seen: of the superseded ones too; files: those that live ones name. recordings: RECORDINGS_SCHEMA, sorted by source_id,
-    and tracking: run -> what its newest commit says of following people in it (`pipeline.footage.tracks`).
+    and tracking: run -> what its newest commit says of following people in it (`pipeline.footage.tracks`);
+    forgotten_boxes: FORGOTTEN_BOXES_SCHEMA.
     """
 
     videos: pa.Table
@@ -143,6 +149,7 @@ class Snapshot:
     tombstones: Forgotten
     recordings: pa.Table = field(default_factory=RECORDINGS_SCHEMA.empty_table)
     tracking: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    forgotten_boxes: pa.Table = field(default_factory=FORGOTTEN_BOXES_SCHEMA.empty_table)
 
     def finished_sources(self, count_rejected: bool = True) -> set[str]:
         """Ids of the catalog rows that need no more work; without count_rejected, none that has a reject.
@@ -250,7 +257,8 @@ class Gallery:
             seen=tuple(sorted(commits)),
             files=tuple(name for commit in live.values() for name in files_of(commit)),
             tombstones=forgotten,
-            recordings=recordings.sort_by("source_id"),
+            recordings=recordings.filter(pa.array(~forgotten.covered_recordings(recordings))).sort_by("source_id"),
+            forgotten_boxes=read["forgotten_boxes"].select(FORGOTTEN_BOXES_SCHEMA.names),
             tracking={run: record for run, record in records.items() if record is not None},
         )
 
@@ -293,7 +301,12 @@ class Gallery:
         return [Path(name).stem for name in self.location.join("commits").names() if name.endswith(".json")]
 
     def commit(
-        self, videos: pa.Table | None = None, rejects: pa.Table | None = None, recordings: pa.Table | None = None, **fields: Any
+        self,
+        videos: pa.Table | None = None,
+        rejects: pa.Table | None = None,
+        recordings: pa.Table | None = None,
+        forgotten_boxes: pa.Table | None = None,
+        **fields: Any,
     ) -> str:
         """Make videos, rejects and recordings part of the gallery in one step; the shards they name are already written.
 
@@ -305,8 +318,8 @@ class Gallery:
         unique = uuid.uuid4().hex
         commit: dict[str, Any] = {"kind": "ingest", "videos": [], "rejects": [], "sha256": {}, **fields}
         if recordings is not None or "tracked" in fields:
-            commit |= {"format": COMMIT_FORMAT, "recordings": []}
-        tables = {"videos": videos, "rejects": rejects, "recordings": recordings}
+            commit |= {"format": COMMIT_FORMAT}
+        tables = {"videos": videos, "rejects": rejects, "recordings": recordings, "forgotten_boxes": forgotten_boxes}
         for kind, table in tables.items():
             if table is not None and len(table):
                 name = f"{kind}/{unique}.parquet"

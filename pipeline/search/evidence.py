@@ -8,7 +8,6 @@ import numpy as np
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Box
-from pipeline.gallery.detections import BOX
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.storage.location import Reach
@@ -20,8 +19,8 @@ class SourcePictures:
     """Reads crops from the sources, in a decoder process. Close it when done."""
 
     def __init__(self, time_limit: float = 60.0, reach: Reach | None = None, gallery: Gallery | None = None) -> None:
-        """time_limit: seconds without progress. reach: where sources may lie; None: anywhere, at the cloud's own endpoints. gallery:
-        that tells of tracks of whole recordings which box of which recording each of their frames is.
+        """time_limit: seconds without progress. reach: where sources may lie; None: anywhere, at the cloud's own endpoints.
+        gallery: tells of tracks of whole recordings which box of which recording each of their frames is.
         """
         reach = reach or Reach()
         sampling = Sampling(height=HEIGHT, width=WIDTH, time_limit=time_limit, roots=reach.roots, endpoints=reach.endpoints)
@@ -54,7 +53,7 @@ class SourcePictures:
         found: dict[int, np.ndarray] = {}
         for recording, places in by_recording.items():
             numbers = {place["frame"]: number for number, place in places.items()}
-            boxes: dict[int, Box] = {place["frame"]: tuple(place[side] for side in BOX) for place in places.values()}  # type: ignore[misc]
+            boxes: dict[int, Box] = {p["frame"]: (p["x"], p["y"], p["w"], p["h"]) for p in places.values()}
             times = {place["frame"]: place["time_s"] for place in places.values()}
             crops = self.decoder.frames(self._uris.get(recording, video.uri), None, None, times, boxes)
             found |= {numbers[frame]: crop for frame, crop in crops.items()}

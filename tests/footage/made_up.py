@@ -1,5 +1,6 @@
 """Detections of made-up people who walk through made-up recordings: what following needs, without pictures."""
 
+import itertools
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,7 +55,7 @@ def write_recordings(
     """Cut a walk into recordings at these seconds and commit them (or those of some numbers); their rows."""
     edges = [0.0, *cuts, frames[-1][0] + 1 / RATE]
     rows = []
-    for number, (begins, ends) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (begins, ends) in enumerate(itertools.pairwise(edges)):
         if only is not None and number not in only:
             continue
         name = f"{camera}-{begins:g}"

@@ -24,7 +24,7 @@ from pipeline.decoding.sampling import resize
 from pipeline.footage.detect import DetectPeople, DetectSettings
 from pipeline.footage.recordings import Clocks, name_pattern, plan_recordings
 from pipeline.footage.tracks import track
-from pipeline.gallery.detections import RECORDINGS_SCHEMA, boxes_of
+from pipeline.gallery.detections import FORGOTTEN_BOXES_SCHEMA, RECORDINGS_SCHEMA, boxes_of
 from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.gallery.video_ref import VideoRef
@@ -38,6 +38,7 @@ from tests.footage.made_up import candidates
 VTEST = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
 NETWORK = SHARED / "models/yolox_nano/yolox_nano_reexport.onnx"
 PATTERN = "{camera}/%Y%m%d_%H%M%S.mp4"
+NOBODY = FORGOTTEN_BOXES_SCHEMA.empty_table()
 SECONDS, FILES, RATE = 4, 4, 5.0
 pytestmark = pytest.mark.shared
 needs_footage = pytest.mark.skipif(
@@ -83,7 +84,7 @@ def undisturbed(recordings: Path, detector: Path, tmp_path_factory: pytest.TempP
     gallery = new_gallery(tmp_path_factory.mktemp("undisturbed") / "gallery")
     plan = plan_recordings(read_catalog(recordings), name_pattern(PATTERN), Clocks())
     counter = SimpleNamespace(add=SimpleNamespace(remote=lambda frames: None))
-    people = DetectPeople(gallery, gallery_sampling(gallery), DetectSettings(str(detector)), Forgotten(), counter)
+    people = DetectPeople(gallery, gallery_sampling(gallery), DetectSettings(str(detector)), Forgotten(), NOBODY, counter)
     rows = [row for table in people(with_states(plan.table)) for row in table.to_pylist()]
     gallery.commit(recordings=pa.Table.from_pylist(rows, schema=RECORDINGS_SCHEMA), kind="detect")
     track(gallery)
@@ -111,8 +112,12 @@ def test_people_are_found_where_the_pictures_show_them(undisturbed: Gallery, rec
     from pipeline.backbone.runtime import load_backbone
 
     spec = undisturbed.settings.backbone
-    crops = [cropped(pictures[frame], box, 8) for frame, box in zip(found["frame_index"].to_pylist(), boxes_of(found), strict=True)]
-    expected = load_backbone(spec, 1, "cpu").embed(np.stack([resize(crop, spec.height, spec.width) for crop in crops if crop is not None]))
+    crops = [
+        cropped(pictures[frame], box, 8) for frame, box in zip(found["frame_index"].to_pylist(), boxes_of(found), strict=True)
+    ]
+    expected = load_backbone(spec, 1, "cpu").embed(
+        np.stack([resize(crop, spec.height, spec.width) for crop in crops if crop is not None])
+    )
     a, b = expected.astype(np.float32), feature_matrix(found).astype(np.float32)
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert cosine.min() > 0.99
@@ -155,7 +160,9 @@ def test_an_ingest_that_is_killed_and_run_again_loses_and_doubles_nothing(
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
     assert any(gallery.glob("detections/*")), (tmp_path / "log").read_text()
-    again = subprocess.run(command(recordings, gallery, detector, "--embedders", "1"), capture_output=True, text=True, timeout=240)
+    again = subprocess.run(
+        command(recordings, gallery, detector, "--embedders", "1"), capture_output=True, text=True, timeout=240
+    )
     assert again.returncode == 0, again.stderr
     opened = Gallery.open(gallery)
     assert detections(opened) == detections(undisturbed)
