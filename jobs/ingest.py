@@ -3,7 +3,7 @@
 import functools
 import sys
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -166,7 +166,7 @@ def ingest(
         print(printable(f"not read: {not_read}"), file=sys.stderr)
     if detector is not None:
         inputs = Recordings(source, names, clocks, tuple(root or ()), tuple(endpoint or ()))
-        how = {"retry_rejected": retry_rejected, "update": update, "quiet_period": quiet_period}
+        how: dict[str, Any] = {"retry_rejected": retry_rejected, "update": update, "quiet_period": quiet_period}
         cluster = Cluster(address, insecure_cluster)
         if watch:
             with suppress(KeyboardInterrupt):

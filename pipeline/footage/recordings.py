@@ -58,9 +58,9 @@ class NamePattern:
         try:
             if found.get("s"):
                 return camera, datetime.fromtimestamp(int(found["s"]), UTC).replace(tzinfo=None)
-            numbers = [int(found[code]) for code in _NEEDED]
+            year, month, day, hour, minute = (int(found[code]) for code in _NEEDED)
             micros = int((found.get("f") or "0").ljust(6, "0"))
-            return camera, datetime(*numbers, int(found.get("S") or 0), micros)  # type: ignore[arg-type] # five numbers
+            return camera, datetime(year, month, day, hour, minute, int(found.get("S") or 0), micros)
         except (ValueError, OverflowError):
             return None
 
@@ -160,6 +160,10 @@ class Plan:
 
     table: pa.Table
     unnamed: tuple[str, ...] = ()
+
+    def not_read(self) -> str:
+        """What is left out, in words; "" for nothing."""
+        return f"{len(self.unnamed)} files that the pattern does not fit" if self.unnamed else ""
 
 
 def plan_recordings(catalog: Catalog, pattern: NamePattern | None, clocks: Clocks) -> Plan:

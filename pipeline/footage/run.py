@@ -107,7 +107,7 @@ def ingest_footage(
         young = too_young(missing, quiet_period)
         missing, summary.left = missing.filter(pc.invert(young)), pc.sum(young).as_py() or 0
     if source is not None and (len(missing) or len(corrections)):
-        begins = {"source": source, "inputs": len(table), "already": summary.already, "not_read": f"{len(plan.unnamed)} files"}
+        begins = {"source": source, "inputs": len(table), "already": summary.already, "not_read": plan.not_read()}
         append_record(gallery, "ingest", begins | {"corrected": len(corrections), "detector": identity})
     if len(corrections):
         gallery.commit(recordings=corrections, kind="correct_recordings")
@@ -295,8 +295,13 @@ def watch_footage(
     with connected(address):
         for number in itertools.count(1):
             began = time.monotonic()
-            with contextlib.suppress(UsageError if number > 1 else ()):  # nothing there yet is no reason to stop later
-                summary = ingest_footage(inputs.plan(), gallery, sampling, detector, None, workers, source=inputs.source, **how)
+            try:
+                plan = inputs.plan()
+            except UsageError:
+                if number == 1:  # later it is no reason to stop that nothing is there
+                    raise
+            else:
+                summary = ingest_footage(plan, gallery, sampling, detector, None, workers, source=inputs.source, **how)
                 if summary.done or summary.corrected or number == 1:
                     yield summary
             if number == rounds:

@@ -339,8 +339,8 @@ class _Writer:
         places = [followed.rows[row] for row in made.detections.tolist()]
         track_number = followed.number(made.number)
         if (run.name, track_number) in self.forgotten:
-            for part, row in places:
-                table = followed.detections(part)[0].slice(row, 1)
+            for part, place in places:
+                table = followed.detections(part)[0].slice(place, 1)
                 box: Box = tuple(boxes_of(table)[0].tolist())
                 self.gone[run.parts[part].row["source_id"]].append((table["frame_index"][0].as_py(), box))
             return

@@ -102,9 +102,9 @@ def _tombstones(videos: pa.Table, recordings: pa.Table | None = None) -> Forgott
 def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None = None) -> list[str]:
     """Forget videos: they are in no result from now on, and never come back by another ingest. Returns their ids.
 
-    Copies, the same bytes under other ids, are forgotten along; of a recording of which one track is forgotten the others stay. By
-    camera and by time whole recordings go too, with everybody in them. The audit log says who and why first. Their features leave
-    the disk with the next compaction.
+    Copies, the same bytes under other ids, are forgotten along; of a recording of which one track is forgotten the others stay.
+    By camera and by time whole recordings go too, with everybody in them. The audit log says who and why first. Their features
+    leave the disk with the next compaction.
     """
     if not reason.strip():
         raise UsageError("a reason is needed: it goes into the audit log; nothing was forgotten")

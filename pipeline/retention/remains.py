@@ -37,8 +37,8 @@ def files_with_forgotten(gallery: Gallery) -> dict[str, int]:
 
 
 def _video_ids(file: Location) -> pa.ChunkedArray | pa.Array | None:
-    """The video ids that a Parquet file, an Arrow file or a list of ids in JSON names (of detections: the ids of recordings); None
-    for files of other kinds.
+    """The video ids that a Parquet file, an Arrow file or a list of ids in JSON names (of detections: the ids of recordings);
+    None for files of other kinds.
     """
     if file.name == "video_id.json":
         return pa.array(json.loads(file.read_bytes()), pa.string())
