@@ -26,7 +26,6 @@ RECENT = 16  # runs of a camera that a recording may continue, the last to begin
 # How recorders name what they write, as far as it is known for sure; `*` is any characters of one name.
 RECORDERS = {
     "blueiris": "{camera}.%Y%m%d_%H%M%S*",
-    "brickcom": "%Y%m%d-%H%M%S-*_{camera}.*",
     "frigate": "%Y-%m-%d/%H/{camera}/%M.%S.*",
     "mediamtx": "{camera}/%Y-%m-%d_%H-%M-%S-%f.*",
     "motioneye": "{camera}/%Y-%m-%d/%H-%M-%S.*",

@@ -108,7 +108,7 @@ def _footage(gallery: Gallery, snapshot: Snapshot) -> dict[str, Any]:
         if run.name not in snapshot.tracking or not settled:
             continue
         videos = snapshot.videos
-        of_run = pc.and_(is_footage(videos), pc.starts_with(videos["video_id"], candidate_id(run.name, "")))
+        of_run = pc.and_(is_footage(snapshot), pc.starts_with(videos["video_id"], candidate_id(run.name, "")))
         people = places_of(gallery, videos.filter(of_run))
         for source_id in sorted(settled):
             rows[source_id]["shard"] = _only_people(gallery, rows[source_id]["shard"], set(people.get(source_id, ())))

@@ -59,7 +59,7 @@ class Selection:
             words = {"camera_id": "camera", "person_id": "person label"}[column]
             raise UsageError(f"the gallery has no video with the {words} {value!r}; nothing was forgotten")
         gone = np.asarray(pc.is_in(videos["video_id"], chosen["video_id"].combine_chunks()))
-        return videos.filter(pa.array(gone | _tombstones(chosen).covered(videos)))
+        return videos.filter(pa.array(gone | _tombstones(snapshot, chosen).covered(videos)))
 
     def recordings(self, snapshot: Snapshot) -> pa.Table:
         """The rows of Snapshot.recordings that are chosen as a whole: by their camera, or since they end before."""
@@ -84,12 +84,12 @@ def _time(videos: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(videos["seen_to"], videos["start_time"], videos["ingested_at"])
 
 
-def _tombstones(videos: pa.Table, recordings: pa.Table | None = None) -> Forgotten:
+def _tombstones(snapshot: Snapshot, videos: pa.Table, recordings: pa.Table | None = None) -> Forgotten:
     """What is kept of videos, and of recordings as a whole, that are forgotten.
 
-    Of a track of a recording its id: the number of a track says nothing elsewhere, and the boxes are kept (`_forgotten_people`).
+    Of a track of a recording its id: the number of a track says nothing elsewhere, and the boxes are kept (`forgotten_people`).
     """
-    footage = is_footage(videos)
+    footage = is_footage(snapshot, videos)
     ids = videos.filter(footage)["video_id"].to_pylist()
     videos = videos.filter(pc.invert(footage))
     rows = list(zip(*(videos[name].to_pylist() for name in FORGOTTEN_SCHEMA.names), strict=True))
@@ -117,7 +117,7 @@ def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None
         return []
     record = {"reason": reason, "case": case, "videos": ids}
     append_record(gallery, "forget", record | ({"recordings": recordings["source_id"].to_pylist()} if len(recordings) else {}))
-    _commit(gallery, snapshot, chosen, _tombstones(chosen, recordings))
+    _commit(gallery, snapshot, chosen, _tombstones(snapshot, chosen, recordings))
     return ids
 
 
@@ -140,12 +140,12 @@ def take_forgotten(gallery: Gallery, uri: str) -> list[str]:
     here = snapshot.videos.filter(pa.array(gone))
     ids = here["video_id"].to_pylist()
     append_record(gallery, "take_forgotten", {"source": uri, "listed": len(table), "videos": ids})
-    _commit(gallery, snapshot, here, taken | _tombstones(here))
+    _commit(gallery, snapshot, here, taken | _tombstones(snapshot, here))
     return ids
 
 
 def _commit(gallery: Gallery, snapshot: Snapshot, videos: pa.Table, forgotten: Forgotten) -> None:
     """videos: rows that are forgotten; of people in recordings all detections are blanked."""
-    people = videos.filter(is_footage(videos))
+    people = videos.filter(is_footage(snapshot, videos))
     recordings, boxes = blanked(gallery, snapshot, places_of(gallery, people)) if len(people) else (None, None)
     gallery.commit(None, None, recordings, boxes, kind="forget", **forgotten.fields())

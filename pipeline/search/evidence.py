@@ -1,6 +1,6 @@
 """The pictures behind a result: crops of the frames that a lead's evidence names, decoded again from the source."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,9 @@ class SourcePictures:
             return self._of_track(video, wanted, self.gallery)
         return self.decoder.frames(video.uri, video.boxes_uri, video.track, wanted, video.box)
 
-    def _of_track(self, video: VideoRef, wanted: Collection[int], gallery: Gallery) -> Mapping[int, np.ndarray]:
+    def _of_track(
+        self, video: VideoRef, wanted: Sequence[int] | Mapping[int, float | None], gallery: Gallery
+    ) -> Mapping[int, np.ndarray]:
         """Crops of a track that was followed through recordings, from one recording after the other."""
         if self._rows is None:
             snapshot = gallery.snapshot()
@@ -47,7 +49,10 @@ class SourcePictures:
         if video.video_id not in self._rows:  # forgotten, or followed anew since
             return {}
         by_recording: dict[str, dict[int, dict[str, Any]]] = {}
-        for row in gallery.read_video(self._rows[video.video_id]).select(["frame_index", "place"]).to_pylist():
+        frames = gallery.read_video(self._rows[video.video_id])
+        if "place" not in frames.schema.names:
+            return self.decoder.frames(video.uri, None, None, wanted, video.box)
+        for row in frames.select(["frame_index", "place"]).to_pylist():
             if row["frame_index"] in wanted:
                 by_recording.setdefault(row["place"]["recording_id"], {})[row["frame_index"]] = row["place"]
         found: dict[int, np.ndarray] = {}
