@@ -1,12 +1,12 @@
-"""What is found in whole recordings, before it is tracks: a row a recording, and a shard of detections of each.
+"""What is found in whole recordings, before it is tracks: a row a recording, and a file of detections of each.
 
-    recordings/*.parquet    a row a file of a camera: what it is, and which shard holds its detections; named by commits
-    detections/*.parquet    a row a person found in a frame that was looked at: where, how surely, and the frame feature of the
-    crop tracking/*.json         where following people stands at the end of a camera's recordings, so that the next file goes on
-    there
+    recordings/*.parquet       a row a file of a camera: what it is, and which file holds its detections; named by commits
+    detections/*.parquet       a row a person found in a frame that was looked at: where, how surely, and the crop's frame feature
+    tracking/*.npz             where following people stands at the end of a run, so that the next recording goes on there
+    forgotten_boxes/*.parquet  where people were who were forgotten
 
-Camera, file, clock and the networks stand in a recording's row and not in each of its detections, which so stay as they are when
-a clock is corrected; `recording_id` joins them. docs/formats.md has a query.
+Camera, uri, clock and the networks stand in a recording's row and not in each of its detections, which so stay as they are when
+a clock is corrected; `recording_id` joins them. docs/recordings.md has a query.
 """
 
 import itertools
