@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env demo test check format bench bench-scoring bench-scale bench-ingest bench-recordings drills clean
+.PHONY: help env demo test check format bench bench-scoring bench-scale bench-ingest bench-recordings bench-tracking drills clean
 
 help:
 	@echo "make demo    render a small camera network, ingest, index and search it; writes demo/report.html"
@@ -11,6 +11,8 @@ help:
 	@echo "make bench   accuracy on the real footage in ../shared, and the default backbone beside its teacher"
 	@echo "make bench-scoring, bench-scale, bench-ingest"
 	@echo "             scoring beside its peers and its limit; galleries of 10,000 to VIDEOS; ingest beside a plain loop"
+	@echo "make bench-tracking"
+	@echo "             tracks of people in real footage against its ground truth, beside ByteTrack"
 	@echo "make drills  kills on a real two-node cluster, hostile videos and a faulty object store, at length"
 
 env:
@@ -49,6 +51,9 @@ bench-ingest: env
 
 bench-recordings: env
 	@$(BIN)/python -m benchmarks.recordings
+
+bench-tracking: env
+	@$(BIN)/python -m benchmarks.tracking --picture bench/tracking/tracks.png
 
 drills: env
 	@$(BIN)/python -m benchmarks.kill_drill --work drills

@@ -173,7 +173,7 @@ def ingest(
                 for summary in watch_footage(inputs, opened, sampling, detector, embedders, cluster, **how):
                     print(describe_footage(summary, source, gallery, detector), flush=True)
             return
-        progress = functools.partial(show, RenewedLine(), "recordings")
+        progress = functools.partial(show, RenewedLine(), what="recordings")
         say(f"{len(catalog.table)} recordings; if any is new, Ray and its workers start now (10 to 20 s) ...")
         summary = ingest_footage(inputs.plan(), opened, sampling, detector, None, embedders, progress, cluster, source, **how)
         print(describe_footage(summary, source, gallery, detector))
@@ -183,7 +183,7 @@ def ingest(
             raise typer.Exit(SOME_REJECTED)
         return
     say(f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...")
-    progress = functools.partial(show, RenewedLine(), "videos")
+    progress = functools.partial(show, RenewedLine())
     taken = run_ingest(
         *(catalog, opened, sampling, workers, retry_rejected, progress, Cluster(address, insecure_cluster), source),
         update=update,
@@ -196,7 +196,7 @@ def ingest(
         raise typer.Exit(SOME_REJECTED)
 
 
-def show(line: RenewedLine, what: str, state: IngestProgress) -> None:
+def show(line: RenewedLine, state: IngestProgress, what: str = "videos") -> None:
     """Inputs done, rejected, frames a second and time left."""
     speed = f"{state.frames / state.seconds:.0f} frames/s" if state.seconds >= 1 else "speed unknown"
     left = time_left(state.seconds, state.done, state.total)

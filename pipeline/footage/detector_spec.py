@@ -36,8 +36,8 @@ class _Sidecar:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     letterbox: bool | None = None
     person_class: int | None = None
-    threshold: float = 0.1
-    nms_iou: float = 0.65
+    threshold: float = 0.3
+    nms_iou: float = 0.5
     name: str | None = None
     license: str = ""
     source: str = ""

@@ -37,6 +37,7 @@ from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, Snapshot, feature_m
 from pipeline.storage.documents import typed
 from pipeline.storage.hashing import json_sha256, sha256
 
+FOLLOWING = 1  # how people are followed; raise it when the same detections would give other tracks, so that runs are followed anew
 SHORTEST_S = 1.0  # of a track that becomes a candidate
 LONGEST_S = 300.0  # of a candidate: who stays longer becomes several
 SHARD_ROWS = 20_000  # frames of a shard
@@ -161,7 +162,7 @@ def chain(run: Run, parts: int, settings: TrackingSettings) -> str:
     """A hash of what following the first so many recordings of a run depends on."""
     names = ("source_id", "ingested_hash", "detector", "backbone", "detections")
     of_parts = [[part.begins_s, *(part.row[name] for name in names)] for part in run.parts[:parts]]
-    return json_sha256([asdict(settings), SHORTEST_S, LONGEST_S, run.name, of_parts])[:32]
+    return json_sha256([FOLLOWING, asdict(settings), SHORTEST_S, LONGEST_S, run.name, of_parts])[:32]
 
 
 def grouped(works: Sequence[Work]) -> list[list[Work]]:
