@@ -47,6 +47,7 @@ def track(
         settings,
         Cluster(address, insecure_cluster),
         lambda done, total: line.show(f"{done}/{total} runs", done == total),
+        record=True,
     )
     lines = [
         f"tracks of {gallery}",

@@ -26,7 +26,7 @@ from pipeline.footage.detector import Detections, load_detector
 from pipeline.footage.forgotten_people import ForgottenBoxes
 from pipeline.gallery.detections import RECORDINGS_SCHEMA, detections_schema, detections_table
 from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten
-from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.gallery import ROW_GROUP_ROWS, Gallery
 from pipeline.ingest.source_changes import STILL_CHANGING, is_changing
 from pipeline.ingest.stages import BAD_FEATURES
 
@@ -104,9 +104,9 @@ class _Reading:
         self.looked_at = self.detections = 0
 
     def tables(self) -> Iterator[pa.Table]:
-        """The detections, a table each few crops. Raises VideoError for what spoils the recording."""
+        """The detections, a table each thousand or so. Raises VideoError for what spoils the recording."""
         people, source = self.people, self.source
-        batch = _Batch()
+        batch, embedded = _Batch(), list[pa.Table]()
         for event in telemetry.timed_items(people.decoder().scenes(source["uri"], source["frame_rate"]), SECONDS, stage="decode"):
             if isinstance(event, Rejected):
                 raise VideoError(event.reason, event.message)
@@ -121,12 +121,17 @@ class _Reading:
                 people.told(len(event.frames))
                 batch.add(event, found, people.sampling, people.people_forgotten)
                 if len(batch.crops) >= CROPS_AT_ONCE:
-                    yield self._embedded(batch)
+                    embedded.append(self._embedded(batch))
                     batch = _Batch()
+                if sum(map(len, embedded)) >= ROW_GROUP_ROWS:
+                    yield pa.concat_tables(embedded)
+                    embedded = []
         if self.info is None:
             raise PipelineError(f"{source['uri']}: its decoder ended without a word")
         if batch.crops:
-            yield self._embedded(batch)
+            embedded.append(self._embedded(batch))
+        if embedded:
+            yield pa.concat_tables(embedded)
 
     def row(self) -> dict[str, Any]:
         """What is known of the recording once `tables` was read to its end."""

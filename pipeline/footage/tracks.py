@@ -32,12 +32,15 @@ from pipeline.errors import PipelineError
 from pipeline.footage.forgotten_people import blanked
 from pipeline.footage.recordings import Irregularity, Run, timeline
 from pipeline.footage.tracker import Track, Tracker, TrackingSettings
+from pipeline.gallery.audit import append_record
 from pipeline.gallery.detections import BOX, PLACE, boxes_of, frames_of
 from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, Snapshot, feature_matrix, frames_table
 from pipeline.storage.documents import typed
 from pipeline.storage.hashing import json_sha256, sha256
 
-FOLLOWING = 1  # how people are followed; raise it when the same detections would give other tracks, so that runs are followed anew
+FOLLOWING = (
+    1  # how people are followed; raise it when the same detections would give other tracks, so that runs are followed anew
+)
 SHORTEST_S = 1.0  # of a track that becomes a candidate
 LONGEST_S = 300.0  # of a candidate: who stays longer becomes several
 SHARD_ROWS = 20_000  # frames of a shard
@@ -83,17 +86,22 @@ def track(
     settings: TrackingSettings | None = None,
     address: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    record: bool = False,
 ) -> TrackingSummary:
     """Follow people through all recordings of a gallery that are not followed so yet, and commit their tracks.
 
     settings: None for those that the gallery was last followed with. address: see `pipeline.cluster.connected`; Ray is started
-    only if there is something to do. progress is told runs done and in all. Raises PipelineError for what is damaged.
+    only if there is something to do. progress is told runs done and in all. record: tell the audit log that people are followed
+    anew, before anything is changed. Raises PipelineError for what is damaged.
     """
     snapshot = gallery.snapshot()
     settings = settings or last_settings(snapshot)
     runs, odd = timeline(snapshot.recordings)
     works = [work for run in runs if (work := pending(run, settings, snapshot.tracking)) is not None]
     gone = dict.fromkeys(snapshot.tracking.keys() - {run.name for run in runs})
+    if works and record:
+        append_record(gallery, "track", {"settings": asdict(settings), "runs": len(works)})
     orphans = sorted(_footage_sources(snapshot) - {part.row["source_id"] for run in runs for part in run.parts})
     if gone or orphans:
         gallery.commit(kind="track", tracked={"sources": orphans, "runs": gone})

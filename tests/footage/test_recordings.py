@@ -1,5 +1,6 @@
 """Who filmed what when: names of recordings, clocks of cameras, and how recordings follow each other."""
 
+import contextlib
 import random
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -9,17 +10,21 @@ import pyarrow as pa
 import pytest
 
 from pipeline.catalog.inputs import read_catalog
+from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
+from pipeline.footage import run
 from pipeline.footage.coverage import coverage
 from pipeline.footage.recordings import (
     RECORDERS,
     CameraClock,
     Clocks,
+    Plan,
     name_pattern,
     plan_recordings,
     read_clocks,
     timeline,
 )
+from pipeline.footage.run import FootageSummary, Recordings, watch_footage
 from pipeline.gallery.detections import RECORDINGS_SCHEMA
 from tests.conftest import touch
 from tests.footage.made_up import START, footage_gallery, walk, write_recordings
@@ -169,3 +174,22 @@ def test_coverage_counts_every_second_once(tmp_path: Path) -> None:
     assert gate.recordings == 3 and gate.seconds == pytest.approx(60, abs=0.01)
     assert {hour.hour: share for hour, share in gate.recorded.items()} == pytest.approx({8: 30 / 3600, 9: 30 / 3600}, rel=1e-3)
     assert {hour.date() for hour in gate.recorded} == {date(2026, 3, 1)}
+
+
+def test_watching_takes_in_what_came_since_and_waits_for_files_that_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "nvr/hall/20260701_120000.mp4")
+    given: list[tuple[list[str], float]] = []
+
+    def ingest(plan: Plan, *_: object, quiet_period: float, **__: object) -> FootageSummary:
+        given.append(([Path(uri).name for uri in plan.table["uri"].to_pylist()], quiet_period))
+        touch(tmp_path, "nvr/hall/20260701_120100.mp4")
+        return FootageSummary(done=len(plan.table) % 3)
+
+    monkeypatch.setattr(run, "ingest_footage", ingest)
+    monkeypatch.setattr(run, "connected", lambda _: contextlib.nullcontext())
+    inputs = Recordings(str(tmp_path / "nvr"), name_pattern("{camera}/%Y%m%d_%H%M%S.mp4"))
+    gallery = footage_gallery(tmp_path / "gallery")
+    summaries = list(watch_footage(inputs, gallery, Sampling(), "made-up", every_s=0.01, rounds=3))
+    first, second = "20260701_120000.mp4", "20260701_120100.mp4"
+    assert [sorted(names) for names, _ in given] == [[first], [first, second], [first, second]]
+    assert {quiet for _, quiet in given} == {0.01} and len(summaries) == 3
