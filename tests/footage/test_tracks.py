@@ -223,3 +223,15 @@ def test_several_groups_give_what_one_gives(whole: Gallery, tmp_path: Path, monk
         videos, tracked, _ = follow_all(gallery, group, TrackingSettings(), gallery.snapshot().videos)
         gallery.commit(videos, kind="track", tracked=tracked)
     assert candidates(gallery) == candidates(whole)
+
+
+@pytest.mark.ray
+def test_runs_are_followed_in_tasks_of_ray_where_there_is_much(
+    whole: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = footage_gallery(tmp_path / "gallery")
+    write_recordings(gallery, walk(seed=1), CUTS)
+    write_recordings(gallery, walk(seed=2), CUTS, camera="yard")
+    monkeypatch.setattr(tracks, "TASK_DETECTIONS", 10)
+    assert track(gallery).followed == 2
+    assert candidates(gallery) == candidates(whole)
