@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from pipeline.footage.recordings import Irregularity, Run, ends, timeline
-from pipeline.footage.tracks import is_footage
 from pipeline.gallery.gallery import Snapshot
 
 HOUR = timedelta(hours=1)
@@ -39,7 +38,7 @@ def coverage(snapshot: Snapshot) -> tuple[dict[str, CameraCoverage], list[Irregu
             for hour, share in _by_hour(begins, finish):
                 camera.recorded[hour] += share  # type: ignore[assignment] # a share, not a whole number
         camera.seconds += sum(part.row["last_s"] or 0.0 for part in run.parts if run.start is None)
-    videos = snapshot.videos.filter(is_footage(snapshot))
+    videos = snapshot.videos.filter(snapshot.of_recordings())
     for name, seen in zip(videos["camera_id"].to_pylist(), videos["seen_from"].to_pylist(), strict=True):
         camera = cameras.setdefault(name or "", CameraCoverage())
         camera.tracks += 1

@@ -113,7 +113,7 @@ def track(
         gallery.commit(videos, None, *gone_on, kind="track", tracked=tracked)
         done += len(group)
         progress(done, len(runs))
-    return TrackingSummary(len(runs), len(works), pc.sum(is_footage(gallery.snapshot())).as_py() or 0, odd)
+    return TrackingSummary(len(runs), len(works), pc.sum(gallery.snapshot().of_recordings()).as_py() or 0, odd)
 
 
 def _followed(
@@ -145,14 +145,8 @@ def last_settings(snapshot: Snapshot) -> TrackingSettings:
     return typed(TrackingSettings, records[-1]["settings"], complete=False) if records else TrackingSettings()
 
 
-def is_footage(snapshot: Snapshot, videos: pa.Table | None = None) -> pa.ChunkedArray:
-    """Which videos of a snapshot (or some of its rows) are tracks of whole recordings, bool [n]."""
-    videos = snapshot.videos if videos is None else videos
-    return pc.is_in(videos["source_id"], snapshot.recordings["source_id"].combine_chunks())
-
-
 def _footage_sources(snapshot: Snapshot) -> set[str]:
-    return set(snapshot.videos.filter(is_footage(snapshot))["source_id"].to_pylist())
+    return set(snapshot.videos.filter(snapshot.of_recordings())["source_id"].to_pylist())
 
 
 def pending(run: Run, settings: TrackingSettings, tracking: Mapping[str, dict[str, Any]]) -> Work | None:
@@ -196,7 +190,7 @@ def _known(snapshot: Snapshot, works: Sequence[Work]) -> tuple[pa.Table, frozens
     parts = [part for work in works if work.record is not None for part in work.run.parts[: work.record.parts]]
     ids = pa.array(sorted(str(part.row["source_id"]) for part in parts), pa.string())
     videos = snapshot.videos
-    there = videos.filter(pc.and_(is_footage(snapshot), pc.is_in(videos["source_id"], ids)))
+    there = videos.filter(pc.and_(snapshot.of_recordings(), pc.is_in(videos["source_id"], ids)))
     return there, frozenset(one for one in snapshot.forgotten if one.startswith(names))
 
 

@@ -151,6 +151,11 @@ class Snapshot:
     tracking: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     forgotten_boxes: pa.Table = field(default_factory=FORGOTTEN_BOXES_SCHEMA.empty_table)
 
+    def of_recordings(self, videos: pa.Table | None = None) -> pa.ChunkedArray:
+        """Which videos (all, or these rows of them) are people who were followed in whole recordings, bool [n]."""
+        videos = self.videos if videos is None else videos
+        return pc.is_in(videos["source_id"], self.recordings["source_id"].combine_chunks())
+
     def finished_sources(self, count_rejected: bool = True) -> set[str]:
         """Ids of the catalog rows that need no more work; without count_rejected, none that has a reject.
 

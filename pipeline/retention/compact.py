@@ -18,7 +18,6 @@ from pipeline.decoding.video import Box
 from pipeline.errors import PipelineError
 from pipeline.footage.forgotten_people import places_of, write_without
 from pipeline.footage.recordings import timeline
-from pipeline.footage.tracks import is_footage
 from pipeline.gallery.audit import append_record
 from pipeline.gallery.detections import RECORDINGS_SCHEMA, boxes_of
 from pipeline.gallery.gallery import TABLES, Gallery, Snapshot, files_of
@@ -108,7 +107,7 @@ def _footage(gallery: Gallery, snapshot: Snapshot) -> dict[str, Any]:
         if run.name not in snapshot.tracking or not settled:
             continue
         videos = snapshot.videos
-        of_run = pc.and_(is_footage(snapshot), pc.starts_with(videos["video_id"], candidate_id(run.name, "")))
+        of_run = pc.and_(snapshot.of_recordings(), pc.starts_with(videos["video_id"], candidate_id(run.name, "")))
         people = places_of(gallery, videos.filter(of_run))
         for source_id in sorted(settled):
             rows[source_id]["shard"] = _only_people(gallery, rows[source_id]["shard"], set(people.get(source_id, ())))

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from pipeline.errors import UsageError
 from pipeline.footage.forgotten_people import blanked, places_of
 from pipeline.footage.recordings import ends
-from pipeline.footage.tracks import is_footage
 from pipeline.gallery.audit import append_record, check_policy
 from pipeline.gallery.forgotten import FORGOTTEN_SCHEMA, Forgotten, read_forgotten
 from pipeline.gallery.gallery import Gallery, Snapshot
@@ -89,7 +88,7 @@ def _tombstones(snapshot: Snapshot, videos: pa.Table, recordings: pa.Table | Non
 
     Of a track of a recording its id: the number of a track says nothing elsewhere, and the boxes are kept (`forgotten_people`).
     """
-    footage = is_footage(snapshot, videos)
+    footage = snapshot.of_recordings(videos)
     ids = videos.filter(footage)["video_id"].to_pylist()
     videos = videos.filter(pc.invert(footage))
     rows = list(zip(*(videos[name].to_pylist() for name in FORGOTTEN_SCHEMA.names), strict=True))
@@ -146,6 +145,6 @@ def take_forgotten(gallery: Gallery, uri: str) -> list[str]:
 
 def _commit(gallery: Gallery, snapshot: Snapshot, videos: pa.Table, forgotten: Forgotten) -> None:
     """videos: rows that are forgotten; of people in recordings all detections are blanked."""
-    people = videos.filter(is_footage(snapshot, videos))
+    people = videos.filter(snapshot.of_recordings(videos))
     recordings, boxes = blanked(gallery, snapshot, places_of(gallery, people)) if len(people) else (None, None)
     gallery.commit(None, None, recordings, boxes, kind="forget", **forgotten.fields())
