@@ -110,7 +110,10 @@ def ingest(
     decoders: Annotated[
         int | None, typer.Option(help="Decoding actors [default: with GPUs half the CPUs, else the embedding actors decode].")
     ] = None,
-    embedders: Annotated[int | None, typer.Option(help="Embedding actors [default: one a GPU, else one a CPU].")] = None,
+    embedders: Annotated[
+        int | None,
+        typer.Option(help="Embedding actors [default: one a GPU, else one a CPU]; with --detector, recordings read at once."),
+    ] = None,
     shard_chunks: Annotated[
         int | None,
         typer.Option(

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipeline.catalog.inputs import Catalog
 from pipeline.errors import UsageError
-from pipeline.storage.location import resolve
+from pipeline.storage.location import Reach, resolve
 
 CONTINUES = (-2.0, 3.0)  # seconds from the end of a recording to the start of one that continues it: names have whole seconds
 RECENT = 16  # runs of a camera that a recording may continue, the last to begin
@@ -154,11 +154,12 @@ class Plan:
     """Recordings to look for people in.
 
     table: SOURCE_SCHEMA and start_from, clock_offset as in RECORDINGS_SCHEMA; a start_time is corrected by its camera's clock.
-    unnamed: uris that the pattern does not fit, and that are left out.
+    unnamed: uris that the pattern does not fit, and that are left out. reach: where uris may lead.
     """
 
     table: pa.Table
     unnamed: tuple[str, ...] = ()
+    reach: Reach = field(default_factory=Reach)
 
     def not_read(self) -> str:
         """What is left out, in words; "" for nothing."""
@@ -187,7 +188,7 @@ def plan_recordings(catalog: Catalog, pattern: NamePattern | None, clocks: Clock
     if unnamed and not rows and pattern is not None:
         raise UsageError(f"the pattern {pattern.text!r} fits none of {len(unnamed)} files, such as {unnamed[0]}")
     more = [pa.field("start_from", pa.string()), pa.field("clock_offset", pa.float64())]
-    return Plan(pa.Table.from_pylist(rows, pa.schema([*catalog.table.schema, *more])), tuple(unnamed))
+    return Plan(pa.Table.from_pylist(rows, pa.schema([*catalog.table.schema, *more])), tuple(unnamed), catalog.reach)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -93,12 +93,19 @@ def ingest_footage(
     PipelineError for what no recording is to blame for.
     """
     began = time.monotonic()
+    endpoints = {*sampling.endpoints, *plan.reach.endpoints, *gallery.reach().endpoints}
+    roots = gallery.narrowed(sampling.roots or plan.reach.roots)
+    sampling = replace(sampling, roots=roots, endpoints=tuple(sorted(endpoints)))
     table, snapshot = with_states(plan.table), gallery.snapshot()
     identity = load_detector(detector, device="cpu").identity
     if other := set(snapshot.recordings["detector"].to_pylist()) - {identity}:
         raise UsageError(
             f"{gallery.location.uri} was made with the detector {min(other)}, not with {identity}; use another gallery"
         )
+    clips = snapshot.videos.filter(pc.invert(snapshot.of_recordings()))["source_id"].combine_chunks()
+    if both := pc.sum(pc.is_in(table["source_id"], clips)).as_py():
+        said = f"{both} of these files are in {gallery.location.uri} as videos of one person each"
+        raise UsageError(f"{said}: they were ingested without a detector; use another gallery")
     summary = FootageSummary(recordings=len(table), unnamed=plan.unnamed)
     changed, corrections = _compared(table, snapshot)
     missing, summary.already = missing_sources(table, gallery, retry_rejected, changed if update else frozenset())

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.catalog.inputs import read_catalog
+from pipeline.errors import UsageError
 from pipeline.footage import detect, run
 from pipeline.footage.detect import DETECTED_SCHEMA, DetectPeople, DetectSettings
 from pipeline.footage.detector import Detections
@@ -18,7 +19,7 @@ from pipeline.footage.recordings import Clocks, name_pattern, plan_recordings
 from pipeline.footage.run import FootageSummary
 from pipeline.gallery.detections import FORGOTTEN_BOXES_SCHEMA, RECORDINGS_SCHEMA, boxes_of
 from pipeline.gallery.forgotten import Forgotten
-from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, feature_matrix
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.source_changes import STILL_CHANGING, with_states
 from tests.footage.made_up import DIM, commit_recordings, footage_gallery, walk, write_recordings
@@ -181,3 +182,25 @@ def test_a_corrected_clock_or_camera_changes_rows_without_decoding(gallery: Gall
     assert len(run._compared(table, gallery.snapshot())[1]) == 0
     resized = pa.Table.from_pylist([planned[0] | {"source_size": 7}], schema=RECORDINGS_SCHEMA)
     assert run._compared(resized, gallery.snapshot())[0] == {planned[0]["source_id"]}
+
+
+def test_files_that_are_there_as_videos_of_one_person_are_not_taken_for_recordings(
+    gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_square(tmp_path / "nvr/hall/20260701_120000.mp4")
+    plan = plan_recordings(read_catalog(tmp_path / "nvr"), name_pattern(PATTERN), Clocks())
+    row = {"source_id": plan.table["source_id"][0].as_py(), "video_id": "a", "uri": plan.table["uri"][0].as_py(), "shard": "none"}
+    gallery.commit(pa.Table.from_pylist([row], schema=VIDEOS_SCHEMA))
+    monkeypatch.setattr(run, "load_detector", lambda *_, **__: RedSquares())
+    with pytest.raises(UsageError, match=r"1 of these files are in .* as videos of one person each"):
+        run.ingest_footage(plan, gallery, gallery_sampling(gallery), "red")
+
+
+def test_recordings_are_opened_below_the_gallerys_roots_alone(gallery: Gallery, people: Any, tmp_path: Path) -> None:
+    write_square(tmp_path / "outside/20260701_120000.mp4")
+    (tmp_path / "nvr/hall").mkdir(parents=True)
+    (tmp_path / "nvr/hall/20260701_120000.mp4").symlink_to(tmp_path / "outside/20260701_120000.mp4")
+    plan = plan_recordings(read_catalog(tmp_path / "nvr", roots=[tmp_path / "nvr"]), name_pattern(PATTERN), Clocks())
+    worker = people()
+    (row,) = [row for table in worker(with_states(plan.table)) for row in table.to_pylist()]
+    assert row["reason"] == "outside_roots" and plan.reach.roots == (str(tmp_path / "nvr"),)
