@@ -13,7 +13,7 @@ Every frame is decoded, detected and embedded once, as an ingest does it, and ke
   of them in tracks of which at least 5 % and 3 boxes belong to others.
 
 The clip was looked at while the tracker's settings were chosen, so `--vary` shows how far they can be changed: every setting by a
-fifth up and down.
+fifth up and down. The default backbone was distilled on crops, unlabelled, of this clip among others; `--backbone` takes another.
 
 TrackEval and ByteTrack (of roboflow's trackers) declare opencv-python, which would overwrite the headless OpenCV of this
 installation: they are installed without what they declare, into the work folder, and found after everything else.
@@ -27,7 +27,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ from scipy.optimize import linear_sum_assignment
 from benchmarks.real_footage import VTEST_AVI
 from jobs.command_line import run
 from pipeline.backbone.runtime import Backbone, load_backbone
-from pipeline.backbone.spec import find_backbone
+from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.decoding.boxes import cropped
 from pipeline.decoding.opening import open_files
 from pipeline.decoding.readers import reader_of
@@ -54,6 +54,7 @@ PEERS_NEED = ("tqdm==4.70.1", "pycocotools==2.0.11", "tabulate==0.10.0")
 RATES = (10.0, 5.0, 10 / 3)
 LEAST_S = 1.0  # seconds that a track lasts
 OVERLAP = 0.5
+TRAIL_S = 8.0  # seconds of a track that a picture shows
 SIDECAR = {"decode": "yolox", "height": 416, "width": 416, "channels": "BGR"}  # of ../shared/models/yolox_nano, which has none
 
 
@@ -149,9 +150,11 @@ def matched(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows[good], columns[good]
 
 
-def evaluate(tracks: Sequence[Track], truth: np.ndarray, times: np.ndarray) -> dict[str, float]:
-    """The figures of tracks; truth: MOT rows frame (from 1), person, x, y, w, h, flag."""
-    metrics = importlib.import_module("trackeval.metrics")
+def compared(tracks: Sequence[Track], truth: np.ndarray, times: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """Tracks beside the truth, MOT rows frame (from 1), person, x, y, w, h, flag.
+
+    What TrackEval evaluates, and int [tracks, persons], how many boxes of each track are matched with each person.
+    """
     people, found, similarities = [], [], []
     for frame, (numbers, boxes) in enumerate(rows_of(tracks, times), start=1):
         there = truth[truth[:, 0] == frame]
@@ -163,10 +166,10 @@ def evaluate(tracks: Sequence[Track], truth: np.ndarray, times: np.ndarray) -> d
         found.append(numbers[counts])
         similarities.append(similarity[scored][:, counts])
     persons, tracked = (np.unique(np.concatenate(part)) for part in (people, found))
-    shares = np.zeros((len(tracked), len(persons)))
+    boxes_of = np.zeros((len(tracked), len(persons)), np.int64)
     for ids, numbers, similarity in zip(people, found, similarities, strict=True):
         rows, columns = matched(similarity)
-        np.add.at(shares, (np.searchsorted(tracked, numbers[columns]), np.searchsorted(persons, ids[rows])), 1)
+        np.add.at(boxes_of, (np.searchsorted(tracked, numbers[columns]), np.searchsorted(persons, ids[rows])), 1)
     data = {
         "num_timesteps": len(times),
         "num_gt_ids": len(persons),
@@ -177,19 +180,33 @@ def evaluate(tracks: Sequence[Track], truth: np.ndarray, times: np.ndarray) -> d
         "tracker_ids": [np.searchsorted(tracked, numbers) for numbers in found],
         "similarity_scores": similarities,
     }
+    return data, boxes_of
+
+
+def purity_and_mixed(boxes_of: np.ndarray) -> tuple[float, float]:
+    """See the module; boxes_of: int [tracks, persons]."""
+    total = boxes_of.sum(1)
+    others = total - boxes_of.max(1, initial=0)
+    mixed = total[(others >= 3) & (others >= 0.05 * total)].sum()
+    return float(1 - others.sum() / max(total.sum(), 1)), float(mixed / max(total.sum(), 1))
+
+
+def evaluate(tracks: Sequence[Track], truth: np.ndarray, times: np.ndarray) -> dict[str, float]:
+    """The figures of tracks; see `compared`."""
+    metrics = importlib.import_module("trackeval.metrics")
+    data, boxes_of = compared(tracks, truth, times)
     quiet = {"PRINT_CONFIG": False, "THRESHOLD": OVERLAP}
     hota, clear = metrics.HOTA().eval_sequence(data), metrics.CLEAR(quiet).eval_sequence(data)
     identity = metrics.Identity(quiet).eval_sequence(data)
-    total, others = shares.sum(1), shares.sum(1) - shares.max(1, initial=0)
-    mixed = total[(others >= 3) & (others >= 0.05 * total)].sum()
+    purity, mixed = purity_and_mixed(boxes_of)
     return {
         "HOTA": float(np.mean(hota["HOTA"])),
         "MOTA": float(clear["MOTA"]),
         "IDF1": float(identity["IDF1"]),
         "switches": int(clear["IDSW"]),
         "tracks": len(tracks),
-        "purity": float(1 - others.sum() / max(total.sum(), 1)),
-        "mixed": float(mixed / max(total.sum(), 1)),
+        "purity": purity,
+        "mixed": mixed,
     }
 
 
@@ -224,18 +241,18 @@ def install_peers(folder: Path) -> None:
 
 
 def draw(video: Path, tracks: Sequence[Track], at_s: float, picture: Path) -> None:
-    """A frame with who is in it: boxes, numbers, and where their feet were before, in seconds from the video's start."""
+    """A frame, in seconds from the video's start: who is in it, with boxes, numbers, and where their feet were before."""
     with open_files(canonical_uri(str(video)), None, Sampling(), lambda: None, lambda number, count: True) as opened:
         canvas = np.ascontiguousarray(reader_of(opened, Sampling()).frame_near(at_s).picture())
     canvas = cv2.resize(canvas, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
-    colours = cv2.applyColorMap(np.arange(0, 256, 8, np.uint8), cv2.COLORMAP_HSV)[:, 0].tolist()
+    colours = cv2.applyColorMap(np.arange(0, 256, 8, np.uint8), cv2.COLORMAP_HSV).reshape(-1, 3).tolist()
     for track in tracks:
         colour = colours[track.number * 13 % len(colours)]
-        past = track.times <= at_s + 1e-6
+        past = (track.times <= at_s + 1e-6) & (track.times >= at_s - TRAIL_S)
         feet = np.stack([track.boxes[:, 0] + track.boxes[:, 2] / 2, track.boxes[:, 1] + track.boxes[:, 3]], 1)[past]
-        if len(feet) and track.times[past][-1] >= at_s - 20:
+        if len(feet) > 1:
             cv2.polylines(canvas, [np.round(feet * 2).astype(np.int32)], False, colour, 2, cv2.LINE_AA)
-        if past.any() and not past.all():
+        if len(feet) and track.times[-1] > at_s:
             x, y, w, h = (track.boxes[past][-1] * 2).round().astype(int).tolist()
             cv2.rectangle(canvas, (x, y), (x + w, y + h), colour, 2)
             cv2.putText(canvas, str(track.number), (x, y - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.8, colour, 2, cv2.LINE_AA)
@@ -258,6 +275,7 @@ def main(
     shared: Annotated[Path, typer.Option(help="Folder with data/tracking and models.")] = Path("../shared"),
     work: Annotated[Path, typer.Option(help="Folder for the peers and for what was detected.")] = Path("bench/tracking"),
     detector: Annotated[str | None, typer.Option(help="A name, or an ONNX file; default: YOLOX-nano of --shared.")] = None,
+    backbone: Annotated[str, typer.Option(help="A name, or an ONNX file.")] = DEFAULT,
     picture: Annotated[Path | None, typer.Option(help="PNG to write: a frame with the tracks at 5 a second.")] = None,
     vary: Annotated[bool, typer.Option(help="Also every setting a fifth up and down, at 5 a second.")] = False,
 ) -> None:
@@ -269,12 +287,12 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     install_peers((work / "peers").resolve())
     loaded = load_detector(detector or str(with_sidecar(shared, work)), device="cpu")
-    backbone = load_backbone(find_backbone(), 1, "cpu")
-    looks = look(VTEST_AVI, loaded, backbone, work / "detections.npz")
+    embedding = load_backbone(find_backbone(backbone), 1, "cpu")
+    looks = look(VTEST_AVI, loaded, embedding, work / "detections.npz")
     truth, times = np.loadtxt(truth_file, delimiter=","), np.array([one.time_s for one in looks])
     figures: dict[str, dict[str, float]] = {}
     columns = ("HOTA", "MOTA", "IDF1", "switches", "tracks", "purity", "mixed")
-    table = Table("tracker", "frames/s", *columns, title=f"vtest.avi, {loaded.identity}, {backbone.spec.identity}")
+    table = Table("tracker", "frames/s", *columns, title=f"vtest.avi, {loaded.identity}, {embedding.spec.identity}")
 
     def add(name: str, rate: float, track: Callable[[list[Look]], list[Track]]) -> list[Track]:
         tracks = lasting(track(at_rate(looks, rate)))
@@ -294,8 +312,8 @@ def main(
     if vary:
         for name, settings in varied().items():
             add(name, 5.0, lambda chosen, settings=settings: ours(chosen, settings))  # type: ignore[misc]
-    Console().print(table)
-    print(json.dumps({"detector": loaded.identity, "backbone": backbone.spec.identity, "figures": figures}))
+    Console(width=110).print(table)
+    print(json.dumps({"detector": loaded.identity, "backbone": embedding.spec.identity, "figures": figures}))
 
 
 if __name__ == "__main__":

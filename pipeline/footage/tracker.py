@@ -38,7 +38,8 @@ class TrackingSettings:
     waited for as long as it lasts, and for at least `young_patience_s`. memory_s: how fast a track's feature follows new ones.
     covered: a box of which another covers more says nothing about looks. split_cosine, split_covered: a track ends where another
     person appears who looks like it by so much, and of whose box so much lies where the track's should be. duplicate: what
-    overlaps by so much (intersection over union) with the detection that continues the track is no other person.
+    overlaps by so much (intersection over union) with the detection that continues the track is no other person. longest_s: a
+    track ends at this age and goes on as the next one, so that whoever sits there all day takes no more memory.
 
     Raises UsageError for a number that cannot be meant.
     """
@@ -55,7 +56,8 @@ class TrackingSettings:
     covered: float = 0.5
     split_cosine: float = 0.6
     split_covered: float = 0.7
-    duplicate: float = 0.3
+    duplicate: float = 0.5
+    longest_s: float = 3600.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -183,7 +185,7 @@ class Tracker:
             self._begin(frame, i)
 
     def take_finished(self) -> list[Track]:
-        """The tracks that ended since the last call, in the order in which they began within each frame."""
+        """The tracks that ended since the last call, in the order in which they ended."""
         finished, self._finished = self._finished, []
         return finished
 
@@ -266,9 +268,15 @@ class Tracker:
         return [(int(found[i]), tracks[j]) for i, j in zip(*chosen, strict=True) if possible[i, j]]
 
     def _continue(self, track: _Open, frame: _Frame, i: int) -> None:
+        unseen_s = frame.time_s - track.times[-1]
+        if frame.time_s - track.times[0] > self.settings.longest_s:
+            self._finished.append(track.finished())
+            track.rows, track.times, track.boxes, track.scores = [], [], [], []
+            track.number = self._begun
+            self._begun += 1
         _correct(track, frame.boxes[i])
         if frame.cover[i] <= self.settings.covered:
-            share = 1 - math.exp(-min((frame.time_s - track.times[-1]) / self.settings.memory_s, 1))
+            share = 1 - math.exp(-min(unseen_s / self.settings.memory_s, 1))
             feature = (1 - share) * track.feature + share * frame.features[i]
             track.feature = feature / np.linalg.norm(feature)
         track.add(int(frame.rows[i]), frame.time_s, frame.boxes[i], float(frame.scores[i]))
@@ -297,7 +305,8 @@ class Tracker:
             if inside >= settings.split_covered and alike >= settings.split_cosine and duplicate < settings.duplicate:
                 for values in (track.rows, track.times, track.boxes, track.scores):
                     values.pop()
-                self._finished.append(track.finished())
+                if track.rows:  # none is left of one that went on as the next in this very frame
+                    self._finished.append(track.finished())
                 self._open.remove(track)
                 self._begin(frame, other)
                 del owners[other]

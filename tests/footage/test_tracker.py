@@ -1,11 +1,13 @@
 """Tracks are people: across crossings, gaps and files, and whatever the order of a frame's rows."""
 
+import doctest
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+import pipeline.footage.tracker
 from pipeline.errors import UsageError
 from pipeline.footage.tracker import Track, Tracker, TrackingSettings
 
@@ -164,11 +166,12 @@ def test_the_order_of_a_frame_s_rows_changes_nothing_but_their_numbers() -> None
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_cut_anywhere_gives_the_tracks_of_one_piece(seed: int) -> None:
     made = scene([*CROSSING, (300.0, 120.0, 5.0, 0.0, 4.0)], hidden={0: (4.0, 5.4)}, false_alarms=1.5, alike=0.5, seed=seed)
-    whole = Tracker()
+    settings = TrackingSettings(longest_s=3.3)
+    whole = Tracker(settings)
     for frame in made.frames:
         whole.update(*frame)
-    expected = [*whole.take_finished(), *whole.finish()]
-    tracker, found = Tracker(), []
+    expected = whole.finish()
+    tracker, found = Tracker(settings), list[Track]()
     cuts = np.random.default_rng(seed).random(len(made.frames)) < 0.3
     for frame, cut in zip(made.frames, cuts, strict=True):
         tracker.update(*frame)
@@ -176,8 +179,17 @@ def test_a_run_cut_anywhere_gives_the_tracks_of_one_piece(seed: int) -> None:
             found += tracker.take_finished()
             state = {name: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape) for name, a in tracker.state().items()}
             assert {array.dtype.name for array in state.values()} == {"float64", "int64"}
-            tracker = Tracker.from_state(TrackingSettings(), state)
-    assert same([*found, *tracker.finish()], expected) and len(expected) > 3
+            tracker = Tracker.from_state(settings, state)
+    assert same([*found, *tracker.finish()], expected) and len(expected) > 8
+
+
+def test_whoever_stays_becomes_one_track_after_another() -> None:
+    made = scene([(100.0, 100.0, 0.0, 0.0, 0.0), *CROSSING[:2]], alike=0.3)
+    found = track(made.frames, TrackingSettings(longest_s=4.0))
+    assert {tuple(people) for people in who(found, made, least=1)} == {(0,), (1,), (2,)}
+    of_one = [one for one in found if 0 in made.people[one.detections]]
+    assert [(one.times[0], one.times[-1]) for one in of_one] == [(0.0, 4.0), (4.2, 8.2), (8.4, 9.8)]
+    assert sorted(row for one in found for row in one.detections) == list(range(len(made.people)))
 
 
 def test_a_state_may_be_of_nobody() -> None:
@@ -252,3 +264,8 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
     ):
         with pytest.raises(UsageError, match=words):
             TrackingSettings(**change)
+
+
+def test_the_example_is_right() -> None:
+    results = doctest.testmod(pipeline.footage.tracker)
+    assert results.attempted and not results.failed
