@@ -287,7 +287,7 @@ class Gallery:
         """
         known = set(known)
         commits = self._while_compacted(lambda: self._commits(leave_out=known))
-        changed = (commit for commit in commits.values() if commit["videos"] or commit["rejects"])
+        changed = (one for one in commits.values() if one["videos"] or one["rejects"] or _tracked(one)["sources"])
         return any(not known.issuperset(commit.get("supersedes") or [""]) for commit in changed)
 
     def _while_compacted(self, read: Callable[[], Read]) -> Read:

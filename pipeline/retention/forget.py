@@ -57,7 +57,9 @@ class Selection:
         if len(chosen) == 0 and column in ("camera_id", "person_id") and not len(self.recordings(snapshot)):
             words = {"camera_id": "camera", "person_id": "person label"}[column]
             raise UsageError(f"the gallery has no video with the {words} {value!r}; nothing was forgotten")
+        recordings = self.recordings(snapshot)["source_id"].combine_chunks()  # whoever begins in one goes with it
         gone = np.asarray(pc.is_in(videos["video_id"], chosen["video_id"].combine_chunks()))
+        gone = gone | np.asarray(pc.is_in(videos["source_id"], recordings))
         return videos.filter(pa.array(gone | _tombstones(snapshot, chosen).covered(videos)))
 
     def recordings(self, snapshot: Snapshot) -> pa.Table:

@@ -120,7 +120,15 @@ def test_a_camera_is_forgotten_with_its_recordings(gallery: Gallery) -> None:
 
 def test_what_is_old_is_forgotten_by_whole_recordings(gallery: Gallery) -> None:
     before = START + timedelta(seconds=25)
-    forget(gallery, Selection(before=before), "age")
+    there = gallery.snapshot().videos.to_pylist()
+    old = {
+        row["source_id"] for row in gallery.snapshot().recordings.to_pylist() if row["start_time"] < START + timedelta(seconds=20)
+    }
+    gone = {row["video_id"] for row in there if row["seen_to"] < before or row["source_id"] in old}
+    assert any(row["seen_to"] >= before for row in there if row["video_id"] in gone)  # of somebody who stays on in what is kept
+    assert (
+        set(forget(gallery, Selection(before=before), "age")) == gone == gallery.forgotten() & {row["video_id"] for row in there}
+    )
     snapshot = gallery.snapshot()
     assert min(snapshot.recordings["start_time"].to_pylist()) == START + timedelta(seconds=20)
     assert all(row["seen_to"] >= before for row in snapshot.videos.to_pylist())
