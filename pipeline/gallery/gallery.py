@@ -135,7 +135,7 @@ class Snapshot:
     videos (VIDEOS_SCHEMA) and rejects (REJECTS_SCHEMA), each sorted by video_id; forgotten: ids of deleted videos, and
     forgotten_uris: of what they were decoded from; tombstones: both, with the hashes of their bytes. commits: names of the live
     ones; seen: of the superseded ones too; files: those that live ones name. recordings: RECORDINGS_SCHEMA, sorted by source_id,
-    and tracking: run -> what its newest commit says of following people in it (`pipeline.footage.tracks`);
+    and tracking: run -> what its newest commit says of following people in it, the newest last (`pipeline.footage.tracks`);
     forgotten_boxes: FORGOTTEN_BOXES_SCHEMA.
     """
 
@@ -252,7 +252,11 @@ class Gallery:
         videos = _corrected(videos, self._read_all(corrections, "videos", VIDEOS_SCHEMA))
         gone = np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten.ids), pa.string())))
         gone = gone | forgotten.covered(videos)  # by bytes too: an ingest may have committed in the same moment
-        records = {run: record for commit in others.values() for run, record in _tracked(commit)["runs"].items()}
+        records: dict[str, dict[str, Any] | None] = {}
+        for commit in others.values():
+            for run, record in _tracked(commit)["runs"].items():
+                records.pop(run, None)  # so that the newest is the last
+                records[run] = record
         return Snapshot(
             videos=videos.filter(pa.array(~gone)).sort_by("video_id"),
             rejects=rejects.sort_by("video_id"),

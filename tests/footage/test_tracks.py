@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.footage import tracks
 from pipeline.footage.tracker import TrackingSettings
-from pipeline.footage.tracks import LONGEST_S, SHORTEST_S, pieces, track
+from pipeline.footage.tracks import LONGEST_S, SHORTEST_S, last_settings, pieces, track
 from pipeline.gallery.gallery import Gallery
 from pipeline.retention.verify import verify_gallery
 from tests.footage.made_up import (
@@ -144,6 +144,22 @@ def test_other_settings_replace_the_tracks_and_the_first_ones_bring_them_back(wh
     assert track(gallery).followed == 0  # settings stay as they were given last
     track(gallery, TrackingSettings())
     assert candidates(gallery) == before
+
+
+def test_settings_that_half_of_the_runs_were_followed_with_are_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = footage_gallery(tmp_path / "gallery")
+    write_recordings(gallery, walk(seed=1), CUTS)
+    write_recordings(gallery, walk(seed=2), CUTS, camera="yard")
+    track(gallery)
+    other = replace(TrackingSettings(), start_score=0.9)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracks, "grouped", lambda works: [works[:1]])
+        track(gallery, other)
+    assert last_settings(gallery.snapshot()) == other
+    assert track(gallery).followed == 1
+    assert {record["settings"]["start_score"] for record in gallery.snapshot().tracking.values()} == {0.9}
 
 
 def test_a_commit_that_fails_leaves_the_tracks_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
