@@ -3,7 +3,7 @@
     python -m benchmarks.tracking --shared ../shared --work bench/tracking --picture tracks.png
 
 Every frame is decoded, detected and embedded once, as an ingest does it, and kept in the work folder. The trackers then look at
-10, 5 and 3.3 frames a second. What is compared:
+10, 5, 3.3 and 2 frames a second. What is compared:
 
 - all 795 frames, at whatever rate was looked: boxes between two detections of a track are interpolated, and tracks of less than a
   second are left out, for both trackers.
@@ -51,7 +51,7 @@ from pipeline.storage.location import canonical_uri, resolve
 
 PEERS = ("trackeval==1.3.0", "trackers==2.6.1", "supervision==0.31.2", "pyDeprecate==0.13.0", "defusedxml==0.7.1")
 PEERS_NEED = ("tqdm==4.70.1", "pycocotools==2.0.11", "tabulate==0.10.0")
-RATES = (10.0, 5.0, 10 / 3)
+RATES = (10.0, 5.0, 10 / 3, 2.0)
 LEAST_S = 1.0  # seconds that a track lasts
 OVERLAP = 0.5
 TRAIL_S = 8.0  # seconds of a track that a picture shows

@@ -242,11 +242,10 @@ class Tracker:
         order = order[(scores[order] >= self.settings.continue_score) & (boxes[order, 2:] > 0).all(1)]
         rows = self._rows + order
         self._rows += len(scores)
-        lengths = np.maximum(np.linalg.norm(features[order], axis=1, keepdims=True), np.finfo(np.float64).tiny)
         boxes = boxes[order]
         cover = _shares(boxes, boxes)
         np.fill_diagonal(cover, 0)
-        return _Frame(time_s, rows, boxes, scores[order], features[order] / lengths, cover.max(1, initial=0))
+        return _Frame(time_s, rows, boxes, scores[order], _unit(features[order]), cover.max(1, initial=0))
 
     def _awaited(self, track: _Open) -> bool:
         settings, followed = self.settings, track.times[-1] - track.times[0]
@@ -277,8 +276,7 @@ class Tracker:
         _correct(track, frame.boxes[i])
         if frame.cover[i] <= self.settings.covered:
             share = 1 - math.exp(-min(unseen_s / self.settings.memory_s, 1))
-            feature = (1 - share) * track.feature + share * frame.features[i]
-            track.feature = feature / np.linalg.norm(feature)
+            track.feature = _unit((1 - share) * track.feature + share * frame.features[i])
         track.add(int(frame.rows[i]), frame.time_s, frame.boxes[i], float(frame.scores[i]))
 
     def _begin(self, frame: _Frame, i: int) -> None:
@@ -330,6 +328,11 @@ def _correct(track: _Open, box: np.ndarray) -> None:
     error = _centred(box[None])[0] - track.position[:, 0]
     track.position += error[:, None] * np.repeat(gain, 2, axis=0)
     track.spread = track.spread - gain[:, :, None] * track.spread[:, None, 0, :]
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """float64 [.., D] of length 1; zeros stay zeros."""
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _centred(boxes: np.ndarray) -> np.ndarray:

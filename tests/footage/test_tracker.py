@@ -119,6 +119,14 @@ def test_false_alarms_become_no_long_tracks() -> None:
     assert who(track(made.frames), made, least=8) == [{0}, {1}, {2}]
 
 
+@pytest.mark.filterwarnings("error")
+def test_people_of_no_looks_are_followed_by_place_where_looks_do_not_count() -> None:
+    made = scene(CROSSING[2:])
+    frames = [(time_s, boxes, scores, features * 0) for time_s, boxes, scores, features in made.frames]
+    assert [len(one.times) for one in track(frames, TrackingSettings(least_cosine=0.0))] == [45]
+    assert [len(one.times) for one in track(frames)] == [1] * 45
+
+
 def test_weak_detections_continue_tracks_and_begin_none() -> None:
     made = scene(CROSSING[:2])
     weak = [(time_s, boxes, scores * 0 + 0.5, features) for time_s, boxes, scores, features in made.frames]
