@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.decoding.video import Box
 from pipeline.gallery.detections import BOX, FORGOTTEN_BOXES_SCHEMA, RECORDINGS_SCHEMA, boxes_of
-from pipeline.gallery.gallery import Gallery, Snapshot
+from pipeline.gallery.gallery import Gallery
 
 SAME_BOX = 0.5  # intersection over union of a detection with a forgotten one in the same frame, from which on it is that one
 Places = Mapping[str, Iterable[tuple[int, Box]]]
@@ -30,14 +30,14 @@ def places_of(gallery: Gallery, videos: pa.Table) -> dict[str, list[tuple[int, B
     return found
 
 
-def blanked(gallery: Gallery, snapshot: Snapshot, places: Places) -> tuple[pa.Table, pa.Table]:
-    """What a commit says of detections that are forgotten: recordings with new files (RECORDINGS_SCHEMA), and
-    FORGOTTEN_BOXES_SCHEMA.
+def blanked(gallery: Gallery, recordings: pa.Table, places: Places) -> tuple[pa.Table, pa.Table]:
+    """What a commit says of detections that are forgotten: those of these recordings (RECORDINGS_SCHEMA) that have some, with new
+    files, and FORGOTTEN_BOXES_SCHEMA.
     """
     rows: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
     ids = pa.array(sorted(places), pa.string())
-    for row in snapshot.recordings.filter(pc.is_in(snapshot.recordings["source_id"], ids)).to_pylist():
+    for row in recordings.filter(pc.is_in(recordings["source_id"], ids)).to_pylist():
         wanted = set(places[row["source_id"]])
         table = gallery.read_detections(row["shard"])
         keys = zip(table["frame_index"].to_pylist(), map(tuple, boxes_of(table).tolist()), strict=True)

@@ -109,7 +109,7 @@ def track(
     progress(done, len(runs))
     groups = grouped(works)
     for group, (videos, tracked, places) in _followed(gallery, groups, settings, snapshot, address):
-        gone_on = blanked(gallery, snapshot, places) if places else (None, None)  # forgotten people
+        gone_on = blanked(gallery, snapshot.recordings, places) if places else (None, None)  # forgotten people
         gallery.commit(videos, None, *gone_on, kind="track", tracked=tracked)
         done += len(group)
         progress(done, len(runs))

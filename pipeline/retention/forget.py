@@ -146,7 +146,19 @@ def take_forgotten(gallery: Gallery, uri: str) -> list[str]:
 
 
 def _commit(gallery: Gallery, snapshot: Snapshot, videos: pa.Table, forgotten: Forgotten) -> None:
-    """videos: rows that are forgotten; of people in recordings all detections are blanked."""
-    people = videos.filter(snapshot.of_recordings(videos))
-    recordings, boxes = blanked(gallery, snapshot, places_of(gallery, people)) if len(people) else (None, None)
+    """videos: rows that are forgotten; of people in recordings that stay, all detections are blanked."""
+    kept = snapshot.recordings.filter(pa.array(~forgotten.covered_recordings(snapshot.recordings)))
+    people = videos.filter(pc.and_(snapshot.of_recordings(videos), _may_be_in(kept, videos)))
+    recordings, boxes = blanked(gallery, kept, places_of(gallery, people)) if len(people) else (None, None)
     gallery.commit(None, None, recordings, boxes, kind="forget", **forgotten.fields())
+
+
+def _may_be_in(recordings: pa.Table, videos: pa.Table) -> pa.Array:
+    """Which videos may show people of recordings (RECORDINGS_SCHEMA): a camera's that end after one of them begins; bool [n]."""
+    begins: dict[str | None, datetime | None] = {}
+    for camera, start in zip(recordings["camera_id"].to_pylist(), recordings["start_time"].to_pylist(), strict=True):
+        known = begins.get(camera, start)
+        begins[camera] = None if known is None or start is None else min(known, start)
+    last = zip(videos["camera_id"].to_pylist(), videos["seen_to"].to_pylist(), strict=True)
+    starts = [(camera in begins, begins.get(camera), seen) for camera, seen in last]
+    return pa.array([there and (start is None or seen is None or seen >= start) for there, start, seen in starts], pa.bool_())
