@@ -130,3 +130,21 @@ def test_slow_work_is_waited_for_as_long_as_its_heart_beats(tmp_path: Path) -> N
         list(decoder.events(str(write_video(tmp_path / "a.mp4"))))  # the child has begun
         chunk, info = decoder.events(str(write_video(tmp_path / "slow and alive.mp4")))
     assert isinstance(chunk, Chunk) and len(chunk.frames) == 30 and isinstance(info, VideoInfo)
+
+
+def test_whole_pictures_come_as_many_at_once_as_the_memory_holds_and_larger_ones_are_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=30)
+    found = {}
+    for pixels in (64 * 48, 2 * 64 * 48, 10 * 64 * 48):
+        with Decoder(replace(SMALL, rate=5.0, scene_pixels=pixels)) as decoder:
+            *chunks, info = decoder.scenes(str(path))
+        assert isinstance(info, VideoInfo) and info.last_s == pytest.approx(2.9, abs=0.01)
+        index = np.concatenate([chunk.frame_index for chunk in chunks if isinstance(chunk, Chunk)])
+        frames = np.concatenate([chunk.frames for chunk in chunks if isinstance(chunk, Chunk)])
+        found[max(len(chunk.frame_index) for chunk in chunks if isinstance(chunk, Chunk))] = frames
+        assert index.tolist() == list(range(0, 30, 2)) and frames.shape == (15, info.height, info.width, 3)
+        assert np.abs(frames.mean(axis=(1, 2, 3)) - 8 * index).max() < 4
+    assert list(found) == [1, 2, 4] and all(np.array_equal(frames, found[1]) for frames in found.values())
+    with Decoder(replace(SMALL, scene_pixels=64 * 48 - 1)) as decoder:
+        (refused,) = decoder.scenes(str(path))
+    assert isinstance(refused, Rejected) and refused.reason == "too_large"
