@@ -163,7 +163,8 @@ class Plan:
 
     def not_read(self) -> str:
         """What is left out, in words; "" for nothing."""
-        return f"{len(self.unnamed)} files that the pattern does not fit" if self.unnamed else ""
+        count = len(self.unnamed)
+        return f"{count} file{'s'[: count > 1]} that the pattern does not fit" if count else ""
 
 
 def plan_recordings(catalog: Catalog, pattern: NamePattern | None, clocks: Clocks) -> Plan:

@@ -214,6 +214,30 @@ def test_a_recording_that_is_refused_later_takes_its_people_along(tmp_path: Path
     assert candidates(gallery) == candidates(shorter)
 
 
+def test_a_recording_that_was_taken_in_again_gives_its_new_people_and_no_old_ones(tmp_path: Path) -> None:
+    gallery, expected = footage_gallery(tmp_path / "gallery"), footage_gallery(tmp_path / "expected")
+    write_recordings(gallery, walk(seed=1), CUTS)
+    track(gallery)
+    changed = write_recordings(gallery, walk(seed=3), CUTS, only=[2], commit=False)[0] | {"ingested_hash": "file:other"}
+    commit_recordings(gallery, [changed])
+    track(gallery)
+    others = write_recordings(expected, walk(seed=1), CUTS, only=[0, 1, 3, 4, 5], commit=False)
+    commit_recordings(expected, others + write_recordings(expected, walk(seed=3), CUTS, only=[2], commit=False))
+    track(expected)
+    assert candidates(gallery) == candidates(expected) and verify_gallery(gallery) == []
+
+
+def test_a_corrected_clock_moves_candidates_without_doubling_them(tmp_path: Path) -> None:
+    gallery, expected = footage_gallery(tmp_path / "gallery"), footage_gallery(tmp_path / "expected")
+    rows = write_recordings(gallery, walk(seed=1), CUTS)
+    track(gallery)
+    commit_recordings(gallery, [row | {"start_time": row["start_time"] - timedelta(hours=1)} for row in rows])
+    track(gallery)
+    write_recordings(expected, walk(seed=1), CUTS, start=START - timedelta(hours=1))
+    track(expected)
+    assert candidates(gallery) == candidates(expected) and len(gallery.snapshot().tracking) == 1
+
+
 def test_candidates_are_cut_where_they_get_long_and_never_too_short() -> None:
     times = np.arange(0, 2 * LONGEST_S + 0.5, 0.2)
     found = pieces(times)
