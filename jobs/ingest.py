@@ -2,23 +2,31 @@
 
 import functools
 import sys
-from typing import Annotated
+from contextlib import suppress
+from typing import Annotated, Any
 
 import typer
 
 from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Endpoints, InsecureCluster, printable, run
+from jobs.footage_words import irregularity_lines, span
 from jobs.progress import RenewedLine, say, time_left
 from pipeline.backbone.runtime import load_backbone
 from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
 from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
+from pipeline.errors import UsageError
+from pipeline.footage.detector import load_detector
+from pipeline.footage.detector_spec import detector_names
+from pipeline.footage.recordings import RECORDERS, name_pattern, plan_recordings, read_clocks
+from pipeline.footage.run import FootageSummary, Recordings, ingest_footage, watch_footage
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.ingest.run import IngestProgress, IngestSummary, Workers
 from pipeline.ingest.run import ingest as run_ingest
 from pipeline.retention.forget import take_forgotten
 
 SHOWN = 10  # inputs that have changed
+NAMED_DETECTORS = f"--detector {' or '.join(detector_names())}, or the path of an ONNX file with a sidecar"
 
 
 def ingest(
@@ -33,7 +41,31 @@ def ingest(
     input_size: Annotated[
         str | None, typer.Option(help="Frame size for the backbone, HEIGHTxWIDTH in pixels [default: its own].")
     ] = None,
-    sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 10.0,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="INPUT are recordings of cameras: find the people in them with this detector, by name "
+            f"({', '.join(detector_names())}) or the path of an ONNX file with a sidecar .json, and follow them."
+        ),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="How recordings are named: {camera}, %Y %m %d %H %M %S and *, as '{camera}/%Y%m%d_%H%M%S.mp4', or a recorder: "
+            f"{', '.join(RECORDERS)}."
+        ),
+    ] = None,
+    zone: Annotated[str, typer.Option(help="Time zone of the times in names, for example Europe/London.")] = "UTC",
+    cameras: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="CSV with camera_id and zone, clock_offset (seconds that a camera's clock is ahead)."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option(help="Look for recordings that are finished every minute until told to stop (with --detector).")
+    ] = False,
+    sample_rate: Annotated[
+        float | None, typer.Option(help="Frames looked at, a second of video [default: 10; with --detector 5].")
+    ] = None,
     image_rate: Annotated[
         float | None, typer.Option(help="Frames a second of folders of images [default: every image is looked at].")
     ] = None,
@@ -78,7 +110,10 @@ def ingest(
     decoders: Annotated[
         int | None, typer.Option(help="Decoding actors [default: with GPUs half the CPUs, else the embedding actors decode].")
     ] = None,
-    embedders: Annotated[int | None, typer.Option(help="Embedding actors [default: one a GPU, else one a CPU].")] = None,
+    embedders: Annotated[
+        int | None,
+        typer.Option(help="Embedding actors [default: one a GPU, else one a CPU]; with --detector, recordings read at once."),
+    ] = None,
     shard_chunks: Annotated[
         int | None,
         typer.Option(
@@ -92,15 +127,21 @@ def ingest(
 ) -> None:
     """Decode, sample, crop and embed candidate videos into a gallery. Run again, it does only what is missing.
 
+    With --detector, INPUT are whole pictures of cameras: people are found in them and followed, and each track becomes a
+    candidate CAMERA/START#N.
+
     INPUT is a folder (searched recursively), a bucket prefix (s3://, gs://), one video, or a manifest with a column uri and
     optionally video_id, camera_id, start_time, person_id, boxes_uri, frame_rate (frames a second of a recording that carries no
     times). A video is a video file, a folder of numbered images, or some of a folder's images by a pattern such as
     0001/C1T0002*.jpg; with a boxes file (lines of frame,id,x,y,w,h from frame 1 in pixels, as in the MOT challenge, or columns
     named by a header) each track id becomes a candidate.
     """
+    if detector is None and (pattern or cameras or watch):
+        raise UsageError(f"--pattern, --cameras and --watch are for recordings: name a detector, {NAMED_DETECTORS}")
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
+    rate = sample_rate or (10.0 if detector is None else 5.0)
     sampling = Sampling(
-        rate=sample_rate,
+        rate=rate,
         image_rate=image_rate,
         frame_rate=frame_rate,
         height=spec.height,
@@ -114,33 +155,55 @@ def ingest(
         cpu_limit=cpu_limit,
     )
     workers = Workers(decoders=decoders, embedders=embedders, shard_chunks=shard_chunks)
+    names, clocks = name_pattern(pattern) if pattern else None, read_clocks(cameras, zone)
     catalog = read_catalog(source, roots=root, endpoints=endpoint)
     load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
-    opened = Gallery.open_or_create(gallery, GallerySettings(spec, sample_rate, image_rate, catalog.reach.roots))
+    if detector is not None:
+        load_detector(detector, device="cpu")
+        plan_recordings(catalog, names, clocks)  # a pattern that fits nothing must not either
+    opened = Gallery.open_or_create(gallery, GallerySettings(spec, rate, image_rate, catalog.reach.roots))
     for file in forgotten or ():
         if gone := take_forgotten(opened, file):
             print(f"{len(gone)} videos of this gallery stand in {printable(file)} and were forgotten", file=sys.stderr)
     if not_read := catalog.not_read():
         print(printable(f"not read: {not_read}"), file=sys.stderr)
+    if detector is not None:
+        inputs = Recordings(source, names, clocks, tuple(root or ()), tuple(endpoint or ()))
+        how: dict[str, Any] = {"retry_rejected": retry_rejected, "update": update, "quiet_period": quiet_period}
+        cluster = Cluster(address, insecure_cluster)
+        if watch:
+            with suppress(KeyboardInterrupt):
+                for summary in watch_footage(inputs, opened, sampling, detector, embedders, cluster, **how):
+                    print(describe_footage(summary, source, gallery, detector), flush=True)
+            return
+        progress = functools.partial(show, RenewedLine(), what="recordings")
+        say(f"{len(catalog.table)} recordings; if any is new, Ray and its workers start now (10 to 20 s) ...")
+        summary = ingest_footage(inputs.plan(), opened, sampling, detector, None, embedders, progress, cluster, source, **how)
+        print(describe_footage(summary, source, gallery, detector))
+        if summary.unaccounted or (summary.reasons and not summary.done - summary.reasons.total() and not summary.candidates):
+            raise typer.Exit(FAILED)
+        if strict and summary.reasons:
+            raise typer.Exit(SOME_REJECTED)
+        return
     say(f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...")
     progress = functools.partial(show, RenewedLine())
-    summary = run_ingest(
+    taken = run_ingest(
         *(catalog, opened, sampling, workers, retry_rejected, progress, Cluster(address, insecure_cluster), source),
         update=update,
         quiet_period=quiet_period,
     )
-    print(describe(summary, source, gallery, spec.identity))
-    if summary.unaccounted or (summary.refused and not summary.usable):
+    print(describe(taken, source, gallery, spec.identity))
+    if taken.unaccounted or (taken.refused and not taken.usable):
         raise typer.Exit(FAILED)
-    if strict and summary.refused:
+    if strict and taken.refused:
         raise typer.Exit(SOME_REJECTED)
 
 
-def show(line: RenewedLine, state: IngestProgress) -> None:
-    """Videos done, rejected, frames a second and time left."""
+def show(line: RenewedLine, state: IngestProgress, what: str = "videos") -> None:
+    """Inputs done, rejected, frames a second and time left."""
     speed = f"{state.frames / state.seconds:.0f} frames/s" if state.seconds >= 1 else "speed unknown"
     left = time_left(state.seconds, state.done, state.total)
-    words = f"{state.done}/{state.total} videos, {state.rejected} rejected, {state.frames} frames, {speed}, {left}"
+    words = f"{state.done}/{state.total} {what}, {state.rejected} rejected, {state.frames} frames, {speed}, {left}"
     line.show(words, state.done == state.total)
 
 
@@ -167,6 +230,44 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
     elif summary.refused and not summary.usable:
         lines.append("  NOTHING USABLE: every input was rejected; see rejects/ in the gallery for the reasons")
     return "\n".join(map(printable, lines))
+
+
+def describe_footage(summary: FootageSummary, source: str, gallery: str, detector: str) -> str:
+    """The summary of an ingest of recordings, to paste into a ticket."""
+    working = max(summary.seconds - summary.startup_s, 1e-9)
+    lines = [
+        f"ingest of {source} into {gallery}",
+        f"  recordings    {summary.recordings} ({summary.already} were dealt with before)",
+        f"  read          {span(summary.seconds_read)}, {summary.looked_at} frames looked at, {summary.detections} detections",
+        f"  candidates    {summary.candidates} tracks in the gallery, of {summary.runs} continuous runs",
+        f"  rejected      {summary.reasons.total()}",
+        *(f"    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
+        *_footage_changes(summary),
+        *irregularity_lines(summary.irregularities),
+        f"  detector      {detector}",
+        f"  time          {summary.seconds:.1f} s, {summary.startup_s:.1f} s of it start-up; "
+        f"{summary.seconds_read / working:.1f} times as fast as recorded",
+    ]
+    if summary.unaccounted:
+        lines.append(f"  NOT FINISHED  {summary.unaccounted} recordings were lost on the way; run the same command again")
+    return "\n".join(map(printable, lines))
+
+
+def _footage_changes(summary: FootageSummary) -> list[str]:
+    lines = []
+    if summary.unnamed:
+        lines.append(f"  not read      {len(summary.unnamed)} files that the pattern does not fit, such as {summary.unnamed[0]}")
+    if summary.updated:
+        lines.append(f"  taken again   {summary.updated} recordings had changed since they were ingested")
+    elif summary.changed:
+        lines.append(f"  changed       {len(summary.changed)} recordings since the ingest; --update takes them in again")
+    if summary.corrected:
+        lines.append(f"  corrected     {summary.corrected} recordings: camera or start, without decoding them")
+    if summary.left:
+        lines.append(
+            f"  left          {summary.left} recordings change still or cannot be reached now; the next ingest tries them"
+        )
+    return lines
 
 
 def _changes(summary: IngestSummary) -> list[str]:

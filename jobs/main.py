@@ -5,7 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
-NOT_COMMANDS = ("__init__", "command_line", "main", "progress")
+NOT_COMMANDS = ("__init__", "command_line", "footage_words", "main", "progress")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What is in a gallery, and whether it is sound: python -m jobs.status --gallery G [--verify]"""
 
+import math
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -8,7 +9,9 @@ import pyarrow.compute as pc
 import typer
 
 from jobs.command_line import printable, run
+from jobs.footage_words import irregularity_lines, span
 from pipeline.errors import PipelineError, UsageError
+from pipeline.footage.coverage import coverage
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery, Snapshot
 from pipeline.gallery.source_notes import source_notes
@@ -16,12 +19,16 @@ from pipeline.index.versions import Lag, index_lag, index_versions, open_index, 
 from pipeline.retention.remains import files_with_forgotten
 from pipeline.retention.verify import verify_gallery
 
+CAMERAS_SHOWN = 20
+SHADES = ".:-=+*#"  # of an hour: how much of it was recorded
+
 
 def status(
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
     verify: Annotated[
         bool, typer.Option(help="Read every file and check it, and the audit log; exit with 1 on a fault.")
     ] = False,
+    hours: Annotated[bool, typer.Option(help="Show of each camera how much of every hour was recorded, and its tracks.")] = False,
     audit_head: Annotated[
         str | None, typer.Option(help="COUNT:SHA256 that was kept; with --verify, the audit log must still hold that record.")
     ] = None,
@@ -44,6 +51,8 @@ def status(
     for reason, count in sorted(counts.items()):
         _say(f"    {count:5d} {reason}")
     for line in source_notes(videos).lines():
+        _say(line)
+    for line in footage_lines(snapshot, hours):
         _say(line)
     _say(f"  forgotten     {len(snapshot.forgotten)}")
     _say(f"  shards        {pc.count_distinct(videos['shard']).as_py()} in {len(snapshot.commits)} commits")
@@ -76,6 +85,34 @@ def status(
             raise PipelineError(f"{opened.location.uri} has {len(faults)} faults, the first: {faults[0]}")
 
 
+def footage_lines(snapshot: Snapshot, hours: bool = False) -> list[str]:
+    """What there is of whole recordings, in words; empty without any.
+
+    hours: a row a day and camera: a character an hour (UTC), from . for nothing to # for all of it, and the tracks of the day.
+    """
+    if not len(snapshot.recordings):
+        return []
+    cameras, odd = coverage(snapshot)
+    total = sum(camera.seconds for camera in cameras.values())
+    found = pc.sum(snapshot.recordings["detections"]).as_py() or 0
+    lines = [f"  recordings    {len(snapshot.recordings)} of {len(cameras)} cameras, {span(total)}, {found} detections"]
+    for name, camera in list(cameras.items())[: None if hours else CAMERAS_SHOWN]:
+        times = f"{camera.recordings} recordings, {span(camera.seconds)}, {camera.detections} detections, {camera.tracks} tracks"
+        lines.append(f"    {name or 'no camera'}: {times}")
+        days = sorted({hour.date() for hour in camera.recorded}) if hours else []
+        for day in days:
+            shares = [camera.recorded[datetime(day.year, day.month, day.day, hour, tzinfo=UTC)] for hour in range(24)]
+            tracks = sum(count for hour, count in camera.begun.items() if hour.date() == day)
+            lines.append(f"      {day} |{''.join(map(_shade, shares))}| {tracks} tracks")
+    if not hours and len(cameras) > CAMERAS_SHOWN:
+        lines.append(f"    and {len(cameras) - CAMERAS_SHOWN} more; --hours shows all")
+    return lines + irregularity_lines(odd)
+
+
+def _shade(share: float) -> str:
+    return SHADES[min(len(SHADES) - 1, math.ceil(share * (len(SHADES) - 1) - 0.01))]
+
+
 def _say(line: str) -> None:
     print(printable(line))
 
@@ -83,9 +120,10 @@ def _say(line: str) -> None:
 def ingest_state(record: dict[str, Any], snapshot: Snapshot) -> str:
     """How far an ingest is, in words. record: what it wrote into the audit log when it began."""
     since = pa.scalar(datetime.fromisoformat(record["at"]), pa.timestamp("us", tz="UTC"))
-    times = ((snapshot.videos, "ingested_at"), (snapshot.rejects, "rejected_at"))
+    times = ((snapshot.videos, "ingested_at"), (snapshot.rejects, "rejected_at"), (snapshot.recordings, "ingested_at"))
     done = [table.filter(pc.fill_null(pc.greater_equal(table[name], since), False))["source_id"] for table, name in times]
-    finished = record["already"] + pc.count_distinct(pa.chunked_array([*done[0].chunks, *done[1].chunks], pa.string())).as_py()
+    sources = pa.chunked_array([chunk for column in done for chunk in column.chunks], pa.string())
+    finished = min(record["already"] + pc.count_distinct(sources).as_py(), record["inputs"])
     return f"{record['source']}: {finished} of {record['inputs']} inputs, begun {record['at'][:19]} UTC by {record['who']}"
 
 

@@ -3,6 +3,7 @@ tests/decoding/test_sandbox.py."""
 
 import ctypes
 import importlib
+import json
 import os
 import pickle
 import struct
@@ -35,6 +36,12 @@ def say(data: bytes) -> None:
     time.sleep(3600)
 
 
+def chunk_of(count: int, height: int, width: int) -> bytes:
+    """A message of so many frames of this size."""
+    chunk = {"track": None, "number": 0, "last": True, "frame_index": [0] * count, "time_s": [0.0] * count}
+    return json.dumps(["Chunk", chunk | {"frames": [height, width]}]).encode()
+
+
 def compute(seconds: float) -> None:
     end = time.process_time() + seconds
     while time.process_time() < end:
@@ -55,10 +62,8 @@ DEEDS: dict[str, Callable[[], object]] = {
     "damage": lambda: raise_(ValueError("made up")),
     "a pickle": lambda: say(pickle.dumps(Taken())),
     "nonsense": lambda: say(b'["Chunk", [1, 2]]'),
-    "too many frames": lambda: say(
-        b'["Chunk", {"track": null, "number": 0, "last": true, "frame_index": [%s], "time_s": [%s], "frames": null}]'
-        % ((b"0" + b",0" * 99,) * 2)
-    ),
+    "too many frames": lambda: say(chunk_of(100, 2160, 3840)),
+    "frames of another size": lambda: say(chunk_of(1, 8, 8)),
     "half a message": lambda: os.write(int(sys.argv[-2]), struct.pack("!i", 1000) + b"half") and time.sleep(3600),
 }
 

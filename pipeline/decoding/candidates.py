@@ -14,8 +14,10 @@ from pipeline.decoding.sampling import Sampling, looks_like_a_scene, resize
 from pipeline.decoding.video import Chunk, Event, Rejected
 from pipeline.errors import VideoError
 
-FramesMemory = Callable[[int], np.ndarray]
-"""Gives memory for so many frames of one chunk: uint8 [n, height, width, 3], written before it is asked for again."""
+FramesMemory = Callable[[int, int, int], np.ndarray]
+"""Gives memory for n frames of one chunk by (n, height, width): uint8 [n, height, width, 3], written before it is asked for
+again.
+"""
 
 
 @dataclass
@@ -63,7 +65,8 @@ class Candidate:
 
     def _chunk(self, last: bool) -> Chunk:
         index, times = np.array(self.indices, np.int32), np.array(self.times, np.float32)
-        frames = np.stack(self.crops, out=None if self.memory is None else self.memory(len(self.crops)))
+        shape = len(self.crops), self.sampling.height, self.sampling.width
+        frames = np.stack(self.crops, out=None if self.memory is None else self.memory(*shape))
         chunk = Chunk(self.track, self.number, last, index, times, frames, self.source_hash)
         self.number += 1
         self.indices, self.times, self.crops = [], [], []

@@ -11,7 +11,7 @@ import numpy as np
 
 import pipeline.decoding.recording  # noqa: F401 - loaded now, so that the limit counts what videos take and not libraries
 from pipeline.decoding.candidates import FramesMemory
-from pipeline.decoding.messages import End, Job, Progress, Unconfined, mapped_frames, packed, receive_job
+from pipeline.decoding.messages import End, Job, Progress, Unconfined, mapped_frames, packed, receive_job, shaped
 from pipeline.decoding.reading import Heartbeat
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.sandbox import confine, limit_memory, limit_processor
@@ -33,7 +33,7 @@ def main(channel: int, memory: int) -> None:
 
 def _serve(connection: Connection, memory: int) -> None:
     sampling: Sampling = connection.recv()
-    frames = _SharedFrames(connection, mapped_frames(memory, sampling))
+    frames = _SharedFrames(connection, mapped_frames(memory))
     if missing := confine():
         connection.send_bytes(packed(Unconfined(", ".join(missing))))
     limit_memory(sampling.memory_limit)
@@ -50,14 +50,14 @@ def _serve(connection: Connection, memory: int) -> None:
 
 
 class _SharedFrames:
-    """The memory for frames, uint8 [chunk, height, width, 3]; full while a chunk is in it that the parent has not taken out."""
+    """The memory for frames, uint8 [bytes]; full while a chunk is in it that the parent has not taken out."""
 
     def __init__(self, connection: Connection, frames: np.ndarray) -> None:
         self.connection, self.frames, self.full = connection, frames, False
 
-    def __call__(self, count: int) -> np.ndarray:
+    def __call__(self, count: int, height: int, width: int) -> np.ndarray:
         self.wait_until_taken()
-        return self.frames[:count]
+        return shaped(self.frames, count, height, width)
 
     def wait_until_taken(self) -> None:
         if self.full:

@@ -32,7 +32,7 @@ import numpy as np
 
 from pipeline.decoding.messages import LONGEST, Answer, End, Fault, Job, Taken, Unconfined, frames_memory, send_job, unpacked
 from pipeline.decoding.opening import Opened
-from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SourceRequest
+from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SceneRequest, SourceRequest
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Box, Chunk, Event, Rejected
 from pipeline.errors import PipelineError, UsageError, VideoError
@@ -103,6 +103,10 @@ class Decoder:
         """
         return self._answers(SourceRequest(uri, boxes_uri, frame_rate))
 
+    def scenes(self, uri: str, frame_rate: float | None = None) -> Iterator[Event]:
+        """Whole pictures of a recording: see `pipeline.decoding.requests.SceneRequest`; failures as in `events`."""
+        return self._answers(SceneRequest(uri, frame_rate))
+
     def moment(self, uri: str, box: Box, time_s: float) -> Iterator[Event]:
         """What a box shows at one moment: see `pipeline.decoding.requests.MomentRequest`; failures as in `events`."""
         return self._answers(MomentRequest(uri, box, time_s))
@@ -113,16 +117,17 @@ class Decoder:
         boxes_uri: str | None,
         track: int | None,
         wanted: Sequence[int] | Mapping[int, float | None],
-        box: Box | None = None,
+        box: Box | Mapping[int, Box] | None = None,
     ) -> dict[int, np.ndarray]:
         """Single frames of one candidate: number -> uint8 [height, width, 3], RGB; those that cannot be read are left out.
 
         wanted: frame numbers; with the times that they had, in seconds, frames far into a recording are found sooner. box: cut
-        out of every frame, in place of a track.
+        out of every frame, or of each its own by its number, in place of a track.
         """
         found: dict[int, np.ndarray] = {}
         times = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
-        for event in self._answers(FramesRequest(uri, boxes_uri, track, times, box)):
+        boxes = box if box is None or isinstance(box, Mapping) else dict.fromkeys(times, box)
+        for event in self._answers(FramesRequest(uri, boxes_uri, track, times, boxes)):
             if isinstance(event, Chunk):
                 found.update(zip(event.frame_index.tolist(), event.frames, strict=True))
         return found
@@ -150,6 +155,7 @@ class Decoder:
             send_job(connection, job)
             while not isinstance(answer := self._answer(connection, uri), End):
                 if isinstance(answer, Chunk):
+                    _check_size(answer, job.request, self.sampling)
                     connection.send(Taken())
                 if isinstance(answer, Event):
                     given += 1
@@ -281,6 +287,12 @@ def _opened(request: Request, sampling: Sampling) -> Opened:
             future.result().__exit__()
         raise
     return future.result()
+
+
+def _check_size(chunk: Chunk, request: Request, sampling: Sampling) -> None:
+    """Raises VideoError for frames of a size that was not asked for: only whoever has taken the child over sends such."""
+    if not isinstance(request, SceneRequest) and chunk.frames.shape[1:3] != (sampling.height, sampling.width):
+        raise VideoError("decoder_crash", f"the decoder gave an answer that cannot be on {request.uri}")
 
 
 def _no_progress(doing: str, sampling: Sampling) -> VideoError:

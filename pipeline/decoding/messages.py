@@ -83,17 +83,18 @@ def receive_job(connection: Connection) -> Job:
 
 
 def packed(answer: Answer) -> bytes:
-    """An answer as it is sent, a chunk without its frames."""
+    """An answer as it is sent, a chunk with the height and width of its frames in their place."""
     fields = vars(answer)
     if isinstance(answer, Chunk):
-        fields = {**fields, "frame_index": answer.frame_index.tolist(), "time_s": answer.time_s.tolist(), "frames": None}
+        numbers = {"frame_index": answer.frame_index.tolist(), "time_s": answer.time_s.tolist()}
+        fields = {**fields, **numbers, "frames": answer.frames.shape[1:3]}
     return json.dumps([type(answer).__name__, fields]).encode()
 
 
 def unpacked(data: bytes, frames: np.ndarray) -> Answer:
     """The answer in a message. Raises ValueError for what is none.
 
-    frames: the memory for frames, uint8 [chunk, height, width, 3], of which a chunk gets a copy.
+    frames: the memory for frames, uint8 [bytes], of which a chunk gets a copy.
     """
     try:
         kind, fields = json.loads(data)
@@ -107,9 +108,16 @@ def unpacked(data: bytes, frames: np.ndarray) -> Answer:
 
 def _with_frames(fields: dict[str, Any], frames: np.ndarray) -> dict[str, Any]:
     index, times = np.array(fields["frame_index"], np.int32), np.array(fields["time_s"], np.float32)
-    if not index.shape == times.shape == (len(index),) or len(index) > len(frames):
+    height, width = fields["frames"]
+    sizes_are_meant = all(type(side) is int and side > 0 for side in (height, width))
+    if not index.shape == times.shape == (len(index),) or not sizes_are_meant or len(index) * height * width * 3 > len(frames):
         raise ValueError("a chunk has as many times as frames, and no more than the memory holds")
-    return {**fields, "frame_index": index, "time_s": times, "frames": frames[: len(index)].copy()}
+    return {**fields, "frame_index": index, "time_s": times, "frames": shaped(frames, len(index), height, width).copy()}
+
+
+def shaped(frames: np.ndarray, count: int, height: int, width: int) -> np.ndarray:
+    """The beginning of the memory for frames as uint8 [count, height, width, 3]."""
+    return frames[: count * height * width * 3].reshape(count, height, width, 3)
 
 
 def _socket(connection: Connection) -> socket.socket:
@@ -120,12 +128,12 @@ def _socket(connection: Connection) -> socket.socket:
 def frames_memory(sampling: Sampling) -> tuple[int, np.ndarray]:
     """New memory for the frames of one chunk: a descriptor, to be closed, and what it maps (`mapped_frames`). Raises OSError."""
     memory = os.memfd_create("frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(memory, sampling.chunk * sampling.height * sampling.width * 3)
+    os.ftruncate(memory, sampling.frame_bytes)
     # Memory that the child could take away would end the parent when it reads it.
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return memory, mapped_frames(memory, sampling)
+    return memory, mapped_frames(memory)
 
 
-def mapped_frames(memory: int, sampling: Sampling) -> np.ndarray:
-    """The memory behind a file descriptor as uint8 [chunk, height, width, 3]; shared with whoever else maps it."""
-    return np.frombuffer(mmap.mmap(memory, 0), np.uint8).reshape(sampling.chunk, sampling.height, sampling.width, 3)
+def mapped_frames(memory: int) -> np.ndarray:
+    """The memory behind a file descriptor as uint8 [bytes]; shared with whoever else maps it."""
+    return np.frombuffer(mmap.mmap(memory, 0), np.uint8)

@@ -71,6 +71,10 @@ class Reader:
             raise VideoError("no_frames", f"there is no frame at {time_s:g} s: {self.path.name} {end}")
         return before
 
+    def created(self) -> float | None:
+        """When the file says that it was made, in seconds since 1970; None where it says nothing that can be."""
+        return None
+
     def reading(self) -> Reading:
         """What is known of a source once `frames` was read to its end; before that a file raises RuntimeError."""
         raise NotImplementedError

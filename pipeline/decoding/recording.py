@@ -12,6 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -90,12 +91,14 @@ class Recording(Reader):
         self._turn = _Turn()
         self._empty: set[int] = set()  # video streams that turned out to show nothing
         self._reading: Reading | None = None
+        self._created: float | None = None
 
     def frames(self) -> Iterator[Frame]:
         """All frames that decode, front to back. Raises VideoError at the end where too few did (`Sampling.max_damage`)."""
         container, self._unread = self._unread or self._opened(), None
         with container:
             stream = self._stream(container)
+            self._created = _created(container, stream)
             rate, guessed = self._rate(container, stream)
             stamp_of = _stamps_of(container, stream)
             decoding = _Decoding(container, stream, self.heartbeat)
@@ -155,6 +158,9 @@ class Recording(Reader):
             if number >= FIRST_SOUGHT and time_s <= times[-1] + PAST_END and (found := self._sought({number: times[number]})):
                 return found[0]
         return super().frame_near(time_s)
+
+    def created(self) -> float | None:
+        return self._created
 
     def reading(self) -> Reading:
         if self._reading is None:
@@ -434,6 +440,17 @@ def _zero(start_time: int | None, first: float) -> float:
         return first
     start = start_time / av.time_base
     return start if start <= first <= start + LONGEST_PAUSE else first
+
+
+def _created(container: Any, stream: Any) -> float | None:
+    """See `Reader.created`. Many recorders leave the field at 0, which is 1904 or 1970."""
+    text = container.metadata.get("creation_time") or stream.metadata.get("creation_time") or ""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return moment.timestamp() if moment.year > 1980 else None
 
 
 def _pixels(stream: Any) -> int:

@@ -15,10 +15,12 @@ from pipeline.decoding.boxes import cropped, read_boxes
 from pipeline.decoding.candidates import Candidate, FramesMemory, TrackedPeople, WholeFrame
 from pipeline.decoding.opening import Opened, open_files
 from pipeline.decoding.readers import hashed, reader_of
-from pipeline.decoding.reading import Heartbeat
+from pipeline.decoding.reading import Frame, Heartbeat
 from pipeline.decoding.sampling import Sampling, Ticks
-from pipeline.decoding.video import Box, Event, VideoInfo
+from pipeline.decoding.video import Box, Chunk, Event, VideoInfo
 from pipeline.errors import VideoError
+
+SCENES_AT_ONCE = 4  # whole pictures in a chunk, where the memory holds as many
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,15 @@ class FramesRequest:
     """Single frames of one candidate, a Chunk each; frame numbers that the source does not have are left out.
 
     track: its id in the boxes file, or None for the whole frame. wanted: frame numbers, each with the time that it had when it
-    was sampled, in seconds, or None; with times, a frame far into a long recording is found without reading all before it. box:
-    what to cut out of every frame, in place of a track.
+    was sampled, in seconds, or None; with times, a frame far into a long recording is found without reading all before it. boxes:
+    what to cut out of frames, by their numbers, in place of a track.
     """
 
     uri: str
     boxes_uri: str | None
     track: int | None
     wanted: Mapping[int, float | None]
-    box: Box | None = None
+    boxes: Mapping[int, Box] | None = None
 
     def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
         boxes_uri = None if self.track is None else self.boxes_uri
@@ -83,7 +85,7 @@ class FramesRequest:
         return open_files(self.uri, boxes_uri, sampling, heartbeat, lambda number, count: number in wanted)
 
     def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
-        boxes: Mapping[int, Box | np.ndarray] = dict.fromkeys(self.wanted, self.box) if self.box is not None else {}
+        boxes: Mapping[int, Box | np.ndarray] = self.boxes or {}
         if self.track is not None and self.boxes_uri is not None:
             frames, found = read_boxes(opened.boxes_bytes()).get(self.track, ((), ()))
             boxes = dict(zip((int(frame) for frame in frames), found, strict=True))
@@ -127,4 +129,60 @@ class MomentRequest:
         yield VideoInfo(1.0, 1, width, height, hashed(opened, sampling, heartbeat))
 
 
-Request = SourceRequest | FramesRequest | MomentRequest
+@dataclass(frozen=True)
+class SceneRequest:
+    """The whole pictures of a recording, so many a second as `Sampling.rate` says: a Chunk each few, and a VideoInfo.
+
+    frame_rate: in place of `Sampling.frame_rate`. A picture of more than `Sampling.scene_pixels` raises VideoError.
+    """
+
+    uri: str
+    frame_rate: float | None = None
+
+    def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
+        return SourceRequest(self.uri).open(sampling, heartbeat)
+
+    def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
+        if self.frame_rate is not None:
+            sampling = replace(sampling, frame_rate=self.frame_rate)
+        reader = reader_of(opened, sampling, heartbeat)
+        source_hash = hashed(opened, sampling, heartbeat)
+        ticks, shape, last_s, number = Ticks(sampling.rate), (0, 0, 0), 0.0, 0
+        looked_at: list[Frame] = []
+        at_once = SCENES_AT_ONCE
+        for frame in reader.frames():
+            last_s = frame.time_s
+            if ticks.take(frame.time_s):
+                looked_at.append(frame)
+                if shape == (0, 0, 0):
+                    shape = frame.picture().shape
+                    at_once = min(SCENES_AT_ONCE, sampling.scene_pixels // (shape[0] * shape[1]))
+                    if at_once == 0:
+                        raise VideoError("too_large", f"the pictures of {self.uri} have {shape[1]} x {shape[0]} pixels")
+                if len(looked_at) == at_once:
+                    yield _scenes(looked_at, number, shape, source_hash, memory)
+                    looked_at, number = [], number + 1
+        reading = reader.reading()
+        if shape == (0, 0, 0):
+            raise VideoError("no_frames", f"{self.uri} has no frames")
+        if looked_at:
+            yield _scenes(looked_at, number, shape, source_hash, memory)
+        height, width = shape[:2]
+        info = VideoInfo(reading.fps, reading.frames, width, height, source_hash, reading.passed_over, reading.remarks)
+        yield replace(info, last_s=last_s, created=reader.created())
+
+
+def _scenes(
+    looked_at: list[Frame], number: int, shape: tuple[int, ...], source_hash: str | None, memory: FramesMemory | None
+) -> Chunk:
+    """Whole pictures as a chunk. shape: height, width, 3."""
+    taken = (len(looked_at), *shape[:2])
+    frames = np.empty((*taken, 3), np.uint8) if memory is None else memory(*taken)
+    for place, frame in enumerate(looked_at):
+        frames[place] = frame.picture()
+    index = np.array([frame.number for frame in looked_at], np.int32)
+    times = np.array([frame.time_s for frame in looked_at], np.float32)
+    return Chunk(None, number, False, index, times, frames, source_hash)
+
+
+Request = SourceRequest | FramesRequest | MomentRequest | SceneRequest

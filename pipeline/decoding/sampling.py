@@ -26,6 +26,7 @@ class Sampling:
     min_box: pixels of a box that must lie inside the frame, in each direction, for it to count.
     time_limit: seconds without progress after which a video is given up. memory_limit: bytes that decoding may take.
     cpu_limit: seconds of processor time that a source may take, however well it goes on.
+    scene_pixels: of a whole picture, where whole pictures are asked for: larger ones are refused.
     scenes: whether a source without boxes may show a whole scene (`looks_like_a_scene`); a target may not.
     roots, endpoints: where what is opened may lie and who may be asked for it, see `pipeline.storage.location.Reach`.
 
@@ -45,6 +46,7 @@ class Sampling:
     time_limit: float = 60.0
     memory_limit: int = 3 << 30
     cpu_limit: float = 12 * 3600.0
+    scene_pixels: int = 3840 * 2160
     scenes: bool = True
     roots: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
@@ -58,6 +60,11 @@ class Sampling:
         for name in ("time_limit", "cpu_limit"):
             if getattr(self, name) > LONGEST_WAIT:
                 raise UsageError(f"a {name.replace('_', ' ')} is at most {LONGEST_WAIT} seconds, not {getattr(self, name):g}")
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of the memory that hands over the frames of a chunk; what is not used of it takes no room."""
+        return 3 * max(self.chunk * self.height * self.width, self.scene_pixels)
 
     @property
     def reach(self) -> Reach:

@@ -16,7 +16,9 @@ class VideoInfo:
     """What is known of a source once it was read: frames per second, frames in all, width and height of its pictures in pixels.
 
     source_hash: of the bytes, just before they are decoded (`pipeline.decoding.source_hash.source_hash`), None for images in
-    object stores. passed_over: packets that could not be decoded. remarks: what was guessed or mended, a sentence each.
+    object stores. passed_over: packets that could not be decoded. remarks: what was guessed or mended, a sentence each. last_s:
+    time of the last frame, in seconds from the source's start, and created: when the file says that it was made, in seconds
+    since 1970; both only where whole scenes were asked for.
     """
 
     fps: float
@@ -26,6 +28,8 @@ class VideoInfo:
     source_hash: str | None = None
     passed_over: int = 0
     remarks: tuple[str, ...] = ()
+    last_s: float | None = None
+    created: float | None = None
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Chunk:
 
     track: the track id, or None for the whole frame. number: 0, 1, ... within the candidate; last: no chunk follows.
     frame_index: int32 [n], frames of the source from 0. time_s: float32 [n], seconds from the source's start.
-    frames: uint8 [n, height, width, 3], RGB. source_hash: see VideoInfo; whoever gets a chunk can tell a forgotten source before
-    it is embedded. None where single frames were asked for.
+    frames: uint8 [n, height, width, 3], RGB: crops of the backbone's size, or whole scenes. source_hash: see VideoInfo; whoever
+    gets a chunk can tell a forgotten source before it is embedded. None where single frames were asked for.
     """
 
     track: int | None

@@ -99,6 +99,11 @@ PUBLISHED = {
 """YOLOX (Ge et al., 2021), as its authors' release offers it. Sizes and checksums are those that public projects have pinned."""
 
 
+def detector_names() -> tuple[str, ...]:
+    """What a detector can be called by: those that are downloaded."""
+    return tuple(PUBLISHED)
+
+
 def find_detector(name_or_path: str) -> DetectorSpec:
     """Look a detector up without loading it; a published one is downloaded if it is not in the cache.
 

@@ -61,6 +61,12 @@ class Forgotten:
             mask[row] = covers(content, *(videos[name][int(row)].as_py() for name in ("ingested_hash", "track")))
         return mask
 
+    def covered_recordings(self, recordings: pa.Table) -> np.ndarray:
+        """Which rows of RECORDINGS_SCHEMA were forgotten, by their ids or their bytes, bool [n]."""
+        whole = pa.array(sorted(digest for digest, track in self.content if track is None), pa.string())
+        by_id = pc.is_in(recordings["source_id"], pa.array(sorted(self.ids), pa.string()))
+        return np.asarray(pc.or_(by_id, pc.is_in(recordings["ingested_hash"], whole)))
+
     def table(self) -> pa.Table:
         """FORGOTTEN_SCHEMA, for other galleries: no other data of the videos."""
         known_ids, known_uris = ({row[column] for row in self.rows} for column in (0, 1))

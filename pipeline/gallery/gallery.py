@@ -2,6 +2,7 @@
 
     gallery.json     what the gallery is made with (backbone, sampling); written once
     videos/*.parquet, frames/*.parquet, rejects/*.parquet      data, in files whose names are never used again
+    recordings/, detections/, tracking/      of whole recordings, in files of the same kind (pipeline.gallery.detections)
     commits/*.json   one small file an ingest step; a step happened when its commit is there, wholly or not at all
     index/           index versions (pipeline.index.versions)
     audit/           who searched and deleted, and why (pipeline.gallery.audit)
@@ -15,8 +16,8 @@ neither a compaction nor another ingest at the same time can be undone by one. d
 
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ import pyarrow.parquet as pq
 from pipeline.backbone.spec import BackboneSpec
 from pipeline.catalog.inputs import SOURCE_STATE
 from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery.detections import FORGOTTEN_BOXES_SCHEMA, RECORDINGS_SCHEMA
 from pipeline.gallery.forgotten import REASON, Forgotten
 from pipeline.storage.documents import typed
 from pipeline.storage.formats import check_format
@@ -37,7 +39,7 @@ from pipeline.storage.location import Location, Reach, inside_checker, resolve
 from pipeline.storage.seals import sealed, unsealed
 
 OLDEST_FORMAT, FORMAT = 1, 2  # of gallery.json, which stands for the tables too; 2 where it has roots
-OLDEST_COMMIT, COMMIT_FORMAT = 1, 1
+OLDEST_COMMIT, COMMIT_FORMAT = 1, 2  # 2 where it has recordings or tracks of some: an older version would compact them away
 READ_TRIES = 5
 ROW_GROUP_ROWS = 1024  # frames; a video is read without reading its shard
 
@@ -88,6 +90,12 @@ REJECTS_SCHEMA = pa.schema(
         ("frame_rate", pa.float64()),
     ]
 )
+TABLES = {
+    "videos": VIDEOS_SCHEMA,
+    "rejects": REJECTS_SCHEMA,
+    "recordings": RECORDINGS_SCHEMA,
+    "forgotten_boxes": FORGOTTEN_BOXES_SCHEMA,
+}
 CORRECTABLE = ("camera_id", "start_time", "person_id", "seen_from", "seen_to", *(name for name, _ in SOURCE_STATE))
 
 
@@ -126,7 +134,9 @@ class Snapshot:
 
     videos (VIDEOS_SCHEMA) and rejects (REJECTS_SCHEMA), each sorted by video_id; forgotten: ids of deleted videos, and
     forgotten_uris: of what they were decoded from; tombstones: both, with the hashes of their bytes. commits: names of the live
-    ones; seen: of the superseded ones too; files: the tables that live ones name.
+    ones; seen: of the superseded ones too; files: those that live ones name. recordings: RECORDINGS_SCHEMA, sorted by source_id,
+    and tracking: run -> what its newest commit says of following people in it, the newest last (`pipeline.footage.tracks`);
+    forgotten_boxes: FORGOTTEN_BOXES_SCHEMA.
     """
 
     videos: pa.Table
@@ -137,6 +147,14 @@ class Snapshot:
     seen: tuple[str, ...]
     files: tuple[str, ...]
     tombstones: Forgotten
+    recordings: pa.Table = field(default_factory=RECORDINGS_SCHEMA.empty_table)
+    tracking: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    forgotten_boxes: pa.Table = field(default_factory=FORGOTTEN_BOXES_SCHEMA.empty_table)
+
+    def of_recordings(self, videos: pa.Table | None = None) -> pa.ChunkedArray:
+        """Which videos (all, or these rows of them) are people who were followed in whole recordings, bool [n]."""
+        videos = self.videos if videos is None else videos
+        return pc.is_in(videos["source_id"], self.recordings["source_id"].combine_chunks())
 
     def finished_sources(self, count_rejected: bool = True) -> set[str]:
         """Ids of the catalog rows that need no more work; without count_rejected, none that has a reject.
@@ -147,7 +165,8 @@ class Snapshot:
         reasons = self.rejects["reason"]
         again = pc.equal(reasons, "unavailable") if count_rejected else pc.not_equal(reasons, REASON)
         unfinished = set(self.rejects.filter(again)["source_id"].to_pylist())
-        return ({*self.videos["source_id"].to_pylist()} | {*self.rejects["source_id"].to_pylist()}) - unfinished
+        finished = (table["source_id"].to_pylist() for table in (self.videos, self.rejects, self.recordings))
+        return set().union(*finished) - unfinished
 
 
 class Gallery:
@@ -227,12 +246,17 @@ class Gallery:
         forgotten = Forgotten.of(live.values())
         corrections = {name: commit for name, commit in live.items() if commit.get("kind") == "correct"}
         others = {name: commit for name, commit in live.items() if name not in corrections}
-        videos = self._read_all(others, "videos", VIDEOS_SCHEMA)
-        rejects = self._read_all(others, "rejects", REJECTS_SCHEMA)
-        videos, rejects = _latest_of_each_source(videos, rejects)
+        read = {kind: self._read_all(others, kind, schema) for kind, schema in TABLES.items()}
+        videos, rejects, _ = _latest_of_each_source([read["videos"], read["rejects"], _followed(others.values())])
+        recordings, _ = _latest_of_each_source([read["recordings"], read["rejects"]])
         videos = _corrected(videos, self._read_all(corrections, "videos", VIDEOS_SCHEMA))
         gone = np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten.ids), pa.string())))
         gone = gone | forgotten.covered(videos)  # by bytes too: an ingest may have committed in the same moment
+        records: dict[str, dict[str, Any] | None] = {}
+        for commit in others.values():
+            for run, record in _tracked(commit)["runs"].items():
+                records.pop(run, None)  # so that the newest is the last
+                records[run] = record
         return Snapshot(
             videos=videos.filter(pa.array(~gone)).sort_by("video_id"),
             rejects=rejects.sort_by("video_id"),
@@ -240,8 +264,11 @@ class Gallery:
             forgotten_uris=forgotten.uris,
             commits=tuple(sorted(live)),
             seen=tuple(sorted(commits)),
-            files=tuple(name for commit in live.values() for kind in ("videos", "rejects") for name in commit[kind]),
+            files=tuple(name for commit in live.values() for name in files_of(commit)),
             tombstones=forgotten,
+            recordings=recordings.filter(pa.array(~forgotten.covered_recordings(recordings))).sort_by("source_id"),
+            forgotten_boxes=read["forgotten_boxes"].select(FORGOTTEN_BOXES_SCHEMA.names),
+            tracking={run: record for run, record in records.items() if record is not None},
         )
 
     def forgotten(self, known: Collection[str] = ()) -> frozenset[str]:
@@ -264,7 +291,7 @@ class Gallery:
         """
         known = set(known)
         commits = self._while_compacted(lambda: self._commits(leave_out=known))
-        changed = (commit for commit in commits.values() if commit["videos"] or commit["rejects"])
+        changed = (one for one in commits.values() if one["videos"] or one["rejects"] or _tracked(one)["sources"])
         return any(not known.issuperset(commit.get("supersedes") or [""]) for commit in changed)
 
     def _while_compacted(self, read: Callable[[], Read]) -> Read:
@@ -282,16 +309,28 @@ class Gallery:
         """Names of all commits, oldest first."""
         return [Path(name).stem for name in self.location.join("commits").names() if name.endswith(".json")]
 
-    def commit(self, videos: pa.Table, rejects: pa.Table, **fields: Any) -> str:
-        """Make videos and rejects part of the gallery in one step; the shards they name are already written.
+    def commit(
+        self,
+        videos: pa.Table | None = None,
+        rejects: pa.Table | None = None,
+        recordings: pa.Table | None = None,
+        forgotten_boxes: pa.Table | None = None,
+        **fields: Any,
+    ) -> str:
+        """Make videos, rejects and recordings part of the gallery in one step; the shards they name are already written.
 
-        fields: kind ("ingest", "correct", "compact", "forget"), supersedes (names of commits), and those of `Forgotten.fields`.
+        fields: kind ("ingest", "correct", "compact", "forget", "track"), supersedes (names of commits), those of
+        `Forgotten.fields`, and tracked: {"sources": ids of recordings of which the videos are all tracks that begin in them,
+        "runs": see `Snapshot.tracking`, None for one that is no more}.
         The videos of kind "correct" are rows of a snapshot with other values in CORRECTABLE columns. Returns the commit's name.
         """
         unique = uuid.uuid4().hex
         commit: dict[str, Any] = {"kind": "ingest", "videos": [], "rejects": [], "sha256": {}, **fields}
-        for kind, table in (("videos", videos), ("rejects", rejects)):
-            if len(table):
+        if recordings is not None or "tracked" in fields:
+            commit |= {"format": COMMIT_FORMAT}
+        tables = {"videos": videos, "rejects": rejects, "recordings": recordings, "forgotten_boxes": forgotten_boxes}
+        for kind, table in tables.items():
+            if table is not None and len(table):
                 name = f"{kind}/{unique}.parquet"
                 content = _table_bytes(table)
                 self.location.join(name).write_atomically(content)
@@ -299,8 +338,8 @@ class Gallery:
                 commit["sha256"][name] = sha256(content)
         commit |= {
             "committed_at": datetime.now(UTC).isoformat(),
-            "video_rows": len(videos),
-            "reject_rows": len(rejects),
+            "video_rows": 0 if videos is None else len(videos),
+            "reject_rows": 0 if rejects is None else len(rejects),
         }
         commit_name = f"{time.time_ns():020d}-{unique[:8]}"  # of now, all the rest is written: order is that of completion
         self.location.join("commits", f"{commit_name}.json").write_atomically(sealed(commit))
@@ -312,18 +351,33 @@ class Gallery:
         The shard counts once a commit's videos name it. Its name is its own: two writers of the same rows (a task that is run
         again, a job submitted twice) must not share a file that a compaction may delete for one of them.
         """
+        return self.write_tables("frames", table.schema, [table])
+
+    def write_tables(self, kind: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> str:
+        """Write tables, as they come, as one file of "frames" or "detections" and return its name; see `write_shard`.
+
+        What `tables` raises passes through, and nothing is written.
+        """
         name = f"{uuid.uuid4().hex}.parquet"
-        self.location.join("frames", name).write_atomically(
-            lambda sink: pq.write_table(
-                table,
-                sink,
-                row_group_size=ROW_GROUP_ROWS,
-                compression="zstd",
-                use_dictionary=["video_id"],
-                write_page_checksum=True,
-            )
-        )
+        names = [name for name in ("video_id", "recording_id", "place.recording_id") if name.split(".")[0] in schema.names]
+        how: dict[str, Any] = {"compression": "zstd", "use_dictionary": names, "write_page_checksum": True}
+
+        def write(sink: Any) -> None:
+            with pq.ParquetWriter(sink, schema, **how) as writer:
+                for table in tables:
+                    writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+
+        self.location.join(kind, name).write_atomically(write)
         return name
+
+    def read_detections(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of a file of detections/. Raises PipelineError."""
+        location = self.location.join("detections", shard)
+        try:
+            with location.open_input() as source:
+                return pq.ParquetFile(source, page_checksum_verification=True).read(None if columns is None else list(columns))
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise PipelineError(f"the detections {location.uri} cannot be read: {error}") from error
 
     def read_shard(self, shard: str, first_row: int, rows: int) -> pa.Table:
         """Rows [first_row, first_row + rows) of a shard, reading only the row groups they lie in. Raises PipelineError."""
@@ -439,7 +493,7 @@ class Gallery:
     def _read_all(self, commits: dict[str, dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table:
         tables = []
         for order, commit in enumerate(commits.values()):
-            for name in commit[kind]:
+            for name in commit.get(kind, ()):
                 location = self.location.join(name)
                 try:
                     content = location.read_bytes()
@@ -481,14 +535,30 @@ def frames_table(
     return pa.Table.from_arrays(columns, schema=frames_schema(features.shape[1]))
 
 
-def _latest_of_each_source(videos: pa.Table, rejects: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Keep, for each source, only what its newest commit says; drop the column `commit`."""
-    mentions = pa.concat_tables([videos.select(["source_id", "commit"]), rejects.select(["source_id", "commit"])])
+def files_of(commit: Mapping[str, Any]) -> list[str]:
+    """The files that a commit names itself: its tables, and how far following people is."""
+    tables = [name for kind in TABLES for name in commit.get(kind, ())]
+    return tables + [run["state"] for run in _tracked(commit)["runs"].values() if run is not None]
+
+
+def _tracked(commit: Mapping[str, Any]) -> dict[str, Any]:
+    return commit.get("tracked") or {"sources": [], "runs": {}}
+
+
+def _followed(commits: Collection[Mapping[str, Any]]) -> pa.Table:
+    """source_id and commit of recordings whose tracks a commit replaces, whether or not there are any."""
+    rows = [{"source_id": one, "commit": order} for order, commit in enumerate(commits) for one in _tracked(commit)["sources"]]
+    return pa.Table.from_pylist(rows, pa.schema([("source_id", pa.string()), ("commit", pa.int64())]))
+
+
+def _latest_of_each_source(tables: list[pa.Table]) -> list[pa.Table]:
+    """Keep, for each source, only what the newest commit says that mentions it in any of the tables; drop the column `commit`."""
+    mentions = pa.concat_tables([table.select(["source_id", "commit"]) for table in tables])
     pairs = mentions.group_by(["source_id", "commit"]).aggregate([])
     if len(pairs) > len(pc.unique(pairs["source_id"])):
         newest = pairs.group_by("source_id").aggregate([("commit", "max")]).rename_columns(["source_id", "commit"])
-        videos, rejects = (_semi_joined(table, newest) for table in (videos, rejects))
-    return videos.select(VIDEOS_SCHEMA.names), rejects.select(REJECTS_SCHEMA.names)
+        tables = [_semi_joined(table, newest) for table in tables]
+    return [table.drop_columns("commit") for table in tables]
 
 
 def _corrected(videos: pa.Table, corrections: pa.Table) -> pa.Table:

@@ -160,6 +160,8 @@ class Index:
             return video.camera_id
         own = self.rows_of(video) if own is None else own
         row = int(own[0]) if len(own) else self.row_of_copy(content)
+        if row < 0 and content is not None and "ingested_hash" in self.videos.schema.names:  # a recording of which it has tracks
+            row = pc.index(self.videos["ingested_hash"], content).as_py()
         return None if row < 0 else self.videos["camera_id"][row].as_py()
 
     def ids(self, rows: np.ndarray) -> list[str]:

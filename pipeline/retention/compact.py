@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.catalog.inputs import candidate_id
+from pipeline.decoding.video import Box
 from pipeline.errors import PipelineError
+from pipeline.footage.forgotten_people import places_of, write_without
+from pipeline.footage.recordings import timeline
 from pipeline.gallery.audit import append_record
-from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.detections import RECORDINGS_SCHEMA, boxes_of
+from pipeline.gallery.gallery import TABLES, Gallery, Snapshot, files_of
 from pipeline.index.build import publish_without
 from pipeline.index.partition_store import delete_partition, partition_store, read_videos
 from pipeline.index.versions import holds_any, index_versions, open_index, partition_ids
@@ -22,7 +28,10 @@ from pipeline.storage.location import Location, StorageError
 
 SHARD_FRAMES = 100_000  # of a compacted shard: 256 MB of 1280-wide features
 KEEP_INDEXES = 3
-OURS = re.compile(r"[0-9a-f]{32}\.parquet|\.writing-[0-9a-f]{32}")  # nothing else is ever deleted from a gallery's folders
+KEPT_RECORDINGS = 2  # the last of a run, of which detections in no candidate keep their features
+OURS = re.compile(
+    r"[0-9a-f]{32}\.(?:parquet|npz)|\.writing-[0-9a-f]{32}"
+)  # nothing else is ever deleted from a gallery's folders
 PARTITION = re.compile(r"[0-9a-f]{32}")
 VERSION = re.compile(r"\d{8}T\d{12}-[0-9a-f]{6}")
 ORPHAN_AGE = timedelta(hours=24)  # a file that no commit names may belong to an ingest that is still running
@@ -54,8 +63,10 @@ def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE, keep_indexes: 
     videos = snapshot.videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
     before = len(pc.unique(videos["shard"]))
     rewritten = _rewrite(gallery, videos)
+    footage = _footage(gallery, snapshot)
     append_record(gallery, "compact", {"videos": len(videos), "forgotten": len(snapshot.forgotten)})
-    gallery.commit(rewritten, snapshot.rejects, kind="compact", supersedes=list(snapshot.seen), **snapshot.tombstones.fields())
+    gone = snapshot.tombstones.fields()
+    gallery.commit(rewritten, snapshot.rejects, kind="compact", supersedes=list(snapshot.seen), **footage, **gone)
     deleted = _delete_unreferenced(gallery, orphan_age)
     doomed, reduced = _compact_indexes(gallery, snapshot.forgotten, orphan_age, keep_indexes)
     return Compaction(len(videos), before, len(pc.unique(rewritten["shard"])), deleted, doomed, reduced)
@@ -82,6 +93,39 @@ def _compact_indexes(
     return doomed, reduced
 
 
+def _footage(gallery: Gallery, snapshot: Snapshot) -> dict[str, Any]:
+    """What a compaction's commit says of recordings: detections that are in no candidate have no features any more.
+
+    Those of each run's last recordings stay as they are: following goes on there. Without recordings nothing is said of any.
+    """
+    if not len(snapshot.recordings) and not snapshot.tracking and not len(snapshot.forgotten_boxes):
+        return {}
+    runs, _ = timeline(snapshot.recordings)
+    rows = {row["source_id"]: row for row in snapshot.recordings.to_pylist()}
+    for run in runs:
+        settled = {part.row["source_id"] for part in run.parts[:-KEPT_RECORDINGS]}
+        if run.name not in snapshot.tracking or not settled:
+            continue
+        videos = snapshot.videos
+        of_run = pc.and_(snapshot.of_recordings(), pc.starts_with(videos["video_id"], candidate_id(run.name, "")))
+        people = places_of(gallery, videos.filter(of_run))
+        for source_id in sorted(settled):
+            rows[source_id]["shard"] = _only_people(gallery, rows[source_id]["shard"], set(people.get(source_id, ())))
+    recordings = pa.Table.from_pylist(list(rows.values()), schema=RECORDINGS_SCHEMA)
+    tracked = {"sources": [], "runs": dict(snapshot.tracking)}
+    return {"recordings": recordings, "forgotten_boxes": snapshot.forgotten_boxes, "tracked": tracked}
+
+
+def _only_people(gallery: Gallery, shard: str, people: set[tuple[int, Box]]) -> str:
+    """The file of detections with features for these (frame, box) alone: itself, where no other has one."""
+    table = gallery.read_detections(shard)
+    keys = zip(table["frame_index"].to_pylist(), map(tuple, boxes_of(table).tolist()), strict=True)
+    nobody = np.array([key not in people for key in keys], bool)
+    if not (nobody & np.asarray(pc.is_valid(table["feature"]))).any():
+        return shard
+    return write_without(gallery, table, nobody, ["feature"])
+
+
 def _rewrite(gallery: Gallery, videos: pa.Table) -> pa.Table:
     """The same videos in shards of about SHARD_FRAMES frames."""
     tables: list[pa.Table] = []
@@ -92,7 +136,7 @@ def _rewrite(gallery: Gallery, videos: pa.Table) -> pa.Table:
     def flush() -> None:
         nonlocal rows
         if tables:
-            shard = gallery.write_shard(pa.concat_tables(tables).combine_chunks())
+            shard = gallery.write_shard(pa.concat_tables(tables, promote_options="default").combine_chunks())
             first = 0
             for position in members:
                 moved[position] = (shard, first)
@@ -131,10 +175,11 @@ def _delete_unreferenced(gallery: Gallery, orphan_age: timedelta) -> int:
     """
     now = gallery.snapshot()
     referenced = {f"frames/{shard}" for shard in pc.unique(now.videos["shard"]).to_pylist()} | set(now.files)
+    referenced |= {f"detections/{shard}" for shard in now.recordings["shard"].to_pylist()}
     superseded = sorted(set(now.seen) - set(now.commits))  # not of those there are by now: an ingest goes on committing
     was_referenced = set().union(*(_files_of(gallery, name) for name in superseded))
     deleted = 0
-    for kind in ("frames", "videos", "rejects"):
+    for kind in ("frames", "detections", "tracking", *TABLES):
         for file, info in gallery.location.join(kind).infos():
             name = f"{kind}/{file.name}"
             if OURS.fullmatch(file.name) and name not in referenced and (name in was_referenced or _age(info) > orphan_age):
@@ -153,10 +198,12 @@ def _files_of(gallery: Gallery, name: str) -> set[str]:
     files: set[str] = set()
     with _unless_gone():
         commit = json.loads(gallery.location.join("commits", f"{name}.json").read_bytes())
-        files |= {*commit["videos"], *commit["rejects"]}
-        for table in commit["videos"]:
-            with _unless_gone(), gallery.location.join(table).open_input() as source:
-                files |= {f"frames/{shard}" for shard in pc.unique(pq.read_table(source, columns=["shard"])["shard"]).to_pylist()}
+        files |= set(files_of(commit))
+        for kind, shards in (("videos", "frames"), ("recordings", "detections")):
+            for table in commit.get(kind, ()):
+                with _unless_gone(), gallery.location.join(table).open_input() as source:
+                    named = pc.unique(pq.read_table(source, columns=["shard"])["shard"]).to_pylist()
+                files |= {f"{shards}/{shard}" for shard in named}
     return files
 
 

@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UsageError
+from pipeline.footage.forgotten_people import blanked, places_of
+from pipeline.footage.recordings import ends
 from pipeline.gallery.audit import append_record, check_policy
 from pipeline.gallery.forgotten import FORGOTTEN_SCHEMA, Forgotten, read_forgotten
-from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, Snapshot
+from pipeline.gallery.gallery import Gallery, Snapshot
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,26 @@ class Selection:
         held = _time(videos) if column == "time" else videos[column]
         wanted = pa.array(value, held.type) if column == "video_id" else pa.scalar(value, held.type)
         chosen = videos.filter(compare(held, wanted))
-        if len(chosen) == 0 and column in ("camera_id", "person_id"):
+        if len(chosen) == 0 and column in ("camera_id", "person_id") and not len(self.recordings(snapshot)):
             words = {"camera_id": "camera", "person_id": "person label"}[column]
             raise UsageError(f"the gallery has no video with the {words} {value!r}; nothing was forgotten")
+        recordings = self.recordings(snapshot)["source_id"].combine_chunks()  # whoever begins in one goes with it
         gone = np.asarray(pc.is_in(videos["video_id"], chosen["video_id"].combine_chunks()))
-        return videos.filter(pa.array(gone | _tombstones(chosen).covered(videos)))
+        gone = gone | np.asarray(pc.is_in(videos["source_id"], recordings))
+        return videos.filter(pa.array(gone | _tombstones(snapshot, chosen).covered(videos)))
+
+    def recordings(self, snapshot: Snapshot) -> pa.Table:
+        """The rows of Snapshot.recordings that are chosen as a whole: by their camera, or since they end before."""
+        table = snapshot.recordings
+        if self.camera is not None:
+            return table.filter(pc.equal(table["camera_id"], self.camera))
+        if self.before is None:
+            return table.slice(0, 0)
+        old = [
+            (ends(row) if row["start_time"] is not None else row["ingested_at"]) < self.before
+            for row in table.select(["start_time", "last_s", "fps", "ingested_at"]).to_pylist()
+        ]
+        return table.filter(pa.array(old, pa.bool_()))
 
     def undated(self, snapshot: Snapshot) -> list[str]:
         """Ids of the videos that `before` cannot judge, because no time of theirs is known."""
@@ -68,28 +85,40 @@ def _time(videos: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(videos["seen_to"], videos["start_time"], videos["ingested_at"])
 
 
-def _tombstones(videos: pa.Table) -> Forgotten:
-    """What is kept of videos that are forgotten."""
-    columns = [videos[name].to_pylist() for name in FORGOTTEN_SCHEMA.names]
-    return Forgotten(frozenset(columns[0]), frozenset(columns[1]), frozenset(zip(*columns, strict=True)))
+def _tombstones(snapshot: Snapshot, videos: pa.Table, recordings: pa.Table | None = None) -> Forgotten:
+    """What is kept of videos, and of recordings as a whole, that are forgotten.
+
+    Of a track of a recording its id: the number of a track says nothing elsewhere, and the boxes are kept (`forgotten_people`).
+    """
+    footage = snapshot.of_recordings(videos)
+    ids = videos.filter(footage)["video_id"].to_pylist()
+    videos = videos.filter(pc.invert(footage))
+    rows = list(zip(*(videos[name].to_pylist() for name in FORGOTTEN_SCHEMA.names), strict=True))
+    for row in recordings.to_pylist() if recordings is not None else ():
+        rows.append((row["source_id"], row["uri"], row["ingested_hash"], None))
+    named = frozenset(row[0] for row in rows), frozenset(row[1] for row in rows), frozenset(rows)
+    return Forgotten(*named) | Forgotten(ids=frozenset(ids), rows=frozenset((one, None, None, None) for one in ids))
 
 
 def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None = None) -> list[str]:
     """Forget videos: they are in no result from now on, and never come back by another ingest. Returns their ids.
 
     Copies, the same bytes under other ids, are forgotten along; of a recording of which one track is forgotten the others stay.
-    The audit log says who and why first. Their features leave the disk with the next compaction.
+    By camera and by time whole recordings go too, with everybody in them. The audit log says who and why first. Their features
+    leave the disk with the next compaction.
     """
     if not reason.strip():
         raise UsageError("a reason is needed: it goes into the audit log; nothing was forgotten")
     check_policy(gallery, reason, case)
     snapshot = gallery.snapshot()
     chosen = selection.of(snapshot)
+    recordings = selection.recordings(snapshot)
     ids = chosen["video_id"].to_pylist()
-    if not ids:
+    if not ids and not len(recordings):
         return []
-    append_record(gallery, "forget", {"reason": reason, "case": case, "videos": ids})
-    _commit(gallery, _tombstones(chosen))
+    record = {"reason": reason, "case": case, "videos": ids}
+    append_record(gallery, "forget", record | ({"recordings": recordings["source_id"].to_pylist()} if len(recordings) else {}))
+    _commit(gallery, snapshot, chosen, _tombstones(snapshot, chosen, recordings))
     return ids
 
 
@@ -112,9 +141,24 @@ def take_forgotten(gallery: Gallery, uri: str) -> list[str]:
     here = snapshot.videos.filter(pa.array(gone))
     ids = here["video_id"].to_pylist()
     append_record(gallery, "take_forgotten", {"source": uri, "listed": len(table), "videos": ids})
-    _commit(gallery, taken | _tombstones(here))
+    _commit(gallery, snapshot, here, taken | _tombstones(snapshot, here))
     return ids
 
 
-def _commit(gallery: Gallery, forgotten: Forgotten) -> None:
-    gallery.commit(VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table(), kind="forget", **forgotten.fields())
+def _commit(gallery: Gallery, snapshot: Snapshot, videos: pa.Table, forgotten: Forgotten) -> None:
+    """videos: rows that are forgotten; of people in recordings that stay, all detections are blanked."""
+    kept = snapshot.recordings.filter(pa.array(~forgotten.covered_recordings(snapshot.recordings)))
+    people = videos.filter(pc.and_(snapshot.of_recordings(videos), _may_be_in(kept, videos)))
+    recordings, boxes = blanked(gallery, kept, places_of(gallery, people)) if len(people) else (None, None)
+    gallery.commit(None, None, recordings, boxes, kind="forget", **forgotten.fields())
+
+
+def _may_be_in(recordings: pa.Table, videos: pa.Table) -> pa.Array:
+    """Which videos may show people of recordings (RECORDINGS_SCHEMA): a camera's that end after one of them begins; bool [n]."""
+    begins: dict[str | None, datetime | None] = {}
+    for camera, start in zip(recordings["camera_id"].to_pylist(), recordings["start_time"].to_pylist(), strict=True):
+        known = begins.get(camera, start)
+        begins[camera] = None if known is None or start is None else min(known, start)
+    last = zip(videos["camera_id"].to_pylist(), videos["seen_to"].to_pylist(), strict=True)
+    starts = [(camera in begins, begins.get(camera), seen) for camera, seen in last]
+    return pa.array([there and (start is None or seen is None or seen >= start) for there, start, seen in starts], pa.bool_())

@@ -37,7 +37,9 @@ def files_with_forgotten(gallery: Gallery) -> dict[str, int]:
 
 
 def _video_ids(file: Location) -> pa.ChunkedArray | pa.Array | None:
-    """The video ids that a Parquet file, an Arrow file or a list of ids in JSON names; None for files of other kinds."""
+    """The video ids that a Parquet file, an Arrow file or a list of ids in JSON names (of detections: the ids of recordings);
+    None for files of other kinds.
+    """
     if file.name == "video_id.json":
         return pa.array(json.loads(file.read_bytes()), pa.string())
     with file.open_input() as source:
@@ -47,5 +49,6 @@ def _video_ids(file: Location) -> pa.ChunkedArray | pa.Array | None:
             return table["video_id"] if "video_id" in table.schema.names else None
         if kind[:4] == b"PAR1":
             parquet = pq.ParquetFile(source)
-            return parquet.read(columns=["video_id"])["video_id"] if "video_id" in parquet.schema_arrow.names else None
+            named = next((name for name in ("video_id", "recording_id") if name in parquet.schema_arrow.names), None)
+            return parquet.read(columns=[named])[named] if named is not None else None
     return None

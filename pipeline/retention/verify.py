@@ -32,6 +32,8 @@ def verify_gallery(gallery: Gallery) -> list[str]:
                 faults += _frame_faults(rows.slice(position, 1).to_pylist()[0], frames)
         except PipelineError as error:
             faults.append(str(error))
+    for row in gallery.snapshot().recordings.to_pylist():
+        faults += _recording_faults(gallery, row)
     checked: dict[tuple[str, str], str | None] = {}
     for version in index_versions(gallery):
         faults += _index_faults(gallery, version, checked)
@@ -64,6 +66,21 @@ def _frame_faults(row: dict[str, Any], frames: pa.Table) -> list[str]:
         return [f"the frames of {row['video_id']} in {row['shard']} are not in time order"]
     if not np.isfinite(feature_matrix(frames)).all():
         return [f"the features of {row['video_id']} in {row['shard']} are not all finite numbers"]
+    return []
+
+
+def _recording_faults(gallery: Gallery, row: dict[str, Any]) -> list[str]:
+    """What is wrong with the detections of a recording: not its own, not in time order or not finite."""
+    try:
+        table = gallery.read_detections(row["shard"])
+    except PipelineError as error:
+        return [str(error)]
+    if len(table) != row["detections"] or set(table["recording_id"].to_pylist()) > {row["source_id"]}:
+        return [f"detections/{row['shard']} does not hold {row['source_id']} as recorded"]
+    if np.any(np.diff(np.asarray(table["frame_index"])) < 0):
+        return [f"the detections of {row['source_id']} are not in time order"]
+    if not np.isfinite(feature_matrix(table.filter(pc.is_valid(table["feature"])))).all():
+        return [f"the features of detections of {row['source_id']} are not all finite numbers"]
     return []
 
 

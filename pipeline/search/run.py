@@ -75,7 +75,7 @@ class Answer:
 
         # The targets' own pictures may lie outside the gallery's roots: somebody named them.
         roots = self.reach.roots and (*self.reach.roots, *self.named)
-        pictures = SourcePictures(self.time_limit, replace(self.reach, roots=roots))
+        pictures = SourcePictures(self.time_limit, replace(self.reach, roots=roots), self.gallery)
         try:
             return write_report(results, folder, pictures, show_labels=show_labels)
         finally:

@@ -12,11 +12,11 @@ import pytest
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.messages import Answer, End, Fault, Job, Progress, Unconfined, packed, receive_job, send_job, unpacked
 from pipeline.decoding.opening import Opened
-from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SourceRequest
+from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SceneRequest, SourceRequest
 from pipeline.decoding.video import Chunk, Rejected, VideoInfo
 from tests.decoding.test_video import SMALL, FakeDecoder, write_video
 
-MEMORY = np.arange(4 * 32 * 16 * 3, dtype=np.uint32).astype(np.uint8).reshape(4, 32, 16, 3)
+MEMORY = np.arange(4 * 32 * 16 * 3, dtype=np.uint32).astype(np.uint8)
 ANSWERS = [
     VideoInfo(12.5, 30, 64, 48, "file:ab", 2, ("guessed", "mended")),
     Rejected(7, "no_frames", 'said "so"\n'),
@@ -28,8 +28,9 @@ ANSWERS = [
 ]
 REQUESTS = [
     SourceRequest("a.mp4", "boxes.txt", 25.0),
-    FramesRequest("a.mp4", None, None, {3: 0.1, 9: None}, (1.0, 2.0, 3.0, 4.0)),
+    FramesRequest("a.mp4", None, None, {3: 0.1, 9: None}, {3: (1.0, 2.0, 3.0, 4.0)}),
     MomentRequest("a.mp4", (0.0, 0.0, 20.0, 40.0), 0.42),
+    SceneRequest("a.mp4", 25.0),
 ]
 
 
@@ -39,8 +40,9 @@ def test_an_answer_arrives_as_it_was_given(answer: Answer) -> None:
 
 
 def test_a_chunk_arrives_with_a_copy_of_the_frames_in_the_memory() -> None:
-    memory, frames = MEMORY.copy(), MEMORY[:3].copy()
-    given = Chunk(5, 2, True, np.array([1, 4, 6], np.int32), np.array([0.1, 0.4, 0.6], np.float32), memory[:3], "file:ab")
+    memory = MEMORY.copy()
+    frames = MEMORY[: 3 * 32 * 16 * 3].reshape(3, 32, 16, 3)
+    given = Chunk(5, 2, True, np.array([1, 4, 6], np.int32), np.array([0.1, 0.4, 0.6], np.float32), frames, "file:ab")
     taken = unpacked(packed(given), memory)
     memory[:] = 0
     assert isinstance(taken, Chunk) and np.array_equal(taken.frames, frames)
@@ -50,7 +52,7 @@ def test_a_chunk_arrives_with_a_copy_of_the_frames_in_the_memory() -> None:
     assert (taken.track, taken.number, taken.last, taken.source_hash) == (5, 2, True, "file:ab")
 
 
-CHUNK = {"track": None, "number": 0, "last": True, "frame_index": [0], "time_s": [0.0], "frames": None}
+CHUNK = {"track": None, "number": 0, "last": True, "frame_index": [0], "time_s": [0.0], "frames": [32, 16]}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,10 @@ CHUNK = {"track": None, "number": 0, "last": True, "frame_index": [0], "time_s":
         ["Chunk", CHUNK | {"frame_index": [0] * 5, "time_s": [0.0] * 5}],
         ["Chunk", CHUNK | {"frame_index": [2**40]}],
         ["Chunk", CHUNK | {"frame_index": 3, "time_s": 3}],
+        ["Chunk", CHUNK | {"frames": [64, 64]}],
+        ["Chunk", CHUNK | {"frames": [-32, -16]}],
+        ["Chunk", CHUNK | {"frames": [32.0, 16]}],
+        ["Chunk", CHUNK | {"frames": None}],
     ],
     ids=json.dumps,
 )
@@ -124,3 +130,21 @@ def test_slow_work_is_waited_for_as_long_as_its_heart_beats(tmp_path: Path) -> N
         list(decoder.events(str(write_video(tmp_path / "a.mp4"))))  # the child has begun
         chunk, info = decoder.events(str(write_video(tmp_path / "slow and alive.mp4")))
     assert isinstance(chunk, Chunk) and len(chunk.frames) == 30 and isinstance(info, VideoInfo)
+
+
+def test_whole_pictures_come_as_many_at_once_as_the_memory_holds_and_larger_ones_are_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=30)
+    found = {}
+    for pixels in (64 * 48, 2 * 64 * 48, 10 * 64 * 48):
+        with Decoder(replace(SMALL, rate=5.0, scene_pixels=pixels)) as decoder:
+            *chunks, info = decoder.scenes(str(path))
+        assert isinstance(info, VideoInfo) and info.last_s == pytest.approx(2.9, abs=0.01)
+        index = np.concatenate([chunk.frame_index for chunk in chunks if isinstance(chunk, Chunk)])
+        frames = np.concatenate([chunk.frames for chunk in chunks if isinstance(chunk, Chunk)])
+        found[max(len(chunk.frame_index) for chunk in chunks if isinstance(chunk, Chunk))] = frames
+        assert index.tolist() == list(range(0, 30, 2)) and frames.shape == (15, info.height, info.width, 3)
+        assert np.abs(frames.mean(axis=(1, 2, 3)) - 8 * index).max() < 4
+    assert list(found) == [1, 2, 4] and all(np.array_equal(frames, found[1]) for frames in found.values())
+    with Decoder(replace(SMALL, scene_pixels=64 * 48 - 1)) as decoder:
+        (refused,) = decoder.scenes(str(path))
+    assert isinstance(refused, Rejected) and refused.reason == "too_large"

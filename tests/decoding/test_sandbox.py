@@ -217,7 +217,7 @@ class TestFaults:
             (rejected,) = decoder.events(str(write_video(tmp_path / "damage.mp4")))
             assert isinstance(rejected, Rejected) and rejected.reason == "undecodable" and "ValueError" in rejected.message
 
-    @pytest.mark.parametrize("name", ["a pickle", "nonsense", "too many frames", "half a message"])
+    @pytest.mark.parametrize("name", ["a pickle", "nonsense", "too many frames", "frames of another size", "half a message"])
     def test_what_a_child_that_was_taken_over_says_costs_its_video_and_runs_nothing(self, tmp_path: Path, name: str) -> None:
         with FakeDecoder(replace(SMALL, time_limit=5)) as decoder:
             (rejected,) = decoder.events(str(write_video(tmp_path / f"{name}.mp4")))

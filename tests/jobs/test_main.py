@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.main import commands
+from jobs.main import NOT_COMMANDS, commands
 from tests.decoding.test_video import write_video
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ def called(*arguments: str, cwd: Path = ROOT, path: str = str(ROOT)) -> subproce
 
 
 def test_every_job_is_a_command_and_says_what_it_does() -> None:
-    files = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "command_line", "main", "progress"}
+    files = {path.stem for path in (ROOT / "jobs").glob("*.py")} - set(NOT_COMMANDS)
     assert commands().keys() == files and all(commands().values())
 
 

@@ -25,7 +25,8 @@ from tests.conftest import add_videos, people_features, toy_spec
 
 PEOPLE, EACH = 20, 4
 NOBODY = FollowSettings(join_by="nobody")
-PLAIN = SearchSettings(top=100, evidence=False)
+ALONE = ScoreSettings(neighbours=0)  # as following scores
+PLAIN = SearchSettings(top=100, evidence=False, score=ALONE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +88,7 @@ def test_a_lead_scores_the_mean_of_its_logits_under_all_that_are_in(gallery: Gal
 
 
 def test_what_is_confirmed_is_among_the_leads_however_low_it_ranks_and_has_its_evidence(gallery: Gallery) -> None:
-    settings = SearchSettings(top=2)
+    settings = SearchSettings(top=2, score=ALONE)
     result = followed(gallery, "v010", dataclasses.replace(NOBODY, confirmed=("v077",)), settings)
     assert len(result.leads) == 3 and result.leads[-1].video.video_id == "v077" and result.leads[-1].rank > 3
     assert all(lead.best_pairs for lead in result.leads)
@@ -97,7 +98,7 @@ def test_what_is_confirmed_is_among_the_leads_however_low_it_ranks_and_has_its_e
 def test_nothing_confirmed_and_nobody_joining_is_the_plain_search(gallery: Gallery) -> None:
     index = open_index(gallery)
     with opened_partitions(gallery, index, actors=0) as partitions:
-        plain = search(gallery, index, partitions, gallery_target(gallery, "v033"), SearchSettings())
+        plain = search(gallery, index, partitions, gallery_target(gallery, "v033"), SearchSettings(score=ALONE))
     result = followed(gallery, "v033", NOBODY, SearchSettings())
     assert [lead.video for lead in result.leads] == [lead.video for lead in plain.leads]
     assert [lead.best_pairs for lead in result.leads] == [lead.best_pairs for lead in plain.leads]
@@ -105,7 +106,7 @@ def test_nothing_confirmed_and_nobody_joining_is_the_plain_search(gallery: Galle
 
 
 def test_scores_that_are_sums_are_averaged_as_they_are(gallery: Gallery) -> None:
-    settings = dataclasses.replace(PLAIN, score=ScoreSettings(aggregate="sum"))
+    settings = dataclasses.replace(PLAIN, score=ScoreSettings(0.2, aggregate="sum", neighbours=0))
     result = followed(gallery, "v010", dataclasses.replace(NOBODY, confirmed=("v021",)), settings)
     index, found = open_index(gallery), []
     with opened_partitions(gallery, index, actors=0) as partitions:

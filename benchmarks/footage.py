@@ -1,0 +1,237 @@
+"""From raw recordings to "is the person found": rendered cameras with ground truth, beside the same search on true boxes.
+
+    python -m benchmarks.footage --detector yolox_nano --work bench/footage
+
+Each camera films scenes of six people who cross its picture and hide each other; everybody comes past every camera once. The
+recordings go through `jobs.ingest --detector`'s own way into one gallery. Into the other go the same recordings with their true
+boxes and tracks, so that nothing but detection and following differs.
+
+- people found: of the appearances (a person in a scene, for a second or more) the share that some track shows for most of its
+  frames. Frames belong to whom their box overlaps most, by half (intersection over union).
+- purity: the share of all frames of tracks with a person that show the person to whom most of their track's belong; nobody:
+  tracks that show no person for most of their frames.
+- Each true track is searched for in both galleries, its own camera left out. An appearance counts once, by its best track; an
+  appearance that no track shows is never found. rank-1: the first lead shows the person. mAP: mean average precision over
+  appearances; tracks of others and of nobody that come before count against it.
+"""
+
+import csv
+import json
+import shutil
+from collections import Counter, defaultdict
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.command_line import run
+from pipeline.backbone.spec import DEFAULT, find_backbone
+from pipeline.catalog.inputs import read_catalog
+from pipeline.cluster import connected
+from pipeline.footage.recordings import Clocks, name_pattern
+from pipeline.footage.run import Recordings, ingest_footage
+from pipeline.footage.tracker import TrackingSettings
+from pipeline.footage.tracks import track
+from pipeline.gallery.detections import BOX
+from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.index.build import build_index
+from pipeline.index.versions import find_head
+from pipeline.ingest.gallery_sampling import gallery_sampling
+from pipeline.ingest.run import ingest
+from pipeline.rendering.appearance import sample_appearance
+from pipeline.rendering.camera import sample_camera_look
+from pipeline.rendering.encoding import write_video
+from pipeline.rendering.full_frame import render_full_frame
+from pipeline.search.partitions import opened_partitions
+from pipeline.search.search import search_many
+from pipeline.search.targets import gallery_target
+from pipeline.settings import SearchSettings
+
+RATE = 5.0
+ON_SCENE = 6
+OPENING = datetime(2026, 3, 2, 8, tzinfo=UTC)
+PATTERN = "{camera}/%Y%m%d_%H%M%S.mp4"
+# How people are followed: as an ingest does, and as jobs.track can, from the same detections, where the detector is less sure.
+FOLLOWED = {"as shipped": TrackingSettings(), "begun at 0.5": replace(TrackingSettings(), start_score=0.5, continue_score=0.3)}
+LEAST_FRAMES = 5  # that an appearance is looked at: a second
+Appearance = tuple[str, int]
+"""A recording's uri and the person."""
+
+
+def footage(
+    detector: Annotated[str, typer.Option(help="Detector by name, or the path of an ONNX file with a sidecar.")],
+    work: Annotated[Path, typer.Option(help="Folder for recordings and galleries; what is rendered is kept.")] = Path(
+        "bench/footage"
+    ),
+    people: Annotated[int, typer.Option(help="People, a multiple of six.")] = 18,
+    cameras: Annotated[int, typer.Option(help="Cameras.")] = 4,
+    seed: Annotated[int, typer.Option(help="Number that everything random is drawn from.")] = 0,
+) -> None:
+    """Render, ingest both ways, search, and print what is lost on the way from raw recordings."""
+    rendered = work / f"recordings-{people}-{cameras}-{seed}"
+    if not (rendered / "truth.csv").is_file():
+        render(rendered, people, cameras, seed)
+    truth = read_truth(rendered / "truth.csv")
+    for name in ("found", "true"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    settings = GallerySettings(find_backbone(DEFAULT), RATE, None)
+    found, true = (Gallery.open_or_create(work / name, settings) for name in ("found", "true"))
+    with connected(None):
+        plan = Recordings(str(rendered / "nvr"), name_pattern(PATTERN), Clocks()).plan()
+        ingest_footage(plan, found, gallery_sampling(found), detector)
+        ingest(read_catalog(rendered / "true.csv"), true, gallery_sampling(true))
+    looked_at = appearances(truth)
+    shown_by_truth = {row["video_id"]: (row["uri"], int(row["track"])) for row in true.snapshot().videos.to_pylist()}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, how in FOLLOWED.items():
+        track(found, how)
+        shown_by_tracks, figures = who_is_shown(found, truth, looked_at)
+        rows[name] = figures | search(found, true, shown_by_tracks, shown_by_truth, looked_at)
+    rows["true boxes"] = search(true, true, shown_by_truth, shown_by_truth, looked_at)
+    show(rows)
+    print(json.dumps({"benchmark": "footage", "detector": detector, "appearances": len(looked_at), **rows}))
+
+
+def render(out: Path, people: int, cameras: int, seed: int) -> None:
+    """Recordings in nvr/CAMERA, true boxes beside them, a manifest of both (true.csv), and truth.csv: a row a box."""
+    rng = np.random.default_rng(seed)
+    rows, manifest = [], []
+    for camera in range(cameras):
+        look = sample_camera_look(seed, camera)
+        look = replace(look, noise=min(look.noise, 3.0), crf=min(look.crf, 25))
+        casts = rng.permutation(people).reshape(-1, ON_SCENE)
+        for number, cast in enumerate(casts):
+            scene = render_full_frame([sample_appearance(seed, int(person)) for person in cast], look, int(rng.integers(1 << 62)))
+            start = OPENING + timedelta(minutes=5 * number, hours=camera)
+            path = out / f"nvr/cam{camera:02d}/{start:%Y%m%d_%H%M%S}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, scene.frames, 10, look.crf)
+            boxes = [(frame - 1, int(cast[track - 1]), *box) for frame, track, *box in scene.boxes.tolist()]
+            lines = [f"{frame + 1},{person},{','.join(map(str, box))}\n" for frame, person, *box in boxes]
+            path.with_suffix(".boxes.txt").write_text("".join(lines))
+            manifest.append((path, path.with_suffix(".boxes.txt"), f"cam{camera:02d}", start.isoformat()))
+            rows += [(path.resolve(), *box) for box in boxes]
+    for name, header, table in (
+        (
+            "true.csv",
+            ("uri", "boxes_uri", "camera_id", "start_time"),
+            [(*(path.resolve() for path in row[:2]), *row[2:]) for row in manifest],
+        ),
+        ("truth.csv", ("uri", "frame", "person", *BOX), rows),
+    ):
+        with (out / name).open("w", newline="") as file:
+            csv.writer(file).writerows([header, *table])
+
+
+def read_truth(path: Path) -> dict[str, dict[int, list[tuple[int, np.ndarray]]]]:
+    """uri -> frame from 0 -> (person, box float [4]) of everybody in it."""
+    truth: dict[str, dict[int, list[tuple[int, np.ndarray]]]] = defaultdict(lambda: defaultdict(list))
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            truth[row["uri"]][int(row["frame"])].append((int(row["person"]), np.array([float(row[side]) for side in BOX])))
+    return truth
+
+
+def appearances(truth: dict[str, dict[int, list[tuple[int, np.ndarray]]]]) -> set[Appearance]:
+    """Those that last for a second of the frames that are looked at (every second one)."""
+    seen = Counter(
+        (uri, person) for uri, frames in truth.items() for frame, those in frames.items() if frame % 2 == 0 for person, _ in those
+    )
+    return {appearance for appearance, count in seen.items() if count >= LEAST_FRAMES}
+
+
+def who_is_shown(
+    gallery: Gallery, truth: dict[str, dict[int, list[tuple[int, np.ndarray]]]], looked_at: set[Appearance]
+) -> tuple[dict[str, Appearance | None], dict[str, Any]]:
+    """Whom each candidate of recordings shows for most of its frames, None: nobody; and the figures of detection and
+    following.
+    """
+    snapshot = gallery.snapshot()
+    uris = dict(zip(*(snapshot.recordings[name].to_pylist() for name in ("source_id", "uri")), strict=True))
+    shown: dict[str, Appearance | None] = {}
+    own = all_frames = 0
+    for row in snapshot.videos.to_pylist():
+        votes: Counter[Appearance | None] = Counter()
+        for place in gallery.read_video(row)["place"].to_pylist():
+            uri, box = uris[place["recording_id"]], np.array([place[side] for side in BOX])
+            overlaps = [(overlap(box, other), person) for person, other in truth[uri][place["frame"]]]
+            best, person = max(overlaps, default=(0.0, -1))
+            votes[(uri, person) if best >= 0.5 else None] += 1
+        (most, count), *_ = votes.most_common(1)
+        shown[row["video_id"]] = most
+        if most is not None:
+            own, all_frames = own + count, all_frames + votes.total() - votes[None]
+    named = {one for one in shown.values() if one is not None}
+    figures = {
+        "people_found": len(named & looked_at) / len(looked_at),
+        "tracks": len(shown),
+        "nobody": sum(one is None for one in shown.values()),
+        "purity": own / all_frames,
+    }
+    return shown, figures
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two boxes, (x, y, w, h)."""
+    corner = np.maximum(one[:2], other[:2])
+    inner = np.prod(np.maximum(np.minimum(one[:2] + one[2:], other[:2] + other[2:]) - corner, 0))
+    return float(inner / (np.prod(one[2:]) + np.prod(other[2:]) - inner))
+
+
+def search(
+    gallery: Gallery,
+    targets: Gallery,
+    shown: dict[str, Any],
+    of_targets: dict[str, Appearance],
+    looked_at: set[Appearance],
+) -> dict[str, float]:
+    """rank-1 and mAP of every true track, searched for in a gallery."""
+    head, calibration = find_head(None, gallery)
+    index = build_index(gallery, head=head, calibration=calibration)
+    names = [name for name in sorted(of_targets) if of_targets[name] in looked_at]
+    found = [gallery_target(targets, name) for name in names]
+    settings = SearchSettings(top=len(shown), shortlist=None, patience=None, other_cameras=True, evidence=False)
+    first, precisions = [], []
+    with opened_partitions(gallery, index, 0) as partitions:
+        for name, result in zip(names, search_many(gallery, index, partitions, found, settings), strict=True):
+            uri, person = of_targets[name]
+            camera = Path(uri).parent.name
+            wanted = {one for one in looked_at if one[1] == person and Path(one[0]).parent.name != camera}
+            ranked = [shown[lead.video.video_id] for lead in result.leads]
+            first.append(ranked[0] is not None and ranked[0][1] == person)
+            precisions.append(average_precision(ranked, wanted))
+    return {"targets": len(names), "rank_1": float(np.mean(first)), "mean_ap": float(np.mean(precisions))}
+
+
+def average_precision(ranked: list[Appearance | None], wanted: set[Appearance]) -> float:
+    """Of appearances in the order of their best leads; further leads of an appearance that was there already do not count."""
+    seen: set[Appearance] = set()
+    place, precisions = 0, []
+    for one in ranked:
+        if one is not None and one in seen:
+            continue
+        place += 1
+        if one is not None:
+            seen.add(one)
+        if one in wanted:
+            precisions.append((len(precisions) + 1) / place)
+    return sum(precisions) / len(wanted)
+
+
+def show(rows: dict[str, dict[str, Any]]) -> None:
+    """The table for people."""
+    names = ("people_found", "tracks", "nobody", "purity", "targets", "rank_1", "mean_ap")
+    table = Table("followed", "people found", "tracks", "of nobody", "purity", "targets", "rank-1", "mAP")
+    for name, row in rows.items():
+        values = [row.get(one, "") for one in names]
+        table.add_row(name, *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run(footage)

@@ -1,0 +1,316 @@
+"""Recordings -> a gallery's detections with Ray Data, in three stages: list, detect, commit (`_run`); then tracks (`tracks`).
+
+A recording is committed with all of its detections or not at all, so whatever is killed, what is not committed is simply done
+again; following people afterwards needs the committed detections alone.
+"""
+
+import contextlib
+import itertools
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import telemetry
+from pipeline.catalog.inputs import read_catalog
+from pipeline.cluster import Cluster, connected, words_of
+from pipeline.decoding.sampling import Sampling
+from pipeline.errors import PipelineError, UsageError
+from pipeline.footage.detect import DetectPeople, DetectSettings
+from pipeline.footage.detector import load_detector
+from pipeline.footage.recordings import Clocks, Irregularity, NamePattern, Plan, plan_recordings
+from pipeline.footage.tracker import TrackingSettings
+from pipeline.footage.tracks import track
+from pipeline.gallery.audit import append_record
+from pipeline.gallery.detections import RECORDINGS_SCHEMA
+from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, Snapshot
+from pipeline.ingest.commit import OUT_OF_REACH
+from pipeline.ingest.listing import missing_sources
+from pipeline.ingest.progress import FrameCounter, IngestProgress, polled
+from pipeline.ingest.source_changes import STATE, STILL_CHANGING, too_young, with_states
+from pipeline.storage.location import StorageError
+
+COMMIT_SECONDS = 5.0  # between two commits while recordings are done
+RECORDINGS_PER_BLOCK = 1  # a recording is minutes of work
+
+
+@dataclass
+class FootageSummary:
+    """What an ingest of recordings did.
+
+    recordings: of the plan; already: that were dealt with before; changed: uris whose files are others by now; updated: how many
+    of them were taken in again; corrected: recordings that got another camera or start; left: for the next ingest. seconds_read:
+    of recordings; looked_at: frames; detections: people in them; reasons: reject reason -> recordings, of this run. unnamed:
+    files that the pattern does not fit. runs, candidates: see `tracks.TrackingSummary`.
+    """
+
+    recordings: int = 0
+    already: int = 0
+    changed: tuple[str, ...] = ()
+    updated: int = 0
+    corrected: int = 0
+    left: int = 0
+    done: int = 0
+    seconds_read: float = 0.0
+    looked_at: int = 0
+    detections: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    unaccounted: int = 0
+    unnamed: tuple[str, ...] = ()
+    runs: int = 0
+    candidates: int = 0
+    irregularities: Sequence[Irregularity] = ()
+    startup_s: float = 0.0
+    seconds: float = 0.0
+
+
+def ingest_footage(
+    plan: Plan,
+    gallery: Gallery,
+    sampling: Sampling,
+    detector: str,
+    tracking: TrackingSettings | None = None,
+    workers: int | None = None,
+    progress: Callable[[IngestProgress], None] = lambda _: None,
+    address: Cluster | str | None = None,
+    source: str | None = None,
+    *,
+    retry_rejected: bool = False,
+    update: bool = False,
+    quiet_period: float = 0.0,
+) -> FootageSummary:
+    """Find the people in every recording of a plan that the gallery does not have yet, and follow them.
+
+    sampling: its rate is the gallery's. detector: by name or path. tracking: see `tracks.track`. workers: recordings that are
+    read at once, None: one per CPU. source: what the inputs are called in the audit log; None tells it nothing. update,
+    retry_rejected, quiet_period: see `pipeline.ingest.run.ingest`. Raises UsageError for another detector than the gallery's, and
+    PipelineError for what no recording is to blame for.
+    """
+    began = time.monotonic()
+    endpoints = {*sampling.endpoints, *plan.reach.endpoints, *gallery.reach().endpoints}
+    roots = gallery.narrowed(sampling.roots or plan.reach.roots)
+    sampling = replace(sampling, roots=roots, endpoints=tuple(sorted(endpoints)))
+    table, snapshot = with_states(plan.table), gallery.snapshot()
+    identity = load_detector(detector, device="cpu").identity
+    if other := set(snapshot.recordings["detector"].to_pylist()) - {identity}:
+        raise UsageError(
+            f"{gallery.location.uri} was made with the detector {min(other)}, not with {identity}; use another gallery"
+        )
+    clips = snapshot.videos.filter(pc.invert(snapshot.of_recordings()))["source_id"].combine_chunks()
+    if both := pc.sum(pc.is_in(table["source_id"], clips)).as_py():
+        said = f"{both} of these files are in {gallery.location.uri} as videos of one person each"
+        raise UsageError(f"{said}: they were ingested without a detector; use another gallery")
+    summary = FootageSummary(recordings=len(table), unnamed=plan.unnamed)
+    changed, corrections = _compared(table, snapshot)
+    missing, summary.already = missing_sources(table, gallery, retry_rejected, changed if update else frozenset())
+    summary.changed = tuple(table.filter(pc.is_in(table["source_id"], pa.array(sorted(changed), pa.string())))["uri"].to_pylist())
+    if quiet_period:
+        young = too_young(missing, quiet_period)
+        missing, summary.left = missing.filter(pc.invert(young)), pc.sum(young).as_py() or 0
+    if source is not None and (len(missing) or len(corrections)):
+        begins = {"source": source, "inputs": len(table), "already": summary.already, "not_read": plan.not_read()}
+        append_record(gallery, "ingest", begins | {"corrected": len(corrections), "detector": identity})
+    if len(corrections):
+        gallery.commit(recordings=corrections, kind="correct_recordings")
+        summary.corrected = len(corrections)
+    with contextlib.ExitStack() as stack:
+        if len(missing):
+            stack.enter_context(connected(address))
+            _run(missing, gallery, sampling, detector, workers, snapshot, summary, progress, began)
+            summary.updated = len(changed) if update else 0
+        followed = track(gallery, tracking, address)
+    summary.runs, summary.candidates, summary.irregularities = followed.runs, followed.candidates, followed.irregularities
+    summary.seconds = time.monotonic() - began
+    return summary
+
+
+def _run(
+    missing: pa.Table,
+    gallery: Gallery,
+    sampling: Sampling,
+    detector: str,
+    workers: int | None,
+    snapshot: Snapshot,
+    summary: FootageSummary,
+    progress: Callable[[IngestProgress], None],
+    began: float,
+) -> None:
+    """The three stages, over the missing rows of a plan."""
+    import ray
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `progress` and our errors say it better
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    # On CPUs an actor reads one recording at a time with networks of one thread. A GPU's actor reads several at once, since its
+    # networks are faster than one decoder: the decoders' children take the CPUs, and pictures stay in the actor.
+    actors = max(1, min(gpus or workers or cpus, len(missing)))
+    at_once = max(1, (workers or cpus) // gpus) if gpus else 1
+    settings = DetectSettings(detector, 1, "cuda" if gpus else "cpu", at_once)
+    counter = ray.remote(num_cpus=0, max_restarts=-1)(FrameCounter).remote()
+    committer = _Committer(gallery, snapshot, summary)
+
+    # 1. List: a block is what an actor takes at a time. In this process: they are listed already.
+    size = at_once * RECORDINGS_PER_BLOCK
+    blocks = [missing.slice(start, size) for start in range(0, len(missing), size)]
+
+    # 2. Detect: rows of the plan -> rows of recordings, whose detections are in the gallery by then. Actors, since each keeps its
+    #    networks and its decoder's child.
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        DetectPeople,
+        fn_constructor_args=(gallery, sampling, settings, snapshot.tombstones, snapshot.forgotten_boxes, counter),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=min(1.0, cpus / actors) * (0.9 if not gpus else 0.5),
+        num_gpus=1 if gpus else 0,
+    )
+
+    # 3. Commit: recordings that are done, every few seconds. In this process alone, so that commits come one after another.
+    stream = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
+    state = IngestProgress(total=len(missing))
+    try:
+        with contextlib.closing(polled(stream, counter, state, progress, began)) as tables:
+            for detected in tables:
+                committer.add(detected)
+                state.done, state.rejected = committer.taken, summary.reasons.total()
+        committer.flush()
+    except (ray.exceptions.RayError, StorageError) as error:
+        with contextlib.suppress(PipelineError):
+            committer.flush()
+        cause = str(error) if isinstance(error, StorageError) else words_of(error)
+        done = f"{summary.done} of {len(missing)} recordings are committed; run the same command again to go on"
+        raise PipelineError(f"the ingest stopped: {cause}; {done}") from error
+    progress(state)
+    summary.startup_s = state.startup_s
+    summary.unaccounted = len(missing) - committer.taken
+
+
+class _Committer:
+    """Commits recordings that are done, together where they come quickly. taken: how many came."""
+
+    def __init__(self, gallery: Gallery, snapshot: Snapshot, summary: FootageSummary) -> None:
+        self.gallery, self.summary = gallery, summary
+        self.there = set(snapshot.recordings["source_id"].to_pylist())
+        self.waiting: dict[str, dict[str, Any]] = {}
+        self.seen: set[str] = set()
+        self.committed_at = time.monotonic()
+
+    @property
+    def taken(self) -> int:
+        return len(self.seen)
+
+    def add(self, detected: pa.Table) -> None:
+        """Take rows of DETECTED_SCHEMA; one that comes twice, of a task that was run again, counts once."""
+        for row in detected.to_pylist():
+            if row["source_id"] not in self.seen:
+                self.seen.add(row["source_id"])
+                self.waiting[row["source_id"]] = row
+        if time.monotonic() - self.committed_at >= COMMIT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what waits."""
+        self.committed_at = time.monotonic()
+        rows, self.waiting = list(self.waiting.values()), {}
+        left = [row for row in rows if self._is_left(row)]
+        rejected = [row for row in rows if row["reason"] is not None and row not in left]
+        found = [row for row in rows if row["reason"] is None]
+        self.summary.left += len(left)
+        if not rejected and not found:
+            return
+        now = datetime.now(UTC)
+        rejects = [row | {"video_id": row["source_id"], "rejected_at": now} for row in rejected]
+        with telemetry.timed("coattention_ingest_seconds", stage="commit"):
+            self.gallery.commit(
+                None,
+                pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA),
+                pa.Table.from_pylist(found, schema=RECORDINGS_SCHEMA),
+                kind="detect",
+            )
+        summary = self.summary
+        summary.done += len(rows) - len(left)
+        summary.reasons.update(row["reason"] for row in rejected)
+        summary.looked_at += sum(row["looked_at"] for row in found)
+        summary.detections += sum(row["detections"] for row in found)
+        summary.seconds_read += sum(row["last_s"] for row in found)
+
+    def _is_left(self, row: dict[str, Any]) -> bool:
+        return row["reason"] == STILL_CHANGING or (row["reason"] in OUT_OF_REACH and row["source_id"] in self.there)
+
+
+def _compared(table: pa.Table, snapshot: Snapshot) -> tuple[frozenset[str], pa.Table]:
+    """Ids of recordings whose files are others now than when they were read, and rows (RECORDINGS_SCHEMA) of those of which the
+    plan says another camera or start.
+    """
+    place = pc.index_in(table["source_id"], value_set=snapshot.recordings["source_id"].combine_chunks())
+    changed, corrected = set(), []
+    for planned, at in zip(table.to_pylist(), place.to_pylist(), strict=True):
+        if at is None:
+            continue
+        row = snapshot.recordings.slice(at, 1).to_pylist()[0]
+        if any(planned[name] is not None and planned[name] != row[name] for name in STATE):
+            changed.add(planned["source_id"])
+        names = ("camera_id", "start_time", "start_from", "clock_offset")
+        said = {name: planned[name] for name in names if planned["start_time"] is not None or name == "camera_id"}
+        said = {name: value for name, value in said.items() if value is not None}
+        if any(row[name] != value for name, value in said.items()):
+            corrected.append(row | said)
+    return frozenset(changed), pa.Table.from_pylist(corrected, schema=RECORDINGS_SCHEMA)
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Where recordings are found, now and later. source, roots, endpoints: see `read_catalog`."""
+
+    source: str
+    pattern: NamePattern | None = None
+    clocks: Clocks = field(default_factory=Clocks)
+    roots: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+
+    def plan(self) -> Plan:
+        """What is there now. Raises UsageError as `read_catalog` and `plan_recordings` do."""
+        return plan_recordings(read_catalog(self.source, roots=self.roots, endpoints=self.endpoints), self.pattern, self.clocks)
+
+
+def watch_footage(
+    inputs: Recordings,
+    gallery: Gallery,
+    sampling: Sampling,
+    detector: str,
+    workers: int | None = None,
+    address: Cluster | str | None = None,
+    *,
+    every_s: float = 60.0,
+    rounds: int | None = None,
+    **how: Any,
+) -> Iterator[FootageSummary]:
+    """Take in what is new in a growing folder or prefix, again and again; a summary each time that something was.
+
+    A recording counts as finished once it has not been modified for `how`'s quiet_period, or for every_s where that is not given.
+    rounds: how often to look, None: until the caller stops. Ray runs all the time. `how` as for `ingest_footage`.
+    """
+    how |= {"quiet_period": how.get("quiet_period") or every_s}
+    with connected(address):
+        for number in itertools.count(1):
+            began = time.monotonic()
+            try:
+                plan = inputs.plan()
+            except UsageError:
+                if number == 1:  # later it is no reason to stop that nothing is there
+                    raise
+            else:
+                summary = ingest_footage(plan, gallery, sampling, detector, None, workers, source=inputs.source, **how)
+                if summary.done or summary.corrected or number == 1:
+                    yield summary
+            if number == rounds:
+                return
+            time.sleep(max(0.0, every_s - (time.monotonic() - began)))
