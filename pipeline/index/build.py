@@ -113,10 +113,11 @@ def build_index(
         there = pc.is_in(base.cohort_ids, snapshot.videos["video_id"].combine_chunks())
         alive = pc.and_not(there, pc.is_in(base.cohort_ids, replaced.combine_chunks()))
         shared = _carry(base, alive, ids, calibration)
-    if shared.query is None:
+    if shared.query is None and plan.fresh:
         raise PipelineError("an index of an earlier format cannot be added to; build it again with jobs.index --rebuild")
+    query = np.empty(0, np.float32) if shared.query is None else shared.query  # by the first nothing is built
     cut = settings.segment_length, settings.stride
-    work = PartitionWork(gallery, shared.heads, *cut, shared.query, shared.cohort, shared.prefilter)
+    work = PartitionWork(gallery, shared.heads, *cut, query, shared.cohort, shared.prefilter)
     built: dict[int, dict[str, Any]] = {}
     done = kept
     try:
