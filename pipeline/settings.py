@@ -69,7 +69,7 @@ class ScoreSettings:
     threshold: float | None = None
     aggregate: Literal["mean", "sum"] = "mean"
     normalise: Literal["cohort", "none"] = "cohort"
-    neighbours: int = 3
+    neighbours: int = 1
 
     @property
     def all_pairs(self) -> bool:

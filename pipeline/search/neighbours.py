@@ -11,7 +11,7 @@ from pipeline.index.versions import Index
 from pipeline.search.partitions import Partitions
 from pipeline.settings import ScoreSettings
 
-WEIGHT = 0.6  # of their resemblance, on the scale of the logit
+WEIGHT = 0.5  # of their resemblance, on the scale of the logit
 LARGEST_LOGIT = 30.0
 
 

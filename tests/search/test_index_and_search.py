@@ -163,7 +163,7 @@ def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str,
         alike = {other: book.alike(video_id, other) for other in logits if other != video_id}
         for other in logits:
             mine = max(alike.values()) if other == video_id else alike[other]
-            added[other] += 0.6 * ahead[video_id] / sum(ahead.values()) * mine
+            added[other] += 0.5 * ahead[video_id] / sum(ahead.values()) * mine
     return {video_id: 1 / (1 + np.exp(-logits[video_id] - added[video_id])) for video_id in logits}
 
 
