@@ -33,7 +33,7 @@ def test_the_tags_that_the_rules_select_by_have_values_that_occur() -> None:
         "outcome": {*telemetry.METRICS["coattention_searches"].tags["outcome"]},
         "stage": {*telemetry.SEARCH_STAGES},
         "reason": {*REJECT_REASONS},
-        "action": {*re.findall(r'append_record\(\w+, "(\w+)"', code)},
+        "action": {*re.findall(r'(?:append_record\(\w+, |action = |is None else )"(\w+)"', code)},
     }
     for rule in ALL:
         for tag, values in re.findall(r'(\w+)=~?"([^"]+)"', rule["expr"]):
@@ -80,6 +80,7 @@ RECORDS = 'ray_coattention_audit_records_total{action="search"}'
         ({SEARCHES + '{outcome="done"}': "0+5x120"}, "90m", {"SearchesWithoutRecords"}),  # and not one record
         ({SEARCHES + '{outcome="done"}': "0+5x120", RECORDS: "3x120"}, "90m", {"SearchesWithoutRecords"}),
         ({SEARCHES + '{outcome="done"}': "0+5x120", RECORDS: "0+5x120"}, "90m", set()),
+        ({SEARCHES + '{outcome="done"}': "0+5x120", RECORDS.replace("search", "follow"): "0+5x120"}, "90m", set()),
         ({REJECTS + '{reason="unavailable"}': "1x40", VIDEOS: "9x40"}, "30m", {"StorageDoesNotAnswer"}),
         ({REJECTS + '{reason="truncated"}': "3x40", VIDEOS: "9x40"}, "30m", {"ManyInputsRejected"}),
         ({REJECTS + '{reason="truncated"}': "3x40"}, "30m", {"ManyInputsRejected"}),  # and not one video
