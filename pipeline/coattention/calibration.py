@@ -154,7 +154,8 @@ def mismatch_words(own_head: str, own: Mapping[str, Setting], head: str, setting
     if head != own_head:
         return f"the calibration belongs to the head {own_head[:16]}, not to {head[:16]}"
     other = [name for name in sorted({*settings, *own}) if settings.get(name) != own.get(name)]
-    words = [f"{name} {own.get(name)}, not {settings.get(name)}" for name in other]
+    shown = [("none" if value is None else value for value in (own.get(name), settings.get(name))) for name in other]
+    words = [f"{name} {here}, not {there}" for name, (here, there) in zip(other, shown, strict=True)]
     return f"the calibration is for {'; '.join(words)}" if words else ""
 
 

@@ -63,7 +63,7 @@ def test_searches_give_probabilities_once_the_head_is_calibrated(ingested: Path)
     assert min(same) > 5 * max(lead.probability for lead in result.leads if lead.video.person_id != "p00")
     assert 0 < result.none_probability < 1 and result.calibration == "made-up people"
     assert all(lead.probability is None for lead in other.leads) and other.none_probability is None
-    assert other.calibration == "the calibration is for ratio 0.1, not 0.5"
+    assert other.calibration == "the calibration is for ratio none, not 0.5"
     assert (nothing.eligible, nothing.none_probability, nothing.calibration) == (0, None, "no video was scored")
     assert "none of these" not in ranked_list(nothing) and "none of these" in ranked_list(result)
 
