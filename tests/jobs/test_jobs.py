@@ -290,13 +290,14 @@ def test_a_track_of_a_full_frame_video_is_a_target_and_finds_its_neighbours(worl
 
 @pytest.mark.ray
 def test_top_and_shortlist_say_how_many_leads_there_are(world: World, tmp_path: Path) -> None:
-    everything = searched(world, tmp_path / "all", "id:cam00_p001_0", "--top", "100000", "--shortlist", "all")
+    alone = ("--neighbours", "0")  # a lead that speaks for others sees those that are scored
+    everything = searched(world, tmp_path / "all", "id:cam00_p001_0", "--top", "100000", "--shortlist", "all", *alone)
     assert len(everything) == len(stored_features(world.gallery)) - 1
     scores = {row["video_id"]: row["score"] for row in everything}
     assert len(searched(world, tmp_path / "top", "id:cam00_p001_0", "--top", "2")) == 2
     few = searched(world, tmp_path / "few", "id:cam00_p001_0", "--top", "1", "--shortlist", "9", "--patience", "1")
     assert [row["video_id"] for row in few] == [everything[0]["video_id"]]
-    short = searched(world, tmp_path / "short", "id:cam00_p001_0", "--top", "100000", "--shortlist", "4")
+    short = searched(world, tmp_path / "short", "id:cam00_p001_0", "--top", "100000", "--shortlist", "4", *alone)
     assert {row["prefilter_rank"] for row in short} == {1, 2, 3, 4}
     assert all(row["score"] == pytest.approx(scores[row["video_id"]], abs=1e-6) for row in short)
 

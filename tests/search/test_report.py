@@ -421,7 +421,7 @@ def followed(*leads: Lead, apart: bool = False) -> SearchResult:
     target = dataclasses.replace(result.target, start_time=datetime(2024, 5, 1, 13, 0, tzinfo=UTC))
     unseen = VideoRef("unseen", "/data/unseen.mp4")
     appearances = (
-        Appearance(leads[0].video, "joined", 2, 0.9912, None, 0.031),
+        Appearance(leads[0].video, "joined", 2, 0.9912, 0.031),
         Appearance(target, "target"),
         Appearance(unseen, "confirmed"),
     )

@@ -153,7 +153,7 @@ def test_settings_are_plain_json_and_say_their_times() -> None:
         ["22:00:00", "02:00:00"],
         "Europe/London",
     )
-    assert plain["score"]["ratio"] == 0.1 and plain["before"] is None
+    assert plain["score"]["ratio"] is None and plain["score"]["neighbours"] == 1 and plain["before"] is None
     assert settings.filters() == ("seen at or after 2026-03-01 12:00:00 GMT", "seen between 22:00 and 02:00 Europe/London")
 
 

@@ -118,7 +118,7 @@ def test_small_galleries_get_the_same_words_everywhere(toy_gallery: Gallery, tmp
 
 def test_other_ways_of_scoring_have_no_numbers(town: Gallery) -> None:
     result = found(town, open_index(town), SearchSettings(score=ScoreSettings(ratio=0.5)))
-    assert result.calibration == "the calibration is for ratio 0.1, not 0.5"
+    assert result.calibration == "the calibration is for ratio none, not 0.5"
     assert {lead.probability for lead in result.leads} == {lead.strength for lead in result.leads} == {None}
 
 
