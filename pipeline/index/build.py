@@ -23,7 +23,7 @@ from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import Calibration, save_calibration
 from pipeline.coattention.cameras import CameraHeads, CameraStatistics, can_measure_cameras
 from pipeline.coattention.cohort import Cohort
-from pipeline.coattention.gallery_calibration import GalleryCalibration
+from pipeline.coattention.gallery_calibration import LEAST_VIDEOS, GalleryCalibration
 from pipeline.coattention.head import head_hash, save_head, untrained_head
 from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError
@@ -90,8 +90,8 @@ def build_index(
     base: an index of the same settings and head (see `extensible_index`), of which head, cohort and what has not changed are
     kept, see `plan_partitions`; without it everything is made anew. workers, address: see `build_partitions`. progress is told
     videos done and in all. measure: `pipeline.search.worth.measure_worth`, which says what scores are worth in the gallery; None
-    leaves that open. An index made of `base` takes over what is known of it. Raises PipelineError for an empty gallery, a damaged
-    shard, a head of another width, or when videos were forgotten while it was built.
+    leaves that open. An index made of `base` takes over what is known of it, unless that was learned from too few videos. Raises
+    PipelineError for an empty gallery, a damaged shard, a head of another width, or when videos were forgotten while it was built.
     """
     settings = settings or IndexSettings()
     snapshot = gallery.snapshot()
@@ -126,7 +126,7 @@ def build_index(
             done += entry["videos"]
             progress(done, len(ids))
         entries += [built[number] for number in sorted(built)]
-        if measure is not None and shared.worth is None:
+        if measure is not None and (shared.worth is None or shared.worth.videos < LEAST_VIDEOS):
             with telemetry.timed("coattention_index_seconds", stage="measure"):
                 shared = replace(shared, worth=measure(gallery, _unpublished(gallery, shared, settings, entries)))
         with telemetry.timed("coattention_index_seconds", stage="publish"):
@@ -152,7 +152,8 @@ def _unpublished(gallery: Gallery, shared: _Shared, settings: IndexSettings, ent
     store = partition_store(gallery)
     videos = pa.concat_tables([read_videos(store.join(one["id"])) for one in entries], promote_options="default")
     nowhere = gallery.location.join("index")
-    return Index(nowhere, store, manifest, videos, shared.head, shared.cohort, shared.calibration, shared.cameras)
+    of_scores = shared.head, shared.cohort, shared.calibration, shared.cameras, shared.query
+    return Index(nowhere, store, manifest, videos, *of_scores)
 
 
 def _draw(
