@@ -41,7 +41,7 @@ from pipeline.index.partition_store import (
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
 from pipeline.index.samples import count_segments, sample_cameras, sample_cohort, sample_features, sample_means, sample_query
-from pipeline.index.versions import FORMAT, PREFILTER, WORTH, Index, open_index
+from pipeline.index.versions import FORMAT, PREFILTER, QUERY, WORTH, Index, open_index
 from pipeline.settings import IndexSettings
 from pipeline.storage.local_paths import new_folder
 from pipeline.storage.location import Location
@@ -91,7 +91,8 @@ def build_index(
     kept, see `plan_partitions`; without it everything is made anew. workers, address: see `build_partitions`. progress is told
     videos done and in all. measure: `pipeline.search.worth.measure_worth`, which says what scores are worth in the gallery; None
     leaves that open. An index made of `base` takes over what is known of it, unless that was learned from too few videos. Raises
-    PipelineError for an empty gallery, a damaged shard, a head of another width, or when videos were forgotten while it was built.
+    PipelineError for an empty gallery, a damaged shard, a head of another width, or when videos were forgotten while it was
+    built.
     """
     settings = settings or IndexSettings()
     snapshot = gallery.snapshot()
@@ -208,7 +209,7 @@ def _publish_shared(gallery: Gallery, shared: _Shared, location: Location) -> di
         np.save(folder / "means.npy", shared.cohort.means.numpy())
         np.save(folder / "video.npy", shared.cohort.video.numpy())
         if shared.query is not None:
-            np.save(folder / "query.npy", shared.query)
+            np.save(folder / Path(QUERY).name, shared.query)
         (folder / "video_id.json").write_text(json.dumps(shared.cohort_ids.to_pylist()))
     with new_folder(location.join("head")) as (folder, of_head):
         save_head(shared.head, folder, {"untrained": shared.untrained}, gallery.settings.backbone.identity)

@@ -184,6 +184,14 @@ def segment_means(values: np.ndarray, frames: np.ndarray, unit: bool = False, vi
     return np.concatenate(blocks)
 
 
+def array_fault(array: np.ndarray, kind: type, shape: tuple[int, ...]) -> str:
+    """How an array differs from what is expected (`array_shapes`), "" where it does not."""
+    if array.dtype == kind and array.shape == shape and array.flags.c_contiguous:
+        return ""
+    order = "" if array.flags.c_contiguous else ", columns first,"
+    return f"holds {array.dtype} {list(array.shape)}{order} instead of {np.dtype(kind)} {list(shape)}"
+
+
 def load_array(location: Location) -> np.ndarray:
     """A .npy file, memory-mapped: from where it lies, or from a copy of an object on the local disk. Raises PipelineError."""
     try:

@@ -426,6 +426,20 @@ def test_damage_and_misuse_are_said_in_one_sentence(toy_gallery: Gallery, toy_in
         build_index(empty)
 
 
+@pytest.mark.parametrize("name", ["visibility", "video_encodings", "video_mean"])
+def test_arrays_of_other_videos_are_said_in_one_sentence(toy_gallery: Gallery, toy_index: Index, name: str) -> None:
+    file = Path(toy_index.partition_location(0).path, f"{name}.npy")
+    np.save(file, np.load(file)[1:])
+    with pytest.raises(PipelineError, match=rf"is damaged: {name} holds float\d\d \[.*; run jobs\.index --rebuild"):
+        leads(toy_gallery, toy_index)
+
+
+def test_a_query_vector_of_another_head_is_said_in_one_sentence(toy_gallery: Gallery, toy_index: Index) -> None:
+    np.save(Path(toy_index.location.path, "cohort/query.npy"), np.zeros(3, np.float32))
+    with pytest.raises(PipelineError, match=r"query\.npy holds float32 \[3\] instead of float32 \[24\]"):
+        open_index(toy_gallery)
+
+
 @pytest.mark.parametrize("wrong", [{"top": 0}, {"shortlist": 0}, {"pairs": 0}])
 def test_settings_that_cannot_be_meant_are_refused(wrong: dict) -> None:
     with pytest.raises(UsageError):
