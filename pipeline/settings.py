@@ -14,6 +14,7 @@ from pipeline.time_windows import moment_words
 PREFILTERS = ("auto", "exact", "compressed")
 CAMERAS = ("auto", "ignore")
 JOIN_BY = ("strangers", "nobody")
+MOST_NEIGHBOURS = 100  # each is compared with every video that is scored
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
 
 
@@ -87,8 +88,8 @@ class ScoreSettings:
             raise UsageError("a sum of scores needs to know which: give a top share (the patent's is 0.2) or a threshold")
         if self.normalise not in ("cohort", "none"):
             raise UsageError(f"scores are normalised by cohort or by none, not by {self.normalise!r}")
-        if self.neighbours < 0:
-            raise UsageError(f"the number of neighbours must be 0 or more, not {self.neighbours}")
+        if not 0 <= self.neighbours <= MOST_NEIGHBOURS:
+            raise UsageError(f"the number of neighbours must be from 0 to {MOST_NEIGHBOURS}, not {self.neighbours}")
 
 
 @dataclass(frozen=True)

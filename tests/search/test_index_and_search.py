@@ -19,7 +19,7 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.build import build_index
 from pipeline.index.samples import sample_features
 from pipeline.index.versions import Index, index_versions, open_index
-from pipeline.search.partitions import opened_partitions
+from pipeline.search.partitions import FILES_A_PARTITION, LocalPartitions, opened_partitions
 from pipeline.search.results import SearchResult
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
@@ -460,6 +460,12 @@ def test_segments_that_cannot_be_meant_are_refused(toy_gallery: Gallery, toy_ind
         IndexSettings(10**12, 4)
     with pytest.raises(UsageError, match="at most 1024 frames"):
         leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, target_length=10**12))
+
+
+def test_a_partition_opens_as_many_files_as_are_reckoned_with(toy_index: Index) -> None:
+    partitions, before = LocalPartitions(toy_index, [0]), len(list(Path("/proc/self/fd").iterdir()))
+    partitions.open(0)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= FILES_A_PARTITION
 
 
 @pytest.mark.parametrize("raised", [True, False])
