@@ -14,6 +14,7 @@ from pipeline.time_windows import moment_words
 PREFILTERS = ("auto", "exact", "compressed")
 CAMERAS = ("auto", "ignore")
 JOIN_BY = ("strangers", "nobody")
+MOST_NEIGHBOURS = 100  # each is compared with every video that is scored
 LONGEST_SEGMENT = 1024  # frames; longer ones are a mistake and would not fit into memory
 
 
@@ -50,7 +51,7 @@ class ScoreSettings:
 
     ratio: the top share that counts, ceil(ratio * N * K) scores and so at least one; above 0, at most 1. The patent's
         text and the authors' code take 0.2. None: all pairs count, the better and the more visible the more
-        (`pipeline.scoring.scores.video_scores`); no share holds both where nobody is hidden and where people are for most of
+        (`pipeline.scoring.scores.visible_logits`); no share holds both where nobody is hidden and where people are for most of
         a video.
     threshold: if given, all scores of at least this value count instead of a share (compared in float64); a video
         with none scores 0.
@@ -87,8 +88,8 @@ class ScoreSettings:
             raise UsageError("a sum of scores needs to know which: give a top share (the patent's is 0.2) or a threshold")
         if self.normalise not in ("cohort", "none"):
             raise UsageError(f"scores are normalised by cohort or by none, not by {self.normalise!r}")
-        if self.neighbours < 0:
-            raise UsageError(f"the number of neighbours must be 0 or more, not {self.neighbours}")
+        if not 0 <= self.neighbours <= MOST_NEIGHBOURS:
+            raise UsageError(f"the number of neighbours must be from 0 to {MOST_NEIGHBOURS}, not {self.neighbours}")
 
 
 @dataclass(frozen=True)

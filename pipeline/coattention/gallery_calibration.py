@@ -64,7 +64,10 @@ STARTS = (
 
 @dataclass(frozen=True)
 class Mixture:
-    """f0: mode, width, shape (logarithm) of strangers. f1: mean, deviation of matches. odds: logit of the share of matches."""
+    """f0: mode, width, shape (logarithm) of strangers. f1: mean, deviation of matches. odds: logit of the share of matches.
+
+    Raises ValueError for numbers that are not finite and a width or deviation that is not above 0.
+    """
 
     mode: float
     width: float
@@ -72,6 +75,10 @@ class Mixture:
     mean: float
     deviation: float
     odds: float
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, asdict(self).values())) or min(self.width, self.deviation) <= 0:
+            raise ValueError("a mixture has finite numbers, and a width and a deviation above 0")
 
     def log_strangers(self, x: ArrayLike) -> Floats:
         """log f0, of x [...]."""

@@ -241,10 +241,10 @@ def probability_lines(document: Mapping[str, Any]) -> list[str]:
             leads = f"{one['first']} first leads, {one['first_right']} of them right"
             said.append(f"  {one['word']}: {one['pairs']} pairs, {one['right']} of one person; {leads}")
         return said
+    ratio = f" ({numbers['expected'] / numbers['matches']:.2f})" if numbers["matches"] else ""
     return [
         f"probabilities, from {judged['words']}: calibration error {share(numbers['ece'])},",
-        f"  they add up to {numbers['expected']:.1f} where {numbers['matches']} pairs show one person "
-        f"({numbers['expected'] / numbers['matches']:.2f}),",
+        f"  they add up to {numbers['expected']:.1f} where {numbers['matches']} pairs show one person{ratio},",
         f"  of first leads {share(numbers['first'])} where {share(numbers['first_right'])} are right,",
         f"  of 'none of these' {share(numbers['none'])} where {share(numbers['absent'])} are absent "
         f"({share(numbers['none_absent'])} for them, {share(numbers['none_present'])} for the others)",

@@ -23,7 +23,7 @@ from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import Calibration, save_calibration
 from pipeline.coattention.cameras import CameraHeads, CameraStatistics, can_measure_cameras
 from pipeline.coattention.cohort import Cohort
-from pipeline.coattention.gallery_calibration import GalleryCalibration
+from pipeline.coattention.gallery_calibration import LEAST_VIDEOS, GalleryCalibration
 from pipeline.coattention.head import head_hash, save_head, untrained_head
 from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError
@@ -41,7 +41,7 @@ from pipeline.index.partition_store import (
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
 from pipeline.index.samples import count_segments, sample_cameras, sample_cohort, sample_features, sample_means, sample_query
-from pipeline.index.versions import FORMAT, PREFILTER, WORTH, Index, open_index
+from pipeline.index.versions import FORMAT, PREFILTER, QUERY, WORTH, Index, open_index
 from pipeline.settings import IndexSettings
 from pipeline.storage.local_paths import new_folder
 from pipeline.storage.location import Location
@@ -90,8 +90,9 @@ def build_index(
     base: an index of the same settings and head (see `extensible_index`), of which head, cohort and what has not changed are
     kept, see `plan_partitions`; without it everything is made anew. workers, address: see `build_partitions`. progress is told
     videos done and in all. measure: `pipeline.search.worth.measure_worth`, which says what scores are worth in the gallery; None
-    leaves that open. An index made of `base` takes over what is known of it. Raises PipelineError for an empty gallery, a damaged
-    shard, a head of another width, or when videos were forgotten while it was built.
+    leaves that open. An index made of `base` takes over what is known of it, unless that was learned from too few videos. Raises
+    PipelineError for an empty gallery, a damaged shard, a head of another width, or when videos were forgotten while it was
+    built.
     """
     settings = settings or IndexSettings()
     snapshot = gallery.snapshot()
@@ -126,7 +127,7 @@ def build_index(
             done += entry["videos"]
             progress(done, len(ids))
         entries += [built[number] for number in sorted(built)]
-        if measure is not None and shared.worth is None:
+        if measure is not None and (shared.worth is None or shared.worth.videos < LEAST_VIDEOS):
             with telemetry.timed("coattention_index_seconds", stage="measure"):
                 shared = replace(shared, worth=measure(gallery, _unpublished(gallery, shared, settings, entries)))
         with telemetry.timed("coattention_index_seconds", stage="publish"):
@@ -152,7 +153,8 @@ def _unpublished(gallery: Gallery, shared: _Shared, settings: IndexSettings, ent
     store = partition_store(gallery)
     videos = pa.concat_tables([read_videos(store.join(one["id"])) for one in entries], promote_options="default")
     nowhere = gallery.location.join("index")
-    return Index(nowhere, store, manifest, videos, shared.head, shared.cohort, shared.calibration, shared.cameras)
+    of_scores = shared.head, shared.cohort, shared.calibration, shared.cameras, shared.query
+    return Index(nowhere, store, manifest, videos, *of_scores)
 
 
 def _draw(
@@ -207,7 +209,7 @@ def _publish_shared(gallery: Gallery, shared: _Shared, location: Location) -> di
         np.save(folder / "means.npy", shared.cohort.means.numpy())
         np.save(folder / "video.npy", shared.cohort.video.numpy())
         if shared.query is not None:
-            np.save(folder / "query.npy", shared.query)
+            np.save(folder / Path(QUERY).name, shared.query)
         (folder / "video_id.json").write_text(json.dumps(shared.cohort_ids.to_pylist()))
     with new_folder(location.join("head")) as (folder, of_head):
         save_head(shared.head, folder, {"untrained": shared.untrained}, gallery.settings.backbone.identity)

@@ -16,10 +16,10 @@ from pipeline.coattention.head import load_head
 from pipeline.coattention.network import CoattentionConfig
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
-from pipeline.index.partition_files import NEW_ARRAYS, array_shapes, load_array, load_prefilter
+from pipeline.index.partition_files import NEW_ARRAYS, array_fault, array_shapes, load_array, load_prefilter
 from pipeline.index.partition_store import VIDEOS, partition_store, read_videos
 from pipeline.index.prefilter import PrefilterMetric, is_flat
-from pipeline.index.versions import head_folder, index_settings, read_cameras
+from pipeline.index.versions import head_folder, index_settings, read_cameras, read_query
 from pipeline.segments import segment_starts
 from pipeline.settings import IndexSettings
 
@@ -66,9 +66,12 @@ def range_faults(gallery: Gallery, manifest: dict[str, Any]) -> list[str]:
             return [f"the camera statistics of the index {manifest['version']} are not of {width} numbers"]
         empty = PrefilterMetric(*CameraHeads(head, cameras).score_row()).empty_index()
         means, video = (load_array(location.join("cohort", f"{name}.npy")) for name in ("means", "video"))
-        wrong = _wrong(means, np.float32, (len(video), head.config.value_width)) or _wrong(video, np.int64, (len(means),))
+        wrong = array_fault(means, np.float32, (len(video), head.config.value_width)) or array_fault(
+            video, np.int64, (len(means),)
+        )
         if wrong or (np.asarray(video) >= manifest["videos"]).any():
             faults.append(f"the cohort of the index {manifest['version']} {wrong or 'names videos that are not there'}")
+        read_query(location, manifest, head.config.key_width)
         for part in manifest["partitions"]:
             faults += _partition_faults(gallery, part, index_settings(manifest), head.config, empty)
     except (PipelineError, ValueError, LookupError, TypeError, RuntimeError, OSError, pa.ArrowException) as error:
@@ -95,7 +98,11 @@ def _partition_faults(
         file = folder.join(f"{name}.npy")
         if file.name not in part["files"] and name in NEW_ARRAYS:  # of an earlier format
             continue
-        if wrong := _wrong(load_array(file), kind, shape):
+        array = load_array(file)
+        wrong = array_fault(array, kind, shape)
+        if name == "visibility" and not wrong and not ((array > 0) & (array <= 1)).all():
+            wrong = "holds numbers that are not above 0 and at most 1"
+        if wrong:
             faults.append(f"the index file {file.uri} {wrong}")
     if faults:  # before anything is as large as the table says
         return faults
@@ -129,11 +136,3 @@ def _prefilter_fault(index: faiss.Index, segments: int, empty: faiss.Index) -> s
 def _first(counts: np.ndarray) -> np.ndarray:
     """Where each of these many begins when they follow each other, int64 [n]."""
     return np.cumsum(counts) - counts
-
-
-def _wrong(array: np.ndarray, kind: type, shape: tuple[int, ...]) -> str:
-    """How an array differs from what is expected, "" where it does not."""
-    if array.dtype == kind and array.shape == shape and array.flags.c_contiguous:
-        return ""
-    order = "" if array.flags.c_contiguous else ", columns first,"
-    return f"holds {array.dtype} {list(array.shape)}{order} instead of {np.dtype(kind)} {list(shape)}"

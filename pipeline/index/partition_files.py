@@ -5,6 +5,7 @@ See `pipeline.index.versions` for what a version consists of.
 
 import contextlib
 import errno
+import os
 import threading
 import tokenize
 from collections.abc import Sequence
@@ -168,7 +169,7 @@ def encode_videos(
 
 
 def segment_means(values: np.ndarray, frames: np.ndarray, unit: bool = False, visibility: np.ndarray | None = None) -> np.ndarray:
-    """Encodings of segments under uniform attention, float32 [S, d_v]: means of the values of their distinct frames.
+    """Encodings of segments whatever the target, float32 [S, d_v]: means of the values of their distinct frames.
 
     values: [n, d_v]; frames: integers [S, T], ascending, the last one repeated where a video is shorter. unit: as unit vectors.
     visibility: float32 [n], of the frames, by which they are weighed then.
@@ -182,6 +183,14 @@ def segment_means(values: np.ndarray, frames: np.ndarray, unit: bool = False, vi
         means = np.einsum("st,std->sd", real, values[numbers].astype(np.float32)) / real.sum(axis=1, keepdims=True)
         blocks.append(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12) if unit else means)
     return np.concatenate(blocks)
+
+
+def array_fault(array: np.ndarray, kind: type, shape: tuple[int, ...]) -> str:
+    """How an array differs from what is expected (`array_shapes`), "" where it does not."""
+    if array.dtype == kind and array.shape == shape and array.flags.c_contiguous:
+        return ""
+    order = "" if array.flags.c_contiguous else ", columns first,"
+    return f"holds {array.dtype} {list(array.shape)}{order} instead of {np.dtype(kind)} {list(shape)}"
 
 
 def load_array(location: Location) -> np.ndarray:
@@ -202,4 +211,6 @@ def load_prefilter(location: Location) -> faiss.Index:
         with local_file(location) as path:
             return faiss.read_index(str(path), flags)
     except (RuntimeError, OSError, MemoryError) as error:  # a damaged size asks for any amount of memory
+        if os.strerror(errno.EMFILE) in str(error) or os.strerror(errno.ENFILE) in str(error):  # FAISS gives no number
+            raise PipelineError(TOO_MANY_FILES) from error
         raise PipelineError(f"the index file {location.uri} is damaged: {first_line(error)}") from error

@@ -1,9 +1,10 @@
-"""Which videos are worth scoring in full: FAISS over mean segment values, in the metric of the score itself.
+"""Which videos are worth scoring in full: FAISS over an encoding of each segment, in the metric of the score itself.
 
-Under uniform attention a candidate segment's encoding is its mean value m, its score sigmoid(c + sum_d w_d (e_d - m_d)^2). With
-w <= 0 and x = sqrt(-w) * vector that is sigmoid(c - ||x(e) - x(m)||^2): the nearest neighbours in plain L2 are the segments of
-the highest score. With w of both signs it is an inner product, <(-2 w * e, 1), (m, sum_d w_d m_d^2)>, plus what the target adds.
-Cohort normalisation is left to the full scores.
+m is the mean of a candidate segment's values, each frame by its visibility, or of a hidden segment that of its whole video
+(`pipeline.scoring.whole.or_whole`). Under that attention the score of a target's encoding e is
+sigmoid(c + sum_d w_d (e_d - m_d)^2). With w <= 0 and x = sqrt(-w) * vector that is sigmoid(c - ||x(e) - x(m)||^2): the nearest
+neighbours in plain L2 are the segments of the highest score. With w of both signs it is an inner product,
+<(-2 w * e, 1), (m, sum_d w_d m_d^2)>, plus what the target adds. Cohort normalisation is left to the full scores.
 """
 
 import math
@@ -47,7 +48,7 @@ class PrefilterMetric:
         return faiss.IndexFlatL2(len(self.weight)) if self.is_distance else faiss.IndexFlatIP(len(self.weight) + 1)
 
     def stored(self, means: np.ndarray) -> np.ndarray:
-        """What the index holds of mean segment values [S, d_v]: float32 [S, d_v], or [S, d_v + 1] for inner products."""
+        """What the index holds of encodings of segments [S, d_v]: float32 [S, d_v], or [S, d_v + 1] for inner products."""
         means = np.asarray(means, np.float32)
         if self.is_distance:
             return means * np.sqrt(-self.weight)
@@ -60,7 +61,7 @@ class PrefilterMetric:
         return np.column_stack([-2 * self.weight * encodings, np.ones(len(encodings))]).astype(np.float32)
 
     def logits(self, found: np.ndarray, encodings: np.ndarray) -> np.ndarray:
-        """FAISS's numbers [N, k] as logits under uniform attention [N, k]."""
+        """FAISS's numbers [N, k] as logits of the encodings that it holds [N, k]."""
         if self.is_distance:
             return self.bias - found
         return self.bias + (encodings**2 @ self.weight)[:, None] + found

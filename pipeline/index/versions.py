@@ -42,7 +42,7 @@ from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.index.partition_files import load_array
+from pipeline.index.partition_files import array_fault, load_array
 from pipeline.index.partition_store import (
     VIDEOS,
     as_indexed,
@@ -63,6 +63,7 @@ WITH_CAMERAS = 4  # the format that began to have statistics of cameras, and the
 OPENED_AT_ONCE = 8  # tables of partitions
 PREFILTER = "prefilter/trained.faiss"
 WORTH = "worth/calibration.json"
+QUERY = "cohort/query.npy"
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
 MOST_NEW_CAMERAS = 0.25  # of the videos, of cameras that an index has no statistics of: it should then be built anew
 LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
@@ -285,11 +286,25 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     with head_folder(location.join("head")) as folder:
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
-    query = np.array(load_array(location.join("cohort", "query.npy"))) if "cohort/query.npy" in manifest["files"] else None
+    query = read_query(location, manifest, head.config.key_width)
     worth = None
     if WORTH in manifest["files"]:
         worth = GalleryCalibration.from_json(location.join(WORTH).read_bytes(), location.join(WORTH).uri)
     return Index(location, store, manifest, videos, head, cohort, calibration, read_cameras(location, manifest), query, worth)
+
+
+def read_query(location: Location, manifest: dict[str, Any], width: int) -> np.ndarray | None:
+    """What says how visible people are in a version, see `Index`; None in one of an earlier format. width: of the head's keys.
+
+    Raises PipelineError for a damaged one.
+    """
+    if QUERY not in manifest["files"]:
+        return None
+    query = np.array(load_array(location.join(QUERY)))
+    wrong = array_fault(query, np.float32, (width,)) or ("" if np.isfinite(query).all() else "holds numbers that are not finite")
+    if wrong:
+        raise PipelineError(f"the index file {location.join(QUERY).uri} {wrong}; run jobs.index --rebuild")
+    return query
 
 
 def read_cameras(location: Location, manifest: dict[str, Any]) -> CameraStatistics | None:

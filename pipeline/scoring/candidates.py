@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.coattention import calibration
 from pipeline.coattention.cohort import CohortStatistics, normalised_logits
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.frame_rows import FileRows, FrameRows
@@ -134,7 +135,7 @@ class Candidates:
         if normalised and target.whole is not None and self.whole is not None:
             weight, bias = target.encoding.weight.cpu().numpy(), float(target.encoding.bias)
             logits += WHOLE_WEIGHT * resemblance(target.whole, self.whole, weight, bias)[0]
-        return 1 / (1 + np.exp(-logits))
+        return calibration.sigmoid(logits)
 
     def _parts(self, target_segments: int) -> Iterator[slice]:
         """The videos in pieces of about SCORE_PAIRS pairs of segments."""

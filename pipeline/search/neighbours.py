@@ -7,30 +7,34 @@ expansion, after Chum et al., "Total recall", ICCV 2007; by score and with all v
 
 import numpy as np
 
+from pipeline.coattention.calibration import sigmoid
 from pipeline.index.versions import Index
 from pipeline.search.partitions import Partitions
 from pipeline.settings import ScoreSettings
 
 WEIGHT = 0.5  # of their resemblance, on the scale of the logit
-LARGEST_LOGIT = 30.0
+LEAST_SCORE = 1e-13  # scores are cut there and at 1 less it, so that each has a logit
 
 
 def with_neighbours(
-    index: Index, partitions: Partitions, videos: np.ndarray, scores: np.ndarray, settings: ScoreSettings
+    index: Index, partitions: Partitions, videos: np.ndarray, scores: np.ndarray, settings: ScoreSettings, silent: int = -1
 ) -> np.ndarray:
     """Scores float64 [m] of one target's videos, int64 [m], with what the best `settings.neighbours` of them add.
 
-    The same scores where there are none, where pairs are not all counted, or where nothing can be normalised.
+    silent: a video that has no say, a copy of the target; -1 for none. The same scores where there are no others, where pairs are
+    not all counted, or where nothing can be normalised.
     """
-    count = min(settings.neighbours, len(videos) - 1)
+    heard = np.flatnonzero(videos != silent)
+    count = min(settings.neighbours, len(heard) - 1)
     normalised = settings.normalise == "cohort" and index.cohort.usable and index.has_whole_videos
     if count < 1 or not settings.all_pairs or not normalised:
         return scores
-    logits = np.clip(np.log(scores) - np.log1p(-scores), -LARGEST_LOGIT, LARGEST_LOGIT)
-    best = np.lexsort((videos, -logits))[:count]
+    inside = np.clip(scores, LEAST_SCORE, 1 - LEAST_SCORE)
+    logits = np.log(inside) - np.log1p(-inside)
+    best = heard[np.lexsort((videos[heard], -logits[heard]))[:count]]
     alike = partitions.resemblance(partitions.whole(videos[best]), videos).astype(np.float64)  # [count, m]
     alike[np.arange(count), best] = -np.inf
-    alike[np.arange(count), best] = alike.max(axis=1)  # itself: as alike as the likest other
+    alike[np.arange(count), best] = alike[:, heard].max(axis=1)  # itself: as alike as the likest other
     ahead = np.exp(logits[best] - logits[best[0]])
     added = sum(share * row for share, row in zip(ahead / ahead.sum(), alike, strict=True))
-    return 1 / (1 + np.exp(-(logits + WEIGHT * added)))
+    return sigmoid(logits + WEIGHT * added)

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from pipeline.coattention.cohort import CohortStatistics
 from pipeline.errors import PipelineError
 from pipeline.index.list_scan import ListScan
-from pipeline.index.partition_files import load_array, load_prefilter
+from pipeline.index.partition_files import NEW_ARRAYS, array_fault, array_shapes, load_array, load_prefilter
 from pipeline.index.prefilter import PrefilterQuery, shortlist
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import Candidates, TargetSegments, counted_up
@@ -36,31 +35,29 @@ class Partition:
         videos = index.partition_videos(number)
         self.device = device
         self.length, self.stride = index.settings.segment_length, index.settings.stride
-        self.arrays: dict[str, Any] = {name: load_array(folder.join(f"{name}.npy")) for name in ("keys", "values", "band")}
-        config = index.head.config
-        _check_rows(folder.uri, self.arrays, (config.key_width, config.value_width, self.length - 1))
+        part, config = index.manifest["partitions"][number], index.head.config
+        shapes = array_shapes(config, part["frames"], part["segments"], len(videos), self.length)
+        missing = () if index.has_whole_videos else NEW_ARRAYS
+        arrays = {name: load_array(folder.join(f"{name}.npy")) for name in shapes if name not in missing}
+        for name, array in arrays.items():
+            if wrong := array_fault(array, *shapes[name]):
+                raise PipelineError(f"the index partition {folder.uri} is damaged: {name} {wrong}; run jobs.index --rebuild")
+        self.arrays: dict[str, Any] = {name: arrays[name] for name in ("keys", "values", "band")}
         self.keys, self.values, self.band = (_tensor(array).to(device) for array in self.arrays.values())
         self.files = RowFiles(self.arrays) if device == "cpu" and folder.is_local else None
-        self.frame_index, self.time_s = load_array(folder.join("frame_index.npy")), load_array(folder.join("time_s.npy"))
-        self.cohort_mean, self.cohort_spread = (
-            _tensor(load_array(folder.join(f"{n}.npy"))) for n in ("cohort_mean", "cohort_spread")
-        )
-        visibility = folder.join("visibility.npy")
-        self.visibility = load_array(visibility) if index.has_whole_videos else np.ones(len(self.cohort_mean), np.float32)
+        self.frame_index, self.time_s = arrays["frame_index"], arrays["time_s"]
+        self.cohort_mean, self.cohort_spread = _tensor(arrays["cohort_mean"]), _tensor(arrays["cohort_spread"])
+        self.visibility = arrays.get("visibility", np.ones(part["segments"], np.float32))
         self.whole: WholeVideos | None = None
         if index.has_whole_videos:
-            self.whole = WholeVideos(*(load_array(folder.join(f"video_{name}.npy")) for name in WHOLE))
+            self.whole = WholeVideos(*(arrays[f"video_{name}"] for name in WHOLE))
         self.prefilter = load_prefilter(folder.join("prefilter.faiss"))
         self.scan = ListScan.of(self.prefilter)
         self.frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
         self.first_frame = np.asarray(videos["first_frame"])
         self.segments = np.asarray(videos["segments"])
         self.first_segment = np.asarray(videos["first_segment"])
-        _check_lengths(
-            *(folder.uri, self.frames, self.segments, (*self.arrays.values(), self.frame_index, self.time_s)),
-            *(self.cohort_mean, self.visibility),
-        )
-        if self.whole is not None and any(len(getattr(self.whole, name)) != len(videos) for name in WHOLE):
+        if (self.frames.sum(), self.segments.sum()) != (part["frames"], part["segments"]):
             raise PipelineError(f"the index partition {folder.uri} is damaged: {MISFIT}; run jobs.index --rebuild")
         self.rows = FrameRows(self.keys, self.values, self.band)
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
@@ -115,23 +112,6 @@ class Partition:
             )
             for n, k in chosen
         ]
-
-
-def _check_lengths(
-    uri: str, frames: np.ndarray, segments: np.ndarray, of_frames: Sequence[np.ndarray], *of_segments: torch.Tensor | np.ndarray
-) -> None:
-    """Raises PipelineError where arrays are shorter or longer than their videos need."""
-    pairs = ((of_frames, frames.sum()), (of_segments, segments.sum()))
-    if any(len(array) != count for arrays, count in pairs for array in arrays):
-        raise PipelineError(f"the index partition {uri} is damaged: {MISFIT}; run jobs.index --rebuild")
-
-
-def _check_rows(uri: str, arrays: dict[str, Any], widths: Sequence[int]) -> None:
-    """Raises PipelineError where keys, values or band are not rows of float16 of these widths, one after another."""
-    for (name, array), width in zip(arrays.items(), widths, strict=True):
-        if array.dtype != np.float16 or array.ndim != 2 or array.shape[1] != width or not array.flags.c_contiguous:
-            words = f"its {name} are not rows of {width} float16 numbers"
-            raise PipelineError(f"the index partition {uri} is damaged: {words}; run jobs.index --rebuild")
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -34,7 +34,7 @@ START_SECONDS = 120.0  # for actors to find a place and open their partitions
 IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
 MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are never scored where they are mapped
 SPARSE = 0.25  # share of the videos that is asked for, below which they are not either: mapped reading reads what lies around too
-FILES_A_PARTITION, OTHER_FILES = 11, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
+FILES_A_PARTITION, OTHER_FILES = 14, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
 TOGETHER = 1_000_000  # segments that are scored together from files, about: the disk rests between two such groups
 
 Answer = TypeVar("Answer")

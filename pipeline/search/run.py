@@ -199,6 +199,7 @@ def _of_result(result: SearchResult) -> dict[str, Any]:
         {name: getattr(result, name) for name in names}
         | {
             "normalise": result.score.normalise,
+            "ratio": result.score.ratio,
             "seconds": round(result.seconds, 3),
             "results": [lead.video.video_id for lead in result.leads],
         }

@@ -100,6 +100,13 @@ FORGED = {
     "frame numbers as floats": ("frame_index.npy", array(lambda numbers: numbers.astype(np.float32)), "holds float32"),
     "times for fewer frames": ("time_s.npy", array(lambda times: times[1:]), "holds float32"),
     "a cohort for fewer segments": ("cohort_mean.npy", array(lambda means: means[1:]), "holds float32"),
+    "a visibility for fewer segments": ("visibility.npy", array(lambda shown: shown[1:]), "holds float32"),
+    "a segment of no visibility": ("visibility.npy", array(lambda shown: shown * 0), "not above 0"),
+    "a visibility that is no number": ("visibility.npy", array(lambda shown: shown * np.nan), "not above 0"),
+    "encodings of fewer videos": ("video_encodings.npy", array(lambda rows: rows[1:]), "holds float16"),
+    "spreads of more videos": ("video_spread.npy", array(lambda spread: np.append(spread, spread[:1])), "holds float32"),
+    "a query of another width": ("cohort/query.npy", array(lambda query: query[1:]), "holds float32"),
+    "a query that is no number": ("cohort/query.npy", array(lambda query: query * np.nan), "not finite"),
     "a cohort of videos not there": ("cohort/video.npy", array(plus(0, 10**6)), "names videos that are not there"),
 }  # fmt: skip
 

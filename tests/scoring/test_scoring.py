@@ -670,7 +670,17 @@ def test_damaged_scores_are_refused_rather_than_ranked_first():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"ratio": 0.0}, {"ratio": 1.01}, {"ratio": math.nan}, {"threshold": math.nan}, {"aggregate": "max"}]
+    "settings",
+    [
+        {"ratio": 0.0},
+        {"ratio": 1.01},
+        {"ratio": math.nan},
+        {"threshold": math.nan},
+        {"aggregate": "max"},
+        {"aggregate": "sum"},
+        {"neighbours": -1},
+        {"neighbours": 101},
+    ],
 )
 def test_score_settings_that_cannot_be_meant_are_refused(settings):
     with pytest.raises(UsageError):

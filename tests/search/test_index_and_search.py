@@ -19,7 +19,7 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.build import build_index
 from pipeline.index.samples import sample_features
 from pipeline.index.versions import Index, index_versions, open_index
-from pipeline.search.partitions import opened_partitions
+from pipeline.search.partitions import FILES_A_PARTITION, LocalPartitions, opened_partitions
 from pipeline.search.results import SearchResult
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
@@ -426,6 +426,20 @@ def test_damage_and_misuse_are_said_in_one_sentence(toy_gallery: Gallery, toy_in
         build_index(empty)
 
 
+@pytest.mark.parametrize("name", ["visibility", "video_encodings", "video_mean"])
+def test_arrays_of_other_videos_are_said_in_one_sentence(toy_gallery: Gallery, toy_index: Index, name: str) -> None:
+    file = Path(toy_index.partition_location(0).path, f"{name}.npy")
+    np.save(file, np.load(file)[1:])
+    with pytest.raises(PipelineError, match=rf"is damaged: {name} holds float\d\d \[.*; run jobs\.index --rebuild"):
+        leads(toy_gallery, toy_index)
+
+
+def test_a_query_vector_of_another_head_is_said_in_one_sentence(toy_gallery: Gallery, toy_index: Index) -> None:
+    np.save(Path(toy_index.location.path, "cohort/query.npy"), np.zeros(3, np.float32))
+    with pytest.raises(PipelineError, match=r"query\.npy holds float32 \[3\] instead of float32 \[24\]"):
+        open_index(toy_gallery)
+
+
 @pytest.mark.parametrize("wrong", [{"top": 0}, {"shortlist": 0}, {"pairs": 0}])
 def test_settings_that_cannot_be_meant_are_refused(wrong: dict) -> None:
     with pytest.raises(UsageError):
@@ -446,6 +460,12 @@ def test_segments_that_cannot_be_meant_are_refused(toy_gallery: Gallery, toy_ind
         IndexSettings(10**12, 4)
     with pytest.raises(UsageError, match="at most 1024 frames"):
         leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, target_length=10**12))
+
+
+def test_a_partition_opens_as_many_files_as_are_reckoned_with(toy_index: Index) -> None:
+    partitions, before = LocalPartitions(toy_index, [0]), len(list(Path("/proc/self/fd").iterdir()))
+    partitions.open(0)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= FILES_A_PARTITION
 
 
 @pytest.mark.parametrize("raised", [True, False])

@@ -69,6 +69,20 @@ def test_what_is_measured_are_scores_as_searches_make_them(town: Gallery, monkey
     np.testing.assert_array_equal(seen[0], expected)
 
 
+def test_it_is_measured_on_the_index_as_it_is_published(town: Gallery) -> None:
+    index = open_index(town)
+    assert index.has_whole_videos and index.gallery_calibration == measure_worth(town, index)
+
+
+def test_a_gallery_that_was_too_small_is_measured_again_as_it_grows(tmp_path: Path) -> None:
+    gallery = Gallery.open_or_create(tmp_path / "gallery", GallerySettings(toy_spec(), 10.0, None))
+    add_videos(gallery, people_features(10, 4, 24, seed=1))
+    assert build_index(gallery, TWENTY, measure=measure_worth).gallery_calibration.videos == 40
+    add_videos(gallery, people_features(10, 4, 24, seed=2), first=40)
+    grown = build_index(gallery, TWENTY, base=extensible_index(gallery, TWENTY), measure=measure_worth)
+    assert len(grown.manifest["partitions"]) == 4 and grown.gallery_calibration.videos == 80
+
+
 def test_a_sample_is_measured_and_is_the_same_whatever_the_partitions(town: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worth, "SAMPLE_VIDEOS", 70)
     one, other = (build_index(town, IndexSettings(partition_videos=n), measure=measure_worth) for n in (20, 80))
