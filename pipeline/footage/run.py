@@ -194,9 +194,8 @@ def _run(
     except (ray.exceptions.RayError, StorageError) as error:
         with contextlib.suppress(PipelineError):
             committer.flush()
-        cause = str(error) if isinstance(error, StorageError) else words_of(error)
         done = f"{summary.done} of {len(missing)} recordings are committed; run the same command again to go on"
-        raise PipelineError(f"the ingest stopped: {cause}; {done}") from error
+        raise PipelineError(f"the ingest stopped: {words_of(error)}; {done}") from error
     progress(state)
     summary.startup_s = state.startup_s
     summary.unaccounted = len(missing) - committer.taken
