@@ -11,7 +11,7 @@ _WORDS = {
     "overlap": "seconds stand in two files and are looked at once",
     "clock": "a file begins before the one before it ends: the clock was set back, or two recorders name one camera; all is kept",
     "copy": "the same bytes and start as another file: left out",
-    "no start": "when it began is not known: its people have no time, and are not followed into other files",
+    "no start": "when it began is not known (--pattern or a manifest says it): no times, and nobody is followed into other files",
 }
 
 

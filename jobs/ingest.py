@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -136,8 +137,8 @@ def ingest(
     0001/C1T0002*.jpg; with a boxes file (lines of frame,id,x,y,w,h from frame 1 in pixels, as in the MOT challenge, or columns
     named by a header) each track id becomes a candidate.
     """
-    if detector is None and (pattern or cameras or watch):
-        raise UsageError(f"--pattern, --cameras and --watch are for recordings: name a detector, {NAMED_DETECTORS}")
+    if detector is None and (pattern or cameras or watch or zone != "UTC"):
+        raise UsageError(f"--pattern, --zone, --cameras and --watch are for recordings: name a detector, {NAMED_DETECTORS}")
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     rate = sample_rate or (10.0 if detector is None else 5.0)
     sampling = Sampling(
@@ -180,7 +181,7 @@ def ingest(
         say(f"{len(catalog.table)} recordings; if any is new, Ray and its workers start now (10 to 20 s) ...")
         summary = ingest_footage(inputs.plan(), opened, sampling, detector, None, embedders, progress, cluster, source, **how)
         print(describe_footage(summary, source, gallery, detector))
-        if summary.unaccounted or (summary.reasons and not summary.done - summary.reasons.total() and not summary.candidates):
+        if summary.unaccounted or nothing_usable(summary):
             raise typer.Exit(FAILED)
         if strict and summary.reasons:
             raise typer.Exit(SOME_REJECTED)
@@ -243,14 +244,22 @@ def describe_footage(summary: FootageSummary, source: str, gallery: str, detecto
         f"  rejected      {summary.reasons.total()}",
         *(f"    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
         *_footage_changes(summary),
+        *summary.notes.lines(),
         *irregularity_lines(summary.irregularities),
         f"  detector      {detector}",
-        f"  time          {summary.seconds:.1f} s, {summary.startup_s:.1f} s of it start-up; "
-        f"{summary.seconds_read / working:.1f} times as fast as recorded",
+        f"  time          {summary.seconds:.1f} s, {summary.startup_s:.1f} s of it start-up"
+        + (f"; {summary.seconds_read / working:.1f} times as fast as recorded" if summary.seconds_read else ""),
     ]
     if summary.unaccounted:
         lines.append(f"  NOT FINISHED  {summary.unaccounted} recordings were lost on the way; run the same command again")
+    elif nothing_usable(summary):
+        lines.append("  NOTHING USABLE: every recording was rejected; see rejects/ in the gallery for the reasons")
     return "\n".join(map(printable, lines))
+
+
+def nothing_usable(summary: FootageSummary) -> bool:
+    """Whether all that there was to read was rejected, and nobody stands in the gallery from before."""
+    return bool(summary.reasons) and summary.done == summary.reasons.total() and not summary.candidates
 
 
 def _footage_changes(summary: FootageSummary) -> list[str]:
@@ -261,6 +270,11 @@ def _footage_changes(summary: FootageSummary) -> list[str]:
         lines.append(f"  taken again   {summary.updated} recordings had changed since they were ingested")
     elif summary.changed:
         lines.append(f"  changed       {len(summary.changed)} recordings since the ingest; --update takes them in again")
+        lines += _first(summary.changed)
+    if summary.unfilmed:
+        lines.append(
+            f"  no recording  of {len(summary.unfilmed)} cameras that --cameras names: {', '.join(summary.unfilmed[:SHOWN])}"
+        )
     if summary.corrected:
         lines.append(f"  corrected     {summary.corrected} recordings: camera or start, without decoding them")
     if summary.left:
@@ -279,13 +293,17 @@ def _changes(summary: IngestSummary) -> list[str]:
     elif count:
         has = "1 input has" if count == 1 else f"{count} inputs have"
         lines.append(f"  changed       {has} changed since the ingest; --update takes what has changed in again")
-        lines += [f"    {uri}" for uri in summary.changed[:SHOWN]]
-        lines += [f"    and {count - SHOWN} more"] if count > SHOWN else []
+        lines += _first(summary.changed)
     if summary.corrected:
         lines.append(f"  corrected     {summary.corrected} videos: camera, start time or label, without decoding them")
     if summary.left:
         lines.append(f"  left          {summary.left} inputs change still or cannot be reached now; the next ingest tries them")
     return lines
+
+
+def _first(uris: Sequence[str]) -> list[str]:
+    more = [f"    and {len(uris) - SHOWN} more"] if len(uris) > SHOWN else []
+    return [*(f"    {uri}" for uri in uris[:SHOWN]), *more]
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def status(
     counts = {row["values"]: row["counts"] for row in pc.value_counts(snapshot.rejects["reason"]).to_pylist()}
     for reason, count in sorted(counts.items()):
         _say(f"    {count:5d} {reason}")
-    for line in source_notes(videos).lines():
+    noted = ["source_id", "ingested_hash", "passed_over", "remarks"]
+    clips = videos.filter(pc.invert(snapshot.of_recordings()))
+    for line in source_notes(pa.concat_tables([table.select(noted) for table in (clips, snapshot.recordings)])).lines():
         _say(line)
     for line in footage_lines(snapshot, hours):
         _say(line)

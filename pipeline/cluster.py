@@ -101,7 +101,15 @@ def worker_errors(died: str) -> Iterator[None]:
 
 
 def words_of(error: BaseException) -> str:
-    """What a Ray worker's error comes down to. Only its text crosses the processes, so it is read from the traceback in it."""
+    """What an error of ours or of a Ray worker comes down to.
+
+    Of a worker's only the text crosses the processes, so it is read from the traceback in it: also where Ray gives the error the
+    class of its cause besides its own.
+    """
+    from ray.exceptions import RayError
+
+    if isinstance(error, PipelineError) and not isinstance(error, RayError):
+        return str(error)
     text = str(error).strip()
     ours = re.findall(r"^pipeline(?:\.\w+)+\.\w+Error: (.*)$", text, re.MULTILINE)
     others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .*$", text, re.MULTILINE)

@@ -24,6 +24,7 @@ from pipeline.decoding.video import Chunk, Rejected, VideoInfo
 from pipeline.errors import PipelineError, VideoError
 from pipeline.footage.detector import Detections, load_detector
 from pipeline.footage.forgotten_people import ForgottenBoxes
+from pipeline.footage.recordings import corrected_by
 from pipeline.gallery.detections import RECORDINGS_SCHEMA, detections_schema, detections_table
 from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten
 from pipeline.gallery.gallery import ROW_GROUP_ROWS, Gallery
@@ -142,8 +143,8 @@ class _Reading:
         found |= {"remarks": list(info.remarks), "ingested_at": datetime.now(UTC)}
         found |= {"detector": self.people.detector.identity, "backbone": self.people.backbone.spec.identity}
         if source["start_time"] is None and info.created is not None:
-            start = datetime.fromtimestamp(info.created - source["clock_offset"], UTC)
-            found |= {"start_time": start, "start_from": "file"}
+            start = corrected_by(datetime.fromtimestamp(info.created, UTC), source["clock_offset"])
+            found |= {"start_time": start, "start_from": "file"} if start is not None else {}
         return fields | found
 
     def _embedded(self, batch: "_Batch") -> pa.Table:

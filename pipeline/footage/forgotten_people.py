@@ -32,12 +32,13 @@ def places_of(gallery: Gallery, videos: pa.Table) -> dict[str, list[tuple[int, B
 
 def blanked(gallery: Gallery, recordings: pa.Table, places: Places) -> tuple[pa.Table, pa.Table]:
     """What a commit says of detections that are forgotten: those of these recordings (RECORDINGS_SCHEMA) that have some, with new
-    files, and FORGOTTEN_BOXES_SCHEMA.
+    files, and FORGOTTEN_BOXES_SCHEMA. A copy of a recording (`recordings.timeline` leaves it out) loses the same.
     """
     rows: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
     ids = pa.array(sorted(places), pa.string())
-    for row in recordings.filter(pc.is_in(recordings["source_id"], ids)).to_pylist():
+    shown = recordings.filter(pc.is_in(recordings["source_id"], ids))
+    for row in shown.to_pylist():
         wanted = set(places[row["source_id"]])
         table = gallery.read_detections(row["shard"])
         keys = zip(table["frame_index"].to_pylist(), map(tuple, boxes_of(table).tolist()), strict=True)
@@ -47,7 +48,15 @@ def blanked(gallery: Gallery, recordings: pa.Table, places: Places) -> tuple[pa.
             {"ingested_hash": row["ingested_hash"], "frame_index": frame, **dict(zip(BOX, box, strict=True))}
             for frame, box in sorted(wanted)
         ]
-    return pa.Table.from_pylist(rows, schema=RECORDINGS_SCHEMA), pa.Table.from_pylist(boxes, schema=FORGOTTEN_BOXES_SCHEMA)
+    table_of_boxes = pa.Table.from_pylist(boxes, schema=FORGOTTEN_BOXES_SCHEMA)
+    forgotten, starts = ForgottenBoxes(table_of_boxes), {(row["ingested_hash"], row["start_time"]) for row in shown.to_pylist()}
+    for row in recordings.filter(pc.invert(pc.is_in(recordings["source_id"], ids))).to_pylist():
+        if row["ingested_hash"] is not None and (row["ingested_hash"], row["start_time"]) in starts:
+            table = gallery.read_detections(row["shard"])
+            pairs = zip(table["frame_index"].to_pylist(), boxes_of(table), strict=True)
+            gone = np.array([forgotten.hold(row["ingested_hash"], frame, box) for frame, box in pairs], bool)
+            rows.append(row | {"shard": write_without(gallery, table, gone, (*BOX, "score", "feature"))})
+    return pa.Table.from_pylist(rows, schema=RECORDINGS_SCHEMA), table_of_boxes
 
 
 def write_without(gallery: Gallery, table: pa.Table, gone: np.ndarray, names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ tracks of one day at most. Nothing is decoded here, and the same recordings give
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,12 +17,14 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.catalog.inputs import Catalog
 from pipeline.errors import UsageError
 from pipeline.storage.location import Reach, resolve
 
 CONTINUES = (-2.0, 3.0)  # seconds from the end of a recording to the start of one that continues it: names have whole seconds
+LARGEST_OFFSET = 100 * 366 * 86400.0  # seconds that a clock may be wrong by: one that was never set says 1970
 RECENT = 16  # runs of a camera that a recording may continue, the last to begin
 # How recorders name what they write, as far as it is known for sure; `*` is any characters of one name.
 RECORDERS = {
@@ -127,7 +130,7 @@ class Clocks:
 def read_clocks(uri: str | None, zone: str = "UTC") -> Clocks:
     """The clocks in a cameras file: CSV with the columns camera_id and zone, clock_offset (seconds ahead) or both.
 
-    Raises UsageError naming the row (from 1, without the header) for what cannot be meant.
+    Raises UsageError naming the row (from 1, without the header) for what cannot be meant, and for a camera that stands twice.
     """
     if uri is None:
         return Clocks(zone)
@@ -138,15 +141,29 @@ def read_clocks(uri: str | None, zone: str = "UTC") -> Clocks:
     names = set(rows[0]) if rows else set()
     if "camera_id" not in names or not names & {"zone", "clock_offset"}:
         raise UsageError(f"the cameras file {uri} needs the column camera_id and zone or clock_offset, and a row")
-    cameras = {}
+    cameras: dict[str, CameraClock] = {}
     for number, row in enumerate(rows, start=1):
+        camera, offset = row["camera_id"], row.get("clock_offset")
+        if not camera or None in row:
+            raise UsageError(f"row {number} of {uri} {'has more values than the header' if camera else 'names no camera'}")
+        if camera in cameras:
+            raise UsageError(f"row {number} of {uri}: the camera {camera!r} stands there before")
         try:
-            cameras[row["camera_id"]] = CameraClock(row.get("zone") or None, float(row.get("clock_offset") or 0))
-        except (ValueError, TypeError) as error:
-            raise UsageError(
-                f"row {number} of {uri}: clock_offset {row.get('clock_offset')!r} is no number of seconds"
-            ) from error
+            seconds = float(offset or 0)
+        except ValueError:
+            seconds = math.nan
+        if not abs(seconds) <= LARGEST_OFFSET:
+            raise UsageError(f"row {number} of {uri}: clock_offset {offset!r} is no number of seconds that a clock is wrong by")
+        cameras[camera] = CameraClock(row.get("zone") or None, seconds)
     return Clocks(zone, cameras)
+
+
+def corrected_by(start: datetime, offset_s: float) -> datetime | None:
+    """A start by a clock that is so many seconds ahead, in UTC; None where no calendar has it. start: aware."""
+    try:
+        return start.astimezone(UTC) - timedelta(seconds=offset_s)
+    except OverflowError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -154,11 +171,13 @@ class Plan:
     """Recordings to look for people in.
 
     table: SOURCE_SCHEMA and start_from, clock_offset as in RECORDINGS_SCHEMA; a start_time is corrected by its camera's clock.
-    unnamed: uris that the pattern does not fit, and that are left out. reach: where uris may lead.
+    unnamed: uris that the pattern does not fit, and that are left out. unfilmed: cameras that have a clock, and no recording.
+    reach: where uris may lead.
     """
 
     table: pa.Table
     unnamed: tuple[str, ...] = ()
+    unfilmed: tuple[str, ...] = ()
     reach: Reach = field(default_factory=Reach)
 
     def not_read(self) -> str:
@@ -168,9 +187,15 @@ class Plan:
 
 
 def plan_recordings(catalog: Catalog, pattern: NamePattern | None, clocks: Clocks) -> Plan:
-    """Who filmed what when, by the catalog's own columns, else by the pattern. Raises UsageError where the pattern fits
-    nothing.
+    """Who filmed what when, by the catalog's own columns, else by the pattern.
+
+    Raises UsageError where the pattern fits nothing, and for rows that say who is where already.
     """
+    if named_people := pc.sum(pc.or_(*(pc.is_valid(catalog.table[name]) for name in ("boxes_uri", "person_id")))).as_py():
+        raise UsageError(
+            f"{named_people} of {len(catalog.table)} inputs have a boxes file or a person's label: "
+            "they show who is known already; ingest them without a detector"
+        )
     rows, unnamed = [], []
     for row in catalog.table.to_pylist():
         named = pattern.read(row["uri"]) if pattern is not None else None
@@ -182,14 +207,17 @@ def plan_recordings(catalog: Catalog, pattern: NamePattern | None, clocks: Clock
         clock = clocks.of(camera)
         if start is None and named is not None:
             zone = "UTC" if pattern is not None and pattern.utc else clock.zone or "UTC"
-            start, start_from = named[1].replace(tzinfo=ZoneInfo(zone)).astimezone(UTC), "name"
-        if start is not None:
-            start -= timedelta(seconds=clock.offset_s)
+            start, start_from = named[1].replace(tzinfo=ZoneInfo(zone)), "name"
+        if start is not None and (start := corrected_by(start, clock.offset_s)) is None:
+            unnamed.append(row["uri"])  # a date that no calendar has
+            continue
         rows.append(row | {"camera_id": camera, "start_time": start, "start_from": start_from, "clock_offset": clock.offset_s})
     if unnamed and not rows and pattern is not None:
         raise UsageError(f"the pattern {pattern.text!r} fits none of {len(unnamed)} files, such as {unnamed[0]}")
     more = [pa.field("start_from", pa.string()), pa.field("clock_offset", pa.float64())]
-    return Plan(pa.Table.from_pylist(rows, pa.schema([*catalog.table.schema, *more])), tuple(unnamed), catalog.reach)
+    unfilmed = sorted(clocks.cameras.keys() - {row["camera_id"] for row in rows})
+    table = pa.Table.from_pylist(rows, pa.schema([*catalog.table.schema, *more]))
+    return Plan(table, tuple(unnamed), tuple(unfilmed), catalog.reach)
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,17 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
 from pipeline.footage.detect import DetectPeople, DetectSettings
 from pipeline.footage.detector import load_detector
-from pipeline.footage.recordings import Clocks, Irregularity, NamePattern, Plan, plan_recordings
+from pipeline.footage.recordings import Clocks, Irregularity, NamePattern, Plan, corrected_by, plan_recordings
 from pipeline.footage.tracker import TrackingSettings
 from pipeline.footage.tracks import track
 from pipeline.gallery.audit import append_record
 from pipeline.gallery.detections import RECORDINGS_SCHEMA
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, Snapshot
+from pipeline.gallery.source_notes import SourceNotes, source_notes
 from pipeline.ingest.commit import OUT_OF_REACH
 from pipeline.ingest.listing import missing_sources
 from pipeline.ingest.progress import FrameCounter, IngestProgress, polled
-from pipeline.ingest.source_changes import STATE, STILL_CHANGING, too_young, with_states
+from pipeline.ingest.source_changes import STATE, STILL_CHANGING, changed_files, rejects_to_try_again, too_young, with_states
 from pipeline.storage.location import StorageError
 
 COMMIT_SECONDS = 5.0  # between two commits while recordings are done
@@ -47,7 +48,8 @@ class FootageSummary:
     recordings: of the plan; already: that were dealt with before; changed: uris whose files are others by now; updated: how many
     of them were taken in again; corrected: recordings that got another camera or start; left: for the next ingest. seconds_read:
     of recordings; looked_at: frames; detections: people in them; reasons: reject reason -> recordings, of this run. unnamed:
-    files that the pattern does not fit. runs, candidates: see `tracks.TrackingSummary`.
+    files that the pattern does not fit. unfilmed: cameras that have a clock, and no recording. notes: on the plan's recordings,
+    those of before too. runs, candidates: see `tracks.TrackingSummary`.
     """
 
     recordings: int = 0
@@ -63,6 +65,8 @@ class FootageSummary:
     reasons: Counter[str] = field(default_factory=Counter)
     unaccounted: int = 0
     unnamed: tuple[str, ...] = ()
+    unfilmed: tuple[str, ...] = ()
+    notes: SourceNotes = field(default_factory=SourceNotes)
     runs: int = 0
     candidates: int = 0
     irregularities: Sequence[Irregularity] = ()
@@ -91,6 +95,9 @@ def ingest_footage(
     read at once, None: one per CPU. source: what the inputs are called in the audit log; None tells it nothing. update,
     retry_rejected, quiet_period: see `pipeline.ingest.run.ingest`. Raises UsageError for another detector than the gallery's, and
     PipelineError for what no recording is to blame for.
+
+    Files that were written anew with the same bytes have not changed; with update, recordings whose detections cannot be read are
+    taken in again too.
     """
     began = time.monotonic()
     endpoints = {*sampling.endpoints, *plan.reach.endpoints, *gallery.reach().endpoints}
@@ -106,19 +113,20 @@ def ingest_footage(
     if both := pc.sum(pc.is_in(table["source_id"], clips)).as_py():
         said = f"{both} of these files are in {gallery.location.uri} as videos of one person each"
         raise UsageError(f"{said}: they were ingested without a detector; use another gallery")
-    summary = FootageSummary(recordings=len(table), unnamed=plan.unnamed)
-    changed, corrections = _compared(table, snapshot)
-    missing, summary.already = missing_sources(table, gallery, retry_rejected, changed if update else frozenset())
+    summary = FootageSummary(recordings=len(table), unnamed=plan.unnamed, unfilmed=plan.unfilmed)
+    changed, again, corrections, summary.corrected = _compared(table, snapshot)
+    if update:
+        changed |= _damaged(table, gallery, snapshot)
+    missing, summary.already = missing_sources(table, gallery, retry_rejected, again | (changed if update else frozenset()))
     summary.changed = tuple(table.filter(pc.is_in(table["source_id"], pa.array(sorted(changed), pa.string())))["uri"].to_pylist())
     if quiet_period:
         young = too_young(missing, quiet_period)
         missing, summary.left = missing.filter(pc.invert(young)), pc.sum(young).as_py() or 0
-    if source is not None and (len(missing) or len(corrections)):
+    if source is not None and (len(missing) or summary.corrected):
         begins = {"source": source, "inputs": len(table), "already": summary.already, "not_read": plan.not_read()}
-        append_record(gallery, "ingest", begins | {"corrected": len(corrections), "detector": identity})
+        append_record(gallery, "ingest", begins | {"corrected": summary.corrected, "detector": identity})
     if len(corrections):
         gallery.commit(recordings=corrections, kind="correct_recordings")
-        summary.corrected = len(corrections)
     with contextlib.ExitStack() as stack:
         if len(missing):
             stack.enter_context(connected(address))
@@ -126,6 +134,7 @@ def ingest_footage(
             summary.updated = len(changed) if update else 0
         followed = track(gallery, tracking, address)
     summary.runs, summary.candidates, summary.irregularities = followed.runs, followed.candidates, followed.irregularities
+    summary.notes = source_notes(gallery.snapshot().recordings, table["source_id"].combine_chunks())
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -185,9 +194,8 @@ def _run(
     except (ray.exceptions.RayError, StorageError) as error:
         with contextlib.suppress(PipelineError):
             committer.flush()
-        cause = str(error) if isinstance(error, StorageError) else words_of(error)
         done = f"{summary.done} of {len(missing)} recordings are committed; run the same command again to go on"
-        raise PipelineError(f"the ingest stopped: {cause}; {done}") from error
+        raise PipelineError(f"the ingest stopped: {words_of(error)}; {done}") from error
     progress(state)
     summary.startup_s = state.startup_s
     summary.unaccounted = len(missing) - committer.taken
@@ -246,24 +254,49 @@ class _Committer:
         return row["reason"] == STILL_CHANGING or (row["reason"] in OUT_OF_REACH and row["source_id"] in self.there)
 
 
-def _compared(table: pa.Table, snapshot: Snapshot) -> tuple[frozenset[str], pa.Table]:
-    """Ids of recordings whose files are others now than when they were read, and rows (RECORDINGS_SCHEMA) of those of which the
-    plan says another camera or start.
+def _compared(table: pa.Table, snapshot: Snapshot) -> tuple[frozenset[str], frozenset[str], pa.Table, int]:
+    """Ids of recordings whose files are others now than when they were read, and of rejected ones of which that is so; rows
+    (RECORDINGS_SCHEMA) of recordings as plan and files say they should be, and of how many the plan says another camera or start.
     """
-    place = pc.index_in(table["source_id"], value_set=snapshot.recordings["source_id"].combine_chunks())
-    changed, corrected = set(), []
+    known = snapshot.recordings
+    place = pc.index_in(table["source_id"], value_set=known["source_id"].combine_chunks())
+    changed, same = changed_files(table, known.append_column("boxes_uri", pa.nulls(len(known), pa.string())))
+    again = rejects_to_try_again(table.filter(pc.is_null(place)), snapshot.rejects)
+    rows, corrected = [], 0
     for planned, at in zip(table.to_pylist(), place.to_pylist(), strict=True):
         if at is None:
             continue
-        row = snapshot.recordings.slice(at, 1).to_pylist()[0]
-        if any(planned[name] is not None and planned[name] != row[name] for name in STATE):
-            changed.add(planned["source_id"])
-        names = ("camera_id", "start_time", "start_from", "clock_offset")
-        said = {name: planned[name] for name in names if planned["start_time"] is not None or name == "camera_id"}
-        said = {name: value for name, value in said.items() if value is not None}
-        if any(row[name] != value for name, value in said.items()):
-            corrected.append(row | said)
-    return frozenset(changed), pa.Table.from_pylist(corrected, schema=RECORDINGS_SCHEMA)
+        row = known.slice(at, 1).to_pylist()[0]
+        said = _said(planned, row)
+        corrected += bool(said)
+        said |= {name: planned[name] for name in STATE} if planned["source_id"] in same else {}
+        if said:
+            rows.append(row | said)
+    return changed, again, pa.Table.from_pylist(rows, schema=RECORDINGS_SCHEMA), corrected
+
+
+def _said(planned: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """What a plan says otherwise of a recording (RECORDINGS_SCHEMA) than the gallery. What it leaves open corrects nothing."""
+    names = ("camera_id", "start_time", "start_from", "clock_offset") if planned["start_time"] is not None else ("camera_id",)
+    said = {name: planned[name] for name in names if planned[name] not in (None, row[name])}
+    ahead = planned["clock_offset"] - (row["clock_offset"] or 0.0)
+    if planned["start_time"] is None and row["start_from"] == "file" and planned["camera_id"] is not None and ahead:
+        start = corrected_by(row["start_time"], ahead)  # the file's own time, by another clock
+        said |= {"start_time": start, "clock_offset": planned["clock_offset"]} if start is not None else {}
+    return said
+
+
+def _damaged(table: pa.Table, gallery: Gallery, snapshot: Snapshot) -> frozenset[str]:
+    """Ids of recordings of a plan whose detections cannot be read."""
+    damaged = set()
+    for row in snapshot.recordings.filter(
+        pc.is_in(snapshot.recordings["source_id"], table["source_id"].combine_chunks())
+    ).to_pylist():
+        try:
+            gallery.read_detections(row["shard"])
+        except PipelineError:
+            damaged.add(row["source_id"])
+    return frozenset(damaged)
 
 
 @dataclass(frozen=True)

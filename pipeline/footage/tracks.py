@@ -170,11 +170,11 @@ def chain(run: Run, parts: int, settings: TrackingSettings) -> str:
 def grouped(works: Sequence[Work]) -> list[list[Work]]:
     """The works in groups, each for one task."""
     groups: list[list[Work]] = []
-    held = TASK_DETECTIONS
+    held = 0
     for work in works:
         first = work.record.parts if work.record is not None else 0
         size = sum(int(part.row["detections"] or 0) for part in work.run.parts[first:])
-        if held + size > TASK_DETECTIONS:
+        if not groups or held + size > TASK_DETECTIONS:
             groups.append([])
             held = 0
         groups[-1].append(work)

@@ -377,7 +377,8 @@ class Gallery:
             with location.open_input() as source:
                 return pq.ParquetFile(source, page_checksum_verification=True).read(None if columns is None else list(columns))
         except (OSError, pa.ArrowException, ValueError) as error:
-            raise PipelineError(f"the detections {location.uri} cannot be read: {error}") from error
+            again = "jobs.ingest --update takes their recording in again"
+            raise PipelineError(f"the detections {location.uri} cannot be read: {error}; {again}") from error
 
     def read_shard(self, shard: str, first_row: int, rows: int) -> pa.Table:
         """Rows [first_row, first_row + rows) of a shard, reading only the row groups they lie in. Raises PipelineError."""

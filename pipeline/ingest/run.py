@@ -246,8 +246,7 @@ def _commit(tables: Generator[pa.Table, None, None], committer: Committer, state
                 state.done, state.rejected = committer.done, committer.reasons.total()
     except (ray.exceptions.RayError, StorageError) as error:
         done = f"{len(committer.committed)} of {state.total} inputs are committed; run the same command again to go on"
-        cause = str(error) if isinstance(error, StorageError) else words_of(error)
-        raise PipelineError(f"the ingest stopped: {cause}; {done}") from error
+        raise PipelineError(f"the ingest stopped: {words_of(error)}; {done}") from error
 
 
 def ingest_videos(

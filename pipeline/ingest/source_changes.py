@@ -7,7 +7,7 @@ decides: a copy of the same bytes has not changed.
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -103,29 +103,40 @@ def find_changes(catalog: pa.Table, gallery: Gallery, snapshot: Snapshot) -> Cha
     What a catalog does not say (null) neither changes nor corrects anything: a folder has no cameras.
     """
     videos = snapshot.videos
-    ids = catalog["source_id"].combine_chunks()
-    place = pc.index_in(ids, value_set=videos["source_id"].combine_chunks())
-    certain, suspect = _differing(catalog, videos.take(place), "ingested_at")
-    has_videos = pc.is_valid(place)
-    suspects = catalog.filter(pc.and_(has_videos, suspect))
-    hashes = videos["ingested_hash"].take(place).filter(pc.and_(has_videos, suspect)).to_pylist()
-    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
-        verdicts = list(pool.map(_has_hash, suspects["uri"].to_pylist(), hashes))
-    by_verdict: dict[bool | None, set[str]] = {True: set(), False: set(), None: set()}
-    for source_id, verdict in zip(suspects["source_id"].to_pylist(), verdicts, strict=True):
-        by_verdict[verdict].add(source_id)
+    changed, same = changed_files(catalog, videos)
+    has_videos = pc.is_in(catalog["source_id"], videos["source_id"].combine_chunks())
     forgotten = catalog.filter(pc.is_in(catalog["uri"], pa.array(sorted(snapshot.forgotten_uris), pa.string())))
-    changed = {*ids.filter(pc.and_(has_videos, certain)).to_pylist(), *by_verdict[False]}
-    rows = list(_corrections(catalog, gallery, videos, by_verdict[True]))
+    rows = list(_corrections(catalog, gallery, videos, same))
     return Changes(
-        changed=frozenset(changed.difference(forgotten["source_id"].to_pylist())),
-        again=_rejects_to_try_again(catalog.filter(pc.invert(has_videos)), snapshot.rejects),
+        changed=changed.difference(forgotten["source_id"].to_pylist()),
+        again=rejects_to_try_again(catalog.filter(pc.invert(has_videos)), snapshot.rejects),
         corrections=pa.Table.from_pylist([row for row, _ in rows], VIDEOS_SCHEMA),
         corrected=sum(said for _, said in rows),
     )
 
 
-def _rejects_to_try_again(catalog: pa.Table, rejects: pa.Table) -> frozenset[str]:
+def changed_files(catalog: pa.Table, known: pa.Table) -> tuple[frozenset[str], frozenset[str]]:
+    """Ids of sources whose files, boxes file or frame rate are not those that were ingested, and of those that were only written
+    anew, with the same bytes.
+
+    catalog: with states (see `with_states`). known: source_id, ingested_at, ingested_hash, frame_rate, boxes_uri and SOURCE_STATE
+    of ingested sources.
+    """
+    ids = catalog["source_id"].combine_chunks()
+    place = pc.index_in(ids, value_set=known["source_id"].combine_chunks())
+    certain, suspect = (pc.and_(pc.is_valid(place), one) for one in _differing(catalog, known.take(place), "ingested_at"))
+    suspects = catalog.filter(suspect)
+    hashes = known["ingested_hash"].take(place).filter(suspect).to_pylist()
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        verdicts = list(pool.map(_has_hash, suspects["uri"].to_pylist(), hashes))
+    by_verdict: dict[bool | None, set[str]] = {True: set(), False: set(), None: set()}
+    for source_id, verdict in zip(suspects["source_id"].to_pylist(), verdicts, strict=True):
+        by_verdict[verdict].add(source_id)
+    return frozenset({*ids.filter(certain).to_pylist(), *by_verdict[False]}), frozenset(by_verdict[True])
+
+
+def rejects_to_try_again(catalog: pa.Table, rejects: pa.Table) -> frozenset[str]:
+    """Ids of rejected sources whose files are others now than those that were rejected. catalog: with states."""
     place = pc.index_in(catalog["source_id"], value_set=rejects["source_id"].combine_chunks())
     then = rejects.take(place)
     appeared = [
@@ -166,7 +177,9 @@ def _has_hash(uri: str, digest: str | None) -> bool | None:
         return None
 
 
-def _corrections(catalog: pa.Table, gallery: Gallery, videos: pa.Table, same: set[str]) -> Iterator[tuple[dict[str, Any], bool]]:
+def _corrections(
+    catalog: pa.Table, gallery: Gallery, videos: pa.Table, same: Collection[str]
+) -> Iterator[tuple[dict[str, Any], bool]]:
     """Rows of the gallery as they should be, and whether the catalog said so. same: sources whose bytes are those ingested."""
     place = pc.index_in(videos["source_id"], value_set=catalog["source_id"].combine_chunks())
     now = catalog.take(place)

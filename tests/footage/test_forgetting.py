@@ -180,3 +180,17 @@ def test_the_same_bytes_bring_back_no_box_that_was_forgotten() -> None:
     assert not forgotten.hold("file:2f", 3, np.array([12.0, 22, 40, 100]))
     assert not forgotten.hold("file:1f", 3, np.array([60.0, 22, 40, 100]))
     assert not forgotten.hold(None, 3, np.array([12.0, 22, 40, 100]))
+
+
+def test_a_copy_of_a_recording_loses_whom_the_recording_loses(tmp_path: Path) -> None:
+    gallery, frames = footage_gallery(tmp_path / "gallery"), walk(seed=1)
+    rows = write_recordings(gallery, frames, CUTS)
+    copies = write_recordings(gallery, frames, CUTS, commit=False)
+    commit_recordings(gallery, [row | {"source_id": f"later-{row['source_id']}"} for row in copies])
+    track(gallery)
+    row = longest(gallery)
+    theirs = {feature.tobytes() for feature in feature_matrix(gallery.read_video(row))}
+    forget(gallery, Selection(video_ids=(row["video_id"],)), "asked for")
+    compact(gallery)
+    assert not theirs & features_on_disk(gallery)
+    assert len(gallery.snapshot().recordings) == 2 * len(rows)

@@ -104,13 +104,52 @@ def test_files_that_the_pattern_does_not_fit_are_left_out_and_said(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "text", ["camera_id,zone\na,Mars/North", "camera_id,clock_offset\na,fast", "camera,zone\na,UTC", "camera_id,zone"]
+    "text",
+    [
+        "camera_id,zone\na,Mars/North",
+        "camera_id,clock_offset\na,fast",
+        "camera_id,clock_offset\na,nan",
+        "camera_id,clock_offset\na,-inf",
+        "camera_id,clock_offset\na,1e300",
+        "camera_id,zone\na,UTC\na,Europe/Berlin",
+        "camera_id,zone\n,UTC",
+        "camera_id,zone\na,UTC,90",
+        "camera,zone\na,UTC",
+        "camera_id,zone",
+    ],
 )
 def test_a_cameras_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "cameras.csv").write_text(text)
     with pytest.raises(UsageError):
         read_clocks(str(tmp_path / "cameras.csv"))
     assert CameraClock() == Clocks().cameras.get("a", CameraClock())
+
+
+def test_a_camera_with_a_clock_and_no_recording_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "hall/20260701_120000.mp4")
+    clocks = Clocks(cameras={"hall": CameraClock("Europe/Berlin"), "hal": CameraClock("Asia/Tokyo")})
+    assert plan_recordings(read_catalog(tmp_path), name_pattern("{camera}/%Y%m%d_%H%M%S.mp4"), clocks).unfilmed == ("hal",)
+
+
+def test_a_date_that_no_calendar_has_is_no_name(tmp_path: Path) -> None:
+    touch(tmp_path, "hall/00010101_000000.mp4", "hall/20260701_120000.mp4")
+    plan = plan_recordings(read_catalog(tmp_path), name_pattern("{camera}/%Y%m%d_%H%M%S.mp4"), Clocks("Asia/Tokyo"))
+    assert len(plan.table) == 1 and [Path(uri).name for uri in plan.unnamed] == ["00010101_000000.mp4"]
+
+
+@pytest.mark.parametrize("column", ["boxes_uri", "person_id"])
+def test_recordings_of_which_it_is_said_who_is_where_are_no_recordings(tmp_path: Path, column: str) -> None:
+    touch(tmp_path, "x.mp4", "boxes.txt")
+    (tmp_path / "recordings.csv").write_text(f"uri,{column}\nx.mp4,boxes.txt\n")
+    with pytest.raises(UsageError, match="1 of 1 inputs have a boxes file or a person's label"):
+        plan_recordings(read_catalog(tmp_path / "recordings.csv"), None, Clocks())
+
+
+def test_the_hour_that_a_clock_shows_twice_is_the_first_and_the_one_that_it_leaves_out_the_next(tmp_path: Path) -> None:
+    touch(tmp_path, "hall/20261025_013000.mp4", "hall/20260329_013000.mp4")
+    plan = plan_recordings(read_catalog(tmp_path), name_pattern("{camera}/%Y%m%d_%H%M%S.mp4"), Clocks("Europe/London"))
+    expected = [datetime(2026, 3, 29, 1, 30, tzinfo=UTC), datetime(2026, 10, 25, 0, 30, tzinfo=UTC)]
+    assert sorted(plan.table["start_time"].to_pylist()) == expected
 
 
 def recording(name: str, begins: float, seconds: float = 60.0, camera: str | None = "gate", digest: str | None = None) -> dict:

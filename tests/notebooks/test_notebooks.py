@@ -23,6 +23,7 @@ from nbclient import NotebookClient
 
 import pipeline
 from jobs.evaluate import evaluate
+from pipeline.footage.tracks import track
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.search.follow import follow
@@ -36,6 +37,7 @@ from pipeline.training.initial_head import StartSettings
 from pipeline.training.run import TrainingPlan, run_training
 from pipeline.training.settings import TrainingSettings
 from tests.conftest import add_videos, people_features, threads_of_torch, toy_spec
+from tests.footage.made_up import footage_gallery, walk, write_recordings
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -143,6 +145,18 @@ def test_the_leads_that_carry_the_targets_label_are_counted(toy_gallery: Gallery
     (table,) = (cell.outputs[0].data["text/html"] for cell in ran.cells if cell.id == "labelled-table")
     cells = [part.split("</td>")[0] for part in table.split("<td>")[1:]]
     assert cells == ["p00", "3", "1", "3", "3"]  # the others, and those in the top 1, 5 and 10: separable features
+
+
+def test_the_hours_of_whole_recordings_are_drawn(toy_gallery: Gallery, tmp_path: Path) -> None:
+    gallery = footage_gallery(tmp_path / "footage")
+    for camera, seed in (("gate", 1), ("yard", 2)):
+        write_recordings(gallery, walk(seed=seed), (30.0,), camera)
+    track(gallery)
+    target = gallery.snapshot().videos["video_id"][0].as_py()
+    results = search_gallery(gallery, [target], tmp_path, SearchSettings(top=3))
+    assert "hours" in run_here(LOOK, gallery=gallery.location.uri, results=str(results))
+    results = search_gallery(toy_gallery, ["v000"], tmp_path, SearchSettings(top=3))
+    assert "hours" not in run_here(LOOK, gallery=toy_gallery.location.uri, results=str(results))
 
 
 # ---- how good is my model, and what did the prefilter lose
