@@ -45,8 +45,9 @@ _logger = logging.getLogger("coattention.audit")
 def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
     """Append one record and return its name; action is "search", "follow", "evaluate", "forget", "compact", "ingest" or the like.
 
-    who, host, time and number are added; fields of `on_behalf_of` say who else it was. On local disks writers take turns; on object stores two in the same instant both keep
-    their record. Raises UsageError for text that is not Unicode or a reason or case that the gallery requires and is missing,
+    who (unless the fields say it, as those of `on_behalf_of` do), host, time and number are added. On local disks writers take
+    turns; on object stores two in the same instant both keep their record. Raises UsageError for text that is not Unicode or a
+    reason or case that the gallery requires and is missing,
     and PipelineError when the log cannot be written: then there must be no answer either.
     """
     folder = gallery.location.join("audit")

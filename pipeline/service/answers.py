@@ -73,8 +73,8 @@ class UploadedTarget(BaseModel):
 
 class SearchAsked(Asked):
     """A search. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. box: x, y, width, height in pixels of an upload's
-    picture; time_s: when the box shows the person, seconds from the start of a video. confirmed, rejected: videos that a person has
-    looked at; the search then follows the person (`pipeline.search.follow`), joining nothing by itself.
+    picture; time_s: when the box shows the person, seconds from the start of a video. confirmed, rejected: videos that a person
+    has looked at; the search then follows the person (`pipeline.search.follow`), joining nothing by itself.
     """
 
     gallery: str
@@ -149,9 +149,9 @@ class Pair(BaseModel):
 
 
 class LeadFound(BaseModel):
-    """A lead, to be checked by a person. probability and strength as in `pipeline.search.results.Lead`; source_changed: the file is
-    no longer the one that was ingested and scored; copy_of: rank of a lead before that is a file of the same bytes; within: why it
-    is in the path of somebody who is followed; decision: what this person said of it.
+    """A lead, to be checked by a person. probability and strength as in `pipeline.search.results.Lead`; source_changed: the file
+    is no longer the one that was ingested and scored; copy_of: rank of a lead before that is a file of the same bytes; within:
+    why it is in the path of somebody who is followed; decision: what this person said of it.
     """
 
     rank: int

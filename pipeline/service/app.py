@@ -42,7 +42,12 @@ from pipeline.settings import FollowSettings, SearchSettings
 COOKIE = "resight-session"
 UPLOAD_PREFIX = "upload:"
 RETRY_SECONDS = 5
-KINDS = {".svg": "image/svg+xml", ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+KINDS = {
+    ".svg": "image/svg+xml",
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+}
 PAGE = {
     file.name: file.read_bytes() for file in resources.files("pipeline.service").joinpath("page").iterdir() if "." in file.name
 }
@@ -114,7 +119,9 @@ def _gallery(service: ServiceOf, person: Person, gallery: str) -> Gallery:
 def _search(service: ServiceOf, person: Person, search_id: str) -> Search:
     search = service.searches.of(person, search_id)
     if search is None:
-        raise HTTPException(404, "there is no such search of yours; those before the service began anew are in the audit log only")
+        raise HTTPException(
+            404, "there is no such search of yours; those before the service began anew are in the audit log only"
+        )
     return search
 
 

@@ -27,7 +27,9 @@ class Pictures:
 
     def of_lead(self, search: Search, lead: Lead, frame: int) -> bytes | None:
         """A frame of a lead's evidence as JPEG, None where it is not part of it or cannot be read any more."""
-        return self._thread.submit(self._read, search, lead.rank, lead.video, [p.candidate for p in lead.best_pairs], frame).result()
+        return self._thread.submit(
+            self._read, search, lead.rank, lead.video, [p.candidate for p in lead.best_pairs], frame
+        ).result()
 
     def of_target(self, search: Search, frame: int) -> bytes | None:
         """The same of the target, in all that speaks for the leads."""

@@ -1,4 +1,4 @@
-"""Searches as jobs: one at a time, in the order in which they were asked for; the newest are kept in memory with their answers."""
+"""Searches as jobs: one at a time, in the order in which they were asked for; the newest are kept in memory, with their leads."""
 
 import logging
 import secrets

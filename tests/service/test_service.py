@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -30,6 +31,7 @@ from pipeline.service.app import PAGE, Service, create_app, named
 from pipeline.service.run import Address
 from pipeline.service.uploads import plain_name
 from tests.conftest import add_videos, people_features, toy_spec
+from tests.decoding.test_video import write_video
 
 HOST = "127.0.0.1:8080"
 ORIGIN = f"http://{HOST}"
@@ -65,6 +67,14 @@ def anna(service: Service, stranger: TestClient) -> TestClient:
     signed = stranger.post("/api/v1/session", json={"token": service.access.one_time("Anna")})
     assert signed.status_code == 200 and signed.json() == {"person": "Anna"}
     return stranger
+
+
+def opened(gallery: Gallery) -> tuple[Service, TestClient]:
+    """A service of its own for a gallery, and a browser in which Anna has signed in."""
+    service = Service(named([gallery]), Access())
+    client = TestClient(create_app(service, [HOST]), base_url=ORIGIN, headers=FROM_PAGE)
+    client.post("/api/v1/session", json={"token": service.access.one_time("Anna")})
+    return service, client
 
 
 def done(client: TestClient, **asked: object) -> dict:
@@ -184,7 +194,8 @@ def test_a_change_that_another_site_sends_is_refused(service: Service, headers: 
     body = {"gallery": "town", "target": "id:v001"}
     assert client.post("/api/v1/searches", json=body, headers=headers).status_code == 403
     assert client.get("/api/v1/me", headers=headers).status_code == (403 if headers else 200)
-    assert client.post("/api/v1/searches", json=body, headers={"origin": ORIGIN}).status_code in (202, 429)
+    taken = client.post("/api/v1/searches", json=body, headers={"origin": ORIGIN})
+    assert taken.status_code == 202 and client.get(taken.headers["location"], params={"wait": 30}).json()["state"] == "done"
 
 
 def test_every_answer_carries_the_headers_of_a_careful_page(stranger: TestClient) -> None:
@@ -227,7 +238,14 @@ def test_a_search_from_the_question_to_the_record(anna: TestClient, gallery: Gal
     for pair in (pair for lead in leads for pair in lead["pairs"]):
         assert sum(pair["candidate"]["attention"]) == pytest.approx(1) and len(pair["candidate"]["frames"]) == 8
     (record,) = read_records(gallery)[before:]
-    expected = {"action": "search", "who": "Anna", "account": user(), "reason": "missing child", "case": "2026-17", "target": "v001"}
+    expected = {
+        "action": "search",
+        "who": "Anna",
+        "account": user(),
+        "reason": "missing child",
+        "case": "2026-17",
+        "target": "v001",
+    }
     assert {name: record[name] for name in expected} == expected
     assert record["results"] == [lead["video_id"] for lead in leads]
     assert verify(gallery, found["audit_head"]) == []
@@ -270,9 +288,7 @@ def test_confirmed_leads_refine_the_search(anna: TestClient, gallery: Gallery) -
     assert (record["action"], record["who"], record["following"]["confirmed"]) == ("follow", "Anna", ["v000"])
 
 
-def test_pictures_are_recorded_before_they_are_seen(
-    anna: TestClient, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_are_recorded_before_they_are_seen(anna: TestClient, gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, dict]] = []
 
     def crops(_self: SourcePictures, video: object, wanted: dict[int, float]) -> dict[int, np.ndarray]:
@@ -297,12 +313,28 @@ def test_pictures_are_recorded_before_they_are_seen(
     assert len(views) == 1 and views[0]["who"] == "Anna" and lead["video_id"] in views[0]["results"]
 
 
-def test_a_policy_holds_here(toy_gallery: Gallery, tmp_path: Path) -> None:
+def test_pictures_are_the_frames_that_were_scored(tmp_path: Path) -> None:
+    made = Gallery.open_or_create(tmp_path / "town", GallerySettings(toy_spec(), 10.0, None))
+    add_videos(made, people_features(2, 3, 24, seed=1))
+    videos = made.snapshot().videos
+    files = [str(write_video(tmp_path / f"{name}.mp4", 40)) for name in videos["video_id"].to_pylist()]
+    made.commit(videos.set_column(1, "uri", pa.array(files)), REJECTS_SCHEMA.empty_table())
+    build_index(made)
+    service, client = opened(made)
+    search_id = done(client)["search_id"]
+    address = f"/api/v1/searches/{search_id}"
+    lead = client.get(f"{address}/leads").json()[0]
+    for side, place in (("candidate", "leads/1"), ("target", "target")):
+        for number in lead["pairs"][0][side]["frames"]:
+            picture = np.asarray(Image.open(io.BytesIO(client.get(f"{address}/{place}/frames/{number}.jpg").content)))
+            assert abs(picture.mean() - min(8 * number, 255)) < 4  # `write_video` says a frame's number by its brightness
+    service.close()
+
+
+def test_a_policy_holds_here(toy_gallery: Gallery) -> None:
     build_index(toy_gallery)
     set_policy(toy_gallery, ["reason", "case"], "rules")
-    service = Service(named([toy_gallery]), Access())
-    client = TestClient(create_app(service, [HOST]), base_url=ORIGIN, headers=FROM_PAGE)
-    client.post("/api/v1/session", json={"token": service.access.one_time("Anna")})
+    service, client = opened(toy_gallery)
     before = len(read_records(toy_gallery))
     asked = {"gallery": "gallery", "target": "id:v001", "reason": " ", "case": "1"}
     refused = client.post("/api/v1/searches", json=asked)
@@ -315,9 +347,7 @@ def test_a_policy_holds_here(toy_gallery: Gallery, tmp_path: Path) -> None:
 
 def test_forgotten_leads_are_gone_and_new_versions_are_taken_up(toy_gallery: Gallery) -> None:
     build_index(toy_gallery)
-    service = Service(named([toy_gallery]), Access())
-    client = TestClient(create_app(service, [HOST]), base_url=ORIGIN, headers=FROM_PAGE)
-    client.post("/api/v1/session", json={"token": service.access.one_time("Anna")})
+    service, client = opened(toy_gallery)
     first = done(client, gallery="gallery", top=3)
     address = f"/api/v1/searches/{first['search_id']}/leads"
     best = client.get(address).json()[0]
@@ -340,10 +370,10 @@ def test_too_many_searches_are_told_to_come_back(anna: TestClient, service: Serv
     begun = [anna.post("/api/v1/searches", json=body) for _ in range(3)]
     assert [one.status_code for one in begun] == [202, 202, 429] and int(begun[2].headers["retry-after"]) > 0
     assert anna.delete(begun[1].headers["location"]).json()["state"] == "cancelled"
-    assert anna.post("/api/v1/searches", json=body).status_code == 202  # there is room again
+    begun.append(anna.post("/api/v1/searches", json=body))  # there is room again
     held.result()
-    assert anna.get(begun[0].headers["location"], params={"wait": 30}).json()["state"] == "done"
-    assert anna.get(begun[1].headers["location"], params={"wait": 30}).json()["state"] == "cancelled"
+    ended = [anna.get(begun[place].headers["location"], params={"wait": 30}).json()["state"] for place in (0, 1, 3)]
+    assert ended == ["done", "cancelled", "done"]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +387,7 @@ def test_too_many_searches_are_told_to_come_back(anna: TestClient, service: Serv
         ({"zone": "Nowhere/Town"}, 422, "zone"),
         ({"top": 0}, 422, "top"),
         ({"box": [0, 0, 0, 5]}, 422, "box"),
-        ({"out": "/tmp"}, 422, "out"),
+        ({"out": "folder"}, 422, "out"),
         ({"after": "2026-01-01T00:00:00"}, 422, "after"),
         ({"reason": "\ud800"}, 422, ""),
     ],
@@ -379,7 +409,8 @@ def test_uploads_are_their_persons_and_the_newest_are_kept(
     anna: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.service.uploads.KEPT", 2)
-    ids = [anna.post("/api/v1/targets", params={"name": "../a b.MP4"}, content=bytes([i + 1])).json()["target_id"] for i in range(3)]
+    brought = [anna.post("/api/v1/targets", params={"name": "../a b.MP4"}, content=bytes([i + 1])).json() for i in range(3)]
+    ids = [one["target_id"] for one in brought]
     held = [service.uploads.of("Anna", one) for one in ids]
     assert held[0] is None and [one.path.name for one in held[1:] if one] == ["a-b.mp4"] * 2
     assert len(list(service.uploads.folder.iterdir())) == 2 and service.uploads.of("Bert", ids[2]) is None
@@ -441,9 +472,12 @@ def test_others_reach_it_over_https_only() -> None:
 def test_the_command_prints_a_link_and_no_token_is_logged(gallery: Gallery, tmp_path: Path) -> None:
     tokens, log = tmp_path / "tokens.json", tmp_path / "log.jsonl"
     token = issue(tokens, "Bert", 1)
-    flags = ["--gallery", gallery.location.uri, "--port", "0", "--tokens", str(tokens), "--log-format", "json", "--log-file", str(log)]
+    flags = ["--gallery", gallery.location.uri, "--port", "0", "--tokens", str(tokens)]
+    flags += ["--log-format", "json", "--log-file", str(log)]
     call = [sys.executable, "-m", "jobs.serve", *flags]
-    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+    with subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
         assert process.stdout is not None
         try:
             address, once = re.search(r"(http://127\.0\.0\.1:\d+)/#token=(\S+)", process.stdout.readline()).groups()  # type: ignore[union-attr]
