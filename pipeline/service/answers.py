@@ -119,7 +119,7 @@ class Found(BaseModel):
 
 
 class SearchState(BaseModel):
-    """A search and how far it is. error: why it failed; found: once it is done."""
+    """A search and how far it is. asked: as it was; error: why it failed; found: once it is done."""
 
     search_id: str
     gallery: str
@@ -127,6 +127,7 @@ class SearchState(BaseModel):
     reason: str | None
     case: str | None
     made_at: datetime
+    asked: SearchAsked
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     error: str | None
     found: Found | None

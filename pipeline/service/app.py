@@ -239,7 +239,7 @@ def begin(asked: answers.SearchAsked, service: ServiceOf, person: Person, respon
     if missing := [name for name in required(gallery) if not (given[name] or "").strip()]:
         raise HTTPException(422, f"this gallery requires a {' and a '.join(missing)} for its audit log; nothing was done")
     run = _runner(service, gallery, person, asked)
-    search = service.searches.begin(gallery, asked.gallery, person, asked.target, asked.reason, asked.case, run)
+    search = service.searches.begin(gallery, person, asked, run)
     response.headers["location"] = f"/api/v1/searches/{search.search_id}"
     return _state(search)
 
@@ -288,7 +288,7 @@ def leads(search: SearchOf) -> list[answers.LeadFound]:
             source_changed=lead.source_changed,
             copy_of=result.copies.get(lead.rank),
             within=within[lead.video.video_id].words if lead.video.video_id in within else None,
-            decision=search.decisions.get(lead.rank),  # type: ignore[arg-type] # of DECISIONS
+            decision=search.decisions.get(lead.rank),
             pairs=[
                 answers.Pair(target=_segment(pair.target), candidate=_segment(pair.candidate), score=pair.score)
                 for pair in lead.best_pairs
@@ -311,7 +311,7 @@ def lead_frame(service: ServiceOf, search: SearchOf, lead: LeadOf, frame: int) -
 @api.get("/searches/{search_id}/target/frames/{frame}.jpg", **_jpeg)
 def target_frame(service: ServiceOf, search: SearchOf, frame: int) -> Response:
     """A frame of the target that speaks for a lead."""
-    if search.target.removeprefix(GALLERY_PREFIX) in search.gallery.forgotten(search.known):
+    if search.asked.target.removeprefix(GALLERY_PREFIX) in search.gallery.forgotten(search.known):
         raise HTTPException(404, "the target was forgotten")
     search.view()
     return _picture(service.pictures.of_target(search, frame))
@@ -409,8 +409,9 @@ def _state(search: Search) -> answers.SearchState:
             remarks=list(search.answer.remarks),
             not_indexed=search.answer.lag.missing,
         )
-    names = ("search_id", "target", "reason", "case", "made_at", "state", "error")
-    return answers.SearchState(gallery=search.gallery_name, found=found, **{name: getattr(search, name) for name in names})
+    of_search = {name: getattr(search, name) for name in ("search_id", "made_at", "asked", "state", "error")}
+    given = {name: getattr(search.asked, name) for name in ("gallery", "target", "reason", "case")}
+    return answers.SearchState(**of_search, **given, found=found)
 
 
 def _facts(name: str, gallery: Gallery) -> answers.GalleryFacts:

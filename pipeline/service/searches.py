@@ -15,11 +15,11 @@ from pipeline.gallery.audit import append_record, on_behalf_of
 from pipeline.gallery.gallery import Gallery
 from pipeline.search.results import Lead, SearchResult
 from pipeline.search.run import Answer
+from pipeline.service.answers import Decision, SearchAsked
 
 KEPT = 200  # the newest searches, of all people
 WAITING = 16  # searches that wait or run, of all people
 WAITING_OF_ONE = 4  # of one person
-DECISIONS = ("same", "different", "unsure")
 _logger = logging.getLogger("coattention.service")
 
 
@@ -37,16 +37,13 @@ class Search:
     search_id: str
     person: str
     gallery: Gallery
-    gallery_name: str
-    target: str
-    reason: str | None
-    case: str | None
+    asked: SearchAsked
     made_at: datetime
     state: str = "queued"
     error: str | None = None
     answer: Answer | None = None
     known: tuple[str, ...] = ()
-    decisions: dict[int, str] = field(default_factory=dict)
+    decisions: dict[int, Decision] = field(default_factory=dict)
     viewed: bool = False
     future: Future[None] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -70,8 +67,8 @@ class Search:
                 append_record(self.gallery, "view", self._fields() | {"results": [one.video.video_id for one in self.leads()]})
                 self.viewed = True
 
-    def decide(self, lead: Lead, decision: str | None) -> None:
-        """Record what the person says of a lead (of DECISIONS, or None to take it back), and keep it."""
+    def decide(self, lead: Lead, decision: Decision | None) -> None:
+        """Record what the person says of a lead (None: takes it back), and keep it."""
         with self.lock:
             said = {"video_id": lead.video.video_id, "decision": decision, "before": self.decisions.get(lead.rank)}
             append_record(self.gallery, "decision", self._fields() | said)
@@ -81,8 +78,8 @@ class Search:
 
     def _fields(self) -> dict[str, str | None]:
         head = None if self.result is None else self.result.audit_head  # names the record of the search
-        of = {"search": self.search_id, "search_audit_head": head, "target": self.target}
-        return {**on_behalf_of(self.person), **of, "reason": self.reason, "case": self.case}
+        of = {"search": self.search_id, "search_audit_head": head, "target": self.asked.target}
+        return {**on_behalf_of(self.person), **of, "reason": self.asked.reason, "case": self.asked.case}
 
 
 class Searches:
@@ -94,10 +91,7 @@ class Searches:
         self._lock = threading.Lock()
         self._thread.submit(_load)
 
-    def begin(
-        self, gallery: Gallery, gallery_name: str, person: str, target: str, reason: str | None, case: str | None,
-        run: Callable[[], Answer],
-    ) -> Search:  # fmt: skip
+    def begin(self, gallery: Gallery, person: str, asked: SearchAsked, run: Callable[[], Answer]) -> Search:
         """Queue a search; `run` makes it. Raises BusyError where too many wait already."""
         with self._lock:
             waiting = [one for one in self._kept.values() if one.state in ("queued", "running")]
@@ -106,7 +100,7 @@ class Searches:
             if len(waiting) >= WAITING:
                 raise BusyError(f"{WAITING} searches wait already; try again when some are done")
             search_id, now = secrets.token_urlsafe(9), datetime.now(UTC)
-            search = Search(search_id, person, gallery, gallery_name, target, reason, case, now)
+            search = Search(search_id, person, gallery, asked, now)
             self._kept[search_id] = search
             ended = [key for key, one in self._kept.items() if one.state not in ("queued", "running")]
             for key in ended[: max(0, len(self._kept) - KEPT)]:

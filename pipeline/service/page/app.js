@@ -254,7 +254,8 @@ function drawLead() {
     return;
   }
   remember({ search: state.search.search_id, lead: lead.rank }, true);
-  const facts = [make("span", {}, worth(lead)), make("span", { className: "quiet" }, `score ${lead.score.toFixed(4)}`)];
+  const facts = [make("span", {}, worth(lead))];
+  if (lead.probability !== null || lead.strength) facts.push(make("span", { className: "quiet" }, `score ${lead.score.toFixed(3)}`));
   facts.push(make("span", {}, lead.camera_id ?? "no camera"), make("span", {}, lead.seen ?? "time not known"));
   if (lead.within) facts.push(make("span", { className: "same" }, lead.within));
   if (lead.copy_of) facts.push(make("span", { className: "warn" }, `same bytes as lead ${lead.copy_of}`));
@@ -399,11 +400,12 @@ async function undo() {
 }
 
 async function refine() {
-  const of = (decision) => state.leads.filter((each) => each.decision === decision).map((each) => each.video_id);
-  const confirmed = of("same");
-  if (!confirmed.length) throw new Error("confirm a lead first (Y)");
-  const { gallery, target, reason, case: number } = state.search;
-  await search({ gallery, target, reason, case: number, confirmed, rejected: of("different") });
+  const { asked } = state.search; // what was confirmed and rejected before goes on to count, unless it was judged anew
+  const said = new Map([...asked.confirmed.map((id) => [id, "same"]), ...asked.rejected.map((id) => [id, "different"])]);
+  for (const lead of state.leads) if (lead.decision) said.set(lead.video_id, lead.decision);
+  const of = (decision) => [...said].filter(([, each]) => each === decision).map(([id]) => id);
+  if (!of("same").length) throw new Error("confirm a lead first (Y)");
+  await search({ ...asked, confirmed: of("same"), rejected: of("different") });
 }
 
 async function similar() {
