@@ -21,12 +21,15 @@ def serve(
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="PEM file, for https.")] = None,
     key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
-    behind_proxy: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Host name of a proxy that speaks https and hands requests on.")
+    name: Annotated[
+        str | None, typer.Option(help="What people type to come here, HOST or HOST:PORT [default: the address itself].")
     ] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="A proxy of that name speaks https and hands requests on.")
+    ] = False,
 ) -> None:
     """Serve a page and an HTTP interface to search galleries, until interrupted; every search goes into the audit log."""
-    address = Address(host, port, certificate, key, behind_proxy)
+    address = Address(host, port, certificate, key, name, behind_proxy)
     opened = [Gallery.open(uri) for uri in gallery]
     run_service(opened, address, tokens, person, lambda link: print(f"open this once, within the hour: {link}", flush=True))
 

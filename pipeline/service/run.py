@@ -10,6 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.gallery.audit import user
 from pipeline.gallery.gallery import Gallery
 
+ANY = ("0.0.0.0", "::")  # noqa: S104 - addresses that are no name
 CONNECTIONS = 64  # at once; more are told to come back
 
 
@@ -17,15 +18,17 @@ CONNECTIONS = 64  # at once; more are told to come back
 class Address:
     """Where the service listens and what it is called there.
 
-    certificate, key: PEM files for https. proxy: the name under which a proxy that speaks https hands requests on, with its port
-    where it is not 443. Raises UsageError for an address that others reach without https.
+    certificate, key: PEM files for https. name: what people type, HOST or HOST:PORT, where that is not the address itself.
+    behind_proxy: a proxy of that name speaks https and hands requests on. Raises UsageError for an address that others reach
+    without https and for one without a name.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     certificate: Path | None = None
     key: Path | None = None
-    proxy: str | None = None
+    name: str | None = None
+    behind_proxy: bool = False
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
@@ -36,8 +39,10 @@ class Address:
             raise UsageError(f"a port is a number from 0 to 65535, not {self.port}")
         if not self.is_loopback and not self.secure:
             raise UsageError(
-                f"others reach {self.host}: give --certificate and --key, or --behind-proxy NAME where a proxy there speaks https"
+                f"others reach {self.host}: give --certificate and --key, or --behind-proxy and --name where a proxy speaks https"
             )
+        if self.name is None and (self.behind_proxy or self.host in ANY):
+            raise UsageError("say with --name what people type to come here")
 
     @property
     def is_loopback(self) -> bool:
@@ -49,13 +54,15 @@ class Address:
     @property
     def secure(self) -> bool:
         """Whether people come by https."""
-        return self.certificate is not None or self.proxy is not None
+        return self.certificate is not None or self.behind_proxy
 
     def hosts(self, port: int) -> list[str]:
         """What browsers call it, the name for people first; port: the one that it got."""
+        if self.name is not None:
+            return [self.name.lower()]
         own = f"[{self.host}]" if ":" in self.host else self.host
-        names = [f"{own}:{port}", *([f"localhost:{port}"] if self.is_loopback else [])]
-        return [self.proxy.lower()] if self.proxy is not None else [name.lower() for name in names]
+        ends = ["", f":{port}"] if port == (443 if self.secure else 80) else [f":{port}"]  # browsers leave the usual one out
+        return [name.lower() + end for name in (own, *(["localhost"] if self.is_loopback else [])) for end in ends]
 
 
 def serve(

@@ -465,8 +465,11 @@ def test_others_reach_it_over_https_only() -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "search.example"):  # noqa: S104
         with pytest.raises(UsageError, match="others reach"):
             Address(host)
-    assert Address("192.0.2.1", proxy="search.example").hosts(8080) == ["search.example"]
-    assert Address("::1").hosts(80) == ["[::1]:80", "localhost:80"] and not Address().secure
+    with pytest.raises(UsageError, match="--name"):
+        Address("0.0.0.0", behind_proxy=True)  # noqa: S104
+    assert Address("192.0.2.1", name="Search.example", behind_proxy=True).hosts(8080) == ["search.example"]
+    assert Address("::1").hosts(8080) == ["[::1]:8080", "localhost:8080"] and not Address().secure
+    assert Address().hosts(80) == ["127.0.0.1", "127.0.0.1:80", "localhost", "localhost:80"]
 
 
 def test_the_command_prints_a_link_and_no_token_is_logged(gallery: Gallery, tmp_path: Path) -> None:
