@@ -1,5 +1,6 @@
 """The service as browsers and programs meet it: who gets in, what is refused, a search from the question to the record."""
 
+import hashlib
 import io
 import json
 import logging
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from pipeline.backbone.spec import find_backbone
 from pipeline.errors import UsageError
 from pipeline.gallery.audit import read_records, set_policy, user, verify
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
@@ -328,6 +330,30 @@ def test_pictures_are_the_frames_that_were_scored(tmp_path: Path) -> None:
         for number in lead["pairs"][0][side]["frames"]:
             picture = np.asarray(Image.open(io.BytesIO(client.get(f"{address}/{place}/frames/{number}.jpg").content)))
             assert abs(picture.mean() - min(8 * number, 255)) < 4  # `write_video` says a frame's number by its brightness
+    service.close()
+
+
+def test_an_upload_is_searched_for(tmp_path: Path, toy_backbone: Path) -> None:
+    made = Gallery.open_or_create(tmp_path / "town", GallerySettings(find_backbone(str(toy_backbone)), 10.0, None))
+    add_videos(made, people_features(4, 3, 3, seed=1))
+    build_index(made)
+    service, client = opened(made)
+    content = write_video(tmp_path / "scene.mp4", 40, (640, 360)).read_bytes()
+    brought = client.post("/api/v1/targets", params={"name": "my scene.mp4"}, content=content).json()
+    assert (brought["bytes"], brought["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    target = f"upload:{brought['target_id']}"
+    refused = done(client, target=target)
+    assert refused["state"] == "failed" and "say who is meant" in refused["error"]
+    for whom in ({"whole_picture": True}, {"box": [100, 40, 100, 200], "time_s": 1.5}):
+        found = done(client, target=target, **whom)
+        record = read_records(made)[-1]
+        assert found["state"] == "done" and record["target_hash"] == f"file:{brought['sha256']}", found
+        assert record["target_uri"].endswith("/my-scene.mp4") and record["target"].startswith("my-scene")
+        lead = client.get(f"/api/v1/searches/{found['search_id']}/leads").json()[0]
+        frames = lead["pairs"][0]["target"]["frames"]
+        answer = client.get(f"/api/v1/searches/{found['search_id']}/target/frames/{frames[-1]}.jpg")
+        picture = np.asarray(Image.open(io.BytesIO(answer.content)))
+        assert abs(picture.mean() - min(8 * frames[-1], 255)) < 4  # `write_video` says a frame's number by its brightness
     service.close()
 
 

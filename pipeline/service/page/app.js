@@ -216,6 +216,11 @@ function drawSummary() {
   one("#summary").replaceChildren(...parts);
 }
 
+function marks(lead) {
+  if (lead.decision) return [make("span", { className: `mark ${lead.decision}` }, MARKS[lead.decision])];
+  return lead.within ? [make("span", { className: "mark same" }, lead.within)] : [];
+}
+
 function drawRail() {
   one("#rail").replaceChildren(
     ...state.leads.map((lead, at) => {
@@ -225,7 +230,7 @@ function drawRail() {
         make("span", { className: "line" }, make("strong", {}, lead.rank), make("span", {}, lead.probability === null ? lead.score.toFixed(3) : lead.probability.toFixed(2))),
         make("span", { className: "camera quiet" }, lead.camera_id ?? "no camera"),
       ];
-      if (lead.decision) lines.push(make("span", { className: `mark ${lead.decision}` }, MARKS[lead.decision]));
+      lines.push(...marks(lead));
       const button = make("button", { className: "thumb", type: "button" }, ...lines);
       button.setAttribute("aria-current", String(at === state.at));
       button.addEventListener("click", () => go(at));
@@ -240,8 +245,7 @@ function mark() {
   [...one("#rail").children].forEach((thumb, at) => {
     thumb.setAttribute("aria-current", String(at === state.at));
     thumb.querySelector(".mark")?.remove();
-    const { decision } = leads[at];
-    if (decision) thumb.append(make("span", { className: `mark ${decision}` }, MARKS[decision]));
+    thumb.append(...marks(leads[at]));
     if (at === state.at) thumb.scrollIntoView({ block: "nearest", inline: "nearest" });
   });
 }
