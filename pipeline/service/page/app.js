@@ -190,7 +190,8 @@ const percent = (share) => `${(100 * share).toFixed(0)} %`;
 
 function worth(lead) {
   if (lead.probability !== null) return `probability ${lead.probability.toFixed(2)}`;
-  return lead.strength ?? `score ${lead.score.toFixed(3)}`;
+  if (lead.strength) return `strength: ${lead.strength}`;
+  return `score ${lead.score.toFixed(3)}`;
 }
 
 function drawSummary() {
