@@ -21,7 +21,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from pipeline.backbone.spec import find_backbone
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import read_records, set_policy, user, verify
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
 from pipeline.index.build import build_index
@@ -34,6 +34,7 @@ from pipeline.service.run import Address
 from pipeline.service.uploads import plain_name
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.decoding.test_video import write_video
+from tests.jobs.test_jobs import command
 
 HOST = "127.0.0.1:8080"
 ORIGIN = f"http://{HOST}"
@@ -160,6 +161,16 @@ def test_tokens_are_kept_hashed_and_can_be_revoked(tmp_path: Path) -> None:
     for name in ("", " ", "x" * 101, "a\nb", "a\u202eb"):
         with pytest.raises(UsageError, match="printable"):
             issue(tmp_path / "others.json", name, 1)
+
+
+def test_tokens_are_issued_and_revoked_by_command(tmp_path: Path) -> None:
+    flags = ("--tokens", str(tmp_path / "tokens.json"), "--person", "Bert")
+    made = command("token", *flags)
+    assert made.code == 0 and Access(tmp_path / "tokens.json").person_of_token(made.out.strip()) == "Bert"
+    assert command("token", *flags, "--revoke").out.startswith("1 token removed")
+    again = command("token", *flags, "--revoke")
+    assert again.code == 2 and "holds no token of 'Bert'" in again.err
+    assert command("token", *flags, "--days", "0").code == 2
 
 
 def test_a_program_comes_with_a_bearer_token(service: Service, gallery: Gallery) -> None:
@@ -355,6 +366,24 @@ def test_an_upload_is_searched_for(tmp_path: Path, toy_backbone: Path) -> None:
         picture = np.asarray(Image.open(io.BytesIO(answer.content)))
         assert abs(picture.mean() - min(8 * frames[-1], 255)) < 4  # `write_video` says a frame's number by its brightness
     service.close()
+
+
+def test_nothing_is_shown_or_kept_that_cannot_be_recorded(anna: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    search_id = done(anna)["search_id"]
+    address = f"/api/v1/searches/{search_id}/leads"
+    frame = anna.get(address).json()[0]["pairs"][0]["candidate"]["frames"][0]
+
+    def full(*_arguments: object) -> str:
+        raise PipelineError("the disk is full")
+
+    monkeypatch.setattr(searches, "append_record", full)
+    monkeypatch.setattr(SourcePictures, "__call__", lambda *_: pytest.fail("decoded before it was recorded"))
+    answers = [
+        anna.get(f"{address}/1/frames/{frame}.jpg"),
+        anna.put(f"{address}/1/decision", json={"decision": "same"}),
+    ]
+    assert [(one.status_code, one.json()["detail"]) for one in answers] == [(503, "the disk is full")] * 2
+    assert anna.get(address).json()[0]["decision"] is None
 
 
 def test_a_policy_holds_here(toy_gallery: Gallery) -> None:
