@@ -36,6 +36,7 @@ def demo(
     shown = ["--other-cameras", "--show-labels", "--reason", "demonstration on rendered people"]
     step("jobs.search", *targets, "--gallery", str(gallery), "--top", "10", "--out", str(folder), *shown)
     print(f"\nOpen {folder / 'report.html'} in a browser; everything it shows is in that one file.")
+    print(f"To search it in a browser: python -m jobs.serve --gallery {shlex.quote(str(gallery))}")
 
 
 def step(module: str, *arguments: str) -> None:

@@ -9,7 +9,7 @@
 
 The four names below are what a newcomer needs; each is loaded when it is first used. Packages are rooms, in the order of reading:
 storage, catalog, decoding, backbone, coattention, gallery, ingest, scoring, index, search, retention, evaluation, training,
-distillation, datasets, rendering (docs/architecture.md).
+distillation, datasets, rendering, service (docs/architecture.md).
 """
 
 import importlib

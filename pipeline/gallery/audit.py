@@ -45,8 +45,9 @@ _logger = logging.getLogger("coattention.audit")
 def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
     """Append one record and return its name; action is "search", "follow", "evaluate", "forget", "compact", "ingest" or the like.
 
-    who, host, time and number are added. On local disks writers take turns; on object stores two in the same instant both keep
-    their record. Raises UsageError for text that is not Unicode or a reason or case that the gallery requires and is missing,
+    who (unless the fields say it, as those of `on_behalf_of` do), host, time and number are added. On local disks writers take
+    turns; on object stores two in the same instant both keep their record. Raises UsageError for text that is not Unicode or a
+    reason or case that the gallery requires and is missing,
     and PipelineError when the log cannot be written: then there must be no answer either.
     """
     folder = gallery.location.join("audit")
@@ -256,6 +257,11 @@ def user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # no passwd entry, as in some containers
         return f"uid {os.getuid()}"
+
+
+def on_behalf_of(person: str) -> dict[str, str]:
+    """Fields of a record about what a service does for a person: who it is, and the account that the service runs under."""
+    return {"who": person, "account": user()}
 
 
 def _place(folder: Location) -> tuple[int, str | list[str] | None]:

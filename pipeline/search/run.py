@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline.cluster import Cluster
 from pipeline.decoding.source_hash import source_hash
 from pipeline.errors import UsageError
-from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, unicode_only, user
+from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, on_behalf_of, unicode_only, user
 from pipeline.gallery.gallery import Gallery, gallery_version
 from pipeline.search.evidence import SourcePictures
 from pipeline.search.results import Followed, SearchResult, write_results
@@ -64,6 +64,12 @@ class Answer:
         hashed = functools.cache(functools.partial(_source_hash, reach=self.reach))
         return replace(self, results=tuple(_with_hashes(result, hashed) for result in self.results))
 
+    def pictures(self) -> SourcePictures:
+        """What reads the pictures of targets and leads, in a decoder process; whoever asks for it closes it."""
+        # The targets' own pictures may lie outside the gallery's roots: somebody named them.
+        roots = self.reach.roots and (*self.reach.roots, *self.named)
+        return SourcePictures(self.time_limit, replace(self.reach, roots=roots), self.gallery)
+
     def write(self, folder: str, report: bool = True, show_labels: bool = False) -> str | None:
         """Write results.parquet and results.csv and, if asked for, report.html, whose uri is returned; an older one goes."""
         results = [replace(result, not_indexed=self.lag.missing) for result in self.results]
@@ -73,9 +79,7 @@ class Answer:
             return None
         from pipeline.search.report import write_report
 
-        # The targets' own pictures may lie outside the gallery's roots: somebody named them.
-        roots = self.reach.roots and (*self.reach.roots, *self.named)
-        pictures = SourcePictures(self.time_limit, replace(self.reach, roots=roots), self.gallery)
+        pictures = self.pictures()
         try:
             return write_report(results, folder, pictures, show_labels=show_labels)
         finally:
@@ -99,6 +103,7 @@ def run(
     actors: int | None = None,
     cluster: Cluster | str | None = None,
     following: FollowSettings | None = None,
+    person: str | None = None,
 ) -> Answer:
     """Search a gallery for the people that targets show; or follow the one of a single target, recorded as that.
 
@@ -107,7 +112,8 @@ def run(
     time_limit: seconds without progress after which a target is given up. backbone: where the gallery's is, if it has moved.
     endpoints: object stores that targets may name besides the gallery's own. out: where results will be written, for the record.
     actors, cluster: see `partitions.opened_partitions`. following: how the target's person is followed, see
-    `pipeline.search.follow`.
+    `pipeline.search.follow`. person: who searches, where a service has made sure of that; the record then names the account that
+    the service runs under beside.
 
     Raises UsageError where the policy wants more, for a target that cannot be used and for settings that the gallery cannot
     serve, and PipelineError for what is damaged or missing.
@@ -124,6 +130,7 @@ def run(
         "case": case,
         "out": None if out is None else unicode_only(out),
         "started_at": _now(),
+        **({} if person is None else on_behalf_of(person)),
     } | ({} if following is None else {"following": _unicode(following.plain())})
     unread = [{"gallery": gallery.location.uri, "target": unicode_only(target)} | asked for target in targets]
     with failures_recorded(gallery, action, *unread):
@@ -152,7 +159,7 @@ def run(
             searched_for = [follow(gallery, index, partitions, found[0], settings, following)]
         for target, result in zip(found, searched_for, strict=True):
             append_record(gallery, action, _of_result(result) | asked | _of_target(target) | {"ended_at": _now()})
-            results.append(replace(result, searched_by=user(), reason=reason, case=case, audit_head=head(gallery)))
+            results.append(replace(result, searched_by=person or user(), reason=reason, case=case, audit_head=head(gallery)))
     remarks = tuple(
         f"target {target.video.video_id}: {remark}"
         for target in found

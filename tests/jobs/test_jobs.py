@@ -47,7 +47,21 @@ from tests.conftest import add_videos, people_features
 from tests.decoding.test_video import write_video
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("ingest", "index", "search", "follow", "evaluate", "forget", "compact", "status", "policy", "render", "demo")
+COMMANDS = (
+    "ingest",
+    "index",
+    "search",
+    "follow",
+    "evaluate",
+    "forget",
+    "compact",
+    "status",
+    "policy",
+    "render",
+    "demo",
+    "serve",
+    "token",
+)
 SIZE = ("--input-size", "128x64")
 
 

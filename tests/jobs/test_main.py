@@ -78,6 +78,8 @@ def test_the_wheel_works_outside_the_checkout(installed: Path, tmp_path: Path) -
         [str(installed), "-P", "-c", "import pipeline; print(pipeline.__file__)"], cwd=tmp_path, capture_output=True, text=True
     )
     assert place.stdout.startswith(str(installed.parents[1]))
+    page = Path(place.stdout.strip()).parent / "service/page"
+    assert {file.name for file in page.iterdir()} == {file.name for file in (ROOT / "pipeline/service/page").iterdir()}
     (tmp_path / "videos").mkdir()
     for name in ("a", "b", "c"):
         write_video(tmp_path / f"videos/{name}.mp4")

@@ -1,0 +1,177 @@
+"""What the service is asked and what it answers, as its OpenAPI description says."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveFloat
+
+Decision = Literal["same", "different", "unsure"]
+VideoId = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class Asked(BaseModel):
+    """What is sent here: nothing but what is known."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Problem(BaseModel):
+    """Why something was refused or failed (RFC 9457)."""
+
+    title: str
+    status: int
+    detail: str
+
+
+class SignIn(Asked):
+    token: Annotated[str, Field(max_length=200)]
+
+
+class Me(BaseModel):
+    person: str
+
+
+class GalleryFacts(BaseModel):
+    """A gallery. requires: what a search must say of reason and case; index_version: the newest, None without an index."""
+
+    name: str
+    videos: int
+    seen_from: datetime | None
+    seen_to: datetime | None
+    requires: list[str]
+    index_version: str | None
+
+
+class Camera(BaseModel):
+    camera_id: str | None
+    videos: int
+    seen_from: datetime | None
+    seen_to: datetime | None
+
+
+class Video(BaseModel):
+    video_id: str
+    camera_id: str | None
+    seen_from: datetime | None
+    seen_to: datetime | None
+
+
+class Videos(BaseModel):
+    """One page of a gallery's videos in the order of ids. following: give it as `after` for the next one; None on the last."""
+
+    videos: list[Video]
+    following: str | None
+
+
+class UploadedTarget(BaseModel):
+    """An upload; it is searched for as `upload:TARGET_ID`."""
+
+    target_id: str
+    bytes: int
+    sha256: str
+
+
+class SearchAsked(Asked):
+    """A search. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. box: x, y, width, height in pixels of an upload's
+    picture; time_s: when the box shows the person, seconds from the start of a video. confirmed, rejected: videos that a person
+    has looked at; the search then follows the person (`pipeline.search.follow`), joining nothing by itself.
+    """
+
+    gallery: str
+    target: Annotated[str, Field(max_length=2100)]
+    reason: Annotated[str, Field(max_length=2000)] | None = None
+    case: Annotated[str, Field(max_length=200)] | None = None
+    box: tuple[float, float, PositiveFloat, PositiveFloat] | None = None
+    time_s: Annotated[float, Field(ge=0)] | None = None
+    whole_picture: bool = False
+    target_camera: Annotated[str, Field(max_length=500)] | None = None
+    top: Annotated[int, Field(ge=1, le=500)] = 20
+    cameras: Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=1000)] = []
+    other_cameras: bool = False
+    after: AwareDatetime | None = None
+    before: AwareDatetime | None = None
+    zone: Annotated[str, Field(max_length=100)] = "UTC"
+    exact: bool = False
+    confirmed: Annotated[list[VideoId], Field(max_length=500)] = []
+    rejected: Annotated[list[VideoId], Field(max_length=500)] = []
+
+
+class Found(BaseModel):
+    """What a search found, besides its leads. none_probability: that no eligible video shows the target's person, None where
+    there are no probabilities; calibration: what these rest on, or why there are none; remarks: what was guessed; seconds: of the
+    search. audit_head: of the gallery's audit log with this search's record in it.
+    """
+
+    index_version: str
+    model: str
+    untrained: bool
+    gallery_videos: int
+    eligible: int
+    scored: int
+    untimed: int | None
+    filters: list[str]
+    none_probability: float | None
+    calibration: str
+    remarks: list[str]
+    not_indexed: int
+    seconds: float
+    audit_head: str | None
+
+
+class SearchState(BaseModel):
+    """A search and how far it is. asked: as it was; error: why it failed; found: once it is done."""
+
+    search_id: str
+    gallery: str
+    target: str
+    reason: str | None
+    case: str | None
+    made_at: datetime
+    asked: SearchAsked
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    error: str | None
+    found: Found | None
+
+
+class Segment(BaseModel):
+    """A segment and how much each of its frames counted. frames: numbers in the source; times: seconds; attention: sums to 1."""
+
+    frames: list[int]
+    times: list[float]
+    attention: list[float]
+
+
+class Pair(BaseModel):
+    """Two segments that resemble each other, and their score, 0..1."""
+
+    target: Segment
+    candidate: Segment
+    score: float
+
+
+class LeadFound(BaseModel):
+    """A lead, to be checked by a person. probability and strength as in `pipeline.search.results.Lead`; source_changed: the file
+    is no longer the one that was ingested and scored; copy_of: rank of a lead before that is a file of the same bytes; within:
+    why it is in the path of somebody who is followed; decision: what this person said of it.
+    """
+
+    rank: int
+    video_id: str
+    camera_id: str | None
+    seen_from: datetime | None
+    seen_to: datetime | None
+    seen: str | None
+    score: float
+    probability: float | None
+    strength: str | None
+    source_changed: bool
+    copy_of: int | None
+    within: str | None
+    decision: Decision | None
+    pairs: list[Pair]
+
+
+class Decided(Asked):
+    """What the person says of a lead; null takes it back."""
+
+    decision: Decision | None

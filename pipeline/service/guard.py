@@ -1,0 +1,99 @@
+"""What every request passes before it reaches a route: host, origin and size, and what every answer says to a browser.
+
+A page of another site that makes a browser ask this service is refused by Host (names that lead here by DNS), by Origin and
+Sec-Fetch-Site (forged writes), besides the session cookie, which is SameSite=Strict.
+"""
+
+import json
+from collections.abc import Collection
+from http import HTTPStatus
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+JSON_BYTES = 1 << 20
+UPLOAD_BYTES = 512 << 20
+UPLOADS = "/api/v1/targets"
+READS = ("GET", "HEAD", "OPTIONS")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "cache-control": "no-store",
+}
+
+
+class Guard:
+    """An ASGI application around another one. hosts: what the Host header may say, with the port where it is not the usual one;
+    secure: whether people come by https.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], secure: bool) -> None:
+        self.app = app
+        self.hosts = frozenset(hosts)
+        self.origins = frozenset(f"{'https' if secure else 'http'}://{host}" for host in hosts)
+        self.headers = HEADERS | ({"strict-transport-security": "max-age=31536000"} if secure else {})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # there are no websockets here
+
+        async def guarded_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self.headers)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        limit = UPLOAD_BYTES if scope["path"] == UPLOADS else JSON_BYTES
+        refusal = self._refusal(scope, headers, limit)
+        if refusal is not None:
+            await _problem(guarded_send, *refusal)
+            return
+        received = 0
+
+        async def limited_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise HTTPException(413, _too_large(limit))
+            return message
+
+        await self.app(scope, limited_receive, guarded_send)
+
+    def _refusal(self, scope: Scope, headers: Headers, limit: int) -> tuple[int, str] | None:
+        """(status, sentence) of what is refused unseen."""
+        if len(headers.getlist("host")) != 1 or headers["host"].lower() not in self.hosts:
+            return 421, "this service does not go by that name"
+        site, origins = headers.get("sec-fetch-site"), headers.getlist("origin")
+        api, write = scope["path"].startswith("/api/"), scope["method"] not in READS
+        if (api and site not in (None, "same-origin", "none")) or any(origin not in self.origins for origin in origins):
+            return 403, "another site may not use this one"
+        if write and site is None and not origins and "authorization" not in headers:
+            return 403, "a change needs to say where it comes from: Origin, Sec-Fetch-Site or a bearer token"
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()):
+            return 400, "Content-Length is a number of bytes"
+        return (413, _too_large(limit)) if int(length) > limit else None
+
+
+def _too_large(limit: int) -> str:
+    return f"what is sent here has at most {limit:,} bytes"
+
+
+async def _problem(send: Send, status: int, sentence: str) -> None:
+    body = json.dumps({"title": HTTPStatus(status).phrase, "status": status, "detail": sentence}).encode()
+    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

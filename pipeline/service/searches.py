@@ -1,0 +1,159 @@
+"""Searches as jobs: one at a time, in the order in which they were asked for; the newest are kept in memory, with their leads."""
+
+import logging
+import secrets
+import threading
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from pipeline.errors import PipelineError
+from pipeline.gallery.audit import append_record, on_behalf_of
+from pipeline.gallery.gallery import Gallery
+from pipeline.search.results import Lead, SearchResult
+from pipeline.search.run import Answer
+from pipeline.service.answers import Decision, SearchAsked
+
+KEPT = 200  # the newest searches, of all people
+WAITING = 16  # searches that wait or run, of all people
+WAITING_OF_ONE = 4  # of one person
+_logger = logging.getLogger("coattention.service")
+
+
+class BusyError(Exception):
+    """Too many searches wait; the sentence says whose."""
+
+
+@dataclass
+class Search:
+    """One search of a person. state: queued, running, done, failed or cancelled; error: why it failed, a sentence.
+
+    known: names of the gallery's commits from before the search read anything. decisions: of this person, by rank.
+    """
+
+    search_id: str
+    person: str
+    gallery: Gallery
+    asked: SearchAsked
+    made_at: datetime
+    state: str = "queued"
+    error: str | None = None
+    answer: Answer | None = None
+    known: tuple[str, ...] = ()
+    decisions: dict[int, Decision] = field(default_factory=dict)
+    viewed: bool = False
+    future: Future[None] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def result(self) -> SearchResult | None:
+        """What was found, once it is done."""
+        return None if self.answer is None else self.answer.results[0]
+
+    def leads(self) -> list[Lead]:
+        """The leads, best first, without those that were forgotten since."""
+        if self.result is None:
+            return []
+        gone = self.gallery.forgotten(self.known)
+        return [lead for lead in self.result.leads if lead.video.video_id not in gone]
+
+    def view(self) -> None:
+        """Record, once, that the person looks at the pictures. Raises PipelineError where the log cannot be written."""
+        with self.lock:
+            if not self.viewed:
+                append_record(self.gallery, "view", self._fields() | {"results": [one.video.video_id for one in self.leads()]})
+                self.viewed = True
+
+    def decide(self, lead: Lead, decision: Decision | None) -> None:
+        """Record what the person says of a lead (None: takes it back), and keep it."""
+        with self.lock:
+            said = {"video_id": lead.video.video_id, "decision": decision, "before": self.decisions.get(lead.rank)}
+            append_record(self.gallery, "decision", self._fields() | said)
+            self.decisions.pop(lead.rank, None)
+            if decision is not None:
+                self.decisions[lead.rank] = decision
+
+    def _fields(self) -> dict[str, str | None]:
+        head = None if self.result is None else self.result.audit_head  # names the record of the search
+        of = {"search": self.search_id, "search_audit_head": head, "target": self.asked.target}
+        return {**on_behalf_of(self.person), **of, "reason": self.asked.reason, "case": self.asked.case}
+
+
+class Searches:
+    """All searches of a service."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "search")
+        self._kept: OrderedDict[str, Search] = OrderedDict()
+        self._lock = threading.Lock()
+        self._thread.submit(_load)
+
+    def begin(self, gallery: Gallery, person: str, asked: SearchAsked, run: Callable[[], Answer]) -> Search:
+        """Queue a search; `run` makes it. Raises BusyError where too many wait already."""
+        with self._lock:
+            waiting = [one for one in self._kept.values() if one.state in ("queued", "running")]
+            if sum(one.person == person for one in waiting) >= WAITING_OF_ONE:
+                raise BusyError(f"{WAITING_OF_ONE} searches of yours wait already; try again when one is done")
+            if len(waiting) >= WAITING:
+                raise BusyError(f"{WAITING} searches wait already; try again when some are done")
+            search_id, now = secrets.token_urlsafe(9), datetime.now(UTC)
+            search = Search(search_id, person, gallery, asked, now)
+            self._kept[search_id] = search
+            ended = [key for key, one in self._kept.items() if one.state not in ("queued", "running")]
+            for key in ended[: max(0, len(self._kept) - KEPT)]:
+                del self._kept[key]
+            search.future = self._thread.submit(_run, search, run)
+        return search
+
+    def of(self, person: str, search_id: str) -> Search | None:
+        """A search of this person; None for those of others and for what is gone."""
+        found = self._kept.get(search_id)
+        return found if found is not None and found.person == person else None
+
+    def all_of(self, person: str) -> list[Search]:
+        """The searches of this person, the newest first."""
+        with self._lock:
+            return [one for one in reversed(self._kept.values()) if one.person == person]
+
+    def close(self) -> None:
+        """Begin nothing more; what runs is waited for, so that its record is whole."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+def cancel(search: Search) -> None:
+    """Take a search out of the queue; of one that runs the answer is thrown away, while its record stays."""
+    with search.lock:
+        if search.state in ("queued", "running"):
+            search.state = "cancelled"
+            if search.future is not None:
+                search.future.cancel()
+
+
+def _run(search: Search, run: Callable[[], Answer]) -> None:
+    with search.lock:
+        if search.state != "queued":
+            return
+        search.state = "running"
+    state, error, answer = "failed", None, None
+    try:
+        search.known = tuple(search.gallery.commit_names())
+        answer = run().with_hashes()
+        state = "done"
+    except PipelineError as refused:
+        error = str(refused)
+    except Exception:
+        error = "the search failed by a fault of the program; its error output says more"
+        _logger.exception("search failed", extra={"search": search.search_id})
+        traceback.print_exc()
+    with search.lock:
+        if search.state == "running":
+            search.error, search.answer, search.state = error, answer, state
+
+
+def _load() -> None:
+    """What takes a second to load, before somebody waits for it."""
+    import pipeline.search.follow
+    import pipeline.search.partitions  # noqa: F401
