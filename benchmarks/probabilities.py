@@ -84,7 +84,7 @@ def judge(gallery: Gallery, counts: Counts | None) -> dict[str, Any]:
     index = build_index(gallery, head=head, calibration=calibration, measure=measure)
     rows = np.arange(len(index.videos))
     with opened_partitions(gallery, index, actors=0) as partitions:
-        scores = coattention_scores(gallery, index, partitions, rows, rows, ScoreSettings())
+        scores = coattention_scores(gallery, index, partitions, rows, rows, ScoreSettings().alone)
     ids, persons, cameras = (index.videos[name].to_pylist() for name in ("video_id", "person_id", "camera_id"))
     person, camera = (np.unique([name or "" for name in names], return_inverse=True)[1] for names in (persons, cameras))
     known = np.array([name is not None for name in persons])

@@ -37,9 +37,6 @@ def calibrate(
     ratio: Annotated[
         float | None, typer.Option(help="Make the video score of this share of the best pair scores only (the patent's: 0.2).")
     ] = ScoreSettings.ratio,
-    neighbours: Annotated[
-        int, typer.Option(help="Best videos of a search that add how they resemble the others; 0: none.")
-    ] = ScoreSettings.neighbours,
     normalise: Annotated[str, typer.Option(help="cohort or none, as in the searches that the calibration is for.")] = "cohort",
     cameras: Cameras = "auto",
     name: Annotated[str | None, typer.Option(help="Name of the videos, for people who read a report [default: --data].")] = None,
@@ -55,7 +52,7 @@ def calibrate(
     """
     spec = find_backbone(backbone)
     settings = IndexSettings(segment_length, stride, cameras=cameras)
-    score = ScoreSettings(ratio, normalise=normalise, neighbours=neighbours)  # type: ignore[arg-type]
+    score = ScoreSettings(ratio, normalise=normalise).alone  # type: ignore[arg-type]
     labelled = read_labelled(data, part=part, endpoints=endpoint or ())
     gallery = Gallery.open_or_create(resolve(out).join("gallery").uri, GallerySettings(spec, sample_rate, None))
     cluster = Cluster(address, insecure_cluster)

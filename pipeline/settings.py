@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, time
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
@@ -71,6 +71,11 @@ class ScoreSettings:
     aggregate: Literal["mean", "sum"] = "mean"
     normalise: Literal["cohort", "none"] = "cohort"
     neighbours: int = 1
+
+    @property
+    def alone(self) -> "ScoreSettings":
+        """The same without neighbours: what a video says by itself, which is what probabilities are of."""
+        return replace(self, neighbours=0)
 
     @property
     def all_pairs(self) -> bool:

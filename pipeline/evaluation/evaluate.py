@@ -175,11 +175,12 @@ def coattention_scores(
     progress: Progress = lambda done, total: None,
     *,
     one_query: bool = False,
+    alone: Floats | None = None,
 ) -> Floats:
     """The full score of the search for every pair, float64 [q, g]; queries [q] and candidates [g] are rows of Index.videos.
 
     progress is told queries done and in all. one_query: candidates' frames are judged by the constant query vector of the index
-    in place of each target's own.
+    in place of each target's own. alone: [q, g], takes the scores before neighbours had a say.
     """
     scores = np.empty((len(queries), len(candidates)))
     for done, (place, target) in enumerate(_encoded(gallery, index, queries), start=1):
@@ -187,6 +188,8 @@ def coattention_scores(
             same = torch.from_numpy(index.query).expand_as(target.encoding.query_vectors).clone()
             target = replace(target, encoding=replace(target.encoding, query_vectors=same))
         scores[place] = partitions.score(target, candidates, settings)
+        if alone is not None:
+            alone[place] = scores[place]
         others = candidates != queries[place]  # the query itself has no say
         scores[place, others] = with_neighbours(index, partitions, candidates[others], scores[place, others], settings)
         progress(done, len(queries))
@@ -337,7 +340,9 @@ def evaluate_index(
     keep: takes the scores [Q, G] of every method, where they are wanted afterwards. progress: of the full scores, in queries.
     """
     queries, inverse = np.unique(pairs.query_rows, return_inverse=True)
-    full = coattention_scores(gallery, index, partitions, queries, pairs.gallery_rows, score, progress)[inverse]
+    alone = np.empty((len(queries), len(pairs.gallery_rows)))
+    asked = gallery, index, partitions, queries, pairs.gallery_rows, score
+    full = coattention_scores(*asked, progress, alone=alone)[inverse]
     per_query: dict[str, QueryFigures] = {}
     methods: dict[str, Any] = {}
 
@@ -349,10 +354,9 @@ def evaluate_index(
 
     judge(COATTENTION, full)
     shortlists = _shortlists(gallery, index, partitions, pairs, full, settings)
-    probabilities = _probabilities(index, full, pairs, score)
-    del full
+    probabilities = _probabilities(index, alone[inverse], pairs, score)
+    del full, alone
     if index.query is not None:
-        asked = gallery, index, partitions, queries, pairs.gallery_rows, score
         judge(ONE_QUERY, coattention_scores(*asked, one_query=True)[inverse])
     for name, scores in baseline_scores(gallery, index, pairs):
         judge(name, scores)
@@ -370,9 +374,9 @@ def evaluate_index(
 
 
 def _probabilities(index: Index, scores: Floats, pairs: JudgedPairs, score: ScoreSettings) -> dict[str, Any]:
-    """What searches say of these scores against the labels. words: what it rests on, or why there are no numbers."""
+    """What searches say of scores of videos alone, against the labels. words: what it rests on, or why there are no numbers."""
     cut = index.settings.segment_length, index.settings.stride
-    known, why = calibration_of(index, settings_of(score, *cut, cameras=index.settings.cameras))
+    known, why = calibration_of(index, settings_of(score.alone, *cut, cameras=index.settings.cameras))
     table = scores, pairs.valid, pairs.same
     if known is None:
         return {"words": why, "numbers": None, "strengths": []}

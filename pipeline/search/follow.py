@@ -204,7 +204,7 @@ class _Scores:
             scores[np.isclose(mean, self._logits(np.zeros(1)))] = 0.0  # no pair reaches it under any target
         named = np.full(len(self.index.videos), -np.inf, np.float32)
         named[self.first.videos] = self.first.logits
-        united = Scored(Shortlist(self.questions[0], self.videos, named[self.videos]), scores)
+        united = Scored(Shortlist(self.questions[0], self.videos, named[self.videos]), scores, scores)
         last = int(np.count_nonzero(mean >= mean[among].min(initial=math.inf)))  # of the targets
         settings = replace(self.settings, top=max(top + len(among) + len(without), last), evidence=False)
         found = leads(self.gallery, self.index, self.partitions, united, settings)
@@ -214,7 +214,15 @@ class _Scores:
             videos = np.array([self.index.position(lead.video.video_id) for lead in kept], np.int64)
             pairs = self.partitions.evidence(self.questions[0].segments, videos, self.settings.pairs, self.score)
             kept = [replace(lead, best_pairs=tuple(of_lead)) for lead, of_lead in zip(kept, pairs, strict=True)]
-        return replace(found, leads=tuple(kept), settings=self.settings)
+        found = replace(found, leads=tuple(kept), settings=self.settings)
+        return found if len(targets) == 1 else _without_worth(found)
+
+
+def _without_worth(found: SearchResult) -> SearchResult:
+    """A result whose scores are of several targets, which nobody measured the worth of."""
+    bare = tuple(replace(lead, probability=None, strength=None) for lead in found.leads)
+    words = "scores are means over several videos of the person, and what these are worth was not measured"
+    return replace(found, leads=bare, none_probability=None, expected_matches=None, calibration=words)
 
 
 @dataclass

@@ -31,8 +31,8 @@ def leads(gallery: Gallery, index: Index, partitions: Partitions, scored: Scored
         pairs = partitions.evidence(question.segments, shortlist.videos[best], settings.pairs, question.score)
     rows = index.rows(shortlist.videos[best])
     cut = (index.settings.segment_length, index.settings.stride, settings.target_length, settings.target_stride)
-    made = settings_of(question.score, *cut, cameras=index.settings.cameras)
-    worth = worth_of(index, made, scores, best, question.eligible, settings)
+    made = settings_of(question.score.alone, *cut, cameras=index.settings.cameras)
+    worth = worth_of(index, made, scored.alone, best, question.eligible, settings)
     prefilter_ranks = _prefilter_ranks(index, shortlist, best)
     ranked = zip(rows, scores[best].tolist(), worth.probabilities, worth.strengths, prefilter_ranks, pairs, strict=True)
     return SearchResult(

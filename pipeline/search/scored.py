@@ -14,10 +14,11 @@ from pipeline.settings import SearchSettings
 
 @dataclass(frozen=True)
 class Scored:
-    """A shortlist and the video scores, float64, of its first len(scores) videos."""
+    """A shortlist and the video scores, float64 [m], of its first m videos. alone: before neighbours had a say, [m]."""
 
     shortlist: Shortlist
     scores: np.ndarray
+    alone: np.ndarray
 
 
 def score_shortlists(
@@ -27,13 +28,14 @@ def score_shortlists(
 
     What the best of them say of the others (`pipeline.search.neighbours`) comes last.
     """
-    scored = [Scored(one, np.empty(0)) for one in shortlists]
+    scored = [Scored(one, np.empty(0), np.empty(0)) for one in shortlists]
     while going := [(place, ahead) for place, one in enumerate(scored) if (ahead := _ahead(one, settings))]:
         segments = [shortlists[place].question.segments for place, _ in going]
         videos = [shortlists[place].videos[len(scored[place].scores) :][:ahead] for place, ahead in going]
         scores = partitions.score_many(segments, videos, shortlists[going[0][0]].question.score)
         for (place, _), mine in zip(going, scores, strict=True):
-            scored[place] = Scored(shortlists[place], np.concatenate([scored[place].scores, mine]))
+            found = np.concatenate([scored[place].scores, mine])
+            scored[place] = Scored(shortlists[place], found, found)
     return [replace(one, scores=_with_neighbours(index, partitions, one)) for one in scored]
 
 

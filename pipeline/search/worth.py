@@ -11,7 +11,6 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
-from pipeline.search.neighbours import with_neighbours
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.shortlist import segmented
 from pipeline.search.targets import stored_target
@@ -34,7 +33,7 @@ def measure_worth(gallery: Gallery, index: Index) -> GalleryCalibration:
     index: published or not; its partitions are read in this process. Where it has no usable cohort, scores are those without one.
     """
     rows = np.array(hash_order(index.videos["video_id"].to_pylist(), SAMPLE_VIDEOS), np.int64)
-    score = ScoreSettings(normalise="cohort" if index.cohort.usable else "none")
+    score = ScoreSettings(normalise="cohort" if index.cohort.usable else "none").alone
     videos = index.videos.take(pa.array(rows))
     cut = index.settings.segment_length, index.settings.stride
     return fit_gallery_calibration(
@@ -66,9 +65,6 @@ def _scores_among(gallery: Gallery, index: Index, rows: np.ndarray, videos: pa.T
             if len(targets) == AT_ONCE:
                 flush()
         flush()
-    for place, own in enumerate(scores):
-        others = np.arange(len(rows)) != place
-        own[others] = with_neighbours(index, partitions, rows[others], own[others], score)
     return scores
 
 
