@@ -48,7 +48,7 @@ def test_searches_give_the_probabilities_of_their_gallery(town: Gallery) -> None
     index = open_index(town)
     known = index.gallery_calibration
     assert known is not None and known.why == "" and known.videos == 80 and verify_gallery(town) == []
-    result = found(town, index)
+    result = found(town, index, SearchSettings(top=12, score=ScoreSettings().alone))
     said = [lead.probability for lead in result.leads]
     assert said == sorted(said, reverse=True) and all(lead.strength is None for lead in result.leads)
     assert min(said[:3]) > 0.5 > 0.1 > max(said[4:])  # three others of the person
@@ -56,6 +56,10 @@ def test_searches_give_the_probabilities_of_their_gallery(town: Gallery) -> None
     assert result.expected_matches == pytest.approx(known.expected_matches(79)) and 1.5 < result.expected_matches < 6
     assert result.calibration == "80 videos of this gallery among each other, nobody labelled"
     assert found(town, index, SearchSettings(top=3, expected_matches=0.01)).leads[0].probability < said[0]
+    by_id = {lead.video.video_id: lead.probability for lead in result.leads}
+    ranked = found(town, index).leads  # with neighbours: the order may change, what a video says by itself does not
+    assert all(lead.probability == by_id.get(lead.video.video_id, lead.probability) for lead in ranked)
+    assert any(lead.video.video_id in by_id for lead in ranked)
 
 
 def test_what_is_measured_are_scores_as_searches_make_them(town: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +69,7 @@ def test_what_is_measured_are_scores_as_searches_make_them(town: Gallery, monkey
     measure_worth(town, index)
     rows = np.array(hash_order(index.videos["video_id"].to_pylist()))
     with opened_partitions(town, index, actors=0) as partitions:
-        expected = coattention_scores(town, index, partitions, rows, rows, ScoreSettings())
+        expected = coattention_scores(town, index, partitions, rows, rows, ScoreSettings().alone)
     np.testing.assert_array_equal(seen[0], expected)
 
 
