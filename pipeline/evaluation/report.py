@@ -124,8 +124,10 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was judged and how, as (term, words)."""
     settings = document["settings"]
     protocol = [f"part {settings['part']}", f"protocol {settings['protocol']}", f"split {settings['split']}"]
-    share = "all" if settings["ratio"] is None else f"top {settings['ratio']:g}"
-    pooled = f"{share} of the segment pairs, {settings['aggregate']}; {settings['normalise']} normalisation"
+    pairs = "all segment pairs, the better and the more visible the more"
+    if settings["ratio"] is not None:
+        pairs = f"{settings['aggregate']} of the top {settings['ratio']:g} of the segment pairs"
+    pooled = f"{pairs}; {settings['normalise']} normalisation"
     facts = [
         ("Data", f"{document['name']} ({document['data']})"),
         ("Protocol", ", ".join(protocol)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.evaluate import COATTENTION, COSINE, EvaluationSettings, Split, evaluate_index, judged_pairs
-from pipeline.evaluation.report import evaluation_text, interval, render_evaluation, share, spread
+from pipeline.evaluation.report import evaluation_text, interval, probability_lines, render_evaluation, share, spread
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
 from pipeline.search.partitions import opened_partitions
@@ -180,3 +180,15 @@ def test_without_intervals_none_are_shown(document: dict[str, Any]) -> None:
     text = words(document)
     assert not re.search(r"\d\.\d{3}–\d", text) and "…" not in text and "95 %" not in text and "Intervals none" in text
     assert not re.search(r"\d\.\d{3}–\d", evaluation_text(document))
+
+
+def test_it_says_which_pairs_count(document: dict[str, Any]) -> None:
+    assert "mean of the top 0.2 of the segment pairs; none normalisation" in words(document)
+    document["settings"] |= {"ratio": None, "normalise": "cohort"}
+    assert "all segment pairs, the better and the more visible the more; cohort normalisation" in words(document)
+
+
+def test_probabilities_of_data_without_a_match_are_no_ratio(document: dict[str, Any]) -> None:
+    numbers = dict.fromkeys(("ece", "expected", "first", "first_right", "none", "absent", "none_absent", "none_present"), 0.5)
+    document["probabilities"] = {"words": "a gallery", "numbers": numbers | {"matches": 0}, "strengths": []}
+    assert "they add up to 0.5 where 0 pairs show one person," in "\n".join(probability_lines(document))

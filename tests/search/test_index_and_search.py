@@ -311,8 +311,7 @@ def test_a_target_that_is_a_copy_of_a_videos_file_finds_it_and_is_not_measured_a
     target = gallery_target(toy_gallery, "v000")
     copy = dataclasses.replace(target, video=VideoRef("copy", "/elsewhere/copy.mp4"), content=content)
     with opened_partitions(toy_gallery, index, actors=0) as partitions:
-        alone = dataclasses.replace(EVERYTHING, score=ScoreSettings(neighbours=0))  # as a lead, the video speaks for others
-        one, other = (search(toy_gallery, index, partitions, asked, alone) for asked in (target, copy))
+        one, other = (search(toy_gallery, index, partitions, asked, EVERYTHING) for asked in (target, copy))
     scores = {lead.video.video_id: lead.score for lead in other.leads}
     assert scores.pop("v000") > 0.85
     assert scores == {lead.video.video_id: lead.score for lead in one.leads}
