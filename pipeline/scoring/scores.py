@@ -374,7 +374,8 @@ def visible_logits(
     (`pipeline.coattention.visibility`), above 0. A video's logit does not depend on its neighbours in the call. Raises
     PipelineError for NaN.
     """
-    powers = np.exp(np.clip(SHARPNESS * np.ascontiguousarray(logits.T), -LARGEST_POWER, LARGEST_POWER))  # [K_total, N]
+    powers = SHARPNESS * np.ascontiguousarray(logits.T)  # [K_total, N]
+    np.exp(np.clip(powers, -LARGEST_POWER, LARGEST_POWER, out=powers), out=powers)
     weighted = powers.astype(np.float64)  # before any sum, so that no buffer's end decides on the order of additions
     weighted *= of_target
     by_segment = weighted.sum(axis=1) / of_target.sum(dtype=np.float64)  # [K_total]

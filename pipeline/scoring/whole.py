@@ -60,6 +60,9 @@ def resemblance(some: WholeVideos, others: WholeVideos, weight: Singles, bias: f
     logits = np.empty((len(some.encodings), len(others.encodings)), np.float32)
     stored = others.encodings.astype(np.float32)
     for row, encoding in zip(logits, some.encodings.astype(np.float32), strict=True):
-        row[:] = bias + (np.square(stored - encoding) * weight).sum(axis=1)
+        gaps = stored - encoding
+        gaps *= gaps
+        gaps *= weight
+        row[:] = bias + gaps.sum(axis=1)
     of_some = (logits - some.mean[:, None]) / some.spread[:, None]
     return ((of_some + (logits - others.mean) / others.spread) / 2).astype(np.float32)
