@@ -50,7 +50,10 @@ def test_searches_give_the_probabilities_of_their_gallery(town: Gallery) -> None
     assert known is not None and known.why == "" and known.videos == 80 and verify_gallery(town) == []
     result = found(town, index, SearchSettings(top=12, score=ScoreSettings().alone))
     said = [lead.probability for lead in result.leads]
-    assert said == sorted(said, reverse=True) and all(lead.strength is None for lead in result.leads)
+    by_themselves = found(town, index, SearchSettings(top=12, score=ScoreSettings(neighbours=0)))
+    there = {lead.video.video_id: lead.probability for lead in by_themselves.leads}
+    assert list(there.values()) == sorted(there.values(), reverse=True) and all(lead.strength is None for lead in result.leads)
+    assert all(there.get(lead.video.video_id, lead.probability) == lead.probability for lead in result.leads)
     assert min(said[:3]) > 0.5 > 0.1 > max(said[4:])  # three others of the person
     assert result.none_probability is not None and result.none_probability < 0.3
     assert result.expected_matches == pytest.approx(known.expected_matches(79)) and 1.5 < result.expected_matches < 6
@@ -62,7 +65,9 @@ def test_searches_give_the_probabilities_of_their_gallery(town: Gallery) -> None
     assert any(lead.video.video_id in by_id for lead in ranked)
 
 
-def test_what_is_measured_are_scores_as_searches_make_them(town: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_measured_are_scores_as_searches_make_them_before_neighbours(
+    town: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index, seen = open_index(town), []
     monkeypatch.setattr(worth, "fit_gallery_calibration", lambda scores, *_, **__: seen.append(scores))
     monkeypatch.setattr(worth, "AT_ONCE", 50)
