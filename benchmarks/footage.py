@@ -60,7 +60,7 @@ PATTERN = "{camera}/%Y%m%d_%H%M%S.mp4"
 FOLLOWED = {
     "as shipped": TrackingSettings(),
     "begun surely only": replace(TrackingSettings(), weak_start_score=TrackingSettings.start_score),
-    "continued from 0.3": replace(TrackingSettings(), continue_score=0.3),
+    "begun at 0.4": replace(TrackingSettings(), weak_start_score=0.4),
 }
 LEAST_FRAMES = 5  # that an appearance is looked at: a second
 Appearance = tuple[str, int]

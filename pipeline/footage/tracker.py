@@ -50,7 +50,7 @@ class TrackingSettings:
     start_score: float = 0.7
     weak_start_score: float = 0.5
     moved: float = 0.5
-    continue_score: float = 0.4
+    continue_score: float = 0.3
     least_cosine: float = 0.7
     least_overlap: float = 0.1
     widening: float = 0.15

@@ -133,7 +133,7 @@ def test_weak_detections_continue_tracks_and_begin_none() -> None:
     assert track(weak) == []
     mixed = [made.frames[i] if i % 3 == 0 else weak[i] for i in range(len(weak))]
     assert [len(one.times) for one in track(mixed)] == [50, 50]
-    weaker = [(time_s, boxes, scores * 0 + 0.3, features) for time_s, boxes, scores, features in made.frames]
+    weaker = [(time_s, boxes, scores * 0 + 0.2, features) for time_s, boxes, scores, features in made.frames]
     mixed = [made.frames[i] if i % 3 == 0 else weaker[i] for i in range(len(weak))]
     assert [len(one.times) for one in track(mixed)] == [17, 17]
 
