@@ -57,7 +57,11 @@ ON_SCENE = 6
 OPENING = datetime(2026, 3, 2, 8, tzinfo=UTC)
 PATTERN = "{camera}/%Y%m%d_%H%M%S.mp4"
 # How people are followed: as an ingest does, and as jobs.track can, from the same detections, where the detector is less sure.
-FOLLOWED = {"as shipped": TrackingSettings(), "begun at 0.5": replace(TrackingSettings(), start_score=0.5, continue_score=0.3)}
+FOLLOWED = {
+    "as shipped": TrackingSettings(),
+    "begun surely only": replace(TrackingSettings(), weak_start_score=TrackingSettings.start_score),
+    "begun at 0.4": replace(TrackingSettings(), weak_start_score=0.4),
+}
 LEAST_FRAMES = 5  # that an appearance is looked at: a second
 Appearance = tuple[str, int]
 """A recording's uri and the person."""

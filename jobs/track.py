@@ -17,7 +17,10 @@ from pipeline.gallery.gallery import Gallery
 
 def track(
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
-    start_score: Annotated[float | None, typer.Option(help="Least score of a detection that begins a track.")] = None,
+    start_score: Annotated[float | None, typer.Option(help="Least score of a detection that surely begins a track.")] = None,
+    weak_start_score: Annotated[
+        float | None, typer.Option(help="Of one that begins a track that counts if its person moves, or is seen surely later.")
+    ] = None,
     continue_score: Annotated[float | None, typer.Option(help="Least score of one that continues a track.")] = None,
     least_cosine: Annotated[float | None, typer.Option(help="Least cosine of a detection's feature with its track's.")] = None,
     least_overlap: Annotated[float | None, typer.Option(help="Least overlap of a box with where its track is expected.")] = None,
@@ -34,6 +37,7 @@ def track(
     opened = Gallery.open(gallery)
     given = {
         "start_score": start_score,
+        "weak_start_score": weak_start_score,
         "continue_score": continue_score,
         "least_cosine": least_cosine,
         "least_overlap": least_overlap,

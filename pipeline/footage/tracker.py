@@ -3,13 +3,14 @@
 Every track knows where its person should be (a Kalman filter: boxes move and grow steadily) and what the person looks like (a
 running mean of frame features of boxes that nobody else covers). The detections of a frame go to the tracks that they fit best in
 place and looks together, all at once (the Hungarian method). Where one box turns out to have shown two people, its track ends and
-both go on as new ones: a broken track costs a search little, a mixed one a person.
+both go on as new ones: a broken track costs a search little, a mixed one a person. A detector is as weakly sure of a post as of
+somebody far away: whoever was only seen weakly chooses last, and becomes a track only if they move or are seen surely later.
 
 Nothing is drawn by chance, and the order of a frame's rows does not matter. What is open can be put aside and gone on with
 (`Tracker.state`), so that files that continue each other give the tracks of one piece.
 
 After Bewley et al., "Simple Online and Realtime Tracking", ICIP 2016; Wojke et al., "Simple Online and Realtime Tracking with a
-Deep Association Metric", ICIP 2017; Zhang et al., "ByteTrack", ECCV 2022, where weak detections continue tracks and begin none.
+Deep Association Metric", ICIP 2017; Zhang et al., "ByteTrack", ECCV 2022, where strong detections choose before weak ones.
 """
 
 import math
@@ -31,7 +32,9 @@ SIDES_NOISE = 0.1  # the same of width and height, which change as people come n
 class TrackingSettings:
     """When detections are one person. Times are in seconds; the rest are shares without a unit.
 
-    start_score: the least score of a detection that begins a track. continue_score: of one that continues a track.
+    start_score: the least score of a detection that begins a track. weak_start_score: of one that nothing else covers and that
+    begins a track which counts once it has a detection of start_score, or if its person moves by `moved` of the box's height.
+    continue_score: of one that continues a track.
     least_cosine: of a detection's feature with the track's. least_overlap: intersection over union of a detection with where the
     track's person should be, both widened on each side by `widening` of the box, and by `widening_per_s` of it for each second
     that the person was not seen. patience_s: how long a person who is not seen is waited for; a track that is shorter is
@@ -45,7 +48,9 @@ class TrackingSettings:
     """
 
     start_score: float = 0.7
-    continue_score: float = 0.4
+    weak_start_score: float = 0.5
+    moved: float = 0.5
+    continue_score: float = 0.3
     least_cosine: float = 0.7
     least_overlap: float = 0.1
     widening: float = 0.15
@@ -101,7 +106,8 @@ class _Open:
     """A track that may go on. position: float64 [4, 2], centre (x, y), width and height, each with its change per second.
 
     spread: float64 [2, 2, 2], the covariance of a value and its change, of the centre and of the sides. feature: float64 [D], of
-    length 1. rows, times, boxes, scores: of its detections.
+    length 1. rows, times, boxes, scores: of its detections. sure: whether one of them, or of the track that it goes on, had
+    start_score.
     """
 
     number: int
@@ -112,6 +118,7 @@ class _Open:
     times: list[float]
     boxes: list[np.ndarray]
     scores: list[float]
+    sure: bool = False
 
     def add(self, row: int, time_s: float, box: np.ndarray, score: float) -> None:
         self.rows.append(row)
@@ -169,20 +176,31 @@ class Tracker:
             raise ValueError(f"a frame at {time_s} s follows one at {self._time_s} s; frames are tracked in the order of time")
         frame = self._counted(time_s, boxes, scores, features)
         self._time_s, step = time_s, time_s - self._time_s
-        self._finished += [track.finished() for track in self._open if not self._awaited(track)]
+        for track in self._open:
+            if not self._awaited(track):
+                self._end(track)
         self._open = [track for track in self._open if self._awaited(track)]
         for track in self._open:
             _predict(track, step)
         strong = frame.scores >= self.settings.start_score
-        unseen, owners = list(self._open), dict[int, tuple[_Open, np.ndarray, np.ndarray]]()
-        for found in (np.flatnonzero(strong), np.flatnonzero(~strong)):  # the strong ones choose first
-            for i, track in self._pairs(frame, found, unseen):
+        owners = dict[int, tuple[_Open, np.ndarray, np.ndarray]]()
+        sure, others = ([track for track in self._open if track.sure is one] for one in (True, False))
+        # Strong detections choose before weak ones, and tracks that are sure before others.
+        for found, tracks in ((strong, sure), (~strong, sure)):
+            for i, track in self._pairs(frame, np.flatnonzero(found), tracks):
                 owners[i] = track, track.position[:, 0].copy(), track.feature
                 self._continue(track, frame, i)
-                unseen.remove(track)
-        for i in [i for i in np.flatnonzero(strong).tolist() if i not in owners]:
-            self._split(frame, i, owners)
-            self._begin(frame, i)
+                tracks.remove(track)
+        left = np.array([i for i in range(len(strong)) if i not in owners], int)
+        continued = dict(self._pairs(frame, left, others))
+        clear = (frame.scores >= self.settings.weak_start_score) & (frame.cover <= self.settings.least_overlap)
+        for i in left.tolist():
+            if strong[i]:
+                self._split(frame, i, owners)
+            if strong[i] or (clear[i] and i not in continued):
+                self._begin(frame, i, continued.get(i))
+            elif i in continued:
+                self._continue(continued[i], frame, i)
 
     def take_finished(self) -> list[Track]:
         """The tracks that ended since the last call, in the order in which they ended."""
@@ -191,7 +209,8 @@ class Tracker:
 
     def finish(self) -> list[Track]:
         """All tracks that were not taken yet: the recording ends here."""
-        self._finished += [track.finished() for track in self._open]
+        for track in self._open:
+            self._end(track)
         self._open = []
         return self.take_finished()
 
@@ -213,6 +232,7 @@ class Tracker:
             "times": np.array([time_s for track in tracks for time_s in track.times], np.float64),
             "boxes": np.array([box for track in tracks for box in track.boxes], np.float64).reshape(-1, 4),
             "scores": np.array([score for track in tracks for score in track.scores], np.float64),
+            "sure": np.array([track.sure for track in tracks], np.int64),
         }
 
     @classmethod
@@ -226,7 +246,9 @@ class Tracker:
             part = slice(stop, stop := stop + length)
             moving = state["positions"][k].copy(), state["spreads"][k].copy(), state["features"][k].copy()
             seen = state["rows"][part].tolist(), state["times"][part].tolist(), list(state["boxes"][part])
-            tracker._open.append(_Open(int(state["numbers"][k]), *moving, *seen, state["scores"][part].tolist()))
+            tracker._open.append(
+                _Open(int(state["numbers"][k]), *moving, *seen, state["scores"][part].tolist(), bool(state["sure"][k]))
+            )
         return tracker
 
     def _counted(self, time_s: float, boxes: np.ndarray, scores: np.ndarray, features: np.ndarray) -> _Frame:
@@ -269,7 +291,7 @@ class Tracker:
     def _continue(self, track: _Open, frame: _Frame, i: int) -> None:
         unseen_s = frame.time_s - track.times[-1]
         if frame.time_s - track.times[0] > self.settings.longest_s:
-            self._finished.append(track.finished())
+            self._end(track)
             track.rows, track.times, track.boxes, track.scores = [], [], [], []
             track.number = self._begun
             self._begun += 1
@@ -279,15 +301,29 @@ class Tracker:
             track.feature = _unit((1 - share) * track.feature + share * frame.features[i])
         track.add(int(frame.rows[i]), frame.time_s, frame.boxes[i], float(frame.scores[i]))
 
-    def _begin(self, frame: _Frame, i: int) -> None:
+    def _end(self, track: _Open) -> None:
+        """Finish a track, if it counts."""
+        made = track.finished()
+        centres, height = made.boxes[:, :2] + made.boxes[:, 2:] / 2, made.boxes[:, 3].mean()
+        if track.sure or np.linalg.norm(np.ptp(centres, axis=0)) >= self.settings.moved * height:
+            self._finished.append(made)
+
+    def _begin(self, frame: _Frame, i: int, before: _Open | None = None) -> None:
+        """Begin a track with a detection. before: one that was never sure and that it goes on, under the same number."""
         position = np.column_stack([_centred(frame.boxes[i : i + 1])[0], np.zeros(4)])
         height = frame.boxes[i, 3]
         spread = np.zeros((2, 2, 2))
         spread[:, 0, 0] = (2 * DETECTION_NOISE * height) ** 2
         spread[:, 1, 1] = (np.array([CENTRE_NOISE, SIDES_NOISE]) * height) ** 2
-        track = _Open(self._begun, position, spread, frame.features[i], [], [], [], [])
+        sure = bool(frame.scores[i] >= self.settings.start_score)
+        track = _Open(self._begun, position, spread, frame.features[i], [], [], [], [], sure)
+        if before is not None:
+            track.number, track.rows, track.times = before.number, before.rows, before.times
+            track.boxes, track.scores = before.boxes, before.scores
+            self._open.remove(before)
+        else:
+            self._begun += 1
         track.add(int(frame.rows[i]), frame.time_s, frame.boxes[i], float(frame.scores[i]))
-        self._begun += 1
         self._open.append(track)
 
     def _split(self, frame: _Frame, i: int, owners: dict[int, tuple[_Open, np.ndarray, np.ndarray]]) -> None:
@@ -304,7 +340,7 @@ class Tracker:
                 for values in (track.rows, track.times, track.boxes, track.scores):
                     values.pop()
                 if track.rows:  # none is left of one that went on as the next in this very frame
-                    self._finished.append(track.finished())
+                    self._end(track)
                 self._open.remove(track)
                 self._begin(frame, other)
                 del owners[other]

@@ -39,7 +39,7 @@ from pipeline.storage.documents import typed
 from pipeline.storage.hashing import json_sha256, sha256
 
 FOLLOWING = (
-    1  # how people are followed; raise it when the same detections would give other tracks, so that runs are followed anew
+    2  # how people are followed; raise it when the same detections would give other tracks, so that runs are followed anew
 )
 SHORTEST_S = 1.0  # of a track that becomes a candidate
 LONGEST_S = 300.0  # of a candidate: who stays longer becomes several

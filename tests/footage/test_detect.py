@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.catalog.inputs import read_catalog
+from pipeline.catalog.inputs import SOURCE_SCHEMA, read_catalog
 from pipeline.errors import UsageError
 from pipeline.footage import detect, run
 from pipeline.footage.detect import DETECTED_SCHEMA, DetectPeople, DetectSettings
@@ -171,16 +171,18 @@ def test_commits_count_a_recording_once_and_leave_what_changes(gallery: Gallery,
 
 
 def test_a_corrected_clock_or_camera_changes_rows_without_decoding(gallery: Gallery) -> None:
-    there = write_recordings(gallery, walk(seed=1, seconds=20), (10.0,))
+    schema = pa.schema([*SOURCE_SCHEMA, RECORDINGS_SCHEMA.field("start_from"), RECORDINGS_SCHEMA.field("clock_offset")])
+    there = [row | {"source_size": 6} for row in write_recordings(gallery, walk(seed=1, seconds=20), (10.0,), commit=False)]
+    commit_recordings(gallery, there)
     planned = [row | {"start_time": row["start_time"] + timedelta(hours=1), "clock_offset": -3600.0} for row in there]
     planned[1]["camera_id"] = "yard"
-    table = pa.Table.from_pylist(planned, schema=RECORDINGS_SCHEMA)
-    changed, corrections = run._compared(table, gallery.snapshot())
-    assert changed == frozenset() and corrections["camera_id"].to_pylist() == ["gate", "yard"]
+    table = pa.Table.from_pylist(planned, schema=schema)
+    changed, _, corrections, corrected = run._compared(table, gallery.snapshot())
+    assert changed == frozenset() and corrected == 2 and corrections["camera_id"].to_pylist() == ["gate", "yard"]
     commit_recordings(gallery, corrections.to_pylist())
     assert gallery.snapshot().recordings["start_time"].to_pylist() == [row["start_time"] for row in planned]
-    assert len(run._compared(table, gallery.snapshot())[1]) == 0
-    resized = pa.Table.from_pylist([planned[0] | {"source_size": 7}], schema=RECORDINGS_SCHEMA)
+    assert len(run._compared(table, gallery.snapshot())[2]) == 0
+    resized = pa.Table.from_pylist([planned[0] | {"source_size": 7}], schema=schema)
     assert run._compared(resized, gallery.snapshot())[0] == {planned[0]["source_id"]}
 
 

@@ -129,13 +129,44 @@ def test_people_of_no_looks_are_followed_by_place_where_looks_do_not_count() -> 
 
 def test_weak_detections_continue_tracks_and_begin_none() -> None:
     made = scene(CROSSING[:2])
-    weak = [(time_s, boxes, scores * 0 + 0.5, features) for time_s, boxes, scores, features in made.frames]
+    weak = [(time_s, boxes, scores * 0 + 0.45, features) for time_s, boxes, scores, features in made.frames]
     assert track(weak) == []
     mixed = [made.frames[i] if i % 3 == 0 else weak[i] for i in range(len(weak))]
     assert [len(one.times) for one in track(mixed)] == [50, 50]
-    weaker = [(time_s, boxes, scores * 0 + 0.3, features) for time_s, boxes, scores, features in made.frames]
+    weaker = [(time_s, boxes, scores * 0 + 0.2, features) for time_s, boxes, scores, features in made.frames]
     mixed = [made.frames[i] if i % 3 == 0 else weaker[i] for i in range(len(weak))]
     assert [len(one.times) for one in track(mixed)] == [17, 17]
+
+
+def standing(scores: list[float], pace: float = 0.0) -> list[tuple[float, np.ndarray, np.ndarray, np.ndarray]]:
+    """Somebody alone, 80 pixels high, who goes `pace` pixels a frame."""
+    looks = np.random.default_rng(0).normal(size=(1, DIM))
+    return [(k / 5, np.array([[50 + pace * k, 20.0, 30, 80]]), np.array([score]), looks) for k, score in enumerate(scores)]
+
+
+def test_who_is_seen_weakly_is_a_track_if_they_move_and_a_post_is_none() -> None:
+    assert track(standing([0.6] * 50)) == []
+    assert [len(one.times) for one in track(standing([0.6] * 50, pace=2))] == [50]
+    assert track(standing([0.6] * 10, pace=2)) == []  # a quarter of the height
+
+
+def test_who_is_seen_surely_later_has_been_there_from_the_first_weak_detection_on() -> None:
+    (one,) = track(standing([0.6] * 10 + [0.9] + [0.6] * 10))
+    assert one.number == 0 and one.detections.tolist() == list(range(21))
+
+
+def test_who_is_sure_is_followed_as_if_nobody_weak_were_there() -> None:
+    """But for what is put before a track's beginning: weak detections take nothing from tracks that are sure."""
+    for seed in range(5):
+        made = scene(CROSSING, false_alarms=3.0, seed=seed)
+        alone = {tuple(one.detections.tolist()) for one in track(made.frames, TrackingSettings(weak_start_score=0.7))}
+        beside = [tuple(one.detections.tolist()) for one in track(made.frames)]
+        assert alone and all(any(one == other[len(other) - len(one) :] for other in beside) for one in alone)
+
+
+def test_a_sure_track_that_is_cut_stays_sure() -> None:
+    found = track(standing([0.9] + [0.6] * 49), TrackingSettings(longest_s=4.0))
+    assert sum(len(one.times) for one in found) == 50 and len(found) == 3
 
 
 @pytest.mark.parametrize("nearer", [False, True])
