@@ -351,6 +351,7 @@ def create_app(service: Service, hosts: Sequence[str]) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.searches.warm()  # not before: from here on an interruption ends no import half-way
         try:
             yield
         finally:

@@ -39,8 +39,9 @@ class Pictures:
         return self._thread.submit(self._read, search, 0, search.result.target, segments, frame).result()
 
     def close(self) -> None:
-        """End the decoder process."""
-        self._thread.submit(self._close).result()
+        """End the decoder process; once more does nothing."""
+        with contextlib.suppress(RuntimeError):  # of a thread that was shut down
+            self._thread.submit(self._close).result()
         self._thread.shutdown()
 
     def _read(self, search: Search, place: int, video: VideoRef, segments: Iterable[SegmentView], frame: int) -> bytes | None:

@@ -94,7 +94,8 @@ def serve(
         raise UsageError(f"{address.host} port {address.port} cannot be listened on: {error.strerror or error}") from error
     with listening:
         hosts = address.hosts(listening.getsockname()[1])
-        app = create_app(Service(named(galleries), access, address.secure), hosts)
+        service = Service(named(galleries), access, address.secure)
+        app = create_app(service, hosts)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -107,4 +108,9 @@ def serve(
             timeout_graceful_shutdown=5,
         )
         ready(f"{'https' if address.secure else 'http'}://{hosts[0]}/#token={once}")
-        uvicorn.Server(config).run(sockets=[listening])
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:
+            pass  # the usual end
+        finally:
+            service.close()

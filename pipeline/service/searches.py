@@ -89,6 +89,9 @@ class Searches:
         self._thread = ThreadPoolExecutor(1, "search")
         self._kept: OrderedDict[str, Search] = OrderedDict()
         self._lock = threading.Lock()
+
+    def warm(self) -> None:
+        """Load, in the background, what takes a second or more, before somebody waits for it."""
         self._thread.submit(_load)
 
     def begin(self, gallery: Gallery, person: str, asked: SearchAsked, run: Callable[[], Answer]) -> Search:
@@ -154,6 +157,5 @@ def _run(search: Search, run: Callable[[], Answer]) -> None:
 
 
 def _load() -> None:
-    """What takes a second to load, before somebody waits for it."""
     import pipeline.search.follow
     import pipeline.search.partitions  # noqa: F401

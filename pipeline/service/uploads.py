@@ -1,5 +1,6 @@
 """Targets that people upload: files in a folder of the service, for the person who brought them, until it ends or others come."""
 
+import functools
 import hashlib
 import re
 import secrets
@@ -34,9 +35,13 @@ class Uploads:
     """The newest KEPT uploads of all people."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="resight-uploads-"))  # nobody else may look into it
         self._kept: OrderedDict[str, Upload] = OrderedDict()
         self._coming = 0
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Where they lie; nobody else may look into it."""
+        return Path(tempfile.mkdtemp(prefix="resight-uploads-"))
 
     async def take(self, person: str, name: str, content: AsyncIterator[bytes]) -> Upload:
         """Keep what is sent. name: as the person calls the file; only its plain characters are kept. Raises UsageError for an
@@ -76,7 +81,8 @@ class Uploads:
     def close(self) -> None:
         """Remove all of them."""
         self._kept.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if "folder" in vars(self):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def plain_name(name: str) -> str:

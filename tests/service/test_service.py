@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -554,8 +555,9 @@ def test_the_command_prints_a_link_and_no_token_is_logged(gallery: Gallery, tmp_
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 ask("/api/v1/me", authorization="Bearer wrong-token-of-nobody")
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)
             said, complained = process.communicate(timeout=60)
+    assert process.returncode == 0 and complained == ""
     logged = said + complained + log.read_text()
     session = cookie.partition(";")[0].partition("=")[2]
     assert session and not any(secret in logged for secret in (once, token, session, "wrong-token-of-nobody"))
