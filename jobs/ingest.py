@@ -140,7 +140,7 @@ def ingest(
     if detector is None and (pattern or cameras or watch or zone != "UTC"):
         raise UsageError(f"--pattern, --zone, --cameras and --watch are for recordings: name a detector, {NAMED_DETECTORS}")
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
-    rate = sample_rate or (10.0 if detector is None else 5.0)
+    rate = sample_rate if sample_rate is not None else 10.0 if detector is None else 5.0
     sampling = Sampling(
         rate=rate,
         image_rate=image_rate,
