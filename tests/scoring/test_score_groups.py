@@ -55,7 +55,7 @@ def grouped(count: int, others: int) -> Iterator[list[int]]:
 
 
 def made_up_calibration(index: Index, settings: SearchSettings) -> Calibration:
-    of = settings_of(settings.score, index.settings.segment_length, index.settings.stride, None, None)
+    of = settings_of(settings.score.alone, index.settings.segment_length, index.settings.stride, None, None)
     quality = CalibrationQuality(0.0, 0.0, 0.0, 0.0, ())
     fitted_on = CalibrationSet("nobody", 1, 1, 1, 1, "2026-01-01")
     return Calibration(index.manifest["head"], of, True, 0.0, 1.0, -20.0, 20.0, fitted_on, quality)
