@@ -66,7 +66,6 @@ HEADS = {
     "agreement, w of both signs": random_head(6, agreement=1.5),
     "unit": random_head(7, negative_weight=True, normalise_values=True, unit_encodings=True),
     "unit, agreement": random_head(8, negative_weight=True, normalise_values=True, unit_encodings=True, agreement=0.5),
-    "slack": random_head(9, slack=0.5),
     "unit, agreement, slack": random_head(10, 0.5, negative_weight=True, normalise_values=True, unit_encodings=True, slack=1.0),
 }
 UNGUIDED = [name for name, head in HEADS.items() if head.agreement == 0]  # both sides attend alike to the same frames
