@@ -1,4 +1,4 @@
-"""What the best leads say of the others: a video that looks like them gains.
+"""What the best leads, by default the best one, say of the others: a video that looks like them gains.
 
 Somebody is on several videos of a gallery more often than not, and a video from behind may resemble another lead where it does
 not resemble the target. The best leads, each by how far it is ahead, add their resemblance to every video's score (query
