@@ -22,7 +22,7 @@ demo: env
 	@$(BIN)/python -m jobs.demo
 
 test: env
-	@$(BIN)/python -X faulthandler -m pytest -m "not gpu"
+	@$(BIN)/python -X faulthandler -m pytest -m "not gpu" -n logical --maxprocesses 4 --dist loadfile
 
 check: env
 	@$(BIN)/ruff check .
