@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from jobs.command_line import BACKBONE_HELP, Cameras, Endpoints, InsecureCluster, run
+from jobs.command_line import BACKBONE_HELP, Address, Cameras, Endpoints, InsecureCluster, run
 from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
@@ -40,7 +40,7 @@ def calibrate(
     normalise: Annotated[str, typer.Option(help="cohort or none, as in the searches that the calibration is for.")] = "cohort",
     cameras: Cameras = "auto",
     name: Annotated[str | None, typer.Option(help="Name of the videos, for people who read a report [default: --data].")] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    address: Address = None,
     insecure_cluster: InsecureCluster = False,
     endpoint: Endpoints = None,
 ) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.command_line import BACKBONE_HELP, Cameras, Endpoints, InsecureCluster, now_words, output_folder, run
+from jobs import search_flags as flags
+from jobs.command_line import BACKBONE_HELP, Address, Cameras, Endpoints, InsecureCluster, now_words, output_folder, run
 from jobs.progress import RenewedLine, time_left
 from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
 from pipeline.cluster import Cluster
@@ -49,14 +50,10 @@ def evaluate(
     ] = None,
     segment_length: Annotated[int, typer.Option(help="Frames a segment (T).")] = 8,
     stride: Annotated[int, typer.Option(help="Frames between the starts of two segments.")] = 4,
-    ratio: Annotated[
-        float | None, typer.Option(help="Make the video score of this share of the best pair scores only (the patent's: 0.2).")
-    ] = SCORE.ratio,
-    neighbours: Annotated[
-        int, typer.Option(help="Best videos of a search that add how they resemble the others; 0: none.")
-    ] = SCORE.neighbours,
-    aggregate: Annotated[str, typer.Option(help="mean (compares videos of any length) or sum (as in the patent).")] = "mean",
-    normalise: Annotated[str, typer.Option(help="Normalisation of scores: cohort, or none (the patent's).")] = SCORE.normalise,
+    ratio: flags.Ratio = SCORE.ratio,
+    neighbours: flags.Neighbours = SCORE.neighbours,
+    aggregate: flags.Aggregate = "mean",
+    normalise: flags.Normalise = SCORE.normalise,
     cameras: Cameras = "auto",
     false_match_rate: Annotated[
         float, typer.Option(help="Share of the pairs of different persons that may pass the threshold to be found.")
@@ -72,7 +69,7 @@ def evaluate(
     save_scores: Annotated[
         bool, typer.Option("--save-scores", help="Write scores.parquet, every pair that counts with its scores.")
     ] = False,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    address: Address = None,
     insecure_cluster: InsecureCluster = False,
     endpoint: Endpoints = None,
     reason: Annotated[str | None, typer.Option(help="Why it is evaluated; goes into the audit log.")] = None,

@@ -5,7 +5,8 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from jobs.command_line import Endpoints, InsecureCluster, output_folder, parse_time, printable, run
+from jobs import search_flags as flags
+from jobs.command_line import Address, Endpoints, InsecureCluster, output_folder, parse_time, printable, run
 from jobs.search import leave, parse_box, ranked_list, remarks
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
@@ -48,45 +49,30 @@ def follow(
     out: Annotated[
         str | None, typer.Option(help="Folder for path.parquet, path.csv, results.parquet, results.csv and report.html.")
     ] = None,
-    box: Annotated[
-        str | None, typer.Option(metavar="X,Y,W,H", help="Who is meant in the target's picture, in pixels; with --at in a video.")
-    ] = None,
-    at: Annotated[float | None, typer.Option(help="When --box shows the person: seconds from the start of the video.")] = None,
-    boxes: Annotated[
-        str | None, typer.Option(help="Boxes file of the target (MOT format); --track says which track is meant.")
-    ] = None,
-    track: Annotated[int | None, typer.Option(help="Track of --boxes [default: the only one].")] = None,
-    whole_picture: Annotated[
-        bool, typer.Option(help="Take a target as it is even if it looks like a whole scene rather than one person.")
-    ] = False,
-    target_camera: Annotated[
-        str | None, typer.Option(help="Camera id of the gallery that filmed the target, where it comes from outside it.")
-    ] = None,
+    box: flags.Box = None,
+    at: flags.At = None,
+    boxes: flags.Boxes = None,
+    track: flags.Track = None,
+    whole_picture: flags.WholePicture = False,
+    target_camera: flags.TargetCamera = None,
     top: Annotated[int, typer.Option(help="Leads besides those that are in; may exceed the gallery.")] = 20,
     exact: Annotated[bool, typer.Option(help="Score all eligible videos, not only shortlists.")] = False,
-    camera: Annotated[list[str] | None, typer.Option(help="Only leads of this camera id; may be given again.")] = None,
-    after: Annotated[
-        str | None,
-        typer.Option(help="Only leads in which somebody is seen at or after this time (ISO 8601; of --zone unless it says so)."),
-    ] = None,
-    before: Annotated[str | None, typer.Option(help="Only leads in which somebody is seen before this time.")] = None,
+    camera: flags.CameraFilter = None,
+    after: flags.After = None,
+    before: flags.Before = None,
     zone: Annotated[str, typer.Option(help="Time zone of the times shown, for example Europe/London.")] = SearchSettings.zone,
-    index_version: Annotated[str | None, typer.Option(help="Index version [default: the newest].")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Where the gallery's backbone is, if it has moved.")] = None,
+    index_version: flags.IndexVersion = None,
+    backbone: flags.MovedBackbone = None,
     endpoint: Endpoints = None,
-    actors: Annotated[
-        int | None, typer.Option(help="Ray actors; 0: this process [default: by the gallery's size and cluster].")
-    ] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    actors: flags.Actors = None,
+    address: Address = None,
     insecure_cluster: InsecureCluster = False,
-    time_limit: Annotated[float, typer.Option(help="Seconds without progress after which decoding a target is given up.")] = 60.0,
-    report: Annotated[bool, typer.Option(help="Write report.html (decodes the shown frames again).")] = True,
-    show_labels: Annotated[bool, typer.Option(help="Mark leads whose label in the gallery is the target's.")] = False,
-    hash_sources: Annotated[
-        bool, typer.Option(help="Put the SHA-256 of each lead's source into the results; reads local sources once.")
-    ] = True,
-    reason: Annotated[str | None, typer.Option(help="Why this is done; goes into the audit log and the report.")] = None,
-    case: Annotated[str | None, typer.Option(help="Case or ticket number; goes into the audit log and the report.")] = None,
+    time_limit: flags.TimeLimit = 60.0,
+    report: flags.Report = True,
+    show_labels: flags.ShowLabels = False,
+    hash_sources: flags.HashSources = True,
+    reason: flags.Reason = None,
+    case: flags.Case = None,
 ) -> None:
     """Where and when does the target's person appear? Confirmed and confident leads are in, and search with the target.
 
@@ -103,8 +89,6 @@ def follow(
         zone=zone,
     )
     following = FollowSettings(_ids(confirm), _ids(reject), join_by, most_strangers, rounds)
-    if actors is not None and actors < 0:
-        raise UsageError(f"actors must be 0 or more, not {actors}")
     whom = Whom(parse_box(box), at, boxes, track, whole_picture, target_camera)
     Sampling(time_limit=time_limit)  # raises UsageError
     if out is not None:

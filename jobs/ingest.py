@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Endpoints, InsecureCluster, printable, run
+from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Address, Endpoints, InsecureCluster, printable, run
 from jobs.footage_words import irregularity_lines, span
 from jobs.progress import RenewedLine, say, time_left
 from pipeline.backbone.runtime import load_backbone
@@ -123,7 +123,7 @@ def ingest(
             min=1,
         ),
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    address: Address = None,
     insecure_cluster: InsecureCluster = False,
 ) -> None:
     """Decode, sample, crop and embed candidate videos into a gallery. Run again, it does only what is missing.
@@ -224,12 +224,7 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
         f"  time          {summary.seconds:.1f} s, {summary.startup_s:.1f} s of it start-up",
         f"  speed         {summary.frames / working:.0f} frames/s after the start-up",
     ]
-    if summary.unaccounted:
-        lines.append(
-            f"  NOT FINISHED  {summary.unaccounted} inputs were lost on the way; run the same command again to take them up"
-        )
-    elif summary.refused and not summary.usable:
-        lines.append("  NOTHING USABLE: every input was rejected; see rejects/ in the gallery for the reasons")
+    lines += _end("input", summary.unaccounted, bool(summary.refused) and not summary.usable)
     return "\n".join(map(printable, lines))
 
 
@@ -250,11 +245,14 @@ def describe_footage(summary: FootageSummary, source: str, gallery: str, detecto
         f"  time          {summary.seconds:.1f} s, {summary.startup_s:.1f} s of it start-up"
         + (f"; {summary.seconds_read / working:.1f} times as fast as recorded" if summary.seconds_read else ""),
     ]
-    if summary.unaccounted:
-        lines.append(f"  NOT FINISHED  {summary.unaccounted} recordings were lost on the way; run the same command again")
-    elif nothing_usable(summary):
-        lines.append("  NOTHING USABLE: every recording was rejected; see rejects/ in the gallery for the reasons")
+    lines += _end("recording", summary.unaccounted, nothing_usable(summary))
     return "\n".join(map(printable, lines))
+
+
+def _end(what: str, unaccounted: int, nothing: bool) -> list[str]:
+    if unaccounted:
+        return [f"  NOT FINISHED  {unaccounted} {what}s were lost on the way; run the same command again to take them up"]
+    return [f"  NOTHING USABLE: every {what} was rejected; see rejects/ in the gallery for the reasons"] if nothing else []
 
 
 def nothing_usable(summary: FootageSummary) -> bool:

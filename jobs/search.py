@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from jobs.command_line import Endpoints, InsecureCluster, output_folder, parse_time, printable, run
+from jobs import search_flags as flags
+from jobs.command_line import Address, Endpoints, InsecureCluster, output_folder, parse_time, printable, run
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Box
@@ -30,20 +31,12 @@ def search(
     ],
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
     out: Annotated[str | None, typer.Option(help="Folder for results.parquet, results.csv and report.html.")] = None,
-    box: Annotated[
-        str | None, typer.Option(metavar="X,Y,W,H", help="Who is meant in the target's picture, in pixels; with --at in a video.")
-    ] = None,
-    at: Annotated[float | None, typer.Option(help="When --box shows the person: seconds from the start of the video.")] = None,
-    boxes: Annotated[
-        str | None, typer.Option(help="Boxes file of the target (MOT format); --track says which track is meant.")
-    ] = None,
-    track: Annotated[int | None, typer.Option(help="Track of --boxes [default: the only one].")] = None,
-    whole_picture: Annotated[
-        bool, typer.Option(help="Search for a target as it is even if it looks like a whole scene rather than one person.")
-    ] = False,
-    target_camera: Annotated[
-        str | None, typer.Option(help="Camera id of the gallery that filmed the targets, where they come from outside it.")
-    ] = None,
+    box: flags.Box = None,
+    at: flags.At = None,
+    boxes: flags.Boxes = None,
+    track: flags.Track = None,
+    whole_picture: flags.WholePicture = False,
+    target_camera: flags.TargetCamera = None,
     frame_rate: Annotated[
         float | None, typer.Option(help="Frames a second of a target that carries no times, such as raw H.264.")
     ] = None,
@@ -64,13 +57,10 @@ def search(
         bool,
         typer.Option(help="The true first leads of all eligible videos: all of them are scored."),
     ] = False,
-    camera: Annotated[list[str] | None, typer.Option(help="Only this camera id; may be given again.")] = None,
+    camera: flags.CameraFilter = None,
     other_cameras: Annotated[bool, typer.Option(help="Leave out the target's own camera.")] = False,
-    after: Annotated[
-        str | None,
-        typer.Option(help="Only videos in which somebody is seen at or after this time (ISO 8601; of --zone unless it says so)."),
-    ] = None,
-    before: Annotated[str | None, typer.Option(help="Only videos in which somebody is seen before this time.")] = None,
+    after: flags.After = None,
+    before: flags.Before = None,
     between: Annotated[
         str | None,
         typer.Option(help="Only videos in which somebody is seen at these hours of any day, by clocks in --zone: 22:00-02:00."),
@@ -78,19 +68,13 @@ def search(
     zone: Annotated[str, typer.Option(help="Time zone of --between and of the times shown, for example Europe/London.")] = (
         SearchSettings.zone
     ),
-    ratio: Annotated[
-        float | None, typer.Option(help="Make the video score of this share of the best pair scores only (the patent's: 0.2).")
-    ] = ScoreSettings.ratio,
-    neighbours: Annotated[
-        int, typer.Option(help="Best videos of a search that add how they resemble the others; 0: none.")
-    ] = ScoreSettings.neighbours,
+    ratio: flags.Ratio = ScoreSettings.ratio,
+    neighbours: flags.Neighbours = ScoreSettings.neighbours,
     threshold: Annotated[
         float | None, typer.Option(help="Take all pair scores of at least this instead of a share (0..1).")
     ] = None,
-    aggregate: Annotated[str, typer.Option(help="mean (compares videos of any length) or sum (as in the patent).")] = "mean",
-    normalise: Annotated[
-        str, typer.Option(help="cohort (measure each score against a sample of the gallery) or none (the patent's plain score).")
-    ] = "cohort",
+    aggregate: flags.Aggregate = "mean",
+    normalise: flags.Normalise = "cohort",
     expected_matches: Annotated[
         float | None,
         typer.Option(
@@ -101,22 +85,18 @@ def search(
     pairs: Annotated[int, typer.Option(help="Segment pairs of evidence a lead.")] = 3,
     target_length: Annotated[int | None, typer.Option(help="Frames of a target segment [default: the index's].")] = None,
     target_stride: Annotated[int | None, typer.Option(help="Frames between target segments [default: the index's].")] = None,
-    index_version: Annotated[str | None, typer.Option(help="Index version [default: the newest].")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Where the gallery's backbone is, if it has moved.")] = None,
+    index_version: flags.IndexVersion = None,
+    backbone: flags.MovedBackbone = None,
     endpoint: Endpoints = None,
-    actors: Annotated[
-        int | None, typer.Option(help="Ray actors; 0: this process [default: by the gallery's size and cluster].")
-    ] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")] = None,
+    actors: flags.Actors = None,
+    address: Address = None,
     insecure_cluster: InsecureCluster = False,
-    time_limit: Annotated[float, typer.Option(help="Seconds without progress after which decoding a target is given up.")] = 60.0,
-    report: Annotated[bool, typer.Option(help="Write report.html (decodes the shown frames again).")] = True,
-    show_labels: Annotated[bool, typer.Option(help="Mark leads whose label in the gallery is the target's.")] = False,
-    hash_sources: Annotated[
-        bool, typer.Option(help="Put the SHA-256 of each lead's source into the results; reads local sources once.")
-    ] = True,
-    reason: Annotated[str | None, typer.Option(help="Why this search is made; goes into the audit log and the report.")] = None,
-    case: Annotated[str | None, typer.Option(help="Case or ticket number; goes into the audit log and the report.")] = None,
+    time_limit: flags.TimeLimit = 60.0,
+    report: flags.Report = True,
+    show_labels: flags.ShowLabels = False,
+    hash_sources: flags.HashSources = True,
+    reason: flags.Reason = None,
+    case: flags.Case = None,
 ) -> None:
     """Rank the gallery's videos by how likely they show the target's person, with the evidence. Leads to check, not verdicts.
 
@@ -140,8 +120,6 @@ def search(
         expected_matches=expected_matches,
         score=ScoreSettings(ratio, threshold, aggregate, normalise, neighbours),  # type: ignore[arg-type] # checked there
     )
-    if actors is not None and actors < 0:
-        raise UsageError(f"actors must be 0 or more, not {actors}")
     whom = Whom(parse_box(box), at, boxes, track, whole_picture, target_camera)
     Sampling(time_limit=time_limit, frame_rate=frame_rate)  # raises UsageError
     if out is not None:
