@@ -20,7 +20,7 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,19 +43,13 @@ from pipeline.index.build import build_index
 from pipeline.index.versions import find_head
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.run import ingest
-from pipeline.rendering.appearance import sample_appearance
-from pipeline.rendering.camera import sample_camera_look
-from pipeline.rendering.encoding import write_video
-from pipeline.rendering.full_frame import render_full_frame
+from pipeline.rendering.recordings import PATTERN, RecordingArguments, render_recordings
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.search import search_many
 from pipeline.search.targets import gallery_target
 from pipeline.settings import SearchSettings
 
 RATE = 5.0
-ON_SCENE = 6
-OPENING = datetime(2026, 3, 2, 8, tzinfo=UTC)
-PATTERN = "{camera}/%Y%m%d_%H%M%S.mp4"
 # How people are followed: as an ingest does, and as jobs.track can, from the same detections, where the detector is less sure.
 FOLLOWED = {
     "as shipped": TrackingSettings(),
@@ -78,8 +72,7 @@ def footage(
 ) -> None:
     """Render, ingest both ways, search, and print what is lost on the way from raw recordings."""
     rendered = work / f"recordings-{people}-{cameras}-{seed}"
-    if not (rendered / "truth.csv").is_file():
-        render(rendered, people, cameras, seed)
+    write_true_manifest(rendered, render_recordings(rendered, RecordingArguments(people, cameras, seed)))
     truth = read_truth(rendered / "truth.csv")
     for name in ("found", "true"):
         shutil.rmtree(work / name, ignore_errors=True)
@@ -101,35 +94,15 @@ def footage(
     print(json.dumps({"benchmark": "footage", "detector": detector, "appearances": len(looked_at), **rows}))
 
 
-def render(out: Path, people: int, cameras: int, seed: int) -> None:
-    """Recordings in nvr/CAMERA, true boxes beside them, a manifest of both (true.csv), and truth.csv: a row a box."""
-    rng = np.random.default_rng(seed)
-    rows, manifest = [], []
-    for camera in range(cameras):
-        look = sample_camera_look(seed, camera)
-        look = replace(look, noise=min(look.noise, 3.0), crf=min(look.crf, 25))
-        casts = rng.permutation(people).reshape(-1, ON_SCENE)
-        for number, cast in enumerate(casts):
-            scene = render_full_frame([sample_appearance(seed, int(person)) for person in cast], look, int(rng.integers(1 << 62)))
-            start = OPENING + timedelta(minutes=5 * number, hours=camera)
-            path = out / f"nvr/cam{camera:02d}/{start:%Y%m%d_%H%M%S}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_video(path, scene.frames, 10, look.crf)
-            boxes = [(frame - 1, int(cast[track - 1]), *box) for frame, track, *box in scene.boxes.tolist()]
-            lines = [f"{frame + 1},{person},{','.join(map(str, box))}\n" for frame, person, *box in boxes]
-            path.with_suffix(".boxes.txt").write_text("".join(lines))
-            manifest.append((path, path.with_suffix(".boxes.txt"), f"cam{camera:02d}", start.isoformat()))
-            rows += [(path.resolve(), *box) for box in boxes]
-    for name, header, table in (
-        (
-            "true.csv",
-            ("uri", "boxes_uri", "camera_id", "start_time"),
-            [(*(path.resolve() for path in row[:2]), *row[2:]) for row in manifest],
-        ),
-        ("truth.csv", ("uri", "frame", "person", *BOX), rows),
-    ):
-        with (out / name).open("w", newline="") as file:
-            csv.writer(file).writerows([header, *table])
+def write_true_manifest(rendered: Path, uris: list[str]) -> None:
+    """true.csv: the recordings with their true boxes."""
+    with (rendered / "true.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("uri", "boxes_uri", "camera_id", "start_time"))
+        for uri in uris:
+            path = (rendered / uri).resolve()
+            start = datetime.strptime(path.stem, "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+            rows.writerow((path, path.with_suffix(".boxes.txt"), path.parent.name, start.isoformat()))
 
 
 def read_truth(path: Path) -> dict[str, dict[int, list[tuple[int, np.ndarray]]]]:
@@ -137,7 +110,9 @@ def read_truth(path: Path) -> dict[str, dict[int, list[tuple[int, np.ndarray]]]]
     truth: dict[str, dict[int, list[tuple[int, np.ndarray]]]] = defaultdict(lambda: defaultdict(list))
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            truth[row["uri"]][int(row["frame"])].append((int(row["person"]), np.array([float(row[side]) for side in BOX])))
+            truth[str((path.parent / row["uri"]).resolve())][int(row["frame"])].append(
+                (int(row["person"]), np.array([float(row[side]) for side in BOX]))
+            )
     return truth
 
 

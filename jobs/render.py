@@ -1,4 +1,4 @@
-"""Writes a small camera network of rendered pedestrians: python -m jobs.render OUT"""
+"""Writes a small camera network of rendered pedestrians, as clips or as recordings: python -m jobs.render OUT"""
 
 import csv
 from collections import Counter
@@ -9,6 +9,7 @@ import typer
 
 from jobs.command_line import local_folder, run
 from pipeline.rendering.network import render_network
+from pipeline.rendering.recordings import PATTERN, RecordingArguments, render_recordings
 
 
 def render(
@@ -22,12 +23,27 @@ def render(
     ] = 0.35,
     processes: Annotated[int, typer.Option(help="Processes that render; the files do not depend on it.")] = 1,
     full_frame: Annotated[bool, typer.Option(help="Also render one whole camera picture, with boxes of its people.")] = True,
+    recordings: Annotated[
+        bool,
+        typer.Option(
+            "--recordings", help="Whole camera pictures instead of clips: six people at a time, everybody in every camera once."
+        ),
+    ] = False,
+    frame_rate: Annotated[int, typer.Option(help="Frames a second of recordings.")] = RecordingArguments.frame_rate,
+    seconds: Annotated[float, typer.Option(help="Length of a recording.")] = RecordingArguments.seconds,
 ) -> None:
     """Render clips of synthetic pedestrians in several cameras, with a manifest that names who is in which.
 
     OUT/manifest.csv lists the clips (OUT/clips/camNN/*.mp4) and the full-frame video (OUT/scenes), whose boxes are in MOT
     format and whose tracks OUT/labels.csv maps to people. Run again with the same flags, nothing is rendered.
+
+    With --recordings, OUT/nvr/CAMERA/TIME.mp4 are what cameras leave behind, for jobs.ingest --detector; OUT/truth.csv says who
+    is where.
     """
+    if recordings:
+        uris = render_recordings(local_folder(out), RecordingArguments(people, cameras, seed, frame_rate, seconds), processes)
+        print(f"{len(uris)} recordings of {people} people in {cameras} cameras: {out / 'nvr'}, named {PATTERN}")
+        return
     manifest = render_network(
         local_folder(out),
         people=people,
