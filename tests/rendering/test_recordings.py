@@ -56,7 +56,7 @@ def test_what_is_complete_is_left_alone_and_other_arguments_write_it_anew(render
 
 @pytest.mark.parametrize("people, cameras", [(5, 1), (0, 1), (6, 0)])
 def test_sizes_that_cannot_be_are_refused(people, cameras):
-    with pytest.raises(UsageError, match="people is|cameras is"):
+    with pytest.raises(UsageError, match=r"(people|cameras) is"):
         RecordingArguments(people, cameras)
 
 
