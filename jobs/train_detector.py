@@ -15,7 +15,7 @@ USUAL = DetectorTraining()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for rendered scenes and the detector.")],
     name: Annotated[str, typer.Option(help="Name of the detector and of its file.")] = "rendered",
-    rounds: Annotated[int, typer.Option(help="Camera networks to render, three cameras and six people each.")] = USUAL.rounds,
+    rounds: Annotated[int, typer.Option(help="Camera networks to render, eight cameras and twelve people each.")] = USUAL.rounds,
     steps: Annotated[int, typer.Option(help="Steps of training.")] = USUAL.steps,
     seed: Annotated[int, typer.Option(help="Number that everything random is drawn from.")] = USUAL.seed,
     processes: Annotated[int, typer.Option(help="Processes that render.")] = 1,

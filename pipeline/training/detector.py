@@ -36,7 +36,7 @@ class DetectorTraining:
     highest. seed: of all that is drawn. Raises UsageError.
     """
 
-    rounds: int = 40
+    rounds: int = 8
     steps: int = 3000
     samples: int = 12
     rate: float = 2e-3
@@ -77,8 +77,8 @@ def train_detector(
 
 
 def _rendered(folder: Path, seed: int, processes: int) -> Iterator[Scene]:
-    """Frames of a round: six people in three cameras, one a second."""
-    uris = render_recordings(folder, RecordingArguments(6, 3, seed, frame_rate=1, seconds=14.0), processes)
+    """Frames of a round: twelve people in eight cameras, one a second."""
+    uris = render_recordings(folder, RecordingArguments(12, 8, seed, frame_rate=1, seconds=14.0), processes)
     for uri in uris:
         lines = (folder / uri).with_suffix(".boxes.txt").read_text().split()
         boxes = np.array([line.split(",") for line in lines], np.float32).reshape(-1, 6)
