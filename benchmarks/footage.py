@@ -18,7 +18,7 @@ boxes and tracks, so that nothing but detection and following differs.
 import csv
 import json
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,11 +33,11 @@ from jobs.command_line import run
 from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import connected
+from pipeline.evaluation.true_boxes import Appearance, Truth, read_truth, shown_by, votes_of_tracks
 from pipeline.footage.recordings import Clocks, name_pattern
 from pipeline.footage.run import Recordings, ingest_footage
 from pipeline.footage.tracker import TrackingSettings
 from pipeline.footage.tracks import track
-from pipeline.gallery.detections import BOX
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import find_head
@@ -57,8 +57,6 @@ FOLLOWED = {
     "begun at 0.4": replace(TrackingSettings(), weak_start_score=0.4),
 }
 LEAST_FRAMES = 5  # that an appearance is looked at: a second
-Appearance = tuple[str, int]
-"""A recording's uri and the person."""
 
 
 def footage(
@@ -105,18 +103,7 @@ def write_true_manifest(rendered: Path, uris: list[str]) -> None:
             rows.writerow((path, path.with_suffix(".boxes.txt"), path.parent.name, start.isoformat()))
 
 
-def read_truth(path: Path) -> dict[str, dict[int, list[tuple[int, np.ndarray]]]]:
-    """uri -> frame from 0 -> (person, box float [4]) of everybody in it."""
-    truth: dict[str, dict[int, list[tuple[int, np.ndarray]]]] = defaultdict(lambda: defaultdict(list))
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            truth[str((path.parent / row["uri"]).resolve())][int(row["frame"])].append(
-                (int(row["person"]), np.array([float(row[side]) for side in BOX]))
-            )
-    return truth
-
-
-def appearances(truth: dict[str, dict[int, list[tuple[int, np.ndarray]]]]) -> set[Appearance]:
+def appearances(truth: Truth) -> set[Appearance]:
     """Those that last for a second of the frames that are looked at (every second one)."""
     seen = Counter(
         (uri, person) for uri, frames in truth.items() for frame, those in frames.items() if frame % 2 == 0 for person, _ in those
@@ -125,26 +112,15 @@ def appearances(truth: dict[str, dict[int, list[tuple[int, np.ndarray]]]]) -> se
 
 
 def who_is_shown(
-    gallery: Gallery, truth: dict[str, dict[int, list[tuple[int, np.ndarray]]]], looked_at: set[Appearance]
+    gallery: Gallery, truth: Truth, looked_at: set[Appearance]
 ) -> tuple[dict[str, Appearance | None], dict[str, Any]]:
     """Whom each candidate of recordings shows for most of its frames, None: nobody; and the figures of detection and
     following.
     """
-    snapshot = gallery.snapshot()
-    uris = dict(zip(*(snapshot.recordings[name].to_pylist() for name in ("source_id", "uri")), strict=True))
-    shown: dict[str, Appearance | None] = {}
-    own = all_frames = 0
-    for row in snapshot.videos.to_pylist():
-        votes: Counter[Appearance | None] = Counter()
-        for place in gallery.read_video(row)["place"].to_pylist():
-            uri, box = uris[place["recording_id"]], np.array([place[side] for side in BOX])
-            overlaps = [(overlap(box, other), person) for person, other in truth[uri][place["frame"]]]
-            best, person = max(overlaps, default=(0.0, -1))
-            votes[(uri, person) if best >= 0.5 else None] += 1
-        (most, count), *_ = votes.most_common(1)
-        shown[row["video_id"]] = most
-        if most is not None:
-            own, all_frames = own + count, all_frames + votes.total() - votes[None]
+    votes = votes_of_tracks(gallery, truth)
+    shown = shown_by(votes)
+    own = sum(count[shown[name]] for name, count in votes.items() if shown[name] is not None)
+    all_frames = sum(count.total() - count[None] for name, count in votes.items() if shown[name] is not None)
     named = {one for one in shown.values() if one is not None}
     figures = {
         "people_found": len(named & looked_at) / len(looked_at),
@@ -153,13 +129,6 @@ def who_is_shown(
         "purity": own / all_frames,
     }
     return shown, figures
-
-
-def overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union of two boxes, (x, y, w, h)."""
-    corner = np.maximum(one[:2], other[:2])
-    inner = np.prod(np.maximum(np.minimum(one[:2] + one[2:], other[:2] + other[2:]) - corner, 0))
-    return float(inner / (np.prod(one[2:]) + np.prod(other[2:]) - inner))
 
 
 def search(

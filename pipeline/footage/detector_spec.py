@@ -1,9 +1,10 @@
 """What a detector is: its network, what it takes and gives, and with them the identity that its detections go by.
 
-By name or by path. A name is a published detector, fetched from its official place. A path is an ONNX file with a JSON sidecar of
-the same stem that says decode (how boxes are read from what the network gives), height, width, channels ("RGB" or "BGR") and,
-where they differ from the defaults, scale, mean, std, letterbox, person_class, threshold, nms_iou and name. Pixel values are
-divided by scale, then normalised by mean and std. `pipeline.footage.detector` loads what is found here.
+By name or by path. A name is a published detector, fetched from its official place, or the one that ships, which knows rendered
+people only. A path is an ONNX file with a JSON sidecar of the same stem that says decode (how boxes are read from what the
+network gives), height, width, channels ("RGB" or "BGR") and, where they differ from the defaults, scale, mean, std, letterbox,
+person_class, threshold, nms_iou and name. Pixel values are divided by scale, then normalised by mean and std.
+`pipeline.footage.detector` loads what is found here.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pipeline.storage.downloads import PinnedFile, cache_folder, cached, fetch
 from pipeline.storage.hashing import json_sha256
 
 NEEDED = "decode, height, width and channels"
+SHIPPED_FOLDER = Path(__file__).parents[1] / "weights/detectors"
 WEIGHTS_LICENCE = (
     "its repository is under Apache-2.0; whether that covers the weights was asked there and not answered "
     "(Megvii-BaseDetection/YOLOX, issue 1865)"
@@ -99,9 +101,13 @@ PUBLISHED = {
 """YOLOX (Ge et al., 2021), as its authors' release offers it. Sizes and checksums are those that public projects have pinned."""
 
 
+SHIPPED = {"rendered": "the detector rendered knows people of jobs.render only; for real ones take yolox_nano"}
+"""Detectors that ship, and what whoever uses them should know."""
+
+
 def detector_names() -> tuple[str, ...]:
-    """What a detector can be called by: those that are downloaded."""
-    return tuple(PUBLISHED)
+    """What a detector can be called by: those that are downloaded, and the shipped one."""
+    return (*PUBLISHED, *SHIPPED)
 
 
 def find_detector(name_or_path: str) -> DetectorSpec:
@@ -115,8 +121,10 @@ def find_detector(name_or_path: str) -> DetectorSpec:
         path = cached(file, folder) or fetch(file, folder)
         return _spec(path, sidecar, f"the detector {name_or_path}: {WEIGHTS_LICENCE}")
     path = Path(name_or_path)
+    if name_or_path in SHIPPED:
+        path = SHIPPED_FOLDER / f"{name_or_path}.onnx"
     if path.suffix != ".onnx":
-        names = ", ".join(PUBLISHED)
+        names = ", ".join(detector_names())
         raise UsageError(f"a detector is one of {names}, or the path of an .onnx file, not {name_or_path!r}")
     if not path.is_file():
         raise UsageError(f"the detector {path} does not exist")
@@ -129,7 +137,7 @@ def find_detector(name_or_path: str) -> DetectorSpec:
         raise UsageError(f"{beside} cannot be understood: {error}; it needs {NEEDED}") from error
     except OSError as error:
         raise PipelineError(f"{beside} cannot be read: {error.strerror}") from error
-    return _spec(path, sidecar)
+    return _spec(path, sidecar, SHIPPED.get(name_or_path, ""))
 
 
 def _spec(path: Path, sidecar: _Sidecar, remark: str = "") -> DetectorSpec:

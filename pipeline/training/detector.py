@@ -36,9 +36,9 @@ class DetectorTraining:
     highest. seed: of all that is drawn. Raises UsageError.
     """
 
-    rounds: int = 8
-    steps: int = 3000
-    samples: int = 12
+    rounds: int = 5
+    steps: int = 1500
+    samples: int = 8
     rate: float = 2e-3
     seed: int = 0
 
