@@ -57,9 +57,9 @@ def status(
     for line in footage_lines(snapshot, hours):
         _say(line)
     _say(f"  forgotten     {len(snapshot.forgotten)}")
-    _say(f"  shards        {pc.count_distinct(videos['shard']).as_py()} in {len(snapshot.commits)} commits")
-    if snapshot.commits:
-        newest = datetime.fromtimestamp(max(int(name[:20]) for name in snapshot.commits) / 1e9, UTC)
+    _say(f"  shards        {pc.count_distinct(videos['shard']).as_py()} after {_commits(snapshot)} commits")
+    if snapshot.committed_at is not None:
+        newest = datetime.fromisoformat(snapshot.committed_at)
         _say(f"  last commit   {newest:%Y-%m-%d %H:%M:%S} UTC, {_ago(newest)}")
     if (record := audit.newest(opened, "ingest")) is not None:
         _say(f"  last ingest   {ingest_state(record, snapshot)}")
@@ -109,6 +109,10 @@ def footage_lines(snapshot: Snapshot, hours: bool = False) -> list[str]:
     if not hours and len(cameras) > CAMERAS_SHOWN:
         lines.append(f"    and {len(cameras) - CAMERAS_SHOWN} more; --hours shows all")
     return lines + irregularity_lines(odd)
+
+
+def _commits(snapshot: Snapshot) -> int:
+    return snapshot.position if isinstance(snapshot.position, int) else len(snapshot.position)
 
 
 def _shade(share: float) -> str:

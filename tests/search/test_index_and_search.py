@@ -351,7 +351,7 @@ def test_filters_choose_cameras_and_times(toy_gallery: Gallery, toy_index: Index
 
 def test_forgotten_videos_are_in_no_result_from_now_on(toy_gallery: Gallery, toy_index: Index) -> None:
     gone = ids(leads(toy_gallery, toy_index))[0]
-    toy_gallery.commit(VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table(), kind="forget", forgotten=[gone])
+    toy_gallery.commit(VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table(), kind="forget", forgotten=Forgotten(frozenset({gone})))
     assert gone not in ids(leads(toy_gallery, toy_index))
 
 
