@@ -107,8 +107,8 @@ class Log:
 
     def head(self) -> int:
         """Number of the newest commit, 0 without any."""
-        if not self.met or self.has(self.met + 1):
-            self.met = max(self.met, self.newest_checkpoint())
+        if not self.met or self.has(self.met + 1) or not self.has(self.met):  # the last: somebody took the file away
+            self.met = self.newest_checkpoint()
             while self.has(self.met + 1):
                 self.met += 1
         return self.met
@@ -238,6 +238,11 @@ class Log:
         known = {name for entry in entries for name in entry.document.get("adopted", ())}
         gone = {file for entry in entries for file in entry.document.get("deleted", ())}
         return [name for name in self.old_names() if name not in known and f"commits/{name}.json" not in gone]
+
+    def missing(self) -> list[int]:
+        """Numbers without a commit before others that have one: somebody took the file away, and nobody sees what came later."""
+        numbers = {int(name[:10]) for name in self.location.join("commits").names() if _COMMIT.fullmatch(name)}
+        return sorted(set(range(1, max(numbers, default=0) + 1)) - numbers)
 
     def forget_history(self, emptied: int) -> int:
         """Keep of all that the newest checkpoint stands for only the checkpoint; returns up to which number there is no more.

@@ -174,13 +174,23 @@ def test_damaged_files_are_named(toy_gallery: Gallery) -> None:
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(PipelineError, match=shard.name):
         toy_gallery.read_video(row_of(toy_gallery, "v000"))
+    commit = max((root / "commits").glob("*.json"))
+    content = commit.read_bytes()
+    commit.write_text("{")
+    with pytest.raises(PipelineError, match=commit.name):
+        toy_gallery.snapshot()
+    commit.write_bytes(content)
+    toy_gallery.log.checkpoint()
     table = next((root / "videos").glob("*.parquet"))
+    content = table.read_bytes()
+    table.write_bytes(content[:100] + b"!" + content[101:])
+    with pytest.raises(PipelineError, match=f"{table.name} is committed but cannot be read: its checksum differs"):
+        toy_gallery.snapshot()
     table.unlink()
     with pytest.raises(PipelineError, match=table.name):
         toy_gallery.snapshot()
-    commit = next((root / "commits").glob("*.json"))
-    commit.write_text("{")
-    with pytest.raises(PipelineError, match=commit.name):
+    next((root / "checkpoints").glob("*.json")).write_text("{}")
+    with pytest.raises(PipelineError, match=r"checkpoints/0000000006\.json is damaged"):
         toy_gallery.snapshot()
 
 
