@@ -142,8 +142,9 @@ class Log:
 
         What they name, and they themselves, can be deleted from then on.
         """
+        number = self.head() + 1  # of which nobody else knows more
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            names = self.strays() if self.head() else self.old_names()
+            names = self.strays() if number > 1 else self.old_names()
             if not names:
                 return False
             documents = self._old_documents(pool, names)
@@ -155,7 +156,6 @@ class Log:
         order = [name for one in counting for name in names if documents[name] is one]
         document = {"format": COMMIT_FORMAT, "kind": "adopt", "adopted": order, "stale": sorted(files)}
         document |= {"rows": {}, "tables": {}, "committed_at": datetime.now(UTC).isoformat()}
-        number = self.head() + 1
         if not self._file(number).create(sealed({**document, "number": number})):
             return self.adopt()  # somebody else did, or committed
         self.met = number
@@ -196,9 +196,6 @@ class Log:
             "size": entry.rows,
             **self._written(dict(entry.tables), inline=0),
         }
-        deleted = {file for one in entries for file in one.document.get("deleted", ())}
-        adopted = (name for one in entries for name in one.document.get("adopted", ()))
-        part["adopted"] = sorted(name for name in adopted if f"commits/{name}.json" not in deleted)
         kept = {file for one in parts for files in _named_tables(one).values() for file in files}
         dropped = {file for one in former["parts"] for files in _named_tables(one).values() for file in files} - kept
         document = {"format": COMMIT_FORMAT, "number": number, "parts": [*parts, part], "dropped": sorted(dropped)}
@@ -235,9 +232,8 @@ class Log:
         if not self.head():
             return []
         entries, _ = self.read([])
-        known = {name for entry in entries for name in entry.document.get("adopted", ())}
-        gone = {file for entry in entries for file in entry.document.get("deleted", ())}
-        return [name for name in self.old_names() if name not in known and f"commits/{name}.json" not in gone]
+        known = {file for entry in entries for kind in ("stale", "deleted") for file in entry.document.get(kind, ())}
+        return [name for name in self.old_names() if f"commits/{name}.json" not in known]
 
     def missing(self) -> list[int]:
         """Numbers without a commit before others that have one: somebody took the file away, and nobody sees what came later."""

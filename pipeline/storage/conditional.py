@@ -11,7 +11,7 @@ import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -91,10 +91,8 @@ def _google_put(bucket: str, key: str, options: Mapping[str, str], content: byte
         endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
     query = f"uploadType=media&ifGenerationMatch=0&name={quote(key, '')}"
     url = f"{endpoint.rstrip('/')}/upload/storage/v1/b/{quote(bucket, '')}/o?{query}"
-    headers = {"Content-Type": "application/octet-stream"}
+    headers = {"Content-Type": "application/octet-stream"} | ({} if anonymous else _google_authorization())
     try:
-        if not anonymous:
-            headers["Authorization"] = f"Bearer {_google_token()()}"
         request = urllib.request.Request(url, content, headers, method="POST")  # noqa: S310 - https, or what the operator named
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
             response.read()
@@ -105,23 +103,25 @@ def _google_put(bucket: str, key: str, options: Mapping[str, str], content: byte
         return 0, str(error)
 
 
-@functools.cache
-def _google_token() -> Callable[[], str]:
-    """A function that gives a token that is valid now. Raises PermissionError without credentials."""
-    import google.auth
-    import google.auth.transport.requests
+def _google_authorization() -> dict[str, str]:
+    """The header that says who is asking. Raises PermissionError without credentials."""
+    from google.auth.exceptions import GoogleAuthError
+    from google.auth.transport.requests import Request
 
     try:
-        credentials, _ = google.auth.default(scopes=[GOOGLE_SCOPE])
-    except google.auth.exceptions.DefaultCredentialsError as error:
-        raise PermissionError(str(error)) from error
-
-    def token() -> str:
+        credentials = _google_credentials()
         if not credentials.valid:
-            credentials.refresh(google.auth.transport.requests.Request())
-        return str(credentials.token)
+            credentials.refresh(Request())
+    except GoogleAuthError as error:
+        raise PermissionError(f"HTTP status 401 {error}") from error
+    return {"Authorization": f"Bearer {credentials.token}"}
 
-    return token
+
+@functools.cache
+def _google_credentials() -> Any:
+    import google.auth
+
+    return google.auth.default(scopes=[GOOGLE_SCOPE])[0]
 
 
 def _google_cause(error: urllib.error.HTTPError) -> str:
