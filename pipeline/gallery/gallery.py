@@ -343,6 +343,18 @@ class Gallery:
                 self._check_features(table, shard)
             yield positions, table
 
+    def frames(self, videos: pa.Table | None = None) -> pa.RecordBatchReader:
+        """The frames that count, for pandas (`read_pandas`), pyarrow and DuckDB, which finds a reader by the name of its variable.
+        frames/ itself holds those of killed and replaced ingests too, until a compaction.
+
+        videos: rows of Snapshot.videos, by default all. Rows are as in `frames_schema`, features as float32: DuckDB takes no
+        float16 from Arrow. Memory: one shard. What `iter_features` raises comes while it is read.
+        """
+        videos = self.snapshot().videos if videos is None else videos
+        schema = frames_schema(self.feature_width, pa.float32())
+        tables = (frames.select(schema.names).cast(schema) for _, frames in self.iter_features(videos))
+        return pa.RecordBatchReader.from_batches(schema, (batch for table in tables for batch in table.to_batches()))
+
     def iter_videos(self, videos: pa.Table, *, checked: bool = True) -> Iterator[tuple[int, pa.Table]]:
         """`iter_features` video by video: (row in `videos`, its frames)."""
         counts = videos["sampled_frames"].to_pylist()

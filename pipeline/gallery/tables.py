@@ -76,9 +76,9 @@ TABLES = {
 CORRECTABLE = ("camera_id", "start_time", "person_id", "seen_from", "seen_to", *(name for name, _ in SOURCE_STATE))
 
 
-def frames_schema(feature_width: int) -> pa.Schema:
-    """Schema of frames/: one row a sampled frame; time_s in seconds from the video's first frame."""
-    feature = pa.list_(pa.float16(), feature_width)
+def frames_schema(feature_width: int, number: pa.DataType = pa.float16()) -> pa.Schema:  # noqa: B008 - it cannot be changed
+    """Schema of frames/: one row a sampled frame; time_s in seconds from the video's first frame. number: type of features."""
+    feature = pa.list_(number, feature_width)
     return pa.schema([("video_id", pa.string()), ("frame_index", pa.int32()), ("time_s", pa.float32()), ("feature", feature)])
 
 
