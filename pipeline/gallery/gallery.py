@@ -344,7 +344,7 @@ class Gallery:
             yield positions, table
 
     def frames(self, videos: pa.Table | None = None) -> pa.RecordBatchReader:
-        """The frames that count, for pandas (`read_pandas`), pyarrow and DuckDB, which finds a reader by the name of its variable.
+        """The frames that count, for pandas (`read_pandas`), pyarrow and DuckDB, which finds a reader by its variable's name.
         frames/ itself holds those of killed and replaced ingests too, until a compaction.
 
         videos: rows of Snapshot.videos, by default all. Rows are as in `frames_schema`, features as float32: DuckDB takes no
