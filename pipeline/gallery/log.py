@@ -1,7 +1,7 @@
 """The log of a gallery: commits in one order, and checkpoints that stand for many of them.
 
     commits/0000000001.json      one commit: a JSON document with its rows, or, where they are many, with the names of their files
-    checkpoints/0000000008.json  what the commits up to that number say together, in a few parts
+    checkpoints/0000000001.json  what the commits up to some number say together, in a few parts
 
 A commit has happened when its file is there. Its number is won by a single conditional write (`Location.create`): who finds it
 taken reads the newcomer and tries the next one, so there are no gaps, and the numbers are the order, whatever clocks say. A
@@ -62,23 +62,23 @@ class Log:
         wrote all, the names of its commits. Raises PipelineError naming the file when one is missing or damaged.
         """
         for _ in range(READ_TRIES):
-            start = self.newest_checkpoint()
+            slot = self.newest_checkpoint()
             try:
-                return self._read(start, kinds)
+                return self._read(slot, kinds)
             except PipelineError as error:
-                if start == self.newest_checkpoint():
+                if slot == self.newest_checkpoint():
                     raise
                 overtaken = error  # a compaction took files away that its checkpoint stands for
         raise overtaken
 
-    def _read(self, start: int, kinds: Collection[str]) -> tuple[list[Entry], int | tuple[str, ...]]:
+    def _read(self, slot: int, kinds: Collection[str]) -> tuple[list[Entry], int | tuple[str, ...]]:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            checkpoint = self._checkpoint(start) if start else {"parts": []}
-            parts = [pool.submit(self._entry, part, f"checkpoint {start}", kinds) for part in checkpoint["parts"]]
-            commits = self._commits(pool, start)
+            checkpoint = self._checkpoint(slot)
+            parts = [pool.submit(self._entry, part, f"checkpoint {slot}", kinds) for part in checkpoint["parts"]]
+            commits = self._commits(pool, checkpoint["number"])
             entries = [entry.result() for entry in parts] + self._loaded(pool, commits, kinds)
-            if start or commits:
-                return entries, start + len(commits)
+            if number := checkpoint["number"] + len(commits):
+                return entries, number
             names = self.old_names()
             return self._loaded(pool, _old_order(self._old_documents(pool, names)), kinds), tuple(names) or 0
 
@@ -87,7 +87,7 @@ class Log:
         if isinstance(position, int):
             if not self.has(position + 1):
                 return []
-            if position >= self.newest_checkpoint():
+            if position >= self.checkpointed():
                 with ThreadPoolExecutor(AT_ONCE) as pool:
                     return self._loaded(pool, self._commits(pool, position), kinds)
         elif not self.newest_checkpoint() and not self.has(1):
@@ -108,7 +108,7 @@ class Log:
     def head(self) -> int:
         """Number of the newest commit, 0 without any."""
         if not self.met or self.has(self.met + 1) or not self.has(self.met):  # the last: somebody took the file away
-            self.met = self.newest_checkpoint()
+            self.met = self.checkpointed()
             while self.has(self.met + 1):
                 self.met += 1
         return self.met
@@ -151,7 +151,7 @@ class Log:
             counting = _old_order(documents)
             replaced = [one for one in documents.values() if all(one is not other for other in counting)]
             files = {f"commits/{name}.json" for name in names}
-            files |= {file for one in documents.values() for named in _named_tables(one).values() for file in named}
+            files |= _files(documents.values())
             files |= known_files(self._loaded(pool, replaced)) - known_files(self._loaded(pool, counting))
         order = [name for one in counting for name in names if documents[name] is one]
         document = {"format": COMMIT_FORMAT, "kind": "adopt", "adopted": order, "stale": sorted(files)}
@@ -168,42 +168,34 @@ class Log:
         return [match[1] for match in matches if match]
 
     def checkpoint(self, *, whole: bool = False) -> int:
-        """Merge what came since the newest checkpoint into its last parts; whole: into one part. Returns its number.
+        """Merge what came since the newest checkpoint into its last parts; whole: into one part. Returns the last commit's number.
 
         What the former checkpoint needed stays until the next one, for whoever reads at this moment.
         """
-        start = self.newest_checkpoint()
-        former = self._checkpoint(start) if start else {"parts": []}
+        slot = self.newest_checkpoint()
+        former = self._checkpoint(slot)
         parts: list[dict[str, Any]] = list(former["parts"])
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            commits = self._commits(pool, start)
+            commits = self._commits(pool, former["number"])
             entries = self._loaded(pool, commits)
-            number = start + len(commits)
-            if number == 0 or (not commits and (not whole or len(parts) == 1)):
-                return number
-            rows = sum(entry.rows for entry in entries)
-            while parts and (whole or parts[-1]["size"] < PART_RATIO * rows):
-                part = parts.pop()
-                rows += part["size"]
-                entries.insert(0, self._entry(part, f"checkpoint {start}"))
+        number = former["number"] + len(commits)
+        if number == 0 or (not commits and (not whole or len(parts) == 1)):
+            return number
+        rows = sum(entry.rows for entry in entries)
+        while parts and (whole or parts[-1]["size"] < PART_RATIO * rows):
+            part = parts.pop()
+            rows += part["size"]
+            entries.insert(0, self._entry(part, f"checkpoint {slot}"))
         entry = merged(entries, first=not parts)
-        own = {file for commit in commits for files in _named_tables(commit).values() for file in files}
-        stale = sorted({*entry.document.get("stale", ()), *own})
-        part = {
-            "format": COMMIT_FORMAT,
-            **entry.document,
-            "stale": stale,
-            "size": entry.rows,
-            **self._written(dict(entry.tables), inline=0),
-        }
-        kept = {file for one in parts for files in _named_tables(one).values() for file in files}
-        dropped = {file for one in former["parts"] for files in _named_tables(one).values() for file in files} - kept
-        document = {"format": COMMIT_FORMAT, "number": number, "parts": [*parts, part], "dropped": sorted(dropped)}
-        file = self._checkpoint_file(number)
-        if file.write_atomically(sealed(document), exclusive=number != start):  # the same number again: in fewer parts
-            self._remove_older(start, former.get("dropped", ()))
+        stale = sorted({*entry.document.get("stale", ()), *_files(commits)})
+        part = {"format": COMMIT_FORMAT, **entry.document, "stale": stale, "size": entry.rows}
+        part |= self._written(dict(entry.tables), inline=0)
+        dropped = sorted(_files(former["parts"]) - _files(parts))
+        document = {"format": COMMIT_FORMAT, "number": number, "parts": [*parts, part], "dropped": dropped}
+        if self._slot(slot + 1).create(sealed(document)):
+            self._remove_older(slot, former["dropped"])
         else:
-            self._delete(file for files in _named_tables(part).values() for file in files)
+            self._delete(_files([part]))
         return number
 
     def _try_checkpoint(self) -> None:
@@ -214,18 +206,16 @@ class Log:
 
     def is_whole(self) -> bool:
         """Whether the newest checkpoint is one part, and no commit since brought rows of any kind."""
-        start = self.newest_checkpoint()
-        parts = self._checkpoint(start)["parts"] if start else []
+        checkpoint = self._checkpoint(self.newest_checkpoint())
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return len(parts) < 2 and not any(one["rows"] or one["tables"] for one in self._commits(pool, start))
+            later = self._commits(pool, checkpoint["number"])
+        return len(checkpoint["parts"]) < 2 and not any(one["rows"] or one["tables"] for one in later)
 
     def files(self) -> set[str]:
         """Names of the files of rows that the newest checkpoint and the commits after it need, or did until lately."""
-        start = self.newest_checkpoint()
-        checkpoint = self._checkpoint(start) if start else {"parts": [], "dropped": []}
+        checkpoint = self._checkpoint(self.newest_checkpoint())
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            documents = [*checkpoint["parts"], *self._commits(pool, start)]
-        return {*checkpoint["dropped"], *(file for one in documents for files in _named_tables(one).values() for file in files)}
+            return {*checkpoint["dropped"], *_files([*checkpoint["parts"], *self._commits(pool, checkpoint["number"])])}
 
     def strays(self) -> list[str]:
         """Names of commits that an older version wrote after the log had begun, and that are not in it."""
@@ -245,16 +235,19 @@ class Log:
 
         emptied: the number that this gave the last time. The commits' own files of rows are stale in the checkpoint.
         """
-        start = self.newest_checkpoint()
+        slot = self.newest_checkpoint()
+        checkpoint = self._checkpoint(slot)
         document = sealed({"format": COMMIT_FORMAT, "kind": EMPTIED})
+        numbers = range(emptied + 1, checkpoint["number"] + 1)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda number: self._file(number).write_atomically(document), range(emptied + 1, start + 1)))
-        self._remove_older(start, self._checkpoint(start).get("dropped", ()))
-        return start
+            list(pool.map(lambda number: self._file(number).write_atomically(document), numbers))
+        self._remove_older(slot, checkpoint["dropped"])
+        return checkpoint["number"]
 
-    def _remove_older(self, number: int, files: Iterable[str]) -> None:
+    def _remove_older(self, slot: int, files: Iterable[str]) -> None:
+        """Remove checkpoints before a slot, and files that only they needed."""
         for name in self._checkpoint_names():
-            if name < f"{number:010d}.json":
+            if name < self._slot(slot).name:
                 self.location.join("checkpoints", name).delete()
         self._delete(files)
 
@@ -276,20 +269,29 @@ class Log:
     def _file(self, number: int) -> Location:
         return self.location.join("commits", f"{number:010d}.json")
 
-    def _checkpoint_file(self, number: int) -> Location:
-        return self.location.join("checkpoints", f"{number:010d}.json")
+    def _slot(self, slot: int) -> Location:
+        return self.location.join("checkpoints", f"{slot:010d}.json")
 
     def _checkpoint_names(self) -> list[str]:
         return [name for name in self.location.join("checkpoints").names() if _COMMIT.fullmatch(name)]
 
     def newest_checkpoint(self) -> int:
-        """Its number, 0 without any."""
+        """Its slot, 0 without any: checkpoints have numbers of their own, which are won one after another as those of commits are.
+        So each follows from the one before it, and none names a file that another one has done without.
+        """
         return max((int(name[:10]) for name in self._checkpoint_names()), default=0)
 
-    def _checkpoint(self, number: int) -> dict[str, Any]:
-        document = self._document(self._checkpoint_file(number), "the checkpoint")
-        if not isinstance(document.get("parts"), list):
-            raise PipelineError(f"the checkpoint {self._checkpoint_file(number).uri} is damaged: it lists no parts")
+    def checkpointed(self) -> int:
+        """Number of the last commit that the newest checkpoint stands for."""
+        return int(self._checkpoint(self.newest_checkpoint())["number"])
+
+    def _checkpoint(self, slot: int) -> dict[str, Any]:
+        """The document in a slot; in slot 0, that of no commits."""
+        if slot == 0:
+            return {"number": 0, "parts": [], "dropped": []}
+        document = self._document(self._slot(slot), "the checkpoint")
+        if missing := {"number", "parts", "dropped"} - document.keys():
+            raise PipelineError(f"the checkpoint {self._slot(slot).uri} is damaged: it lacks {', '.join(sorted(missing))}")
         return document
 
     def _commit(self, number: int) -> dict[str, Any]:
@@ -418,6 +420,11 @@ def _named_tables(document: dict[str, Any]) -> dict[str, list[str]]:
     if document.get("kind") == "correct" and "videos" in named:
         named["corrections"] = named.pop("videos")
     return named
+
+
+def _files(documents: Iterable[dict[str, Any]]) -> set[str]:
+    """The files that hold rows of documents."""
+    return {file for document in documents for files in _named_tables(document).values() for file in files}
 
 
 def _modern(document: dict[str, Any], tables: dict[str, pa.Table]) -> Entry:

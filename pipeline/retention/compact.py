@@ -69,7 +69,7 @@ def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE, keep_indexes: 
     work = _Recorded(gallery, {"videos": len(snapshot.videos), "forgotten": len(snapshot.forgotten)})
     _rewrite(gallery, snapshot, work)
     _settle_footage(gallery, snapshot, work)
-    if not gallery.log.is_whole():
+    while not gallery.log.is_whole():  # again where another writer's checkpoint came first
         work.begin()
         gallery.log.checkpoint(whole=True)
     deleted = _delete_stale(gallery, work) + _delete_orphans(gallery, orphan_age)
@@ -210,7 +210,7 @@ def _delete_stale(gallery: Gallery, work: _Recorded) -> int:
     """
     now = gallery.snapshot()
     gone = sorted(name for name in now.stale - now.live if STALE.fullmatch(name))
-    if not gone and now.emptied == gallery.log.newest_checkpoint():
+    if not gone and now.emptied == gallery.log.checkpointed():
         return 0
     work.begin()
     gallery.commit(kind="compact", retired=gone)

@@ -190,7 +190,7 @@ def test_damaged_files_are_named(toy_gallery: Gallery) -> None:
     with pytest.raises(PipelineError, match=table.name):
         toy_gallery.snapshot()
     next((root / "checkpoints").glob("*.json")).write_text("{}")
-    with pytest.raises(PipelineError, match=r"checkpoints/0000000006\.json is damaged"):
+    with pytest.raises(PipelineError, match=r"checkpoints/0000000001\.json is damaged"):
         toy_gallery.snapshot()
 
 

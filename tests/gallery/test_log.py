@@ -107,7 +107,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_commit(
     monkeypatch.undo()
     for number in range(CHECKPOINT_COMMITS):
         gallery.commit(videos({"video_id": f"w{number}"}))
-    assert len(cameras(gallery)) == 24 and gallery.log.newest_checkpoint() == 24
+    assert len(cameras(gallery)) == 24 and gallery.log.checkpointed() == 24
 
 
 class Model:
@@ -197,6 +197,26 @@ def test_a_gallery_holds_what_a_dictionary_would_whenever_it_is_checkpointed(
         assert found == model.held()
         assert set(snapshot.rejects["video_id"].to_pylist()) == model.rejected and snapshot.forgotten == model.forgotten
         assert {name for name in snapshot.stale if name.startswith("frames/")} == model.stale
+
+
+def test_a_checkpoint_that_was_overtaken_by_a_compaction_names_none_of_the_files_that_went(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((_, features),) = people_features(1, 1, 24, seed=1)
+    for number in range(9):
+        add_videos(gallery, [("p", features)], first=number)
+    gallery.log.checkpoint()
+    add_videos(gallery, [("p", features)], first=9)
+    merge = log_module.merged
+
+    def overtaken(*arguments: Any, **how: Any) -> Any:
+        monkeypatch.setattr(log_module, "merged", merge)
+        compact(Gallery.open(gallery.location.uri), timedelta(0))
+        return merge(*arguments, **how)
+
+    monkeypatch.setattr(log_module, "merged", overtaken)
+    gallery.log.checkpoint()
+    assert len(Gallery.open(gallery.location.uri).snapshot().videos) == 10 and verify_gallery(gallery) == []
 
 
 def test_rows_that_left_a_shard_make_it_stale_and_the_rest_of_it_live(gallery: Gallery) -> None:
