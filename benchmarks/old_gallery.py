@@ -1,4 +1,4 @@
-"""Opening a gallery of many commits in a bucket: python -m benchmarks.old_gallery [--commits 15000] [--delay-ms 20]
+"""Opening a gallery of many commits in a bucket: python -m benchmarks.old_gallery [--commits 15007] [--delay-ms 20]
 
 The commits, one video each, are made on the local disk, copied to moto's S3 server on loopback, and opened through a proxy that
 answers each request after a delay. A table of requests and seconds, and as the last line the same as JSON. Exit code 1 where
@@ -33,7 +33,9 @@ REQUESTS, SECONDS = 50, 2.0
 
 
 def old_gallery(
-    commits: Annotated[list[int] | None, typer.Option(help="Commits; may be given again. Default: 1000 and 15000.")] = None,
+    commits: Annotated[
+        list[int] | None, typer.Option(help="Commits; may be given again (1007, 15007: seven after a checkpoint).")
+    ] = None,
     delay_ms: Annotated[float, typer.Option(help="Milliseconds that each request takes.", min=0)] = 20.0,
     times: Annotated[int, typer.Option(help="How often each is opened; the median counts.", min=1)] = 5,
 ) -> None:
@@ -47,7 +49,7 @@ def old_gallery(
     store = FaultyStore((host, port))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for count in commits or [1000, 15000]:
+        for count in commits or [1007, 15007]:
             local = Path(folder) / str(count)
             made = _made(local, count)
             uri = f"s3://bucket/{count}?endpoint_override=http://{host}:{port}&region=us-east-1"

@@ -167,8 +167,8 @@ class Log:
         matches = map(_OLD_COMMIT.fullmatch, self.location.join("commits").names())
         return [match[1] for match in matches if match]
 
-    def checkpoint(self, *, whole: bool = False) -> int:
-        """Merge what came since the newest checkpoint into its last parts; whole: into one part. Returns the last commit's number.
+    def checkpoint(self, *, whole: bool = False) -> bool:
+        """Merge what came since the newest checkpoint into its last parts; whole: into one part. False: another one came first.
 
         What the former checkpoint needed stays until the next one, for whoever reads at this moment.
         """
@@ -180,7 +180,7 @@ class Log:
             entries = self._loaded(pool, commits)
         number = former["number"] + len(commits)
         if number == 0 or (not commits and (not whole or len(parts) == 1)):
-            return number
+            return True
         rows = sum(entry.rows for entry in entries)
         while parts and (whole or parts[-1]["size"] < PART_RATIO * rows):
             part = parts.pop()
@@ -192,11 +192,9 @@ class Log:
         part |= self._written(dict(entry.tables), inline=0)
         dropped = sorted(_files(former["parts"]) - _files(parts))
         document = {"format": COMMIT_FORMAT, "number": number, "parts": [*parts, part], "dropped": dropped}
-        if self._slot(slot + 1).create(sealed(document)):
-            self._remove_older(slot, former["dropped"])
-        else:
-            self._delete(_files([part]))
-        return number
+        won = self._slot(slot + 1).create(sealed(document))
+        self._remove_older(slot, former["dropped"] if won else _files([part]))
+        return won
 
     def _try_checkpoint(self) -> None:
         try:
@@ -276,8 +274,8 @@ class Log:
         return [name for name in self.location.join("checkpoints").names() if _COMMIT.fullmatch(name)]
 
     def newest_checkpoint(self) -> int:
-        """Its slot, 0 without any: checkpoints have numbers of their own, which are won one after another as those of commits are.
-        So each follows from the one before it, and none names a file that another one has done without.
+        """Its slot, 0 without any. Slots are won one after another, as the numbers of commits are: so each checkpoint follows
+        from the one before it, and none names a file that another one has done without.
         """
         return max((int(name[:10]) for name in self._checkpoint_names()), default=0)
 

@@ -69,9 +69,10 @@ def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE, keep_indexes: 
     work = _Recorded(gallery, {"videos": len(snapshot.videos), "forgotten": len(snapshot.forgotten)})
     _rewrite(gallery, snapshot, work)
     _settle_footage(gallery, snapshot, work)
-    while not gallery.log.is_whole():  # again where another writer's checkpoint came first
+    if not gallery.log.is_whole():
         work.begin()
-        gallery.log.checkpoint(whole=True)
+        while not gallery.log.checkpoint(whole=True):  # another writer's came first
+            pass
     deleted = _delete_stale(gallery, work) + _delete_orphans(gallery, orphan_age)
     doomed, reduced = _compact_indexes(gallery, snapshot.forgotten, orphan_age, keep_indexes)
     after = len(pc.unique(gallery.snapshot().videos["shard"]))

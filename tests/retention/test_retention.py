@@ -362,6 +362,58 @@ def test_compaction_keeps_every_video_with_its_features_in_fewer_shards(toy_gall
     assert verify_gallery(toy_gallery) == []
 
 
+def test_a_second_compaction_at_once_touches_nothing(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "SHARD_FRAMES", 250)
+    forget(toy_gallery, Selection(video_ids=("v000", "v020")), "asked to")
+    build_index(toy_gallery)
+    assert compact(toy_gallery).shards_after > 2
+    files = {path: path.stat().st_mtime_ns for path in all_files(toy_gallery)}
+    done = compact(toy_gallery, timedelta(0))
+    assert done.deleted == 0 and {path: path.stat().st_mtime_ns for path in all_files(toy_gallery)} == files
+
+
+def test_a_deletion_costs_the_shards_that_it_touches(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "SHARD_FRAMES", 100)
+    compact(toy_gallery)
+    before = {row["video_id"]: row["shard"] for row in toy_gallery.snapshot().videos.to_pylist()}
+    assert len(set(before.values())) >= 5
+    gone = "v005"
+    forget(toy_gallery, Selection(video_ids=(gone,)), "asked to")
+    read_shard, write_shard, read, written = Gallery.read_shard, Gallery.write_shard, set(), []
+
+    def reading(gallery: Gallery, shard: str, first_row: int, rows: int) -> pa.Table:
+        read.add(shard)
+        return read_shard(gallery, shard, first_row, rows)
+
+    def writing(gallery: Gallery, frames: pa.Table) -> str:
+        written.append(write_shard(gallery, frames))
+        return written[-1]
+
+    monkeypatch.setattr(Gallery, "read_shard", reading)
+    monkeypatch.setattr(Gallery, "write_shard", writing)
+    compact(toy_gallery)
+    after = {row["video_id"]: row["shard"] for row in toy_gallery.snapshot().videos.to_pylist()}
+    assert before[gone] in read and len(read) <= 2 and 1 <= len(written) <= 2  # that of the deletion, and a small one
+    assert {one for one in after if after[one] != before[one]} == {one for one in after if before[one] in read}
+    assert not Path(toy_gallery.location.path, "frames", before[gone]).exists()
+
+
+def test_rows_that_a_killed_ingest_left_in_a_committed_shard_go_with_the_first_compaction(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stand in no log, so that a later deletion of their video would not find them."""
+    monkeypatch.setattr(compaction, "SHARD_FRAMES", 10)  # no shard is small
+    (_, features), (_, others) = people_features(2, 1, 24, seed=9)
+    steps = np.concatenate([np.arange(len(features)), np.arange(len(others))])
+    frames = frames_table(["left", "here"], [len(features), len(others)], steps, steps / 10, np.concatenate([features, others]))
+    row = {"video_id": "here", "source_id": "here", "shard": toy_gallery.write_shard(frames), "first_row": len(features)}
+    toy_gallery.commit(pa.Table.from_pylist([row | {"sampled_frames": len(others)}], schema=VIDEOS_SCHEMA))
+    assert traces(toy_gallery, "left", features)
+    before = contents(toy_gallery)
+    compact(toy_gallery)
+    assert contents(toy_gallery) == before and traces(toy_gallery, "left", features) == []
+
+
 def test_shards_of_a_compacted_gallery_have_the_size_that_is_asked_for(
     toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
