@@ -113,7 +113,7 @@ class Gallery:
         except (ValueError, KeyError) as error:
             raise PipelineError(f"{location.join('gallery.json').uri} is damaged: {error}") from error
         except StorageError as error:
-            if error.kind != "missing":
+            if location.join("gallery.json").exists():
                 raise
             raise UsageError(f"{location.uri} is not a gallery (it has no gallery.json); make one with jobs.ingest") from error
         return cls(location, settings, fields["format"])
