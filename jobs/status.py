@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import typer
 
 from jobs.command_line import printable, run
@@ -18,6 +19,7 @@ from pipeline.gallery.source_notes import source_notes
 from pipeline.index.versions import Lag, index_lag, index_versions, open_index, read_manifest
 from pipeline.retention.remains import files_with_forgotten
 from pipeline.retention.verify import verify_gallery
+from pipeline.storage.location import resolve
 
 CAMERAS_SHOWN = 20
 SHADES = ".:-=+*#"  # of an hour: how much of it was recorded
@@ -29,6 +31,9 @@ def status(
         bool, typer.Option(help="Read every file and check it, and the audit log; exit with 1 on a fault.")
     ] = False,
     hours: Annotated[bool, typer.Option(help="Show of each camera how much of every hour was recorded, and its tracks.")] = False,
+    listing: Annotated[
+        str | None, typer.Option(help="Write the videos that count to this Parquet file, with the places of their frames.")
+    ] = None,
     audit_head: Annotated[
         str | None, typer.Option(help="COUNT:SHA256 that was kept; with --verify, the audit log must still hold that record.")
     ] = None,
@@ -41,6 +46,8 @@ def status(
     videos = snapshot.videos
     settings = opened.settings
     _say(f"gallery {opened.location.uri}")
+    if listing is not None:
+        resolve(listing).write_atomically(lambda sink: pq.write_table(videos, sink))
     _say(f"  backbone      {settings.backbone.identity}, {settings.backbone.height} x {settings.backbone.width} pixels")
     _say(f"  sampling      {settings.rate:g} frames a second")
     cameras, people = (pc.count_distinct(videos[name]).as_py() for name in ("camera_id", "person_id"))
@@ -57,9 +64,9 @@ def status(
     for line in footage_lines(snapshot, hours):
         _say(line)
     _say(f"  forgotten     {len(snapshot.forgotten)}")
-    _say(f"  shards        {pc.count_distinct(videos['shard']).as_py()} in {len(snapshot.commits)} commits")
-    if snapshot.commits:
-        newest = datetime.fromtimestamp(max(int(name[:20]) for name in snapshot.commits) / 1e9, UTC)
+    _say(f"  shards        {pc.count_distinct(videos['shard']).as_py()} after {_commits(snapshot)} commits")
+    if snapshot.committed_at is not None:
+        newest = datetime.fromisoformat(snapshot.committed_at)
         _say(f"  last commit   {newest:%Y-%m-%d %H:%M:%S} UTC, {_ago(newest)}")
     if (record := audit.newest(opened, "ingest")) is not None:
         _say(f"  last ingest   {ingest_state(record, snapshot)}")
@@ -109,6 +116,10 @@ def footage_lines(snapshot: Snapshot, hours: bool = False) -> list[str]:
     if not hours and len(cameras) > CAMERAS_SHOWN:
         lines.append(f"    and {len(cameras) - CAMERAS_SHOWN} more; --hours shows all")
     return lines + irregularity_lines(odd)
+
+
+def _commits(snapshot: Snapshot) -> int:
+    return snapshot.position if isinstance(snapshot.position, int) else len(snapshot.position)
 
 
 def _shade(share: float) -> str:

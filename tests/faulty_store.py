@@ -27,6 +27,7 @@ class FaultyStore:
     def __init__(self, backend: tuple[str, int]) -> None:
         self.backend = backend
         self.faults: tuple[str, ...] = ()
+        self.ignored: tuple[str, ...] = ()  # headers that the store does not know, in small letters
         self.rate, self.delay = 0.0, 1.0
         self.counts: Counter[str] = Counter()
         self.requests = 0
@@ -87,8 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "slow":
             time.sleep(self.store.delay)
+        ignored = ("transfer-encoding", "expect", *self.store.ignored)
         connection = http.client.HTTPConnection(*self.store.backend, timeout=60)
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("transfer-encoding", "expect")}
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in ignored}
         if body:
             headers["Content-Length"] = str(len(body))
         connection.request(self.command, self.path, body or None, headers)

@@ -126,7 +126,7 @@ def ingest_footage(
         begins = {"source": source, "inputs": len(table), "already": summary.already, "not_read": plan.not_read()}
         append_record(gallery, "ingest", begins | {"corrected": summary.corrected, "detector": identity})
     if len(corrections):
-        gallery.commit(recordings=corrections, kind="correct_recordings")
+        gallery.commit(recordings=corrections, kind="correct_recordings", checked=snapshot.position)
     with contextlib.ExitStack() as stack:
         if len(missing):
             stack.enter_context(connected(address))

@@ -39,13 +39,15 @@ class Forgotten:
             frozenset(tuple(row) for commit in listed for row in commit.get("forgotten_rows", ())),
         )
 
+    @classmethod
+    def in_table(cls, table: pa.Table) -> "Forgotten":
+        """What a table of `table` says."""
+        rows = frozenset(zip(*(table[name].to_pylist() for name in FORGOTTEN_SCHEMA.names), strict=True))
+        ids, uris = (frozenset(row[column] for row in rows if row[column] is not None) for column in (0, 1))
+        return cls(ids, uris, rows)
+
     def __or__(self, other: "Forgotten") -> "Forgotten":
         return Forgotten(self.ids | other.ids, self.uris | other.uris, self.rows | other.rows)
-
-    def fields(self) -> dict[str, list[Any]]:
-        """As a commit says it."""
-        rows = sorted(self.rows, key=lambda row: [(value is not None, value or 0) for value in row])
-        return {"forgotten": sorted(self.ids), "forgotten_uris": sorted(self.uris), "forgotten_rows": [list(row) for row in rows]}
 
     @property
     def content(self) -> frozenset[tuple[str, int | None]]:

@@ -6,7 +6,7 @@ What a version consists of is in pipeline.index.versions.
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from pipeline.coattention.gallery_calibration import LEAST_VIDEOS, GalleryCalibr
 from pipeline.coattention.head import head_hash, save_head, untrained_head
 from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError
-from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.gallery import Gallery, Position
 from pipeline.index.partition_store import (
     FRAMES_OF,
     VIDEOS,
@@ -131,7 +131,7 @@ def build_index(
             with telemetry.timed("coattention_index_seconds", stage="measure"):
                 shared = replace(shared, worth=measure(gallery, _unpublished(gallery, shared, settings, entries)))
         with telemetry.timed("coattention_index_seconds", stage="publish"):
-            version = _publish(gallery, shared, settings, entries, sorted(snapshot.seen), ids)
+            version = _publish(gallery, shared, settings, entries, snapshot.position, ids)
     except BaseException:
         for entry in built.values():
             delete_partition(gallery, entry["id"])
@@ -147,7 +147,7 @@ def _unpublished(gallery: Gallery, shared: _Shared, settings: IndexSettings, ent
         "head": head_hash(shared.head),
         "untrained": shared.untrained,
         "partitions": entries,
-        "commits": (),
+        "commits": 0,
         "files": {},
     }
     store = partition_store(gallery)
@@ -235,7 +235,7 @@ def _publish(
     shared: _Shared,
     settings: IndexSettings,
     partitions: list[dict[str, Any]],
-    commits: Sequence[str],
+    commits: Position,
     ids: pa.ChunkedArray,
 ) -> str:
     """Publish a version of partitions that are there; returns its name. ids: of its videos, to look for forgotten ones."""
@@ -256,7 +256,7 @@ def _publish(
             "prefilter": described(prefilter),
             **{total: sum(part[total] for part in partitions) for total in ("videos", "frames", "segments")},
             "drawn": shared.drawn,
-            "commits": list(commits),
+            "commits": commits,
             "partitions": partitions,
             "files": files,
         }
@@ -307,4 +307,4 @@ def publish_without(gallery: Gallery, index: Index, video_ids: pa.Array) -> str 
         return None
     ids = pa.concat_tables(tables)["video_id"]
     shared = _carry(index, pc.invert(pc.is_in(index.cohort_ids, video_ids)), ids, index.calibration)
-    return _publish(gallery, shared, index.settings, partitions, (), ids)
+    return _publish(gallery, shared, index.settings, partitions, 0, ids)

@@ -255,7 +255,7 @@ def _newest_of(gallery: Gallery, settings: IndexSettings, head: Coattention | No
 
 def is_complete(gallery: Gallery, index: Index) -> bool:
     """Whether an index holds the gallery's videos, all and no others; reads the gallery only if there were commits since."""
-    if set(gallery.commit_names()) <= set(index.manifest["commits"]):
+    if gallery.log.is_newest(index.manifest["commits"]):
         return True
     videos = gallery.snapshot().videos
     if len(videos) == 0:

@@ -15,7 +15,7 @@ import ray
 from pipeline import telemetry
 from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten, covers
-from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, Position, feature_matrix, frames_table
 from pipeline.ingest.source_changes import STATE, STILL_CHANGING
 
 LOGGER = logging.getLogger("coattention.ingest")
@@ -55,8 +55,9 @@ class Committer:
         self.left: set[str] = set()
         self.candidates = self.frames = 0
         self.reasons: Counter[str] = Counter()
-        self.known: set[str] = set()  # commits that `forgotten` was read from
+        self.known: Position = 0  # up to where the log was read for what follows
         self.forgotten = Forgotten()
+        self.retired: frozenset[str] = frozenset()  # files that compactions are deleting
         self._forgotten_by_now()
 
     @property
@@ -110,6 +111,7 @@ class Committer:
     def _commit(self, sources: dict[str, PendingSource]) -> None:
         videos: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
+        stale: set[str] = set()  # shards that hold frames which do not count, or not there
         forgotten = self._forgotten_by_now()
         for source_id, source in sources.items():
             if source.end is not None and source.end["fatal"]:
@@ -121,10 +123,14 @@ class Committer:
                 by_video[video_id].append(row)
             for video_id, rows in by_video.items():
                 if video_id in source.rejects:  # what came before it was refused
+                    stale |= {f"frames/{row['shard']}" for row in rows}
                     continue
                 bad = next((row for row in rows if row["reason"] is not None), None)
                 if covers(forgotten, (source.end or {}).get("source_hash"), rows[0]["track"]):
                     bad = rows[0] | {"reason": REASON, "message": MESSAGE}
+                shards = {f"frames/{row['shard']}" for row in rows}
+                if bad is not None or len(shards) > 1:
+                    stale |= shards
                 if bad is None:
                     videos.append(self._video_row(source_id, rows, source.end or {}))
                 else:
@@ -134,7 +140,10 @@ class Committer:
                 row["shard"] = ray.get(row["shard"])
         self._check_shards(videos)
         self.gallery.commit(
-            pa.Table.from_pylist(videos, schema=VIDEOS_SCHEMA), pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA)
+            pa.Table.from_pylist(videos, schema=VIDEOS_SCHEMA),
+            pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA),
+            checked=self.known,
+            stale=sorted(stale),
         )
         frames = sum(row["sampled_frames"] for row in videos)
         self.candidates, self.frames = self.candidates + len(videos), self.frames + frames
@@ -146,9 +155,10 @@ class Committer:
 
     def _forgotten_by_now(self) -> frozenset[tuple[str, int | None]]:
         """What was forgotten before the ingest began, and meanwhile. Only commits that are new are read."""
-        names = self.gallery.commit_names()
-        self.forgotten |= self.gallery.tombstones(self.known)
-        self.known.update(names)
+        position = self.gallery.position()
+        forgotten, retired = self.gallery.news(self.known)
+        self.forgotten, self.retired = self.forgotten | forgotten, self.retired | retired
+        self.known = position
         return self.forgotten.content
 
     def _video_row(self, source_id: str, chunks: list[dict[str, Any]], end: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +186,7 @@ class Committer:
 
     def _check_shards(self, videos: list[dict[str, Any]]) -> None:
         for shard in sorted({row["shard"] for row in videos}):
-            if not self.gallery.location.join("frames", shard).exists():
+            if f"frames/{shard}" in self.retired or not self.gallery.location.join("frames", shard).exists():
                 raise PipelineError(f"the shard {shard} went away before it was committed; run the ingest again")
 
     def _source(self, source_id: str) -> dict[str, Any]:

@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES, image_names, is_image_pattern, matches
+from pipeline.catalog.inputs import SOURCE_STATE
 from pipeline.decoding.source_hash import source_hash
 from pipeline.errors import PipelineError
-from pipeline.gallery.gallery import SOURCE_STATE, VIDEOS_SCHEMA, Gallery, Snapshot
+from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, Snapshot
 from pipeline.storage.location import canonical_uri, resolve
 
 STATE = tuple(name for name, _ in SOURCE_STATE)

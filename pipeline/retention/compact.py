@@ -1,9 +1,8 @@
 """Compaction: what was forgotten leaves the disk, and small shards become large ones."""
 
-import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.catalog.inputs import candidate_id
 from pipeline.decoding.video import Box
@@ -19,12 +17,14 @@ from pipeline.errors import PipelineError
 from pipeline.footage.forgotten_people import places_of, write_without
 from pipeline.footage.recordings import timeline
 from pipeline.gallery.audit import append_record
-from pipeline.gallery.detections import RECORDINGS_SCHEMA, boxes_of
-from pipeline.gallery.gallery import TABLES, Gallery, Snapshot, files_of
+from pipeline.gallery.detections import boxes_of
+from pipeline.gallery.gallery import Gallery, Snapshot
+from pipeline.gallery.log import AT_ONCE
+from pipeline.gallery.tables import MOVES_SCHEMA, TABLES
 from pipeline.index.build import publish_without
 from pipeline.index.partition_store import delete_partition, partition_store, read_videos
 from pipeline.index.versions import holds_any, index_versions, open_index, partition_ids
-from pipeline.storage.location import Location, StorageError
+from pipeline.storage.location import Location
 
 SHARD_FRAMES = 100_000  # of a compacted shard: 256 MB of 1280-wide features
 KEEP_INDEXES = 3
@@ -32,6 +32,7 @@ KEPT_RECORDINGS = 2  # the last of a run, of which detections in no candidate ke
 OURS = re.compile(
     r"[0-9a-f]{32}\.(?:parquet|npz)|\.writing-[0-9a-f]{32}"
 )  # nothing else is ever deleted from a gallery's folders
+STALE = re.compile(r"[a-z_]+/[0-9a-f]{32}\.(?:parquet|npz)|commits/\d{20}-[0-9a-f]{8}\.json")
 PARTITION = re.compile(r"[0-9a-f]{32}")
 VERSION = re.compile(r"\d{8}T\d{12}-[0-9a-f]{6}")
 ORPHAN_AGE = timedelta(hours=24)  # a file that no commit names may belong to an ingest that is still running
@@ -52,24 +53,42 @@ class Compaction:
 
 
 def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE, keep_indexes: int = KEEP_INDEXES) -> Compaction:
-    """Rewrite the live videos into large shards in one commit, then delete what no commit names any more.
+    """Make small shards large, rewrite those that hold what does not count any more, then delete what nobody needs.
+
+    Only these shards are read. Each that is finished is committed, so a compaction that was killed is gone on with; one after
+    another has nothing to do. The log becomes one checkpoint, and what older commits said is emptied.
 
     Index versions that hold forgotten videos are deleted too, with the partitions that do, and all but the newest keep_indexes
     (0: none for its age). If the newest is among them, one of its other partitions is published first: searches go on in what
     can be kept, and the next jobs.index builds only the rest. Files that were never committed are deleted once they are older
     than orphan_age. A search that has an old version open fails if its files go away; it is safe to search again.
     """
+    gallery.adopt()
     snapshot = gallery.snapshot()
-    videos = snapshot.videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
-    before = len(pc.unique(videos["shard"]))
-    rewritten = _rewrite(gallery, videos)
-    footage = _footage(gallery, snapshot)
-    append_record(gallery, "compact", {"videos": len(videos), "forgotten": len(snapshot.forgotten)})
-    gone = snapshot.tombstones.fields()
-    gallery.commit(rewritten, snapshot.rejects, kind="compact", supersedes=list(snapshot.seen), **footage, **gone)
-    deleted = _delete_unreferenced(gallery, orphan_age)
+    before = len(pc.unique(snapshot.videos["shard"]))
+    work = _Recorded(gallery, {"videos": len(snapshot.videos), "forgotten": len(snapshot.forgotten)})
+    _rewrite(gallery, snapshot, work)
+    _settle_footage(gallery, snapshot, work)
+    if not gallery.log.is_whole():
+        work.begin()
+        while not gallery.log.checkpoint(whole=True):  # another writer's came first
+            pass
+    deleted = _delete_stale(gallery, work) + _delete_orphans(gallery, orphan_age)
     doomed, reduced = _compact_indexes(gallery, snapshot.forgotten, orphan_age, keep_indexes)
-    return Compaction(len(videos), before, len(pc.unique(rewritten["shard"])), deleted, doomed, reduced)
+    after = len(pc.unique(gallery.snapshot().videos["shard"]))
+    return Compaction(len(snapshot.videos), before, after, deleted, doomed, reduced)
+
+
+class _Recorded:
+    """Appends the audit record of a compaction before the first thing that it changes, and none where it changes nothing."""
+
+    def __init__(self, gallery: Gallery, fields: dict[str, Any]) -> None:
+        self.gallery, self.fields, self.begun = gallery, fields, False
+
+    def begin(self) -> None:
+        if not self.begun:
+            append_record(self.gallery, "compact", self.fields)
+            self.begun = True
 
 
 def _compact_indexes(
@@ -93,27 +112,25 @@ def _compact_indexes(
     return doomed, reduced
 
 
-def _footage(gallery: Gallery, snapshot: Snapshot) -> dict[str, Any]:
-    """What a compaction's commit says of recordings: detections that are in no candidate have no features any more.
-
-    Those of each run's last recordings stay as they are: following goes on there. Without recordings nothing is said of any.
+def _settle_footage(gallery: Gallery, snapshot: Snapshot, work: _Recorded) -> None:
+    """Take the features off detections that are in no candidate. Those of each run's last recordings stay as they are: following
+    goes on there.
     """
-    if not len(snapshot.recordings) and not snapshot.tracking and not len(snapshot.forgotten_boxes):
-        return {}
     runs, _ = timeline(snapshot.recordings)
-    rows = {row["source_id"]: row for row in snapshot.recordings.to_pylist()}
     for run in runs:
-        settled = {part.row["source_id"] for part in run.parts[:-KEPT_RECORDINGS]}
-        if run.name not in snapshot.tracking or not settled:
+        rows = {part.row["source_id"]: part.row for part in run.parts[:-KEPT_RECORDINGS]}
+        rows = {one: row for one, row in rows.items() if f"detections/{row['shard']}" not in snapshot.settled}
+        if run.name not in snapshot.tracking or not rows:
             continue
         videos = snapshot.videos
         of_run = pc.and_(snapshot.of_recordings(), pc.starts_with(videos["video_id"], candidate_id(run.name, "")))
         people = places_of(gallery, videos.filter(of_run))
-        for source_id in sorted(settled):
-            rows[source_id]["shard"] = _only_people(gallery, rows[source_id]["shard"], set(people.get(source_id, ())))
-    recordings = pa.Table.from_pylist(list(rows.values()), schema=RECORDINGS_SCHEMA)
-    tracked = {"sources": [], "runs": dict(snapshot.tracking)}
-    return {"recordings": recordings, "forgotten_boxes": snapshot.forgotten_boxes, "tracked": tracked}
+        work.begin()
+        for source_id, row in sorted(rows.items()):
+            shard = _only_people(gallery, row["shard"], set(people.get(source_id, ())))
+            move = {"folder": "detections", "id": source_id, "shard": row["shard"], "to_shard": shard}
+            moves = pa.Table.from_pylist([move] if shard != row["shard"] else [], schema=MOVES_SCHEMA)
+            gallery.commit(kind="compact", moves=moves, settled=[f"detections/{shard}"])
 
 
 def _only_people(gallery: Gallery, shard: str, people: set[tuple[int, Box]]) -> str:
@@ -126,37 +143,55 @@ def _only_people(gallery: Gallery, shard: str, people: set[tuple[int, Box]]) -> 
     return write_without(gallery, table, nobody, ["feature"])
 
 
-def _rewrite(gallery: Gallery, videos: pa.Table) -> pa.Table:
-    """The same videos in shards of about SHARD_FRAMES frames."""
+def _rewrite(gallery: Gallery, snapshot: Snapshot, work: _Recorded) -> None:
+    """Write the frames of small shards, and of those that hold others too, into shards of about SHARD_FRAMES frames."""
+    chosen, settled = _shards_to_rewrite(gallery, snapshot)
+    if settled:
+        work.begin()
+        gallery.commit(kind="compact", settled=sorted(f"frames/{shard}" for shard in settled))
+    videos = snapshot.videos.filter(pc.is_in(snapshot.videos["shard"], pa.array(sorted(chosen), pa.string())))
+    videos = videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
+    if len(videos):
+        work.begin()
+    counts = np.asarray(videos["sampled_frames"])
     tables: list[pa.Table] = []
-    rows = 0
-    moved: dict[int, tuple[str, int]] = {}
-    members: list[int] = []
-
-    def flush() -> None:
-        nonlocal rows
-        if tables:
-            shard = gallery.write_shard(pa.concat_tables(tables, promote_options="default").combine_chunks())
-            first = 0
-            for position in members:
-                moved[position] = (shard, first)
-                first += counts[position]
-        tables.clear()
-        members.clear()
-        rows = 0
-
-    counts = videos["sampled_frames"].to_pylist()
+    members: list[np.ndarray] = []
     for positions, frames in gallery.iter_features(videos, checked=False):  # what is damaged can be moved
         tables.append(frames)
-        members += [int(position) for position in positions]
-        rows += len(frames)
-        if rows >= SHARD_FRAMES:
-            flush()
-    flush()
-    shards = pa.array([moved[position][0] for position in range(len(videos))], pa.string())
-    first_rows = pa.array([moved[position][1] for position in range(len(videos))], pa.int64())
-    table = videos.set_column(videos.schema.get_field_index("shard"), "shard", shards)
-    return table.set_column(table.schema.get_field_index("first_row"), "first_row", first_rows)
+        members.append(positions)
+        rows = np.concatenate(members)
+        if counts[rows].sum() >= SHARD_FRAMES:
+            _move(gallery, videos.take(pa.array(rows)), tables)
+            tables, members = [], []
+    if members:
+        _move(gallery, videos.take(pa.array(np.concatenate(members))), tables)
+
+
+def _move(gallery: Gallery, videos: pa.Table, frames: list[pa.Table]) -> None:
+    """Write frames as one shard and commit where their videos are now."""
+    shard = gallery.write_shard(pa.concat_tables(frames, promote_options="default").combine_chunks())
+    counts = np.asarray(videos["sampled_frames"], np.int64)
+    columns = {
+        "folder": ["frames"] * len(videos),
+        "id": videos["video_id"],
+        "shard": videos["shard"],
+        "to_shard": [shard] * len(videos),
+        "to_first_row": np.cumsum(counts) - counts,
+    }
+    gallery.commit(kind="compact", moves=pa.table(columns, schema=MOVES_SCHEMA), settled=[f"frames/{shard}"])
+
+
+def _shards_to_rewrite(gallery: Gallery, snapshot: Snapshot) -> tuple[set[str], set[str]]:
+    """Shards to be written anew, and those that were looked at for the first time and stay."""
+    rows = snapshot.videos.group_by("shard").aggregate([("sampled_frames", "sum")])
+    live = dict(zip(rows["shard"].to_pylist(), rows["sampled_frames_sum"].to_pylist(), strict=True))
+    dirty = {shard for shard in live if f"frames/{shard}" in snapshot.stale}
+    new = [shard for shard in live if shard not in dirty and f"frames/{shard}" not in snapshot.settled]
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # an ingest that was killed has left rows there of which no commit tells
+        dirty |= {shard for shard, held in zip(new, pool.map(gallery.shard_rows, new), strict=True) if held != live[shard]}
+    small = {shard for shard in live if shard not in dirty and live[shard] < SHARD_FRAMES // 2}
+    chosen = dirty | small if dirty or len(small) > 1 else set()
+    return chosen, set(new) - chosen
 
 
 def _holds_any(gallery: Gallery, version: str, video_ids: pa.Array) -> bool:
@@ -168,52 +203,36 @@ def _holds_any(gallery: Gallery, version: str, video_ids: pa.Array) -> bool:
         return True
 
 
-def _delete_unreferenced(gallery: Gallery, orphan_age: timedelta) -> int:
-    """Delete superseded commits, and data files that no live commit names: at once if an old commit did, else when old enough.
+def _delete_stale(gallery: Gallery, work: _Recorded) -> int:
+    """Delete files that hold nothing but what does not count, and the log's history; returns how many went.
 
-    Commits are deleted last: what a compaction that was killed has left, the next one finds by them.
+    A commit says beforehand which, so that no writer can make one count again, and another one afterwards that they are gone:
+    what a compaction that was killed has left, the next one finds by the log.
     """
     now = gallery.snapshot()
-    referenced = {f"frames/{shard}" for shard in pc.unique(now.videos["shard"]).to_pylist()} | set(now.files)
-    referenced |= {f"detections/{shard}" for shard in now.recordings["shard"].to_pylist()}
-    superseded = sorted(set(now.seen) - set(now.commits))  # not of those there are by now: an ingest goes on committing
-    was_referenced = set().union(*(_files_of(gallery, name) for name in superseded))
+    gone = sorted(name for name in now.stale - now.live if STALE.fullmatch(name))
+    if not gone and now.emptied == gallery.log.checkpointed():
+        return 0
+    work.begin()
+    gallery.commit(kind="compact", retired=gone)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda name: gallery.location.join(name).delete(), gone))
+    emptied = gallery.log.forget_history(now.emptied)
+    gallery.commit(kind="compact", deleted=gone, emptied=emptied)
+    return len(gone)
+
+
+def _delete_orphans(gallery: Gallery, orphan_age: timedelta) -> int:
+    """Delete old data files that no commit names."""
+    now = gallery.snapshot()
+    referenced = now.live | now.stale | gallery.log.files()
     deleted = 0
-    for kind in ("frames", "detections", "tracking", *TABLES):
+    for kind in ("frames", "detections", "tracking", "commits", "checkpoints", *TABLES):
         for file, info in gallery.location.join(kind).infos():
-            name = f"{kind}/{file.name}"
-            if OURS.fullmatch(file.name) and name not in referenced and (name in was_referenced or _age(info) > orphan_age):
+            if OURS.fullmatch(file.name) and f"{kind}/{file.name}" not in referenced and _age(info) > orphan_age:
                 file.delete()
                 deleted += 1
-    for name in superseded:
-        gallery.location.join("commits", f"{name}.json").delete()
-        deleted += 1
     return deleted
-
-
-def _files_of(gallery: Gallery, name: str) -> set[str]:
-    """Tables that a commit names, and the shards that these name, forgotten videos' included; of what another compaction has
-    deleted meanwhile nothing.
-    """
-    files: set[str] = set()
-    with _unless_gone():
-        commit = json.loads(gallery.location.join("commits", f"{name}.json").read_bytes())
-        files |= set(files_of(commit))
-        for kind, shards in (("videos", "frames"), ("recordings", "detections")):
-            for table in commit.get(kind, ()):
-                with _unless_gone(), gallery.location.join(table).open_input() as source:
-                    named = pc.unique(pq.read_table(source, columns=["shard"])["shard"]).to_pylist()
-                files |= {f"{shards}/{shard}" for shard in named}
-    return files
-
-
-@contextmanager
-def _unless_gone() -> Iterator[None]:
-    try:
-        yield
-    except StorageError as error:
-        if error.kind != "missing":
-            raise
 
 
 def _delete_unpublished(gallery: Gallery, orphan_age: timedelta, doomed: list[str]) -> None:

@@ -150,7 +150,7 @@ def _commit(gallery: Gallery, snapshot: Snapshot, videos: pa.Table, forgotten: F
     kept = snapshot.recordings.filter(pa.array(~forgotten.covered_recordings(snapshot.recordings)))
     people = videos.filter(pc.and_(snapshot.of_recordings(videos), _may_be_in(kept, videos)))
     recordings, boxes = blanked(gallery, kept, places_of(gallery, people)) if len(people) else (None, None)
-    gallery.commit(None, None, recordings, boxes, kind="forget", **forgotten.fields())
+    gallery.commit(None, None, recordings, boxes, kind="forget", forgotten=forgotten)
 
 
 def _may_be_in(recordings: pa.Table, videos: pa.Table) -> pa.Array:

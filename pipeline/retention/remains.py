@@ -23,8 +23,9 @@ def files_with_forgotten(gallery: Gallery) -> dict[str, int]:
     refused = snapshot.rejects.filter(pc.equal(snapshot.rejects["reason"], REASON))["video_id"].to_pylist()
     forgotten = pa.array(sorted(snapshot.forgotten.union(refused)), pa.string())
     found: dict[str, int] = {}
-    rejects = gallery.location.join("rejects").uri  # these say what was refused, and hold nothing of it
-    files = [file for file, _ in gallery.location.infos(recursive=True) if not file.uri.startswith(f"{rejects}/")]
+    # These say what was refused and what was forgotten, and hold nothing of it.
+    named = tuple(f"{gallery.location.join(folder).path}/" for folder in ("rejects", "forgotten"))
+    files = [file for file, _ in gallery.location.infos(recursive=True) if not file.path.startswith(named)]
     for file in files if len(forgotten) else ():
         try:
             ids = _video_ids(file)
@@ -37,9 +38,12 @@ def files_with_forgotten(gallery: Gallery) -> dict[str, int]:
 
 
 def _video_ids(file: Location) -> pa.ChunkedArray | pa.Array | None:
-    """The video ids that a Parquet file, an Arrow file or a list of ids in JSON names (of detections: the ids of recordings);
-    None for files of other kinds.
+    """The video ids that a Parquet file, an Arrow file, a list of ids in JSON or a commit's rows name (of detections: the ids of
+    recordings); None for files of other kinds.
     """
+    if "/commits/" in file.path and file.name.endswith(".json"):
+        rows = json.loads(file.read_bytes()).get("rows", {})
+        return pa.array([row["video_id"] for kind in ("videos", "corrections") for row in rows.get(kind, ())], pa.string())
     if file.name == "video_id.json":
         return pa.array(json.loads(file.read_bytes()), pa.string())
     with file.open_input() as source:

@@ -37,6 +37,10 @@ def verify_gallery(gallery: Gallery) -> list[str]:
     checked: dict[tuple[str, str], str | None] = {}
     for version in index_versions(gallery):
         faults += _index_faults(gallery, version, checked)
+    if strays := gallery.log.strays():
+        faults.append(f"{len(strays)} commits of an older version are not in the log ({strays[0]}); jobs.compact takes them in")
+    if missing := gallery.log.missing():
+        faults.append(f"the commit {missing[0]} is missing: nothing that was committed after it counts; restore it from a backup")
     of_log = [f"audit log: {fault}" for fault in audit.verify(gallery)]
     return faults + (of_log or _undone_deletions(gallery))
 

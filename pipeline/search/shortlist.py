@@ -156,7 +156,7 @@ def allowed_videos(
     videos = index.videos
     allowed = np.ones(len(videos), np.bool_)
     allowed[index.rows_of(target.video) if own is None else own] = False
-    if forgotten := gallery.forgotten(known=frozenset(index.manifest["commits"])):
+    if forgotten := gallery.forgotten(index.manifest["commits"]):
         allowed &= ~np.asarray(pc.is_in(videos["video_id"], pa.array(sorted(forgotten), pa.string())))
     if settings.other_cameras and target.video.camera_id is None:
         raise UsageError(f"the camera of {target.video.video_id} is not known, so it cannot be left out")

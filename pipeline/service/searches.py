@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from pipeline.errors import PipelineError
 from pipeline.gallery.audit import append_record, on_behalf_of
-from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.gallery import Gallery, Position
 from pipeline.search.results import Lead, SearchResult
 from pipeline.search.run import Answer
 from pipeline.service.answers import Decision, SearchAsked
@@ -42,7 +42,7 @@ class Search:
     state: str = "queued"
     error: str | None = None
     answer: Answer | None = None
-    known: tuple[str, ...] = ()
+    known: Position = 0
     decisions: dict[int, Decision] = field(default_factory=dict)
     viewed: bool = False
     future: Future[None] | None = None
@@ -142,7 +142,7 @@ def _run(search: Search, run: Callable[[], Answer]) -> None:
         search.state = "running"
     state, error, answer = "failed", None, None
     try:
-        search.known = tuple(search.gallery.commit_names())
+        search.known = search.gallery.position()
         answer = run().with_hashes()
         state = "done"
     except PipelineError as refused:

@@ -7,7 +7,9 @@ it; credentials never stand in a uri, since uris are written into the gallery.
 """
 
 import errno
+import fcntl
 import functools
+import io
 import os
 import posixpath
 import random
@@ -28,6 +30,7 @@ from numpy.typing import DTypeLike
 from pyarrow import fs as pafs
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.storage.conditional import put_if_absent
 
 # What pyarrow.fs.FileSystem.from_uri accepts after "?". Anything else after a question mark belongs to the key.
 _OPTIONS = {
@@ -47,6 +50,7 @@ _BUSY = re.compile(
 )
 _NOT_WHOLE = re.compile(r"^\d+ requested and \d+ written$")  # NumPy's words, without a number, for a full disk
 _LEFTOVER_PREFIX = ".writing-"
+_LOCK = f"{_LEFTOVER_PREFIX}lock"  # in a folder of a disk without hard links; listings leave it out
 S3_TRIES = 12  # with pauses that double from 25 ms: 51 s, about as for Google's store; pyarrow's own end after 6 s
 _SMALL_BYTES = 2**20
 _SPOOL_BYTES = 64 * 2**20
@@ -164,18 +168,45 @@ class Location:
         """Write the file so that readers see all of it or nothing; after the return a local file survives a power cut.
 
         content: the bytes, or a function that writes them to the binary file it is given; when it raises, nothing has
-        been written. exclusive: leave a file that already exists alone and return False. Between processes that is
-        certain on local disks with hard links and best effort elsewhere (object stores: look, then put), so give
-        different contents different names there. Folders above the file are made.
-        Returns True when this call wrote the file. Raises StorageError; other errors of `content` pass through.
+        been written. exclusive: leave a file that already exists alone and return False, see `create`. Folders above the
+        file are made. Returns True when this call wrote the file. Raises StorageError; other errors of `content` pass through.
         """
         with explained("write", self.uri):
             if self.is_local:
                 return write_local(self.path, content, exclusive)
-            if exclusive and self.exists():
-                return False
-            _put(self.filesystem, self.path, content)
-            return True
+            if not exclusive:
+                _put(self.filesystem, self.path, content)
+                return True
+            if callable(content):
+                content(whole := io.BytesIO())
+                content = whole.getvalue()
+            return self.create(content)
+
+    def create(self, content: bytes) -> bool:
+        """Write the file unless there is one, by a single conditional write; returns whether this call wrote it.
+
+        Of any number of processes that try at once, one wins. On a disk without hard links (exFAT, some network mounts) a lock
+        in the folder stands in for them (`flock`); an object store has to know the condition (`keeps_existing`).
+        Raises StorageError.
+        """
+        with explained("write", self.uri):
+            if self.is_local:
+                return write_local(self.path, content, exclusive=True)
+            if self._put_if_absent(content):
+                return True
+            return self.read_bytes() == content  # its answer was lost, and it was asked for again
+
+    def keeps_existing(self, content: bytes) -> bool:
+        """Whether the storage leaves a file alone that is there when it is asked to; content: what the file holds, for those
+        that do not know the condition write it again. Raises StorageError.
+        """
+        with explained("write", self.uri):
+            return self.is_local or not self._put_if_absent(content)
+
+    def _put_if_absent(self, content: bytes) -> bool:
+        scheme, _, rest = self.uri.partition("://")
+        head, options = _split_options(rest)
+        return put_if_absent(scheme, head, dict(parse_qsl(options.removeprefix("?"))), content, S3_TRIES)
 
     # The last method, for after it `list` means this one.
     def list(self, recursive: bool = False) -> list["Location"]:
@@ -486,10 +517,12 @@ def _link(temporary: Path, path: str | Path) -> bool:
     except OSError as error:
         if error.errno not in _NOT_SUPPORTED:
             raise
-        # No hard links here (exFAT, some network mounts): look, then rename.
-        if os.path.lexists(path):
-            return False
-        temporary.replace(path)
+        # No hard links here (exFAT, some network mounts): look, then rename, one at a time. A lock ends with its process.
+        with Path(path).with_name(_LOCK).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.lexists(path):
+                return False
+            temporary.replace(path)
     return True
 
 

@@ -127,7 +127,7 @@ def leads(gallery: Gallery) -> list[tuple[str, float]]:
 
 
 def state(gallery: Gallery) -> tuple[list[str], list[str]]:
-    return index_versions(gallery), gallery.commit_names()
+    return index_versions(gallery), gallery.position()
 
 
 def for_ever(work: str, place: str, begun: Any) -> None:

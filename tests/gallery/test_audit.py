@@ -549,8 +549,7 @@ def test_a_search_is_recorded_with_its_reason_case_user_and_results(toy_gallery:
         row = next(row for row in toy_gallery.snapshot().videos.to_pylist() if row["video_id"] == record["target"])
         features = feature_matrix(toy_gallery.read_video(row)).tobytes()
         assert record["target_hash"] == f"features:{hashlib.sha256(features).hexdigest()}"
-        commits = hashlib.sha256(" ".join(toy_gallery.commit_names()).encode()).hexdigest()
-        assert record["gallery_version"] == f"{len(toy_gallery.commit_names())}:{commits[:16]}"
+        assert record["gallery_version"] == str(toy_gallery.log.head())
         assert record["calibration_version"] is None and record["model"] == index.model
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix, frames_table
 from pipeline.retention.compact import compact
 from pipeline.storage.seals import sealed, unsealed
@@ -138,7 +139,7 @@ def test_a_gallery_of_an_older_version_lacks_only_the_newest_column(toy_gallery:
 
 
 def test_forgotten_videos_are_gone_at_once_and_count_as_finished(toy_gallery: Gallery) -> None:
-    toy_gallery.commit(NO_VIDEOS, NO_REJECTS, kind="forget", forgotten=["v003"])
+    toy_gallery.commit(NO_VIDEOS, NO_REJECTS, kind="forget", forgotten=Forgotten(frozenset({"v003"})))
     assert "v003" not in toy_gallery.snapshot().videos["video_id"].to_pylist()
     assert toy_gallery.forgotten() == {"v003"}
 
@@ -173,13 +174,23 @@ def test_damaged_files_are_named(toy_gallery: Gallery) -> None:
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(PipelineError, match=shard.name):
         toy_gallery.read_video(row_of(toy_gallery, "v000"))
+    commit = max((root / "commits").glob("*.json"))
+    content = commit.read_bytes()
+    commit.write_text("{")
+    with pytest.raises(PipelineError, match=commit.name):
+        toy_gallery.snapshot()
+    commit.write_bytes(content)
+    toy_gallery.log.checkpoint()
     table = next((root / "videos").glob("*.parquet"))
+    content = table.read_bytes()
+    table.write_bytes(content[:100] + b"!" + content[101:])
+    with pytest.raises(PipelineError, match=f"{table.name} is committed but cannot be read: its checksum differs"):
+        toy_gallery.snapshot()
     table.unlink()
     with pytest.raises(PipelineError, match=table.name):
         toy_gallery.snapshot()
-    commit = next((root / "commits").glob("*.json"))
-    commit.write_text("{")
-    with pytest.raises(PipelineError, match=commit.name):
+    next((root / "checkpoints").glob("*.json")).write_text("{}")
+    with pytest.raises(PipelineError, match=r"checkpoints/0000000001\.json is damaged"):
         toy_gallery.snapshot()
 
 
@@ -212,12 +223,3 @@ def test_a_shard_that_is_lost_and_not_moved_is_named(toy_gallery: Gallery) -> No
         toy_gallery.read_video(row)
     with pytest.raises(PipelineError, match=row["shard"]):
         list(toy_gallery.iter_features(toy_gallery.snapshot().videos))
-
-
-def test_of_two_compactions_at_once_the_one_that_began_later_decides(toy_gallery: Gallery) -> None:
-    first, *others = toy_gallery.snapshot().commits
-    videos = toy_gallery.snapshot().videos
-    relabelled = videos.set_column(videos.schema.get_field_index("person_id"), "person_id", pa.array(["new"] * len(videos)))
-    toy_gallery.commit(relabelled, REJECTS_SCHEMA.empty_table(), kind="compact", supersedes=[first, *others])
-    toy_gallery.commit(videos, REJECTS_SCHEMA.empty_table(), kind="compact", supersedes=[first])  # began before, ended after
-    assert set(toy_gallery.snapshot().videos["person_id"].to_pylist()) == {"new"}

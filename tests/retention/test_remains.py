@@ -63,7 +63,7 @@ def test_after_forget_and_compact_no_file_holds_a_forgotten_feature_key_value_or
     forget(toy_gallery, Selection(video_ids=GONE), "asked to")
     held = files_with_forgotten(toy_gallery)
     kinds = {uri.removeprefix(toy_gallery.location.uri).split("/")[1]: uri for uri in held}
-    assert kinds.keys() == {"frames", "videos", "index"} and max(held.values()) <= len(GONE)
+    assert kinds.keys() == {"frames", "commits", "index"} and max(held.values()) <= len(GONE)
     assert any("cohort" in uri for uri in held) and any("partitions" in uri for uri in held)
     compact(toy_gallery, timedelta(0))
     assert files_with_forgotten(toy_gallery) == {}

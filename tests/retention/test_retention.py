@@ -1,7 +1,11 @@
 """Forgetting and compaction: what was forgotten is gone and stays gone, and nothing else is lost on the way."""
 
+import itertools
+import json
 import os
+import sys
 import time
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,6 +28,7 @@ from pipeline.gallery.gallery import (
     feature_matrix,
     frames_table,
 )
+from pipeline.gallery.log import Log
 from pipeline.index.build import build_index
 from pipeline.index.versions import index_versions, open_index
 from pipeline.ingest.run import missing_sources
@@ -35,6 +40,7 @@ from pipeline.search.partitions import opened_partitions
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
+from pipeline.storage.location import Location
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.jobs.test_jobs import command
 
@@ -175,10 +181,8 @@ def test_the_audit_record_comes_first(toy_gallery: Gallery, monkeypatch: pytest.
 
 
 def test_a_deletion_that_somebody_took_back_is_found(toy_gallery: Gallery) -> None:
-    before = set(toy_gallery.commit_names())
     gone = forget(toy_gallery, Selection(camera="cam1"), "moved away")
-    (made,) = set(toy_gallery.commit_names()) - before
-    toy_gallery.location.join("commits", f"{made}.json").delete()
+    max(all_files(toy_gallery, "commits")).unlink()
     (fault,) = verify_gallery(toy_gallery)
     assert fault.startswith(f"{len(gone)} videos that the audit log calls forgotten are not ('v") and "and others" in fault
     forget(toy_gallery, Selection(camera="cam1"), "moved away")
@@ -283,8 +287,8 @@ def test_another_gallery_forgets_what_it_is_told_of_and_nothing_that_only_shares
         "take_forgotten",
         ["four#7", "here", "v001"],
     )
-    commits = other_gallery.commit_names()
-    assert take_forgotten(other_gallery, listed) == [] and other_gallery.commit_names() == commits  # told again
+    before = other_gallery.position()
+    assert take_forgotten(other_gallery, listed) == [] and other_gallery.position() == before  # told again
     with_bytes(other_gallery, ("late", "file:aa", None))
     assert "late" not in ids(other_gallery) and verify_gallery(other_gallery) == []
     # A third gallery learns from the second what the first one forgot.
@@ -352,8 +356,62 @@ def test_compaction_keeps_every_video_with_its_features_in_fewer_shards(toy_gall
     snapshot = toy_gallery.snapshot()
     assert contents(toy_gallery) == before and snapshot.rejects.equals(rejects)
     assert (done.videos, done.shards_before, done.shards_after, done.indexes) == (40, 6, 1, [])
-    assert len(all_files(toy_gallery, "frames")) == len(all_files(toy_gallery, "commits")) == 1
+    assert len(all_files(toy_gallery, "frames")) == len(all_files(toy_gallery, "checkpoints")) == 1
+    kinds = [json.loads(path.read_text())["kind"] for path in sorted(all_files(toy_gallery, "commits"))]
+    assert kinds == ["emptied"] * 8 + ["compact"] * 2  # what is going to be deleted, and that it is
     assert verify_gallery(toy_gallery) == []
+
+
+def test_a_second_compaction_at_once_touches_nothing(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "SHARD_FRAMES", 250)
+    forget(toy_gallery, Selection(video_ids=("v000", "v020")), "asked to")
+    build_index(toy_gallery)
+    assert compact(toy_gallery).shards_after > 2
+    files = {path: path.stat().st_mtime_ns for path in all_files(toy_gallery)}
+    done = compact(toy_gallery, timedelta(0))
+    assert done.deleted == 0 and {path: path.stat().st_mtime_ns for path in all_files(toy_gallery)} == files
+
+
+def test_a_deletion_costs_the_shards_that_it_touches(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "SHARD_FRAMES", 100)
+    compact(toy_gallery)
+    before = {row["video_id"]: row["shard"] for row in toy_gallery.snapshot().videos.to_pylist()}
+    assert len(set(before.values())) >= 5
+    gone = "v005"
+    forget(toy_gallery, Selection(video_ids=(gone,)), "asked to")
+    read_shard, write_shard, read, written = Gallery.read_shard, Gallery.write_shard, set(), []
+
+    def reading(gallery: Gallery, shard: str, first_row: int, rows: int) -> pa.Table:
+        read.add(shard)
+        return read_shard(gallery, shard, first_row, rows)
+
+    def writing(gallery: Gallery, frames: pa.Table) -> str:
+        written.append(write_shard(gallery, frames))
+        return written[-1]
+
+    monkeypatch.setattr(Gallery, "read_shard", reading)
+    monkeypatch.setattr(Gallery, "write_shard", writing)
+    compact(toy_gallery)
+    after = {row["video_id"]: row["shard"] for row in toy_gallery.snapshot().videos.to_pylist()}
+    assert before[gone] in read and len(read) <= 2 and 1 <= len(written) <= 2  # that of the deletion, and a small one
+    assert {one for one in after if after[one] != before[one]} == {one for one in after if before[one] in read}
+    assert not Path(toy_gallery.location.path, "frames", before[gone]).exists()
+
+
+def test_rows_that_a_killed_ingest_left_in_a_committed_shard_go_with_the_first_compaction(
+    toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stand in no log, so that a later deletion of their video would not find them."""
+    monkeypatch.setattr(compaction, "SHARD_FRAMES", 10)  # no shard is small
+    (_, features), (_, others) = people_features(2, 1, 24, seed=9)
+    steps = np.concatenate([np.arange(len(features)), np.arange(len(others))])
+    frames = frames_table(["left", "here"], [len(features), len(others)], steps, steps / 10, np.concatenate([features, others]))
+    row = {"video_id": "here", "source_id": "here", "shard": toy_gallery.write_shard(frames), "first_row": len(features)}
+    toy_gallery.commit(pa.Table.from_pylist([row | {"sampled_frames": len(others)}], schema=VIDEOS_SCHEMA))
+    assert traces(toy_gallery, "left", features)
+    before = contents(toy_gallery)
+    compact(toy_gallery)
+    assert contents(toy_gallery) == before and traces(toy_gallery, "left", features) == []
 
 
 def test_shards_of_a_compacted_gallery_have_the_size_that_is_asked_for(
@@ -470,6 +528,7 @@ def test_orphans_are_kept_while_their_ingest_may_be_running(toy_gallery: Gallery
     young = Path(toy_gallery.location.path, "frames", shard_of(toy_gallery, "young"))
     old = Path(toy_gallery.location.path, "frames", shard_of(toy_gallery, "old"))
     table = Path(toy_gallery.location.path, "videos", f"{0:032x}.parquet")
+    table.parent.mkdir()
     pq.write_table(NO_VIDEOS, table)
     make_old(young, OLD - timedelta(minutes=5))
     make_old(old, OLD + timedelta(minutes=5))
@@ -502,15 +561,17 @@ def test_an_index_build_that_was_killed_is_removed_when_it_is_old(toy_gallery: G
 
 
 def during_compaction(monkeypatch: pytest.MonkeyPatch, act: object) -> None:
-    """Have something happen after a compaction has read the gallery and before it commits."""
-    rewrite = compaction._rewrite
+    """Have something happen after a compaction has written a shard and before it commits that."""
+    write_shard = Gallery.write_shard
 
-    def rewrite_and_act(gallery: Gallery, videos: pa.Table) -> pa.Table:
-        done = rewrite(gallery, videos)
-        act()
-        return done
+    def write_and_act(gallery: Gallery, frames: pa.Table) -> str:
+        shard = write_shard(gallery, frames)
+        if sys._getframe(1).f_code.co_name == "_move":
+            monkeypatch.setattr(Gallery, "write_shard", write_shard)
+            act()
+        return shard
 
-    monkeypatch.setattr(compaction, "_rewrite", rewrite_and_act)
+    monkeypatch.setattr(Gallery, "write_shard", write_and_act)
 
 
 def test_videos_that_arrive_during_a_compaction_are_not_lost(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -542,18 +603,23 @@ def test_videos_that_arrive_while_a_compaction_deletes_are_not_lost(
     assert verify_gallery(toy_gallery) == []
 
 
-def test_two_compactions_at_once_lose_nothing(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, files_of, others = contents(toy_gallery), compaction._files_of, []
+@pytest.mark.parametrize("moment", ["while one writes a shard", "before one deletes"])
+def test_two_compactions_at_once_lose_nothing(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    before = contents(toy_gallery)
+    if moment == "before one deletes":
+        delete = compaction._delete_stale
 
-    def deleted_by_another(gallery: Gallery, name: str) -> set[str]:
-        if not others:
-            others.append(name)
-            compact(gallery)
-        return files_of(gallery, name)
+        def delete_after_another(*arguments: object) -> int:
+            monkeypatch.setattr(compaction, "_delete_stale", delete)
+            compact(Gallery.open(toy_gallery.location.uri))
+            return delete(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(compaction, "_files_of", deleted_by_another)
+        monkeypatch.setattr(compaction, "_delete_stale", delete_after_another)
+    else:
+        during_compaction(monkeypatch, lambda: compact(Gallery.open(toy_gallery.location.uri)))
     compact(toy_gallery)
-    assert others and contents(toy_gallery) == before and verify_gallery(toy_gallery) == []
+    assert contents(toy_gallery) == before and verify_gallery(toy_gallery) == []
+    assert len(all_files(toy_gallery, "frames")) == 1
 
 
 def test_a_reject_that_is_mended_during_a_compaction_stays_mended(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -573,18 +639,36 @@ def test_videos_forgotten_during_a_compaction_stay_forgotten(toy_gallery: Galler
     assert "v000" not in ids(toy_gallery) and traces(toy_gallery, "v000", features) == []
 
 
-def test_a_compaction_that_dies_before_its_commit_changes_nothing(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("writes", range(1, 22, 3))
+def test_a_compaction_that_is_killed_is_gone_on_with(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """kill -9 before so many files were written or removed: nothing is lost, and no shard that was committed is written anew."""
+    (_, features), *_ = people_features(10, 4, 24, seed=1)
+    forget(toy_gallery, Selection(video_ids=("v000",)), "asked to")
     before = contents(toy_gallery)
+    monkeypatch.setattr(compaction, "SHARD_FRAMES", 250)  # 4 shards
+    child = os.fork()
+    if not child:
+        left = itertools.count(1)
 
-    def die() -> None:
-        raise KeyboardInterrupt
+        def killed(act: Callable[..., object]) -> Callable[..., object]:
+            return lambda *arguments, **how: os._exit(9) if next(left) == writes else act(*arguments, **how)
 
-    during_compaction(monkeypatch, die)
-    with pytest.raises(KeyboardInterrupt):
+        for name in ("write_atomically", "create", "delete"):
+            monkeypatch.setattr(Location, name, killed(getattr(Location, name)))
         compact(toy_gallery)
-    monkeypatch.undo()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 9
     assert contents(toy_gallery) == before
-    assert compact(toy_gallery).shards_before == 6 and contents(toy_gallery) == before
+    snapshot = toy_gallery.snapshot()
+    finished = {name.removeprefix("frames/") for name in snapshot.settled & snapshot.live}
+    compact(toy_gallery, timedelta(0))
+    assert contents(toy_gallery) == before and verify_gallery(toy_gallery) == []
+    kept = {shard for shard in finished if Path(toy_gallery.location.path, "frames", shard).exists()}
+    assert len(finished - kept) <= 1, "only a last, small one is made larger"
+    assert traces(toy_gallery, "v000", features) == []
+    live = {path.name for path in all_files(toy_gallery, "frames")}
+    assert live == set(toy_gallery.snapshot().videos["shard"].to_pylist())
 
 
 def test_a_compaction_that_dies_after_its_commit_is_finished_by_the_next(
@@ -597,7 +681,7 @@ def test_a_compaction_that_dies_after_its_commit_is_finished_by_the_next(
     def die(*arguments: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compaction, "_delete_unreferenced", die)
+    monkeypatch.setattr(compaction, "_delete_stale", die)
     with pytest.raises(KeyboardInterrupt):
         compact(toy_gallery)
     monkeypatch.undo()
@@ -605,7 +689,6 @@ def test_a_compaction_that_dies_after_its_commit_is_finished_by_the_next(
     compact(toy_gallery)
     assert contents(toy_gallery) == expected
     assert traces(toy_gallery, "v000", features) == []
-    assert len(all_files(toy_gallery, "commits")) == 1
 
 
 def test_the_removal_of_an_index_that_died_half_way_is_finished_by_the_next(toy_gallery: Gallery) -> None:
@@ -678,16 +761,14 @@ def test_old_index_versions_are_deleted_by_number(toy_gallery: Gallery) -> None:
 
 
 def test_a_reader_that_meets_a_compaction_reads_again(toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = Gallery._commits
-    tries = []
+    before, read, tries = contents(toy_gallery), Log._read, []
 
-    def compacted_after_listing(gallery: Gallery, leave_out: tuple[str, ...] = ()) -> dict:
-        commits = listed(gallery, leave_out)
-        tries.append(len(commits))
+    def compacted_after_listing(log: Log, start: int, kinds: Collection[str]) -> tuple:
+        tries.append(start)
         if len(tries) == 1:
             compact(Gallery.open(toy_gallery.location.uri))
-        return commits
+        return read(log, start, kinds)
 
-    before = contents(toy_gallery)
-    monkeypatch.setattr(Gallery, "_commits", compacted_after_listing)
+    monkeypatch.setattr(Log, "_read", compacted_after_listing)
     assert set(toy_gallery.snapshot().videos["video_id"].to_pylist()) == set(before)
+    assert tries[0] == 0 < tries[-1]

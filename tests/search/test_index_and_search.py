@@ -14,6 +14,7 @@ import ray
 import torch
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, feature_matrix
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.build import build_index
@@ -351,7 +352,9 @@ def test_filters_choose_cameras_and_times(toy_gallery: Gallery, toy_index: Index
 
 def test_forgotten_videos_are_in_no_result_from_now_on(toy_gallery: Gallery, toy_index: Index) -> None:
     gone = ids(leads(toy_gallery, toy_index))[0]
-    toy_gallery.commit(VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table(), kind="forget", forgotten=[gone])
+    toy_gallery.commit(
+        VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table(), kind="forget", forgotten=Forgotten(frozenset({gone}))
+    )
     assert gone not in ids(leads(toy_gallery, toy_index))
 
 

@@ -107,13 +107,16 @@ class TestInsideRoots:
         assert inside_checker(["/"])("/a.mp4")
 
 
-def _check_reading_and_writing(root: Location) -> None:
+def _check_reading_and_writing(root: Location, *, exclusive: bool = True) -> None:
     first, second = root.join("a b", "é#1?.bin"), root.join("z.bin")
     assert not first.exists()
     assert root.list(recursive=True) == []
     assert first.write_atomically(b"one") is True
     assert second.write_atomically(lambda file: file.write(b"t" + b"wo")) is True
-    assert first.write_atomically(b"other", exclusive=True) is False
+    if exclusive:
+        assert first.write_atomically(b"other", exclusive=True) is first.create(b"other") is False
+        assert root.join("new").create(b"1") is True and root.join("new").read_bytes() == b"1" and first.keeps_existing(b"one")
+        root.join("new").delete()
     assert (first.read_bytes(), second.info().size) == (b"one", 3)
     assert first.write_atomically(b"newer") is True
     with first.open_input() as file:
@@ -134,7 +137,7 @@ class TestReadingAndWriting:
         _check_reading_and_writing(resolve(tmp_path / "new" / "folder"))
 
     def test_in_memory(self, memory: Location) -> None:
-        _check_reading_and_writing(memory)
+        _check_reading_and_writing(memory, exclusive=False)
 
     def test_on_s3(self, s3_options: str) -> None:
         root = resolve("s3://bucket/some/prefix" + s3_options)
