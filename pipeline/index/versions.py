@@ -283,6 +283,11 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
             videos = pa.concat_tables(tables, promote_options="default")  # partitions of older versions have fewer columns
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
+    return read_index(location, store, manifest, videos)
+
+
+def read_index(location: Location, store: Location, manifest: dict[str, Any], videos: pa.Table) -> Index:
+    """An index of these videos, with what the partitions of a version share below `location`. Raises PipelineError."""
     with head_folder(location.join("head")) as folder:
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
