@@ -24,7 +24,7 @@ from pipeline.gallery.gallery import TABLES, Gallery, Snapshot, files_of
 from pipeline.index.build import publish_without
 from pipeline.index.drafts import delete_drafts, held_partitions
 from pipeline.index.partition_store import delete_partition, partition_store, read_videos
-from pipeline.index.versions import holds_any, index_versions, open_index, partition_ids
+from pipeline.index.versions import drop_cached, holds_any, index_versions, open_index, partition_ids
 from pipeline.storage.location import Location, StorageError
 
 SHARD_FRAMES = 100_000  # of a compacted shard: 256 MB of 1280-wide features
@@ -92,6 +92,7 @@ def _compact_indexes(
     _delete_unpublished(gallery, orphan_age, doomed)
     delete_drafts(gallery, gone)
     _delete_partitions(gallery, orphan_age, partitions, gone)
+    drop_cached(gallery)
     return doomed, reduced
 
 
