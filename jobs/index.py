@@ -10,6 +10,7 @@ from jobs.progress import say
 from pipeline.cluster import Cluster
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
+from pipeline.index.drafts import PREFIX
 from pipeline.index.versions import Index, current_index, extensible_index, find_head, version_files
 from pipeline.search.worth import measure_worth
 from pipeline.settings import IndexSettings
@@ -82,10 +83,15 @@ def index(
 
 
 def describe_partitions(index: Index, base: Index | None) -> str:
-    """How many partitions there are, and how many of them were there before."""
+    """How many partitions there are, how many of them were there before, and how many an earlier build had finished."""
     before = {part["id"] for part in base.manifest["partitions"]} if base is not None else set()
-    kept = sum(part["id"] in before for part in index.manifest["partitions"])
-    return f"{len(index.manifest['partitions'])} partitions" + (f", {kept} of them kept" if base is not None else "")
+    ids = [part["id"] for part in index.manifest["partitions"]]
+    words = [f"{len(ids)} partitions"]
+    if base is not None:
+        words.append(f"{sum(one in before for one in ids)} of them kept")
+    if earlier := sum(one not in before and not one.startswith(index.manifest["build"][:PREFIX]) for one in ids):
+        words.append(f"{earlier} of them from a build that did not end")
+    return ", ".join(words)
 
 
 def advise(index: Index) -> None:

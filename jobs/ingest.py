@@ -1,6 +1,7 @@
 """Decode and embed videos into a gallery: python -m jobs.ingest INPUT --gallery G"""
 
 import functools
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -109,11 +110,19 @@ def ingest(
     ] = 0.0,
     strict: Annotated[bool, typer.Option(help="Exit with 3 when some inputs were rejected.")] = False,
     decoders: Annotated[
-        int | None, typer.Option(help="Decoding actors [default: with GPUs half the CPUs, else the embedding actors decode].")
+        str | None,
+        typer.Option(
+            metavar="N or MIN:MAX",
+            help="Decoding actors, so many or as there is work and room [default: with GPUs half the CPUs, else the embedding "
+            "actors decode].",
+        ),
     ] = None,
     embedders: Annotated[
-        int | None,
-        typer.Option(help="Embedding actors [default: one a GPU, else one a CPU]; with --detector, recordings read at once."),
+        str | None,
+        typer.Option(
+            metavar="N or MIN:MAX",
+            help="Embedding actors [default: one a GPU, else one a CPU]; with --detector, recordings read at once.",
+        ),
     ] = None,
     shard_chunks: Annotated[
         int | None,
@@ -155,7 +164,10 @@ def ingest(
         memory_limit=memory_limit << 20,
         cpu_limit=cpu_limit,
     )
-    workers = Workers(decoders=decoders, embedders=embedders, shard_chunks=shard_chunks)
+    workers = Workers(actors(decoders, "--decoders"), actors(embedders, "--embedders"), shard_chunks=shard_chunks)
+    if detector is not None and isinstance(workers.embedders, tuple):
+        raise UsageError("with --detector, --embedders is one number: so many recordings are read at once")
+    at_once = None if isinstance(workers.embedders, tuple) else workers.embedders
     names, clocks = name_pattern(pattern) if pattern else None, read_clocks(cameras, zone)
     catalog = read_catalog(source, roots=root, endpoints=endpoint)
     load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
@@ -174,12 +186,12 @@ def ingest(
         cluster = Cluster(address, insecure_cluster)
         if watch:
             with suppress(KeyboardInterrupt):
-                for summary in watch_footage(inputs, opened, sampling, detector, embedders, cluster, **how):
+                for summary in watch_footage(inputs, opened, sampling, detector, at_once, cluster, **how):
                     print(describe_footage(summary, source, gallery, detector), flush=True)
             return
         progress = functools.partial(show, RenewedLine(), what="recordings")
         say(f"{len(catalog.table)} recordings; if any is new, Ray and its workers start now (10 to 20 s) ...")
-        summary = ingest_footage(inputs.plan(), opened, sampling, detector, None, embedders, progress, cluster, source, **how)
+        summary = ingest_footage(inputs.plan(), opened, sampling, detector, None, at_once, progress, cluster, source, **how)
         print(describe_footage(summary, source, gallery, detector))
         if summary.unaccounted or nothing_usable(summary):
             raise typer.Exit(FAILED)
@@ -206,6 +218,18 @@ def show(line: RenewedLine, state: IngestProgress, what: str = "videos") -> None
     left = time_left(state.seconds, state.done, state.total)
     words = f"{state.done}/{state.total} {what}, {state.rejected} rejected, {state.frames} frames, {speed}, {left}"
     line.show(words, state.done == state.total)
+
+
+def actors(text: str | None, flag: str) -> int | tuple[int, int] | None:
+    """How many actors a flag asks for: "4", or at least and at most so many, "2:16"."""
+    if text is None:
+        return None
+    least, mark, most = text.partition(":")
+    if not re.fullmatch(r"-?\d+", least) or (mark and not re.fullmatch(r"-?\d+", most)):
+        raise UsageError(
+            f"{flag} is a number of actors, such as 4, or the least and the most of them, such as 2:16, not {text!r}"
+        )
+    return (int(least), int(most)) if mark else int(least)
 
 
 def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -> str:

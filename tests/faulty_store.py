@@ -32,6 +32,7 @@ class FaultyStore:
         self.counts: Counter[str] = Counter()
         self.requests = 0
         self.sent: Counter[str] = Counter()  # bytes of answers, by path
+        self.asked: Counter[str] = Counter()  # requests, by path and query
         self._chance, self._lock = random.Random(0), threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": self}))
         self._server.daemon_threads = True
@@ -105,6 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = answer.getheader("Content-Length") if self.command == "HEAD" else None
         with self.store._lock:
             self.store.sent[self.path.partition("?")[0]] += len(content)
+            self.store.asked[self.path] += 1
         self._answer(answer.status, kept, content, length, half=fault == "half an answer")
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward  # noqa: N815

@@ -10,17 +10,19 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES, is_image_pattern
 from pipeline.catalog.manifest import MANIFEST_SUFFIXES, read_manifest
+from pipeline.catalog.many_rows import IN_MEMORY, STEP_ROWS, Gathering, gathered, steps
 from pipeline.errors import UsageError
 from pipeline.storage.hashing import sha256
 from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, is_utf8, resolve
@@ -90,11 +92,13 @@ SOURCE_SCHEMA = pa.schema(
 _NOT_READABLE = re.compile(r"[^A-Za-z0-9._-]+")
 _EXTENSION = re.compile(r"\.[a-z0-9_+~-]{1,16}")
 _KINDS_NAMED = 12
+SORTED_ROWS = IN_MEMORY  # to sort more they would all have to be in memory
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """What read_catalog found. table: SOURCE_SCHEMA, sorted by source_id. root: canonical uri of the input's folder.
+    """What read_catalog found. table: SOURCE_SCHEMA, up to SORTED_ROWS sorted by source_id. root: canonical uri of the input's
+    folder.
 
     Of what lies below a folder input and belongs to no candidate, ignored has the number of files by extension (lower case, with
     the dot; "" for none), and ignored_images that of images by the reason, in words. ignored_columns: columns of a manifest that
@@ -163,7 +167,7 @@ def read_catalog(
     _refuse_duplicates(catalog.table, "source_id", location.uri)
     reach = Reach.of(location.uri, roots=roots or (), endpoints=endpoints or ())
     table = _mark_refused(catalog.table, reach)
-    return replace(catalog, table=table.sort_by("source_id"), reach=reach)
+    return replace(catalog, table=table.sort_by("source_id") if len(table) <= SORTED_ROWS else table, reach=reach)
 
 
 def candidate_id(source_id: str, track_id: int | str) -> str:
@@ -192,7 +196,8 @@ class _Listing:
     """What lies below the input, gathered name by name; folders are relative to the input, "" is the input itself."""
 
     root: Location
-    uris: list[str] = field(default_factory=list)
+    sources: Gathering = field(default_factory=lambda: Gathering(SOURCE_SCHEMA))
+    uris: list[str] = field(default_factory=list)  # that are not among the sources yet
     kinds: list[str] = field(default_factory=list)
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)  # uri -> reason, message
     folders: dict[str, _Folder] = field(default_factory=dict)
@@ -221,6 +226,12 @@ class _Listing:
         self.kinds.append(kind)
         if refused:
             self.refused[uri] = refused
+        if len(self.uris) >= STEP_ROWS:
+            self.gather()
+
+    def gather(self) -> None:
+        self.sources.add(source_table(self.uris, self.kinds, refused=self.refused))
+        self.uris, self.kinds, self.refused = [], [], {}
 
     def add_image_folders(self) -> None:
         """Turn the folders of images that were seen into sources; call it once, after all files."""
@@ -247,9 +258,9 @@ def _read_folder(location: Location) -> Catalog:
             if not any(part.startswith(".") for part in relative.split("/")):
                 listing.add_file(*posixpath.split(relative))
     listing.add_image_folders()
-    table = source_table(listing.uris, listing.kinds, refused=listing.refused)
-    catalog = Catalog(table, location.uri, listing.ignored, listing.ignored_images)
-    if not listing.uris:
+    listing.gather()
+    catalog = Catalog(listing.sources.table(), location.uri, listing.ignored, listing.ignored_images)
+    if not len(catalog.table):
         passed_over = catalog.not_read()
         raise UsageError(
             f"{location.uri} holds no video and no folder of numbered images" + (f" ({passed_over})" if passed_over else "")
@@ -305,12 +316,17 @@ def _add_entry(entry: os.DirEntry[str], folder: str, listing: _Listing, folders:
 
 
 def _from_manifest(location: Location) -> Catalog:
-    folder = _folder_uri(location)
-    manifest, ignored_columns = read_manifest(location, folder)
+    folder, others = _folder_uri(location), set[str]()
+    table = gathered(map(_sources, read_manifest(location, folder, others)), SOURCE_SCHEMA)
+    return Catalog(table, folder, ignored_columns=tuple(sorted(others)))
+
+
+def _sources(manifest: pa.Table) -> pa.Table:
+    """SOURCE_SCHEMA of rows of a manifest."""
     columns = {name: manifest[name] for name in ("camera_id", "start_time", "person_id", "boxes_uri", "frame_rate")}
     uris = manifest["uri"].to_pylist()
     ids = [explicit or default_video_id(uri) for explicit, uri in zip(manifest["video_id"].to_pylist(), uris, strict=True)]
-    return Catalog(source_table(uris, ["auto"] * len(uris), source_id=ids, **columns), folder, ignored_columns=ignored_columns)
+    return source_table(uris, ["auto"] * len(uris), source_id=ids, **columns)
 
 
 def source_table(
@@ -338,7 +354,14 @@ def source_table(
 
 
 def _refuse_duplicates(table: pa.Table, name: str, source: str) -> None:
-    counts = table.group_by(name).aggregate([([], "count_all")])
+    # A number for each value, for a set of millions of texts takes gigabytes; equal numbers are looked at.
+    hashes = [np.fromiter(map(hash, part[name].to_pylist()), np.int64, len(part)) for part in steps(table)]
+    hashes_sorted = np.sort(np.concatenate([np.empty(0, np.int64), *hashes]))
+    repeated = np.unique(hashes_sorted[1:][hashes_sorted[1:] == hashes_sorted[:-1]])
+    if not len(repeated):
+        return
+    suspects = [part.filter(pa.array(np.isin(own, repeated))) for part, own in zip(steps(table), hashes, strict=True)]
+    counts = pa.concat_tables(suspects).group_by(name).aggregate([([], "count_all")])
     twice = counts.filter(pc.greater(counts["count_all"], 1))[name].sort()
     if len(twice):
         what = "uri" if name == "uri" else "video_id"
@@ -351,6 +374,15 @@ def _mark_refused(table: pa.Table, reach: Reach) -> pa.Table:
     if not reach.roots and not any(pc.any(pc.match_substring(table[name], "?")).as_py() for name in ("uri", "boxes_uri")):
         return table
     refusal, linked = reach.refusals(), functools.lru_cache(maxsize=4096)(_linked_images)
+    return gathered((_marked(part, reach, refusal, linked) for part in steps(table)), SOURCE_SCHEMA)
+
+
+def _marked(
+    table: pa.Table,
+    reach: Reach,
+    refusal: Callable[[str], tuple[str, str] | None],
+    linked: Callable[[str], list[str]],
+) -> pa.Table:
     reasons, messages = table["reject_reason"].to_pylist(), table["reject_message"].to_pylist()
     for row, places in enumerate(zip(table["uri"].to_pylist(), table["boxes_uri"].to_pylist(), strict=True)):
         if reasons[row] is None:

@@ -10,55 +10,64 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
 from pipeline.errors import UsageError
-from pipeline.storage.location import Location, canonical_uri, is_utf8
+from pipeline.storage.location import Location, canonical_uri, explained, is_utf8
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 MANIFEST_COLUMNS = ("uri", "video_id", "camera_id", "start_time", "person_id", "boxes_uri", "frame_rate")
 # A file of a few bytes can claim any number of rows, and one long text in all of them.
-MOST_ROWS = 20_000_000  # 10 GB of memory, at some 500 bytes a row while a catalog is made of them
-MOST_BYTES = 8 << 30  # of the values that are read, in memory
+MOST_ROWS = 20_000_000  # 4 GB of the temporary folder
+MOST_BYTES = 8 << 30  # of the values that are read, written out
 
 _TEXT_MANIFEST = pa.schema([(name, pa.string()) for name in MANIFEST_COLUMNS])
 _TIME = pa.timestamp("us", tz="UTC")
 _NUMBER = re.compile(r"[0-9]*\.?[0-9]+|[0-9]+\.")
 _CHUNK_ROWS = 65536
 _DELTA_ROWS = 64
+_READ_BYTES = 1 << 20
 _LONGEST_TEXT = 16384  # bytes; no path and no key of an object store is longer than 4,096
 _LONGEST_ID = 200
 
 
-def read_manifest(location: Location, folder: str) -> tuple[pa.Table, tuple[str, ...]]:
-    """A manifest's rows and the names of the columns that were not read.
+def read_manifest(location: Location, folder: str, others: set[str]) -> Iterator[pa.Table]:
+    """A manifest's rows, some at a time; others takes the names of the columns that are not read.
 
-    folder: what relative uris start from, those of image patterns (tracklets/0001C1T0001F*.jpg) too. The table has
+    folder: what relative uris start from, those of image patterns (tracklets/0001C1T0001F*.jpg) too. The tables have
     MANIFEST_COLUMNS: canonical uris, start_time as timestamp[us, UTC], frame_rate float64 (frames a second, above 0 and below
     1000), the rest text; null where a row says nothing. Raises UsageError for a manifest without rows, with more than
     MOST_ROWS or MOST_BYTES, without the column uri or with a fault, which is named with its row, from 1.
     """
     suffix = posixpath.splitext(location.path)[1].lower()
     if suffix == ".parquet":
-        manifest, ignored_columns = _read_parquet(location)
+        parts = _read_parquet(location, others)
     else:
-        manifest, ignored_columns = _read_text(location, _csv_records if suffix == ".csv" else _json_records)
-    if manifest.num_rows == 0:
+        parts = _read_text(location, _csv_records if suffix == ".csv" else _json_records, others)
+    first = 0
+    for part in parts:
+        yield _canonical(part, folder, location.uri, first)
+        first += len(part)
+    if first == 0:
         raise UsageError(f"the manifest {location.uri} has no rows")
-    columns = {name: _empty_to_null(manifest[name]) for name in MANIFEST_COLUMNS if name != "start_time"}
-    _check_ids(columns["video_id"], location.uri)
+
+
+def _canonical(part: pa.Table, folder: str, manifest: str, first: int) -> pa.Table:
+    """Rows of a manifest as `read_manifest` gives them. first: how many came before."""
+    columns = {name: _empty_to_null(part[name]) for name in MANIFEST_COLUMNS if name != "start_time"}
+    _check_ids(columns["video_id"], manifest, first)
     for name in ("uri", "boxes_uri"):
-        columns[name] = pa.chunked_array([pa.array(_canonical_uris(columns[name], folder, location.uri, name), pa.string())])
-    columns["start_time"] = _utc_times(manifest["start_time"], location.uri)
-    columns["frame_rate"] = _frame_rates(columns["frame_rate"], location.uri)
-    return pa.table({name: columns[name] for name in MANIFEST_COLUMNS}), ignored_columns
+        columns[name] = pa.chunked_array([pa.array(_canonical_uris(columns[name], folder, manifest, name, first), pa.string())])
+    columns["start_time"] = _utc_times(part["start_time"], manifest, first)
+    columns["frame_rate"] = _frame_rates(columns["frame_rate"], manifest, first)
+    return pa.table({name: columns[name] for name in MANIFEST_COLUMNS})
 
 
-def _read_parquet(location: Location) -> tuple[pa.Table, tuple[str, ...]]:
+def _read_parquet(location: Location, others: set[str]) -> Iterator[pa.Table]:
     try:
         with location.open_input() as opened:
             file = parquet.ParquetFile(opened)
@@ -73,21 +82,23 @@ def _read_parquet(location: Location) -> tuple[pa.Table, tuple[str, ...]]:
             whole = [name for name in chosen if any(encoding.startswith("DELTA") for encoding in encodings[name])]
             file = parquet.ParquetFile(opened, read_dictionary=[name for name in chosen if name not in whole])
             plain = pa.schema([(name, _value_type(schema.field(name).type)) for name in chosen])
-            parts, size = [plain.empty_table()], 0
+            others.update(_others(schema.names))
+            size = 0
             for batch in file.iter_batches(_DELTA_ROWS if whole else _CHUNK_ROWS, columns=chosen):
                 size += sum(_written_out(column, name, location.uri) for name, column in zip(chosen, batch.columns, strict=True))
                 _check_size(size, location.uri)
-                parts.append(
-                    pa.table([column.cast(kind) for column, kind in zip(batch.columns, plain.types, strict=True)], plain)
-                )
-            table = pa.concat_tables(parts)
-            table.validate(full=True)
+                table = pa.table([column.cast(kind) for column, kind in zip(batch.columns, plain.types, strict=True)], plain)
+                table.validate(full=True)
+                yield _with_all_columns(table, location.uri)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{location.uri} cannot be read as Parquet: {' '.join(str(error).split())}") from error
+
+
+def _with_all_columns(table: pa.Table, manifest: str) -> pa.Table:
     absent = pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
-    columns = {name: table[name] if name in chosen else absent for name in MANIFEST_COLUMNS}
-    texts = {name: _text_column(column, f"{name} in {location.uri}") for name, column in columns.items() if name != "start_time"}
-    return pa.table({**texts, "start_time": columns["start_time"]}), _others(schema.names)
+    columns = {name: table[name] if name in table.schema.names else absent for name in MANIFEST_COLUMNS}
+    texts = {name: _text_column(column, f"{name} in {manifest}") for name, column in columns.items() if name != "start_time"}
+    return pa.table({**texts, "start_time": columns["start_time"]})
 
 
 def _check_claims(metadata: parquet.FileMetaData, names: Collection[str], manifest: str) -> dict[str, set[str]]:
@@ -151,24 +162,25 @@ _Records = Iterator[tuple[str | None, ...]]
 
 
 def _read_text(
-    location: Location, records_of: Callable[[io.BytesIO, str, set[str]], _Records]
-) -> tuple[pa.Table, tuple[str, ...]]:
+    location: Location, records_of: Callable[[BinaryIO, str, set[str]], _Records], others: set[str]
+) -> Iterator[pa.Table]:
     names: set[str] = set()
-    records = records_of(io.BytesIO(location.read_bytes()), location.uri, names)
-    batches = []
+    rows = 0
     try:
-        while chunk := list(itertools.islice(records, _CHUNK_ROWS)):
-            columns = [pa.array(values, pa.string()) for values in zip(*chunk, strict=True)]
-            batches.append(pa.RecordBatch.from_arrays(columns, schema=_TEXT_MANIFEST))
-            _check_size(0, location.uri, sum(map(len, batches)))
+        with location.open_input() as opened, explained("read", location.uri):
+            records = records_of(io.BufferedReader(opened, _READ_BYTES), location.uri, names)
+            while chunk := list(itertools.islice(records, _CHUNK_ROWS)):
+                columns = [pa.array(values, pa.string()) for values in zip(*chunk, strict=True)]
+                rows += len(chunk)
+                _check_size(0, location.uri, rows)
+                _check_header(sorted(names), location.uri)
+                yield pa.table(columns, _TEXT_MANIFEST)
     except UnicodeDecodeError as error:
         raise UsageError(f"{location.uri} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    if batches:
-        _check_header(sorted(names), location.uri)
-    return pa.Table.from_batches(batches, _TEXT_MANIFEST), _others(sorted(names))
+    others.update(_others(sorted(names)))
 
 
-def _csv_records(file: io.BytesIO, manifest: str, names: set[str]) -> _Records:
+def _csv_records(file: BinaryIO, manifest: str, names: set[str]) -> _Records:
     # Python's reader in strict mode refuses a quote that is never closed; Arrow's takes the rest of the file for one value.
     reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
     try:
@@ -190,7 +202,7 @@ def _csv_records(file: io.BytesIO, manifest: str, names: set[str]) -> _Records:
         raise UsageError(f"line {reader.line_num} of {manifest} is not CSV: {error}") from error
 
 
-def _json_records(file: io.BytesIO, manifest: str, names: set[str]) -> _Records:
+def _json_records(file: BinaryIO, manifest: str, names: set[str]) -> _Records:
     for number, line in enumerate(file, start=1):
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         if not text.strip():
@@ -242,10 +254,10 @@ def _empty_to_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
 
 
-def _canonical_uris(column: pa.ChunkedArray, folder: str, manifest: str, name: str) -> list[Any]:
+def _canonical_uris(column: pa.ChunkedArray, folder: str, manifest: str, name: str, first: int) -> list[Any]:
     """Canonical uris, None where the column has none (not allowed for the column uri)."""
     uris: list[str | None] = []
-    for row, text in enumerate(column.to_pylist(), start=1):
+    for row, text in enumerate(column.to_pylist(), start=first + 1):
         if text is None and name != "uri":
             uris.append(None)
             continue
@@ -258,12 +270,12 @@ def _canonical_uris(column: pa.ChunkedArray, folder: str, manifest: str, name: s
     return uris
 
 
-def _check_ids(ids: pa.ChunkedArray, manifest: str) -> None:
+def _check_ids(ids: pa.ChunkedArray, manifest: str, first: int) -> None:
     wrong = pc.or_(pc.greater(pc.utf8_length(ids), _LONGEST_ID), pc.match_substring_regex(ids, r"[#\p{Cc}]|^[\s\p{Z}]*$"))
     row = pc.index(wrong, True).as_py()
     if row >= 0:
         raise UsageError(
-            f"row {row + 1} of {manifest}: video_id {ids[row].as_py()[:80]!r} cannot be used: it must have 1 to "
+            f"row {first + row + 1} of {manifest}: video_id {ids[row].as_py()[:80]!r} cannot be used: it must have 1 to "
             f"{_LONGEST_ID} characters, not only blanks, without # (which marks tracks) and control characters"
         )
 
@@ -272,11 +284,11 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)
 
 
-def _utc_times(column: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
+def _utc_times(column: pa.ChunkedArray, manifest: str, first: int) -> pa.ChunkedArray:
     """timestamp[us, UTC] of ISO 8601 texts, timestamps or dates; what has no zone is UTC."""
     kind = column.type
     if _is_text(kind):
-        return _parsed_times(_empty_to_null(column.cast(pa.string())), manifest)
+        return _parsed_times(_empty_to_null(column.cast(pa.string())), manifest, first)
     zone = getattr(kind, "tz", None)
     try:
         times = pc.cast(column, options=pc.CastOptions(pa.timestamp("us", zone), allow_time_truncate=True))
@@ -284,14 +296,14 @@ def _utc_times(column: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
         raise UsageError(f"the column start_time of {manifest} holds a time out of range: {error}") from error
     times = times.cast(_TIME) if zone else pc.assume_timezone(times, "UTC")
     # Not for the whole module: the first scalar that pyarrow makes loads pandas, also in decoders, which read no manifests.
-    first, last = (pa.scalar(time.replace(tzinfo=UTC), _TIME) for time in (datetime.min, datetime.max))
-    wrong = pc.or_(pc.less(times, first), pc.greater(times, last))
+    least, most = (pa.scalar(time.replace(tzinfo=UTC), _TIME) for time in (datetime.min, datetime.max))
+    wrong = pc.or_(pc.less(times, least), pc.greater(times, most))
     if (row := pc.index(wrong, True).as_py()) >= 0:
-        raise UsageError(f"row {row + 1} of {manifest}: start_time lies outside the years 1 to 9999")
+        raise UsageError(f"row {first + row + 1} of {manifest}: start_time lies outside the years 1 to 9999")
     return times
 
 
-def _parsed_times(texts: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
+def _parsed_times(texts: pa.ChunkedArray, manifest: str, first: int) -> pa.ChunkedArray:
     encoded = pc.dictionary_encode(texts.combine_chunks())
     times = []
     for text in encoded.dictionary.to_pylist():
@@ -299,21 +311,21 @@ def _parsed_times(texts: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
             time = datetime.fromisoformat(text)
             times.append(time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC))
         except (ValueError, OverflowError) as error:
-            row = pc.index(texts, text).as_py() + 1
+            row = first + pc.index(texts, text).as_py() + 1
             raise UsageError(
                 f"row {row} of {manifest}: start_time {text[:80]!r} is not an ISO 8601 time such as 2026-05-01T12:00:00Z"
             ) from error
     return pa.chunked_array([pa.array(times, _TIME).take(encoded.indices)])
 
 
-def _frame_rates(texts: pa.ChunkedArray, manifest: str) -> pa.ChunkedArray:
+def _frame_rates(texts: pa.ChunkedArray, manifest: str, first: int) -> pa.ChunkedArray:
     """float64 of texts that are positive numbers below 1000."""
     encoded = pc.dictionary_encode(texts.combine_chunks())
     rates = []
     for text in encoded.dictionary.to_pylist():
         rate = float(text) if _NUMBER.fullmatch(text.strip()) else 0.0
         if not 0 < rate < 1000:
-            row = pc.index(texts, text).as_py() + 1
+            row = first + pc.index(texts, text).as_py() + 1
             raise UsageError(
                 f"row {row} of {manifest}: frame_rate {text[:80]!r} is not a number of frames a second above 0 and below 1000"
             )

@@ -1,4 +1,4 @@
-"""Making index versions: drawing what their partitions share, building these, publishing the manifest.
+"""Making index versions: drawing what their partitions share, building those that are not there, publishing the manifest.
 
 What a version consists of is in pipeline.index.versions.
 """
@@ -28,16 +28,27 @@ from pipeline.coattention.head import head_hash, save_head, untrained_head
 from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery, Position
+from pipeline.index.drafts import (
+    PREFIX,
+    Draft,
+    builds,
+    delete_draft,
+    find_draft,
+    leased,
+    new_build,
+    record_finished,
+    write_draft,
+)
 from pipeline.index.partition_store import (
     FRAMES_OF,
     VIDEOS,
     PartitionWork,
     as_indexed,
     build_partitions,
-    delete_partition,
     partition_store,
     plan_partitions,
     read_videos,
+    with_finished,
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
 from pipeline.index.samples import count_segments, sample_cameras, sample_cohort, sample_features, sample_means, sample_query
@@ -90,66 +101,158 @@ def build_index(
     base: an index of the same settings and head (see `extensible_index`), of which head, cohort and what has not changed are
     kept, see `plan_partitions`; without it everything is made anew. workers, address: see `build_partitions`. progress is told
     videos done and in all. measure: `pipeline.search.worth.measure_worth`, which says what scores are worth in the gallery; None
-    leaves that open. An index made of `base` takes over what is known of it, unless that was learned from too few videos. Raises
-    PipelineError for an empty gallery, a damaged shard, a head of another width, or when videos were forgotten while it was
-    built.
+    leaves that open. An index made of `base` takes over what is known of it, unless that was learned from too few videos.
+
+    What an earlier build of the same settings, head and base had finished when it was killed or failed is kept, and what it had
+    drawn (`pipeline.index.drafts`); what this one has finished when it fails stays for the next. Raises PipelineError for an
+    empty gallery, a damaged shard, a head of another width, or when videos were forgotten while it was built.
     """
     settings = settings or IndexSettings()
     snapshot = gallery.snapshot()
     if len(snapshot.videos) == 0:
         raise PipelineError(f"{gallery.location.uri} has no videos yet; run jobs.ingest first")
-    old = base.manifest["partitions"] if base is not None else []
-    plan = plan_partitions(snapshot.videos, settings.partition_videos, base and base.videos, old)
-    entries, kept = [], 0
-    for number in plan.kept:
-        entries.append({**old[number], "first_video": kept})
-        kept += old[number]["videos"]
-    tables = [base.partition_videos(number).select(["video_id"]) for number in plan.kept] if base is not None else []
-    ids = pa.concat_tables([*tables, *(rows.select(["video_id"]) for rows in plan.fresh)])["video_id"]
-    if base is None:
-        with telemetry.timed("coattention_index_seconds", stage="draw"):
-            shared = _draw(gallery, pa.concat_tables(plan.fresh), settings, head, calibration)
-    else:
-        replaced = base.videos["video_id"].filter(pa.array(~as_indexed(snapshot.videos, base.videos, FRAMES_OF)))
-        there = pc.is_in(base.cohort_ids, snapshot.videos["video_id"].combine_chunks())
-        alive = pc.and_not(there, pc.is_in(base.cohort_ids, replaced.combine_chunks()))
-        shared = _carry(base, alive, ids, calibration)
-    if shared.query is None and plan.fresh:
-        raise PipelineError("an index of an earlier format cannot be added to; build it again with jobs.index --rebuild")
-    query = np.empty(0, np.float32) if shared.query is None else shared.query  # by the first nothing is built
-    cut = settings.segment_length, settings.stride
-    work = PartitionWork(gallery, shared.heads, *cut, query, shared.cohort, shared.prefilter)
-    built: dict[int, dict[str, Any]] = {}
-    done = kept
-    try:
-        for number, entry in build_partitions(work, plan.fresh, kept, workers, address):
-            built[number] = entry
-            done += entry["videos"]
-            progress(done, len(ids))
-        entries += [built[number] for number in sorted(built)]
+    planned = _plan(gallery, snapshot.videos, settings, head, base)
+    build = new_build()
+    with leased(gallery, build, [entry["id"] for entry in planned.entries if entry is not None]):
+        shared = _shared(gallery, snapshot.videos, settings, head, calibration, planned, base)
+        _begin(gallery, build, shared, settings, snapshot.videos, planned, base)
+        entries = _built(gallery, build, shared, settings, planned, progress, workers, address)
         if measure is not None and (shared.worth is None or shared.worth.videos < LEAST_VIDEOS):
             with telemetry.timed("coattention_index_seconds", stage="measure"):
                 shared = replace(shared, worth=measure(gallery, _unpublished(gallery, shared, settings, entries)))
         with telemetry.timed("coattention_index_seconds", stage="publish"):
-            version = _publish(gallery, shared, settings, entries, snapshot.position, ids)
-    except BaseException:
-        for entry in built.values():
-            delete_partition(gallery, entry["id"])
-        raise
+            version = _publish(gallery, shared, settings, entries, snapshot.position, planned.ids, build)
     return open_index(gallery, version)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """The partitions of a version, in order. entries: of those that are there, None for the others; tables: rows of each.
+
+    draft: of an earlier build, of which some are.
+    """
+
+    entries: list[dict[str, Any] | None]
+    tables: list[pa.Table]
+    draft: Draft | None
+
+    @property
+    def first(self) -> list[int]:
+        """The row of each partition's first video in the version."""
+        return np.cumsum([0, *map(len, self.tables[:-1])]).tolist()
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        """Of all videos."""
+        return pa.concat_tables([rows.select(["video_id"]) for rows in self.tables])["video_id"]
+
+    @property
+    def waiting(self) -> list[int]:
+        """Numbers of the partitions that are to be built."""
+        return [number for number, entry in enumerate(self.entries) if entry is None]
+
+
+def _plan(gallery: Gallery, videos: pa.Table, settings: IndexSettings, head: Coattention | None, base: Index | None) -> _Planned:
+    """What a version of these videos (of a snapshot) keeps of `base`, and of a draft, and what is to be built."""
+    old = base.manifest["partitions"] if base is not None else []
+    plan = plan_partitions(videos, settings.partition_videos, base and base.videos, old)
+    draft = find_draft(gallery, settings, head, base, len(videos)) if plan.fresh else None
+    finished, there = (draft.finished, draft.videos) if draft is not None else ([], videos.slice(0, 0))
+    parts = with_finished(plan.fresh, settings.partition_videos, finished, there)
+    kept = [base.partition_videos(number) for number in plan.kept] if base is not None else []
+    entries = [*(old[number] for number in plan.kept), *(entry for _, entry in parts)]
+    return _Planned(entries, [*kept, *(rows for rows, _ in parts)], draft)
+
+
+def _shared(
+    gallery: Gallery,
+    videos: pa.Table,
+    settings: IndexSettings,
+    head: Coattention | None,
+    calibration: Calibration | None,
+    planned: _Planned,
+    base: Index | None,
+) -> _Shared:
+    """What partitions share: that of a draft, of the base, or drawn anew from the videos (of a snapshot)."""
+    earlier = planned.draft.index if planned.draft is not None else base
+    if earlier is None:
+        with telemetry.timed("coattention_index_seconds", stage="draw"):
+            return _draw(gallery, pa.concat_tables(planned.tables), settings, head, calibration)
+    replaced = earlier.videos["video_id"].filter(pa.array(~as_indexed(videos, earlier.videos, FRAMES_OF)))
+    there = pc.is_in(earlier.cohort_ids, videos["video_id"].combine_chunks())
+    alive = pc.and_not(there, pc.is_in(earlier.cohort_ids, replaced.combine_chunks()))
+    shared = _carry(earlier, alive, planned.ids, calibration)
+    if shared.query is None and planned.waiting:
+        raise PipelineError("an index of an earlier format cannot be added to; build it again with jobs.index --rebuild")
+    return shared
+
+
+def _begin(
+    gallery: Gallery,
+    build: str,
+    shared: _Shared,
+    settings: IndexSettings,
+    videos: pa.Table,
+    planned: _Planned,
+    base: Index | None,
+) -> None:
+    """Write a draft, which takes the place of the one that is gone on with."""
+    kept = {part["id"] for part in base.manifest["partitions"]} if base is not None else set()
+    finished = [entry for entry in planned.entries if entry is not None and entry["id"] not in kept]
+    files = _publish_shared(gallery, shared, builds(gallery).join(build))
+    of_cohort = videos.filter(pc.is_in(videos["video_id"], shared.cohort_ids))
+    write_draft(gallery, build, _fields(gallery, shared, settings, finished) | {"files": files}, of_cohort, base)
+    if planned.draft is not None:
+        delete_draft(gallery, planned.draft.build)
+
+
+def _built(
+    gallery: Gallery,
+    build: str,
+    shared: _Shared,
+    settings: IndexSettings,
+    planned: _Planned,
+    progress: Callable[[int, int], None],
+    workers: int | None,
+    address: Cluster | str | None,
+) -> list[dict[str, Any]]:
+    """The entries of all partitions, once those are built that are not there."""
+    query = np.empty(0, np.float32) if shared.query is None else shared.query  # by the first nothing is built
+    cut = settings.segment_length, settings.stride
+    work = PartitionWork(gallery, shared.heads, *cut, query, shared.cohort, shared.prefilter, build[:PREFIX])
+    entries, first, waiting = dict(enumerate(planned.entries)), planned.first, planned.waiting
+    done, total = sum(len(rows) for rows, entry in zip(planned.tables, planned.entries, strict=True) if entry), len(planned.ids)
+    if planned.draft is not None:
+        progress(done, total)
+    rows = [planned.tables[number] for number in waiting]
+    for place, entry in build_partitions(work, rows, [first[number] for number in waiting], workers, address):
+        record_finished(gallery, build, entry)
+        entries[waiting[place]] = entry
+        done += entry["videos"]
+        progress(done, total)
+    return [{**entry, "first_video": first[number]} for number, entry in entries.items() if entry is not None]
+
+
+def _fields(gallery: Gallery, shared: _Shared, settings: IndexSettings, partitions: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a manifest says of a version, but for its name, its files and the commits that it was made of."""
+    metric = PrefilterMetric(*shared.heads.score_row())
+    prefilter = metric.empty_index() if shared.prefilter is None else faiss.deserialize_index(shared.prefilter)
+    return {
+        "format": FORMAT,
+        "settings": asdict(settings),
+        "backbone": gallery.settings.backbone.identity,
+        "head": head_hash(shared.head),
+        "untrained": shared.untrained,
+        "prefilter": described(prefilter),
+        **{total: sum(part[total] for part in partitions) for total in ("videos", "frames", "segments")},
+        "drawn": shared.drawn,
+        "partitions": partitions,
+    }
 
 
 def _unpublished(gallery: Gallery, shared: _Shared, settings: IndexSettings, entries: list[dict[str, Any]]) -> Index:
     """An index of partitions that are there, as far as scores need one."""
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "head": head_hash(shared.head),
-        "untrained": shared.untrained,
-        "partitions": entries,
-        "commits": 0,
-        "files": {},
-    }
+    manifest = _fields(gallery, shared, settings, entries) | {"commits": 0, "files": {}}
     store = partition_store(gallery)
     videos = pa.concat_tables([read_videos(store.join(one["id"])) for one in entries], promote_options="default")
     nowhere = gallery.location.join("index")
@@ -237,27 +340,21 @@ def _publish(
     partitions: list[dict[str, Any]],
     commits: Position,
     ids: pa.ChunkedArray,
+    build: str | None = None,
 ) -> str:
-    """Publish a version of partitions that are there; returns its name. ids: of its videos, to look for forgotten ones."""
+    """Publish a version of partitions that are there; returns its name. ids: of its videos, to look for forgotten ones. build: by
+    which build.
+    """
     version = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
     location = gallery.location.join("index", version)
-    metric = PrefilterMetric(*shared.heads.score_row())
-    prefilter = metric.empty_index() if shared.prefilter is None else faiss.deserialize_index(shared.prefilter)
     try:
         files = _publish_shared(gallery, shared, location)
         manifest = {
-            "format": FORMAT,
+            **_fields(gallery, shared, settings, partitions),
             "version": version,
             "created_at": datetime.now(UTC).isoformat(),
-            "settings": asdict(settings),
-            "backbone": gallery.settings.backbone.identity,
-            "head": head_hash(shared.head),
-            "untrained": shared.untrained,
-            "prefilter": described(prefilter),
-            **{total: sum(part[total] for part in partitions) for total in ("videos", "frames", "segments")},
-            "drawn": shared.drawn,
+            "build": build,
             "commits": commits,
-            "partitions": partitions,
             "files": files,
         }
         location.join("manifest.json").write_atomically(sealed(manifest, indent=1))

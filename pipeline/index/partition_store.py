@@ -1,7 +1,8 @@
 """The partitions of a gallery's index versions: which are kept, which are built, in this process or over Ray, and where they lie.
 
-A partition lies in index/partitions/<id>/ and never changes; its id is random and never used again, so that a build that was
-killed, a task that is run again and a compaction cannot meet in one folder. It counts once the manifest of a version names it.
+A partition lies in index/partitions/<id>/ and never changes; its id is never used again (it begins with that of its build, the
+rest is random), so that a build that was killed, a task that is run again and a compaction cannot meet in one folder. It counts
+once the manifest of a version names it; until then a lease keeps it (`pipeline.index.drafts`).
 """
 
 import contextlib
@@ -72,9 +73,39 @@ def plan_partitions(
             covered = _ids_of(indexed, [old[n] for n in clean])
         kept = clean
         videos = videos.filter(pc.invert(pc.is_in(videos["video_id"], covered)))
-    videos = _by_time_of_shard(videos)
+    return Plan(kept, _cut(_by_time_of_shard(videos), partition_videos))
+
+
+def _cut(videos: pa.Table, partition_videos: int) -> list[pa.Table]:
     pieces = [videos.slice(start, partition_videos) for start in range(0, len(videos), partition_videos)]
-    return Plan(kept, [piece.sort_by([("shard", "ascending"), ("first_row", "ascending")]) for piece in pieces])
+    return [piece.sort_by([("shard", "ascending"), ("first_row", "ascending")]) for piece in pieces]
+
+
+def with_finished(
+    fresh: Sequence[pa.Table], partition_videos: int, finished: Sequence[dict[str, Any]], indexed: pa.Table
+) -> list[tuple[pa.Table, dict[str, Any] | None]]:
+    """The partitions that a plan wants built, in its order, as (rows, entry): what another build has finished, and the rest.
+
+    fresh: of a plan. finished, indexed: entries and videos of the other build's partitions; rows of those that are kept are of
+    `indexed`. None: is to be built. Where nothing has changed since, the partitions are those of the plan.
+    """
+    if not finished:
+        return [(rows, None) for rows in fresh]
+    pool = _by_time_of_shard(pa.concat_tables(fresh))
+    clean = _unchanged(pool, indexed, finished)
+    left = len(pool) - sum(finished[n]["videos"] for n in clean)
+    if left % partition_videos:  # a small one would not be the last
+        clean = [n for n in clean if finished[n]["videos"] >= FULL * partition_videos]
+    covered = _ids_of(indexed, [finished[n] for n in clean])
+    rest = pool.filter(pc.invert(pc.is_in(pool["video_id"], covered)))
+    parts: list[tuple[pa.Table, dict[str, Any] | None]] = [
+        (indexed.slice(finished[n]["first_video"], finished[n]["videos"]), finished[n]) for n in clean
+    ]
+    parts += [(rows, None) for rows in _cut(rest, partition_videos)]
+    ids = pa.concat_tables([rows.select(["video_id"]) for rows, _ in parts])["video_id"]
+    places = np.asarray(pc.index_in(ids, value_set=pool["video_id"].combine_chunks()))
+    first = np.minimum.reduceat(places, np.cumsum([0, *(len(rows) for rows, _ in parts[:-1])]))
+    return [parts[number] for number in np.argsort(first)]
 
 
 def _unchanged(videos: pa.Table, indexed: pa.Table, old: Sequence[dict[str, Any]]) -> list[int]:
@@ -119,7 +150,7 @@ class PartitionWork:
     """All that the partitions of one index version share while they are built.
 
     length, stride: of segments, in frames. query: see `Index.query`. prefilter: a trained, empty FAISS index,
-    serialised uint8; None for flat ones.
+    serialised uint8; None for flat ones. prefix: what the ids of its partitions begin with.
     """
 
     gallery: Gallery
@@ -129,6 +160,7 @@ class PartitionWork:
     query: np.ndarray
     cohort: Cohort
     prefilter: np.ndarray | None = None
+    prefix: str = ""
 
     def build(self, videos: pa.Table, first_video: int) -> dict[str, Any]:
         """Write one partition; returns its entry in the manifest. first_video: its first row among all videos of the version.
@@ -143,7 +175,7 @@ class PartitionWork:
         return entry
 
     def _write(self, videos: pa.Table, first_video: int) -> dict[str, Any]:
-        name = uuid.uuid4().hex
+        name = (self.prefix + uuid.uuid4().hex)[:32]
         trained = None if self.prefilter is None else faiss.deserialize_index(self.prefilter)
         location = partition_store(self.gallery).join(name)
         with new_folder(location) as (folder, files):
@@ -175,19 +207,18 @@ class PartitionWork:
 def build_partitions(
     work: PartitionWork,
     videos: Sequence[pa.Table],
-    first_video: int,
+    first: Sequence[int],
     workers: int | None = None,
     address: Cluster | str | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Build partitions one after another, or several at a time over Ray; yields (number in `videos`, entry) as they are done.
 
-    first_video: row of the first one's first video. workers: partitions at a time; over Ray when it is above 1 or a cluster is
-    named (address, RAY_ADDRESS), by default then one a CPU of the cluster. Memory: one partition a worker.
+    first: row of each one's first video in the version. workers: partitions at a time; over Ray when it is above 1 or a cluster
+    is named (address, RAY_ADDRESS), by default then one a CPU of the cluster. Memory: one partition a worker.
     """
-    first = first_video + np.concatenate([[0], np.cumsum([len(rows) for rows in videos])])
     if len(videos) < 2 or not ((workers or 1) > 1 or cluster_is_named(address)):
         for number, rows in enumerate(videos):
-            yield number, work.build(rows, int(first[number]))
+            yield number, work.build(rows, first[number])
         return
     import ray
 
@@ -200,7 +231,7 @@ def build_partitions(
         while waiting or running:
             while waiting and len(running) < limit:
                 number, rows = waiting.pop()
-                running[build.remote(shared, rows, int(first[number]))] = number
+                running[build.remote(shared, rows, first[number])] = number
             (done, *_), _ = ray.wait(list(running))
             with worker_errors("a worker died while it built a partition; try with fewer --workers"):
                 entry = ray.get(done)

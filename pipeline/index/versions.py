@@ -19,7 +19,7 @@ The videos of a version are numbered through its partitions in the order of its 
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from pyarrow import fs as pafs
 
 from pipeline.backbone.spec import same_backbone
 from pipeline.coattention.calibration import FILE as CALIBRATION
@@ -42,6 +43,7 @@ from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.index.cached_files import cached_manifest, drop_gone, local_files
 from pipeline.index.partition_files import array_fault, load_array
 from pipeline.index.partition_store import (
     VIDEOS,
@@ -55,12 +57,13 @@ from pipeline.settings import IndexSettings
 from pipeline.storage.documents import parsed, typed
 from pipeline.storage.formats import check_format
 from pipeline.storage.local_paths import local_folder
-from pipeline.storage.location import Location, resolve
+from pipeline.storage.location import Location, explained, resolve
 from pipeline.storage.seals import unsealed
 
 OLDEST_FORMAT, FORMAT = 3, 4
 WITH_CAMERAS = 4  # the format that began to have statistics of cameras, and the visibility of segments
 OPENED_AT_ONCE = 8  # tables of partitions
+NO_VERSIONS = ("partitions", "builds")  # the other folders of index/
 PREFILTER = "prefilter/trained.faiss"
 WORTH = "worth/calibration.json"
 QUERY = "cohort/query.npy"
@@ -276,13 +279,19 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     if version not in versions:
         raise UsageError(f"{gallery.location.uri} has no index version {version!r}; it has {', '.join(versions[-5:])}")
     location, store = gallery.location.join("index", version), partition_store(gallery)
-    manifest = read_manifest(gallery, version)
+    _drop_gone(gallery, versions)
+    manifest = read_manifest(gallery, version, cached_manifest)
     try:
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
             tables = list(pool.map(functools.partial(_partition_table, store), manifest["partitions"]))
             videos = pa.concat_tables(tables, promote_options="default")  # partitions of older versions have fewer columns
     except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
+    return read_index(local_files(location, manifest["files"]), store, manifest, videos)
+
+
+def read_index(location: Location, store: Location, manifest: dict[str, Any], videos: pa.Table) -> Index:
+    """An index of these videos, with what the partitions of a version share below `location`. Raises PipelineError."""
     with head_folder(location.join("head")) as folder:
         head, calibration = load_head(folder), load_calibration(folder)
     cohort = Cohort(*(torch.from_numpy(np.array(load_array(location.join("cohort", f"{n}.npy")))) for n in ("means", "video")))
@@ -341,7 +350,7 @@ def _latest(part: dict[str, Any]) -> datetime:
 
 
 def _partition_table(store: Location, part: dict[str, Any]) -> pa.Table:
-    location = store.join(part["id"])
+    location = local_files(store.join(part["id"]), {VIDEOS: part["files"][VIDEOS]})
     try:
         table = read_videos(location, part["files"][VIDEOS]["sha256"])
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -351,11 +360,15 @@ def _partition_table(store: Location, part: dict[str, Any]) -> pa.Table:
     return table
 
 
-def read_manifest(gallery: Gallery, version: str) -> dict[str, Any]:
-    """The manifest of an index version. Raises PipelineError when it is damaged or of another format."""
+def read_manifest(
+    gallery: Gallery,
+    version: str,
+    read: Callable[[Location], bytes] = lambda location: location.join("manifest.json").read_bytes(),
+) -> dict[str, Any]:
+    """The manifest of an index version. Raises PipelineError when it is damaged or of another format. read: of its folder."""
     location = gallery.location.join("index", version)
     try:
-        manifest = unsealed(location.join("manifest.json").read_bytes())
+        manifest = unsealed(read(location))
         remedy = "build it again with jobs.index --rebuild"
         check_format(f"the index {location.uri}", manifest["format"], OLDEST_FORMAT, FORMAT, remedy)
         needed = {"settings", "backbone", "head", "files", "untrained", "commits", "drawn", "partitions"}
@@ -377,10 +390,22 @@ def version_files(gallery: Gallery, manifest: dict[str, Any]) -> Iterator[tuple[
 def partition_ids(gallery: Gallery, version: str) -> set[str]:
     """Ids of the partitions that a version's manifest names, whatever its format; none where it cannot be read."""
     try:
-        manifest = json.loads(gallery.location.join("index", version, "manifest.json").read_bytes())
-        return {part["id"] for part in manifest["partitions"]}
+        return _ids_in(gallery.location.join("index", version, "manifest.json").read_bytes())
     except (PipelineError, ValueError, KeyError, TypeError):
         return set()
+
+
+def _ids_in(manifest: bytes) -> set[str]:
+    return {part["id"] for part in json.loads(manifest)["partitions"]}
+
+
+def drop_cached(gallery: Gallery) -> None:
+    """Remove from this machine's cache what belongs to versions that are gone, and what was forgotten with them."""
+    _drop_gone(gallery, index_versions(gallery))
+
+
+def _drop_gone(gallery: Gallery, versions: Sequence[str]) -> None:
+    drop_gone(gallery.location.join("index"), versions, _ids_in)
 
 
 def is_compressed(index: Index) -> bool:
@@ -417,8 +442,18 @@ def index_lag(gallery: Gallery, index: Index) -> Lag:
 
 def index_versions(gallery: Gallery) -> list[str]:
     """Published versions, oldest first."""
-    files = gallery.location.join("index").list(recursive=True)
-    return sorted(file.path.split("/")[-2] for file in files if file.name == "manifest.json")
+    index = gallery.location.join("index")
+    with explained("list", index.uri):
+        found = index.filesystem.get_file_info(pafs.FileSelector(index.path, allow_not_found=True))
+    names = sorted(info.base_name for info in found if info.type == pafs.FileType.Directory and info.base_name not in NO_VERSIONS)
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        return [
+            name for name, there in zip(names, pool.map(functools.partial(_is_published, index), names), strict=True) if there
+        ]
+
+
+def _is_published(index: Location, version: str) -> bool:
+    return index.join(version, "manifest.json").exists()
 
 
 @contextlib.contextmanager

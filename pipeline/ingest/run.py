@@ -1,4 +1,4 @@
-"""Catalog -> gallery with Ray Data, in five stages: list, decode, embed, write, commit (`_run`).
+"""Catalog -> gallery with Ray Data, in five stages: list, decode, embed, write, commit (`_run`), for ROUND_SOURCES at a time.
 
 Chunks of frames stream through them under Ray Data's backpressure, so memory does not grow with the number of videos. Only stage
 5 changes the gallery, in one atomic step at a time: whatever is killed, what is not committed is simply done again.
@@ -7,6 +7,7 @@ Chunks of frames stream through them under Ray Data's backpressure, so memory do
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import ray.data
 
 from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import Catalog, read_catalog
+from pipeline.catalog.many_rows import steps
 from pipeline.cluster import Cluster, connected, words_of
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
@@ -33,6 +35,7 @@ from pipeline.ingest.source_changes import find_changes, too_young, with_states
 from pipeline.ingest.stages import DecodeAndEmbed, DecodeSources, EmbedChunks, WriteShards
 from pipeline.storage.location import StorageError
 
+ROUND_SOURCES = 100_000  # what this process knows of; the next round begins with the nodes that the cluster has then
 CPUS_PER_WRITER = 16
 BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}  # what a stage is given at a time: whole blocks
 BLOCK_BYTES = 32 << 20  # of decoded frames in one block of the stream
@@ -45,24 +48,34 @@ class Workers:
     decoders: decoding actors; None without GPUs: embedders decode for themselves. embedders: embedding actors, one per GPU, else
     per CPU: networks of one thread each embed more than one of many threads, which wait for each other at every layer. threads:
     CPU threads of one embedder. shard_chunks: chunks (videos, when none is long) that one shard holds and one commit makes
-    durable. Raises UsageError for a number below 1.
+    durable. Two numbers of actors: at least and at most so many, as there is work and room; what they reserve is reckoned for the
+    first, so that more come with more nodes. Raises UsageError for a number below 1, and a second one below the first.
     """
 
-    decoders: int | None = None
-    embedders: int | None = None
+    decoders: int | tuple[int, int] | None = None
+    embedders: int | tuple[int, int] | None = None
     threads: int | None = None
     shard_chunks: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("decoders", "embedders", "threads", "shard_chunks"):
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {number}")
+            if (number := getattr(self, name)) is None:
+                continue
+            least, most = _range(number)
+            if least < 1:
+                raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {least}")
+            if most < least:
+                raise UsageError(f"{name.replace('_', ' ')} cannot be at least {least} and at most {most}")
 
     def on(self, cpus: int, gpus: int) -> tuple[int, int, int]:
-        """(decoders, embedders, threads) on a cluster of this many CPUs and GPUs; 0 decoders: embedders decode for themselves."""
-        embedders = self.embedders or gpus or max(1, cpus)
-        decoders = self.decoders or (max(1, cpus // 2) if gpus else 0)
+        """(decoders, embedders, threads) on a cluster of this many CPUs and GPUs, the least; no decoders: embedders decode."""
+        embedders = _range(self.embedders)[0] if self.embedders else gpus or max(1, cpus)
+        decoders = _range(self.decoders)[0] if self.decoders else (max(1, cpus // 2) if gpus else 0)
         return decoders, embedders, self.threads or max(1, min(4, cpus // embedders))
+
+
+def _range(actors: int | tuple[int, int]) -> tuple[int, int]:
+    return actors if isinstance(actors, tuple) else (actors, actors)
 
 
 @dataclass
@@ -149,13 +162,25 @@ def ingest(
         summary.corrected = changes.corrected
     if len(missing):
         with connected(address):
-            replaced = frozenset(snapshot.videos["source_id"].to_pylist())
-            _run(missing, replaced, gallery, sampling, workers or Workers(), summary, progress, began)
+            state = IngestProgress(total=len(missing))
+            counter = ray.remote(num_cpus=0, max_restarts=-1)(FrameCounter).remote()
+            for part in steps(missing, ROUND_SOURCES):
+                there = snapshot.videos.filter(pc.is_in(snapshot.videos["source_id"], part["source_id"].combine_chunks()))
+                replaced = frozenset(there["source_id"].to_pylist())
+                _run(part, replaced, gallery, sampling, workers or Workers(), summary, state, counter, progress, began)
+            summary.startup_s, summary.seconds = state.startup_s, time.monotonic() - began
     snapshot = gallery.snapshot()
-    ids = set(catalog.table["source_id"].to_pylist())
-    summary.refused = len(ids & set(snapshot.rejects["source_id"].to_pylist()))
-    summary.usable = len(ids & set(snapshot.videos["source_id"].to_pylist()))
-    summary.notes = source_notes(snapshot.videos, catalog.table["source_id"].combine_chunks())
+    usable = []
+    for part in steps(catalog.table):
+        ids = part["source_id"].combine_chunks()
+        held, refused = (
+            pc.unique(known["source_id"].filter(pc.is_in(known["source_id"], ids)))
+            for known in (snapshot.videos, snapshot.rejects)
+        )
+        summary.refused += len(refused)
+        usable.append(held)
+    summary.usable = sum(map(len, usable))
+    summary.notes = source_notes(snapshot.videos, pa.concat_arrays(usable))
     return summary
 
 
@@ -166,12 +191,13 @@ def _run(
     sampling: Sampling,
     workers: Workers,
     summary: IngestSummary,
+    state: IngestProgress,
+    counter: Any,
     progress: Callable[[IngestProgress], None],
     began: float,
 ) -> None:
-    """The five stages, over the missing rows of a catalog. replaced: ids of sources that have videos in the gallery."""
+    """The five stages, over some of the missing rows of a catalog. replaced: ids of those that have videos in the gallery."""
     decoders, embedders, threads, actors = _cluster(workers)
-    counter = ray.remote(num_cpus=0, max_restarts=-1)(FrameCounter).remote()
     committer = Committer(gallery, missing, replaced)
     sources, network = (sampling, committer.forgotten), (gallery.settings.backbone, threads, counter)
 
@@ -194,28 +220,27 @@ def _run(
 
     # 4. Write: features -> one Parquet shard per batch, of a name that no other writer gives. Few actors, since writing takes a
     #    fortieth of what embedding does; no tasks, which would start a process each: Ray ends idle ones at once.
-    size = 2 * (workers.shard_chunks or min(512, max(16, len(missing) // 20)))  # a video is a chunk and an end
+    size = 2 * (workers.shard_chunks or min(512, max(16, state.total // 20)))  # a video is a chunk and an end
     written = {"batch_size": size, "batch_format": "pyarrow"}
     shards = features.map_batches(WriteShards, fn_constructor_args=(gallery,), **written, **actors("write"))
 
     # 5. Commit: a source, when all of its chunks are in shards. In this process alone, so that commits come one after another.
-    state = IngestProgress(total=len(missing))
     _commit(polled(shards.iter_batches(**BLOCKS, prefetch_batches=0), counter, state, progress, began), committer, state)
 
-    state.frames = max(state.frames, committer.frames)
-    progress(state)
     summary.left += len(committer.left)
-    summary.updated = len(replaced & committer.committed)
-    summary.unaccounted = len(missing) - committer.done
-    summary.candidates, summary.frames, summary.reasons = committer.candidates, committer.frames, committer.reasons
-    summary.startup_s, summary.seconds = state.startup_s, time.monotonic() - began
+    summary.updated += len(replaced & committer.committed)
+    summary.unaccounted += len(missing) - committer.done
+    summary.candidates, summary.frames = summary.candidates + committer.candidates, summary.frames + committer.frames
+    summary.reasons = dict(Counter(summary.reasons) + committer.reasons)
+    state.frames = max(state.frames, summary.frames)
+    progress(state)
 
 
 def _cluster(workers: Workers) -> tuple[int, int, int, Callable[..., dict[str, Any]]]:
     """(decoders, embedders, threads, actors) on the cluster that is joined.
 
-    actors: the arguments of a stage ("decode", "embed", "write") that say how many actors it has, at most so many, and what each
-    reserves.
+    actors: the arguments of a stage ("decode", "embed", "write") that say how many actors it has, no more than are of use, and
+    what each reserves.
     """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `progress` and our errors say it better
     context = ray.data.DataContext.get_current()
@@ -226,11 +251,16 @@ def _cluster(workers: Workers) -> tuple[int, int, int, Callable[..., dict[str, A
     decoders, embedders, threads = workers.on(cpus, gpus)
     writers = max(1, cpus // CPUS_PER_WRITER)
     decode, embed, write = _cpu_shares(decoders, embedders, cpus, writers)
-    stages = {"decode": (decoders, decode, 0), "embed": (embedders, embed, 1 if gpus else 0), "write": (writers, write, 0)}
+    stages = {
+        "decode": (_range(workers.decoders or decoders), decode, 0),
+        "embed": (_range(workers.embedders or embedders), embed, 1 if gpus else 0),
+        "write": ((writers, writers), write, 0),
+    }
 
-    def actors(stage: str, most: int | None = None) -> dict[str, Any]:
-        number, num_cpus, num_gpus = stages[stage]
-        pool = ray.data.ActorPoolStrategy(size=number if most is None else min(number, most))
+    def actors(stage: str, of_use: int | None = None) -> dict[str, Any]:
+        bounds, num_cpus, num_gpus = stages[stage]
+        least, most = (number if of_use is None else min(number, of_use) for number in bounds)
+        pool = ray.data.ActorPoolStrategy(min_size=least, max_size=most)
         return {"compute": pool, "num_cpus": num_cpus, "num_gpus": num_gpus}
 
     return decoders, embedders, threads, actors
@@ -238,15 +268,16 @@ def _cluster(workers: Workers) -> tuple[int, int, int, Callable[..., dict[str, A
 
 def _commit(tables: Generator[pa.Table, None, None], committer: Committer, state: IngestProgress) -> None:
     """Take in what the writers say of their shards. Raises PipelineError, with how far it came, for Ray and storage that fail."""
+    done, rejected = state.done, state.rejected
     try:
         # Closed while Ray is there: a stream that is collected later, at the process's end, joins the cluster again and hangs.
         with contextlib.closing(tables):
             for written in tables:
                 committer.add(written)
-                state.done, state.rejected = committer.done, committer.reasons.total()
+                state.done, state.rejected = done + committer.done, rejected + committer.reasons.total()
     except (ray.exceptions.RayError, StorageError) as error:
-        done = f"{len(committer.committed)} of {state.total} inputs are committed; run the same command again to go on"
-        raise PipelineError(f"the ingest stopped: {words_of(error)}; {done}") from error
+        so_far = f"{done + len(committer.committed)} of {state.total} inputs are committed; run the same command again to go on"
+        raise PipelineError(f"the ingest stopped: {words_of(error)}; {so_far}") from error
 
 
 def ingest_videos(

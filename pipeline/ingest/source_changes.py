@@ -20,6 +20,7 @@ from pyarrow import fs as pafs
 
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES, image_names, is_image_pattern, matches
 from pipeline.catalog.inputs import SOURCE_STATE
+from pipeline.catalog.many_rows import gathered, steps
 from pipeline.decoding.source_hash import source_hash
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, Snapshot
@@ -28,6 +29,7 @@ from pipeline.storage.location import canonical_uri, resolve
 STATE = tuple(name for name, _ in SOURCE_STATE)
 STILL_CHANGING = "still_changing"  # no reason of rejects/: such a source is in neither table until it rests
 ABSENT = ("missing", "no_frames")  # reasons that end when there is a file
+ASKED_FOR = 10_000  # sources whose states are in memory
 ASKED_AT_ONCE = 32  # files in object stores, one request per file
 HASHED_AT_ONCE = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -57,14 +59,22 @@ def with_states(catalog: pa.Table) -> pa.Table:
     Null is what does not exist or cannot be asked: decoding says why.
     """
     listed = functools.lru_cache(maxsize=64)(_listed)
+    return gathered((_with_states(part, listed) for part in steps(catalog, ASKED_FOR)), catalog.schema)
+
+
+def _with_states(catalog: pa.Table, listed: Listed) -> pa.Table:
     columns = [catalog[name].to_pylist() for name in ("uri", "boxes_uri", "reject_reason")]
 
     def of(row: tuple[str, str | None, str | None]) -> tuple[Any, ...]:
         return (None,) * len(STATE) if row[2] is not None else source_state(row[0], row[1], listed)
 
     remote = any(not uri.startswith("/") for uri in columns[0])
-    with ThreadPoolExecutor(ASKED_AT_ONCE if remote else 1) as pool:
-        states = list(pool.map(of, zip(*columns, strict=True)))
+    rows = zip(*columns, strict=True)
+    if remote:
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            states = list(pool.map(of, rows))
+    else:
+        states = list(map(of, rows))
     for place, (name, kind) in enumerate(SOURCE_STATE):
         values = pa.array([state[place] for state in states], kind)
         catalog = catalog.set_column(catalog.schema.get_field_index(name), pa.field(name, kind), values)
@@ -103,14 +113,26 @@ def find_changes(catalog: pa.Table, gallery: Gallery, snapshot: Snapshot) -> Cha
 
     What a catalog does not say (null) neither changes nor corrects anything: a folder has no cameras.
     """
-    videos = snapshot.videos
+    found = [_changes(part, gallery, snapshot) for part in steps(catalog)]
+    return Changes(
+        changed=frozenset().union(*(one.changed for one in found)),
+        again=frozenset().union(*(one.again for one in found)),
+        corrections=pa.concat_tables([VIDEOS_SCHEMA.empty_table(), *(one.corrections for one in found)]),
+        corrected=sum(one.corrected for one in found),
+    )
+
+
+def _changes(catalog: pa.Table, gallery: Gallery, snapshot: Snapshot) -> Changes:
+    """`find_changes` of some sources: all that is compared is what the gallery has of them."""
+    ids = catalog["source_id"].combine_chunks()
+    videos, rejects = (known.filter(pc.is_in(known["source_id"], ids)) for known in (snapshot.videos, snapshot.rejects))
     changed, same = changed_files(catalog, videos)
     has_videos = pc.is_in(catalog["source_id"], videos["source_id"].combine_chunks())
     forgotten = catalog.filter(pc.is_in(catalog["uri"], pa.array(sorted(snapshot.forgotten_uris), pa.string())))
     rows = list(_corrections(catalog, gallery, videos, same))
     return Changes(
         changed=changed.difference(forgotten["source_id"].to_pylist()),
-        again=rejects_to_try_again(catalog.filter(pc.invert(has_videos)), snapshot.rejects),
+        again=rejects_to_try_again(catalog.filter(pc.invert(has_videos)), rejects),
         corrections=pa.Table.from_pylist([row for row, _ in rows], VIDEOS_SCHEMA),
         corrected=sum(said for _, said in rows),
     )

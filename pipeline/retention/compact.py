@@ -22,8 +22,9 @@ from pipeline.gallery.gallery import Gallery, Snapshot
 from pipeline.gallery.log import AT_ONCE
 from pipeline.gallery.tables import MOVES_SCHEMA, TABLES
 from pipeline.index.build import publish_without
+from pipeline.index.drafts import delete_drafts, held_partitions
 from pipeline.index.partition_store import delete_partition, partition_store, read_videos
-from pipeline.index.versions import holds_any, index_versions, open_index, partition_ids
+from pipeline.index.versions import drop_cached, holds_any, index_versions, open_index, partition_ids
 from pipeline.storage.location import Location
 
 SHARD_FRAMES = 100_000  # of a compacted shard: 256 MB of 1280-wide features
@@ -108,7 +109,9 @@ def _compact_indexes(
     for version in doomed:
         gallery.location.join("index", version, "manifest.json").delete()  # first: from here on the version is not there
     _delete_unpublished(gallery, orphan_age, doomed)
+    delete_drafts(gallery, gone)
     _delete_partitions(gallery, orphan_age, partitions, gone)
+    drop_cached(gallery)
     return doomed, reduced
 
 
@@ -246,17 +249,19 @@ def _delete_unpublished(gallery: Gallery, orphan_age: timedelta, doomed: list[st
 
 
 def _delete_partitions(gallery: Gallery, orphan_age: timedelta, doomed: set[str], forgotten: pa.Array) -> None:
-    """Delete partitions that no version names: the doomed ones, those with forgotten videos, and of killed builds the old ones.
+    """Delete partitions that no version names: those with forgotten videos, and the doomed and old ones that no build holds.
 
     A build that is still at work on one with forgotten videos takes itself back in the end.
     """
     store = partition_store(gallery)
     folders = _by_folder(store)
+    is_held = held_partitions(gallery)  # before versions are read: a build publishes first, and then gives up its lease
     named = set().union(*(partition_ids(gallery, version) for version in index_versions(gallery)))
     for name, files in folders.items():
         if not PARTITION.fullmatch(name) or name in named:
             continue
-        if name in doomed or _all_older(files, orphan_age) or _names_any(store.join(name), forgotten):
+        unwanted = not is_held(name) and (name in doomed or _all_older(files, orphan_age))
+        if unwanted or _names_any(store.join(name), forgotten):
             delete_partition(gallery, name)
 
 

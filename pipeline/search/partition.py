@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from pipeline.coattention.cohort import CohortStatistics
 from pipeline.errors import PipelineError
+from pipeline.index.cached_files import PartialFile, at_once, cached_folder, local_files
 from pipeline.index.list_scan import ListScan
 from pipeline.index.partition_files import NEW_ARRAYS, array_fault, array_shapes, load_array, load_prefilter
 from pipeline.index.prefilter import PrefilterQuery, shortlist
@@ -19,15 +21,19 @@ from pipeline.scoring.scores import attention_weights, segment_rows
 from pipeline.scoring.whole import WholeVideos
 from pipeline.search.results import SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings
+from pipeline.storage.location import Location
 
 WHOLE = ("encodings", "mean", "spread")
+OF_ROWS = ("keys", "values", "band")
+OF_FRAMES = (*OF_ROWS, "frame_index", "time_s")  # arrays with a row a frame
 MISFIT = "its files do not fit each other"
 
 
 class Partition:
     """The arrays of one partition: memory-mapped where they are scored on a CPU, resident where on a GPU.
 
-    Videos are numbered from 0 within it. files: of the arrays, to be read from; None on a GPU and for objects in a store.
+    Videos are numbered from 0 within it. files: of the arrays, to be read from; None on a GPU. Of an index in an object store the
+    files are cached (`pipeline.index.cached_files`), those with rows of frames as far as they are needed.
     """
 
     def __init__(self, index: Index, number: int, device: str = "cpu") -> None:
@@ -38,14 +44,19 @@ class Partition:
         part, config = index.manifest["partitions"][number], index.head.config
         shapes = array_shapes(config, part["frames"], part["segments"], len(videos), self.length)
         missing = () if index.has_whole_videos else NEW_ARRAYS
-        arrays = {name: load_array(folder.join(f"{name}.npy")) for name in shapes if name not in missing}
+        self.partial = {} if folder.is_local or device != "cpu" else _partial_files(folder, part["files"])
+        folder = local_files(folder, {name: entry for name, entry in part["files"].items() if name[:-4] not in self.partial})
+        places = {name: folder.join(f"{name}.npy") for name in shapes if name not in missing}
+        places |= {name: file.here for name, file in self.partial.items()}
+        arrays = {name: load_array(place) for name, place in places.items()}
         for name, array in arrays.items():
             if wrong := array_fault(array, *shapes[name]):
                 raise PipelineError(f"the index partition {folder.uri} is damaged: {name} {wrong}; run jobs.index --rebuild")
         self.arrays: dict[str, Any] = {name: arrays[name] for name in ("keys", "values", "band")}
         self.keys, self.values, self.band = (_tensor(array).to(device) for array in self.arrays.values())
-        self.files = RowFiles(self.arrays) if device == "cpu" and folder.is_local else None
+        self.files = RowFiles(self.arrays) if device == "cpu" else None
         self.frame_index, self.time_s = arrays["frame_index"], arrays["time_s"]
+        self.of_frames: dict[str, Any] = {name: arrays[name] for name in OF_FRAMES}
         self.cohort_mean, self.cohort_spread = _tensor(arrays["cohort_mean"]), _tensor(arrays["cohort_spread"])
         self.visibility = arrays.get("visibility", np.ones(part["segments"], np.float32))
         self.whole: WholeVideos | None = None
@@ -62,8 +73,18 @@ class Partition:
         self.rows = FrameRows(self.keys, self.values, self.band)
         self.video_of_segment = np.repeat(np.arange(len(videos), dtype=np.int32), self.segments)
 
+    def fetch(self, videos: np.ndarray, names: Sequence[str] = OF_ROWS) -> None:
+        """Have the rows of the videos, int64 [m], on this machine: those of an index in a store may not be there yet."""
+        for name in names if self.partial else ():
+            array = self.of_frames[name]
+            first = array.offset + self.first_frame[videos] * array.strides[0]
+            self.partial[name].need(first, first + self.frames[videos] * array.strides[0])
+
     def candidates(self, videos: np.ndarray, *, in_files: bool = False) -> Candidates:
-        """The videos, int64 [m] ascending, as they are scored: in the partition's own rows, or in files where it has any."""
+        """The videos, int64 [m] ascending, as they are scored: in the partition's own rows, or in files where it has any.
+
+        `fetch` them before.
+        """
         segments = self._segments_of(videos)
         numbers = torch.from_numpy(segments)
         return Candidates(
@@ -90,6 +111,7 @@ class Partition:
 
     def evidence(self, target: TargetSegments, video: int, pairs: int, settings: ScoreSettings) -> list[SegmentPair]:
         """The best segment pairs of one video, best first, each candidate segment and each target segment at most once."""
+        self.fetch(np.array([video]), OF_FRAMES)
         candidates = self.candidates(np.array([video]))
         scores, left = candidates.evidence(target, settings)
         left = left.copy()
@@ -112,6 +134,17 @@ class Partition:
             )
             for n, k in chosen
         ]
+
+
+def _partial_files(folder: Location, files: Mapping[str, Any]) -> dict[str, PartialFile]:
+    """The files of OF_FRAMES, by these names."""
+    found: dict[str, PartialFile] = {}
+
+    def open_one(name: str) -> None:
+        found[name] = PartialFile(folder.join(f"{name}.npy"), files[f"{name}.npy"], cached_folder(folder))
+
+    at_once(open_one, OF_FRAMES)
+    return found
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -20,12 +20,13 @@ from pipeline import telemetry
 from pipeline.cluster import Cluster, cluster_is_named, connected, worker_errors
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
+from pipeline.index.cached_files import at_once
 from pipeline.index.prefilter import PrefilterQuery
 from pipeline.index.versions import Index, open_index
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.candidates import Candidates, TargetSegments, ascending_union, joinable, score_many, together
 from pipeline.scoring.whole import WholeVideos, resemblance
-from pipeline.search.partition import WHOLE, Partition
+from pipeline.search.partition import OF_FRAMES, WHOLE, Partition
 from pipeline.search.results import SegmentPair
 from pipeline.settings import ScoreSettings
 
@@ -69,10 +70,11 @@ class LocalPartitions:
         self.index, self.numbers, self.device = index, list(numbers), device
         frames = sum(index.manifest["partitions"][number]["frames"] for number in numbers)
         self.large = 2 * frames * (index.head.config.key_width + index.head.config.value_width) > MAPPED_BYTES
-        self.filed = device == "cpu" and index.partition_location(0).is_local
+        self.filed = device == "cpu"
+        self.fetched = not index.partition_location(0).is_local
         self.opened: dict[int, Partition] = {}
         self.threads: ThreadPoolExecutor | None = None
-        _allow_open_files(FILES_A_PARTITION * len(self.numbers))
+        _allow_open_files((FILES_A_PARTITION + self.fetched * len(OF_FRAMES)) * len(self.numbers))
 
     def open(self, place: int) -> Partition:
         """The partition at a place in `numbers`."""
@@ -201,7 +203,10 @@ class LocalPartitions:
 
     def _candidates(self, videos: np.ndarray, *, in_files: bool) -> Candidates:
         """Videos held here, int64 ascending, as they are scored; of one partition unless in files."""
-        return together([self.open(place).candidates(here, in_files=in_files) for place, here in self._by_partition(videos)])
+        held = list(self._by_partition(videos))
+        if self.fetched:
+            at_once(lambda one: self.open(one[0]).fetch(one[1]), held)
+        return together([self.open(place).candidates(here, in_files=in_files) for place, here in held])
 
     def _by_partition(self, videos: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """The place of each partition that has any of the videos, int64 ascending, and their numbers within it."""

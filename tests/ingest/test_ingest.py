@@ -185,6 +185,24 @@ def test_blocks_chunks_and_shards_do_not_change_what_is_stored(
 
 
 @pytest.mark.ray
+def test_rounds_and_pools_that_grow_change_nothing(
+    ingested: Ingested, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = read_catalog(str(folder / "manifest.csv"))
+    other = Gallery.open_or_create(tmp_path / "other", SETTINGS)
+    monkeypatch.setattr(ingest_module, "ROUND_SOURCES", -(-len(catalog.table) // 2))
+    told: list[tuple[int, int]] = []
+    summary = ingest(
+        catalog, other, SAMPLING, Workers(embedders=(1, 2)), progress=lambda state: told.append((state.done, state.total))
+    )
+    assert told == sorted(told) and told[-1] == (len(catalog.table), len(catalog.table))
+    compared = ("sources", "refused", "usable", "candidates", "frames", "reasons", "unaccounted")
+    assert [getattr(summary, name) for name in compared] == [getattr(ingested.summary, name) for name in compared]
+    expected, found = contents(ingested.gallery), contents(other)
+    assert expected.keys() == found.keys()
+
+
+@pytest.mark.ray
 def test_rejected_videos_are_tried_again_when_asked_or_changed(running_ray: None, folder: Path, tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes((folder / "good1.mp4").read_bytes())

@@ -4,6 +4,8 @@ import random
 
 import pytest
 
+from jobs.ingest import actors
+from pipeline.errors import UsageError
 from pipeline.ingest.run import Workers, _cpu_shares
 
 
@@ -18,6 +20,23 @@ def test_gpus_get_one_embedder_each_and_decoders_on_half_the_cpus() -> None:
 def test_decoders_that_are_asked_for_are_there_without_a_gpu_too_and_few_embedders_share_the_cpus() -> None:
     assert Workers(decoders=3).on(8, 0)[:2] == (3, 8)
     assert Workers(embedders=1).on(2, 0)[1:] == (1, 2)
+
+
+def test_of_pools_that_grow_the_least_is_what_reservations_are_reckoned_for() -> None:
+    assert Workers((2, 9), (4, 64)).on(8, 0) == (2, 4, 2)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, (0, 4), (4, 2)])
+def test_numbers_of_actors_that_cannot_be_meant_are_refused(wrong: int | tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match=r"embedders (must be at least 1|cannot be at least 4 and at most 2)"):
+        Workers(embedders=wrong)
+
+
+def test_a_flag_is_one_number_or_the_least_and_the_most() -> None:
+    assert [actors(text, "--embedders") for text in (None, "4", "2:16")] == [None, 4, (2, 16)]
+    for wrong in ("", "four", "2:", ":4", "2:4:6", "2-4"):
+        with pytest.raises(UsageError, match="--embedders is a number of actors, such as 4, or the least and the most"):
+            actors(wrong, "--embedders")
 
 
 @pytest.mark.parametrize("nodes", [[1], [2], [1, 1, 1], [2, 2], [3, 3, 2], [4] * 8, [16, 1, 1], [64, 2]])

@@ -76,17 +76,23 @@ def built_bytes(gallery: Gallery, disk: SmallDisk) -> int:
     return took
 
 
-def test_an_index_build_on_a_full_disk_ends_with_a_sentence_and_without_a_trace(gallery: Gallery, disk: SmallDisk) -> None:
+def test_an_index_build_on_a_full_disk_ends_with_a_sentence_and_leaves_whole_partitions_alone(
+    gallery: Gallery, disk: SmallDisk
+) -> None:
     before, needed = disk.files(), built_bytes(gallery, disk)
     arguments = ["--gallery", gallery.location.path, "--partition-videos", "20"]
     for share in (0, 0.05, 0.3, 0.5, 0.7, 0.95):
+        shutil.rmtree(Path(gallery.location.path, "index"), ignore_errors=True)
         disk.leave(int(share * needed))
         ended = command("index", *arguments)
         assert ended.code == 1
         assert ended.sentence.startswith("error: cannot write ")
         assert ended.sentence.endswith("no space is left on the device")
         assert "Traceback" not in ended.err
-        assert disk.files() == before
+        left = {name for name in disk.files().keys() - before.keys() if not name.startswith("gallery/index/builds/")}
+        assert all(name.startswith("gallery/index/partitions/") for name in left)
+        partitions = {name.rpartition("/")[0] for name in left}
+        assert partitions == {name.rpartition("/")[0] for name in left if name.endswith("/videos.arrow")}
     disk.leave(2 * needed)
     assert command("index", *arguments).code == 0
     assert len(open_index(gallery).videos) == 40
