@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveFloat
 
+from pipeline.service.access import Right, Role
+
 Decision = Literal["same", "different", "unsure"]
 VideoId = Annotated[str, Field(min_length=1, max_length=2000)]
 
@@ -28,7 +30,11 @@ class SignIn(Asked):
 
 
 class Me(BaseModel):
+    """Who is asking. rights: what the role lets them do."""
+
     person: str
+    role: Role
+    rights: list[Right]
 
 
 class GalleryFacts(BaseModel):

@@ -81,7 +81,8 @@ def serve(
     import uvicorn
 
     from pipeline.service.access import Access, read_tokens
-    from pipeline.service.app import Service, create_app, named
+    from pipeline.service.app import create_app
+    from pipeline.service.asking import Service, named
 
     access = Access(tokens_file)
     if tokens_file is not None:

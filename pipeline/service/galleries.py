@@ -1,0 +1,85 @@
+"""Routes about galleries: what is in them, their cameras and videos."""
+
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fastapi import APIRouter, Query
+
+from pipeline import time_windows
+from pipeline.gallery.audit import required
+from pipeline.gallery.gallery import Gallery
+from pipeline.service import answers
+from pipeline.service.asking import PROBLEMS, GalleryOf, ServiceOf, may
+
+routes = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("look")])
+
+
+@routes.get("/galleries")
+def galleries(service: ServiceOf) -> list[answers.GalleryFacts]:
+    """All galleries here."""
+    return [_facts(name, gallery) for name, gallery in service.galleries.items()]
+
+
+@routes.get("/galleries/{gallery}")
+def one_gallery(gallery: str, opened: GalleryOf) -> answers.GalleryFacts:
+    """What is in a gallery, and what it requires of a search."""
+    return _facts(gallery, opened)
+
+
+@routes.get("/galleries/{gallery}/cameras")
+def cameras(opened: GalleryOf) -> list[answers.Camera]:
+    """The cameras of a gallery, with how much they filmed; videos of no known camera last."""
+    videos = opened.snapshot().videos
+    return [
+        answers.Camera(camera_id=camera, **_extent(videos.filter(_of_camera(videos, camera))))
+        for camera in sorted(pc.unique(videos["camera_id"]).to_pylist(), key=lambda one: (one is None, one))
+    ]
+
+
+@routes.get("/galleries/{gallery}/videos")
+def videos(
+    opened: GalleryOf,
+    camera: Annotated[str | None, Query(max_length=500)] = None,
+    starts_with: Annotated[str, Query(max_length=2000)] = "",
+    after: Annotated[str, Query(max_length=2000)] = "",
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> answers.Videos:
+    """Videos of a gallery by id. after: the id that the page before ended with."""
+    table = opened.snapshot().videos
+    wanted = pc.and_(pc.starts_with(table["video_id"], starts_with), pc.greater(table["video_id"], after))
+    if camera is not None:
+        wanted = pc.and_(wanted, _of_camera(table, camera))
+    rows = table.filter(pc.fill_null(wanted, False)).slice(0, limit + 1).to_pylist()
+    found = [
+        answers.Video(
+            video_id=row["video_id"],
+            camera_id=row["camera_id"],
+            seen_from=row["seen_from"] or row["start_time"],
+            seen_to=row["seen_to"] or row["start_time"],
+        )
+        for row in rows[:limit]
+    ]
+    return answers.Videos(videos=found, following=found[-1].video_id if len(rows) > limit else None)
+
+
+def _facts(name: str, gallery: Gallery) -> answers.GalleryFacts:
+    from pipeline.index.versions import index_versions  # loads PyTorch, which the service does not wait for
+
+    versions = index_versions(gallery)
+    return answers.GalleryFacts(
+        name=name,
+        requires=list(required(gallery)),
+        index_version=versions[-1] if versions else None,
+        **_extent(gallery.snapshot().videos),
+    )
+
+
+def _extent(videos: pa.Table) -> dict[str, Any]:
+    """How many videos, and when somebody is first and last seen in them."""
+    first, last = time_windows.seen(videos)
+    return {"videos": len(videos), "seen_from": pc.min(first).as_py(), "seen_to": pc.max(last).as_py()}
+
+
+def _of_camera(videos: pa.Table, camera: str | None) -> pa.ChunkedArray:
+    return pc.is_null(videos["camera_id"]) if camera is None else pc.equal(videos["camera_id"], camera)
