@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
 from importlib import resources
@@ -127,9 +126,8 @@ def searches(service: ServiceOf, person: Person) -> list[answers.SearchState]:
 @investigation.get("/searches/{search_id}")
 async def one_search(search: SearchOf, wait: Annotated[float, Query(ge=0, le=30)] = 0) -> answers.SearchState:
     """How far a search is. wait: seconds to wait for its end."""
-    until = time.monotonic() + wait
-    while search.state in ("queued", "running") and time.monotonic() < until:
-        await asyncio.sleep(0.05)
+    if wait and search.future is not None:
+        await asyncio.wait([asyncio.wrap_future(search.future)], timeout=wait)
     return await asyncio.to_thread(_state, search)
 
 
