@@ -16,7 +16,7 @@ from pipeline.storage.location import Location
 
 
 def verify_gallery(gallery: Gallery) -> list[str]:
-    """Faults in words, an empty list when all is well: shards, index versions, the audit log, deletions. Reads every file."""
+    """Faults in words, none when all is well: shards, index versions, the audit log, cases, deletions. Reads every file."""
     faults = []
     try:
         videos = gallery.snapshot().videos
@@ -38,6 +38,8 @@ def verify_gallery(gallery: Gallery) -> list[str]:
     for version in index_versions(gallery):
         faults += _index_faults(gallery, version, checked)
     of_log = [f"audit log: {fault}" for fault in audit.verify(gallery)]
+    for case in audit.cases(gallery):
+        faults += [f"case {case}: {fault}" for fault in audit.verify(gallery, chain=f"{audit.CASES}/{case}")]
     return faults + (of_log or _undone_deletions(gallery))
 
 

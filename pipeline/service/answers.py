@@ -48,8 +48,32 @@ class GalleryFacts(BaseModel):
     index_version: str | None
 
 
+class CameraPlaced(Asked):
+    """A camera as people say where it is, see `pipeline.gallery.places.CameraPlace`."""
+
+    camera_id: Annotated[str, Field(min_length=1, max_length=500)]
+    name: Annotated[str, Field(max_length=200)] | None = None
+    zone: Annotated[str, Field(max_length=100)] | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    x_m: float | None = None
+    y_m: float | None = None
+
+
+class Cameras(Asked):
+    """All cameras that have a name or a place."""
+
+    cameras: Annotated[list[CameraPlaced], Field(max_length=10_000)]
+
+
 class Camera(BaseModel):
     camera_id: str | None
+    name: str | None = None
+    zone: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    x_m: float | None = None
+    y_m: float | None = None
     videos: int
     seen_from: datetime | None
     seen_to: datetime | None

@@ -17,13 +17,13 @@ from starlette.types import ASGIApp
 
 from pipeline import time_windows
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery.audit import required
+from pipeline.gallery.audit import SAID, required
 from pipeline.gallery.gallery import Gallery
 from pipeline.search.results import SegmentView
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import GALLERY_PREFIX, Whom
-from pipeline.service import answers, galleries
+from pipeline.service import answers, cases, galleries
 from pipeline.service.access import RIGHTS, SESSION_SECONDS, Token
 from pipeline.service.asking import (
     COOKIE,
@@ -38,7 +38,9 @@ from pipeline.service.asking import (
     gallery_of,
     may,
 )
+from pipeline.service.casebook import ConflictError, NotNowError, of_lead
 from pipeline.service.guard import Guard
+from pipeline.service.pictures import jpeg
 from pipeline.service.searches import BusyError, Search, cancel
 from pipeline.settings import FollowSettings, SearchSettings
 
@@ -109,7 +111,7 @@ def begin(
     """Search for the person that a target shows. The answer tells where to ask for what was found."""
     gallery = gallery_of(service, person, asked.gallery)
     given = {"reason": asked.reason, "case": asked.case}
-    if missing := [name for name in required(gallery) if not (given[name] or "").strip()]:
+    if missing := [name for name in required(gallery) if name in SAID and not (given[name] or "").strip()]:
         raise HTTPException(422, f"this gallery requires a {' and a '.join(missing)} for its audit log; nothing was done")
     run = _runner(service, gallery, person, asked)
     search = service.once(person, key, asked, lambda: service.searches.begin(gallery, person, asked, run))
@@ -177,7 +179,7 @@ _jpeg: dict[str, Any] = {"response_class": Response, "responses": {200: {"conten
 def lead_frame(service: ServiceOf, search: SearchOf, lead: LeadOf, frame: int) -> Response:
     """A frame of a lead's evidence, cut out as it was scored."""
     search.view()
-    return _picture(service.pictures.of_lead(search, lead, frame))
+    return jpeg(service.pictures.of_lead(search, lead, frame))
 
 
 @investigation.get("/searches/{search_id}/target/frames/{frame}.jpg", **_jpeg)
@@ -186,13 +188,21 @@ def target_frame(service: ServiceOf, search: SearchOf, frame: int) -> Response:
     if search.asked.target.removeprefix(GALLERY_PREFIX) in search.gallery.forgotten(search.known):
         raise HTTPException(404, "the target was forgotten")
     search.view()
-    return _picture(service.pictures.of_target(search, frame))
+    return jpeg(service.pictures.of_target(search, frame))
 
 
 @investigation.put("/searches/{search_id}/leads/{rank}/decision", status_code=204)
-def decide(search: SearchOf, lead: LeadOf, decided: answers.Decided) -> None:
-    """Say of a lead that it shows the same person, a different one, or that one cannot tell. It is written to the audit log."""
-    search.decide(lead, decided.decision)
+def decide(service: ServiceOf, asking: Asking, search: SearchOf, lead: LeadOf, decided: answers.Decided) -> None:
+    """Say of a lead that it shows the same person, a different one, or that one cannot tell. It is written to the audit log, and
+    where the search was made for a case, into that.
+    """
+    case = service.casebook.open(search.gallery, search.asked.gallery, search.asked.case or "")
+    if case is None:
+        search.decide(lead, decided.decision)
+        return
+    said = {"note": None, **search.fields(), **of_lead(lead)}
+    service.casebook.decide(case, asking, lead.video.video_id, None, decided.decision, said)
+    search.keep(lead, decided.decision)
 
 
 pages = APIRouter(include_in_schema=False)
@@ -231,7 +241,7 @@ def create_app(service: Service, hosts: Sequence[str]) -> ASGIApp:
 
     app = FastAPI(title="resight", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.service = service
-    for router in (api, galleries.routes, investigation):
+    for router in (api, galleries.routes, investigation, cases.routes):
         app.include_router(router)
     app.include_router(pages)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign] # as FastAPI's documentation has it
@@ -239,6 +249,8 @@ def create_app(service: Service, hosts: Sequence[str]) -> ASGIApp:
     app.exception_handler(RequestValidationError)(_misunderstood)
     app.exception_handler(UsageError)(lambda _request, error: _problem(422, str(error)))
     app.exception_handler(PipelineError)(lambda _request, error: _problem(503, str(error)))
+    app.exception_handler(ConflictError)(lambda _request, error: _problem(412, str(error)))
+    app.exception_handler(NotNowError)(lambda _request, error: _problem(409, str(error)))
     app.exception_handler(BusyError)(lambda _request, error: _problem(429, str(error), {"retry-after": str(error.seconds)}))
     app.exception_handler(Exception)(lambda _request, _error: _problem(500, "a fault of the program; its error output says more"))
     return Guard(app, hosts, service.secure)
@@ -296,12 +308,6 @@ def _segment(segment: SegmentView) -> answers.Segment:
     return answers.Segment(
         frames=list(segment.frame_index), times=list(segment.time_s), attention=list(segment.attention)
     )  # fmt: skip
-
-
-def _picture(jpeg: bytes | None) -> Response:
-    if jpeg is None:
-        raise HTTPException(404, "this frame is no evidence of this lead, or cannot be read any more")
-    return Response(jpeg, media_type="image/jpeg")
 
 
 def _refused(_request: Request, error: Exception) -> Response:

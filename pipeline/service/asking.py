@@ -15,11 +15,13 @@ from fastapi import Depends, Header, HTTPException, Request, Security
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from pipeline.errors import UsageError
+from pipeline.gallery.audit import append_record, on_behalf_of
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.kept import KeptGallery
 from pipeline.search.results import Lead
 from pipeline.service import answers
 from pipeline.service.access import RIGHTS, Access, Right, Token
+from pipeline.service.casebook import Casebook
 from pipeline.service.pictures import Pictures
 from pipeline.service.searches import Search, Searches
 from pipeline.service.uploads import Uploads
@@ -67,6 +69,8 @@ class Service:
     searches: Searches = field(default_factory=Searches)
     pictures: Pictures = field(default_factory=Pictures)
     once: Once = field(default_factory=Once)
+    casebook: Casebook = field(default_factory=Casebook)
+    _viewed: set[tuple[str, ...]] = field(default_factory=set)
     _warm: "dict[Gallery, WarmIndex]" = field(default_factory=dict)
 
     def warm(self, gallery: Gallery) -> "WarmIndex":
@@ -82,6 +86,13 @@ class Service:
 
     def _open(self, gallery: Gallery) -> None:
         self.warm(gallery).newest()
+
+    def viewed(self, gallery: Gallery, person: str, of: dict[str, str]) -> None:
+        """Record, once, that a person looks at pictures, before they do. Raises PipelineError where the log cannot be written."""
+        seen = (gallery.location.uri, person, *of.values())
+        if seen not in self._viewed:
+            append_record(gallery, "view", {**on_behalf_of(person), **of})
+            self._viewed.add(seen)
 
     def close(self) -> None:
         """End its threads and its decoder, and remove what was uploaded."""

@@ -1,5 +1,6 @@
 """Routes about galleries: what is in them, their cameras and videos."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -7,10 +8,11 @@ import pyarrow.compute as pc
 from fastapi import APIRouter, Query
 
 from pipeline import time_windows
-from pipeline.gallery.audit import required
+from pipeline.gallery.audit import append_record, on_behalf_of, required
 from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.places import CameraPlace, read_places, write_places
 from pipeline.service import answers
-from pipeline.service.asking import PROBLEMS, GalleryOf, ServiceOf, may
+from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
 
 routes = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("look")])
 
@@ -29,12 +31,22 @@ def one_gallery(gallery: str, opened: GalleryOf) -> answers.GalleryFacts:
 
 @routes.get("/galleries/{gallery}/cameras")
 def cameras(opened: GalleryOf) -> list[answers.Camera]:
-    """The cameras of a gallery, with how much they filmed; videos of no known camera last."""
-    videos = opened.snapshot().videos
+    """The cameras of a gallery, with how much they filmed and what is known of their places; videos of no known camera last."""
+    videos, places = opened.snapshot().videos, read_places(opened)
+    filmed = set(pc.unique(videos["camera_id"]).to_pylist())
     return [
-        answers.Camera(camera_id=camera, **_extent(videos.filter(_of_camera(videos, camera))))
-        for camera in sorted(pc.unique(videos["camera_id"]).to_pylist(), key=lambda one: (one is None, one))
+        answers.Camera(**_place(camera, places.get(camera or "")), **_extent(videos.filter(_of_camera(videos, camera))))
+        for camera in sorted(filmed | set(places), key=lambda one: (one is None, one))
     ]
+
+
+@routes.put("/galleries/{gallery}/cameras", dependencies=[may("administer")])
+def place_cameras(asked: answers.Cameras, opened: GalleryOf, person: Person) -> list[answers.Camera]:
+    """Say where cameras are and what people call them; cameras that are left out have no place any more."""
+    places = [CameraPlace(**one.model_dump()) for one in asked.cameras]
+    append_record(opened, "cameras", {**on_behalf_of(person), "cameras": [asdict(one) for one in places]})
+    write_places(opened, places)
+    return cameras(opened)
 
 
 @routes.get("/galleries/{gallery}/videos")
@@ -73,6 +85,10 @@ def _facts(name: str, gallery: Gallery) -> answers.GalleryFacts:
         index_version=versions[-1] if versions else None,
         **_extent(gallery.snapshot().videos),
     )
+
+
+def _place(camera_id: str | None, place: CameraPlace | None) -> dict[str, Any]:
+    return {"camera_id": camera_id, **({} if place is None else {k: v for k, v in asdict(place).items() if k != "camera_id"})}
 
 
 def _extent(videos: pa.Table) -> dict[str, Any]:

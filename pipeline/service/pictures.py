@@ -2,12 +2,14 @@
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+from fastapi import HTTPException, Response
 
+from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.evidence import SourcePictures
 from pipeline.search.results import Lead, SegmentView
@@ -38,6 +40,11 @@ class Pictures:
         segments = [pair.target for lead in search.result.leads for pair in lead.best_pairs]
         return self._thread.submit(self._read, search, 0, search.result.target, segments, frame).result()
 
+    def of_video(self, gallery: Gallery, video: VideoRef, times: Mapping[int, float], frame: int) -> bytes | None:
+        """A frame of a gallery's video as JPEG. times: of all frames that are decoded with it, seconds."""
+        of = f"{gallery.location.uri} {video.video_id} {sorted(times)}"
+        return self._thread.submit(self._crop, (of, 0), lambda: gallery_pictures(gallery), video, times, frame).result()
+
     def close(self) -> None:
         """End the decoder process; once more does nothing."""
         with contextlib.suppress(RuntimeError):  # of a thread that was shut down
@@ -45,14 +52,25 @@ class Pictures:
         self._thread.shutdown()
 
     def _read(self, search: Search, place: int, video: VideoRef, segments: Iterable[SegmentView], frame: int) -> bytes | None:
-        key = search.search_id, place
+        times = {n: t for one in segments for n, t in zip(one.frame_index, one.time_s, strict=True)}
+        if search.answer is None:
+            return None
+        return self._crop((search.search_id, place), search.answer.pictures, video, times, frame)
+
+    def _crop(
+        self,
+        key: tuple[str, int],
+        pictures: Callable[[], SourcePictures],
+        video: VideoRef,
+        times: Mapping[int, float],
+        frame: int,
+    ) -> bytes | None:
         if key not in self._kept:
-            times = {n: t for one in segments for n, t in zip(one.frame_index, one.time_s, strict=True)}
-            if frame not in times or search.answer is None:
+            if frame not in times:
                 return None
-            if self._open is None or self._open[0] != search.search_id:
+            if self._open is None or self._open[0] != key[0]:
                 self._close()
-                self._open = search.search_id, search.answer.pictures()
+                self._open = key[0], pictures()
             crops = self._open[1](video, dict(sorted(times.items())))
             self._kept[key] = {number: _jpeg(crop) for number, crop in crops.items()}
             while len(self._kept) > KEPT:
@@ -65,6 +83,18 @@ class Pictures:
             with contextlib.suppress(OSError):
                 self._open[1].close()
             self._open = None
+
+
+def gallery_pictures(gallery: Gallery) -> SourcePictures:
+    """What reads the pictures of a gallery's videos, in a decoder process; whoever asks for it closes it."""
+    return SourcePictures(reach=gallery.reach(), gallery=gallery)
+
+
+def jpeg(data: bytes | None) -> Response:
+    """The answer to who asked for a picture. Raises HTTPException where there is none."""
+    if data is None:
+        raise HTTPException(404, "this frame is no evidence of this lead, or cannot be read any more")
+    return Response(data, media_type="image/jpeg")
 
 
 def _jpeg(crop: np.ndarray) -> bytes:

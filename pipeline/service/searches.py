@@ -74,19 +74,24 @@ class Search:
         """Record, once, that the person looks at the pictures. Raises PipelineError where the log cannot be written."""
         with self.lock:
             if not self.viewed:
-                append_record(self.gallery, "view", self._fields() | {"results": [one.video.video_id for one in self.leads()]})
+                append_record(self.gallery, "view", self.fields() | {"results": [one.video.video_id for one in self.leads()]})
                 self.viewed = True
 
     def decide(self, lead: Lead, decision: Decision | None) -> None:
         """Record what the person says of a lead (None: takes it back), and keep it."""
         with self.lock:
             said = {"video_id": lead.video.video_id, "decision": decision, "before": self.decisions.get(lead.rank)}
-            append_record(self.gallery, "decision", self._fields() | said)
-            self.decisions.pop(lead.rank, None)
-            if decision is not None:
-                self.decisions[lead.rank] = decision
+            append_record(self.gallery, "decision", self.fields() | said)
+            self.keep(lead, decision)
 
-    def _fields(self) -> dict[str, str | None]:
+    def keep(self, lead: Lead, decision: Decision | None) -> None:
+        """Keep what was said of a lead, once it is recorded."""
+        self.decisions.pop(lead.rank, None)
+        if decision is not None:
+            self.decisions[lead.rank] = decision
+
+    def fields(self) -> dict[str, str | None]:
+        """What records of what is done with the search say of it."""
         head = None if self.result is None else self.result.audit_head  # names the record of the search
         of = {"search": self.search_id, "search_audit_head": head, "target": self.asked.target}
         return {**on_behalf_of(self.person), **of, "reason": self.asked.reason, "case": self.asked.case}
@@ -130,6 +135,10 @@ class Searches:
         """A search of this person; None for those of others and for what is gone."""
         found = self._kept.get(search_id)
         return found if found is not None and found.person == person else None
+
+    def known(self, search_id: str) -> Search | None:
+        """A search of anybody, for what is not theirs alone; None for what is gone."""
+        return self._kept.get(search_id)
 
     def all_of(self, person: str) -> list[Search]:
         """The searches of this person, the newest first."""
