@@ -60,4 +60,28 @@ class Rejected:
     message: str
 
 
-Event = VideoInfo | Chunk | Rejected
+@dataclass(frozen=True)
+class ClipStart:
+    """Of a clip that browsers play, before its bytes: width and height in square pixels; codec: its name by RFC 6381."""
+
+    width: int
+    height: int
+    codec: str
+
+
+@dataclass(frozen=True)
+class ClipPart:
+    """The next bytes of a clip, fragmented MP4."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class TrackBoxes:
+    """Where a track of a boxes file is. frames: numbers from 0, ascending; boxes: one of each."""
+
+    frames: tuple[int, ...]
+    boxes: tuple[Box, ...]
+
+
+Event = VideoInfo | Chunk | Rejected | ClipStart | ClipPart | TrackBoxes
