@@ -1,7 +1,8 @@
-"""A stretch of a source as a clip that browsers play: fragmented MP4 (ISO/IEC 14496-12), made piece by piece as it is decoded.
+"""A stretch of a source as a clip that browsers play, fragmented MP4 (ISO/IEC 14496-12), or one picture of it, JPEG.
 
-Times are the frames' own, so that a variable rate stays one; pixels are made square and pictures upright. Fragments are short,
-for a first picture at once, and every second begins with a key frame, for jumps.
+Clips are made piece by piece as the source is decoded. Times are the frames' own, so that a variable rate stays one; pixels are
+made square and pictures upright. Fragments are short, for a first picture at once, and every second begins with a key frame, for
+jumps.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ LONGEST_S = 60.0
 SCENE_SIZE = (1280, 720)  # pixels that the picture of a scene fits into
 CROP_HEIGHTS = (128, 384)  # pixels, smallest and largest
 MARGIN = 0.12  # of a box, around it on each side
+JPEG_QUALITY = 85
 UNITS = 90_000  # of time a second
 KEY_S, FRAGMENT_S = 1.0, 0.25
 SHORTEST_STEP = 1 / 61  # seconds between two frames; a source of more frames a second gives fewer
@@ -96,6 +98,17 @@ def clip(
     container.mux(stream.encode(None))
     container.close()
     yield from sink.parts()
+
+
+def still(frames: Iterable[Frame], boxes: Sequence[tuple[float, Box]], pixel_aspect: Callable[[], float]) -> Iterator[ClipPart]:
+    """The first of some frames as JPEG; the rest as in `clip`. Raises VideoError where there is none."""
+    frame = next(iter(frames), None)
+    if frame is None:
+        raise VideoError("no_frames", "the source has no such frame")
+    picture = frame.picture()
+    shown = _Window(boxes, picture.shape, pixel_aspect()).cut(picture, frame.time_s)
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(shown, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    yield ClipPart(data.tobytes())
 
 
 class _Sink:

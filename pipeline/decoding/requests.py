@@ -217,6 +217,33 @@ class ClipRequest:
 
 
 @dataclass(frozen=True)
+class StillRequest:
+    """One picture of a source for browsers: a ClipPart, JPEG.
+
+    number: of the frame, and time_s, the time that it had, in seconds, as in `FramesRequest`. box: what is cut out of it, if
+    anything. Raises VideoError "no_frames" where the source has no such frame.
+    """
+
+    uri: str
+    number: int
+    time_s: float | None = None
+    box: Box | None = None
+    frame_rate: float | None = None
+
+    def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
+        return open_files(self.uri, None, sampling, heartbeat, lambda number, count: number in (0, self.number))
+
+    def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
+        from pipeline.decoding.clips import still  # PyAV with it, which only the decoder's child needs
+
+        if self.frame_rate is not None:
+            sampling = replace(sampling, frame_rate=self.frame_rate)
+        reader = reader_of(opened, sampling, heartbeat)
+        boxes = () if self.box is None else ((0.0, self.box),)
+        yield from still(reader.frames_at({self.number: self.time_s}), boxes, lambda: reader.pixel_aspect)
+
+
+@dataclass(frozen=True)
 class TrackRequest:
     """Where a track of a boxes file is: one TrackBoxes, empty where the file has no such track."""
 
@@ -235,4 +262,4 @@ class TrackRequest:
             yield TrackBoxes(tuple(found.frames.tolist()), boxes)
 
 
-Request = SourceRequest | FramesRequest | MomentRequest | SceneRequest | ClipRequest | TrackRequest
+Request = SourceRequest | FramesRequest | MomentRequest | SceneRequest | ClipRequest | StillRequest | TrackRequest

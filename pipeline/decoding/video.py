@@ -71,7 +71,7 @@ class ClipStart:
 
 @dataclass(frozen=True)
 class ClipPart:
-    """The next bytes of a clip, fragmented MP4."""
+    """The next bytes of a clip, fragmented MP4, or all of a picture, JPEG."""
 
     data: bytes
 

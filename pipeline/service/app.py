@@ -23,7 +23,7 @@ from pipeline.search.results import SegmentView
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import GALLERY_PREFIX, Whom
-from pipeline.service import answers, cases, galleries
+from pipeline.service import answers, cases, galleries, media
 from pipeline.service.access import RIGHTS, SESSION_SECONDS, Token
 from pipeline.service.asking import (
     COOKIE,
@@ -241,7 +241,7 @@ def create_app(service: Service, hosts: Sequence[str]) -> ASGIApp:
 
     app = FastAPI(title="resight", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.service = service
-    for router in (api, galleries.routes, investigation, cases.routes):
+    for router in (api, galleries.routes, media.routes, investigation, cases.routes):
         app.include_router(router)
     app.include_router(pages)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign] # as FastAPI's documentation has it

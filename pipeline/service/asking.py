@@ -3,6 +3,7 @@
 Every route says by `may` which right it takes. A search belongs to the person who made it, and is not there for anybody else.
 """
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from fastapi import Depends, Header, HTTPException, Request, Security
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
+from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
 from pipeline.gallery.audit import append_record, on_behalf_of
 from pipeline.gallery.gallery import Gallery
@@ -22,6 +24,7 @@ from pipeline.search.results import Lead
 from pipeline.service import answers
 from pipeline.service.access import RIGHTS, Access, Right, Token
 from pipeline.service.casebook import Casebook
+from pipeline.service.clips import LIMITS, Clips, GalleryClips
 from pipeline.service.pictures import Pictures
 from pipeline.service.searches import Search, Searches
 from pipeline.service.uploads import Uploads
@@ -71,7 +74,9 @@ class Service:
     once: Once = field(default_factory=Once)
     casebook: Casebook = field(default_factory=Casebook)
     _viewed: set[tuple[str, ...]] = field(default_factory=set)
+    _clips: dict[Gallery, GalleryClips] = field(default_factory=dict)
     _warm: "dict[Gallery, WarmIndex]" = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def warm(self, gallery: Gallery) -> "WarmIndex":
         """What keeps the gallery's newest index open."""
@@ -79,9 +84,22 @@ class Service:
 
         return self._warm.setdefault(gallery, WarmIndex(gallery))
 
+    def clips(self, gallery: Gallery) -> GalleryClips:
+        """The clips of a gallery's videos."""
+        with self._lock:
+            if gallery not in self._clips:
+                self._clips[gallery] = GalleryClips(gallery)
+            return self._clips[gallery]
+
+    @functools.cached_property
+    def upload_clips(self) -> Clips:
+        """Those of uploads, each in its upload's folder."""
+        return Clips(self.uploads.folder, Sampling(**LIMITS), at_once=1)
+
     def begin(self) -> None:
-        """Open, in the background, what a first search would wait for."""
+        """Open, in the background, what a first search or clip would wait for."""
         for gallery in self.galleries.values():
+            self.clips(gallery).clips.begin()
             self.searches.prepare(partial(self._open, gallery))
 
     def _open(self, gallery: Gallery) -> None:
@@ -98,6 +116,10 @@ class Service:
         """End its threads and its decoder, and remove what was uploaded."""
         self.searches.close()
         self.pictures.close()
+        for clips in self._clips.values():
+            clips.close()
+        if "upload_clips" in vars(self):
+            self.upload_clips.close()
         self.uploads.close()
 
 
