@@ -87,36 +87,10 @@ class Video(BaseModel):
 
 
 class Videos(BaseModel):
-    """One page of a gallery's videos in the order of ids. following: give it as `after` for the next one; None on the last."""
+    """One page of a gallery's videos in the order of ids. following: give it as `cursor` for the next one; None on the last."""
 
     videos: list[Video]
     following: str | None
-
-
-class BoxAt(BaseModel):
-    """Where somebody is in a picture: time_s, seconds of the video; the box in pixels of the picture."""
-
-    time_s: float
-    x: float
-    y: float
-    w: float
-    h: float
-
-
-class VideoBoxes(BaseModel):
-    """Where a video's person is, for a page that draws it. width, height: of the picture in pixels; first_s, last_s: seconds of
-    the video in which the person was looked at; boxes: of the stretch that was asked for, none where whole pictures show them.
-    """
-
-    video_id: str
-    camera_id: str | None
-    seen_from: datetime | None
-    seen_to: datetime | None
-    width: int
-    height: int
-    first_s: float
-    last_s: float
-    boxes: list[BoxAt]
 
 
 class UploadedTarget(BaseModel):

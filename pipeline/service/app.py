@@ -19,11 +19,10 @@ from pipeline import time_windows
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import SAID, required
 from pipeline.gallery.gallery import Gallery
-from pipeline.search.results import SegmentView
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import GALLERY_PREFIX, Whom
-from pipeline.service import answers, cases, galleries, media
+from pipeline.service import answers, cases, found, galleries, media, view_answers
 from pipeline.service.access import RIGHTS, SESSION_SECONDS, Token
 from pipeline.service.asking import (
     COOKIE,
@@ -62,10 +61,10 @@ api = APIRouter(prefix="/api/v1", responses=PROBLEMS)
 @api.post("/session")
 def sign_in(asked: answers.SignIn, service: ServiceOf, response: Response) -> answers.Me:
     """Exchange a token for the session cookie of a browser; the one of the printed address is used up by it."""
-    found = service.access.sign_in(asked.token)
-    if found is None:
+    opened = service.access.sign_in(asked.token)
+    if opened is None:
         raise HTTPException(401, "this token is not valid, or was used already", {"www-authenticate": "Bearer"})
-    session, known = found
+    session, known = opened
     how: dict[str, Any] = {"httponly": True, "samesite": "strict", "secure": service.secure, "path": "/"}
     response.set_cookie(COOKIE, session, max_age=int(SESSION_SECONDS), **how)
     return _me(known)
@@ -140,6 +139,25 @@ def cancelled(search: SearchOf) -> answers.SearchState:
     return _state(search)
 
 
+@investigation.post("/searches/{search_id}/refine", status_code=202)
+def refine(
+    asked: view_answers.Refined, search: SearchOf, service: ServiceOf, person: Person, response: Response, key: Key = None
+) -> answers.SearchState:
+    """Search again, scored by the mean of the logits under the target and all that was confirmed, without what is hidden.
+
+    What was confirmed or hidden before goes on to count, unless it is said otherwise now.
+    """
+    before = search.asked
+    confirmed = [one for one in before.confirmed if one not in asked.hidden] + asked.confirmed
+    hidden = [one for one in before.rejected if one not in asked.confirmed] + asked.hidden
+    if not confirmed:
+        raise HTTPException(422, "confirm a lead first: a search is refined by what shows the person")
+    if both := set(asked.confirmed) & set(asked.hidden):
+        raise HTTPException(422, f"{min(both)} is both confirmed and hidden")
+    again = {"confirmed": list(dict.fromkeys(confirmed)), "rejected": list(dict.fromkeys(hidden))}
+    return begin(before.model_copy(update=again), service, person, response, key)
+
+
 @investigation.get("/searches/{search_id}/leads")
 def leads(search: SearchOf) -> list[answers.LeadFound]:
     """The leads of a search that is done, best first; none that was forgotten since."""
@@ -164,7 +182,7 @@ def leads(search: SearchOf) -> list[answers.LeadFound]:
             within=within[lead.video.video_id].words if lead.video.video_id in within else None,
             decision=search.decisions.get(lead.rank),
             pairs=[
-                answers.Pair(target=_segment(pair.target), candidate=_segment(pair.candidate), score=pair.score)
+                answers.Pair(target=found.segment(pair.target), candidate=found.segment(pair.candidate), score=pair.score)
                 for pair in lead.best_pairs
             ],
         )
@@ -241,7 +259,7 @@ def create_app(service: Service, hosts: Sequence[str]) -> ASGIApp:
 
     app = FastAPI(title="resight", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.service = service
-    for router in (api, galleries.routes, media.routes, investigation, cases.routes):
+    for router in (api, galleries.routes, media.routes, found.routes, investigation, cases.routes):
         app.include_router(router)
     app.include_router(pages)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign] # as FastAPI's documentation has it
@@ -290,10 +308,10 @@ def _runner(service: Service, gallery: Gallery, person: str, asked: answers.Sear
 
 
 def _state(search: Search) -> answers.SearchState:
-    found, result = None, search.result
+    facts, result = None, search.result
     if search.answer is not None and result is not None:
         same = ("index_version", "model", "untrained", "gallery_videos", "eligible", "scored", "untimed", "none_probability")
-        found = answers.Found(
+        facts = answers.Found(
             **{name: getattr(result, name) for name in (*same, "calibration", "seconds", "audit_head")},
             filters=list(result.filters),
             remarks=list(search.answer.remarks),
@@ -301,13 +319,7 @@ def _state(search: Search) -> answers.SearchState:
         )
     of_search = {name: getattr(search, name) for name in ("search_id", "made_at", "asked", "state", "error")}
     given = {name: getattr(search.asked, name) for name in ("gallery", "target", "reason", "case")}
-    return answers.SearchState(**of_search, **given, found=found)
-
-
-def _segment(segment: SegmentView) -> answers.Segment:
-    return answers.Segment(
-        frames=list(segment.frame_index), times=list(segment.time_s), attention=list(segment.attention)
-    )  # fmt: skip
+    return answers.SearchState(**of_search, **given, found=facts)
 
 
 def _refused(_request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from fastapi import APIRouter, Query
+from pydantic import AwareDatetime
 
 from pipeline import time_windows
 from pipeline.gallery.audit import append_record, on_behalf_of, required
@@ -54,12 +55,19 @@ def videos(
     opened: GalleryOf,
     camera: Annotated[str | None, Query(max_length=500)] = None,
     starts_with: Annotated[str, Query(max_length=2000)] = "",
-    after: Annotated[str, Query(max_length=2000)] = "",
+    seen_after: AwareDatetime | None = None,
+    seen_before: AwareDatetime | None = None,
+    cursor: Annotated[str, Query(max_length=2000)] = "",
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> answers.Videos:
-    """Videos of a gallery by id. after: the id that the page before ended with."""
+    """Videos of a gallery by id: all, or those in which somebody is seen then and there. cursor: what the page before ended
+    with.
+    """
     table = opened.snapshot().videos
-    wanted = pc.and_(pc.starts_with(table["video_id"], starts_with), pc.greater(table["video_id"], after))
+    wanted = pc.and_(pc.starts_with(table["video_id"], starts_with), pc.greater(table["video_id"], cursor))
+    if seen_after is not None or seen_before is not None:
+        inside = time_windows.seen_within(*time_windows.seen(table), seen_after, seen_before)
+        wanted = pc.and_(wanted, pa.chunked_array([pa.array(inside)]))
     if camera is not None:
         wanted = pc.and_(wanted, _of_camera(table, camera))
     rows = table.filter(pc.fill_null(wanted, False)).slice(0, limit + 1).to_pylist()

@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 
 from pipeline.errors import VideoError
-from pipeline.service import answers
+from pipeline.service import view_answers
 from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
 from pipeline.service.clips import Clip, Part, Places
 
@@ -75,17 +75,17 @@ async def frame(
 
 
 @routes.get("/galleries/{gallery}/videos/{video_id:path}/boxes")
-def boxes(service: ServiceOf, opened: GalleryOf, row: SeenVideo, start: Start = None, end: End = None) -> answers.VideoBoxes:
+def boxes(service: ServiceOf, opened: GalleryOf, row: SeenVideo, start: Start = None, end: End = None) -> view_answers.VideoBoxes:
     """Where the person of a video is in its pictures, for a page that draws boxes over a clip of the same stretch."""
     places = service.clips(opened).places(row)
     found = places.near(*places.span(start, end)) if places.boxes else ()
-    return answers.VideoBoxes(
+    return view_answers.VideoBoxes(
         **{name: row[name] for name in ("video_id", "camera_id", "width", "height")},
         seen_from=row["seen_from"] or row["start_time"],
         seen_to=row["seen_to"] or row["start_time"],
         first_s=places.first_s,
         last_s=places.last_s,
-        boxes=[answers.BoxAt(time_s=time, x=x, y=y, w=w, h=h) for time, (x, y, w, h) in found],
+        boxes=[view_answers.BoxAt(time_s=time, x=x, y=y, w=w, h=h) for time, (x, y, w, h) in found],
     )
 
 

@@ -493,7 +493,7 @@ def test_galleries_cameras_and_videos_are_listed(anna: TestClient) -> None:
     assert [(one["camera_id"], one["videos"]) for one in cameras] == [("cam0", 12), ("cam1", 12)]
     ids, after = [], ""
     while after is not None:
-        page = anna.get("/api/v1/galleries/town/videos", params={"limit": 10, "after": after}).json()
+        page = anna.get("/api/v1/galleries/town/videos", params={"limit": 10, "cursor": after}).json()
         ids += [one["video_id"] for one in page["videos"]]
         after = page["following"]
     assert ids == [f"v{number:03d}" for number in range(24)]
