@@ -84,7 +84,7 @@ def clip(
             context.time_base = stream.time_base = Fraction(1, UNITS)
             context.gop_size, context.thread_count = 1 << 20, 1
             context.color_range, context.colorspace, context.color_trc, context.color_primaries = 1, BT601, BT601, BT601
-            yield ClipStart(width, height, codec)
+            yield ClipStart(width, height, codec, *picture.shape[1::-1])
         assert window is not None  # noqa: S101 - for mypy
         made = av.VideoFrame.from_ndarray(window.cut(picture, frame.time_s), format="rgb24")
         made.pts, made.time_base = pts, stream.time_base
@@ -100,13 +100,15 @@ def clip(
     yield from sink.parts()
 
 
-def still(frames: Iterable[Frame], boxes: Sequence[tuple[float, Box]], pixel_aspect: Callable[[], float]) -> Iterator[ClipPart]:
-    """The first of some frames as JPEG; the rest as in `clip`. Raises VideoError where there is none."""
+def still(frames: Iterable[Frame], boxes: Sequence[tuple[float, Box]], pixel_aspect: Callable[[], float]) -> Iterator[Any]:
+    """The first of some frames as JPEG, after a ClipStart; the rest as in `clip`. Raises VideoError where there is none."""
     frame = next(iter(frames), None)
     if frame is None:
         raise VideoError("no_frames", "the source has no such frame")
     picture = frame.picture()
-    shown = _Window(boxes, picture.shape, pixel_aspect()).cut(picture, frame.time_s)
+    window = _Window(boxes, picture.shape, pixel_aspect())
+    yield ClipStart(*window.size, "", *picture.shape[1::-1])
+    shown = window.cut(picture, frame.time_s)
     _, data = cv2.imencode(".jpg", cv2.cvtColor(shown, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     yield ClipPart(data.tobytes())
 

@@ -218,7 +218,7 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class StillRequest:
-    """One picture of a source for browsers: a ClipPart, JPEG.
+    """One picture of a source for browsers: a ClipStart and a ClipPart, JPEG.
 
     number: of the frame, and time_s, the time that it had, in seconds, as in `FramesRequest`. box: what is cut out of it, if
     anything. Raises VideoError "no_frames" where the source has no such frame.

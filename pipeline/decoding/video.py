@@ -62,11 +62,15 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ClipStart:
-    """Of a clip that browsers play, before its bytes: width and height in square pixels; codec: its name by RFC 6381."""
+    """Of a clip or picture for browsers, before its bytes: width and height in square pixels; codec: its name by RFC 6381, empty
+    for a picture. source_width, source_height: of the pictures that it was made from, in their own pixels, in which boxes are.
+    """
 
     width: int
     height: int
     codec: str
+    source_width: int
+    source_height: int
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,8 @@ class UploadedTarget(BaseModel):
 
 
 class SearchAsked(Asked):
-    """A search. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. box: x, y, width, height in pixels of an upload's
-    picture; time_s: when the box shows the person, seconds from the start of a video. confirmed, rejected: videos that a person
+    """A search. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. box: x, y, width, height in pixels of the
+    picture; time_s: when the box shows the person, seconds of the video. confirmed, rejected: videos that a person
     has looked at; the search then follows the person (`pipeline.search.follow`), joining nothing by itself.
     """
 

@@ -286,8 +286,29 @@ def _runner(service: Service, gallery: Gallery, person: str, asked: answers.Sear
         if upload is None:
             raise HTTPException(404, "there is no such upload of yours; bring it again")
         target = str(upload.path)
+    elif target.startswith(GALLERY_PREFIX) and asked.box is not None:
+        return _runner_of_box(service, gallery, person, asked)
     elif not target.startswith(GALLERY_PREFIX):
         raise UsageError(f"a target is {GALLERY_PREFIX}VIDEO_ID or {UPLOAD_PREFIX}TARGET_ID")
+    whom = Whom(asked.box, asked.time_s, whole_picture=asked.whole_picture, camera=asked.target_camera)
+    return _run_of(service, gallery, person, asked, target, whom)
+
+
+def _runner_of_box(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[], Answer]:
+    """What searches for whom a box shows in a picture of a gallery's video. time_s: of the video's own time."""
+    clips = service.clips(gallery)
+    row = clips.row(asked.target.removeprefix(GALLERY_PREFIX))
+    if row is None:
+        raise HTTPException(404, "the gallery has no such video")
+    part = clips.places(row).part(asked.time_s or 0.0)
+    whom = Whom(asked.box, max(0.0, (asked.time_s or 0.0) - part.offset_s), camera=asked.target_camera or row["camera_id"])
+    return _run_of(service, gallery, person, asked, part.uri, whom)
+
+
+def _run_of(
+    service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked, target: str, whom: Whom
+) -> Callable[[], Answer]:
+    """The search for one target. Raises UsageError for settings that cannot be meant."""
     settings = SearchSettings(
         top=asked.top,
         cameras=tuple(asked.cameras),
@@ -297,7 +318,6 @@ def _runner(service: Service, gallery: Gallery, person: str, asked: answers.Sear
         zone=asked.zone,
         exact=asked.exact,
     )
-    whom = Whom(asked.box, asked.time_s, whole_picture=asked.whole_picture, camera=asked.target_camera)
     following = None
     if asked.confirmed or asked.rejected:
         following = FollowSettings(tuple(asked.confirmed), tuple(asked.rejected), join_by="nobody")

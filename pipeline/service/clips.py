@@ -127,7 +127,7 @@ class Clips:
             clip.readers += 1
             return clip
 
-    def answers(self, request: TrackRequest) -> list[Event]:
+    def answers(self, request: TrackRequest | StillRequest) -> list[Event]:
         """What a decoder answers, all of it."""
         return self._threads.submit(self._with_decoder, lambda decoder: list(decoder.answers(request))).result()
 
@@ -252,6 +252,10 @@ class Places:
             raise UsageError(f"a clip is at most {LONGEST_S:g} seconds long, not {end - start:g}")
         return start, end
 
+    def part(self, time_s: float) -> Part:
+        """The file that shows a moment."""
+        return next((one for one in reversed(self.parts) if one.first_s <= time_s), self.parts[0])
+
     def near(self, start: float, end: float) -> tuple[tuple[float, Box], ...]:
         """The boxes of a stretch with one before and one behind it; the nearest one where there are none."""
         times = [time for time, _ in self.boxes]
@@ -260,7 +264,7 @@ class Places:
 
     def clip(self, start: float, end: float, crop: bool) -> ClipRequest:
         """What is asked of the decoder: the file that shows the start, up to its end where the video goes on in another."""
-        part = next((one for one in reversed(self.parts) if one.first_s <= start), self.parts[0])
+        part = self.part(start)
         boxes = tuple((time - part.offset_s, box) for time, box in (self.near(start, end) if crop else ()))
         return ClipRequest(part.uri, max(0.0, start - part.offset_s), end - part.offset_s, boxes, part.frame_rate)
 
@@ -315,7 +319,7 @@ class GalleryClips:
         boxes = places.near(time_s, time_s) if crop else ()
         box = min(boxes, key=lambda one: abs(one[0] - time_s))[1] if boxes else None
         if "place" in frames.schema.names and (place := frames["place"][at].as_py()) is not None:
-            uri = next(one.uri for one in reversed(places.parts) if one.first_s <= time_s)
+            uri = places.part(time_s).uri
             number, time_s = place["frame"], place["time_s"]
         return StillRequest(uri, number, time_s, box, rate)
 

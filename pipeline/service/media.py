@@ -9,10 +9,15 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Res
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 
-from pipeline.errors import VideoError
+from pipeline.catalog.image_folders import IMAGE_SUFFIXES
+from pipeline.decoding.requests import StillRequest
+from pipeline.decoding.sampling import looks_like_a_scene
+from pipeline.decoding.video import ClipStart, Rejected
+from pipeline.errors import UsageError, VideoError
 from pipeline.service import view_answers
 from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
 from pipeline.service.clips import Clip, Part, Places
+from pipeline.service.uploads import Upload
 
 routes = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("look")])
 View = Annotated[
@@ -80,7 +85,7 @@ def boxes(service: ServiceOf, opened: GalleryOf, row: SeenVideo, start: Start = 
     places = service.clips(opened).places(row)
     found = places.near(*places.span(start, end)) if places.boxes else ()
     return view_answers.VideoBoxes(
-        **{name: row[name] for name in ("video_id", "camera_id", "width", "height")},
+        **{name: row[name] for name in ("video_id", "camera_id", "width", "height", "fps")},
         seen_from=row["seen_from"] or row["start_time"],
         seen_to=row["seen_to"] or row["start_time"],
         first_s=places.first_s,
@@ -89,14 +94,40 @@ def boxes(service: ServiceOf, opened: GalleryOf, row: SeenVideo, start: Start = 
     )
 
 
-@routes.get("/targets/{target_id}/clip.mp4", dependencies=[may("investigate")], **_mp4)
-async def target_clip(
-    request: Request, service: ServiceOf, person: Person, target_id: str, start: Start = None, end: End = None
-) -> Response:
-    """A stretch of what this person uploaded, so that a box can be drawn where a browser plays no such files; a photo too."""
+def _upload(service: ServiceOf, person: Person, target_id: str) -> Upload:
     upload = service.uploads.of(person, target_id)
     if upload is None:
         raise HTTPException(404, "there is no such upload of yours; bring it again")
+    return upload
+
+
+UploadOf = Annotated[Upload, Depends(_upload)]
+
+
+@routes.get("/targets/{target_id}", dependencies=[may("investigate")])
+def target(service: ServiceOf, upload: UploadOf) -> view_answers.TargetFacts:
+    """What an upload is, by its first picture. What cannot be read is refused with the reason."""
+    size = (0, 0)
+    for event in service.upload_clips.answers(StillRequest(str(upload.path), 0)):
+        if isinstance(event, Rejected):
+            raise UsageError(f"the target cannot be used: {event.message.replace(str(upload.path), upload.path.name)}")
+        if isinstance(event, ClipStart):
+            size = event.source_width, event.source_height
+    return view_answers.TargetFacts(
+        target_id=upload.upload_id,
+        name=upload.path.name,
+        bytes=upload.size,
+        sha256=upload.sha256,
+        width=size[0],
+        height=size[1],
+        is_photo=upload.path.suffix.lower() in IMAGE_SUFFIXES,
+        is_scene=looks_like_a_scene(size[1], size[0]),
+    )
+
+
+@routes.get("/targets/{target_id}/clip.mp4", dependencies=[may("investigate")], **_mp4)
+async def target_clip(request: Request, service: ServiceOf, upload: UploadOf, start: Start = None, end: End = None) -> Response:
+    """A stretch of what this person uploaded, so that a box can be drawn where a browser plays no such files; a photo too."""
     whole = Places((Part(str(upload.path), 0.0, 0.0),), (), 0.0, 60.0)
     asked = whole.clip(*whole.span(start, end), crop=False)
     made = functools.partial(service.upload_clips.clip, upload.path.parent, asked, upload.sha256, upload.path.exists)

@@ -18,8 +18,9 @@ class BoxAt(BaseModel):
 
 
 class VideoBoxes(BaseModel):
-    """Where a video's person is, for a page that draws it. width, height: of the picture in pixels; first_s, last_s: seconds of
-    the video in which the person was looked at; boxes: of the stretch that was asked for, none where whole pictures show them.
+    """Where a video's person is, for a page to draw. width, height: of the picture in pixels; fps: frames a second; first_s,
+    last_s: seconds of the video in which the person was looked at; boxes: of the stretch that was asked for, none where whole
+    pictures show them.
     """
 
     video_id: str
@@ -28,9 +29,25 @@ class VideoBoxes(BaseModel):
     seen_to: datetime | None
     width: int
     height: int
+    fps: float | None
     first_s: float
     last_s: float
     boxes: list[BoxAt]
+
+
+class TargetFacts(BaseModel):
+    """An upload that a person looks at before a search. width, height: of its pictures in pixels, in which boxes are given.
+    is_scene: it looks like what a camera sees rather than like one person, so that a search needs a box.
+    """
+
+    target_id: str
+    name: str
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    is_photo: bool
+    is_scene: bool
 
 
 class Distribution(BaseModel):

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from pipeline.backbone.spec import find_backbone
 from pipeline.errors import PipelineError
 from pipeline.gallery.audit import read_records
 from pipeline.gallery.clip_cache import clip_folder
 from pipeline.gallery.detections import BOX, PLACE, RECORDINGS_SCHEMA
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
+from pipeline.index.build import build_index
 from pipeline.retention.forget import Selection, forget
 from pipeline.service import asking, clips
 from pipeline.service.app import create_app
@@ -24,15 +26,15 @@ from pipeline.service.asking import Service
 from pipeline.service.clips import Part, Places
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.decoding.test_video import write_video
-from tests.service.test_service import FROM_PAGE, HOST, ORIGIN, opened
+from tests.service.test_service import FROM_PAGE, HOST, ORIGIN, done, opened
 
 CLIP = "/api/v1/galleries/town/videos/{}/clip.mp4"
 
 
-def town(folder: Path) -> Gallery:
+def town(folder: Path, settings: GallerySettings | None = None, dim: int = 24) -> Gallery:
     """Six videos of 40 frames, ten a second, each of its own file; v001 is track 5 of a boxes file."""
-    made = Gallery.open_or_create(folder / "town", GallerySettings(toy_spec(), 10.0, None))
-    add_videos(made, people_features(2, 3, 24, seed=1))
+    made = Gallery.open_or_create(folder / "town", settings or GallerySettings(toy_spec(), 10.0, None))
+    add_videos(made, people_features(2, 3, dim, seed=1))
     videos = made.snapshot().videos
     files = [str(write_video(folder / f"{name}.mp4", 40, (160, 120))) for name in videos["video_id"].to_pylist()]
     (folder / "boxes.txt").write_text("".join(f"{n + 1},5,{2 * n + 10},20,20,40\n" for n in range(40)))
@@ -306,3 +308,40 @@ def test_the_boxes_of_a_stretch_are_those_around_it() -> None:
     assert [time for time, _ in places.near(20, 30)] == [9] and [time for time, _ in places.near(-5, -4)] == [0]
     assert Places((), (), 0, 1).near(0, 1) == ()
     assert places.span(None, None) == (0.0, 9.25) and places.span(70.0, None) == (70.0, 70.25)
+
+
+def test_an_upload_says_whether_it_needs_a_box(served: tuple[Service, TestClient], tmp_path: Path) -> None:
+    _, client = served
+
+    def facts(name: str, content: bytes) -> dict:
+        brought = client.post("/api/v1/targets", params={"name": name}, content=content).json()
+        answer = client.get(f"/api/v1/targets/{brought['target_id']}")
+        return answer.json() | {"status": answer.status_code, "asked": brought["sha256"]}
+
+    found = facts("scene.mp4", write_video(tmp_path / "scene.mp4", 5, (640, 360)).read_bytes())
+    assert (found["width"], found["height"], found["is_scene"], found["is_photo"]) == (640, 360, True, False)
+    assert found["sha256"] == found["asked"] and found["name"] == "scene.mp4"
+    photo = io.BytesIO()
+    Image.new("RGB", (90, 180)).save(photo, "png")
+    found = facts("photo.png", photo.getvalue())
+    assert (found["width"], found["height"], found["is_scene"], found["is_photo"]) == (90, 180, False, True)
+    refused = facts("a.mp4", b"nothing of the kind")
+    assert refused["status"] == 422 and "the target cannot be used: a.mp4 is not in a video format" in refused["detail"]
+    assert str(tmp_path) not in refused["detail"] and "/tmp" not in refused["detail"]  # noqa: S108
+
+
+def test_a_box_on_a_picture_of_the_gallery_is_a_target(tmp_path: Path, toy_backbone: Path) -> None:
+    made = town(tmp_path, GallerySettings(find_backbone(str(toy_backbone)), 10.0, None), 3)
+    build_index(made)
+    service, client = opened(made)
+    ended = done(client, target="id:v000", box=[10, 10, 40, 80], time_s=2.0)
+    assert ended["state"] == "done", ended
+    record = read_records(made)[-1]
+    assert record["target"].endswith("@10,10,40,80,2") and record["target_uri"].endswith("/v000.mp4")
+    frame = client.get(f"/api/v1/searches/{ended['search_id']}/leads").json()[0]["pairs"][0]["target"]["frames"][0]
+    assert frame == 20
+    answer = client.get(f"/api/v1/searches/{ended['search_id']}/target/frames/20.jpg")
+    assert abs(np.asarray(Image.open(io.BytesIO(answer.content))).mean() - 160) < 5
+    nobody = client.post("/api/v1/searches", json={"gallery": "town", "target": "id:nobody", "box": [1, 1, 9, 9]})
+    assert nobody.status_code == 404
+    service.close()
