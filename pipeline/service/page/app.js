@@ -106,6 +106,7 @@ function onKey(event) {
   if (typing || event.ctrlKey || event.metaKey || event.altKey || one("#person").textContent === "") return;
   if (event.key === "?") { event.preventDefault(); openKeys(); return; }
   if (!keysAreOn() || one("#triage").hidden) return;
+  if (event.repeat && !event.key.startsWith("Arrow") && !"jk".includes(event.key.toLowerCase())) return; // held down decides once
   if (event.key === " " && event.target.closest("button, summary, a")) return; // presses it
   const does = onTriageKey(event);
   if (does) { event.preventDefault(); does(); }

@@ -33,6 +33,12 @@ export class Decisions {
     return this.of.get(lead.video_id) ?? null;
   }
 
+  // What is shown from now on; `set` makes it last.
+  note(lead, decision) {
+    if (decision === null) this.of.delete(lead.video_id);
+    else this.of.set(lead.video_id, decision);
+  }
+
   async set(lead, decision) {
     if (this.path === null) {
       await ask("PUT", `/searches/${encodeURIComponent(this.search.search_id)}/leads/${lead.rank}/decision`, { decision });
@@ -40,12 +46,14 @@ export class Decisions {
       const tag = this.tags.get(lead.video_id);
       const match = tag ? { "if-match": tag } : { "if-none-match": "*" };
       const body = { decision, search: this.search.search_id };
-      const answer = await asked("PUT", `${this.path}/decisions/${encodeURIComponent(lead.video_id)}${this.query}`, body, match);
+      const path = `${this.path}/decisions/${encodeURIComponent(lead.video_id)}${this.query}`;
+      const answer = await asked("PUT", path, body, match).catch(async (error) => {
+        if (error.status === 412) await this.load([]); // somebody was faster: from here on with what they said
+        throw error;
+      });
       if (decision === null) this.tags.delete(lead.video_id);
       else this.tags.set(lead.video_id, answer.headers.get("etag"));
     }
-    if (decision === null) this.of.delete(lead.video_id);
-    else this.of.set(lead.video_id, decision);
   }
 
   // Video ids of which this was said.

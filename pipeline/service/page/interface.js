@@ -8,7 +8,7 @@ export class Refused extends Error {
 
 // The answer as it came, of which `ask` gives the content. headers: further ones.
 export async function asked(method, path, body, headers = {}) {
-  const sent = { method, headers: { ...headers } };
+  const sent = { method, headers: { ...headers }, priority: method === "GET" ? "auto" : "high" }; // before pictures that wait
   if (body instanceof Blob) {
     sent.body = body;
     sent.headers["content-type"] = "application/octet-stream";

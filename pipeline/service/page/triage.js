@@ -11,7 +11,7 @@ const AROUND_S = 30; // before and after, in the details of a lead
 
 const state = {
   search: null, leads: [], shown: [], decisions: null, undo: [], at: 0, pair: 0, busy: false,
-  view: "crop", filter: "", range: null, compare: false, distribution: null, timeline: null, boxes: new Map(), open: null,
+  sending: Promise.resolve(), pending: 0, view: "crop", filter: "", range: null, compare: false, distribution: null, timeline: null, boxes: new Map(), open: null,
 };
 let players = null;
 
@@ -156,7 +156,7 @@ function drawGrid() {
     ...state.shown.map((lead, at) => {
       const face = lead.pairs.length ? picture(leadPicture(lead, best(lead.pairs[0].candidate)), "", true) : make("span", { className: "none" }, "no picture");
       const made = make("button", { className: "thumb", type: "button" },
-        face,
+        make("span", { className: "face" }, face),
         make("span", { className: "line" }, make("strong", {}, lead.rank), make("span", {}, worth(lead))),
         make("span", { className: "camera quiet" }, lead.camera_id ?? "no camera"),
         mark(lead));
@@ -171,7 +171,7 @@ function drawGrid() {
 
 function markGrid() {
   const judged = state.leads.filter((lead) => state.decisions.get(lead)).length;
-  one("#judged").textContent = `${judged} of ${state.leads.length} judged`;
+  one("#judged").textContent = `${judged} of ${state.leads.length} judged${state.pending ? ", saving" : ""}`;
   one("#refine").disabled = state.decisions.said("same").length === 0;
   [...one("#grid").querySelectorAll(".thumb")].forEach((thumb, at) => {
     thumb.setAttribute("aria-current", String(at === state.at));
@@ -377,24 +377,36 @@ function compare() {
 
 // ---- decisions
 
-async function decide(decision) {
+// What is decided is shown at once and sent in order, so that nobody waits; what is refused is shown and taken back.
+function keep(lead, decision) {
+  const { decisions } = state;
+  const before = decisions.get(lead);
+  decisions.note(lead, decision);
+  redecided(lead);
+  state.pending += 1;
+  state.sending = state.sending.then(() => decisions.set(lead, decision)).catch((error) => {
+    if (error.status !== 412) decisions.note(lead, before);
+    if (state.decisions === decisions) redecided(lead);
+    state.open(null, error);
+  }).finally(() => { state.pending -= 1; markGrid(); });
+  return before;
+}
+
+addEventListener("beforeunload", (event) => { if (state.pending) event.preventDefault(); });
+
+function decide(decision) {
   const lead = current();
   if (!lead) return;
-  const before = state.decisions.get(lead);
-  await state.decisions.set(lead, decision);
-  state.undo.push([lead.rank, before]);
-  redecided(lead);
+  state.undo.push([lead.rank, keep(lead, decision)]);
   if (state.at + 1 < state.shown.length) go(state.at + 1);
   else drawLead();
 }
 
-async function undo() {
-  const last = state.undo.at(-1);
+function undo() {
+  const last = state.undo.pop();
   if (!last) return;
   const lead = state.leads.find((each) => each.rank === last[0]);
-  await state.decisions.set(lead, last[1]);
-  state.undo.pop();
-  redecided(lead);
+  keep(lead, last[1]);
   const at = state.shown.indexOf(lead);
   if (at >= 0) go(at);
   else drawLead();
@@ -402,6 +414,7 @@ async function undo() {
 
 function redecided(lead) {
   const thumb = one("#grid").children[state.shown.indexOf(lead)];
+  if (!thumb) return; // it no longer passes the filter
   one(".mark", thumb)?.remove();
   const made = mark(lead);
   if (made) thumb.append(made);
@@ -409,6 +422,7 @@ function redecided(lead) {
 }
 
 async function refine() {
+  await state.sending;
   const confirmed = state.decisions.said("same");
   if (!confirmed.length) throw new Error("confirm a lead first (Y): a search is refined by what shows the person");
   const own = targetVideo();
@@ -488,8 +502,8 @@ async function act(does) {
   state.busy = false;
 }
 
-for (const each of document.querySelectorAll("#decide [data-decision]")) each.addEventListener("click", () => act(() => decide(each.dataset.decision)));
-one("#undo").addEventListener("click", () => act(undo));
+for (const each of document.querySelectorAll("#decide [data-decision]")) each.addEventListener("click", () => decide(each.dataset.decision));
+one("#undo").addEventListener("click", undo);
 one("#similar").addEventListener("click", () => act(similar));
 one("#compare").addEventListener("click", compare);
 one("#more").addEventListener("click", () => act(openDetails));
@@ -501,9 +515,9 @@ export function onTriageKey(event) {
   return {
     j: () => go(state.at + 1),
     k: () => go(state.at - 1),
-    y: () => act(() => decide("same")),
-    n: () => act(() => decide("different")),
-    u: () => act(() => decide("unsure")),
+    y: () => decide("same"),
+    n: () => decide("different"),
+    u: () => decide("unsure"),
     " ": () => { const playing = players.lead.video.paused; for (const each of Object.values(players)) each.toggle(playing); },
     arrowright: step(1),
     arrowleft: step(-1),
@@ -511,7 +525,7 @@ export function onTriageKey(event) {
     c: compare,
     f: () => act(similar),
     r: () => act(refine),
-    z: () => act(undo),
+    z: undo,
     d: () => act(openDetails),
     "/": () => one("#filter").focus(),
   }[key];
