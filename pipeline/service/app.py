@@ -37,7 +37,7 @@ from pipeline.service.asking import (
     gallery_of,
     may,
 )
-from pipeline.service.casebook import ConflictError, NotNowError, of_lead
+from pipeline.service.casebook import ConflictError, NotNowError, of_lead, of_search
 from pipeline.service.guard import Guard
 from pipeline.service.pictures import jpeg
 from pipeline.service.searches import BusyError, Search, cancel
@@ -218,7 +218,7 @@ def decide(service: ServiceOf, asking: Asking, search: SearchOf, lead: LeadOf, d
     if case is None:
         search.decide(lead, decided.decision)
         return
-    said = {"note": None, **search.fields(), **of_lead(lead)}
+    said = {"note": None, **search.fields(), **of_search(search), **of_lead(lead)}
     service.casebook.decide(case, asking, lead.video.video_id, None, decided.decision, said)
     search.keep(lead, decided.decision)
 

@@ -25,6 +25,7 @@ from pipeline.service import answers
 from pipeline.service.access import RIGHTS, Access, Right, Token
 from pipeline.service.casebook import Casebook
 from pipeline.service.clips import LIMITS, Clips, GalleryClips
+from pipeline.service.export import Exports
 from pipeline.service.pictures import Pictures
 from pipeline.service.searches import Search, Searches
 from pipeline.service.uploads import Uploads
@@ -73,10 +74,14 @@ class Service:
     pictures: Pictures = field(default_factory=Pictures)
     once: Once = field(default_factory=Once)
     casebook: Casebook = field(default_factory=Casebook)
+    exports: Exports = field(init=False)
     _viewed: set[tuple[str, ...]] = field(default_factory=set)
     _clips: dict[Gallery, GalleryClips] = field(default_factory=dict)
     _warm: "dict[Gallery, WarmIndex]" = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.exports = Exports(self.casebook)
 
     def warm(self, gallery: Gallery) -> "WarmIndex":
         """What keeps the gallery's newest index open."""
@@ -115,6 +120,7 @@ class Service:
     def close(self) -> None:
         """End its threads and its decoder, and remove what was uploaded."""
         self.searches.close()
+        self.exports.close()
         self.pictures.close()
         for clips in self._clips.values():
             clips.close()

@@ -111,6 +111,25 @@ class CaseFound(CaseSummary):
     requires: list[str]
 
 
+class ExportAsked(Asked):
+    """Why a case is handed over; the gallery's policy may require it."""
+
+    reason: Note | None = None
+
+
+class ExportState(BaseModel):
+    """A package of a case and how far it is. sha256, bytes: of the zip, once it is done; error: why it failed."""
+
+    export_id: str
+    case: str
+    made_by: str
+    made_at: datetime
+    state: Literal["queued", "running", "done", "failed"]
+    error: str | None
+    sha256: str | None
+    bytes: int | None
+
+
 class LeadDecided(Asked):
     """A decision on a lead of a search of one's own; null takes back what was decided, and then no search is needed."""
 

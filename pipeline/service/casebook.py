@@ -22,8 +22,14 @@ from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery
 from pipeline.search.results import Lead, SegmentView
 from pipeline.service.access import Token
+from pipeline.service.searches import Search
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+# of a search's result
+OF_RESULT = (
+    *("index_version", "model", "untrained", "gallery_videos", "eligible", "scored", "calibration", "none_probability"),
+    *("expected_matches", "target_segments", "reason", "searched_by", "audit_head"),
+)
 NEVER = 0  # the tag of a lead that nobody has decided
 
 
@@ -233,9 +239,24 @@ class Casebook:
 def of_lead(lead: Lead) -> dict[str, Any]:
     """What a record says of a lead: how good it was, and the frames of the two segments that resemble each other most."""
     pair = lead.best_pairs[0] if lead.best_pairs else None
-    evidence = None if pair is None else {"target": _segment(pair.target), "candidate": _segment(pair.candidate)}
-    return {"rank": lead.rank, "score": lead.score, "probability": lead.probability, "evidence": evidence}
+    evidence = None
+    if pair is not None:
+        evidence = {"target": _segment(pair.target), "candidate": _segment(pair.candidate), "score": pair.score}
+    same = ("rank", "score", "probability", "strength", "prefilter_rank", "source_hash")
+    return {**{name: getattr(lead, name) for name in same}, "evidence": evidence}
+
+
+def of_search(search: Search) -> dict[str, Any]:
+    """What a record says of the search that found a lead: enough to say later what the lead's place among others rests on."""
+    result = search.result
+    if result is None:
+        return {}
+    found = {name: getattr(result, name) for name in OF_RESULT}
+    at = None if result.searched_at is None else result.searched_at.isoformat()
+    target = {"video_id": result.target.video_id, "ingested_hash": result.target.ingested_hash}
+    return {"found": {**found, "normalise": result.score.normalise, "searched_at": at, "target": target}}
 
 
 def _segment(segment: SegmentView) -> dict[str, Any]:
-    return {"frames": list(segment.frame_index), "times": [round(time, 3) for time in segment.time_s]}
+    times, attention = ([round(one, 4) for one in of_frames] for of_frames in (segment.time_s, segment.attention))
+    return {"frames": list(segment.frame_index), "times": times, "attention": attention}

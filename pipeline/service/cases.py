@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
+from fastapi.responses import FileResponse
 
+from pipeline.errors import UsageError
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.places import read_places
@@ -18,8 +21,10 @@ from pipeline.service import travel
 from pipeline.service.access import Token
 from pipeline.service.answers import Problem
 from pipeline.service.asking import PROBLEMS, Asking, Key, Service, ServiceOf, gallery_of, may
-from pipeline.service.casebook import Case, Judged, of_lead
-from pipeline.service.pictures import jpeg
+from pipeline.service.casebook import Case, Judged, of_lead, of_search
+from pipeline.service.export import Export
+from pipeline.service.package import write_package
+from pipeline.service.pictures import gallery_pictures, jpeg
 
 routes = APIRouter(
     prefix="/api/v1",
@@ -97,7 +102,7 @@ def close(found: CaseOf, asked: answers.CaseState, service: ServiceOf, asking: A
 def decision(found: CaseOf, judged: JudgedOf, asking: Asking, response: Response) -> answers.JudgedLead:
     """What was decided on a video. Its ETag is what a change of it names in If-Match."""
     response.headers["etag"] = f'"{judged.tag}"'
-    return _lead(judged, asking, _rows(found.gallery, [judged.video_id]))
+    return _lead(judged, asking, rows(found.gallery, [judged.video_id]))
 
 
 @routes.put("/cases/{case}/decisions/{video_id:path}", dependencies=[may("investigate")])
@@ -125,7 +130,7 @@ def decide(
 def confirm(found: CaseOf, asked: answers.LeadConfirmed, service: ServiceOf, asking: Asking) -> answers.JudgedLead:
     """Say, as a second person and before seeing it, what the first one was asked. The answer tells what that one said."""
     changed = service.casebook.confirm(found, asking, asked.video_id, asked.tag, asked.decision, asked.note)
-    return _lead(changed.judged[asked.video_id], asking, _rows(found.gallery, [asked.video_id]))
+    return _lead(changed.judged[asked.video_id], asking, rows(found.gallery, [asked.video_id]))
 
 
 @routes.get(
@@ -148,7 +153,7 @@ def picture(
         search = service.searches.known(judged.record["search"])
         data = None if search is None else service.pictures.of_target(search, frame)
     else:
-        video = _rows(found.gallery, [target.removeprefix(GALLERY_PREFIX) if side == "target" else video_id])
+        video = rows(found.gallery, [target.removeprefix(GALLERY_PREFIX) if side == "target" else video_id])
         data = service.pictures.of_video(found.gallery, next(iter(video.values())), times, frame) if video else None
     return jpeg(data)
 
@@ -160,18 +165,105 @@ def path(
     """The targets and the leads that were called the same person, over cameras and time. fastest: metres a second that somebody
     may go. What a second person did not agree to is left out.
     """
-    same = [one for one in found.judged.values() if not one.hidden_from(asking) and one.decision == "same"]
+    return _path(found, asking, fastest)
+
+
+@routes.post("/cases/{case}/exports", status_code=202, dependencies=[may("investigate")])
+def export(
+    found: CaseOf, asked: answers.ExportAsked, service: ServiceOf, asking: Asking, response: Response, key: Key = None
+) -> answers.ExportState:
+    """Begin a package that hands the case over: the report, the extract, pictures, the records and SHA256SUMS, as a zip."""
+    service.exports.check(found, asking)  # first, since the others say something of what was decided
+    audit.check_policy(found.gallery, asked.reason, found.name)
+    if audit.CONFIRMATION in audit.required(found.gallery) and found.unconfirmed():
+        raise UsageError(audit.UNCONFIRMED)
+    if not any(one.decision == "same" for one in found.judged.values()):
+        raise UsageError("no lead of this case was called the same person, so there is nothing to hand over")
+
+    def make() -> Export:
+        return service.exports.begin(found, asking, asked.reason, lambda out: _package(service, found, asking, out))
+
+    made = service.once(f"{asking.person} {found.gallery_name} {found.name}", key, asked, make)
+    response.headers["location"] = f"/api/v1/cases/{found.name}/exports/{made.export_id}"
+    return _state(made)
+
+
+@routes.get("/cases/{case}/exports/{export_id}", dependencies=[may("investigate")])
+def one_export(found: CaseOf, export_id: str, service: ServiceOf) -> answers.ExportState:
+    """How far an export is."""
+    return _state(_export(service, found, export_id))
+
+
+@routes.get(
+    "/cases/{case}/exports/{export_id}/package.zip",
+    dependencies=[may("investigate")],
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}}}},
+)
+def package(found: CaseOf, export_id: str, service: ServiceOf, asking: Asking) -> Response:
+    """The package of an export that is done."""
+    service.exports.check(found, asking)
+    made = _export(service, found, export_id)
+    if made.state != "done":
+        raise HTTPException(409, f"the export is {made.state}")
+    return FileResponse(made.path, media_type="application/zip", filename=f"{found.name}.zip")
+
+
+def _export(service: Service, case: Case, export_id: str) -> Export:
+    found = service.exports.of(case, export_id)
+    if found is None:
+        raise HTTPException(404, "there is no such export any more; make another one")
+    return found
+
+
+def _state(export: Export) -> answers.ExportState:
+    fields: dict[str, Any] = {
+        name: getattr(export, name) for name in ("export_id", "made_at", "state", "error", "sha256", "bytes")
+    }
+    return answers.ExportState(case=export.case.name, made_by=export.person, **fields)
+
+
+def _package(service: Service, case: Case, asking: Token, out: Path) -> dict[str, str]:
+    """Write the package of a case; pictures of uploads are there as long as their search is."""
+    targets = [one.record["target"].removeprefix(GALLERY_PREFIX) for one in case.judged.values()]
+    videos = rows(case.gallery, [*case.judged, *targets])
+    of_gallery = gallery_pictures(case.gallery)
+    searches = {one.record["search"] for one in case.judged.values()}
+    known = [search for one in searches if (search := service.searches.known(one)) is not None]
+    uploads = {search.result.target.video_id: search for search in known if search.result is not None}
+
+    def pictures(video: VideoRef, wanted: Any) -> Any:
+        if video.video_id in videos:
+            return of_gallery(video, wanted)
+        search = uploads.get(video.video_id)
+        if search is None or search.answer is None or search.result is None:
+            return {}
+        of_upload = search.answer.pictures()
+        try:
+            return of_upload(search.result.target, wanted)
+        finally:
+            of_upload.close()
+
+    try:
+        path = _path(case, asking, travel.METRES_PER_SECOND).model_dump(mode="json")
+        return write_package(case, videos, path, pictures, lambda *_: None, out)
+    finally:
+        of_gallery.close()
+
+
+def _path(case: Case, asking: Token, fastest: float) -> answers.CasePath:
+    same = [one for one in case.judged.values() if not one.hidden_from(asking) and one.decision == "same"]
     same = [one for one in same if one.confirmation is None or one.confirmed]
     targets = [
         one.record["target"].removeprefix(GALLERY_PREFIX) for one in same if one.record["target"].startswith(GALLERY_PREFIX)
     ]
     why = {**dict.fromkeys(targets, "target"), **{one.video_id: "same person" for one in same}}
-    videos, places = _rows(found.gallery, list(why)), read_places(found.gallery)
+    videos, places = rows(case.gallery, list(why)), read_places(case.gallery)
     confirmed = {one.video_id for one in same if one.confirmed}
     return answers.CasePath(
         appearances=[_appearance(video, why, confirmed, places) for video in travel.in_order(videos.values())],
         legs=[answers.PathLeg(**asdict(leg)) for leg in travel.legs(videos.values(), places, fastest)],
-        hidden=sum(one.hidden_from(asking) for one in found.judged.values()),
+        hidden=sum(one.hidden_from(asking) for one in case.judged.values()),
     )
 
 
@@ -202,8 +294,8 @@ def _said(case: Case, video_id: str, asked: answers.LeadDecided, service: Servic
     lead = next((one for one in search.leads() if one.video.video_id == video_id), None)
     if lead is None:
         raise HTTPException(422, "the search has no such lead")
-    of_search = {"search": search.search_id, "search_audit_head": search.result.audit_head, "target": search.asked.target}
-    return {"note": asked.note, **of_search, **of_lead(lead)}
+    named = {"search": search.search_id, "search_audit_head": search.result.audit_head, "target": search.asked.target}
+    return {"note": asked.note, **named, **of_search(search), **of_lead(lead)}
 
 
 def _tag(case: Case, video_id: str, if_match: str | None, if_none_match: str | None) -> int | None:
@@ -238,7 +330,7 @@ def _summary(case: Case) -> dict[str, Any]:
 
 
 def _found(case: Case, asking: Token) -> answers.CaseFound:
-    videos = _rows(case.gallery, list(case.judged))
+    videos = rows(case.gallery, list(case.judged))
     hidden = {video_id for video_id, one in case.judged.items() if one.hidden_from(asking)}
     return answers.CaseFound(
         **_summary(case),
@@ -281,7 +373,7 @@ def _seen(video: VideoRef | None) -> dict[str, Any]:
     return {"camera_id": video.camera_id, "seen_from": first, "seen_to": last}
 
 
-def _rows(gallery: Gallery, video_ids: list[str]) -> dict[str, VideoRef]:
+def rows(gallery: Gallery, video_ids: list[str]) -> dict[str, VideoRef]:
     """Videos of the gallery by id; those that are not there are left out."""
     table = gallery.snapshot().videos
     rows = table.filter(pc.is_in(table["video_id"], pa.array(video_ids, pa.string()))).to_pylist()

@@ -1,7 +1,6 @@
 """Cases: decisions of several people as chained records, blind confirmation, conflicts, and the path that comes out."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,50 +10,18 @@ from starlette.testclient import TestClient
 
 from pipeline.errors import UsageError
 from pipeline.gallery.audit import cases, head, read_records, set_policy, verify
-from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.places import CameraPlace
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.index.build import build_index
 from pipeline.retention.forget import Selection, forget
 from pipeline.retention.verify import verify_gallery
 from pipeline.search.evidence import SourcePictures
 from pipeline.service.access import Access
 from pipeline.service.asking import Service, named
 from pipeline.service.travel import legs
-from tests.conftest import add_videos, people_features, toy_spec
 from tests.service.test_service import done, role
 
 FIRST = {"if-none-match": "*"}
-
-
-@pytest.fixture
-def gallery(tmp_path: Path) -> Gallery:
-    """24 made-up videos of 6 people, v000 and on, four of each, indexed."""
-    made = Gallery.open_or_create(tmp_path / "town", GallerySettings(toy_spec(), 10.0, None))
-    add_videos(made, people_features(6, 4, 24, seed=1))
-    build_index(made)
-    return made
-
-
-@pytest.fixture
-def service(gallery: Gallery, tmp_path: Path) -> Iterator[Service]:
-    made = Service(named([gallery]), Access(tmp_path / "tokens.json"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def anna(service: Service) -> TestClient:
-    """An investigator with a case 7-26 and a search for v001 in it."""
-    client = role(service, "investigator", "Anna")
-    body = {"gallery": "town", "name": "7-26", "title": "Missing child", "reason": "search of the town"}
-    assert client.post("/api/v1/cases", json=body).status_code == 201
-    return client
-
-
-@pytest.fixture
-def bert(service: Service) -> TestClient:
-    return role(service, "reviewer", "Bert")
 
 
 def decided(client: TestClient, video_id: str, decision: str | None, search: str | None, headers: dict = FIRST) -> dict:
