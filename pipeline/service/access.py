@@ -72,6 +72,11 @@ class Access:
         self._sessions = {key: one for key, one in self._sessions.items() if one.expires > time.time()}
         return _new(self._sessions, found.person, SESSION_SECONDS, found.role), found
 
+    @property
+    def sessions(self) -> int:
+        """How many are open."""
+        return sum(_valid(one) is not None for one in list(self._sessions.values()))
+
     def sign_out(self, session: str) -> None:
         """End a session; one that is not there has ended."""
         self._sessions.pop(_hash(session), None)

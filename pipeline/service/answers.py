@@ -1,7 +1,7 @@
 """What the service is asked and what it answers, as its OpenAPI description says."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveFloat
 
@@ -99,6 +99,41 @@ class UploadedTarget(BaseModel):
     target_id: str
     bytes: int
     sha256: str
+
+
+class AuditRecord(BaseModel):
+    """A record of the audit log. number: of its place, None in old ones; fields: all else that it says."""
+
+    number: int | None
+    at: datetime
+    action: str
+    who: str
+    case: str | None
+    reason: str | None
+    fields: dict[str, Any]
+
+
+class AuditPage(BaseModel):
+    """Records, the newest first. following: give it as `cursor` for the next page; None on the last."""
+
+    records: list[AuditRecord]
+    following: int | None
+
+
+class AuditChecked(BaseModel):
+    """What is wrong with the audit log and the cases, in words. head: of the log, to be kept elsewhere."""
+
+    head: str | None
+    records: int
+    faults: list[str]
+
+
+class TokenKnown(BaseModel):
+    """A token that was issued. expires: seconds since 1970."""
+
+    person: str
+    role: Role
+    expires: float
 
 
 class SearchAsked(Asked):

@@ -102,13 +102,14 @@ class Searches:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(THREADS, "search")
+        self._loading: list[Future[None]] = []
         self._begun: dict[str, deque[float]] = {}
         self._kept: OrderedDict[str, Search] = OrderedDict()
         self._lock = threading.Lock()
 
     def prepare(self, open_index: Callable[[], object]) -> None:
         """Load, in the background, what takes a second or more, before somebody waits for it; a search says what fails."""
-        self._threads.submit(_load, open_index)
+        self._loading.append(self._threads.submit(_load, open_index))
 
     def begin(self, gallery: Gallery, person: str, asked: SearchAsked, run: Callable[[], Answer]) -> Search:
         """Queue a search; `run` makes it. Raises BusyError where too many wait already, or came within a minute."""
@@ -144,6 +145,16 @@ class Searches:
         """The searches of this person, the newest first."""
         with self._lock:
             return [one for one in reversed(self._kept.values()) if one.person == person]
+
+    def states(self) -> list[str]:
+        """The state of each that is kept."""
+        with self._lock:
+            return [one.state for one in self._kept.values()]
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether nothing is being loaded that a first search waits for."""
+        return all(one.done() for one in self._loading)
 
     def close(self) -> None:
         """Begin nothing more; what runs is waited for, so that its record is whole."""
