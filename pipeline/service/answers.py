@@ -128,6 +128,54 @@ class AuditChecked(BaseModel):
     faults: list[str]
 
 
+class ProbabilityBin(BaseModel):
+    """Leads with a probability in [low, high) on which people have decided: how many, how many of them show the same person, and
+    what the probabilities said in the mean.
+    """
+
+    low: float
+    high: float
+    judged: int
+    same: int
+    mean_probability: float | None
+
+
+class Evaluated(BaseModel):
+    """The newest evaluation on record. mean_ap, rank_1: shares, None where the record has none."""
+
+    at: datetime
+    who: str
+    data: str
+    index_version: str
+    queries: int
+    mean_ap: float | None
+    rank_1: float | None
+
+
+class Quality(BaseModel):
+    """What is known of how well a gallery's index finds people. calibration: what probabilities rest on, or why there are none;
+    calibrated: whether there are any; sample, links, right: videos that this was measured on, pairs among them that are likelier
+    matches than not, and the share of these that is taken to be right. advice: why the index should be built anew. own: what
+    people decided on the leads of their cases.
+    """
+
+    index_version: str | None
+    model: str | None
+    untrained: bool
+    videos: int
+    not_indexed: int
+    cameras_known: int
+    calibrated: bool
+    calibration: str
+    sample: int | None
+    links: int | None
+    right: float | None
+    advice: str | None
+    evaluation: Evaluated | None
+    own: list[ProbabilityBin]
+    judged: int
+
+
 class TokenKnown(BaseModel):
     """A token that was issued. expires: seconds since 1970."""
 

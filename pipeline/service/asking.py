@@ -113,9 +113,10 @@ class Service:
     def viewed(self, gallery: Gallery, person: str, of: dict[str, str]) -> None:
         """Record, once, that a person looks at pictures, before they do. Raises PipelineError where the log cannot be written."""
         seen = (gallery.location.uri, person, *of.values())
-        if seen not in self._viewed:
-            append_record(gallery, "view", {**on_behalf_of(person), **of})
-            self._viewed.add(seen)
+        with self._lock:
+            if seen not in self._viewed:
+                append_record(gallery, "view", {**on_behalf_of(person), **of})
+                self._viewed.add(seen)
 
     def close(self) -> None:
         """End its threads and its decoder, and remove what was uploaded."""

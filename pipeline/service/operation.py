@@ -9,13 +9,15 @@ from fastapi.responses import JSONResponse
 from pipeline import telemetry
 from pipeline.errors import PipelineError
 from pipeline.gallery import audit
+from pipeline.gallery.gallery import Gallery
 from pipeline.service import answers
 from pipeline.service.access import read_tokens
-from pipeline.service.asking import PROBLEMS, Asking, ServiceOf, gallery_of, may
+from pipeline.service.asking import PROBLEMS, Asking, GalleryOf, ServiceOf, gallery_of, may
 
 routes = APIRouter(prefix="/api/v1", responses=PROBLEMS)
 probes = APIRouter(include_in_schema=False)
 GalleryName = Annotated[str, Query(max_length=500)]
+BINS = 5
 OWN = ("action", "at", "who", "number", "case", "reason")
 
 
@@ -45,6 +47,34 @@ def verify(
     for case in audit.cases(opened):
         faults += [f"case {case}: {fault}" for fault in audit.verify(opened, chain=f"{audit.CASES}/{case}")]
     return answers.AuditChecked(head=audit.head(opened), records=audit.count_records(opened), faults=faults)
+
+
+@routes.get("/galleries/{gallery}/quality", dependencies=[may("look")])
+def quality(gallery: str, opened: GalleryOf, service: ServiceOf, asking: Asking) -> answers.Quality:
+    """How well a gallery's index finds people, as far as that was measured or can be told from what people decided."""
+    from pipeline.index.versions import index_lag, index_versions  # loads PyTorch, which the service does not wait for
+
+    facts: dict[str, Any] = dict.fromkeys(("index_version", "model", "sample", "links", "right", "advice"))
+    facts |= {"untrained": False, "cameras_known": 0, "calibrated": False, "calibration": "there is no index yet"}
+    videos = len(opened.snapshot().videos)
+    facts["not_indexed"] = videos
+    if index_versions(opened):
+        index, _ = service.warm(opened).newest()
+        known = index.gallery_calibration
+        facts |= {"index_version": index.version, "model": index.model, "untrained": index.untrained}
+        facts |= {"not_indexed": index_lag(opened, index).missing, "advice": index.rebuild_advice()}
+        facts |= {"cameras_known": 0 if index.cameras is None else len(index.cameras.names)}
+        facts |= {"calibration": "it was not measured; run jobs.index" if known is None else known.words}
+        if known is not None:
+            facts |= {"calibrated": not known.why, "sample": known.videos, "links": known.links, "right": known.right}
+    judged = [
+        one.record
+        for name in service.casebook.names(opened)
+        if (case := service.casebook.open(opened, gallery, name)) is not None
+        for one in case.judged.values()
+        if not one.hidden_from(asking) and one.decision != "unsure"
+    ]
+    return answers.Quality(**facts, videos=videos, evaluation=_evaluated(opened), own=_bins(judged), judged=len(judged))
 
 
 @routes.get("/tokens", dependencies=[may("administer")])
@@ -91,6 +121,33 @@ def ready(service: ServiceOf) -> Response:
     except PipelineError:  # says more to who asks with a token
         return JSONResponse({"status": "a gallery or the file of tokens cannot be read"}, 503)
     return JSONResponse({"status": "ready"}) if service.searches.is_prepared else JSONResponse({"status": "loading"}, 503)
+
+
+def _bins(judged: list[dict[str, Any]]) -> list[answers.ProbabilityBin]:
+    """Decisions by the probability that the search gave, five bins from 0 to 1; none where no lead had one."""
+    known = [one for one in judged if one["probability"] is not None]
+    by_bin: list[list[dict[str, Any]]] = [[] for _ in range(BINS)]
+    for one in known:
+        by_bin[min(int(one["probability"] * BINS), BINS - 1)].append(one)
+    return [
+        answers.ProbabilityBin(
+            low=number / BINS,
+            high=(number + 1) / BINS,
+            judged=len(of_bin),
+            same=sum(one["decision"] == "same" for one in of_bin),
+            mean_probability=sum(one["probability"] for one in of_bin) / len(of_bin) if of_bin else None,
+        )
+        for number, of_bin in enumerate(by_bin if known else [])
+    ]
+
+
+def _evaluated(gallery: Gallery) -> answers.Evaluated | None:
+    record = audit.newest(gallery, "evaluate")
+    if record is None or "queries" not in record:  # none, or one that failed
+        return None
+    said: dict[str, Any] = {name: record[name] for name in ("at", "who", "data", "index_version", "queries")}
+    figures = record.get("figures", {})  # older records have none
+    return answers.Evaluated(**said, mean_ap=figures.get("mean_ap"), rank_1=figures.get("rank_1"))
 
 
 def _record(record: dict[str, Any]) -> answers.AuditRecord:

@@ -4,6 +4,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ class Pictures:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "pictures")
-        self._kept: OrderedDict[tuple[str, int], dict[int, bytes]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], dict[int, bytes]] = OrderedDict()
         self._open: tuple[str, SourcePictures] | None = None
 
     def of_lead(self, search: Search, lead: Lead, frame: int) -> bytes | None:
@@ -42,8 +43,9 @@ class Pictures:
 
     def of_video(self, gallery: Gallery, video: VideoRef, times: Mapping[int, float], frame: int) -> bytes | None:
         """A frame of a gallery's video as JPEG. times: of all frames that are decoded with it, seconds."""
-        of = f"{gallery.location.uri} {video.video_id} {sorted(times)}"
-        return self._thread.submit(self._crop, (of, 0), lambda: gallery_pictures(gallery), video, times, frame).result()
+        opens = f"{gallery.location.uri} {gallery.commit_names()[-1:]}", lambda: gallery_pictures(gallery)
+        key = gallery.location.uri, video.video_id, tuple(sorted(times))
+        return self._thread.submit(self._crop, opens, key, video, times, frame).result()
 
     def close(self) -> None:
         """End the decoder process; once more does nothing."""
@@ -55,22 +57,24 @@ class Pictures:
         times = {n: t for one in segments for n, t in zip(one.frame_index, one.time_s, strict=True)}
         if search.answer is None:
             return None
-        return self._crop((search.search_id, place), search.answer.pictures, video, times, frame)
+        opens = search.search_id, search.answer.pictures
+        return self._crop(opens, (search.search_id, place), video, times, frame)
 
     def _crop(
         self,
-        key: tuple[str, int],
-        pictures: Callable[[], SourcePictures],
+        opens: tuple[str, Callable[[], SourcePictures]],
+        key: tuple[Any, ...],
         video: VideoRef,
         times: Mapping[int, float],
         frame: int,
     ) -> bytes | None:
+        """opens: what reads the pictures, by a name that stays the same while it may stay open. key: of what is kept."""
         if key not in self._kept:
             if frame not in times:
                 return None
-            if self._open is None or self._open[0] != key[0]:
+            if self._open is None or self._open[0] != opens[0]:
                 self._close()
-                self._open = key[0], pictures()
+                self._open = opens[0], opens[1]()
             crops = self._open[1](video, dict(sorted(times.items())))
             self._kept[key] = {number: _jpeg(crop) for number, crop in crops.items()}
             while len(self._kept) > KEPT:

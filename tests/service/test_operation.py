@@ -6,11 +6,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from pipeline import telemetry
-from pipeline.gallery.audit import head, read_records
+from pipeline.gallery.audit import append_record, head, read_records
 from pipeline.gallery.gallery import Gallery
 from pipeline.service.access import Role, issue
 from pipeline.service.app import create_app
 from pipeline.service.asking import Service
+from pipeline.service.operation import _bins
 from tests.service.test_cases import decided
 from tests.service.test_service import HOST, ORIGIN, done, role
 
@@ -83,3 +84,28 @@ def test_tokens_are_listed_without_what_opens_doors(service: Service) -> None:
     answer = role(service, "admin").get("/api/v1/tokens")
     assert [(one["person"], one["role"]) for one in answer.json()] == [("Bert", "reviewer")]
     assert token not in answer.text and "sha256" not in answer.text
+
+
+def test_quality_says_what_is_known_and_what_people_decided(anna: TestClient, bert: TestClient, gallery: Gallery) -> None:
+    search_id = done(anna)["search_id"]
+    decided(anna, "v000", "same", search_id)
+    decided(anna, "v004", "different", search_id)
+    decided(bert, "v002", "unsure", done(bert)["search_id"])
+    found = anna.get("/api/v1/galleries/town/quality").json()
+    assert (found["videos"], found["not_indexed"], found["untrained"], found["judged"]) == (24, 0, True, 2)
+    assert not found["calibrated"] and "not measured" in found["calibration"] and found["evaluation"] is None
+    assert bert.get("/api/v1/galleries/town/quality").json()["judged"] == 0  # he may still confirm them
+    figures = {"mean_ap": 0.5, "rank_1": 0.75}
+    named = {"data": "ilids", "index_version": "1", "queries": 20}
+    append_record(gallery, "evaluate", named | {"figures": figures})
+    found = anna.get("/api/v1/galleries/town/quality").json()["evaluation"]
+    assert found.items() >= (figures | named).items()
+
+
+def test_decisions_are_counted_by_what_the_probabilities_said() -> None:
+    judged = [
+        {"probability": p, "decision": d} for p, d in ((0.1, "different"), (0.9, "same"), (1.0, "different"), (None, "same"))
+    ]
+    bins = _bins(judged)
+    assert [(one.low, one.judged, one.same) for one in bins if one.judged] == [(0.0, 1, 0), (0.8, 2, 1)]
+    assert bins[-1].mean_probability == 0.95 and _bins(judged[-1:]) == []

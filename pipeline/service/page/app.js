@@ -3,6 +3,7 @@ import { focusForm, openForm } from "/page/form.js";
 import { one, place, remember, show, tell } from "/page/document.js";
 import { ask, Refused } from "/page/interface.js";
 import { leaveTriage, onTriageKey, openTriage } from "/page/triage.js";
+import { drawPages, isScreen, leaveScreens, openScreen } from "/page/work.js";
 
 const state = { galleries: [], busy: false };
 const SIGNED_IN = ["sign-out", "show-form", "show-keys"];
@@ -18,8 +19,8 @@ async function begin() {
     }
   }
   try {
-    const { person } = await ask("GET", "/me");
-    one("#person").textContent = person;
+    state.me = await ask("GET", "/me");
+    one("#person").textContent = `${state.me.person}, ${state.me.role}`;
   } catch (error) {
     if (!(error instanceof Refused) || error.status !== 401) throw error;
     signedOut();
@@ -27,6 +28,7 @@ async function begin() {
   }
   for (const name of SIGNED_IN) one(`#${name}`).hidden = false;
   state.galleries = await ask("GET", "/galleries");
+  drawPages(state.me, state.galleries);
   await open();
 }
 
@@ -34,14 +36,22 @@ function signedOut() {
   for (const name of SIGNED_IN) one(`#${name}`).hidden = true;
   one("#person").textContent = one("#where").textContent = "";
   leaveTriage();
+  drawPages(null, []);
   show("sign-in");
 }
 
 async function open() {
   const asked = place();
+  if (isScreen(asked)) {
+    leaveTriage();
+    await openScreen(asked);
+    return;
+  }
+  leaveScreens();
   if (!asked.get("search")) {
     leaveTriage();
     await openForm(state.galleries, asked.get("target"), asked.get("gallery"), { attempt: guarded, found });
+    if (asked.get("case")) one("#search-form").case.value = asked.get("case");
     return;
   }
   await openSearch(asked.get("search"));
