@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
 from fastapi.responses import FileResponse
 
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.places import read_places
@@ -22,9 +23,11 @@ from pipeline.service.access import Token
 from pipeline.service.answers import Problem
 from pipeline.service.asking import PROBLEMS, Asking, Key, Service, ServiceOf, gallery_of, may
 from pipeline.service.casebook import Case, Judged, of_lead, of_search
+from pipeline.service.clips import LONGEST_S, GalleryClips
 from pipeline.service.export import Export
 from pipeline.service.package import write_package
 from pipeline.service.pictures import gallery_pictures, jpeg
+from pipeline.service.searches import BusyError
 
 routes = APIRouter(
     prefix="/api/v1",
@@ -246,9 +249,26 @@ def _package(service: Service, case: Case, asking: Token, out: Path) -> dict[str
 
     try:
         path = _path(case, asking, travel.METRES_PER_SECOND).model_dump(mode="json")
-        return write_package(case, videos, path, pictures, lambda *_: None, out)
+        return write_package(case, videos, path, pictures, partial(_clip, service.clips(case.gallery)), out)
     finally:
         of_gallery.close()
+
+
+def _clip(clips: GalleryClips, video: VideoRef, start: float, end: float) -> bytes | None:
+    """The person of a video in a stretch of it, as MP4; None where it cannot be made any more."""
+    row = clips.row(video.video_id)
+    if row is None:
+        return None
+    try:
+        places = clips.places(row)
+        made = clips.clip(row, places.clip(*places.span(start, min(end, start + LONGEST_S)), crop=True))
+        try:
+            made.begun(whole=True)
+            return made.path.read_bytes()
+        finally:
+            made.left()
+    except (PipelineError, VideoError, BusyError, OSError):
+        return None
 
 
 def _path(case: Case, asking: Token, fastest: float) -> answers.CasePath:

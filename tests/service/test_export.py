@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from pipeline.errors import PipelineError
 from pipeline.gallery.audit import head, read_records, set_policy, verify
 from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.evidence import SourcePictures
 from pipeline.service.asking import Service
 from tests.service.test_cases import decided
@@ -29,6 +30,19 @@ def grey(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         SourcePictures, "__call__", lambda _self, _video, wanted: {n: np.full((192, 96, 3), 90, np.uint8) for n in wanted}
     )
+
+
+@pytest.fixture(autouse=True)
+def clips(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float]]:
+    """What clips are asked for; the last one cannot be made."""
+    asked: list[tuple[str, float, float]] = []
+
+    def clip(_clips: object, video: VideoRef, start: float, end: float) -> bytes | None:
+        asked.append((video.video_id, start, end))
+        return None if len(asked) == 4 else b"an mp4 file"
+
+    monkeypatch.setattr("pipeline.service.cases._clip", clip)
+    return asked
 
 
 def exported(client: TestClient, **asked: object) -> dict:
@@ -54,9 +68,7 @@ def checked(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_package_is_checked_by_anybody_and_one_changed_byte_is_found(
-    anna: TestClient,
-    gallery: Gallery,
-    tmp_path: Path,
+    anna: TestClient, gallery: Gallery, tmp_path: Path, clips: list[tuple[str, float, float]]
 ) -> None:
     search_id = done(anna, case="7-26", reason="missing child")["search_id"]
     for video_id, decision in (("v000", "same"), ("v002", "same"), ("v005", "different")):
@@ -80,6 +92,9 @@ def test_a_package_is_checked_by_anybody_and_one_changed_byte_is_found(
     report = (folder / "report.html").read_text()
     assert all(words in report for words in ("v000", "v002", "7-26", "missing child")) and "v005" not in report
     assert len(list((folder / "pictures" / "lead-1").iterdir())) == 16
+    assert [video_id for video_id, *_ in clips] == ["v001", "v000", "v001", "v002"] and all(0 <= a < b for _, a, b in clips)
+    names = [f"lead-{number}-{side}.mp4" for number, side in ((1, "lead"), (1, "target"), (2, "target"))]
+    assert sorted(file.name for file in (folder / "clips").iterdir()) == names
     assert (folder / "AUDIT_HEAD").read_text().startswith(f"{before}  audit log")
     for number, record in enumerate(document["records"]):  # the chain, as it lies in the gallery
         own = Path(gallery.location.path, "cases", "7-26", f"{number:010d}.json").read_bytes()
