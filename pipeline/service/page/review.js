@@ -1,6 +1,6 @@
 // Review: the second person decides on the same pictures, one lead after the other, without seeing what the first one said.
 import { make, one } from "/page/document.js";
-import { ask } from "/page/interface.js";
+import { ask, videoPath } from "/page/interface.js";
 import { attempt, caseAddress, casePath, evidence, moment, openedCase, press, query, title, where, WORDS } from "/page/parts.js";
 
 const KEYS = { y: "same", n: "different", u: "unsure" };
@@ -24,7 +24,7 @@ export async function openReview(main, asked) {
     main.replaceChildren(title(`Review ${found.name}`), make("p", {}, "Nothing in this case waits for you."), make("p", {}, make("a", { href: caseAddress("case", found) }, "To the case")));
     return;
   }
-  shown = { found, lead: due[0], at: 0, again: () => openReview(main, asked) };
+  shown = { found, lead: due[0], at: 0, clips: false, again: () => openReview(main, asked) };
   main.replaceChildren(
     title(`Review ${found.name}`, make("span", { className: "quiet" }, `${due.length} ${due.length === 1 ? "lead waits" : "leads wait"}, ${done} done`)),
     make("p", { className: "quiet" }, "Does the lead show the person of the target? What the first person said is shown after you have decided, and not before."),
@@ -35,7 +35,7 @@ export async function openReview(main, asked) {
         make("span", { className: "quiet" }, [shown.lead.camera_id ?? "no camera", moment(shown.lead.seen_from)].join(" · ")),
         make("label", {}, "Note", make("input", { name: "note", id: "review-note", maxLength: 2000, autocomplete: "off" })),
         make("div", { className: "decide" }, ...Object.entries(KEYS).map(([key, decision]) => press(`${WORDS[decision]} (${key.toUpperCase()})`, () => decide(decision), { className: decision }))),
-        press("Play (Space)", toggle, { id: "review-play" }),
+        make("div", { className: "actions" }, press("Play (Space)", toggle, { id: "review-play" }), press("Clips (C)", clips, { id: "review-clips" })),
         make("p", { id: "review-said", role: "status" }))),
   );
   drawFrame();
@@ -47,6 +47,23 @@ async function chooseCase(main) {
   main.replaceChildren(title("Review"),
     make("p", { className: "quiet" }, waiting.length ? "Cases with leads that wait for a second person:" : "No lead of an open case waits for a second person."),
     make("ul", { className: "cases" }, ...waiting.map((each) => make("li", { className: "card" }, make("a", { href: caseAddress("review", each) }, make("strong", {}, each.name), ` ${each.title}`), make("span", { className: "tag warn" }, `${each.waiting} wait`)))));
+}
+
+// The stretches of video instead of the frames that were scored, and back.
+function clips() {
+  stop();
+  shown.clips = !shown.clips;
+  one("#review-clips").textContent = shown.clips ? "Frames (C)" : "Clips (C)";
+  if (!shown.clips) {
+    drawFrame();
+    return;
+  }
+  const { found, lead } = shown;
+  const target = lead.target.startsWith("id:") ? lead.target.slice(3) : null;
+  for (const [side, video, words] of [["target", target, "Target"], ["candidate", lead.video_id, "Lead"]]) {
+    const shows = video === null ? make("span", { className: "none" }, "an upload: its frames only") : make("video", { src: `/api/v1${videoPath(found.gallery, video, "clip.mp4")}?view=crop`, muted: true, loop: true, controls: true, autoplay: true, playsInline: true, ariaLabel: `${words}, clip` });
+    one(`#review-${side}`).replaceChildren(shows, make("figcaption", {}, words));
+  }
 }
 
 function drawFrame() {
@@ -72,7 +89,7 @@ async function decide(decision) {
 }
 
 function step(by) {
-  if (!shown?.lead.evidence) return;
+  if (!shown?.lead.evidence || shown.clips) return;
   const count = shown.lead.evidence.candidate.frames.length;
   shown.at = (shown.at + by + count) % count;
   drawFrame();
@@ -80,7 +97,7 @@ function step(by) {
 
 function toggle() {
   if (playing) stop();
-  else {
+  else if (!shown.clips) {
     playing = setInterval(() => step(1), FRAME_MS);
     one("#review-play").textContent = "Pause (Space)";
   }
@@ -99,7 +116,7 @@ addEventListener("keydown", (event) => {
   if (key === " " && event.target.closest("button, a, summary")) return; // presses it
   const next = one("#review-said button");
   const does = shown
-    ? { " ": toggle, arrowright: () => step(1), arrowleft: () => step(-1), ...Object.fromEntries(Object.entries(KEYS).map(([letter, decision]) => [letter, () => attempt(() => decide(decision))])) }[key]
+    ? { " ": toggle, c: clips, arrowright: () => step(1), arrowleft: () => step(-1), ...Object.fromEntries(Object.entries(KEYS).map(([letter, decision]) => [letter, () => attempt(() => decide(decision))])) }[key]
     : { j: () => next?.click() }[key];
   if (does) { event.preventDefault(); does(); }
 });
