@@ -124,6 +124,7 @@ export class Player {
     this.drawBars();
     if (clip === null) {
       this.video.removeAttribute("src");
+      delete this.video.dataset.clip;
       this.video.load();
       this.frame.hidden = true;
       return;
@@ -133,6 +134,7 @@ export class Player {
       return;
     }
     const shown = this.shown;
+    this.video.dataset.clip = clip.address;
     const isCurrent = () => this.shown?.clip?.address === clip.address;
     feed(this.video, clip.address, isCurrent).catch((error) => {
       if (!isCurrent()) return;
@@ -141,6 +143,11 @@ export class Player {
     });
     this.video.addEventListener("loadedmetadata", () => { if (from !== null && this.shown === shown) this.seek(from); }, { once: true });
     this.video.play().catch(() => {}); // a browser that lets nothing play by itself shows the first frame
+  }
+
+  // Until it is known what comes: nothing of what was shown before.
+  wait() {
+    this.show({ note: "…" });
   }
 
   get now() {

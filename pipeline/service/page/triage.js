@@ -284,6 +284,7 @@ async function drawLead() {
   }
   const pair = lead.pairs[state.pair] ?? lead.pairs[0];
   const segment = pair ? span(pair.candidate) : null;
+  if (!players.lead.video.dataset.clip?.includes(videoPath(state.search.gallery, lead.video_id, "clip.mp4"))) players.lead.wait();
   one("#view").textContent = state.view === "crop" ? "Scene (S)" : "Person (S)";
   try {
     const facts = await boxesOf(lead.video_id);
