@@ -18,7 +18,7 @@ from pipeline.cluster import Cluster
 from pipeline.datasets.labelled import LabelledData
 from pipeline.datasets.read import read_labelled
 from pipeline.errors import UsageError
-from pipeline.evaluation.evaluate import EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores
+from pipeline.evaluation.evaluate import COATTENTION, EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores
 from pipeline.evaluation.report import evaluation_text, render_evaluation
 from pipeline.gallery.audit import append_record, check_policy, failures_recorded, unicode_only
 from pipeline.gallery.gallery import Gallery, GallerySettings
@@ -121,7 +121,9 @@ def evaluate(
         "settings": asked | asdict(settings) | asdict(score) | asdict(figures),
         **judged,
     }
-    append_record(gallery, "evaluate", named | {"queries": judged["queries"]} | why)
+    ours = judged["methods"][COATTENTION]
+    found = {"mean_ap": ours["mean_ap"], "rank_1": ours["cmc"][1]}
+    append_record(gallery, "evaluate", named | {"queries": judged["queries"], "figures": found} | why)
     _write(document, folder)
     if keep is not None:
         folder.join("scores.parquet").write_atomically(functools.partial(write_pair_scores, keep, index, pairs))

@@ -14,7 +14,10 @@ def policy(
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
     require: Annotated[
         str | None,
-        typer.Option(help="What must be given from now on: reason, case, reason,case or none [default: only show it]."),
+        typer.Option(
+            help="What must be given from now on, separated by commas: reason, case, and confirmation by a second person of what "
+            "jobs.serve exports; or none [default: only show it]."
+        ),
     ] = None,
     reason: Annotated[str | None, typer.Option(help="Why it is changed; goes into the audit log.")] = None,
 ) -> None:
@@ -25,7 +28,7 @@ def policy(
             raise UsageError("say why with --reason: the change goes into the audit log; nothing was changed")
         names = [] if require == "none" else [name.strip() for name in require.split(",")]
         set_policy(opened, names, reason)
-    print(f"{opened.location.uri} requires {' and '.join(required(opened)) or 'neither a reason nor a case'}")
+    print(f"{opened.location.uri} requires {' and '.join(required(opened)) or 'neither a reason nor a case nor a confirmation'}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@
     with timed("coattention_search_seconds", stage="score"): ...
     gauge("coattention_partitions_open", 12)
 
-Each is safe anywhere: without a running Ray it does nothing, and Ray is never imported for it. Ray's Prometheus endpoint gives
+Each is safe anywhere: without a running Ray it does nothing, unless the process shows its metrics itself (`registry`), and Ray is
+never imported for it. Ray's Prometheus endpoint gives
 names the prefix ray_ and counters a suffix _total; cluster/grafana-dashboard.json shows them.
 """
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -56,6 +58,53 @@ METRICS = {
 }
 
 _made: dict[str, Any] = {}
+_shown: "dict[str, _Own]" = {}
+_registry: Any = None
+_lock = threading.Lock()
+
+
+class _Own:
+    """A metric of this process, with the methods of Ray's."""
+
+    def __init__(self, name: str, metric: Metric, registry: Any) -> None:
+        import prometheus_client
+
+        how: dict[str, Any] = {"buckets": SECONDS} if metric.kind == "histogram" else {}
+        kind = getattr(prometheus_client, metric.kind.capitalize())
+        self.made = kind(name, metric.description, tuple(metric.tags), registry=registry, **how)
+
+    def inc(self, number: float, tags: dict[str, str]) -> None:
+        self._of(tags).inc(number)
+
+    def observe(self, seconds: float, tags: dict[str, str]) -> None:
+        self._of(tags).observe(seconds)
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        self._of(tags).set(value)
+
+    def _of(self, tags: dict[str, str]) -> Any:
+        return self.made.labels(**tags) if tags else self.made
+
+
+def _own(name: str, metric: Metric) -> _Own:
+    with _lock:
+        if name not in _shown:
+            _shown[name] = _Own(name, metric, _registry)
+        return _shown[name]
+
+
+def registry() -> Any:
+    """The metrics of this process, a prometheus_client.CollectorRegistry, with those of the process itself; counted from the
+    first call on, by the same names as in Ray's endpoint without its prefix.
+    """
+    global _registry
+    with _lock:
+        if _registry is None:
+            import prometheus_client
+
+            _registry = prometheus_client.CollectorRegistry()
+            prometheus_client.ProcessCollector(registry=_registry)
+    return _registry
 
 
 def count(name: str, number: float = 1, **tags: str) -> None:
@@ -100,13 +149,13 @@ def timed_items(items: Iterable[Item], name: str, **tags: str) -> Iterator[Item]
 
 
 def _metric(name: str, tags: dict[str, str]) -> Any:
-    """The metric made in this process, or None where no Ray runs in it."""
+    """The metric made in this process, or None where no Ray runs in it and it shows none itself."""
     known = METRICS[name]
     if known.tags.keys() != tags.keys():
         raise KeyError(f"{name} has the tags {sorted(known.tags)}, not {sorted(tags)}")
     ray = sys.modules.get("ray")
     if ray is None or not getattr(ray, "is_initialized", bool)():
-        return None
+        return None if _registry is None else _own(name, known)
     if name not in _made:
         from ray.util import metrics
 

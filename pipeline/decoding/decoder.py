@@ -101,15 +101,15 @@ class Decoder:
         Never raises for a bad video: what spoils all of it is a last event Rejected(None, reason, message). Raises PipelineError
         where the decoder itself is at fault, as `moment` and `frames` do.
         """
-        return self._answers(SourceRequest(uri, boxes_uri, frame_rate))
+        return self.answers(SourceRequest(uri, boxes_uri, frame_rate))
 
     def scenes(self, uri: str, frame_rate: float | None = None) -> Iterator[Event]:
         """Whole pictures of a recording: see `pipeline.decoding.requests.SceneRequest`; failures as in `events`."""
-        return self._answers(SceneRequest(uri, frame_rate))
+        return self.answers(SceneRequest(uri, frame_rate))
 
     def moment(self, uri: str, box: Box, time_s: float) -> Iterator[Event]:
         """What a box shows at one moment: see `pipeline.decoding.requests.MomentRequest`; failures as in `events`."""
-        return self._answers(MomentRequest(uri, box, time_s))
+        return self.answers(MomentRequest(uri, box, time_s))
 
     def frames(
         self,
@@ -127,12 +127,12 @@ class Decoder:
         found: dict[int, np.ndarray] = {}
         times = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
         boxes = box if box is None or isinstance(box, Mapping) else dict.fromkeys(times, box)
-        for event in self._answers(FramesRequest(uri, boxes_uri, track, times, boxes)):
+        for event in self.answers(FramesRequest(uri, boxes_uri, track, times, boxes)):
             if isinstance(event, Chunk):
                 found.update(zip(event.frame_index.tolist(), event.frames, strict=True))
         return found
 
-    def _answers(self, request: Request) -> Iterator[Event]:
+    def answers(self, request: Request) -> Iterator[Event]:
         """The events of a request. Raises PipelineError where not the video but this code or its installation is at fault."""
         self.start()  # meanwhile
         try:

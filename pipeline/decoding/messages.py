@@ -5,6 +5,7 @@ child answers in JSON, a list of a message's kind and its fields: who unpickles 
 files runs what a forged pickle says. Frames are not in a message: they go through memory that both processes map.
 """
 
+import base64
 import fcntl
 import json
 import mmap
@@ -19,7 +20,7 @@ import numpy as np
 from pipeline.decoding.opening import Opened
 from pipeline.decoding.requests import Request
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Chunk, Event, VideoInfo
+from pipeline.decoding.video import Chunk, ClipPart, Event, TrackBoxes, VideoInfo
 
 LONGEST = 64 << 20  # bytes of a message
 
@@ -83,8 +84,10 @@ def receive_job(connection: Connection) -> Job:
 
 
 def packed(answer: Answer) -> bytes:
-    """An answer as it is sent, a chunk with the height and width of its frames in their place."""
+    """An answer as it is sent, a chunk with the height and width of its frames in their place, bytes of a clip in base64."""
     fields = vars(answer)
+    if isinstance(answer, ClipPart):
+        fields = {"data": base64.b64encode(answer.data).decode()}
     if isinstance(answer, Chunk):
         numbers = {"frame_index": answer.frame_index.tolist(), "time_s": answer.time_s.tolist()}
         fields = {**fields, **numbers, "frames": answer.frames.shape[1:3]}
@@ -100,6 +103,10 @@ def unpacked(data: bytes, frames: np.ndarray) -> Answer:
         kind, fields = json.loads(data)
         if kind == Chunk.__name__:
             fields = _with_frames(fields, frames)
+        if kind == ClipPart.__name__:
+            fields = {**fields, "data": base64.b64decode(fields["data"], validate=True)}
+        if kind == TrackBoxes.__name__:
+            fields = _checked_track(**fields)
         answer = _ANSWERS[kind](**fields)
         return replace(answer, remarks=tuple(answer.remarks)) if isinstance(answer, VideoInfo) else answer
     except (KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -113,6 +120,15 @@ def _with_frames(fields: dict[str, Any], frames: np.ndarray) -> dict[str, Any]:
     if not index.shape == times.shape == (len(index),) or not sizes_are_meant or len(index) * height * width * 3 > len(frames):
         raise ValueError("a chunk has as many times as frames, and no more than the memory holds")
     return {**fields, "frame_index": index, "time_s": times, "frames": shaped(frames, len(index), height, width).copy()}
+
+
+def _checked_track(frames: list[int], boxes: list[list[float]]) -> dict[str, Any]:
+    if len(frames) != len(boxes) or any(len(box) != 4 for box in boxes):
+        raise ValueError("a track has a box for each of its frames")
+    numbers = tuple(tuple(float(side) for side in box) for box in boxes)
+    if not np.isfinite(numbers).all():
+        raise ValueError("the sides of a box are numbers")
+    return {"frames": tuple(int(frame) for frame in frames), "boxes": numbers}
 
 
 def shaped(frames: np.ndarray, count: int, height: int, width: int) -> np.ndarray:

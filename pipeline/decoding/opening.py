@@ -117,6 +117,11 @@ def open_files(uri: str, boxes_uri: str | None, sampling: Sampling, heartbeat: H
         return replace(opened, boxes=boxes)
 
 
+def open_boxes(boxes_uri: str, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
+    """Open a boxes file alone. Raises VideoError."""
+    return Opened(boxes_uri, posixpath.basename(boxes_uri), boxes=_open_boxes(boxes_uri, sampling, heartbeat))
+
+
 def _open_source(uri: str, sampling: Sampling, heartbeat: Heartbeat, looked_at: LookedAt) -> Opened:
     location = resolve(uri)
     info = location.info()

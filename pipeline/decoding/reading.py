@@ -1,6 +1,6 @@
 """What a reader of videos gives: frames in the order of presentation, and what there is to say of the reading."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.errors import VideoError
 
 PAST_END = 1.0  # seconds behind the last frame that still mean it
+EARLY = 1e-3  # seconds that a frame may begin before a stretch and belong to it, beside what float32 rounds off
 Heartbeat = Callable[[], None]
 """Called for every frame, packet or block while work goes on, so that whoever waits for it knows; cheap."""
 
@@ -71,6 +72,18 @@ class Reader:
             raise VideoError("no_frames", f"there is no frame at {time_s:g} s: {self.path.name} {end}")
         return before
 
+    def frames_between(self, start_s: float, end_s: float) -> Iterator[Frame]:
+        """The frames from start_s on, up to end_s, in seconds from the source's start; where there is none, the last one before.
+
+        Raises VideoError.
+        """
+        return stretch(self.frames(), start_s, end_s)
+
+    @property
+    def pixel_aspect(self) -> float:
+        """The width of a pixel by its height, of upright pictures, once the first frame was read."""
+        return 1.0
+
     def created(self) -> float | None:
         """When the file says that it was made, in seconds since 1970; None where it says nothing that can be."""
         return None
@@ -78,3 +91,19 @@ class Reader:
     def reading(self) -> Reading:
         """What is known of a source once `frames` was read to its end; before that a file raises RuntimeError."""
         raise NotImplementedError
+
+
+def stretch(frames: Iterable[Frame], start_s: float, end_s: float) -> Iterator[Frame]:
+    """Of frames in the order of time those from start_s on, up to end_s; where there is none, the last one before."""
+    before: Frame | None = None
+    any_yet = False
+    for frame in frames:
+        if frame.time_s > end_s:
+            break
+        if frame.time_s >= start_s - EARLY:
+            any_yet = True
+            yield frame
+        else:
+            before = frame
+    if before is not None and not any_yet:
+        yield before

@@ -24,7 +24,7 @@ from av.video.reformatter import VideoReformatter
 
 from pipeline.decoding.frame_times import LONGEST_PAUSE, LOOKAHEAD, FrameTimes
 from pipeline.decoding.opening import DescriptorFile
-from pipeline.decoding.reading import PAST_END, Frame, Heartbeat, Reader, Reading
+from pipeline.decoding.reading import PAST_END, Frame, Heartbeat, Reader, Reading, stretch
 from pipeline.decoding.sampling import Sampling, resize
 from pipeline.errors import VideoError
 
@@ -47,6 +47,8 @@ MOST_DELAYED = 16  # frames that a decoder holds back; of those that it gives up
 GUESSED_RATE = 25.0  # frames per second, as FFmpeg has it
 MOST_READ_ERRORS = 100  # one after another, at which a file is taken to end
 FIRST_SOUGHT = 250  # the frame from which on it pays to look for a key frame before it instead of reading all
+SOUGHT_S = 5.0  # seconds into a file from which on a stretch is looked for from a key frame before it
+FARTHEST_KEY = 60.0  # seconds before a stretch that a key frame is believed to be
 TAIL = 8 << 20  # bytes at the end that are searched at once for another recording
 # Codecs of which every packet gives one picture, unless they are coded in fields.
 ONE_PER_PACKET = frozenset({"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "wmv1", "wmv2", "h263", "flv"})
@@ -88,7 +90,7 @@ class Recording(Reader):
         self._reformatter = VideoReformatter()  # kept: a new one would be a new conversion table per frame
         self._unread: Any = self._opened()
         self._size: tuple[int, int] | None = None  # height and width of the first frame, upright
-        self._turn = _Turn()
+        self._turn, self._pixel_aspect = _Turn(), 1.0
         self._empty: set[int] = set()  # video streams that turned out to show nothing
         self._reading: Reading | None = None
         self._created: float | None = None
@@ -110,7 +112,7 @@ class Recording(Reader):
                 damaged += frame.is_corrupt
                 if number == 0:
                     zero, size = _zero(container.start_time, time), (frame.width, frame.height)
-                    self._look_at(frame)
+                    self._look_at(frame, stream)
                 resized += (frame.width, frame.height) != size
                 yield Frame(number, time - zero, functools.partial(self._picture, frame))
                 number += 1
@@ -158,6 +160,18 @@ class Recording(Reader):
             if number >= FIRST_SOUGHT and time_s <= times[-1] + PAST_END and (found := self._sought({number: times[number]})):
                 return found[0]
         return super().frame_near(time_s)
+
+    def frames_between(self, start_s: float, end_s: float) -> Iterator[Frame]:
+        """See `Reader`; far into a file from a key frame before, if the times found there can be right.
+
+        Numbers of frames then count from there.
+        """
+        found = self._from_key(start_s, end_s) if start_s >= SOUGHT_S else None
+        yield from super().frames_between(start_s, end_s) if found is None else found
+
+    @property
+    def pixel_aspect(self) -> float:
+        return self._pixel_aspect
 
     def created(self) -> float | None:
         return self._created
@@ -209,9 +223,11 @@ class Recording(Reader):
                 return float(rate), False
         return self.sampling.frame_rate or GUESSED_RATE, raw and self.sampling.frame_rate is None
 
-    def _look_at(self, frame: Any) -> None:
-        """Take the size and the turn of all pictures from the first frame."""
+    def _look_at(self, frame: Any, stream: Any) -> None:
+        """Take the size, the turn and the shape of pixels of all pictures from the first frame."""
         self._turn = _turn(frame)
+        aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1) or 1.0
+        self._pixel_aspect = 1 / aspect if self._turn.transposed else aspect
         self._size = (frame.width, frame.height) if self._turn.transposed else (frame.height, frame.width)
 
     def _picture(self, frame: Any) -> np.ndarray:
@@ -249,6 +265,39 @@ class Recording(Reader):
             larger = f", beside {len(self._empty)} larger without any picture that decodes" if self._empty else ""
             yield f"of {count} video streams the largest was taken, {stream.width} x {stream.height} pixels{larger}"
 
+    def _from_key(self, start_s: float, end_s: float) -> Iterator[Frame] | None:
+        """The frames of a stretch, decoded from the next key frame before it; None where the file cannot be entered there."""
+        container = self._opened()
+        stream = self._stream(container)
+        stamp_of = _stamps_of(container, stream)
+        try:
+            first = next(_Decoding(container, stream, self.heartbeat).frames(), None)
+            stamp = None if first is None else stamp_of(first)
+            if first is None or stamp is None:
+                raise LookupError
+            self._look_at(first, stream)
+            zero = _zero(container.start_time, stamp)
+            container.seek(round((zero + start_s) * av.time_base), backward=True)
+            times = FrameTimes(1 / self._rate(container, stream)[0])
+            found = times.of((stamp_of(frame), frame) for frame in _Decoding(container, stream, self.heartbeat).frames())
+            time, frame = next(found, (math.inf, None))
+            if not start_s - FARTHEST_KEY <= time - zero <= start_s:
+                raise LookupError
+        except (av.FFmpegError, OSError, LookupError):
+            container.close()
+            return None
+        return self._entered(container, itertools.chain([(time, frame)], found), zero, start_s, end_s)
+
+    def _entered(
+        self, container: Any, found: Iterable[tuple[float, Any]], zero: float, start_s: float, end_s: float
+    ) -> Iterator[Frame]:
+        """The stretch of what a container decodes, which is closed then. found: (stamp in seconds, decoded frame)."""
+        with container:
+            shown = (
+                Frame(number, time - zero, functools.partial(self._picture, frame)) for number, (time, frame) in enumerate(found)
+            )
+            yield from stretch(shown, start_s, end_s)
+
     def _sought(self, wanted: Mapping[int, float | None]) -> list[Frame] | None:
         """The wanted frames, each decoded from a key frame before it; None where that might give others than `frames` does.
 
@@ -266,7 +315,7 @@ class Recording(Reader):
             first = next(frames, None)
             if first is None:
                 return None
-            self._look_at(first)
+            self._look_at(first, stream)
             found: list[Frame] = []
             decoding, at = None, -math.inf
             in_step: Iterator[tuple[int, Any]] = iter(())

@@ -13,11 +13,11 @@ import numpy as np
 
 from pipeline.decoding.boxes import cropped, read_boxes
 from pipeline.decoding.candidates import Candidate, FramesMemory, TrackedPeople, WholeFrame
-from pipeline.decoding.opening import Opened, open_files
+from pipeline.decoding.opening import Opened, open_boxes, open_files
 from pipeline.decoding.readers import hashed, reader_of
 from pipeline.decoding.reading import Frame, Heartbeat
 from pipeline.decoding.sampling import Sampling, Ticks
-from pipeline.decoding.video import Box, Chunk, Event, VideoInfo
+from pipeline.decoding.video import Box, Chunk, Event, TrackBoxes, VideoInfo
 from pipeline.errors import VideoError
 
 SCENES_AT_ONCE = 4  # whole pictures in a chunk, where the memory holds as many
@@ -185,4 +185,81 @@ def _scenes(
     return Chunk(None, number, False, index, times, frames, source_hash)
 
 
-Request = SourceRequest | FramesRequest | MomentRequest | SceneRequest
+@dataclass(frozen=True)
+class ClipRequest:
+    """A stretch of a source as a clip that browsers play: a ClipStart and ClipParts (`pipeline.decoding.clips`).
+
+    start_s, end_s: seconds from the source's start. boxes: (seconds, box) ascending, of whom is cut out; (): whole pictures.
+    frame_rate: in place of `Sampling.frame_rate`. Raises VideoError "no_frames" where the source ended before.
+    """
+
+    uri: str
+    start_s: float
+    end_s: float
+    boxes: tuple[tuple[float, Box], ...] = ()
+    frame_rate: float | None = None
+
+    def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
+        rate = sampling.image_rate or sampling.rate
+
+        def looked_at(number: int, count: int) -> bool:
+            return number == 0 or self.start_s - 1 / rate <= number / rate <= self.end_s
+
+        return open_files(self.uri, None, sampling, heartbeat, looked_at)
+
+    def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
+        from pipeline.decoding.clips import clip  # PyAV with it, which only the decoder's child needs
+
+        if self.frame_rate is not None:
+            sampling = replace(sampling, frame_rate=self.frame_rate)
+        reader = reader_of(opened, sampling, heartbeat)
+        yield from clip(reader.frames_between(self.start_s, self.end_s), self.start_s, self.boxes, lambda: reader.pixel_aspect)
+
+
+@dataclass(frozen=True)
+class StillRequest:
+    """One picture of a source for browsers: a ClipStart and a ClipPart, JPEG.
+
+    number: of the frame, and time_s, the time that it had, in seconds, as in `FramesRequest`. box: what is cut out of it, if
+    anything. Raises VideoError "no_frames" where the source has no such frame.
+    """
+
+    uri: str
+    number: int
+    time_s: float | None = None
+    box: Box | None = None
+    frame_rate: float | None = None
+
+    def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
+        return open_files(self.uri, None, sampling, heartbeat, lambda number, count: number in (0, self.number))
+
+    def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
+        from pipeline.decoding.clips import still  # PyAV with it, which only the decoder's child needs
+
+        if self.frame_rate is not None:
+            sampling = replace(sampling, frame_rate=self.frame_rate)
+        reader = reader_of(opened, sampling, heartbeat)
+        boxes = () if self.box is None else ((0.0, self.box),)
+        yield from still(reader.frames_at({self.number: self.time_s}), boxes, lambda: reader.pixel_aspect)
+
+
+@dataclass(frozen=True)
+class TrackRequest:
+    """Where a track of a boxes file is: one TrackBoxes, empty where the file has no such track."""
+
+    uri: str
+    track: int
+
+    def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
+        return open_boxes(self.uri, sampling, heartbeat)
+
+    def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
+        found = read_boxes(opened.boxes_bytes()).get(self.track)
+        if found is None:
+            yield TrackBoxes((), ())
+        else:
+            boxes = tuple((float(x), float(y), float(w), float(h)) for x, y, w, h in found.boxes)
+            yield TrackBoxes(tuple(found.frames.tolist()), boxes)
+
+
+Request = SourceRequest | FramesRequest | MomentRequest | SceneRequest | ClipRequest | StillRequest | TrackRequest

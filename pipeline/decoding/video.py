@@ -60,4 +60,32 @@ class Rejected:
     message: str
 
 
-Event = VideoInfo | Chunk | Rejected
+@dataclass(frozen=True)
+class ClipStart:
+    """Of a clip or picture for browsers, before its bytes: width and height in square pixels; codec: its name by RFC 6381, empty
+    for a picture. source_width, source_height: of the pictures that it was made from, in their own pixels, in which boxes are.
+    """
+
+    width: int
+    height: int
+    codec: str
+    source_width: int
+    source_height: int
+
+
+@dataclass(frozen=True)
+class ClipPart:
+    """The next bytes of a clip, fragmented MP4, or all of a picture, JPEG."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class TrackBoxes:
+    """Where a track of a boxes file is. frames: numbers from 0, ascending; boxes: one of each."""
+
+    frames: tuple[int, ...]
+    boxes: tuple[Box, ...]
+
+
+Event = VideoInfo | Chunk | Rejected | ClipStart | ClipPart | TrackBoxes

@@ -113,20 +113,21 @@ class _Reading:
                 raise VideoError(event.reason, event.message)
             if isinstance(event, VideoInfo):
                 self.info = event
-            elif (event.source_hash, None) in people.forgotten:
+            if not isinstance(event, Chunk):
+                continue
+            if (event.source_hash, None) in people.forgotten:
                 raise VideoError(REASON, MESSAGE)
-            else:
-                self.looked_at += len(event.frames)
-                with telemetry.timed(SECONDS, stage="detect"):
-                    found = people.detector.detect(event.frames)
-                people.told(len(event.frames))
-                batch.add(event, found, people.sampling, people.people_forgotten)
-                if len(batch.crops) >= CROPS_AT_ONCE:
-                    embedded.append(self._embedded(batch))
-                    batch = _Batch()
-                if sum(map(len, embedded)) >= ROW_GROUP_ROWS:
-                    yield pa.concat_tables(embedded)
-                    embedded = []
+            self.looked_at += len(event.frames)
+            with telemetry.timed(SECONDS, stage="detect"):
+                found = people.detector.detect(event.frames)
+            people.told(len(event.frames))
+            batch.add(event, found, people.sampling, people.people_forgotten)
+            if len(batch.crops) >= CROPS_AT_ONCE:
+                embedded.append(self._embedded(batch))
+                batch = _Batch()
+            if sum(map(len, embedded)) >= ROW_GROUP_ROWS:
+                yield pa.concat_tables(embedded)
+                embedded = []
         if self.info is None:
             raise PipelineError(f"{source['uri']}: its decoder ended without a word")
         if batch.crops:

@@ -9,6 +9,7 @@
 A record that was changed, moved or removed from between others breaks the chain; one removed from the end contradicts head.json.
 Who may write to the folder can still rewrite records and head together: to rule that out, keep `head` elsewhere (each append logs
 it, jobs.status prints it, results carry it) and give it to `verify`.
+Each case that people work on is a chain of the same kind, in cases/<name>/ (`pipeline.service.casebook`); `chain` says which one.
 Records are written before an answer is given out. They name ids and hashes, never features or pictures.
 """
 
@@ -19,7 +20,7 @@ import os
 import pwd
 import re
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -36,27 +37,40 @@ OLDEST_FORMAT, FORMAT = 1, 1  # of records
 TRIES = 100  # writers that may come in between
 AMONG = 1000  # records that are looked through for the newest of a kind
 WINDOW = 32  # newest records among which a fork is looked for
-REQUIRABLE = ("reason", "case")
-NEED_POLICY = ("search", "follow", "evaluate", "forget")  # actions that must say what the policy requires
+AUDIT, CASES = "audit", "cases"
+SAID = ("reason", "case")
+CONFIRMATION = "confirmation"  # by a second person, of all that an export calls the same person
+REQUIRABLE = (*SAID, CONFIRMATION)
+NEED_POLICY = ("search", "follow", "evaluate", "forget", "export")  # actions that must say what the policy requires
+UNCONFIRMED = "this gallery requires that a second person has confirmed all that is called the same person; nothing was exported"
 _RECORD = re.compile(r"(\d{10})(?:-[0-9a-f]{16})?\.json")
 _logger = logging.getLogger("coattention.audit")
 
 
-def append_record(gallery: Gallery, action: str, fields: dict[str, Any]) -> str:
+def append_record(
+    gallery: Gallery, action: str, fields: dict[str, Any], *, chain: str = AUDIT, check: Callable[[], object] | None = None
+) -> str:
     """Append one record and return its name; action is "search", "follow", "evaluate", "forget", "compact", "ingest" or the like.
 
     who (unless the fields say it, as those of `on_behalf_of` do), host, time and number are added. On local disks writers take
     turns; on object stores two in the same instant both keep their record. Raises UsageError for text that is not Unicode or a
     reason or case that the gallery requires and is missing,
     and PipelineError when the log cannot be written: then there must be no answer either.
+
+    check: called once the record's place is known; what it raises leaves no record, and on local disks no other record comes
+    between the two.
     """
-    folder = gallery.location.join("audit")
+    folder = _folder(gallery, chain)
     if not is_utf8(json.dumps(fields, ensure_ascii=False)):
         raise UsageError("the reason, case or ids hold characters that are not Unicode; they go into the audit log")
     for _ in range(TRIES):
         number, previous = _place(folder)
-        if action in NEED_POLICY:  # after the place is known: no record follows that of a policy and has not seen it
+        if check is not None:
+            check()
+        if chain == AUDIT and action in NEED_POLICY:  # after the place is known: no record follows a policy's and has not seen it
             check_policy(gallery, fields.get("reason"), fields.get("case"))
+            if _left_out({"action": action, **fields}, required(gallery)):
+                raise UsageError(UNCONFIRMED)
         record = {
             "action": action,
             "at": datetime.now(UTC).isoformat(),
@@ -99,9 +113,21 @@ def unicode_only(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def read_records(gallery: Gallery) -> list[dict[str, Any]]:
-    """All records, oldest first."""
-    return [json.loads(data) for _, data in _contents(_records(gallery.location.join("audit")))]
+def read_records(gallery: Gallery, chain: str = AUDIT, first: int = 0, count: int | None = None) -> list[dict[str, Any]]:
+    """All records, oldest first; or `count` files of records from a place on."""
+    files = _records(_folder(gallery, chain))[first:]
+    return [json.loads(data) for _, data in _contents(files[:count])]
+
+
+def count_records(gallery: Gallery, chain: str = AUDIT) -> int:
+    """How many files of records there are."""
+    return len(_records(_folder(gallery, chain)))
+
+
+def cases(gallery: Gallery) -> list[str]:
+    """Names of all cases of a gallery."""
+    files = gallery.location.join(CASES).list(recursive=True)
+    return sorted({file.path.split("/")[-2] for file in files if _RECORD.fullmatch(file.name)})
 
 
 def newest(gallery: Gallery, action: str) -> dict[str, Any] | None:
@@ -116,20 +142,20 @@ def newest(gallery: Gallery, action: str) -> dict[str, Any] | None:
     return None
 
 
-def head(gallery: Gallery) -> str | None:
+def head(gallery: Gallery, chain: str = AUDIT) -> str | None:
     """The newest record as COUNT:SHA256, to be kept elsewhere and given to `verify` later; None without records."""
-    folder = gallery.location.join("audit")
+    folder = _folder(gallery, chain)
     number, digests = _newest(folder, [] if folder.is_local else _records(folder))
     return None if number < 0 else f"{number + 1}:{digests[-1]}"
 
 
-def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
+def verify(gallery: Gallery, kept_head: str | None = None, chain: str = AUDIT) -> list[str]:
     """What is wrong with the log, in words; an empty list when the chain is whole and every record says what was required then.
 
     kept_head: what `head` gave earlier; finds a log that was rewritten or cut back since, head.json included. Raises UsageError
     for one that is not COUNT:SHA256.
     """
-    folder = gallery.location.join("audit")
+    folder = _folder(gallery, chain)
     anchors = [("the head that was kept", _parsed_head(kept_head))] if kept_head else []
     faults: list[str] = []
     digests: dict[int, set[str]] = {}
@@ -183,13 +209,16 @@ def verify(gallery: Gallery, kept_head: str | None = None) -> list[str]:
                 faults.append(f"the newest records are missing: {source} counts {count}, there are {due}")
             elif digest not in digests.get(count - 1, set()):
                 faults.append(f"record {count - 1} is not the one that {source} names")
-        if not {required_before, required(gallery)} & {*policies[max(policies)]}:
+        if chain == AUDIT and not {required_before, required(gallery)} & {*policies[max(policies)]}:
             faults.append("policy.json was changed without a record")
     return faults
 
 
 def required(gallery: Gallery) -> tuple[str, ...]:
-    """What searches and deletions of this gallery must say: of REQUIRABLE. Raises PipelineError when the setting is damaged."""
+    """What searches and deletions of this gallery must say, and exports must have: of REQUIRABLE.
+
+    Raises PipelineError when the setting is damaged.
+    """
     file = gallery.location.join("audit", "policy.json")
     try:
         names = parsed(file.read_bytes())["required"]
@@ -205,7 +234,7 @@ def required(gallery: Gallery) -> tuple[str, ...]:
 
 
 def set_policy(gallery: Gallery, names: Collection[str], reason: str | None = None) -> None:
-    """Make a reason, a case or both mandatory from now on, or neither. The change is a record of its own.
+    """Make a reason, a case, the confirmation of exports mandatory from now on, or none. The change is a record of its own.
 
     Raises UsageError for other names.
     """
@@ -236,7 +265,10 @@ def _known_names(listed: Any) -> tuple[str, ...]:
 
 def _left_out(record: dict[str, Any], names: Collection[str]) -> list[str]:
     """What a record should say by a policy and does not."""
-    return [name for name in names if not str(record.get(name) or "").strip()] if record.get("action") in NEED_POLICY else []
+    if record.get("action") not in NEED_POLICY:
+        return []
+    due = names if record["action"] == "export" else [name for name in names if name in SAID]
+    return [name for name in due if not str(record.get(name) or "").strip()]
 
 
 def check_policy(gallery: Gallery, reason: str | None, case: str | None) -> None:
@@ -246,7 +278,7 @@ def check_policy(gallery: Gallery, reason: str | None, case: str | None) -> None
     given = {"reason": reason, "case": case}
     if not is_utf8(f"{reason}{case}"):
         raise UsageError("the reason or case holds characters that are not Unicode; they go into the audit log")
-    if missing := [name for name in required(gallery) if not str(given[name] or "").strip()]:
+    if missing := [name for name in required(gallery) if name in SAID and not str(given[name] or "").strip()]:
         flags = " and ".join(f"--{name}" for name in missing)
         raise UsageError(f"{gallery.location.uri} requires {flags} for its audit log; nothing was done")
 
@@ -262,6 +294,10 @@ def user() -> str:
 def on_behalf_of(person: str) -> dict[str, str]:
     """Fields of a record about what a service does for a person: who it is, and the account that the service runs under."""
     return {"who": person, "account": user()}
+
+
+def _folder(gallery: Gallery, chain: str) -> Location:
+    return gallery.location.join(*chain.split("/"))
 
 
 def _place(folder: Location) -> tuple[int, str | list[str] | None]:

@@ -37,3 +37,10 @@ class VideoRef:
     def of(cls, row: Mapping[str, Any]) -> "VideoRef":
         """Of a row of a gallery's or an index's videos; older ones lack the newest columns."""
         return cls(**{name: row[name] for name in cls.__dataclass_fields__ if name in row})
+
+
+def at_once(one: VideoRef, other: VideoRef) -> bool:
+    """Whether two videos show somebody in two cameras at the same instant, as far as is known."""
+    if one.seen is None or other.seen is None or None in (one.camera_id, other.camera_id) or one.camera_id == other.camera_id:
+        return False
+    return one.seen[0] <= other.seen[1] and other.seen[0] <= one.seen[1]

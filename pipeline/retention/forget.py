@@ -1,4 +1,4 @@
-"""Forgetting videos: they leave every result at once, and the disk with the next compaction."""
+"""Forgetting videos: they leave every result and their clips the disk at once, the rest with the next compaction."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.footage.forgotten_people import blanked, places_of
 from pipeline.footage.recordings import ends
 from pipeline.gallery.audit import append_record, check_policy
+from pipeline.gallery.clip_cache import delete_clips
 from pipeline.gallery.forgotten import FORGOTTEN_SCHEMA, Forgotten, read_forgotten
 from pipeline.gallery.gallery import Gallery, Snapshot
 
@@ -151,6 +152,7 @@ def _commit(gallery: Gallery, snapshot: Snapshot, videos: pa.Table, forgotten: F
     people = videos.filter(pc.and_(snapshot.of_recordings(videos), _may_be_in(kept, videos)))
     recordings, boxes = blanked(gallery, kept, places_of(gallery, people)) if len(people) else (None, None)
     gallery.commit(None, None, recordings, boxes, kind="forget", forgotten=forgotten)
+    delete_clips(gallery, videos["video_id"].to_pylist())
 
 
 def _may_be_in(recordings: pa.Table, videos: pa.Table) -> pa.Array:

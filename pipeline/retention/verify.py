@@ -16,7 +16,7 @@ from pipeline.storage.location import Location
 
 
 def verify_gallery(gallery: Gallery) -> list[str]:
-    """Faults in words, an empty list when all is well: shards, index versions, the audit log, deletions. Reads every file."""
+    """Faults in words, none when all is well: shards, index versions, the audit log, cases, deletions. Reads every file."""
     faults = []
     try:
         videos = gallery.snapshot().videos
@@ -42,6 +42,8 @@ def verify_gallery(gallery: Gallery) -> list[str]:
     if missing := gallery.log.missing():
         faults.append(f"the commit {missing[0]} is missing: nothing that was committed after it counts; restore it from a backup")
     of_log = [f"audit log: {fault}" for fault in audit.verify(gallery)]
+    for case in audit.cases(gallery):
+        faults += [f"case {case}: {fault}" for fault in audit.verify(gallery, chain=f"{audit.CASES}/{case}")]
     return faults + (of_log or _undone_deletions(gallery))
 
 

@@ -26,7 +26,7 @@ from scipy.special import expit, logit
 
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
-from pipeline.gallery.video_ref import VideoRef
+from pipeline.gallery.video_ref import VideoRef, at_once
 from pipeline.index.versions import Index
 from pipeline.search.leads import leads
 from pipeline.search.partitions import Partitions
@@ -71,13 +71,6 @@ def follow(
         appearances = sorted(person.appearances, key=lambda one: (*(one.video.seen or (LATEST, LATEST)), one.video.video_id))
         followed = Followed(tuple(appearances), tuple(person.apart), rounds, rule)
     return replace(result, followed=followed, seconds=time.monotonic() - began)
-
-
-def at_once(one: VideoRef, other: VideoRef) -> bool:
-    """Whether two videos show somebody in two cameras at the same instant, as far as is known."""
-    if one.seen is None or other.seen is None or None in (one.camera_id, other.camera_id) or one.camera_id == other.camera_id:
-        return False
-    return one.seen[0] <= other.seen[1] and other.seen[0] <= one.seen[1]
 
 
 def expected_strangers(score: float, strangers: Sequence[np.ndarray]) -> float:

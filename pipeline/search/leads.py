@@ -13,7 +13,7 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.versions import Index
 from pipeline.scoring.scores import rank_videos
 from pipeline.search.partitions import Partitions
-from pipeline.search.results import Lead, SearchResult, SegmentPair
+from pipeline.search.results import AllScores, Lead, SearchResult, SegmentPair
 from pipeline.search.scored import Scored
 from pipeline.search.shortlist import Shortlist
 from pipeline.settings import SearchSettings
@@ -59,6 +59,7 @@ def leads(gallery: Gallery, index: Index, partitions: Partitions, scored: Scored
         calibration=worth.words,
         untimed=question.untimed,
         settings=settings,
+        all_scores=AllScores(shortlist.videos[: len(scores)], scores),
     )
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -194,6 +195,14 @@ class Followed:
         return [other for one, other in pairs + [pair[::-1] for pair in pairs] if one == video_id]
 
 
+@dataclass(frozen=True, eq=False)
+class AllScores:
+    """The scores of all videos that were scored in full. videos: int64 [m], rows of Index.videos; scores: float64 [m]."""
+
+    videos: np.ndarray
+    scores: np.ndarray
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """The leads for one target, best first, and what was searched.
@@ -207,7 +216,7 @@ class SearchResult:
     none_probability: that no eligible video shows the target; both None where there are no probabilities. calibration: in words,
     what probabilities rest on, or why there are none. audit_head: of the audit log with the record of this search in it, as
     `pipeline.gallery.audit.verify` takes it. followed: where the target's person was followed to, None in a plain search; leads
-    then hold what is in, too, each scored by all others that are.
+    then hold what is in, too, each scored by all others that are. all_scores: None where nobody kept them.
     """
 
     target: VideoRef
@@ -236,6 +245,7 @@ class SearchResult:
     untimed: int | None = None
     settings: SearchSettings = field(default_factory=SearchSettings)
     followed: Followed | None = None
+    all_scores: AllScores | None = field(default=None, compare=False, repr=False)
 
     @property
     def exact(self) -> bool:

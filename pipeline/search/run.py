@@ -28,6 +28,8 @@ from pipeline.storage.location import Reach, StorageError, canonical_uri, resolv
 
 if TYPE_CHECKING:
     from pipeline.index.versions import Index, Lag
+    from pipeline.search.partitions import Partitions
+    from pipeline.search.warm import WarmIndex
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def run(
     cluster: Cluster | str | None = None,
     following: FollowSettings | None = None,
     person: str | None = None,
+    warm: "WarmIndex | None" = None,
 ) -> Answer:
     """Search a gallery for the people that targets show; or follow the one of a single target, recorded as that.
 
@@ -113,7 +116,8 @@ def run(
     endpoints: object stores that targets may name besides the gallery's own. out: where results will be written, for the record.
     actors, cluster: see `partitions.opened_partitions`. following: how the target's person is followed, see
     `pipeline.search.follow`. person: who searches, where a service has made sure of that; the record then names the account that
-    the service runs under beside.
+    the service runs under beside. warm: the gallery's newest index, kept open between searches in this process; then
+    index_version, actors and cluster say nothing.
 
     Raises UsageError where the policy wants more, for a target that cannot be used and for settings that the gallery cannot
     serve, and PipelineError for what is damaged or missing.
@@ -145,13 +149,18 @@ def run(
                 from pipeline.search.partitions import opened_partitions
                 from pipeline.search.search import search_many
 
-            index = open_index(gallery, index_version)
+            if warm is None:
+                index = open_index(gallery, index_version)
+                opening: contextlib.AbstractContextManager[Partitions] = opened_partitions(gallery, index, actors, cluster)
+            else:
+                index, kept = warm.newest()
+                opening = contextlib.nullcontext(kept)
             found = read_targets(list(targets), gallery, decoder, backbone, whom)
     asked |= {"gallery_version": gallery_version(gallery), "calibration_version": index.calibration_version}
     searched = {"gallery": gallery.location.uri, "index_version": index.version, "model": index.model}
     each = [searched | _of_target(target) | asked for target in found]
     results = []
-    with failures_recorded(gallery, action, *each), opened_partitions(gallery, index, actors, cluster) as partitions:
+    with failures_recorded(gallery, action, *each), opening as partitions:
         # Recorded while a cluster is still joined: what counts records reaches it.
         if following is None:
             searched_for = search_many(gallery, index, partitions, found, settings)

@@ -1,4 +1,4 @@
-"""Who is asking: tokens for programs, one that opens the page once, and the sessions of those who signed in.
+"""Who is asking and what their role lets them do: tokens, one that opens the page once, sessions of those who signed in.
 
 Of a token only its SHA-256 is kept, in memory or in the file of tokens; what is 256 random bits needs no slower hash. Nothing
 here logs.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from pipeline.errors import UsageError
 from pipeline.storage.documents import typed
@@ -22,15 +23,33 @@ SESSION_SECONDS = 12 * 3600.0
 ONE_TIME_SECONDS = 3600.0
 DAY = 24 * 3600.0
 LONGEST_NAME = 100  # characters
+Role = Literal["viewer", "investigator", "reviewer", "admin"]
+Right = Literal["look", "investigate", "confirm", "oversee", "administer"]
+ROLES: tuple[Role, ...] = get_args(Role)
+# Who reads the decisions in the audit log cannot confirm blindly: an admin confirms nothing.
+RIGHTS: dict[Right, tuple[Role, ...]] = {
+    "look": ROLES,
+    "investigate": ("investigator", "reviewer", "admin"),
+    "confirm": ("reviewer",),
+    "oversee": ("reviewer", "admin"),
+    "administer": ("admin",),
+}
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a person. sha256: of the token itself, hexadecimal; expires: seconds since 1970."""
+    """A token of a person. sha256: of the token itself, hexadecimal; expires: seconds since 1970; role: what they may do; those
+    of before there were roles are an investigator's.
+    """
 
     sha256: str
     person: str
     expires: float
+    role: Role = "investigator"
+
+    def may(self, right: Right) -> bool:
+        """Whether the role has the right."""
+        return self.role in RIGHTS[right]
 
 
 class Access:
@@ -41,34 +60,36 @@ class Access:
         self._once: dict[str, Token] = {}
         self._sessions: dict[str, Token] = {}
 
-    def one_time(self, person: str) -> str:
+    def one_time(self, person: str, role: Role = "admin") -> str:
         """A new token that opens one session within ONE_TIME_SECONDS. Raises UsageError for a name that is none."""
-        return _new(self._once, check_person(person), ONE_TIME_SECONDS)
+        return _new(self._once, check_person(person), ONE_TIME_SECONDS, role)
 
-    def sign_in(self, token: str) -> tuple[str, str] | None:
-        """(session, person) for a one-time token, which ends with it, or for one of the file; None for any other."""
-        found = self._once.pop(_hash(token), None)
-        person = found.person if found is not None and found.expires > time.time() else self.person_of_token(token)
-        if person is None:
+    def sign_in(self, token: str) -> tuple[str, Token] | None:
+        """(session, whose it is) for a one-time token, which ends with it, or for one of the file; None for any other."""
+        found = _valid(self._once.pop(_hash(token), None)) or self.of_token(token)
+        if found is None:
             return None
         self._sessions = {key: one for key, one in self._sessions.items() if one.expires > time.time()}
-        return _new(self._sessions, person, SESSION_SECONDS), person
+        return _new(self._sessions, found.person, SESSION_SECONDS, found.role), found
+
+    @property
+    def sessions(self) -> int:
+        """How many are open."""
+        return sum(_valid(one) is not None for one in list(self._sessions.values()))
 
     def sign_out(self, session: str) -> None:
         """End a session; one that is not there has ended."""
         self._sessions.pop(_hash(session), None)
 
-    def person_of_session(self, session: str) -> str | None:
-        """Whose session it is; None when it has ended."""
-        found = self._sessions.get(_hash(session))
-        return None if found is None or found.expires <= time.time() else found.person
+    def of_session(self, session: str) -> Token | None:
+        """Whose session it is and what they may; None when it has ended."""
+        return _valid(self._sessions.get(_hash(session)))
 
-    def person_of_token(self, token: str) -> str | None:
-        """Whose token of the file it is; None when it is not there or has expired. Raises UsageError for a damaged file."""
+    def of_token(self, token: str) -> Token | None:
+        """A token of the file; None when it is not there or has expired. Raises UsageError for a damaged file."""
         if self.tokens_file is None:
             return None
-        found = {one.sha256: one for one in read_tokens(self.tokens_file)}.get(_hash(token))  # read anew: it may be revoked
-        return None if found is None or found.expires <= time.time() else found.person
+        return _valid({one.sha256: one for one in read_tokens(self.tokens_file)}.get(_hash(token)))  # anew: it may be revoked
 
 
 def check_person(person: str) -> str:
@@ -78,17 +99,19 @@ def check_person(person: str) -> str:
     return person
 
 
-def issue(file: Path, person: str, days: float) -> str:
+def issue(file: Path, person: str, days: float, role: Role = "investigator") -> str:
     """Add a token of a person to the file, made where there is none, and return it: it is shown nowhere again.
 
-    Raises UsageError for a name or a time that cannot be meant and for a damaged file.
+    Raises UsageError for a name, a role or a time that cannot be meant and for a damaged file.
     """
     check_person(person)
+    if role not in ROLES:
+        raise UsageError(f"a role is one of {', '.join(ROLES)}, not {role!r}")
     if not 0 < days <= 366:
         raise UsageError(f"a token expires after more than 0 and at most 366 days, not {days:g}")
     with _alone(file):
         tokens = {one.sha256: one for one in read_tokens(file) if one.expires > time.time()}
-        token = _new(tokens, person, days * DAY)
+        token = _new(tokens, person, days * DAY, role)
         _write(file, list(tokens.values()))
     return token
 
@@ -132,10 +155,15 @@ def _alone(file: Path) -> Iterator[None]:
         raise UsageError(f"the file of tokens {file} cannot be written: {error.strerror}") from error
 
 
-def _new(tokens: dict[str, Token], person: str, seconds: float) -> str:
+def _new(tokens: dict[str, Token], person: str, seconds: float, role: Role) -> str:
     token = secrets.token_urlsafe(32)
-    tokens[_hash(token)] = Token(_hash(token), person, time.time() + seconds)
+    tokens[_hash(token)] = Token(_hash(token), person, time.time() + seconds, role)
     return token
+
+
+def _valid(token: Token | None) -> Token | None:
+    """The token unless it has expired."""
+    return None if token is None or token.expires <= time.time() else token
 
 
 def _hash(token: str) -> str:

@@ -1,9 +1,11 @@
 """What the service is asked and what it answers, as its OpenAPI description says."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveFloat
+
+from pipeline.service.access import Right, Role
 
 Decision = Literal["same", "different", "unsure"]
 VideoId = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -28,7 +30,11 @@ class SignIn(Asked):
 
 
 class Me(BaseModel):
+    """Who is asking. rights: what the role lets them do."""
+
     person: str
+    role: Role
+    rights: list[Right]
 
 
 class GalleryFacts(BaseModel):
@@ -42,8 +48,32 @@ class GalleryFacts(BaseModel):
     index_version: str | None
 
 
+class CameraPlaced(Asked):
+    """A camera as people say where it is, see `pipeline.gallery.places.CameraPlace`."""
+
+    camera_id: Annotated[str, Field(min_length=1, max_length=500)]
+    name: Annotated[str, Field(max_length=200)] | None = None
+    zone: Annotated[str, Field(max_length=100)] | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    x_m: float | None = None
+    y_m: float | None = None
+
+
+class Cameras(Asked):
+    """All cameras that have a name or a place."""
+
+    cameras: Annotated[list[CameraPlaced], Field(max_length=10_000)]
+
+
 class Camera(BaseModel):
     camera_id: str | None
+    name: str | None = None
+    zone: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    x_m: float | None = None
+    y_m: float | None = None
     videos: int
     seen_from: datetime | None
     seen_to: datetime | None
@@ -57,7 +87,7 @@ class Video(BaseModel):
 
 
 class Videos(BaseModel):
-    """One page of a gallery's videos in the order of ids. following: give it as `after` for the next one; None on the last."""
+    """One page of a gallery's videos in the order of ids. following: give it as `cursor` for the next one; None on the last."""
 
     videos: list[Video]
     following: str | None
@@ -71,9 +101,92 @@ class UploadedTarget(BaseModel):
     sha256: str
 
 
+class AuditRecord(BaseModel):
+    """A record of the audit log. number: of its place, None in old ones; fields: all else that it says."""
+
+    number: int | None
+    at: datetime
+    action: str
+    who: str
+    case: str | None
+    reason: str | None
+    fields: dict[str, Any]
+
+
+class AuditPage(BaseModel):
+    """Records, the newest first. following: give it as `cursor` for the next page; None on the last."""
+
+    records: list[AuditRecord]
+    following: int | None
+
+
+class AuditChecked(BaseModel):
+    """What is wrong with the audit log and the cases, in words. head: of the log, to be kept elsewhere."""
+
+    head: str | None
+    records: int
+    faults: list[str]
+
+
+class ProbabilityBin(BaseModel):
+    """Leads with a probability in [low, high) on which people have decided: how many, how many of them show the same person, and
+    what the probabilities said in the mean.
+    """
+
+    low: float
+    high: float
+    judged: int
+    same: int
+    mean_probability: float | None
+
+
+class Evaluated(BaseModel):
+    """The newest evaluation on record. mean_ap, rank_1: shares, None where the record has none."""
+
+    at: datetime
+    who: str
+    data: str
+    index_version: str
+    queries: int
+    mean_ap: float | None
+    rank_1: float | None
+
+
+class Quality(BaseModel):
+    """What is known of how well a gallery's index finds people. calibration: what probabilities rest on, or why there are none;
+    calibrated: whether there are any; sample, links, right: videos that this was measured on, pairs among them that are likelier
+    matches than not, and the share of these that is taken to be right. advice: why the index should be built anew. own: what
+    people decided on the leads of their cases.
+    """
+
+    index_version: str | None
+    model: str | None
+    untrained: bool
+    videos: int
+    not_indexed: int
+    cameras_known: int
+    calibrated: bool
+    calibration: str
+    sample: int | None
+    links: int | None
+    right: float | None
+    advice: str | None
+    evaluation: Evaluated | None
+    own: list[ProbabilityBin]
+    judged: int
+
+
+class TokenKnown(BaseModel):
+    """A token that was issued. expires: seconds since 1970."""
+
+    person: str
+    role: Role
+    expires: float
+
+
 class SearchAsked(Asked):
-    """A search. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. box: x, y, width, height in pixels of an upload's
-    picture; time_s: when the box shows the person, seconds from the start of a video. confirmed, rejected: videos that a person
+    """A search. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. box: x, y, width, height in pixels of the
+    picture; time_s: when the box shows the person, seconds of the video. confirmed, rejected: videos that a person
     has looked at; the search then follows the person (`pipeline.search.follow`), joining nothing by itself.
     """
 

@@ -1,47 +1,49 @@
-"""The HTTP interface, /api/v1, and the files of the page.
-
-Everything about people asks who is asking; a search belongs to the person who made it, and is not there for anybody else.
-"""
+"""The HTTP interface, /api/v1: sessions and searches, the routes of the other files, and the page."""
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib import resources
 from pathlib import PurePath
 from typing import Annotated, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response, Security
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
-from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
 from pipeline import time_windows
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery.audit import required
+from pipeline.gallery.audit import SAID, required
 from pipeline.gallery.gallery import Gallery
-from pipeline.search.results import Lead, SegmentView
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import GALLERY_PREFIX, Whom
-from pipeline.service import answers
-from pipeline.service.access import SESSION_SECONDS, Access
+from pipeline.service import answers, cases, found, galleries, media, operation, view_answers
+from pipeline.service.access import RIGHTS, SESSION_SECONDS, Token
+from pipeline.service.asking import (
+    COOKIE,
+    PROBLEMS,
+    Asking,
+    Key,
+    LeadOf,
+    Person,
+    SearchOf,
+    Service,
+    ServiceOf,
+    gallery_of,
+    may,
+)
+from pipeline.service.casebook import ConflictError, NotNowError, of_lead, of_search
 from pipeline.service.guard import Guard
-from pipeline.service.pictures import Pictures
-from pipeline.service.searches import BusyError, Search, Searches, cancel
-from pipeline.service.uploads import Uploads
+from pipeline.service.pictures import jpeg
+from pipeline.service.searches import BusyError, Search, cancel
 from pipeline.settings import FollowSettings, SearchSettings
 
-COOKIE = "resight-session"
 UPLOAD_PREFIX = "upload:"
-RETRY_SECONDS = 5
 KINDS = {
     ".svg": "image/svg+xml",
     ".html": "text/html; charset=utf-8",
@@ -53,104 +55,19 @@ PAGE = {
 }
 
 
-@dataclass
-class Service:
-    """What the routes share. galleries: by the names that people see. secure: whether people come by https."""
-
-    galleries: Mapping[str, Gallery]
-    access: Access
-    secure: bool = False
-    uploads: Uploads = field(default_factory=Uploads)
-    searches: Searches = field(default_factory=Searches)
-    pictures: Pictures = field(default_factory=Pictures)
-
-    def close(self) -> None:
-        """End its threads and its decoder, and remove what was uploaded."""
-        self.searches.close()
-        self.pictures.close()
-        self.uploads.close()
-
-
-def named(galleries: Sequence[Gallery]) -> dict[str, Gallery]:
-    """The galleries by the last part of their uris; of several that share it, later ones carry a number."""
-    found: dict[str, Gallery] = {}
-    for gallery in galleries:
-        stem = PurePath(gallery.location.uri.partition("?")[0]).name or "gallery"
-        names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, len(galleries) + 2))
-        found[next(name for name in names if name not in found)] = gallery
-    return found
-
-
-def _service(request: Request) -> Service:
-    return request.app.state.service
-
-
-ServiceOf = Annotated[Service, Depends(_service)]
-_by_session = APIKeyCookie(name=COOKIE, auto_error=False, scheme_name="session")
-_by_token = HTTPBearer(auto_error=False, scheme_name="token")
-
-
-def _asking(
-    request: Request,
-    service: ServiceOf,
-    session: Annotated[str | None, Security(_by_session)],
-    token: Annotated[HTTPAuthorizationCredentials | None, Security(_by_token)],
-) -> str:
-    """Who is asking; where a request has an Authorization header, that alone says so."""
-    person = None
-    if token is not None:
-        person = service.access.person_of_token(token.credentials)
-    elif session is not None and "authorization" not in request.headers:
-        person = service.access.person_of_session(session)
-    if person is None:
-        raise HTTPException(401, "sign in first, or give a token that is valid", {"www-authenticate": "Bearer"})
-    return person
-
-
-Person = Annotated[str, Depends(_asking)]
-
-
-def _gallery(service: ServiceOf, person: Person, gallery: str) -> Gallery:
-    if gallery not in service.galleries:
-        raise HTTPException(404, "there is no such gallery here")
-    return service.galleries[gallery]
-
-
-def _search(service: ServiceOf, person: Person, search_id: str) -> Search:
-    search = service.searches.of(person, search_id)
-    if search is None:
-        raise HTTPException(
-            404, "there is no such search of yours; those before the service began anew are in the audit log only"
-        )
-    return search
-
-
-def _lead(search: Annotated[Search, Depends(_search)], rank: int) -> Lead:
-    found = next((lead for lead in search.leads() if lead.rank == rank), None)
-    if found is None:
-        raise HTTPException(404, "the search has no such lead")
-    return found
-
-
-GalleryOf = Annotated[Gallery, Depends(_gallery)]
-SearchOf = Annotated[Search, Depends(_search)]
-LeadOf = Annotated[Lead, Depends(_lead)]
-_problems: dict[int | str, dict[str, Any]] = {
-    code: {"model": answers.Problem} for code in (400, 401, 403, 404, 413, 421, 422, 429, 503)
-}
-api = APIRouter(prefix="/api/v1", responses=_problems)
+api = APIRouter(prefix="/api/v1", responses=PROBLEMS)
 
 
 @api.post("/session")
 def sign_in(asked: answers.SignIn, service: ServiceOf, response: Response) -> answers.Me:
     """Exchange a token for the session cookie of a browser; the one of the printed address is used up by it."""
-    found = service.access.sign_in(asked.token)
-    if found is None:
+    opened = service.access.sign_in(asked.token)
+    if opened is None:
         raise HTTPException(401, "this token is not valid, or was used already", {"www-authenticate": "Bearer"})
-    session, person = found
+    session, known = opened
     how: dict[str, Any] = {"httponly": True, "samesite": "strict", "secure": service.secure, "path": "/"}
     response.set_cookie(COOKIE, session, max_age=int(SESSION_SECONDS), **how)
-    return answers.Me(person=person)
+    return _me(known)
 
 
 @api.delete("/session", status_code=204)
@@ -161,9 +78,9 @@ def sign_out(request: Request, response: Response, service: ServiceOf, person: P
 
 
 @api.get("/me")
-def me(person: Person) -> answers.Me:
-    """Who is asking."""
-    return answers.Me(person=person)
+def me(asking: Asking) -> answers.Me:
+    """Who is asking, and what their role lets them do."""
+    return _me(asking)
 
 
 @api.get("/openapi.json", include_in_schema=False)
@@ -172,55 +89,10 @@ def description(request: Request, person: Person) -> JSONResponse:
     return JSONResponse(request.app.openapi())
 
 
-@api.get("/galleries")
-def galleries(service: ServiceOf, person: Person) -> list[answers.GalleryFacts]:
-    """All galleries here."""
-    return [_facts(name, gallery) for name, gallery in service.galleries.items()]
+investigation = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("investigate")])
 
 
-@api.get("/galleries/{gallery}")
-def one_gallery(gallery: str, opened: GalleryOf) -> answers.GalleryFacts:
-    """What is in a gallery, and what it requires of a search."""
-    return _facts(gallery, opened)
-
-
-@api.get("/galleries/{gallery}/cameras")
-def cameras(opened: GalleryOf) -> list[answers.Camera]:
-    """The cameras of a gallery, with how much they filmed; videos of no known camera last."""
-    videos = opened.snapshot().videos
-    return [
-        answers.Camera(camera_id=camera, **_extent(videos.filter(_of_camera(videos, camera))))
-        for camera in sorted(pc.unique(videos["camera_id"]).to_pylist(), key=lambda one: (one is None, one))
-    ]
-
-
-@api.get("/galleries/{gallery}/videos")
-def videos(
-    opened: GalleryOf,
-    camera: Annotated[str | None, Query(max_length=500)] = None,
-    starts_with: Annotated[str, Query(max_length=2000)] = "",
-    after: Annotated[str, Query(max_length=2000)] = "",
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
-) -> answers.Videos:
-    """Videos of a gallery by id. after: the id that the page before ended with."""
-    table = opened.snapshot().videos
-    wanted = pc.and_(pc.starts_with(table["video_id"], starts_with), pc.greater(table["video_id"], after))
-    if camera is not None:
-        wanted = pc.and_(wanted, _of_camera(table, camera))
-    rows = table.filter(pc.fill_null(wanted, False)).slice(0, limit + 1).to_pylist()
-    found = [
-        answers.Video(
-            video_id=row["video_id"],
-            camera_id=row["camera_id"],
-            seen_from=row["seen_from"] or row["start_time"],
-            seen_to=row["seen_to"] or row["start_time"],
-        )
-        for row in rows[:limit]
-    ]
-    return answers.Videos(videos=found, following=found[-1].video_id if len(rows) > limit else None)
-
-
-@api.post("/targets", status_code=201, openapi_extra={
+@investigation.post("/targets", status_code=201, openapi_extra={
     "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 })  # fmt: skip
 async def upload(
@@ -231,42 +103,62 @@ async def upload(
     return answers.UploadedTarget(target_id=taken.upload_id, bytes=taken.size, sha256=taken.sha256)
 
 
-@api.post("/searches", status_code=202)
-def begin(asked: answers.SearchAsked, service: ServiceOf, person: Person, response: Response) -> answers.SearchState:
+@investigation.post("/searches", status_code=202)
+def begin(
+    asked: answers.SearchAsked, service: ServiceOf, person: Person, response: Response, key: Key = None
+) -> answers.SearchState:
     """Search for the person that a target shows. The answer tells where to ask for what was found."""
-    gallery = _gallery(service, person, asked.gallery)
+    gallery = gallery_of(service, person, asked.gallery)
     given = {"reason": asked.reason, "case": asked.case}
-    if missing := [name for name in required(gallery) if not (given[name] or "").strip()]:
+    if missing := [name for name in required(gallery) if name in SAID and not (given[name] or "").strip()]:
         raise HTTPException(422, f"this gallery requires a {' and a '.join(missing)} for its audit log; nothing was done")
     run = _runner(service, gallery, person, asked)
-    search = service.searches.begin(gallery, person, asked, run)
+    search = service.once(person, key, asked, lambda: service.searches.begin(gallery, person, asked, run))
     response.headers["location"] = f"/api/v1/searches/{search.search_id}"
     return _state(search)
 
 
-@api.get("/searches")
+@investigation.get("/searches")
 def searches(service: ServiceOf, person: Person) -> list[answers.SearchState]:
     """This person's searches since the service began, the newest first."""
     return [_state(search) for search in service.searches.all_of(person)]
 
 
-@api.get("/searches/{search_id}")
+@investigation.get("/searches/{search_id}")
 async def one_search(search: SearchOf, wait: Annotated[float, Query(ge=0, le=30)] = 0) -> answers.SearchState:
     """How far a search is. wait: seconds to wait for its end."""
-    until = time.monotonic() + wait
-    while search.state in ("queued", "running") and time.monotonic() < until:
-        await asyncio.sleep(0.05)
+    if wait and search.future is not None:
+        await asyncio.wait([asyncio.wrap_future(search.future)], timeout=wait)
     return await asyncio.to_thread(_state, search)
 
 
-@api.delete("/searches/{search_id}")
+@investigation.delete("/searches/{search_id}")
 def cancelled(search: SearchOf) -> answers.SearchState:
     """Cancel a search that has not ended; of one that runs the answer is thrown away, its record stays."""
     cancel(search)
     return _state(search)
 
 
-@api.get("/searches/{search_id}/leads")
+@investigation.post("/searches/{search_id}/refine", status_code=202)
+def refine(
+    asked: view_answers.Refined, search: SearchOf, service: ServiceOf, person: Person, response: Response, key: Key = None
+) -> answers.SearchState:
+    """Search again, scored by the mean of the logits under the target and all that was confirmed, without what is hidden.
+
+    What was confirmed or hidden before goes on to count, unless it is said otherwise now.
+    """
+    before = search.asked
+    confirmed = [one for one in before.confirmed if one not in asked.hidden] + asked.confirmed
+    hidden = [one for one in before.rejected if one not in asked.confirmed] + asked.hidden
+    if not confirmed:
+        raise HTTPException(422, "confirm a lead first: a search is refined by what shows the person")
+    if both := set(asked.confirmed) & set(asked.hidden):
+        raise HTTPException(422, f"{min(both)} is both confirmed and hidden")
+    again = {"confirmed": list(dict.fromkeys(confirmed)), "rejected": list(dict.fromkeys(hidden))}
+    return begin(before.model_copy(update=again), service, person, response, key)
+
+
+@investigation.get("/searches/{search_id}/leads")
 def leads(search: SearchOf) -> list[answers.LeadFound]:
     """The leads of a search that is done, best first; none that was forgotten since."""
     result = search.result
@@ -290,7 +182,7 @@ def leads(search: SearchOf) -> list[answers.LeadFound]:
             within=within[lead.video.video_id].words if lead.video.video_id in within else None,
             decision=search.decisions.get(lead.rank),
             pairs=[
-                answers.Pair(target=_segment(pair.target), candidate=_segment(pair.candidate), score=pair.score)
+                answers.Pair(target=found.segment(pair.target), candidate=found.segment(pair.candidate), score=pair.score)
                 for pair in lead.best_pairs
             ],
         )
@@ -301,35 +193,37 @@ def leads(search: SearchOf) -> list[answers.LeadFound]:
 _jpeg: dict[str, Any] = {"response_class": Response, "responses": {200: {"content": {"image/jpeg": {}}}}}
 
 
-@api.get("/searches/{search_id}/leads/{rank}/frames/{frame}.jpg", **_jpeg)
+@investigation.get("/searches/{search_id}/leads/{rank}/frames/{frame}.jpg", **_jpeg)
 def lead_frame(service: ServiceOf, search: SearchOf, lead: LeadOf, frame: int) -> Response:
     """A frame of a lead's evidence, cut out as it was scored."""
     search.view()
-    return _picture(service.pictures.of_lead(search, lead, frame))
+    return jpeg(service.pictures.of_lead(search, lead, frame))
 
 
-@api.get("/searches/{search_id}/target/frames/{frame}.jpg", **_jpeg)
+@investigation.get("/searches/{search_id}/target/frames/{frame}.jpg", **_jpeg)
 def target_frame(service: ServiceOf, search: SearchOf, frame: int) -> Response:
     """A frame of the target that speaks for a lead."""
     if search.asked.target.removeprefix(GALLERY_PREFIX) in search.gallery.forgotten(search.known):
         raise HTTPException(404, "the target was forgotten")
     search.view()
-    return _picture(service.pictures.of_target(search, frame))
+    return jpeg(service.pictures.of_target(search, frame))
 
 
-@api.put("/searches/{search_id}/leads/{rank}/decision", status_code=204)
-def decide(search: SearchOf, lead: LeadOf, decided: answers.Decided) -> None:
-    """Say of a lead that it shows the same person, a different one, or that one cannot tell. It is written to the audit log."""
-    search.decide(lead, decided.decision)
+@investigation.put("/searches/{search_id}/leads/{rank}/decision", status_code=204)
+def decide(service: ServiceOf, asking: Asking, search: SearchOf, lead: LeadOf, decided: answers.Decided) -> None:
+    """Say of a lead that it shows the same person, a different one, or that one cannot tell. It is written to the audit log, and
+    where the search was made for a case, into that.
+    """
+    case = service.casebook.open(search.gallery, search.asked.gallery, search.asked.case or "")
+    if case is None:
+        search.decide(lead, decided.decision)
+        return
+    said = {"note": None, **search.fields(), **of_search(search), **of_lead(lead)}
+    service.casebook.decide(case, asking, lead.video.video_id, None, decided.decision, said)
+    search.keep(lead, decided.decision)
 
 
 pages = APIRouter(include_in_schema=False)
-
-
-@pages.get("/healthz")
-def health() -> dict[str, str]:
-    """That the process answers."""
-    return {"status": "ok"}
 
 
 @pages.get("/")
@@ -351,7 +245,7 @@ def create_app(service: Service, hosts: Sequence[str]) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        service.searches.warm()  # not before: from here on an interruption ends no import half-way
+        service.begin()  # not before: from here on an interruption ends no import half-way
         try:
             yield
         finally:
@@ -359,16 +253,24 @@ def create_app(service: Service, hosts: Sequence[str]) -> ASGIApp:
 
     app = FastAPI(title="resight", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.service = service
-    app.include_router(api)
+    routers = api, galleries.routes, media.routes, found.routes, investigation, cases.routes, operation.routes, operation.probes
+    for router in routers:
+        app.include_router(router)
     app.include_router(pages)
     app.openapi = lambda: _description(app)  # type: ignore[method-assign] # as FastAPI's documentation has it
     app.exception_handler(StarletteHTTPException)(_refused)
     app.exception_handler(RequestValidationError)(_misunderstood)
     app.exception_handler(UsageError)(lambda _request, error: _problem(422, str(error)))
     app.exception_handler(PipelineError)(lambda _request, error: _problem(503, str(error)))
-    app.exception_handler(BusyError)(lambda _request, error: _problem(429, str(error), {"retry-after": str(RETRY_SECONDS)}))
+    app.exception_handler(ConflictError)(lambda _request, error: _problem(412, str(error)))
+    app.exception_handler(NotNowError)(lambda _request, error: _problem(409, str(error)))
+    app.exception_handler(BusyError)(lambda _request, error: _problem(429, str(error), {"retry-after": str(error.seconds)}))
     app.exception_handler(Exception)(lambda _request, _error: _problem(500, "a fault of the program; its error output says more"))
     return Guard(app, hosts, service.secure)
+
+
+def _me(asking: Token) -> answers.Me:
+    return answers.Me(person=asking.person, role=asking.role, rights=[right for right in RIGHTS if asking.may(right)])
 
 
 def _runner(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[], Answer]:
@@ -379,8 +281,29 @@ def _runner(service: Service, gallery: Gallery, person: str, asked: answers.Sear
         if upload is None:
             raise HTTPException(404, "there is no such upload of yours; bring it again")
         target = str(upload.path)
+    elif target.startswith(GALLERY_PREFIX) and asked.box is not None:
+        return _runner_of_box(service, gallery, person, asked)
     elif not target.startswith(GALLERY_PREFIX):
         raise UsageError(f"a target is {GALLERY_PREFIX}VIDEO_ID or {UPLOAD_PREFIX}TARGET_ID")
+    whom = Whom(asked.box, asked.time_s, whole_picture=asked.whole_picture, camera=asked.target_camera)
+    return _run_of(service, gallery, person, asked, target, whom)
+
+
+def _runner_of_box(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[], Answer]:
+    """What searches for whom a box shows in a picture of a gallery's video. time_s: of the video's own time."""
+    clips = service.clips(gallery)
+    row = clips.row(asked.target.removeprefix(GALLERY_PREFIX))
+    if row is None:
+        raise HTTPException(404, "the gallery has no such video")
+    part = clips.places(row).part(asked.time_s or 0.0)
+    whom = Whom(asked.box, max(0.0, (asked.time_s or 0.0) - part.offset_s), camera=asked.target_camera or row["camera_id"])
+    return _run_of(service, gallery, person, asked, part.uri, whom)
+
+
+def _run_of(
+    service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked, target: str, whom: Whom
+) -> Callable[[], Answer]:
+    """The search for one target. Raises UsageError for settings that cannot be meant."""
     settings = SearchSettings(
         top=asked.top,
         cameras=tuple(asked.cameras),
@@ -390,21 +313,20 @@ def _runner(service: Service, gallery: Gallery, person: str, asked: answers.Sear
         zone=asked.zone,
         exact=asked.exact,
     )
-    whom = Whom(asked.box, asked.time_s, whole_picture=asked.whole_picture, camera=asked.target_camera)
     following = None
     if asked.confirmed or asked.rejected:
         following = FollowSettings(tuple(asked.confirmed), tuple(asked.rejected), join_by="nobody")
     why = asked.reason, asked.case
     return lambda: run_search(
-        gallery, [target], settings, *why, whom=whom, actors=0, following=following, person=person
-    )  # fmt: skip
+        gallery, [target], settings, *why, whom=whom, following=following, person=person, warm=service.warm(gallery)
+    )
 
 
 def _state(search: Search) -> answers.SearchState:
-    found, result = None, search.result
+    facts, result = None, search.result
     if search.answer is not None and result is not None:
         same = ("index_version", "model", "untrained", "gallery_videos", "eligible", "scored", "untimed", "none_probability")
-        found = answers.Found(
+        facts = answers.Found(
             **{name: getattr(result, name) for name in (*same, "calibration", "seconds", "audit_head")},
             filters=list(result.filters),
             remarks=list(search.answer.remarks),
@@ -412,41 +334,7 @@ def _state(search: Search) -> answers.SearchState:
         )
     of_search = {name: getattr(search, name) for name in ("search_id", "made_at", "asked", "state", "error")}
     given = {name: getattr(search.asked, name) for name in ("gallery", "target", "reason", "case")}
-    return answers.SearchState(**of_search, **given, found=found)
-
-
-def _facts(name: str, gallery: Gallery) -> answers.GalleryFacts:
-    from pipeline.index.versions import index_versions  # loads PyTorch, which the service does not wait for
-
-    versions = index_versions(gallery)
-    return answers.GalleryFacts(
-        name=name,
-        requires=list(required(gallery)),
-        index_version=versions[-1] if versions else None,
-        **_extent(gallery.snapshot().videos),
-    )
-
-
-def _extent(videos: pa.Table) -> dict[str, Any]:
-    """How many videos, and when somebody is first and last seen in them."""
-    first, last = time_windows.seen(videos)
-    return {"videos": len(videos), "seen_from": pc.min(first).as_py(), "seen_to": pc.max(last).as_py()}
-
-
-def _of_camera(videos: pa.Table, camera: str | None) -> pa.ChunkedArray:
-    return pc.is_null(videos["camera_id"]) if camera is None else pc.equal(videos["camera_id"], camera)
-
-
-def _segment(segment: SegmentView) -> answers.Segment:
-    return answers.Segment(
-        frames=list(segment.frame_index), times=list(segment.time_s), attention=list(segment.attention)
-    )  # fmt: skip
-
-
-def _picture(jpeg: bytes | None) -> Response:
-    if jpeg is None:
-        raise HTTPException(404, "this frame is no evidence of this lead, or cannot be read any more")
-    return Response(jpeg, media_type="image/jpeg")
+    return answers.SearchState(**of_search, **given, found=facts)
 
 
 def _refused(_request: Request, error: Exception) -> Response:

@@ -80,9 +80,12 @@ def serve(
     """
     import uvicorn
 
+    from pipeline import telemetry
     from pipeline.service.access import Access, read_tokens
-    from pipeline.service.app import Service, create_app, named
+    from pipeline.service.app import create_app
+    from pipeline.service.asking import Service, named
 
+    telemetry.registry()  # this process shows its figures itself
     access = Access(tokens_file)
     if tokens_file is not None:
         read_tokens(tokens_file)  # raises UsageError

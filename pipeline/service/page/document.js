@@ -1,10 +1,23 @@
-// Small helpers around the document.
-export const one = (selector) => document.querySelector(selector);
+// Small helpers around the document. All text goes into it as text, never as markup.
+export const one = (selector, within = document) => within.querySelector(selector);
 
-export function make(tag, properties, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children.map((child) => (child instanceof Node ? child : String(child))));
+function filled(element, properties, children) {
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("aria-") || name === "role" || element instanceof SVGElement) element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children.filter((child) => child !== null).map((child) => (child instanceof Node ? child : String(child))));
   return element;
+}
+
+export const make = (tag, properties, ...children) => filled(document.createElement(tag), properties, children);
+
+export const draw = (tag, properties, ...children) => filled(document.createElementNS("http://www.w3.org/2000/svg", tag), properties, children);
+
+export function button(words, does, properties = {}) {
+  const made = make("button", { type: "button", className: "plain", ...properties }, words);
+  made.addEventListener("click", does);
+  return made;
 }
 
 export function picture(address, words, lazy) {
@@ -21,4 +34,24 @@ export function show(name) {
 export function tell(sentence) {
   one("#message").textContent = sentence;
   one("#message").hidden = sentence === "";
+}
+
+// ---- the address: what a link opens
+
+export const place = () => new URLSearchParams(location.hash.slice(1));
+
+export function remember(fields, replace = false) {
+  const text = new URLSearchParams(Object.entries(fields).filter(([, value]) => value !== null && value !== undefined && value !== ""));
+  const address = `${location.pathname}${text.size ? "#" + text : ""}`;
+  if (replace) history.replaceState(null, "", address);
+  else if (location.hash.slice(1) !== String(text)) history.pushState(null, "", address);
+}
+
+const two = (number) => String(number).padStart(2, "0");
+
+// An instant as UTC, as the rest of the product writes it.
+export function clock(time, seconds = true) {
+  const at = new Date(time);
+  const day = `${at.getUTCFullYear()}-${two(at.getUTCMonth() + 1)}-${two(at.getUTCDate())}`;
+  return `${day} ${two(at.getUTCHours())}:${two(at.getUTCMinutes())}${seconds ? ":" + two(at.getUTCSeconds()) : ""}`;
 }

@@ -6,8 +6,9 @@ export class Refused extends Error {
   }
 }
 
-export async function ask(method, path, body) {
-  const sent = { method, headers: {} };
+// The answer as it came, of which `ask` gives the content. headers: further ones.
+export async function asked(method, path, body, headers = {}) {
+  const sent = { method, headers: { ...headers }, priority: method === "GET" ? "auto" : "high" }; // before pictures that wait
   if (body instanceof Blob) {
     sent.body = body;
     sent.headers["content-type"] = "application/octet-stream";
@@ -21,7 +22,19 @@ export async function ask(method, path, body) {
   } catch {
     throw new Error("the service does not answer; is it still running?");
   }
-  if (answer.ok) return answer.status === 204 ? null : answer.json();
-  const problem = await answer.json().catch(() => ({ detail: `the service answers ${answer.status}` }));
-  throw new Refused(answer.status, problem.detail);
+  if (!answer.ok) throw await refusal(answer);
+  return answer;
 }
+
+export async function ask(method, path, body) {
+  const answer = await asked(method, path, body);
+  return answer.status === 204 ? null : answer.json();
+}
+
+export async function refusal(answer) {
+  const problem = await answer.json().catch(() => ({ detail: `the service answers ${answer.status}` }));
+  return new Refused(answer.status, problem.detail);
+}
+
+// The path of a video of a gallery, whose id may hold anything.
+export const videoPath = (gallery, video, rest) => `/galleries/${encodeURIComponent(gallery)}/videos/${encodeURIComponent(video)}/${rest}`;

@@ -1,0 +1,400 @@
+"""Routes about cases: what several people decide about leads, blind confirmation by a second one, and the path that comes out."""
+
+import re
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
+from fastapi.responses import FileResponse
+
+from pipeline.errors import PipelineError, UsageError, VideoError
+from pipeline.gallery import audit
+from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.places import read_places
+from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.targets import GALLERY_PREFIX
+from pipeline.service import case_answers as answers
+from pipeline.service import travel
+from pipeline.service.access import Token
+from pipeline.service.answers import Problem
+from pipeline.service.asking import PROBLEMS, Asking, Key, Service, ServiceOf, gallery_of, may
+from pipeline.service.casebook import Case, Judged, of_lead, of_search
+from pipeline.service.clips import LONGEST_S, GalleryClips
+from pipeline.service.export import Export
+from pipeline.service.package import write_package
+from pipeline.service.pictures import gallery_pictures, jpeg
+from pipeline.service.searches import BusyError
+
+routes = APIRouter(
+    prefix="/api/v1",
+    responses=PROBLEMS | {code: {"model": Problem} for code in (409, 412, 428)},
+    dependencies=[may("look")],
+)
+
+
+def _case(service: ServiceOf, case: str, gallery: Annotated[str | None, Query(max_length=500)] = None) -> Case:
+    """The case of a name. gallery: needed only where several galleries have a case of that name."""
+    names = [name for name in service.galleries if gallery in (None, name)]
+    found = [one for name in names if (one := service.casebook.open(service.galleries[name], name, case)) is not None]
+    if len(found) > 1:
+        raise HTTPException(409, f"several galleries have a case {case}; say which one with ?gallery=")
+    if not found:
+        raise HTTPException(404, "there is no such case here")
+    return found[0]
+
+
+CaseOf = Annotated[Case, Depends(_case)]
+
+
+def _judged(case: CaseOf, video_id: str) -> Judged:
+    if video_id not in case.judged:
+        raise HTTPException(404, "nobody has decided on this video in this case")
+    return case.judged[video_id]
+
+
+JudgedOf = Annotated[Judged, Depends(_judged)]
+IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=100)]
+IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=100)]
+
+
+@routes.post("/cases", status_code=201, dependencies=[may("investigate")])
+def begin(
+    asked: answers.CaseBegun, service: ServiceOf, asking: Asking, response: Response, key: Key = None
+) -> answers.CaseSummary:
+    """Begin a case in a gallery."""
+    gallery = gallery_of(service, asking.person, asked.gallery)
+
+    def make() -> Case:
+        return service.casebook.begin(gallery, asked.gallery, asked.name, asking, asked.title, asked.reason)
+
+    made = service.once(asking.person, key, asked, make)
+    response.headers["location"] = f"/api/v1/cases/{made.name}"
+    return answers.CaseSummary(**_summary(made))
+
+
+@routes.get("/cases")
+def cases(service: ServiceOf, asking: Asking) -> list[answers.CaseSummary]:
+    """All cases of all galleries here, those that changed last first."""
+    found = [
+        case
+        for gallery_name, gallery in service.galleries.items()
+        for name in service.casebook.names(gallery)
+        if (case := service.casebook.open(gallery, gallery_name, name)) is not None
+    ]
+    found.sort(key=lambda case: case.records[-1]["at"], reverse=True)
+    return [answers.CaseSummary(**_summary(case)) for case in found]
+
+
+@routes.get("/cases/{case}")
+def one_case(found: CaseOf, asking: Asking) -> answers.CaseFound:
+    """A case with its leads and its history. From whoever may still confirm a decision, what it says is kept."""
+    return _found(found, asking)
+
+
+@routes.put("/cases/{case}/state", dependencies=[may("investigate")])
+def close(found: CaseOf, asked: answers.CaseState, service: ServiceOf, asking: Asking) -> answers.CaseFound:
+    """Close a case, or go on with it."""
+    return _found(service.casebook.close(found, asking, asked.state == "closed"), asking)
+
+
+@routes.get("/cases/{case}/decisions/{video_id:path}")
+def decision(found: CaseOf, judged: JudgedOf, asking: Asking, response: Response) -> answers.JudgedLead:
+    """What was decided on a video. Its ETag is what a change of it names in If-Match."""
+    response.headers["etag"] = f'"{judged.tag}"'
+    return _lead(judged, asking, rows(found.gallery, [judged.video_id]))
+
+
+@routes.put("/cases/{case}/decisions/{video_id:path}", dependencies=[may("investigate")])
+def decide(
+    found: CaseOf,
+    video_id: str,
+    asked: answers.LeadDecided,
+    service: ServiceOf,
+    asking: Asking,
+    response: Response,
+    if_match: IfMatch = None,
+    if_none_match: IfNoneMatch = None,
+) -> answers.CaseFound:
+    """Decide on a lead, anew too, or take it back: null. If-Match names the decision that it replaces, `If-None-Match: *` says
+    that there is none; 412 where somebody was faster.
+    """
+    said = _said(found, video_id, asked, service, asking)
+    tag = _tag(found, video_id, if_match, if_none_match)
+    changed = service.casebook.decide(found, asking, video_id, tag, asked.decision, said)
+    response.headers["etag"] = f'"{changed.tag(video_id)}"'
+    return _found(changed, asking)
+
+
+@routes.post("/cases/{case}/confirmations", status_code=201, dependencies=[may("confirm")])
+def confirm(found: CaseOf, asked: answers.LeadConfirmed, service: ServiceOf, asking: Asking) -> answers.JudgedLead:
+    """Say, as a second person and before seeing it, what the first one was asked. The answer tells what that one said."""
+    changed = service.casebook.confirm(found, asking, asked.video_id, asked.tag, asked.decision, asked.note)
+    return _lead(changed.judged[asked.video_id], asking, rows(found.gallery, [asked.video_id]))
+
+
+@routes.get(
+    "/cases/{case}/pictures/{side}/{frame}.jpg",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}}}},
+)
+def picture(
+    found: CaseOf, side: str, frame: int, video_id: Annotated[str, Query(max_length=2000)], service: ServiceOf, asking: Asking
+) -> Response:
+    """A frame that speaks for a decided lead. side: target or candidate."""
+    judged = _judged(found, video_id)
+    segment = (judged.record["evidence"] or {}).get(side)
+    if segment is None or frame not in segment["frames"]:
+        raise HTTPException(404, "this frame is no evidence of this lead")
+    service.viewed(found.gallery, asking.person, {"case": found.name, "video_id": video_id})
+    times = dict(zip(segment["frames"], segment["times"], strict=True))
+    target = judged.record["target"]
+    if side == "target" and not target.startswith(GALLERY_PREFIX):  # an upload is there as long as its search is
+        search = service.searches.known(judged.record["search"])
+        data = None if search is None else service.pictures.of_target(search, frame)
+    else:
+        video = rows(found.gallery, [target.removeprefix(GALLERY_PREFIX) if side == "target" else video_id])
+        data = service.pictures.of_video(found.gallery, next(iter(video.values())), times, frame) if video else None
+    return jpeg(data)
+
+
+@routes.get("/cases/{case}/path")
+def path(
+    found: CaseOf, asking: Asking, fastest: Annotated[float, Query(gt=0, le=1000)] = travel.METRES_PER_SECOND
+) -> answers.CasePath:
+    """The targets and the leads that were called the same person, over cameras and time. fastest: metres a second that somebody
+    may go. What a second person did not agree to is left out.
+    """
+    return _path(found, asking, fastest)
+
+
+@routes.post("/cases/{case}/exports", status_code=202, dependencies=[may("investigate")])
+def export(
+    found: CaseOf, asked: answers.ExportAsked, service: ServiceOf, asking: Asking, response: Response, key: Key = None
+) -> answers.ExportState:
+    """Begin a package that hands the case over: the report, the extract, pictures, the records and SHA256SUMS, as a zip."""
+    service.exports.check(found, asking)  # first, since the others say something of what was decided
+    audit.check_policy(found.gallery, asked.reason, found.name)
+    if audit.CONFIRMATION in audit.required(found.gallery) and found.unconfirmed():
+        raise UsageError(audit.UNCONFIRMED)
+    if not any(one.decision == "same" for one in found.judged.values()):
+        raise UsageError("no lead of this case was called the same person, so there is nothing to hand over")
+
+    def make() -> Export:
+        return service.exports.begin(found, asking, asked.reason, lambda out: _package(service, found, asking, out))
+
+    made = service.once(f"{asking.person} {found.gallery_name} {found.name}", key, asked, make)
+    response.headers["location"] = f"/api/v1/cases/{found.name}/exports/{made.export_id}"
+    return _state(made)
+
+
+@routes.get("/cases/{case}/exports/{export_id}", dependencies=[may("investigate")])
+def one_export(found: CaseOf, export_id: str, service: ServiceOf) -> answers.ExportState:
+    """How far an export is."""
+    return _state(_export(service, found, export_id))
+
+
+@routes.get(
+    "/cases/{case}/exports/{export_id}/package.zip",
+    dependencies=[may("investigate")],
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}}}},
+)
+def package(found: CaseOf, export_id: str, service: ServiceOf, asking: Asking) -> Response:
+    """The package of an export that is done."""
+    service.exports.check(found, asking)
+    made = _export(service, found, export_id)
+    if made.state != "done":
+        raise HTTPException(409, f"the export is {made.state}")
+    return FileResponse(made.path, media_type="application/zip", filename=f"{found.name}.zip")
+
+
+def _export(service: Service, case: Case, export_id: str) -> Export:
+    found = service.exports.of(case, export_id)
+    if found is None:
+        raise HTTPException(404, "there is no such export any more; make another one")
+    return found
+
+
+def _state(export: Export) -> answers.ExportState:
+    fields: dict[str, Any] = {
+        name: getattr(export, name) for name in ("export_id", "made_at", "state", "error", "sha256", "bytes")
+    }
+    return answers.ExportState(case=export.case.name, made_by=export.person, **fields)
+
+
+def _package(service: Service, case: Case, asking: Token, out: Path) -> dict[str, str]:
+    """Write the package of a case; pictures of uploads are there as long as their search is."""
+    targets = [one.record["target"].removeprefix(GALLERY_PREFIX) for one in case.judged.values()]
+    videos = rows(case.gallery, [*case.judged, *targets])
+    of_gallery = gallery_pictures(case.gallery)
+    searches = {one.record["search"] for one in case.judged.values()}
+    known = [search for one in searches if (search := service.searches.known(one)) is not None]
+    uploads = {search.result.target.video_id: search for search in known if search.result is not None}
+
+    def pictures(video: VideoRef, wanted: Any) -> Any:
+        if video.video_id in videos:
+            return of_gallery(video, wanted)
+        search = uploads.get(video.video_id)
+        if search is None or search.answer is None or search.result is None:
+            return {}
+        of_upload = search.answer.pictures()
+        try:
+            return of_upload(search.result.target, wanted)
+        finally:
+            of_upload.close()
+
+    try:
+        path = _path(case, asking, travel.METRES_PER_SECOND).model_dump(mode="json")
+        return write_package(case, videos, path, pictures, partial(_clip, service.clips(case.gallery)), out)
+    finally:
+        of_gallery.close()
+
+
+def _clip(clips: GalleryClips, video: VideoRef, start: float, end: float) -> bytes | None:
+    """The person of a video in a stretch of it, as MP4; None where it cannot be made any more."""
+    row = clips.row(video.video_id)
+    if row is None:
+        return None
+    try:
+        places = clips.places(row)
+        made = clips.clip(row, places.clip(*places.span(start, min(end, start + LONGEST_S)), crop=True))
+        try:
+            made.begun(whole=True)
+            return made.path.read_bytes()
+        finally:
+            made.left()
+    except (PipelineError, VideoError, BusyError, OSError):
+        return None
+
+
+def _path(case: Case, asking: Token, fastest: float) -> answers.CasePath:
+    same = [one for one in case.judged.values() if not one.hidden_from(asking) and one.decision == "same"]
+    same = [one for one in same if one.confirmation is None or one.confirmed]
+    targets = [
+        one.record["target"].removeprefix(GALLERY_PREFIX) for one in same if one.record["target"].startswith(GALLERY_PREFIX)
+    ]
+    why = {**dict.fromkeys(targets, "target"), **{one.video_id: "same person" for one in same}}
+    videos, places = rows(case.gallery, list(why)), read_places(case.gallery)
+    confirmed = {one.video_id for one in same if one.confirmed}
+    return answers.CasePath(
+        appearances=[_appearance(video, why, confirmed, places) for video in travel.in_order(videos.values())],
+        legs=[answers.PathLeg(**asdict(leg)) for leg in travel.legs(videos.values(), places, fastest)],
+        hidden=sum(one.hidden_from(asking) for one in case.judged.values()),
+    )
+
+
+def _appearance(video: VideoRef, why: dict[str, str], confirmed: set[str], places: dict[str, Any]) -> answers.Appearance:
+    place = places.get(video.camera_id or "")
+    of_place = {name: getattr(place, name, None) for name in ("latitude", "longitude", "x_m", "y_m")}
+    return answers.Appearance(
+        video_id=video.video_id,
+        why=why[video.video_id],
+        confirmed=video.video_id in confirmed,
+        camera=getattr(place, "name", None),
+        **_seen(video),
+        **of_place,
+    )
+
+
+def _said(case: Case, video_id: str, asked: answers.LeadDecided, service: Service, asking: Token) -> dict[str, Any]:
+    """What a decision's record says besides: the search and what it says of the lead. Raises HTTPException where it has none."""
+    if asked.search is None:
+        if asked.decision is not None:
+            raise HTTPException(422, "say which search of yours found the lead")
+        return {"note": asked.note}
+    search = service.searches.of(asking.person, asked.search)
+    if search is None or search.result is None:
+        raise HTTPException(404, "there is no such search of yours that is done; search again")
+    if search.gallery is not case.gallery:
+        raise HTTPException(422, "the search was made in another gallery")
+    lead = next((one for one in search.leads() if one.video.video_id == video_id), None)
+    if lead is None:
+        raise HTTPException(422, "the search has no such lead")
+    named = {"search": search.search_id, "search_audit_head": search.result.audit_head, "target": search.asked.target}
+    return {"note": asked.note, **named, **of_search(search), **of_lead(lead)}
+
+
+def _tag(case: Case, video_id: str, if_match: str | None, if_none_match: str | None) -> int | None:
+    """The decision that is to be replaced, None for whatever there is. Raises HTTPException 428 where nothing says so."""
+    if if_none_match == "*":
+        if video_id in case.judged:
+            raise HTTPException(412, f"somebody has decided on {video_id} meanwhile; look again")
+        return case.tag(video_id)
+    if if_match is None:
+        raise HTTPException(428, "say in If-Match which decision this replaces (its ETag), or If-None-Match: * for the first one")
+    if if_match == "*":
+        return None
+    if not re.fullmatch(r'"\d{1,10}"', if_match):
+        raise HTTPException(412, "this ETag is none of a decision")
+    return int(if_match.strip('"'))
+
+
+def _summary(case: Case) -> dict[str, Any]:
+    first = case.records[0]
+    return {
+        "name": case.name,
+        "gallery": case.gallery_name,
+        "title": first["title"],
+        "reason": first["reason"],
+        "begun_by": first["who"],
+        "begun_at": first["at"],
+        "state": "open" if case.is_open else "closed",
+        "judged": len(case.judged),
+        "waiting": sum(one.confirmation is None for one in case.judged.values()),
+        "changed_at": case.records[-1]["at"],
+    }
+
+
+def _found(case: Case, asking: Token) -> answers.CaseFound:
+    videos = rows(case.gallery, list(case.judged))
+    hidden = {video_id for video_id, one in case.judged.items() if one.hidden_from(asking)}
+    return answers.CaseFound(
+        **_summary(case),
+        leads=[_lead(one, asking, videos) for one in case.judged.values()],
+        events=[_event(record, hidden) for record in case.records],
+        exports=[record["export"] for record in case.records if record["action"] == "export"],
+        head=audit.head(case.gallery, case.chain),
+        requires=list(audit.required(case.gallery)),
+    )
+
+
+def _event(record: dict[str, Any], hidden: set[str]) -> answers.CaseEvent:
+    shown = record.get("video_id") not in hidden
+    said: dict[str, Any] = {name: record.get(name) for name in ("number", "at", "action", "video_id")}
+    said |= {name: record.get(name) if shown else None for name in ("who", "decision")}
+    return answers.CaseEvent(**said)
+
+
+def _lead(judged: Judged, asking: Token, videos: dict[str, VideoRef]) -> answers.JudgedLead:
+    record, hidden = judged.record, judged.hidden_from(asking)
+    said = judged.confirmation
+    fields: dict[str, Any] = {name: record.get(name) for name in ("search", "target", "evidence")}
+    kept = ("decision", "who", "note", "rank", "score", "probability")
+    fields |= {name: None if hidden else record.get(name) for name in kept}
+    return answers.JudgedLead(
+        tag=judged.tag,
+        hidden=hidden,
+        at=record["at"],
+        confirmation=None if said is None else answers.ConfirmationSaid(**asdict(said)),
+        **fields,
+        video_id=judged.video_id,
+        **_seen(videos.get(judged.video_id)),
+    )
+
+
+def _seen(video: VideoRef | None) -> dict[str, Any]:
+    if video is None:
+        return {"camera_id": None, "seen_from": None, "seen_to": None}
+    first, last = video.seen or (None, None)
+    return {"camera_id": video.camera_id, "seen_from": first, "seen_to": last}
+
+
+def rows(gallery: Gallery, video_ids: list[str]) -> dict[str, VideoRef]:
+    """Videos of the gallery by id; those that are not there are left out."""
+    table = gallery.snapshot().videos
+    rows = table.filter(pc.is_in(table["video_id"], pa.array(video_ids, pa.string()))).to_pylist()
+    return {row["video_id"]: VideoRef.of(row) for row in rows}

@@ -1,0 +1,88 @@
+"""Routes of what a search found besides its list of leads: all scores, cameras and times, and what speaks for a lead."""
+
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+from fastapi import APIRouter, HTTPException, Query
+
+from pipeline import time_windows
+from pipeline.search.results import SegmentView
+from pipeline.service import answers, view_answers
+from pipeline.service.asking import PROBLEMS, LeadOf, SearchOf, may
+from pipeline.service.searches import Search
+
+routes = APIRouter(prefix="/api/v1/searches/{search_id}", responses=PROBLEMS, dependencies=[may("investigate")])
+
+
+@routes.get("/distribution")
+def distribution(search: SearchOf, bins: Annotated[int, Query(ge=2, le=200)] = 50) -> view_answers.Distribution:
+    """How all scores are distributed: counts in bins from 0 to 1, or over their range where scores are sums."""
+    _, scores = _all_scores(search)
+    bounded = len(scores) == 0 or (scores.min() >= 0 and scores.max() <= 1)
+    span = (0.0, 1.0) if bounded else (float(scores.min()), float(scores.max()))
+    counts, edges = np.histogram(scores, bins, span)
+    leads = [lead.score for lead in search.leads()]
+    return view_answers.Distribution(
+        edges=edges.tolist(), counts=counts.tolist(), scored=len(scores), lowest_lead=min(leads, default=None)
+    )
+
+
+@routes.get("/timeline")
+def timeline(search: SearchOf, limit: Annotated[int, Query(ge=1, le=5000)] = 1000) -> view_answers.Timeline:
+    """Where and when the best of all scored videos are: what a page draws as cameras by time."""
+    videos, scores = _all_scores(search)
+    best = np.argsort(-scores, kind="stable")[:limit]
+    rows, ranks = videos.take(pa.array(best)), {lead.video.video_id: lead.rank for lead in search.leads()}
+    first, last = time_windows.seen(rows)
+    columns = (rows["video_id"], rows["camera_id"], first, last)
+    points = [
+        view_answers.TimelinePoint(
+            video_id=video_id, camera_id=camera, seen_from=start, seen_to=end, score=score, rank=ranks.get(video_id)
+        )
+        for (video_id, camera, start, end), score in zip(
+            zip(*(column.to_pylist() for column in columns), strict=True), scores[best].tolist(), strict=True
+        )
+    ]
+    cameras = sorted({one.camera_id for one in points}, key=lambda one: (one is None, one))
+    untimed = sum(one.seen_from is None for one in points)
+    return view_answers.Timeline(cameras=cameras, points=points, left_out=len(scores) - len(best), untimed=untimed)
+
+
+@routes.get("/leads/{rank}/evidence")
+def evidence(lead: LeadOf) -> view_answers.Evidence:
+    """What speaks for a lead: its best pairs of segments, and how much each of its frames counts, with its time."""
+    shares: dict[int, view_answers.FrameShare] = {}
+    for pair in lead.best_pairs:
+        view = pair.candidate
+        for frame, time_s, attention in zip(view.frame_index, view.time_s, view.attention, strict=True):
+            if frame not in shares or shares[frame].share < attention:
+                shares[frame] = view_answers.FrameShare(frame=frame, time_s=time_s, share=attention)
+    largest = max((one.share for one in shares.values()), default=1.0)
+    return view_answers.Evidence(
+        rank=lead.rank,
+        video_id=lead.video.video_id,
+        pairs=[
+            answers.Pair(target=segment(pair.target), candidate=segment(pair.candidate), score=pair.score)
+            for pair in lead.best_pairs
+        ],
+        shares=[one.model_copy(update={"share": one.share / largest}) for _, one in sorted(shares.items())],
+        ingested_hash=lead.video.ingested_hash,
+        source_hash=lead.source_hash,
+    )
+
+
+def segment(view: SegmentView) -> answers.Segment:
+    """A segment as it is answered."""
+    return answers.Segment(frames=list(view.frame_index), times=list(view.time_s), attention=list(view.attention))
+
+
+def _all_scores(search: Search) -> tuple[pa.Table, np.ndarray]:
+    """The scored videos, rows of the index's, and their scores, float64 [m]; none that was forgotten since."""
+    if search.answer is None or search.result is None or search.result.all_scores is None:
+        raise HTTPException(404, f"the search is {search.state}")
+    scored = search.result.all_scores
+    videos = search.answer.index.videos.take(pa.array(scored.videos))
+    gone = search.gallery.forgotten(search.known)
+    kept = np.array([video_id not in gone for video_id in videos["video_id"].to_pylist()], bool) if gone else None
+    return (videos, scored.scores) if kept is None else (videos.filter(pa.array(kept)), scored.scores[kept])

@@ -1,0 +1,109 @@
+"""Routes about galleries: what is in them, their cameras and videos."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime
+
+from pipeline import time_windows
+from pipeline.gallery.audit import append_record, on_behalf_of, required
+from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.places import CameraPlace, read_places, write_places
+from pipeline.service import answers
+from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
+
+routes = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("look")])
+
+
+@routes.get("/galleries")
+def galleries(service: ServiceOf) -> list[answers.GalleryFacts]:
+    """All galleries here."""
+    return [_facts(name, gallery) for name, gallery in service.galleries.items()]
+
+
+@routes.get("/galleries/{gallery}")
+def one_gallery(gallery: str, opened: GalleryOf) -> answers.GalleryFacts:
+    """What is in a gallery, and what it requires of a search."""
+    return _facts(gallery, opened)
+
+
+@routes.get("/galleries/{gallery}/cameras")
+def cameras(opened: GalleryOf) -> list[answers.Camera]:
+    """The cameras of a gallery, with how much they filmed and what is known of their places; videos of no known camera last."""
+    videos, places = opened.snapshot().videos, read_places(opened)
+    filmed = set(pc.unique(videos["camera_id"]).to_pylist())
+    return [
+        answers.Camera(**_place(camera, places.get(camera or "")), **_extent(videos.filter(_of_camera(videos, camera))))
+        for camera in sorted(filmed | set(places), key=lambda one: (one is None, one))
+    ]
+
+
+@routes.put("/galleries/{gallery}/cameras", dependencies=[may("administer")])
+def place_cameras(asked: answers.Cameras, opened: GalleryOf, person: Person) -> list[answers.Camera]:
+    """Say where cameras are and what people call them; cameras that are left out have no place any more."""
+    places = [CameraPlace(**one.model_dump()) for one in asked.cameras]
+    append_record(opened, "cameras", {**on_behalf_of(person), "cameras": [asdict(one) for one in places]})
+    write_places(opened, places)
+    return cameras(opened)
+
+
+@routes.get("/galleries/{gallery}/videos")
+def videos(
+    opened: GalleryOf,
+    camera: Annotated[str | None, Query(max_length=500)] = None,
+    starts_with: Annotated[str, Query(max_length=2000)] = "",
+    seen_after: AwareDatetime | None = None,
+    seen_before: AwareDatetime | None = None,
+    cursor: Annotated[str, Query(max_length=2000)] = "",
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> answers.Videos:
+    """Videos of a gallery by id: all, or those in which somebody is seen then and there. cursor: what the page before ended
+    with.
+    """
+    table = opened.snapshot().videos
+    wanted = pc.and_(pc.starts_with(table["video_id"], starts_with), pc.greater(table["video_id"], cursor))
+    if seen_after is not None or seen_before is not None:
+        inside = time_windows.seen_within(*time_windows.seen(table), seen_after, seen_before)
+        wanted = pc.and_(wanted, pa.chunked_array([pa.array(inside)]))
+    if camera is not None:
+        wanted = pc.and_(wanted, _of_camera(table, camera))
+    rows = table.filter(pc.fill_null(wanted, False)).slice(0, limit + 1).to_pylist()
+    found = [
+        answers.Video(
+            video_id=row["video_id"],
+            camera_id=row["camera_id"],
+            seen_from=row["seen_from"] or row["start_time"],
+            seen_to=row["seen_to"] or row["start_time"],
+        )
+        for row in rows[:limit]
+    ]
+    return answers.Videos(videos=found, following=found[-1].video_id if len(rows) > limit else None)
+
+
+def _facts(name: str, gallery: Gallery) -> answers.GalleryFacts:
+    from pipeline.index.versions import index_versions  # loads PyTorch, which the service does not wait for
+
+    versions = index_versions(gallery)
+    return answers.GalleryFacts(
+        name=name,
+        requires=list(required(gallery)),
+        index_version=versions[-1] if versions else None,
+        **_extent(gallery.snapshot().videos),
+    )
+
+
+def _place(camera_id: str | None, place: CameraPlace | None) -> dict[str, Any]:
+    return {"camera_id": camera_id, **({} if place is None else {k: v for k, v in asdict(place).items() if k != "camera_id"})}
+
+
+def _extent(videos: pa.Table) -> dict[str, Any]:
+    """How many videos, and when somebody is first and last seen in them."""
+    first, last = time_windows.seen(videos)
+    return {"videos": len(videos), "seen_from": pc.min(first).as_py(), "seen_to": pc.max(last).as_py()}
+
+
+def _of_camera(videos: pa.Table, camera: str | None) -> pa.ChunkedArray:
+    return pc.is_null(videos["camera_id"]) if camera is None else pc.equal(videos["camera_id"], camera)

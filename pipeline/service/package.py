@@ -1,0 +1,187 @@
+"""The package that hands a case over: a zip that anybody can check and read without this program.
+
+report.html            the offline report of all leads that were called the same person
+extract.json           the case: what was decided by whom, confirmations, the path, what the searches rest on
+extract.parquet        the leads as a search's results, with what was decided
+pictures/              the frames that speak for each lead, as they were scored
+clips/                 the stretches of video around them, where they could be made
+records/               the case's chain of records, as they lie in the gallery
+AUDIT_HEAD             the heads of the gallery's audit log and of the case's chain, COUNT:SHA256
+SHA256SUMS             of all of these, as `sha256sum -c` takes them
+"""
+
+import functools
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UsageError
+from pipeline.gallery import audit
+from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView, results_table
+from pipeline.search.targets import GALLERY_PREFIX
+from pipeline.service.casebook import OF_RESULT, Case, Judged
+from pipeline.settings import ScoreSettings
+from pipeline.storage.hashing import file_sha256
+
+Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, np.ndarray]]
+"""As `pipeline.search.report.Pictures`."""
+Clip = Callable[[VideoRef, float, float], bytes | None]
+"""(video, start, end in seconds) -> an MP4 file; None where there is none."""
+AROUND_S = 2.0  # of a clip, before and after the segment
+
+
+def write_package(
+    case: Case, videos: Mapping[str, VideoRef], path: Mapping[str, Any], pictures: Pictures, clip: Clip, out: Path
+) -> dict[str, str]:
+    """Write the zip and return the SHA-256 of each file in it, by name.
+
+    videos: of the gallery, by id, at least the leads that were called the same person and gallery targets. path: as the interface
+    gives it. Raises UsageError where no lead was called the same person.
+    """
+    same = [one for one in case.judged.values() if one.decision == "same" and one.video_id in videos]
+    if not same:
+        raise UsageError(f"no lead of the case {case.name} was called the same person, so there is nothing to hand over")
+    with tempfile.TemporaryDirectory(prefix="resight-export-") as name:
+        folder = Path(name)
+        _write_files(case, same, videos, path, pictures, clip, folder)
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        sums = {str(file.relative_to(folder)): _sha256(file) for file in files}
+        (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in [*files, folder / "SHA256SUMS"]:
+                archive.write(file, f"{case.name}/{file.relative_to(folder)}")
+        return {**sums, "SHA256SUMS": _sha256(folder / "SHA256SUMS")}
+
+
+def _write_files(
+    case: Case,
+    same: list[Judged],
+    videos: Mapping[str, VideoRef],
+    path: Mapping[str, Any],
+    pictures: Pictures,
+    clip: Clip,
+    folder: Path,
+) -> None:
+    from pipeline.search.report import write_report  # loads the templates' language
+
+    results = _results(case, same, videos)
+    kept = functools.cache(lambda video, frames: pictures(video, dict(frames)))
+    write_report(results, str(folder), lambda video, wanted: kept(video, tuple(sorted(wanted.items()))))
+    pq.write_table(_extract(results, case), folder / "extract.parquet")
+    _write(folder / "extract.json", json.dumps(_document(case, results, path), indent=1, ensure_ascii=False))
+    for record in case.records:
+        name = f"{record['number']:010d}.json"
+        _write(folder / "records" / name, json.dumps(record, ensure_ascii=False) + "\n")
+    heads = f"{audit.head(case.gallery)}  audit log\n{audit.head(case.gallery, case.chain)}  case {case.name}\n"
+    _write(folder / "AUDIT_HEAD", heads)
+    for number, (result, lead) in enumerate([(one, lead) for one in results for lead in one.leads], 1):
+        for side, video, segments in _sides(result, lead):
+            times: dict[int, float | None] = {n: t for one in segments for n, t in zip(one.frame_index, one.time_s, strict=True)}
+            for frame, crop in pictures(video, dict(sorted(times.items()))).items():
+                _write(folder / "pictures" / f"lead-{number}" / f"{side}-frame-{frame}.jpg", _jpeg(crop))
+            if segments and (found := clip(video, max(0.0, segments[0].start_s - AROUND_S), segments[0].end_s + AROUND_S)):
+                _write(folder / "clips" / f"lead-{number}-{side}.mp4", found)
+
+
+def _sides(result: SearchResult, lead: Lead) -> list[tuple[str, VideoRef, list[SegmentView]]]:
+    return [
+        ("target", result.target, [pair.target for pair in lead.best_pairs]),
+        ("lead", lead.video, [pair.candidate for pair in lead.best_pairs]),
+    ]
+
+
+def _results(case: Case, same: list[Judged], videos: Mapping[str, VideoRef]) -> list[SearchResult]:
+    """The leads as results of the searches that found them, one a search."""
+    by_search: dict[str, list[Judged]] = {}
+    for one in same:
+        by_search.setdefault(one.record["search"], []).append(one)
+    return [_result(case, leads, videos) for leads in by_search.values()]
+
+
+def _result(case: Case, judged: list[Judged], videos: Mapping[str, VideoRef]) -> SearchResult:
+    record = judged[0].record
+    found, target = record["found"], record["target"].removeprefix(GALLERY_PREFIX)
+    return SearchResult(
+        target=videos.get(target) or VideoRef(found["target"]["video_id"], "", ingested_hash=found["target"]["ingested_hash"]),
+        leads=tuple(_lead(one.record, videos) for one in sorted(judged, key=lambda one: one.record["rank"])),
+        gallery=case.gallery.location.uri,
+        searched_at=datetime.fromisoformat(found["searched_at"]) if found["searched_at"] else None,
+        case=case.name,
+        score=ScoreSettings(normalise=found["normalise"]),
+        filters=("only what was called the same person in the case",),
+        **{name: found[name] for name in OF_RESULT},
+    )
+
+
+def _lead(record: Mapping[str, Any], videos: Mapping[str, VideoRef]) -> Lead:
+    evidence = record["evidence"]
+    pairs = []
+    if evidence is not None:
+        sides = [
+            SegmentView(*(tuple(evidence[side][name]) for name in ("frames", "times", "attention")))
+            for side in ("target", "candidate")
+        ]
+        pairs.append(SegmentPair(sides[0], sides[1], evidence["score"]))
+    same = ("rank", "score", "probability", "prefilter_rank", "source_hash", "strength")
+    return Lead(video=videos[record["video_id"]], best_pairs=tuple(pairs), **{name: record[name] for name in same})
+
+
+def _extract(results: list[SearchResult], case: Case) -> pa.Table:
+    """The leads as `results_table` has them, and who decided and confirmed them."""
+    table = results_table(results)
+    nothing = pa.nulls(len(table), pa.string())  # the search's record in the audit log says what it was asked
+    table = table.set_column(table.schema.get_field_index("settings"), "settings", nothing).replace_schema_metadata(None)
+    judged = [case.judged[video_id] for video_id in table["video_id"].to_pylist()]
+    more = {
+        "decision": [one.decision for one in judged],
+        "decided_by": [one.record["who"] for one in judged],
+        "decided_at": [one.record["at"] for one in judged],
+        "note": [one.record["note"] for one in judged],
+        "confirmed_by": [one.confirmation.who if one.confirmation and one.confirmation.agrees else None for one in judged],
+    }
+    for name, values in more.items():
+        table = table.append_column(name, pa.array(values, pa.string()))
+    return table
+
+
+def _document(case: Case, results: list[SearchResult], path: Mapping[str, Any]) -> dict[str, Any]:
+    first = case.records[0]
+    searches = json.loads(results_table(results).schema.metadata[b"searches"])
+    for search in searches:
+        del search["settings"], search["filters"]  # the search's record in the audit log says what it was asked
+    return {
+        "case": case.name,
+        **{name: first[name] for name in ("title", "reason")},
+        "begun_by": first["who"],
+        "begun_at": first["at"],
+        "gallery": case.gallery.location.uri,
+        "made_at": datetime.now(UTC).isoformat(),
+        "path": path,
+        "searches": searches,
+        "records": list(case.records),
+    }
+
+
+def _write(file: Path, content: str | bytes) -> None:
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_bytes(content.encode("utf-8", "replace") if isinstance(content, str) else content)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return file_sha256(opened)
+
+
+def _jpeg(crop: np.ndarray) -> bytes:
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))
+    return data.tobytes()

@@ -1,0 +1,116 @@
+// The charts below the leads: cameras by time, with a brush over times, and how all scores are distributed.
+import { clock, draw } from "/page/document.js";
+
+const ROW = 26; // height of a camera's row, in pixels
+const LEFT = 92; // room for names of cameras
+const BOTTOM = 22; // room for times
+const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10080, 43200].map((minutes) => minutes * 60000);
+
+const title = (words) => draw("title", {}, words);
+
+function ticks(from, to, most) {
+  const step = STEPS.find((each) => (to - from) / each <= most) ?? (to - from) / most;
+  const found = [];
+  for (let time = Math.ceil(from / step) * step; time <= to; time += step) found.push(time);
+  return found;
+}
+
+// points: of the service's timeline. decisionOf: of a video id. chosen: the video that is looked at. range: [from, to] in ms, or
+// null. does: { choose(video id), brush([from, to] or null) }.
+export function timeline(svg, { cameras, points }, { decisionOf, chosen, range, does }) {
+  const timed = points.filter((each) => each.seen_from !== null);
+  const height = ROW * cameras.length + BOTTOM;
+  const width = Math.max(300, svg.parentElement.clientWidth);
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.setAttribute("height", height);
+  svg.setAttribute("width", width);
+  if (timed.length === 0) {
+    svg.replaceChildren(draw("text", { x: 8, y: 18, class: "axis" }, "no video has a time"));
+    return;
+  }
+  const times = timed.flatMap((each) => [Date.parse(each.seen_from), Date.parse(each.seen_to)]);
+  let [from, to] = [Math.min(...times), Math.max(...times)];
+  const room = Math.max((to - from) * 0.02, 30000);
+  [from, to] = [from - room, to + room];
+  const x = (time) => LEFT + ((width - LEFT - 8) * (time - from)) / (to - from);
+  const time = (place) => from + ((place - LEFT) * (to - from)) / (width - LEFT - 8);
+  const parts = [];
+  cameras.forEach((camera, row) => {
+    parts.push(draw("rect", { class: row % 2 ? "row odd" : "row", x: LEFT, y: row * ROW, width: width - LEFT - 8, height: ROW }));
+    const name = camera ?? "no camera";
+    parts.push(draw("text", { class: "axis", x: LEFT - 6, y: row * ROW + ROW / 2 + 4, "text-anchor": "end" }, name.length > 12 ? `…${name.slice(-11)}` : name, title(name)));
+  });
+  for (const each of ticks(from, to, Math.max(2, Math.floor((width - LEFT) / 90)))) {
+    const words = clock(each, false);
+    const midnight = words.endsWith("00:00");
+    parts.push(draw("line", { class: "tick", x1: x(each), x2: x(each), y1: 0, y2: ROW * cameras.length }));
+    parts.push(draw("text", { class: "axis", x: x(each), y: height - 6, "text-anchor": "middle" }, midnight ? words.slice(5, 10) : words.slice(11)));
+  }
+  if (range) parts.push(draw("rect", { class: "brush", x: x(range[0]), y: 0, width: Math.max(1, x(range[1]) - x(range[0])), height: ROW * cameras.length }));
+  const marks = [...timed].reverse().map((each) => { // the best last, on top
+    const row = cameras.indexOf(each.camera_id);
+    const [left, right] = [x(Date.parse(each.seen_from)), x(Date.parse(each.seen_to))];
+    const isLead = each.rank !== null;
+    const wide = Math.max(isLead ? 14 : 4, right - left);
+    const tall = isLead ? ROW - 8 : ROW - 14;
+    const mark = draw("rect", {
+      class: ["mark", isLead ? "lead" : "other", decisionOf(each.video_id) ?? "", each.video_id === chosen ? "chosen" : ""].join(" ").trim(),
+      x: (left + right) / 2 - wide / 2, y: row * ROW + (ROW - tall) / 2, width: wide, height: tall, rx: 3,
+      "fill-opacity": isLead ? 1 : Math.max(0.12, Math.min(1, each.score)).toFixed(2),
+    }, title(`${isLead ? `lead ${each.rank}: ` : ""}${each.video_id}, ${each.camera_id ?? "no camera"}, ${clock(each.seen_from)}, score ${each.score.toFixed(3)}`));
+    const words = isLead ? draw("text", { class: "rank", x: (left + right) / 2, y: row * ROW + ROW / 2 + 4, "text-anchor": "middle" }, each.rank) : null;
+    const group = draw("g", {}, mark, words);
+    if (isLead) group.addEventListener("click", () => does.choose(each.video_id));
+    return group;
+  });
+  svg.replaceChildren(...parts, ...marks);
+  svg.setAttribute("aria-label", `${points.length} videos of ${cameras.length} cameras from ${clock(from)} to ${clock(to)} UTC; ${points.filter((each) => each.rank !== null).length} are leads`);
+  brushable(svg, { time, x, height: ROW * cameras.length, does });
+}
+
+function brushable(svg, { time, x, height, does }) {
+  svg.onpointerdown = (event) => {
+    const left = svg.getBoundingClientRect().left;
+    const begun = event.clientX - left;
+    if (begun < LEFT || event.button !== 0) return;
+    const drawn = draw("rect", { class: "brush", x: begun, y: 0, width: 0, height });
+    const move = (later) => {
+      if (!drawn.isConnected) svg.append(drawn);
+      const now = Math.max(LEFT, later.clientX - left);
+      drawn.setAttribute("x", Math.min(begun, now));
+      drawn.setAttribute("width", Math.abs(now - begun));
+    };
+    const end = (later) => {
+      removeEventListener("pointermove", move);
+      drawn.remove();
+      const now = Math.max(LEFT, later.clientX - left);
+      if (Math.abs(now - begun) > 6) does.brush([time(Math.min(begun, now)), time(Math.max(begun, now))].map(Math.round));
+      else if (!later.target.closest("g")) does.brush(null);
+    };
+    addEventListener("pointermove", move);
+    addEventListener("pointerup", end, { once: true });
+  };
+}
+
+// Counts on a logarithmic scale, since nearly all scores are low. chosen: the score of the lead that is looked at.
+export function histogram(svg, { edges, counts, scored, lowest_lead: lowest }, chosen) {
+  const [width, height, left] = [360, 120, 8];
+  const [low, high] = [edges[0], edges.at(-1)];
+  const x = (score) => left + ((width - 2 * left) * (score - low)) / (high - low || 1);
+  const most = Math.log1p(Math.max(1, ...counts));
+  const base = height - 20;
+  const bars = counts.map((count, bin) => {
+    const tall = (Math.log1p(count) / most) * (base - 14);
+    const wide = x(edges[bin + 1]) - x(edges[bin]);
+    const isOfLeads = lowest !== null && edges[bin + 1] > lowest;
+    return draw("rect", { class: isOfLeads ? "bar of-leads" : "bar", x: x(edges[bin]), y: base - tall, width: Math.max(1, wide - 1), height: tall }, title(`${count} videos of ${edges[bin].toFixed(2)} to ${edges[bin + 1].toFixed(2)}`));
+  });
+  const parts = [...bars, draw("line", { class: "base", x1: left, x2: width - left, y1: base, y2: base })];
+  if (chosen !== null) parts.push(draw("line", { class: "now", x1: x(chosen), x2: x(chosen), y1: 4, y2: base }));
+  for (const [score, anchor] of [[low, "start"], [(low + high) / 2, "middle"], [high, "end"]]) {
+    parts.push(draw("text", { class: "axis", x: x(score), y: height - 5, "text-anchor": anchor }, score.toFixed(high - low > 5 ? 0 : 1)));
+  }
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.setAttribute("aria-label", `Scores of ${scored} videos; the leads begin at ${lowest === null ? "none" : lowest.toFixed(3)}`);
+  svg.replaceChildren(...parts);
+}

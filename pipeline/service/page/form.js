@@ -1,0 +1,140 @@
+// A new search: a video of the gallery, or a file that is dropped here, in which a box says who is meant.
+import { button, make, one, show, tell } from "/page/document.js";
+import { ask } from "/page/interface.js";
+import { Player } from "/page/player.js";
+
+const WINDOW_S = 60; // of an upload that is played at once
+const form = one("#search-form");
+let galleries = [];
+let taken = null; // the upload, as the service knows it
+let box = null; // { box, time_s }
+let player = null;
+let start = 0;
+let does = null; // { attempt, found(search) }
+
+export async function openForm(known, target, gallery, actions) {
+  [galleries, does] = [known, actions];
+  show("new");
+  one("#where").textContent = "";
+  form.gallery.replaceChildren(...galleries.map((each) => make("option", { value: each.name }, each.name)));
+  if (gallery) form.gallery.value = gallery;
+  if (target) form.video.value = target;
+  await chosenGallery();
+  const earlier = await ask("GET", "/searches");
+  one("#earlier").hidden = earlier.length === 0;
+  one("#earlier-list").replaceChildren(...earlier.map((each) => {
+    const words = `${each.target} in ${each.gallery}`;
+    const when = new Date(each.made_at).toLocaleString();
+    return make("li", {}, make("a", { href: `#search=${each.search_id}` }, words), make("span", { className: "quiet" }, ` ${each.state}, ${when}`));
+  }));
+}
+
+export const focusForm = () => form.video.focus();
+
+async function chosenGallery() {
+  const chosen = galleries.find((each) => each.name === form.gallery.value);
+  if (!chosen) return;
+  const index = chosen.index_version ? `index ${chosen.index_version}` : "no index yet: run jobs.index";
+  one("#gallery-facts").textContent = `${chosen.videos.toLocaleString("en")} videos, ${index}`;
+  form.reason.required = chosen.requires.includes("reason");
+  form.case.required = chosen.requires.includes("case");
+  const cameras = await ask("GET", `/galleries/${encodeURIComponent(chosen.name)}/cameras`);
+  one("#cameras").replaceChildren(...cameras.filter((each) => each.camera_id !== null).map((each) =>
+    make("label", {}, make("input", { type: "checkbox", name: "camera", value: each.camera_id }), `${each.name ?? each.camera_id} (${each.videos})`)));
+  await suggest();
+}
+
+async function suggest() {
+  const query = new URLSearchParams({ starts_with: form.video.value, limit: 50 });
+  const { videos } = await ask("GET", `/galleries/${encodeURIComponent(form.gallery.value)}/videos?${query}`);
+  one("#videos").replaceChildren(...videos.map((each) => make("option", { value: each.video_id }, each.camera_id ?? "")));
+}
+
+// ---- a file
+
+async function bring(file) {
+  forget();
+  tell(`bringing ${file.name} …`);
+  const { target_id: id } = await ask("POST", `/targets?${new URLSearchParams({ name: file.name })}`, file);
+  taken = await ask("GET", `/targets/${encodeURIComponent(id)}`);
+  tell("");
+  form.video.value = "";
+  one("#upload").hidden = false;
+  one("#upload-facts").textContent = `${file.name}, ${taken.width} x ${taken.height} pixels, SHA-256 ${taken.sha256.slice(0, 12)}…`;
+  one("#upload-hint").textContent = taken.is_scene
+    ? "This looks like a scene: draw a box around who is meant. Pause where they are seen well."
+    : "This looks like one person. If it is not, draw a box around who is meant.";
+  if (!player) {
+    player = new Player("target", "What you brought");
+    player.root.classList.add("drawing");
+    player.onDrawn = (drawn, time) => { box = { box: drawn, time_s: taken.is_photo ? null : Number(time.toFixed(3)) }; said(); };
+    player.tools.append(
+      button("Earlier", () => turn(-WINDOW_S), { className: "plain small", id: "earlier-minute" }),
+      button("Later", () => turn(WINDOW_S), { className: "plain small", id: "later-minute" }),
+      button("No box", () => { box = null; said(); play(); }, { className: "plain small" }));
+    one("#upload-player").append(player.root);
+  }
+  start = 0;
+  play();
+  said();
+}
+
+function play() {
+  const address = `/api/v1/targets/${encodeURIComponent(taken.target_id)}/clip.mp4?${new URLSearchParams({ start, end: start + WINDOW_S })}`;
+  player.show({ ...taken, clip: { address, start, end: start + WINDOW_S }, boxes: box ? [{ time_s: box.time_s ?? 0, x: box.box[0], y: box.box[1], w: box.box[2], h: box.box[3] }] : [] });
+  for (const each of ["earlier-minute", "later-minute"]) one(`#${each}`).hidden = taken.is_photo;
+}
+
+function turn(by) {
+  start = Math.max(0, start + by);
+  play();
+}
+
+function said() {
+  one("#upload-box").textContent = box
+    ? `Box: ${box.box.join(", ")} (x, y, width, height)${box.time_s === null ? "" : ` at ${box.time_s.toFixed(2)} s`}`
+    : "No box: all of the picture is the person.";
+  for (const [at, name] of ["x", "y", "w", "h"].entries()) form[name].value = box ? box.box[at] : "";
+  form.at.value = box?.time_s ?? "";
+}
+
+function forget() {
+  [taken, box] = [null, null];
+  one("#upload").hidden = true;
+  player?.show({ note: "" });
+}
+
+// ---- asking
+
+async function submit() {
+  if (!taken && !form.video.value.trim()) throw new Error("say who is looked for: the id of a video, or a file");
+  const edges = ["x", "y", "w", "h"].map((name) => form[name].value);
+  if (edges.some((edge) => edge !== "") && edges.some((edge) => edge === "")) throw new Error("a box has four numbers: x, y, width, height");
+  const moment = (name) => (form[name].value ? `${form[name].value}:00Z` : null);
+  const own = taken && !form.video.value.trim();
+  const hasBox = edges[0] !== "";
+  await does.found(await ask("POST", "/searches", {
+    gallery: form.gallery.value,
+    target: own ? `upload:${taken.target_id}` : `id:${form.video.value.trim()}`,
+    reason: form.reason.value || null,
+    case: form.case.value || null,
+    box: hasBox ? edges.map(Number) : null,
+    time_s: form.at.value === "" ? null : Number(form.at.value),
+    whole_picture: form.whole.checked || Boolean(own && !hasBox),
+    cameras: [...form.querySelectorAll("[name=camera]:checked")].map((each) => each.value),
+    other_cameras: form.other.checked,
+    after: moment("after"),
+    before: moment("before"),
+    top: Number(form.top.value),
+  }));
+}
+
+let typed = null;
+form.addEventListener("submit", (event) => { event.preventDefault(); does.attempt(submit); });
+form.gallery.addEventListener("change", () => does.attempt(chosenGallery));
+form.video.addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(() => does.attempt(suggest), 250); });
+form.file.addEventListener("change", () => { if (form.file.files[0]) does.attempt(() => bring(form.file.files[0])); });
+const drop = one("#drop");
+for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
+for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
+drop.addEventListener("drop", (event) => { event.preventDefault(); if (event.dataTransfer.files[0]) does.attempt(() => bring(event.dataTransfer.files[0])); });

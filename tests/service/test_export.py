@@ -1,0 +1,163 @@
+"""Packages that hand a case over: what is in them, that anybody can check them, who may make them, and what is on record."""
+
+import io
+import json
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from starlette.testclient import TestClient
+
+from pipeline.errors import PipelineError
+from pipeline.gallery.audit import head, read_records, set_policy, verify
+from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.evidence import SourcePictures
+from pipeline.service.asking import Service
+from tests.service.test_cases import decided
+from tests.service.test_service import done, role
+
+EXPORTS = "/api/v1/cases/7-26/exports"
+
+
+@pytest.fixture(autouse=True)
+def grey(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of made-up videos."""
+    monkeypatch.setattr(
+        SourcePictures, "__call__", lambda _self, _video, wanted: {n: np.full((192, 96, 3), 90, np.uint8) for n in wanted}
+    )
+
+
+@pytest.fixture(autouse=True)
+def clips(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float]]:
+    """What clips are asked for; the last one cannot be made."""
+    asked: list[tuple[str, float, float]] = []
+
+    def clip(_clips: object, video: VideoRef, start: float, end: float) -> bytes | None:
+        asked.append((video.video_id, start, end))
+        return None if len(asked) == 4 else b"an mp4 file"
+
+    monkeypatch.setattr("pipeline.service.cases._clip", clip)
+    return asked
+
+
+def exported(client: TestClient, **asked: object) -> dict:
+    begun = client.post(EXPORTS, json=asked)
+    assert begun.status_code == 202, begun.text
+    for _ in range(600):
+        state = client.get(begun.headers["location"]).json()
+        if state["state"] in ("done", "failed"):
+            return state
+        time.sleep(0.05)
+    raise AssertionError(state)
+
+
+def unpacked(client: TestClient, export: dict, folder: Path) -> Path:
+    answer = client.get(f"{EXPORTS}/{export['export_id']}/package.zip")
+    assert answer.status_code == 200 and len(answer.content) == export["bytes"]
+    zipfile.ZipFile(io.BytesIO(answer.content)).extractall(folder)
+    return folder / "7-26"
+
+
+def checked(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_package_is_checked_by_anybody_and_one_changed_byte_is_found(
+    anna: TestClient, gallery: Gallery, tmp_path: Path, clips: list[tuple[str, float, float]]
+) -> None:
+    search_id = done(anna, case="7-26", reason="missing child")["search_id"]
+    for video_id, decision in (("v000", "same"), ("v002", "same"), ("v005", "different")):
+        decided(anna, video_id, decision, search_id)
+    before = head(gallery)
+    export = exported(anna, reason="to the court")
+    assert export["state"] == "done" and export["made_by"] == "Anna"
+    folder = unpacked(anna, export, tmp_path / "elsewhere")
+    ended = checked(folder)
+    assert ended.returncode == 0, ended.stderr
+    listed = {line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    assert listed == {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {"SHA256SUMS"}
+    document = json.loads((folder / "extract.json").read_text())
+    assert (document["case"], document["title"], len(document["records"])) == ("7-26", "Missing child", 4)
+    assert [one["video_id"] for one in document["path"]["appearances"]] == ["v000", "v001", "v002"]
+    table = pq.read_table(folder / "extract.parquet").to_pylist()
+    assert {(one["video_id"], one["decision"], one["decided_by"]) for one in table} == {
+        (v, "same", "Anna") for v in ("v000", "v002")
+    }
+    assert {one["case"] for one in table} == {"7-26"} and all(len(one["best_pairs"]) == 1 for one in table)
+    report = (folder / "report.html").read_text()
+    assert all(words in report for words in ("v000", "v002", "7-26", "missing child")) and "v005" not in report
+    assert len(list((folder / "pictures" / "lead-1").iterdir())) == 16
+    assert [video_id for video_id, *_ in clips][::2] == ["v001", "v001"] and len(clips) == 4
+    assert all(0 <= start < end for _, start, end in clips)
+    names = [f"lead-{number}-{side}.mp4" for number, side in ((1, "lead"), (1, "target"), (2, "target"))]
+    assert sorted(file.name for file in (folder / "clips").iterdir()) == names
+    assert (folder / "AUDIT_HEAD").read_text().startswith(f"{before}  audit log")
+    for number, record in enumerate(document["records"]):  # the chain, as it lies in the gallery
+        own = Path(gallery.location.path, "cases", "7-26", f"{number:010d}.json").read_bytes()
+        assert (folder / "records" / f"{number:010d}.json").read_bytes() == own and json.loads(own) == record
+    record = read_records(gallery)[-1]
+    assert (record["action"], record["who"], record["package_sha256"]) == ("export", "Anna", export["sha256"])
+    assert record["unconfirmed"] == ["v000", "v002"] and verify(gallery) == [] and verify(gallery, chain="cases/7-26") == []
+    assert anna.get("/api/v1/cases/7-26").json()["exports"] == [export["export_id"]]
+    picture = next((folder / "pictures").rglob("*.jpg"))
+    data = bytearray(picture.read_bytes())
+    data[len(data) // 2] ^= 1
+    picture.write_bytes(data)
+    assert checked(folder).returncode == 1 and f"{picture.relative_to(folder)}: FAILED" in checked(folder).stdout
+
+
+def test_an_export_waits_for_the_second_person_where_the_gallery_requires_it(
+    anna: TestClient,
+    bert: TestClient,
+    gallery: Gallery,
+) -> None:
+    decided(anna, "v000", "same", done(anna, reason="why", case="7-26")["search_id"])
+    set_policy(gallery, ["reason", "confirmation"], "rules")
+    assert "reason" in anna.post(EXPORTS, json={}).json()["detail"]
+    refused = anna.post(EXPORTS, json={"reason": "to the court"})
+    assert refused.status_code == 422 and "second person" in refused.json()["detail"]
+    blind = bert.post(EXPORTS, json={"reason": "to the court"})
+    assert blind.status_code == 409 and "confirm the leads" in blind.json()["detail"]  # it does not tell that there is any
+    tag = bert.get("/api/v1/cases/7-26").json()["leads"][0]["tag"]
+    said = {"video_id": "v000", "tag": tag, "decision": "same"}
+    assert bert.post("/api/v1/cases/7-26/confirmations", json=said).status_code == 201
+    assert exported(anna, reason="to the court")["state"] == "done"
+    assert read_records(gallery)[-1]["confirmation"] == "all by a second person" and verify(gallery) == []
+
+
+def test_who_may_still_confirm_exports_nothing(anna: TestClient, bert: TestClient, gallery: Gallery) -> None:
+    decided(anna, "v000", "same", done(anna)["search_id"])
+    refused = bert.post(EXPORTS, json={})
+    assert refused.status_code == 409 and "confirm" in refused.json()["detail"]
+    export = exported(anna)
+    assert bert.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 409
+
+
+def test_there_is_something_to_hand_over_or_a_sentence(anna: TestClient, service: Service, gallery: Gallery) -> None:
+    decided(anna, "v000", "different", done(anna)["search_id"])
+    before = len(read_records(gallery))
+    assert "nothing to hand over" in anna.post(EXPORTS, json={}).json()["detail"]
+    assert role(service, "viewer", "Dora").post(EXPORTS, json={}).status_code == 403
+    assert anna.get(f"{EXPORTS}/nothing").status_code == 404 and len(read_records(gallery)) == before
+
+
+def test_an_export_that_cannot_be_recorded_is_not_given_out(
+    anna: TestClient,
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decided(anna, "v000", "same", done(anna)["search_id"])
+
+    def full(*_arguments: object, **_named: object) -> str:
+        raise PipelineError("the disk is full")
+
+    monkeypatch.setattr("pipeline.gallery.audit.append_record", full)
+    export = exported(anna)
+    assert (export["state"], export["error"]) == ("failed", "the disk is full")
+    assert anna.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 409
+    assert list(service.exports.folder.iterdir()) == []

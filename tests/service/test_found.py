@@ -1,0 +1,118 @@
+"""What a search found besides its leads: all scores, cameras and times, what speaks for a lead, and searching on with it."""
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+from starlette.testclient import TestClient
+
+from pipeline.gallery.audit import read_records
+from pipeline.gallery.gallery import Gallery
+from pipeline.index.build import build_index
+from pipeline.retention.forget import Selection, forget
+from tests.service.test_service import anna, done, gallery, opened, service, stranger  # noqa: F401 - fixtures
+
+LEADS = "/api/v1/searches/{}/leads"
+
+
+@pytest.fixture
+def everything(anna: TestClient) -> tuple[str, list[dict]]:  # noqa: F811
+    """A search of which all videos are leads: its address, and they."""
+    search_id = done(anna, top=23, exact=True)["search_id"]
+    return search_id, anna.get(LEADS.format(search_id)).json()
+
+
+def test_all_scores_are_in_the_distribution(anna: TestClient, everything: tuple[str, list[dict]]) -> None:  # noqa: F811
+    _, leads = everything
+    few = done(anna, top=3, exact=True)["search_id"]  # fewer leads, the same scores
+    found = anna.get(f"/api/v1/searches/{few}/distribution", params={"bins": 20}).json()
+    counts, edges = np.histogram([lead["score"] for lead in leads], 20, (0, 1))
+    assert found["counts"] == counts.tolist() and found["edges"] == pytest.approx(edges.tolist()) and found["scored"] == 23
+    assert found["lowest_lead"] == leads[2]["score"]
+    assert anna.get(f"/api/v1/searches/{few}/distribution", params={"bins": 1}).status_code == 422
+
+
+def test_the_timeline_has_the_best_videos_where_and_when_they_are(
+    anna: TestClient,  # noqa: F811
+    everything: tuple[str, list[dict]],
+) -> None:
+    _, leads = everything
+    few = done(anna, top=3, exact=True)["search_id"]
+    found = anna.get(f"/api/v1/searches/{few}/timeline").json()
+    assert found["cameras"] == ["cam0", "cam1"] and (found["left_out"], found["untimed"]) == (0, 0)
+    names = ("video_id", "camera_id", "seen_from", "score")
+    assert sorted(tuple(one[name] for name in names) for one in found["points"]) == sorted(
+        tuple(one[name] for name in names) for one in leads
+    )
+    assert [one["rank"] for one in found["points"]] == [1, 2, 3] + [None] * 20
+    scores = [one["score"] for one in found["points"]]
+    assert scores == sorted(scores, reverse=True)
+    some = anna.get(f"/api/v1/searches/{few}/timeline", params={"limit": 5}).json()
+    assert some["points"] == found["points"][:5] and some["left_out"] == 18
+
+
+def test_evidence_says_how_much_each_frame_counts(anna: TestClient, everything: tuple[str, list[dict]]) -> None:  # noqa: F811
+    search_id, leads = everything
+    found = anna.get(f"{LEADS.format(search_id)}/1/evidence").json()
+    assert found["video_id"] == leads[0]["video_id"] and found["pairs"] == leads[0]["pairs"]
+    expected: dict[int, float] = {}
+    for pair in leads[0]["pairs"]:
+        for frame, share in zip(pair["candidate"]["frames"], pair["candidate"]["attention"], strict=True):
+            expected[frame] = max(share, expected.get(frame, 0))
+    top = max(expected.values())
+    assert {one["frame"]: one["share"] for one in found["shares"]} == pytest.approx({n: s / top for n, s in expected.items()})
+    times = [one["time_s"] for one in found["shares"]]
+    assert times == sorted(times) == pytest.approx([frame / 10 for frame in sorted(expected)])
+    assert anna.get(f"{LEADS.format(search_id)}/99/evidence").status_code == 404
+
+
+def test_refining_averages_the_logits_and_hides_what_is_different(
+    anna: TestClient,  # noqa: F811
+    gallery: Gallery,  # noqa: F811
+) -> None:
+    plain = {"top": 23, "exact": True}
+
+    def scores(**asked: object) -> dict[str, float]:
+        leads = anna.get(LEADS.format(done(anna, **plain, **asked)["search_id"])).json()
+        return {one["video_id"]: one["score"] for one in leads}
+
+    of_target, of_confirmed = scores(target="id:v001"), scores(target="id:v000")
+    search_id = done(anna, **plain)["search_id"]
+    address = f"/api/v1/searches/{search_id}/refine"
+    assert anna.post(address, json={"confirmed": [], "hidden": ["v002"]}).status_code == 422
+    assert anna.post(address, json={"confirmed": ["v002"], "hidden": ["v002"]}).status_code == 422
+    refined = anna.post(address, json={"confirmed": ["v000"], "hidden": ["v002"]})
+    assert refined.status_code == 202 and refined.json()["search_id"] != search_id
+    ended = anna.get(refined.headers["location"], params={"wait": 30}).json()
+    assert ended["state"] == "done" and (ended["asked"]["confirmed"], ended["asked"]["rejected"]) == (["v000"], ["v002"])
+    found = [one["video_id"] for one in anna.get(LEADS.format(ended["search_id"])).json()]
+    both = {name: expit((logit(of_target[name]) + logit(of_confirmed[name])) / 2) for name in set(found) - {"v000", "v001"}}
+    # What the best leads say of others is not asked where there are several targets: the best one alone is compared.
+    assert next(one for one in found if one in both) == max(both, key=lambda name: both[name]) == "v003"
+    assert "v002" not in found
+    record = read_records(gallery)[-1]
+    assert (record["action"], record["following"]["confirmed"]) == ("follow", ["v000"])
+    again = anna.post(f"/api/v1/searches/{ended['search_id']}/refine", json={"confirmed": ["v002"]}).json()["asked"]
+    assert (again["confirmed"], again["rejected"]) == (["v000", "v002"], [])  # said otherwise now
+
+
+def test_what_is_forgotten_is_in_no_chart(toy_gallery: Gallery) -> None:
+    build_index(toy_gallery)
+    own, client = opened(toy_gallery)
+    search_id = done(client, gallery="gallery", top=3, exact=True)["search_id"]
+    best = client.get(LEADS.format(search_id)).json()[0]["video_id"]
+    forget(toy_gallery, Selection(video_ids=(best,)), "asked to")
+    points = client.get(f"/api/v1/searches/{search_id}/timeline").json()["points"]
+    assert best not in {one["video_id"] for one in points} and len(points) == 38
+    assert client.get(f"/api/v1/searches/{search_id}/distribution").json()["scored"] == 38
+    assert client.get(f"{LEADS.format(search_id)}/1/evidence").status_code == 404
+    own.close()
+
+
+def test_videos_are_found_by_where_and_when(anna: TestClient) -> None:  # noqa: F811
+    """v000, v001, ... are seen at 12:00, 12:01, ... by two cameras in turn."""
+    asked = {"camera": "cam1", "seen_after": "2026-03-01T12:03:00Z", "seen_before": "2026-03-01T12:09:00Z", "limit": 2}
+    first = anna.get("/api/v1/galleries/town/videos", params=asked).json()
+    second = anna.get("/api/v1/galleries/town/videos", params=asked | {"cursor": first["following"]}).json()
+    assert [one["video_id"] for one in first["videos"] + second["videos"]] == ["v003", "v005", "v007"]
+    assert second["following"] is None
+    assert anna.get("/api/v1/galleries/town/videos", params={"seen_after": "noon"}).status_code == 422

@@ -1,0 +1,359 @@
+"""The page in a browser, Debian's chromium: from the printed link to a triage by keyboard, at three widths, light and dark."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.gallery.audit import read_records, user
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
+from pipeline.index.build import build_index
+from tests.conftest import add_videos, toy_spec
+from tests.decoding.test_video import write_video
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright, of the dev extra, is not installed")
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+WIDTHS = ((390, 844), (1280, 800), (1920, 1080))
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium")
+KINDS = {  # of what browsers do not play themselves, and one that they do
+    "v000": (".avi", "mpeg4"),
+    "v001": (".ts", "mpeg2video"),
+    "v002": (".mkv", "libx264"),
+    "v003": (".wmv", "wmv2"),
+    "v004": (".webm", "libvpx-vp9"),
+}
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    """24 made-up videos, v000 and on, each of its own file of 40 frames, ten a second; v005 is somebody in a scene."""
+    folder = tmp_path_factory.mktemp("page")
+    made = Gallery.open_or_create(folder / "town", GallerySettings(toy_spec(), 10.0, None))
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(6, 24))
+    add_videos(made, [(f"p{n // 4}", (centres[n // 4] + 0.4 * rng.normal(size=(40, 24))).astype(np.float16)) for n in range(24)])
+    videos, files = made.snapshot().videos, []
+    (folder / "boxes.txt").write_text("".join(f"{n + 1},5,{100 + n},100,40,100\n" for n in range(40)))
+    for name in videos["video_id"].to_pylist():
+        suffix, codec = KINDS.get(name, (".mp4", "libx264"))
+        size = (640, 360) if name == "v005" else (64, 128)
+        files.append(str(write_video(folder / f"{name}{suffix}", 40, size, 25 if codec == "mpeg2video" else 10, codec)))
+    of_scene = [name == "v005" for name in videos["video_id"].to_pylist()]
+    columns = {
+        "uri": pa.array(files),
+        "boxes_uri": pa.array([str(folder / "boxes.txt") if one else None for one in of_scene], pa.string()),
+        "track": pa.array([5 if one else None for one in of_scene], pa.int64()),
+        "fps": pa.array([10.0] * len(videos)),
+        "width": pa.array([640 if one else 64 for one in of_scene], pa.int32()),
+        "height": pa.array([360 if one else 128 for one in of_scene], pa.int32()),
+    }
+    for name, column in columns.items():
+        videos = videos.set_column(videos.schema.get_field_index(name), VIDEOS_SCHEMA.field(name), column)
+    made.commit(videos, REJECTS_SCHEMA.empty_table())
+    build_index(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def link(gallery: Gallery) -> Iterator[str]:
+    """What the command prints."""
+    call = [sys.executable, "-m", "jobs.serve", "--gallery", gallery.location.uri, "--port", "0", "--person", "Anna"]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found is not None
+        yield found[0]
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def context(browser: Any, link: str) -> Any:
+    """A browser in which Anna has opened the link."""
+    made = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = made.new_page()
+    page.goto(link)
+    page.wait_for_selector("#new:not([hidden])")
+    assert "token" not in page.url  # it stays in no history
+    page.close()
+    return made
+
+
+@pytest.fixture
+def page(context: Any, link: str) -> Iterator[Any]:
+    """A page whose console stays silent."""
+    opened = context.new_page()
+    said: list[str] = []
+    opened.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.goto(link.partition("#")[0])
+    opened.wait_for_selector("#new:not([hidden])")
+    yield opened
+    opened.close()
+    assert said == []
+
+
+def until(holds: Callable[[], Any], seconds: float = 20) -> Any:
+    """What `holds` gives, once that is true. The page's policy forbids Playwright's own waiting for a function."""
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)
+    return found
+
+
+def searched(page: Any, video: str = "v006") -> None:
+    """A search for a video of the gallery, by the form."""
+    page.fill("[name=video]", video)
+    page.fill("[name=reason]", "a test of the page")
+    page.click("#search-form button[type=submit]")
+    page.wait_for_selector("#triage:not([hidden]) .thumb")
+
+
+def lead(page: Any) -> int:
+    return int(re.search(r"lead=(\d+)", page.url)[1])  # type: ignore[index]
+
+
+PLAYS = """async (selector) => {
+    const video = document.querySelector(selector);
+    const name = document.querySelector("#lead-name").textContent.split(". ")[1];
+    if (selector.startsWith("#lead") && !video.dataset.clip?.includes(`/${name}/`)) return false;
+    return video.readyState >= 2 && video.buffered.length > 0 && Number.isFinite(video.duration);
+}"""
+SEEKS = """async ([selector, time]) => {
+    const video = document.querySelector(selector);
+    video.pause();
+    video.currentTime = time;
+    await new Promise((resolve) => video.addEventListener("seeked", resolve, { once: true }));
+    const canvas = Object.assign(document.createElement("canvas"), { width: 8, height: 8 });
+    canvas.getContext("2d").drawImage(video, 0, 0, 8, 8);
+    return [video.currentTime, video.videoWidth, video.videoHeight, ...canvas.getContext("2d").getImageData(4, 4, 1, 1).data];
+}"""
+
+
+def test_twenty_leads_are_judged_in_forty_keys(page: Any, gallery: Gallery) -> None:
+    searched(page)
+    assert page.locator(".thumb").count() == 20 and lead(page) == 1
+    before = len(read_records(gallery))
+    began, keys = time.monotonic(), 0
+    for decision in "yynnu" * 4:
+        page.keyboard.press(decision)
+        keys += 1
+    until(lambda: page.inner_text("#judged") == "20 of 20 judged")
+    print(f"20 leads in {keys} keys and {time.monotonic() - began:.1f} s")
+    assert keys <= 40
+    said = [one["decision"] for one in read_records(gallery)[before:] if one["action"] == "decision"]
+    assert said == ["same", "same", "different", "different", "unsure"] * 4
+    page.keyboard.press("z")
+    page.keyboard.press("z")
+    until(lambda: page.inner_text("#judged") == "18 of 20 judged")
+    assert lead(page) == 19 and read_records(gallery)[-1]["decision"] is None
+    page.reload()
+    page.wait_for_selector("#triage:not([hidden]) .thumb")
+    assert page.inner_text("#judged") == "18 of 20 judged" and lead(page) == 19
+
+
+def test_every_key_does_what_the_list_says(page: Any, gallery: Gallery) -> None:
+    searched(page)
+    video = "#lead-player video"
+    until(lambda: page.evaluate(PLAYS, video))
+    press = page.keyboard.press
+
+    def closed(dialog: str) -> None:
+        press("Escape")
+        page.wait_for_selector(f"{dialog}[open]", state="detached")
+
+    press("j"), press("j"), press("k")
+    assert lead(page) == 2
+    until(lambda: page.evaluate(PLAYS, video))
+    until(lambda: not page.evaluate("(s) => document.querySelector(s).paused", video))
+    press("Space")
+    assert page.evaluate("(s) => document.querySelector(s).paused", video)
+    page.evaluate(SEEKS, [video, 1.0])
+    press("ArrowRight")
+    until(lambda: page.evaluate("(s) => document.querySelector(s).currentTime", video) == pytest.approx(1.1, abs=0.01))
+    press("ArrowLeft"), press("ArrowLeft")
+    until(lambda: page.evaluate("(s) => document.querySelector(s).currentTime", video) == pytest.approx(0.9, abs=0.01))
+    press("Shift+ArrowRight")
+    until(lambda: "pair=2" in page.url)
+    press("s")
+    until(lambda: "view=scene" in page.url and page.inner_text("#view").startswith("Person"))
+    press("s"), press("c")
+    until(lambda: "compare=1" in page.url and "view=scene" not in page.url)
+    press("c"), press("/")
+    page.keyboard.type("cam1")
+    until(lambda: "filter=cam1" in page.url)
+    shown = page.locator(".thumb .camera").all_inner_texts()
+    assert set(shown) == {"cam1"} and 0 < len(shown) < 20
+    press("Enter"), press("?")
+    page.wait_for_selector("#keys[open]")
+    page.uncheck("#keys-on")
+    closed("#keys")
+    at = lead(page)
+    press("j")
+    assert lead(page) == at  # single keys are off
+    press("?")
+    page.check("#keys-on")
+    closed("#keys")
+    press("d")
+    page.wait_for_selector("#details[open] #details-hashes dd")
+    until(lambda: "details=1" in page.url)
+    closed("#details")
+    first = page.url.split("search=")[1].split("&")[0]
+    page.fill("#filter", "")
+    press("Enter")
+    page.evaluate("document.activeElement.blur()")
+    press("y")
+    until(lambda: page.inner_text("#judged").startswith("1 of 20 judged"))
+    press("r")
+    until(lambda: f"search={first}" not in page.url)
+    page.wait_for_selector("#triage:not([hidden]) .thumb")
+    until(lambda: "refined by 1 confirmed" in page.inner_text("#summary"))
+    assert read_records(gallery)[-1]["action"] in ("follow", "view")
+    second = page.url.split("search=")[1].split("&")[0]
+    press("f")
+    until(lambda: f"search={second}" not in page.url and not page.is_hidden("#triage"))
+
+
+def test_a_link_opens_the_same_view(page: Any, context: Any) -> None:
+    searched(page)
+    box = page.locator("#timeline").bounding_box()
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 10, steps=4)
+    page.mouse.up()
+    until(lambda: "from=" in page.url and 0 < page.locator(".thumb").count() < 20)
+    page.keyboard.press("j")
+    page.keyboard.press("s")
+    until(lambda: "view=scene" in page.url)
+    other = context.new_page()
+    other.goto(page.url)
+    other.wait_for_selector("#triage:not([hidden]) .thumb")
+    for what in ("#lead-name", "#range-words", "#view", "#lead-facts"):
+        assert until(lambda what=what: other.inner_text(what)) == page.inner_text(what)
+    assert other.locator(".thumb").count() == page.locator(".thumb").count() and other.url == page.url
+    other.close()
+    page.click("#clear")
+    assert page.locator(".thumb").count() == 20 and "from=" not in page.url
+
+
+def test_recordings_of_every_kind_play_and_are_sought(page: Any, gallery: Gallery) -> None:
+    searched(page)
+    seen = set()
+    for _ in range(20):
+        name = until(lambda: page.inner_text("#lead-name")).partition(". ")[2]
+        until(lambda: page.evaluate(PLAYS, "#lead-player video"))
+        if name in KINDS:
+            seen.add(name)
+            rate = 25 if KINDS[name][1] == "mpeg2video" else 10
+            number = 20 if rate == 25 else 15
+            time_s, width, height, *colour, _ = page.evaluate(SEEKS, ["#lead-player video", (number + 0.5) / rate])
+            assert time_s == pytest.approx((number + 0.5) / rate, abs=0.02) and (width, height) == (64, 128)
+            assert np.mean(colour) == pytest.approx(8 * number, abs=14), name  # `write_video` says a frame's number so
+        page.keyboard.press("j")
+    assert len(seen) >= 3
+
+
+def test_a_box_is_drawn_over_the_scene_where_the_person_is(page: Any) -> None:
+    searched(page, "v004")
+    page.fill("#filter", "v005")
+    page.keyboard.press("Enter")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("s")
+    until(
+        lambda: (
+            page.evaluate(PLAYS, "#lead-player video")
+            and page.evaluate("document.querySelector('#lead-player video').videoWidth") == 640
+        )
+    )
+    page.evaluate(SEEKS, ["#lead-player video", 2.0])
+    area = page.evaluate("""() => {
+        const video = document.querySelector('#lead-player video').getBoundingClientRect();
+        const box = document.querySelector('#lead-player .box').getBoundingClientRect();
+        const scale = Math.min(video.width / 640, video.height / 360);
+        const left = video.left + (video.width - 640 * scale) / 2, top = video.top + (video.height - 360 * scale) / 2;
+        return [(box.left - left) / scale, (box.top - top) / scale, box.width / scale, box.height / scale];
+    }""")
+    assert area == pytest.approx([120, 100, 40, 100], abs=3)
+
+
+def test_a_box_drawn_on_a_paused_upload_is_a_target(page: Any, tmp_path: Path, gallery: Gallery) -> None:
+    page.set_input_files("[name=file]", str(write_video(tmp_path / "scene.avi", 30, (640, 360), 10, "mpeg4")))
+    page.wait_for_selector("#upload:not([hidden])")
+    assert "looks like a scene" in page.inner_text("#upload-hint")
+    until(lambda: page.evaluate(PLAYS, "#upload-player video"))
+    area = page.locator("#upload-player .screen").bounding_box()
+    x, y = (lambda share: area["x"] + share * area["width"]), (lambda share: area["y"] + share * area["height"])
+    page.mouse.move(x(0.5), y(0.3))
+    page.mouse.down()
+    page.mouse.move(x(0.6), y(0.8), steps=4)
+    page.mouse.up()
+    said = re.search(r"Box: (\d+), (\d+), (\d+), (\d+) .* at ([\d.]+) s", page.inner_text("#upload-box"))
+    assert said is not None
+    left, top, width, height, at = map(float, said.groups())
+    scale = min(area["width"] / 640, area["height"] / 360)
+    expected = [320, 180 + (0.3 - 0.5) * area["height"] / scale, 0.1 * area["width"] / scale, 0.5 * area["height"] / scale]
+    assert [left, top, width, height] == pytest.approx(expected, abs=3) and 0 <= at <= 3
+    page.fill("[name=reason]", "a test of boxes")
+    page.click("#search-form button[type=submit]")
+    until(lambda: not page.is_hidden("#message") or not page.is_hidden("#triage"))
+    record = next(one for one in reversed(read_records(gallery)) if one["action"] == "search")  # its backbone is made up
+    assert record["target"].startswith("/") and record["who"] == "Anna" and record["account"] == user()
+
+
+def screens(page: Any) -> Iterator[str]:
+    """Each screen in turn."""
+    yield "form"
+    searched(page)
+    page.keyboard.press("y")
+    until(lambda: page.evaluate(PLAYS, "#lead-player video"))
+    yield "triage"
+    for key, name in (("s", "scene"), ("c", "compare")):
+        page.keyboard.press(key)
+        yield name
+    page.keyboard.press("c")
+    page.keyboard.press("d")
+    page.wait_for_selector("#details[open] #details-hashes dd")
+    yield "details"
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#details[open]", state="detached")
+    page.keyboard.press("?")
+    yield "keys"
+
+
+def test_no_screen_has_a_violation_or_is_wider_than_the_window(page: Any, browser: Any, link: str, tmp_path: Path) -> None:
+    """axe-core's rules; pictures of all are left in the test's folder."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe, of the dev extra, is not installed").Axe()
+    stranger = browser.new_context().new_page()
+    stranger.goto(link.partition("#")[0])
+    stranger.wait_for_selector("#sign-in:not([hidden])")
+    wrong = []
+    for opened, name in [(stranger, "sign-in"), *((page, name) for name in screens(page))]:
+        for width, height in WIDTHS:
+            opened.set_viewport_size({"width": width, "height": height})
+            if opened.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+                wrong.append((name, width, "wider than the window"))
+            for scheme in ("light", "dark"):
+                opened.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+                opened.screenshot(path=tmp_path / f"{name}-{width}-{scheme}.png")
+                if width == 1920 and scheme == "dark":
+                    continue  # as at 1280
+                for one in axe.run(opened).response["violations"]:
+                    wrong.append((name, width, scheme, one["id"], [node["html"][:160] for node in one["nodes"]][:3]))
+    assert wrong == []

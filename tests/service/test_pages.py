@@ -1,0 +1,127 @@
+"""Cases, review, export, quality and admin as people meet them, in Debian's chromium."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.gallery.gallery import Gallery
+from pipeline.service.access import Role, issue
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine (apt-get install chromium)")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+PEOPLE: dict[Role, str] = {"investigator": "Anna", "reviewer": "Bert", "admin": "Carla", "viewer": "Dora"}
+
+
+class Served:
+    """A service in a process of its own, and what people do with it."""
+
+    def __init__(self, address: str, tokens: dict[Role, str]) -> None:
+        self.address, self.tokens = address, tokens
+
+    def ask(self, method: str, path: str, body: object = None, **headers: str) -> dict:
+        """As Anna's program."""
+        data = None if body is None else json.dumps(body).encode()
+        headers |= {"authorization": f"Bearer {self.tokens['investigator']}", "content-type": "application/json"}
+        request = urllib.request.Request(f"{self.address}/api/v1{path}", data, headers, method=method)  # noqa: S310 - our own
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            return json.loads(answer.read())
+
+
+@pytest.fixture
+def served(gallery: Gallery, tmp_path: Path) -> Iterator[Served]:
+    file = tmp_path / "tokens.json"
+    tokens = {role: issue(file, person, 1, role) for role, person in PEOPLE.items()}
+    call = [sys.executable, "-m", "jobs.serve", "--gallery", gallery.location.uri, "--port", "0", "--tokens", str(file)]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        found = re.search(r"(http://127\.0\.0\.1:\d+)/", process.stdout.readline())
+        assert found is not None
+        yield Served(found[1], tokens)
+        process.terminate()
+
+
+@pytest.fixture
+def browser() -> Iterator[object]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+def signed_in(browser: object, served: Served, role: Role) -> tuple[object, list[str]]:
+    """A page on which a person of the role has signed in, and what goes wrong on it."""
+    page = browser.new_context().new_page()  # type: ignore[attr-defined]
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" and "404" not in said.text else None)
+    page.goto(f"{served.address}/#token={served.tokens[role]}")
+    page.locator("#pages a").first.wait_for()
+    return page, faults
+
+
+def test_a_case_is_begun_judged_confirmed_blindly_and_handed_over(served: Served, browser: object, tmp_path: Path) -> None:
+    anna, of_anna = signed_in(browser, served, "investigator")
+    anna.get_by_role("link", name="Cases").click()
+    for field, words in (("Name, for example a file number", "7-26"), ("Title", "Missing child"), ("Reason", "a search")):
+        anna.locator("#work").get_by_label(field).fill(words)
+    anna.get_by_role("button", name="Begin").click()
+    anna.get_by_role("heading", name="7-26 Missing child").wait_for()
+    begun = served.ask("POST", "/searches", {"gallery": "town", "target": "id:v001", "case": "7-26"})
+    served.ask("GET", f"/searches/{begun['search_id']}?wait=30")
+    body = {"decision": "same", "search": begun["search_id"], "note": "by the coat"}
+    served.ask("PUT", "/cases/7-26/decisions/v000", body, **{"if-none-match": "*"})
+    bert, of_bert = signed_in(browser, served, "reviewer")
+    bert.get_by_role("link", name="Review").click()
+    bert.get_by_role("link", name="7-26").click()
+    bert.get_by_role("button", name="Same person (Y)").wait_for()
+    assert not re.search(r"coat|Anna|✓|\brank\b", bert.locator("#work").inner_text())
+    bert.keyboard.press("y")
+    bert.get_by_text("You agree with Anna.").wait_for()
+    bert.keyboard.press("j")
+    bert.get_by_text("Nothing in this case waits for you.").wait_for()
+    anna.reload()
+    anna.get_by_text("confirmed by Bert").wait_for()
+    assert "v001" in anna.locator(".path").inner_text() and "by the coat" in anna.locator(".judged").inner_text()
+    anna.get_by_role("button", name="Export").click()
+    with anna.expect_download() as saving:
+        anna.get_by_role("link", name=re.compile("Save 7-26.zip")).click()
+    saving.value.save_as(tmp_path / "case.zip")
+    zipfile.ZipFile(tmp_path / "case.zip").extractall(tmp_path)
+    ended = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=tmp_path / "7-26", check=False, capture_output=True)
+    dora, of_dora = signed_in(browser, served, "viewer")
+    dora.get_by_role("link", name="7-26").click()
+    dora.get_by_text("confirmed by Bert").wait_for()
+    assert dora.get_by_role("button", name=re.compile("Take back|Export|Close|New search")).count() == 0
+    assert ended.returncode == 0 and of_anna + of_bert + of_dora == []
+    anna.get_by_role("button", name="Take back").click()
+    anna.get_by_text("Nobody has decided on a lead yet").wait_for()
+
+
+def test_every_screen_fits_from_a_telephone_to_a_large_desk(served: Served, browser: object) -> None:
+    served.ask("POST", "/cases", {"gallery": "town", "name": "7-26", "title": "Missing child"})
+    page, faults = signed_in(browser, served, "admin")
+    screens = ("cases", "case&case=7-26", "quality", "admin")
+    for width in (390, 1280, 1920):
+        page.set_viewport_size({"width": width, "height": 900})
+        for screen in screens:
+            page.goto(f"{served.address}/#page={screen}")
+            page.locator("#work h2").wait_for()
+            page.wait_for_load_state("networkidle")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (screen, width)
+    page.get_by_label("Name of cam0").fill("Station")
+    page.get_by_role("button", name="Save the cameras").click()
+    page.get_by_text("the cameras are saved").wait_for()
+    page.reload()
+    assert page.get_by_label("Name of cam0").input_value() == "Station"
+    page.get_by_text("whole: nothing was changed, moved or removed").wait_for()
+    assert faults == []
