@@ -2,7 +2,7 @@
 
 import threading
 
-from pipeline.gallery.gallery import Gallery, Snapshot
+from pipeline.gallery.gallery import Gallery, Position, Snapshot
 
 
 class KeptGallery(Gallery):
@@ -11,13 +11,13 @@ class KeptGallery(Gallery):
     def __init__(self, gallery: Gallery) -> None:
         super().__init__(gallery.location, gallery.settings)
         self._lock = threading.Lock()
-        self._kept: tuple[list[str], Snapshot] | None = None
+        self._kept: tuple[Position, Snapshot] | None = None
 
     def snapshot(self) -> Snapshot:
         """As `Gallery.snapshot`."""
         with self._lock:
-            names = self.commit_names()
-            if self._kept is None or self._kept[0] != names:
+            position = self.position()
+            if self._kept is None or self._kept[0] != position:
                 self._kept = None  # not two of them in memory
-                self._kept = names, super().snapshot()
+                self._kept = position, super().snapshot()
             return self._kept[1]

@@ -7,7 +7,7 @@ no file that was deleted stays mapped. Searches that run meanwhile end with the 
 import threading
 
 from pipeline.gallery.forgotten import Forgotten
-from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.gallery import Gallery, Position
 from pipeline.index.versions import Index, index_versions, open_index
 from pipeline.search.partitions import LocalPartitions
 
@@ -19,20 +19,23 @@ class WarmIndex:
         self.gallery = gallery
         self._lock = threading.Lock()
         self._open: tuple[Index, LocalPartitions] | None = None
-        self._known: frozenset[str] = frozenset()
+        self._known: Position = 0
 
     def newest(self) -> tuple[Index, LocalPartitions]:
         """The newest version, opened if need be. Raises UsageError where there is none, PipelineError for a damaged one."""
         with self._lock:
-            names = frozenset(self.gallery.commit_names())
+            position = self.gallery.position()
             versions = index_versions(self.gallery)
-            if self._open is None or versions[-1:] != [self._open[0].version] or self._takes_away(names):
+            if self._open is None or versions[-1:] != [self._open[0].version] or self._takes_away(position):
                 self._open = None
                 index = open_index(self.gallery)
                 self._open = index, LocalPartitions(index, range(len(index.manifest["partitions"])))
-            self._known = names
+            self._known = position
             return self._open
 
-    def _takes_away(self, names: frozenset[str]) -> bool:
-        """Whether the commits of these names forget or compact what the known ones brought."""
-        return not self._known <= names or (self._known != names and self.gallery.tombstones(self._known) != Forgotten())
+    def _takes_away(self, position: Position) -> bool:
+        """Whether commits up to this position forget or compact what the known ones brought."""
+        if self._known == position:
+            return False
+        forgotten, retired = self.gallery.news(self._known)
+        return forgotten != Forgotten() or bool(retired)

@@ -26,7 +26,7 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Box, ClipPart, ClipStart, Event, Rejected, TrackBoxes
 from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery.clip_cache import cache_root, clip_folder
-from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.gallery import Gallery, Position
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.service.searches import BusyError
 from pipeline.storage.hashing import sha256
@@ -280,14 +280,14 @@ class GalleryClips:
         self.clips = Clips(cache_root(gallery) or Path(self._own.name if self._own else ""), sampling)
         self._lock = threading.Lock()
         self._places: OrderedDict[tuple[str, Any], Places] = OrderedDict()
-        self._swept: tuple[str, ...] = ()
+        self._swept: Position = -1
 
     def row(self, video_id: str) -> dict[str, Any] | None:
         """The video's row (VIDEOS_SCHEMA) as it is now; None where there is none. The clips of what was forgotten go."""
         snapshot = self.gallery.snapshot()
         with self._lock:
-            new = snapshot.commits != self._swept
-            self._swept = snapshot.commits
+            new = snapshot.position != self._swept
+            self._swept = snapshot.position
         if new:
             folders = {clip_folder(self.clips.root, one) for one in snapshot.videos["video_id"].to_pylist()}
             self.clips.keep_only(folders.__contains__)

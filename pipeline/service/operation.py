@@ -115,7 +115,7 @@ def ready(service: ServiceOf) -> Response:
     """Whether requests will be answered: galleries and the file of tokens can be read, and what searches need is loaded."""
     try:
         for gallery in service.galleries.values():
-            gallery.commit_names()
+            gallery.position()
         if service.access.tokens_file is not None:
             read_tokens(service.access.tokens_file)
     except PipelineError:  # says more to who asks with a token

@@ -43,7 +43,7 @@ class Pictures:
 
     def of_video(self, gallery: Gallery, video: VideoRef, times: Mapping[int, float], frame: int) -> bytes | None:
         """A frame of a gallery's video as JPEG. times: of all frames that are decoded with it, seconds."""
-        opens = f"{gallery.location.uri} {gallery.commit_names()[-1:]}", lambda: gallery_pictures(gallery)
+        opens = f"{gallery.location.uri} {gallery.position()}", lambda: gallery_pictures(gallery)
         key = gallery.location.uri, video.video_id, tuple(sorted(times))
         return self._thread.submit(self._crop, opens, key, video, times, frame).result()
 
