@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help env demo test check format bench bench-scoring bench-scale bench-ingest bench-recordings bench-tracking drills clean
 
 help:
-	@echo "make demo    render a small camera network, ingest, index and search it; writes demo/report.html"
+	@echo "make demo    render recordings of a small camera network, find, index and search the people in them; writes demo/report.html"
 	@echo "make test    every test that needs no GPU"
 	@echo "make check   ruff, mypy, the order of imports and the tests; make format puts what ruff can in order"
 	@echo "make bench   accuracy on the real footage in ../shared, and the default backbone beside its teacher"
