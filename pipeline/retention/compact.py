@@ -66,29 +66,15 @@ def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE, keep_indexes: 
     gallery.adopt()
     snapshot = gallery.snapshot()
     before = len(pc.unique(snapshot.videos["shard"]))
-    work = _Recorded(gallery, {"videos": len(snapshot.videos), "forgotten": len(snapshot.forgotten)})
-    _rewrite(gallery, snapshot, work)
-    _settle_footage(gallery, snapshot, work)
-    if not gallery.log.is_whole():
-        work.begin()
-        while not gallery.log.checkpoint(whole=True):  # another writer's came first
-            pass
-    deleted = _delete_stale(gallery, work) + _delete_orphans(gallery, orphan_age)
+    append_record(gallery, "compact", {"videos": len(snapshot.videos), "forgotten": len(snapshot.forgotten)})
+    _rewrite(gallery, snapshot)
+    _settle_footage(gallery, snapshot)
+    while not gallery.log.is_whole() and not gallery.log.checkpoint(whole=True):
+        pass  # another writer's came first
+    deleted = _delete_stale(gallery) + _delete_orphans(gallery, orphan_age)
     doomed, reduced = _compact_indexes(gallery, snapshot.forgotten, orphan_age, keep_indexes)
     after = len(pc.unique(gallery.snapshot().videos["shard"]))
     return Compaction(len(snapshot.videos), before, after, deleted, doomed, reduced)
-
-
-class _Recorded:
-    """Appends the audit record of a compaction before the first thing that it changes, and none where it changes nothing."""
-
-    def __init__(self, gallery: Gallery, fields: dict[str, Any]) -> None:
-        self.gallery, self.fields, self.begun = gallery, fields, False
-
-    def begin(self) -> None:
-        if not self.begun:
-            append_record(self.gallery, "compact", self.fields)
-            self.begun = True
 
 
 def _compact_indexes(
@@ -112,7 +98,7 @@ def _compact_indexes(
     return doomed, reduced
 
 
-def _settle_footage(gallery: Gallery, snapshot: Snapshot, work: _Recorded) -> None:
+def _settle_footage(gallery: Gallery, snapshot: Snapshot) -> None:
     """Take the features off detections that are in no candidate. Those of each run's last recordings stay as they are: following
     goes on there.
     """
@@ -125,7 +111,6 @@ def _settle_footage(gallery: Gallery, snapshot: Snapshot, work: _Recorded) -> No
         videos = snapshot.videos
         of_run = pc.and_(snapshot.of_recordings(), pc.starts_with(videos["video_id"], candidate_id(run.name, "")))
         people = places_of(gallery, videos.filter(of_run))
-        work.begin()
         for source_id, row in sorted(rows.items()):
             shard = _only_people(gallery, row["shard"], set(people.get(source_id, ())))
             move = {"folder": "detections", "id": source_id, "shard": row["shard"], "to_shard": shard}
@@ -143,16 +128,13 @@ def _only_people(gallery: Gallery, shard: str, people: set[tuple[int, Box]]) -> 
     return write_without(gallery, table, nobody, ["feature"])
 
 
-def _rewrite(gallery: Gallery, snapshot: Snapshot, work: _Recorded) -> None:
+def _rewrite(gallery: Gallery, snapshot: Snapshot) -> None:
     """Write the frames of small shards, and of those that hold others too, into shards of about SHARD_FRAMES frames."""
     chosen, settled = _shards_to_rewrite(gallery, snapshot)
     if settled:
-        work.begin()
         gallery.commit(kind="compact", settled=sorted(f"frames/{shard}" for shard in settled))
     videos = snapshot.videos.filter(pc.is_in(snapshot.videos["shard"], pa.array(sorted(chosen), pa.string())))
     videos = videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
-    if len(videos):
-        work.begin()
     counts = np.asarray(videos["sampled_frames"])
     tables: list[pa.Table] = []
     members: list[np.ndarray] = []
@@ -203,7 +185,7 @@ def _holds_any(gallery: Gallery, version: str, video_ids: pa.Array) -> bool:
         return True
 
 
-def _delete_stale(gallery: Gallery, work: _Recorded) -> int:
+def _delete_stale(gallery: Gallery) -> int:
     """Delete files that hold nothing but what does not count, and the log's history; returns how many went.
 
     A commit says beforehand which, so that no writer can make one count again, and another one afterwards that they are gone:
@@ -213,7 +195,6 @@ def _delete_stale(gallery: Gallery, work: _Recorded) -> int:
     gone = sorted(name for name in now.stale - now.live if STALE.fullmatch(name))
     if not gone and now.emptied == gallery.log.checkpointed():
         return 0
-    work.begin()
     gallery.commit(kind="compact", retired=gone)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: gallery.location.join(name).delete(), gone))
