@@ -84,13 +84,13 @@ class Log:
 
     def since(self, position: int | Collection[str], kinds: Collection[str] = tuple(TABLES)) -> list[Entry]:
         """Entries after a position that `read` gave, and perhaps older ones; only those tables of them."""
-        if isinstance(position, int):
+        if isinstance(position, int) and position:
             if not self.has(position + 1):
                 return []
             if position >= self.checkpointed():
                 with ThreadPoolExecutor(AT_ONCE) as pool:
                     return self._loaded(pool, self._commits(pool, position), kinds)
-        elif not self.newest_checkpoint() and not self.has(1):
+        elif not isinstance(position, int) and not self.has(1):
             names = [name for name in self.old_names() if name not in position]
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 return self._loaded(pool, list(self._old_documents(pool, names).values()), kinds)

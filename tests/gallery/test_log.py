@@ -313,6 +313,18 @@ def test_the_last_of_old_commits_is_the_one_by_time_and_compactions_come_first(g
         Gallery.open(root).log.checkpoint(whole=True)
 
 
+def test_what_an_older_version_forgot_stays_forgotten(old: Path) -> None:
+    opened = Gallery.open(old)
+    known = opened.position()
+    gone, *others = sorted(cameras(opened))
+    write_old_commit(old, time.time_ns(), videos(), kind="forget", forgotten=[gone])
+    for _ in range(2):
+        opened = Gallery.open(old)
+        assert opened.forgotten() == opened.forgotten(known) == {gone} and sorted(cameras(opened)) == others
+        assert not opened.has_changes_since(opened.position()) and opened.log.is_newest(opened.position())
+        opened.adopt()
+
+
 def test_what_an_older_version_writes_into_the_log_s_gallery_is_found_and_taken_in(old: Path) -> None:
     opened = Gallery.open(old)
     opened.commit(rejects=rejects("x"))
