@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import InsecureCluster, run
+from pipeline.cluster import Cluster
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.versions import index_versions
@@ -16,12 +17,14 @@ def compact(
     gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
     keep_indexes: Annotated[int, typer.Option(help="Newest index versions to keep; 0 keeps all.", min=0)] = 3,
     orphan_hours: Annotated[float, typer.Option(help="Age in hours after which files of ended ingests are deleted.")] = 24.0,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this process].")] = None,
+    insecure_cluster: InsecureCluster = False,
 ) -> None:
     """Make small shards large, and take what was forgotten off the disk, indexes that hold it included."""
     if not 0 <= orphan_hours < 1e6:
         raise UsageError(f"--orphan-hours is a number of hours, 0 or more, not {orphan_hours:g}")
     opened = Gallery.open(gallery)
-    done = run_compact(opened, timedelta(hours=orphan_hours), keep_indexes)
+    done = run_compact(opened, timedelta(hours=orphan_hours), keep_indexes, Cluster(address, insecure_cluster))
     print(f"{done.videos} videos, {done.shards_before} shards became {done.shards_after}, {done.deleted} files deleted")
     if done.indexes:
         print(f"index versions deleted, old ones or with forgotten videos: {', '.join(done.indexes)}")

@@ -84,13 +84,13 @@ class Log:
 
     def since(self, position: int | Collection[str], kinds: Collection[str] = tuple(TABLES)) -> list[Entry]:
         """Entries after a position that `read` gave, and perhaps older ones; only those tables of them."""
-        if isinstance(position, int):
+        if isinstance(position, int) and position:
             if not self.has(position + 1):
                 return []
             if position >= self.checkpointed():
                 with ThreadPoolExecutor(AT_ONCE) as pool:
                     return self._loaded(pool, self._commits(pool, position), kinds)
-        elif not self.newest_checkpoint() and not self.has(1):
+        elif not isinstance(position, int) and not self.has(1):
             names = [name for name in self.old_names() if name not in position]
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 return self._loaded(pool, list(self._old_documents(pool, names).values()), kinds)
@@ -129,8 +129,14 @@ class Log:
             full |= {"number": number, "committed_at": datetime.now(UTC).isoformat()}
             if self._file(number).create(sealed(full)):
                 break
-            if lost := named.intersection(self._commit(number).get("retired", ())):
-                raise PipelineError(f"{min(lost)} went away before it was committed; run the ingest again")
+            newcomer = self._document(self._file(number))
+            gone = named.intersection(newcomer.get("retired", ()))
+            if newcomer.get("kind") == EMPTIED:  # and perhaps more of them: what is known now counts
+                number = self.head()
+                retired = {file for entry in self.read([])[0] for file in entry.document.get("retired", ())}
+                gone = {name for name in named if name in retired or not self.location.join(name).exists()}
+            if gone:
+                raise PipelineError(f"{min(gone)} went away before it was committed; run the ingest again")
             number += 1
         self.met = max(self.met, number)
         if number % CHECKPOINT_COMMITS == 0 and tables:
@@ -156,7 +162,7 @@ class Log:
         order = [name for one in counting for name in names if documents[name] is one]
         document = {"format": COMMIT_FORMAT, "kind": "adopt", "adopted": order, "stale": sorted(files)}
         document |= {"rows": {}, "tables": {}, "committed_at": datetime.now(UTC).isoformat()}
-        if not self._file(number).create(sealed({**document, "number": number})):
+        if not self._file(number).create(sealed({**document, "number": number, "changed": number})):
             return self.adopt()  # somebody else did, or committed
         self.met = number
         self._try_checkpoint()

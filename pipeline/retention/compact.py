@@ -1,5 +1,6 @@
 """Compaction: what was forgotten leaves the disk, and small shards become large ones."""
 
+import itertools
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.catalog.inputs import candidate_id
+from pipeline.cluster import Cluster, cluster_is_named, connected, worker_errors
 from pipeline.decoding.video import Box
 from pipeline.errors import PipelineError
 from pipeline.footage.forgotten_people import places_of, write_without
@@ -53,7 +55,12 @@ class Compaction:
     reduced: str | None = None
 
 
-def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE, keep_indexes: int = KEEP_INDEXES) -> Compaction:
+def compact(
+    gallery: Gallery,
+    orphan_age: timedelta = ORPHAN_AGE,
+    keep_indexes: int = KEEP_INDEXES,
+    address: Cluster | str | None = None,
+) -> Compaction:
     """Make small shards large, rewrite those that hold what does not count any more, then delete what nobody needs.
 
     Only these shards are read. Each that is finished is committed, so a compaction that was killed is gone on with; one after
@@ -63,33 +70,22 @@ def compact(gallery: Gallery, orphan_age: timedelta = ORPHAN_AGE, keep_indexes: 
     (0: none for its age). If the newest is among them, one of its other partitions is published first: searches go on in what
     can be kept, and the next jobs.index builds only the rest. Files that were never committed are deleted once they are older
     than orphan_age. A search that has an old version open fails if its files go away; it is safe to search again.
+
+    address: a cluster (else RAY_ADDRESS) whose tasks rewrite shards, each a CPU's; without one they are rewritten here, one after
+    another. Memory: one new shard, in each. Raises PipelineError on a damaged shard.
     """
     gallery.adopt()
     snapshot = gallery.snapshot()
     before = len(pc.unique(snapshot.videos["shard"]))
-    work = _Recorded(gallery, {"videos": len(snapshot.videos), "forgotten": len(snapshot.forgotten)})
-    _rewrite(gallery, snapshot, work)
-    _settle_footage(gallery, snapshot, work)
-    if not gallery.log.is_whole():
-        work.begin()
-        while not gallery.log.checkpoint(whole=True):  # another writer's came first
-            pass
-    deleted = _delete_stale(gallery, work) + _delete_orphans(gallery, orphan_age)
+    append_record(gallery, "compact", {"videos": len(snapshot.videos), "forgotten": len(snapshot.forgotten)})
+    _rewrite(gallery, snapshot, address)
+    _settle_footage(gallery, snapshot)
+    while not gallery.log.is_whole() and not gallery.log.checkpoint(whole=True):
+        pass  # another writer's came first
+    deleted = _delete_stale(gallery) + _delete_orphans(gallery, orphan_age)
     doomed, reduced = _compact_indexes(gallery, snapshot.forgotten, orphan_age, keep_indexes)
     after = len(pc.unique(gallery.snapshot().videos["shard"]))
     return Compaction(len(snapshot.videos), before, after, deleted, doomed, reduced)
-
-
-class _Recorded:
-    """Appends the audit record of a compaction before the first thing that it changes, and none where it changes nothing."""
-
-    def __init__(self, gallery: Gallery, fields: dict[str, Any]) -> None:
-        self.gallery, self.fields, self.begun = gallery, fields, False
-
-    def begin(self) -> None:
-        if not self.begun:
-            append_record(self.gallery, "compact", self.fields)
-            self.begun = True
 
 
 def _compact_indexes(
@@ -115,7 +111,7 @@ def _compact_indexes(
     return doomed, reduced
 
 
-def _settle_footage(gallery: Gallery, snapshot: Snapshot, work: _Recorded) -> None:
+def _settle_footage(gallery: Gallery, snapshot: Snapshot) -> None:
     """Take the features off detections that are in no candidate. Those of each run's last recordings stay as they are: following
     goes on there.
     """
@@ -128,7 +124,6 @@ def _settle_footage(gallery: Gallery, snapshot: Snapshot, work: _Recorded) -> No
         videos = snapshot.videos
         of_run = pc.and_(snapshot.of_recordings(), pc.starts_with(videos["video_id"], candidate_id(run.name, "")))
         people = places_of(gallery, videos.filter(of_run))
-        work.begin()
         for source_id, row in sorted(rows.items()):
             shard = _only_people(gallery, row["shard"], set(people.get(source_id, ())))
             move = {"folder": "detections", "id": source_id, "shard": row["shard"], "to_shard": shard}
@@ -146,33 +141,44 @@ def _only_people(gallery: Gallery, shard: str, people: set[tuple[int, Box]]) -> 
     return write_without(gallery, table, nobody, ["feature"])
 
 
-def _rewrite(gallery: Gallery, snapshot: Snapshot, work: _Recorded) -> None:
+def _rewrite(gallery: Gallery, snapshot: Snapshot, address: Cluster | str | None) -> None:
     """Write the frames of small shards, and of those that hold others too, into shards of about SHARD_FRAMES frames."""
     chosen, settled = _shards_to_rewrite(gallery, snapshot)
     if settled:
-        work.begin()
         gallery.commit(kind="compact", settled=sorted(f"frames/{shard}" for shard in settled))
     videos = snapshot.videos.filter(pc.is_in(snapshot.videos["shard"], pa.array(sorted(chosen), pa.string())))
-    videos = videos.sort_by([("shard", "ascending"), ("first_row", "ascending")])
-    if len(videos):
-        work.begin()
-    counts = np.asarray(videos["sampled_frames"])
-    tables: list[pa.Table] = []
-    members: list[np.ndarray] = []
-    for positions, frames in gallery.iter_features(videos, checked=False):  # what is damaged can be moved
-        tables.append(frames)
-        members.append(positions)
-        rows = np.concatenate(members)
-        if counts[rows].sum() >= SHARD_FRAMES:
-            _move(gallery, videos.take(pa.array(rows)), tables)
-            tables, members = [], []
-    if members:
-        _move(gallery, videos.take(pa.array(np.concatenate(members))), tables)
+    groups = _groups(videos.sort_by([("shard", "ascending"), ("first_row", "ascending")]))
+    if len(groups) < 2 or not cluster_is_named(address):
+        for group in groups:
+            _move(gallery, group)
+        return
+    import ray
+
+    with (
+        connected(address),
+        worker_errors("a worker died while it wrote a shard; what is committed stays, run jobs.compact again"),
+    ):
+        move = ray.remote(num_cpus=1, max_retries=2)(_move)
+        ray.get([move.remote(gallery, group) for group in groups])
 
 
-def _move(gallery: Gallery, videos: pa.Table, frames: list[pa.Table]) -> None:
-    """Write frames as one shard and commit where their videos are now."""
-    shard = gallery.write_shard(pa.concat_tables(frames, promote_options="default").combine_chunks())
+def _groups(videos: pa.Table) -> list[pa.Table]:
+    """Videos (VIDEOS_SCHEMA, by shard) in groups of whole shards, of SHARD_FRAMES frames or little more; the last of less."""
+    shards, frames = videos["shard"].to_pylist(), videos["sampled_frames"].to_pylist()
+    ends, held = [0], 0
+    for row, count in enumerate(frames):
+        held += count
+        if row + 1 == len(frames) or (held >= SHARD_FRAMES and shards[row + 1] != shards[row]):
+            ends.append(row + 1)
+            held = 0
+    return [videos.slice(start, end - start) for start, end in itertools.pairwise(ends)]
+
+
+def _move(gallery: Gallery, videos: pa.Table) -> None:
+    """Write the frames of videos as one shard, and commit that they are there now. Memory: what it writes."""
+    read = list(gallery.iter_features(videos, checked=False))  # what is damaged can be moved
+    shard = gallery.write_shard(pa.concat_tables([frames for _, frames in read], promote_options="default").combine_chunks())
+    videos = videos.take(pa.array(np.concatenate([positions for positions, _ in read])))
     counts = np.asarray(videos["sampled_frames"], np.int64)
     columns = {
         "folder": ["frames"] * len(videos),
@@ -206,7 +212,7 @@ def _holds_any(gallery: Gallery, version: str, video_ids: pa.Array) -> bool:
         return True
 
 
-def _delete_stale(gallery: Gallery, work: _Recorded) -> int:
+def _delete_stale(gallery: Gallery) -> int:
     """Delete files that hold nothing but what does not count, and the log's history; returns how many went.
 
     A commit says beforehand which, so that no writer can make one count again, and another one afterwards that they are gone:
@@ -216,7 +222,6 @@ def _delete_stale(gallery: Gallery, work: _Recorded) -> int:
     gone = sorted(name for name in now.stale - now.live if STALE.fullmatch(name))
     if not gone and now.emptied == gallery.log.checkpointed():
         return 0
-    work.begin()
     gallery.commit(kind="compact", retired=gone)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: gallery.location.join(name).delete(), gone))

@@ -242,6 +242,19 @@ def test_a_shard_that_a_compaction_is_about_to_delete_is_committed_by_nobody(gal
     assert cameras(gallery).keys() == {"a", "b"}
 
 
+def test_an_ingest_goes_on_through_a_compaction_unless_its_shards_went_with_it(gallery: Gallery) -> None:
+    ((_, features),) = people_features(1, 1, 24, seed=1)
+    for number in range(3):
+        add_videos(gallery, [("p", features)], first=number)
+    seen, there = gallery.position(), gallery.snapshot().videos
+    written = gallery.write_shard(gallery.read_video(there.to_pylist()[0]))
+    compact(Gallery.open(gallery.location.uri))
+    gallery.commit(videos({"video_id": "b", "shard": written}), checked=seen)
+    assert "b" in cameras(gallery)
+    with pytest.raises(PipelineError, match=r"went away before it was committed; run the ingest again"):
+        gallery.commit(there, checked=seen)
+
+
 def test_two_first_ingests_do_not_mix_their_settings(tmp_path: Path, s3_options: str) -> None:
     for place in (str(tmp_path / "new"), f"s3://bucket/new{s3_options}"):
         refused: list[str] = []
@@ -313,6 +326,18 @@ def test_the_last_of_old_commits_is_the_one_by_time_and_compactions_come_first(g
         Gallery.open(root).log.checkpoint(whole=True)
 
 
+def test_what_an_older_version_forgot_stays_forgotten(old: Path) -> None:
+    opened = Gallery.open(old)
+    known = opened.position()
+    gone, *others = sorted(cameras(opened))
+    write_old_commit(old, time.time_ns(), videos(), kind="forget", forgotten=[gone])
+    for _ in range(2):
+        opened = Gallery.open(old)
+        assert opened.forgotten() == opened.forgotten(known) == {gone} and sorted(cameras(opened)) == others
+        assert not opened.has_changes_since(opened.position()) and opened.log.is_newest(opened.position())
+        opened.adopt()
+
+
 def test_what_an_older_version_writes_into_the_log_s_gallery_is_found_and_taken_in(old: Path) -> None:
     opened = Gallery.open(old)
     opened.commit(rejects=rejects("x"))
@@ -320,7 +345,9 @@ def test_what_an_older_version_writes_into_the_log_s_gallery_is_found_and_taken_
     assert "stray" not in cameras(opened)
     (fault,) = [one for one in verify_gallery(opened) if "older version" in one]
     assert fault.startswith("1 commits of an older version are not in the log") and "jobs.compact takes them in" in fault
+    known = opened.position()
     opened.adopt()
+    assert opened.has_changes_since(known) and not opened.has_changes_since(opened.position())
     assert "stray" in cameras(opened) and opened.log.strays() == [] and not opened.adopt()
 
 
