@@ -109,7 +109,7 @@ def page(context: Any, link: str) -> Iterator[Any]:
     assert said == []
 
 
-def until(holds: Callable[[], Any], seconds: float = 20) -> Any:
+def until(holds: Callable[[], Any], seconds: float = 60) -> Any:
     """What `holds` gives, once that is true. The page's policy forbids Playwright's own waiting for a function."""
     end = time.monotonic() + seconds
     while not (found := holds()):
