@@ -25,6 +25,7 @@ View = Annotated[
 ]
 Start = Annotated[float | None, Query(ge=0, le=1e7, description="Seconds of the video; by default when the person comes.")]
 End = Annotated[float | None, Query(ge=0, le=1e7, description="Seconds of the video, at most 60 after the start.")]
+Frame = Annotated[int, Path(ge=0, lt=1 << 31, description="Number of the frame in the source.")]
 SearchId = Annotated[
     str | None, Query(alias="search", max_length=100, description="Search that the video was found by, for the record.")
 ]
@@ -70,7 +71,7 @@ async def clip(
 
 @routes.get("/galleries/{gallery}/videos/{video_id:path}/frames/{frame}.jpg", **_jpeg)
 async def frame(
-    request: Request, service: ServiceOf, opened: GalleryOf, row: SeenVideo, frame: int, view: View = "scene"
+    request: Request, service: ServiceOf, opened: GalleryOf, row: SeenVideo, frame: Frame, view: View = "scene"
 ) -> Response:
     """A frame of a video that was looked at when it was ingested, by its number in the source, in its true shape."""
     asked = await to_thread.run_sync(service.clips(opened).still, row, frame, view == "crop")

@@ -18,17 +18,17 @@ class BoxAt(BaseModel):
 
 
 class VideoBoxes(BaseModel):
-    """Where a video's person is, for a page to draw. width, height: of the picture in pixels; fps: frames a second; first_s,
-    last_s: seconds of the video in which the person was looked at; boxes: of the stretch that was asked for, none where whole
-    pictures show them.
+    """Where a video's person is, for a page to draw. width, height: of the picture in pixels, None where nobody knows them; fps:
+    frames a second; first_s, last_s: seconds of the video in which the person was looked at; boxes: of the stretch that was asked
+    for, none where whole pictures show them.
     """
 
     video_id: str
     camera_id: str | None
     seen_from: datetime | None
     seen_to: datetime | None
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     fps: float | None
     first_s: float
     last_s: float
