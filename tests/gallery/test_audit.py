@@ -601,3 +601,50 @@ def test_a_policy_is_set_shown_and_kept_to_by_the_commands(toy_gallery: Gallery)
     assert read_records(toy_gallery)[-1]["case"] == "2026/7"
     assert command("policy", *gallery, "--require", "none", "--reason", "order withdrawn").code == 0
     assert required(toy_gallery) == () and verify(toy_gallery) == []
+
+
+def test_another_chain_is_counted_and_checked_by_itself(toy_gallery: Gallery) -> None:
+    append_record(toy_gallery, "search", {})
+    for number in range(3):
+        append_record(toy_gallery, "decision", {"video_id": f"v{number}"}, chain="cases/7")
+    assert [record["number"] for record in read_records(toy_gallery, "cases/7")] == [0, 1, 2]
+    assert [record["number"] for record in read_records(toy_gallery, "cases/7", first=1, count=1)] == [1]
+    assert (audit.count_records(toy_gallery), audit.count_records(toy_gallery, "cases/7")) == (1, 3)
+    assert audit.cases(toy_gallery) == ["7"] and verify(toy_gallery, head(toy_gallery, "cases/7"), "cases/7") == []
+    Path(toy_gallery.location.path, "cases", "7", "0000000002.json").unlink()
+    assert verify(toy_gallery) == [] and verify(toy_gallery, chain="cases/7") != []
+
+
+def test_what_a_check_raises_leaves_no_record_and_a_record_that_comes_between_is_seen_by_it(toy_gallery: Gallery) -> None:
+    seen: list[int] = []
+
+    def check() -> None:
+        seen.append(len(read_records(toy_gallery, "cases/7")))
+        if len(seen) == 1:  # somebody else is faster
+            append_record(toy_gallery, "decision", {}, chain="cases/7")
+
+    append_record(toy_gallery, "close", {}, chain="cases/7", check=check)
+    assert seen == [0, 1] and [one["action"] for one in read_records(toy_gallery, "cases/7")] == ["decision", "close"]
+    with pytest.raises(UsageError, match="meanwhile"):
+        append_record(toy_gallery, "close", {}, chain="cases/7", check=lambda: refuse("meanwhile"))
+    assert len(read_records(toy_gallery, "cases/7")) == 2
+
+
+def refuse(words: str) -> None:
+    raise UsageError(words)
+
+
+def test_an_export_that_nobody_confirmed_is_refused_where_that_is_required_and_found_where_it_was_slipped_in(
+    toy_gallery: Gallery,
+) -> None:
+    set_policy(toy_gallery, ["confirmation"], "by order")
+    policy = Path(toy_gallery.location.path, "audit", "policy.json")
+    with pytest.raises(UsageError, match="second person"):
+        append_record(toy_gallery, "export", {"case": "7", "confirmation": None})
+    append_record(toy_gallery, "search", {})  # asks for nothing
+    append_record(toy_gallery, "export", {"case": "7", "confirmation": "all by a second person"})
+    content = policy.read_bytes()
+    policy.unlink()
+    append_record(toy_gallery, "export", {"case": "7", "confirmation": None})
+    policy.write_bytes(content)
+    assert verify(toy_gallery) == ["0000000003.json says no confirmation, which the policy of that moment required"]
