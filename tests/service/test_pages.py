@@ -19,7 +19,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine (apt-get install chromium)")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-PEOPLE: dict[Role, str] = {"investigator": "Anna", "reviewer": "Bert", "admin": "Carla"}
+PEOPLE: dict[Role, str] = {"investigator": "Anna", "reviewer": "Bert", "admin": "Carla", "viewer": "Dora"}
 
 
 class Served:
@@ -98,7 +98,11 @@ def test_a_case_is_begun_judged_confirmed_blindly_and_handed_over(served: Served
     saving.value.save_as(tmp_path / "case.zip")
     zipfile.ZipFile(tmp_path / "case.zip").extractall(tmp_path)
     ended = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=tmp_path / "7-26", check=False, capture_output=True)
-    assert ended.returncode == 0 and of_anna + of_bert == []
+    dora, of_dora = signed_in(browser, served, "viewer")
+    dora.get_by_role("link", name="7-26").click()
+    dora.get_by_text("confirmed by Bert").wait_for()
+    assert dora.get_by_role("button", name=re.compile("Take back|Export|Close|New search")).count() == 0
+    assert ended.returncode == 0 and of_anna + of_bert + of_dora == []
     anna.get_by_role("button", name="Take back").click()
     anna.get_by_text("Nobody has decided on a lead yet").wait_for()
 

@@ -26,7 +26,7 @@ async function begin() {
     signedOut();
     return;
   }
-  for (const name of SIGNED_IN) one(`#${name}`).hidden = false;
+  for (const name of SIGNED_IN) one(`#${name}`).hidden = name === "show-form" && !state.me.rights.includes("investigate");
   state.galleries = await ask("GET", "/galleries");
   drawPages(state.me, state.galleries);
   await open();
@@ -41,7 +41,11 @@ function signedOut() {
 }
 
 async function open() {
-  const asked = place();
+  let asked = place();
+  if (!isScreen(asked) && !state.me.rights.includes("investigate")) {
+    remember({ page: "cases" }, true); // who only looks does not search
+    asked = place();
+  }
   if (isScreen(asked)) {
     leaveTriage();
     await openScreen(asked);
