@@ -21,6 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery
 from pipeline.search.results import Lead, SegmentView
+from pipeline.search.targets import GALLERY_PREFIX
 from pipeline.service.access import Token
 from pipeline.service.searches import Search
 
@@ -116,6 +117,12 @@ class Case:
                 found[video_id] = Judged(video_id, one.tag, one.record, one.deciders, said)
         gone = self.gallery.snapshot().forgotten
         return {video_id: one for video_id, one in found.items() if video_id not in gone}
+
+    @cached_property
+    def shown(self) -> frozenset[str]:
+        """Videos that an export shows: leads that were called the same person, and their targets."""
+        same = [one for one in self.judged.values() if one.decision == "same"]
+        return frozenset(name for one in same for name in (one.video_id, one.record["target"].removeprefix(GALLERY_PREFIX)))
 
     def tag(self, video_id: str) -> int:
         """Number of the newest record of a decision on a video, from 1, also where that took one back; NEVER without one."""

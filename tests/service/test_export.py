@@ -16,6 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery.audit import head, read_records, set_policy, verify
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.retention.forget import Selection, forget
 from pipeline.search.evidence import SourcePictures
 from pipeline.service.asking import Service
 from tests.service.test_cases import decided
@@ -161,3 +162,17 @@ def test_an_export_that_cannot_be_recorded_is_not_given_out(
     assert (export["state"], export["error"]) == ("failed", "the disk is full")
     assert anna.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 409
     assert list(service.exports.folder.iterdir()) == []
+
+
+def test_a_package_that_shows_somebody_who_was_forgotten_is_gone(anna: TestClient, service: Service, gallery: Gallery) -> None:
+    search_id = done(anna)["search_id"]
+    for video_id in ("v000", "v002"):
+        decided(anna, video_id, "same", search_id)
+    export = exported(anna)
+    forget(gallery, Selection(video_ids=["v005"]), "of somebody else")
+    assert anna.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 200
+    forget(gallery, Selection(video_ids=["v002"]), "asked to")
+    assert anna.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 404
+    assert list(service.exports.folder.iterdir()) == []
+    again = exported(anna)
+    assert again["state"] == "done" and again["sha256"] != export["sha256"]
