@@ -22,7 +22,7 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import GALLERY_PREFIX, Whom
-from pipeline.service import answers, cases, found, galleries, media, operation, view_answers
+from pipeline.service import answers, cases, found, galleries, handover, media, operation, view_answers
 from pipeline.service.access import RIGHTS, SESSION_SECONDS, Token
 from pipeline.service.asking import (
     COOKIE,
@@ -253,7 +253,17 @@ def create_app(service: Service, hosts: Sequence[str]) -> ASGIApp:
 
     app = FastAPI(title="resight", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.service = service
-    routers = api, galleries.routes, media.routes, found.routes, investigation, cases.routes, operation.routes, operation.probes
+    routers = (
+        api,
+        galleries.routes,
+        media.routes,
+        found.routes,
+        investigation,
+        cases.routes,
+        handover.routes,
+        operation.routes,
+        operation.probes,
+    )
     for router in routers:
         app.include_router(router)
     app.include_router(pages)

@@ -21,6 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery
 from pipeline.search.results import Lead, SegmentView
+from pipeline.search.targets import GALLERY_PREFIX
 from pipeline.service.access import Token
 from pipeline.service.searches import Search
 
@@ -70,6 +71,12 @@ class Judged:
         return self.record["decision"]
 
     @property
+    def target(self) -> str | None:
+        """The gallery's video that was the target; None for an upload."""
+        target = self.record["target"]
+        return target.removeprefix(GALLERY_PREFIX) if target.startswith(GALLERY_PREFIX) else None
+
+    @property
     def confirmed(self) -> bool:
         """Whether a second person said the same."""
         return self.confirmation is not None and self.confirmation.agrees
@@ -117,14 +124,25 @@ class Case:
         gone = self.gallery.snapshot().forgotten
         return {video_id: one for video_id, one in found.items() if video_id not in gone}
 
+    @property
+    def same(self) -> list[Judged]:
+        """Leads that were called the same person, and not something else by a second one."""
+        found = [one for one in self.judged.values() if one.decision == "same"]
+        return [one for one in found if one.confirmation is None or one.confirmed]
+
+    @cached_property
+    def shown(self) -> frozenset[str]:
+        """Videos that an export shows: leads that were called the same person, and their targets."""
+        return frozenset(name for one in self.same for name in (one.video_id, one.target) if name is not None)
+
     def tag(self, video_id: str) -> int:
         """Number of the newest record of a decision on a video, from 1, also where that took one back; NEVER without one."""
         of_video = (one for one in self.records if one["action"] == "decision" and one["video_id"] == video_id)
         return max((one["number"] + 1 for one in of_video), default=NEVER)
 
     def unconfirmed(self) -> list[str]:
-        """Videos that were called the same person and that no second person has called so."""
-        return [video_id for video_id, one in self.judged.items() if one.decision == "same" and not one.confirmed]
+        """Videos that were called the same person and wait for a second person."""
+        return [one.video_id for one in self.same if not one.confirmed]
 
 
 class Casebook:

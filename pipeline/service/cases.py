@@ -2,38 +2,26 @@
 
 import re
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
-from fastapi.responses import FileResponse
 
-from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.places import read_places
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.search.targets import GALLERY_PREFIX
 from pipeline.service import case_answers as answers
 from pipeline.service import travel
 from pipeline.service.access import Token
 from pipeline.service.answers import Problem
 from pipeline.service.asking import PROBLEMS, Asking, Key, Service, ServiceOf, gallery_of, may
 from pipeline.service.casebook import Case, Judged, of_lead, of_search
-from pipeline.service.clips import LONGEST_S, GalleryClips
-from pipeline.service.export import Export
-from pipeline.service.package import write_package
-from pipeline.service.pictures import gallery_pictures, jpeg
-from pipeline.service.searches import BusyError
+from pipeline.service.pictures import jpeg
 
-routes = APIRouter(
-    prefix="/api/v1",
-    responses=PROBLEMS | {code: {"model": Problem} for code in (409, 412, 428)},
-    dependencies=[may("look")],
-)
+OF_CASES = PROBLEMS | {code: {"model": Problem} for code in (409, 412, 428)}
+routes = APIRouter(prefix="/api/v1", responses=OF_CASES, dependencies=[may("look")])
 
 
 def _case(service: ServiceOf, case: str, gallery: Annotated[str | None, Query(max_length=500)] = None) -> Case:
@@ -151,14 +139,12 @@ def picture(
         raise HTTPException(404, "this frame is no evidence of this lead")
     service.viewed(found.gallery, asking.person, {"case": found.name, "video_id": video_id})
     times = dict(zip(segment["frames"], segment["times"], strict=True))
-    target = judged.record["target"]
-    if side == "target" and not target.startswith(GALLERY_PREFIX):  # an upload is there as long as its search is
+    shown = judged.target if side == "target" else video_id
+    if shown is None:  # an upload, which is there as long as its search is
         search = service.searches.known(judged.record["search"])
-        data = None if search is None else service.pictures.of_target(search, frame)
-    else:
-        video = rows(found.gallery, [target.removeprefix(GALLERY_PREFIX) if side == "target" else video_id])
-        data = service.pictures.of_video(found.gallery, next(iter(video.values())), times, frame) if video else None
-    return jpeg(data)
+        return jpeg(None if search is None else service.pictures.of_target(search, frame))
+    video = rows(found.gallery, [shown]).get(shown)
+    return jpeg(None if video is None else service.pictures.of_video(found.gallery, video, times, frame))
 
 
 @routes.get("/cases/{case}/path")
@@ -168,115 +154,13 @@ def path(
     """The targets and the leads that were called the same person, over cameras and time. fastest: metres a second that somebody
     may go. What a second person did not agree to is left out.
     """
-    return _path(found, asking, fastest)
+    return case_path(found, asking, fastest)
 
 
-@routes.post("/cases/{case}/exports", status_code=202, dependencies=[may("investigate")])
-def export(
-    found: CaseOf, asked: answers.ExportAsked, service: ServiceOf, asking: Asking, response: Response, key: Key = None
-) -> answers.ExportState:
-    """Begin a package that hands the case over: the report, the extract, pictures, the records and SHA256SUMS, as a zip."""
-    service.exports.check(found, asking)  # first, since the others say something of what was decided
-    audit.check_policy(found.gallery, asked.reason, found.name)
-    if audit.CONFIRMATION in audit.required(found.gallery) and found.unconfirmed():
-        raise UsageError(audit.UNCONFIRMED)
-    if not any(one.decision == "same" for one in found.judged.values()):
-        raise UsageError("no lead of this case was called the same person, so there is nothing to hand over")
-
-    def make() -> Export:
-        return service.exports.begin(found, asking, asked.reason, lambda out: _package(service, found, asking, out))
-
-    made = service.once(f"{asking.person} {found.gallery_name} {found.name}", key, asked, make)
-    response.headers["location"] = f"/api/v1/cases/{found.name}/exports/{made.export_id}"
-    return _state(made)
-
-
-@routes.get("/cases/{case}/exports/{export_id}", dependencies=[may("investigate")])
-def one_export(found: CaseOf, export_id: str, service: ServiceOf) -> answers.ExportState:
-    """How far an export is."""
-    return _state(_export(service, found, export_id))
-
-
-@routes.get(
-    "/cases/{case}/exports/{export_id}/package.zip",
-    dependencies=[may("investigate")],
-    response_class=Response,
-    responses={200: {"content": {"application/zip": {}}}},
-)
-def package(found: CaseOf, export_id: str, service: ServiceOf, asking: Asking) -> Response:
-    """The package of an export that is done."""
-    service.exports.check(found, asking)
-    made = _export(service, found, export_id)
-    if made.state != "done":
-        raise HTTPException(409, f"the export is {made.state}")
-    return FileResponse(made.path, media_type="application/zip", filename=f"{found.name}.zip")
-
-
-def _export(service: Service, case: Case, export_id: str) -> Export:
-    found = service.exports.of(case, export_id)
-    if found is None:
-        raise HTTPException(404, "there is no such export any more; make another one")
-    return found
-
-
-def _state(export: Export) -> answers.ExportState:
-    fields: dict[str, Any] = {
-        name: getattr(export, name) for name in ("export_id", "made_at", "state", "error", "sha256", "bytes")
-    }
-    return answers.ExportState(case=export.case.name, made_by=export.person, **fields)
-
-
-def _package(service: Service, case: Case, asking: Token, out: Path) -> dict[str, str]:
-    """Write the package of a case; pictures of uploads are there as long as their search is."""
-    targets = [one.record["target"].removeprefix(GALLERY_PREFIX) for one in case.judged.values()]
-    videos = rows(case.gallery, [*case.judged, *targets])
-    of_gallery = gallery_pictures(case.gallery)
-    searches = {one.record["search"] for one in case.judged.values()}
-    known = [search for one in searches if (search := service.searches.known(one)) is not None]
-    uploads = {search.result.target.video_id: search for search in known if search.result is not None}
-
-    def pictures(video: VideoRef, wanted: Any) -> Any:
-        if video.video_id in videos:
-            return of_gallery(video, wanted)
-        search = uploads.get(video.video_id)
-        if search is None or search.answer is None or search.result is None:
-            return {}
-        of_upload = search.answer.pictures()
-        try:
-            return of_upload(search.result.target, wanted)
-        finally:
-            of_upload.close()
-
-    try:
-        path = _path(case, asking, travel.METRES_PER_SECOND).model_dump(mode="json")
-        return write_package(case, videos, path, pictures, partial(_clip, service.clips(case.gallery)), out)
-    finally:
-        of_gallery.close()
-
-
-def _clip(clips: GalleryClips, video: VideoRef, start: float, end: float) -> bytes | None:
-    """The person of a video in a stretch of it, as MP4; None where it cannot be made any more."""
-    row = clips.row(video.video_id)
-    if row is None:
-        return None
-    try:
-        places = clips.places(row)
-        made = clips.clip(row, places.clip(*places.span(start, min(end, start + LONGEST_S)), crop=True))
-        try:
-            made.begun(whole=True)
-            return made.path.read_bytes()
-        finally:
-            made.left()
-    except (PipelineError, VideoError, BusyError, OSError):
-        return None
-
-
-def _path(case: Case, asking: Token, fastest: float) -> answers.CasePath:
-    same = [one for one in case.judged.values() if not one.hidden_from(asking) and one.decision == "same"]
-    same = [one for one in same if one.confirmation is None or one.confirmed]
-    targets = [
-        one.record["target"].removeprefix(GALLERY_PREFIX) for one in same if one.record["target"].startswith(GALLERY_PREFIX)
-    ]
+def case_path(case: Case, asking: Token, fastest: float = travel.METRES_PER_SECOND) -> answers.CasePath:
+    """The path of a case as this person may see it; see `path`."""
+    same = [one for one in case.same if not one.hidden_from(asking)]
+    targets = [one.target for one in same if one.target is not None]
     why = {**dict.fromkeys(targets, "target"), **{one.video_id: "same person" for one in same}}
     videos, places = rows(case.gallery, list(why)), read_places(case.gallery)
     confirmed = {one.video_id for one in same if one.confirmed}

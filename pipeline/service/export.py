@@ -76,9 +76,14 @@ class Exports:
         return made
 
     def of(self, case: Case, export_id: str) -> Export | None:
-        """An export of the case; None for what is gone."""
+        """An export of the case; None for what is gone, and for one that shows somebody who was forgotten since."""
         found = self._kept.get(export_id)
-        return found if found is not None and (found.case.gallery, found.case.name) == (case.gallery, case.name) else None
+        if found is None or (found.case.gallery, found.case.name) != (case.gallery, case.name):
+            return None
+        if not found.case.shown.isdisjoint(case.gallery.snapshot().forgotten):
+            found.path.unlink(missing_ok=True)
+            return None
+        return found
 
     def close(self) -> None:
         """Make nothing more, and remove all of them; what is being made is waited for, so that its record is whole."""

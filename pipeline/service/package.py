@@ -28,7 +28,6 @@ from pipeline.errors import UsageError
 from pipeline.gallery import audit
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView, results_table
-from pipeline.search.targets import GALLERY_PREFIX
 from pipeline.service.casebook import OF_RESULT, Case, Judged
 from pipeline.settings import ScoreSettings
 from pipeline.storage.hashing import file_sha256
@@ -37,6 +36,7 @@ Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, np.ndar
 """As `pipeline.search.report.Pictures`."""
 Clip = Callable[[VideoRef, float, float], bytes | None]
 """(video, start, end in seconds) -> an MP4 file; None where there is none."""
+NOTHING = "no lead of this case was called the same person, so there is nothing to hand over"
 AROUND_S = 2.0  # of a clip, before and after the segment
 
 
@@ -48,9 +48,9 @@ def write_package(
     videos: of the gallery, by id, at least the leads that were called the same person and gallery targets. path: as the interface
     gives it. Raises UsageError where no lead was called the same person.
     """
-    same = [one for one in case.judged.values() if one.decision == "same" and one.video_id in videos]
+    same = [one for one in case.same if one.video_id in videos]
     if not same:
-        raise UsageError(f"no lead of the case {case.name} was called the same person, so there is nothing to hand over")
+        raise UsageError(NOTHING)
     with tempfile.TemporaryDirectory(prefix="resight-export-") as name:
         folder = Path(name)
         _write_files(case, same, videos, path, pictures, clip, folder)
@@ -109,10 +109,10 @@ def _results(case: Case, same: list[Judged], videos: Mapping[str, VideoRef]) -> 
 
 
 def _result(case: Case, judged: list[Judged], videos: Mapping[str, VideoRef]) -> SearchResult:
-    record = judged[0].record
-    found, target = record["found"], record["target"].removeprefix(GALLERY_PREFIX)
+    found = judged[0].record["found"]
     return SearchResult(
-        target=videos.get(target) or VideoRef(found["target"]["video_id"], "", ingested_hash=found["target"]["ingested_hash"]),
+        target=videos.get(judged[0].target or "")
+        or VideoRef(found["target"]["video_id"], "", ingested_hash=found["target"]["ingested_hash"]),
         leads=tuple(_lead(one.record, videos) for one in sorted(judged, key=lambda one: one.record["rank"])),
         gallery=case.gallery.location.uri,
         searched_at=datetime.fromisoformat(found["searched_at"]) if found["searched_at"] else None,

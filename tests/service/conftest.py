@@ -1,5 +1,6 @@
 """A gallery with a service, and two people who work on a case in it."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,19 @@ from tests.conftest import add_videos, people_features, toy_spec
 from tests.service.test_service import role
 
 
-@pytest.fixture
-def gallery(tmp_path: Path) -> Gallery:
+@pytest.fixture(scope="session")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 made-up videos of 6 people, v000 and on, four of each, indexed."""
-    made = Gallery.open_or_create(tmp_path / "town", GallerySettings(toy_spec(), 10.0, None))
+    made = Gallery.open_or_create(tmp_path_factory.mktemp("town") / "town", GallerySettings(toy_spec(), 10.0, None))
     add_videos(made, people_features(6, 4, 24, seed=1))
     build_index(made)
-    return made
+    return Path(made.location.path)
+
+
+@pytest.fixture
+def gallery(town: Path, tmp_path: Path) -> Gallery:
+    """A copy of the town of one's own."""
+    return Gallery.open(shutil.copytree(town, tmp_path / "town"))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery.audit import head, read_records, set_policy, verify
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.retention.forget import Selection, forget
 from pipeline.search.evidence import SourcePictures
 from pipeline.service.asking import Service
 from tests.service.test_cases import decided
@@ -41,7 +42,7 @@ def clips(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float]]:
         asked.append((video.video_id, start, end))
         return None if len(asked) == 4 else b"an mp4 file"
 
-    monkeypatch.setattr("pipeline.service.cases._clip", clip)
+    monkeypatch.setattr("pipeline.service.handover._clip", clip)
     return asked
 
 
@@ -161,3 +162,29 @@ def test_an_export_that_cannot_be_recorded_is_not_given_out(
     assert (export["state"], export["error"]) == ("failed", "the disk is full")
     assert anna.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 409
     assert list(service.exports.folder.iterdir()) == []
+
+
+def test_a_package_that_shows_somebody_who_was_forgotten_is_gone(anna: TestClient, service: Service, gallery: Gallery) -> None:
+    search_id = done(anna)["search_id"]
+    for video_id in ("v000", "v002"):
+        decided(anna, video_id, "same", search_id)
+    export = exported(anna)
+    forget(gallery, Selection(video_ids=["v005"]), "of somebody else")
+    assert anna.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 200
+    forget(gallery, Selection(video_ids=["v002"]), "asked to")
+    assert anna.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 404
+    assert list(service.exports.folder.iterdir()) == []
+    again = exported(anna)
+    assert again["state"] == "done" and again["sha256"] != export["sha256"]
+
+
+def test_what_a_second_person_called_otherwise_is_not_handed_over(anna: TestClient, bert: TestClient, tmp_path: Path) -> None:
+    search_id = done(anna)["search_id"]
+    for video_id, second in (("v000", "different"), ("v002", "same")):
+        tag = decided(anna, video_id, "same", search_id)["tag"]
+        said = {"video_id": video_id, "tag": tag, "decision": second}
+        assert bert.post("/api/v1/cases/7-26/confirmations", json=said).status_code == 201
+    folder = unpacked(anna, exported(anna), tmp_path / "elsewhere")
+    table = pq.read_table(folder / "extract.parquet").to_pylist()
+    assert [(one["video_id"], one["confirmed_by"]) for one in table] == [("v002", "Bert")]
+    assert "v000" not in (folder / "report.html").read_text()

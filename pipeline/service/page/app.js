@@ -145,6 +145,9 @@ one("#sign-out").addEventListener("click", () => guarded(async () => { await ask
 one("#show-form").addEventListener("click", newSearch);
 one("#show-keys").addEventListener("click", openKeys);
 one("#keys-on").addEventListener("change", (event) => localStorage.setItem("keys", event.target.checked ? "on" : "off"));
+for (const dialog of document.querySelectorAll("dialog")) { // keys are the page's again at once
+  dialog.addEventListener("close", () => { if (dialog.contains(document.activeElement)) document.activeElement.blur(); });
+}
 addEventListener("keydown", onKey);
 addEventListener("popstate", () => { tell(""); attempt(open); });
 attempt(begin);

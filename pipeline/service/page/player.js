@@ -58,6 +58,10 @@ export function prefetched(address) {
 const once = (target, name) => new Promise((resolve) => target.addEventListener(name, resolve, { once: true }));
 
 async function feed(video, address, isCurrent) {
+  if (!window.MediaSource) { // as on some phones: what is made already plays from its own address
+    video.src = address;
+    return;
+  }
   const body = prefetched(address);
   let buffer = null;
   const source = new MediaSource();

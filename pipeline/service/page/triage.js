@@ -45,7 +45,7 @@ export async function openTriage(search, does) {
   drawGrid();
   drawTarget();
   drawLead();
-  if (asked.get("details") === "1") openDetails();
+  if (asked.get("details") === "1") look();
 }
 
 export function leaveTriage() {
@@ -459,19 +459,22 @@ async function openDetails() {
   const [person, scene] = details = [new Player("candidate", "The person"), new Player("candidate", "Before and after")];
   one("#details-players").replaceChildren(...details.map((each) => make("section", {}, make("h3", {}, each.words), each.root)));
   keepPlace();
-  const evidence = await ask("GET", `${base()}/leads/${lead.rank}/evidence`);
-  const facts = await boxesOf(lead.video_id);
+  one("#details-pairs").replaceChildren(...lead.pairs.map((pair, at) => make("li", {},
+    `Pair ${at + 1}, score ${pair.score.toFixed(3)}: target ${pair.target.times[0].toFixed(1)} to ${pair.target.times.at(-1).toFixed(1)} s, lead ${pair.candidate.times[0].toFixed(1)} to ${pair.candidate.times.at(-1).toFixed(1)} s`)));
+  one("#details-hashes").replaceChildren();
+  one("#details-nearby").replaceChildren();
+  const [facts, evidence] = await Promise.all([boxesOf(lead.video_id), ask("GET", `${base()}/leads/${lead.rank}/evidence`), drawNearby(lead)]);
+  if (details[0] !== person) return; // closed meanwhile
   const middle = lead.pairs[0] ? lead.pairs[0].candidate.times[0] : facts.first_s;
   const around = [Math.max(0, Math.min(facts.first_s, middle) - AROUND_S), 0];
   around[1] = Math.min(facts.last_s + AROUND_S, around[0] + LONGEST_S - 0.5);
   person.show({ ...facts, clip: clipOf(lead.video_id, facts, "crop", stretch(facts, lead.pairs[0] ? span(lead.pairs[0].candidate) : null)), boxes: [], shares: evidence.shares });
   scene.show({ ...facts, clip: clipOf(lead.video_id, facts, "scene", around), shares: evidence.shares, from: facts.first_s });
-  drawNearby(lead);
-  one("#details-pairs").replaceChildren(...lead.pairs.map((pair, at) => make("li", {},
-    `Pair ${at + 1}, score ${pair.score.toFixed(3)}: target ${pair.target.times[0].toFixed(1)} to ${pair.target.times.at(-1).toFixed(1)} s, lead ${pair.candidate.times[0].toFixed(1)} to ${pair.candidate.times.at(-1).toFixed(1)} s`)));
   const hash = (words, value) => [make("dt", {}, words), make("dd", { className: "code" }, value ?? "not known")];
   one("#details-hashes").replaceChildren(...hash("as ingested", evidence.ingested_hash), ...hash("when searched", evidence.source_hash), ...hash("audit head", state.search.found.audit_head));
 }
+
+const look = () => openDetails().catch((error) => state.open(null, error));
 
 async function drawNearby(lead) {
   const list = one("#details-nearby");
@@ -507,7 +510,7 @@ for (const each of document.querySelectorAll("#decide [data-decision]")) each.ad
 one("#undo").addEventListener("click", undo);
 one("#similar").addEventListener("click", () => act(similar));
 one("#compare").addEventListener("click", compare);
-one("#more").addEventListener("click", () => act(openDetails));
+one("#more").addEventListener("click", look);
 
 // What a key does here; undefined for one that does nothing.
 export function onTriageKey(event) {
@@ -527,7 +530,7 @@ export function onTriageKey(event) {
     f: () => act(similar),
     r: () => act(refine),
     z: undo,
-    d: () => act(openDetails),
+    d: look,
     "/": () => one("#filter").focus(),
   }[key];
 }

@@ -1,0 +1,122 @@
+"""Routes that hand a case over: exports, which are made in the background, and their packages."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Response
+from fastapi.responses import FileResponse
+
+from pipeline.errors import PipelineError, UsageError, VideoError
+from pipeline.gallery import audit
+from pipeline.gallery.video_ref import VideoRef
+from pipeline.service import case_answers as answers
+from pipeline.service.access import Token
+from pipeline.service.asking import Asking, Key, Service, ServiceOf, may
+from pipeline.service.casebook import Case
+from pipeline.service.cases import OF_CASES, CaseOf, case_path, rows
+from pipeline.service.clips import LONGEST_S, GalleryClips
+from pipeline.service.export import Export
+from pipeline.service.package import NOTHING, write_package
+from pipeline.service.pictures import gallery_pictures
+from pipeline.service.searches import BusyError
+
+routes = APIRouter(prefix="/api/v1", responses=OF_CASES, dependencies=[may("investigate")])
+
+
+@routes.post("/cases/{case}/exports", status_code=202)
+def export(
+    found: CaseOf, asked: answers.ExportAsked, service: ServiceOf, asking: Asking, response: Response, key: Key = None
+) -> answers.ExportState:
+    """Begin a package that hands the case over: the report, the extract, pictures, the records and SHA256SUMS, as a zip."""
+    service.exports.check(found, asking)  # first, since the others say something of what was decided
+    audit.check_policy(found.gallery, asked.reason, found.name)
+    if audit.CONFIRMATION in audit.required(found.gallery) and found.unconfirmed():
+        raise UsageError(audit.UNCONFIRMED)
+    if not found.same:
+        raise UsageError(NOTHING)
+
+    def make() -> Export:
+        return service.exports.begin(found, asking, asked.reason, lambda out: _package(service, found, asking, out))
+
+    made = service.once(f"{asking.person} {found.gallery_name} {found.name}", key, asked, make)
+    response.headers["location"] = f"/api/v1/cases/{found.name}/exports/{made.export_id}"
+    return _state(made)
+
+
+@routes.get("/cases/{case}/exports/{export_id}")
+def one_export(found: CaseOf, export_id: str, service: ServiceOf) -> answers.ExportState:
+    """How far an export is."""
+    return _state(_export(service, found, export_id))
+
+
+@routes.get(
+    "/cases/{case}/exports/{export_id}/package.zip",
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}}}},
+)
+def package(found: CaseOf, export_id: str, service: ServiceOf, asking: Asking) -> Response:
+    """The package of an export that is done."""
+    service.exports.check(found, asking)
+    made = _export(service, found, export_id)
+    if made.state != "done":
+        raise HTTPException(409, f"the export is {made.state}")
+    return FileResponse(made.path, media_type="application/zip", filename=f"{found.name}.zip")
+
+
+def _export(service: Service, case: Case, export_id: str) -> Export:
+    found = service.exports.of(case, export_id)
+    if found is None:
+        raise HTTPException(404, "there is no such export any more; make another one")
+    return found
+
+
+def _state(export: Export) -> answers.ExportState:
+    fields: dict[str, Any] = {
+        name: getattr(export, name) for name in ("export_id", "made_at", "state", "error", "sha256", "bytes")
+    }
+    return answers.ExportState(case=export.case.name, made_by=export.person, **fields)
+
+
+def _package(service: Service, case: Case, asking: Token, out: Path) -> dict[str, str]:
+    """Write the package of a case; pictures of uploads are there as long as their search is."""
+    videos = rows(case.gallery, list(case.shown))
+    of_gallery = gallery_pictures(case.gallery)
+    searches = {one.record["search"] for one in case.same}
+    known = [search for one in searches if (search := service.searches.known(one)) is not None]
+    uploads = {search.result.target.video_id: search for search in known if search.result is not None}
+
+    def pictures(video: VideoRef, wanted: Any) -> Any:
+        if video.video_id in videos:
+            return of_gallery(video, wanted)
+        search = uploads.get(video.video_id)
+        if search is None or search.answer is None or search.result is None:
+            return {}
+        of_upload = search.answer.pictures()
+        try:
+            return of_upload(search.result.target, wanted)
+        finally:
+            of_upload.close()
+
+    try:
+        path = case_path(case, asking).model_dump(mode="json")
+        return write_package(case, videos, path, pictures, partial(_clip, service.clips(case.gallery)), out)
+    finally:
+        of_gallery.close()
+
+
+def _clip(clips: GalleryClips, video: VideoRef, start: float, end: float) -> bytes | None:
+    """The person of a video in a stretch of it, as MP4; None where it cannot be made any more."""
+    row = clips.row(video.video_id)
+    if row is None:
+        return None
+    try:
+        places = clips.places(row)
+        made = clips.clip(row, places.clip(*places.span(start, min(end, start + LONGEST_S)), crop=True))
+        try:
+            made.begun(whole=True)
+            return made.path.read_bytes()
+        finally:
+            made.left()
+    except (PipelineError, VideoError, BusyError, OSError):
+        return None
