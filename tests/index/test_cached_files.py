@@ -120,6 +120,13 @@ def test_a_second_search_fetches_next_to_nothing_and_finds_the_same(remote: Gall
     assert everything[0] <= 4
 
 
+def test_tables_of_videos_are_mapped_so_that_processes_share_them(remote: Gallery, cache: Path) -> None:
+    index = open_index(remote)
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if str(cache) in line}
+    tables = {str(cached_folder(index.partition_location(number)) / "videos.arrow") for number in range(5)}
+    assert tables <= mapped and index.videos.get_total_buffer_size() > 0
+
+
 def test_leads_and_evidence_are_those_of_a_local_index(remote: Gallery, tmp_path: Path) -> None:
     for file in remote.location.list(recursive=True):
         resolve(tmp_path / "local" / file.path[len(remote.location.path) + 1 :]).write_atomically(file.read_bytes())
