@@ -11,6 +11,7 @@ folder of the process.
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import logging
 import os
@@ -34,6 +35,7 @@ from pipeline.storage.location import Location, explained, resolve, write_local
 LIMIT = "COATTENTION_CACHE_BYTES"  # of this machine, an environment variable; without it half of what the disk has for the cache
 BLOCK = 128 << 10  # bytes of a file of rows that are fetched or not
 REQUEST_BYTES = 16 << 20  # at most
+LEAST_BYTES = 4096  # pyarrow does not try again where a store's refusal is longer than what was asked for
 AT_ONCE = 16  # requests
 USED_LATELY = 600.0  # seconds; such a file may be about to be opened
 KEPT = 30 * 86_400.0  # seconds that a file stays unused at most, where anything else of the cache is used
@@ -53,10 +55,28 @@ def local_files(location: Location, files: Mapping[str, Mapping[str, Any]]) -> L
     if location.is_local:
         return location
     folder = cached_folder(location)
-    missing = [name for name, entry in files.items() if not _is_there(folder / name, entry["bytes"])]
-    at_once(lambda name: _fetch(location.join(name), folder / name, files[name]["sha256"]), missing)
-    _swept_now_and_then(len(missing))
+
+    def missing() -> list[str]:
+        return [name for name, entry in files.items() if not _is_there(folder / name, entry["bytes"])]
+
+    if missing():
+        with _alone(folder):
+            names = missing()
+            at_once(lambda name: _fetch(location.join(name), folder / name, files[name]["sha256"]), names)
+        _swept_now_and_then(len(names))
     return resolve(folder)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Before other processes of this machine, which find afterwards what they want; without order where a disk knows no locks."""
+    with explained("write", str(folder)):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("wb")
+    with lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def at_once(work: Callable[[Asked], object], items: Collection[Asked]) -> None:
@@ -143,17 +163,18 @@ class PartialFile:
         missing = np.flatnonzero((np.cumsum(change)[:-1] > 0) & (there == 0))
         if not len(missing):
             return
-        parts = list(_requests(missing, REQUEST_BYTES // BLOCK))
+        parts, source = list(_requests(missing, REQUEST_BYTES // BLOCK)), self.source
         with explained("copy", self.location.uri):
-            at_once(self._fetch, parts)
+            at_once(lambda part: self._fetch(source, *part), parts)
             os.fdatasync(self.descriptor)  # after a power cut, what is said to be there is
             for begin, stop in parts:
                 os.pwrite(self.descriptor, b"\1" * (stop - begin), self.size + begin)
         _swept_now_and_then(1)
 
-    def _fetch(self, part: tuple[int, int]) -> None:
-        first, end = part[0] * BLOCK, min(part[1] * BLOCK, self.size)
-        content = self.source.read_at(end - first, first)
+    def _fetch(self, source: Any, begin: int, stop: int) -> None:
+        end = min(stop * BLOCK, self.size)
+        first = max(0, min(begin * BLOCK, end - LEAST_BYTES))
+        content = source.read_at(end - first, first)
         if len(content) != end - first or os.pwrite(self.descriptor, content, first) != len(content):
             raise PipelineError(f"{self.location.uri} was not copied as a whole; search again")
 
