@@ -343,11 +343,16 @@ def write_results(results: Sequence[SearchResult], folder: str | Path) -> None:
 def _write_table(table: pa.Table, folder: Location, name: str) -> None:
     """Write NAME.parquet and NAME.csv."""
     folder.join(f"{name}.parquet").write_atomically(lambda sink: pq.write_table(table, sink))
+    folder.join(f"{name}.csv").write_atomically(table_csv(table).encode())
+
+
+def table_csv(table: pa.Table) -> str:
+    """A table of results as a spreadsheet reads it, see `write_results`."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(table.column_names)
     lines.writerows([_cell(value) for value in row.values()] for row in table.to_pylist())
-    folder.join(f"{name}.csv").write_atomically(text.getvalue().encode())
+    return text.getvalue()
 
 
 def _search_row(result: SearchResult) -> dict[str, Any]:

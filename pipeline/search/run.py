@@ -21,7 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, on_behalf_of, unicode_only, user
 from pipeline.gallery.gallery import Gallery, gallery_version
 from pipeline.search.evidence import SourcePictures
-from pipeline.search.results import Followed, SearchResult, write_results
+from pipeline.search.results import Followed, SearchResult, results_table, write_results
 from pipeline.search.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
 from pipeline.settings import FollowSettings, SearchSettings
 from pipeline.storage.location import Reach, StorageError, canonical_uri, resolve
@@ -55,6 +55,10 @@ class Answer:
         from pipeline.index.versions import index_lag
 
         return index_lag(self.gallery, self.index)
+
+    def table(self) -> pa.Table:
+        """All leads of all targets (RESULTS_SCHEMA), see `pipeline.search.results.results_table`."""
+        return results_table(self.results)
 
     @property
     def changed_sources(self) -> list[str]:

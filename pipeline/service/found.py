@@ -1,13 +1,16 @@
-"""Routes of what a search found besides its list of leads: all scores, cameras and times, and what speaks for a lead."""
+"""Routes of what a search found besides its list of leads: all scores, cameras and times, what speaks for a lead, and tables."""
 
-from typing import Annotated
+import io
+from dataclasses import replace
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from fastapi import APIRouter, HTTPException, Query
+import pyarrow.parquet as pq
+from fastapi import APIRouter, HTTPException, Query, Response
 
 from pipeline import time_windows
-from pipeline.search.results import SegmentView
+from pipeline.search.results import SegmentView, results_table, table_csv
 from pipeline.service import answers, view_answers
 from pipeline.service.asking import PROBLEMS, LeadOf, SearchOf, may
 from pipeline.service.searches import Search
@@ -70,6 +73,40 @@ def evidence(lead: LeadOf) -> view_answers.Evidence:
         ingested_hash=lead.video.ingested_hash,
         source_hash=lead.source_hash,
     )
+
+
+PARQUET = "application/vnd.apache.parquet"
+
+
+def _file(kind: str) -> dict[str, Any]:
+    """How a route that answers with a file describes it."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}}}
+    return {"response_class": Response, "responses": {200: {"content": content}}}
+
+
+@routes.get("/results.parquet", **_file(PARQUET))
+def results_parquet(search: SearchOf) -> Response:
+    """The leads with all that made them, as results.parquet has them (docs/results.md); none that was forgotten since."""
+    sink = io.BytesIO()
+    pq.write_table(_table(search), sink)
+    return _download(sink.getvalue(), PARQUET, "results.parquet")
+
+
+@routes.get("/results.csv", **_file("text/csv"))
+def results_csv(search: SearchOf) -> Response:
+    """The same for a spreadsheet."""
+    return _download(table_csv(_table(search)).encode(), "text/csv; charset=utf-8", "results.csv")
+
+
+def _table(search: Search) -> pa.Table:
+    if search.result is None:
+        raise HTTPException(404, f"the search is {search.state}")
+    search.view()
+    return results_table([replace(search.result, leads=tuple(search.leads()))])
+
+
+def _download(content: bytes, kind: str, name: str) -> Response:
+    return Response(content, media_type=kind, headers={"content-disposition": f'attachment; filename="{name}"'})
 
 
 def segment(view: SegmentView) -> answers.Segment:

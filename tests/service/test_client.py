@@ -1,0 +1,75 @@
+"""A program searches over HTTP and has what a search in its own process gives."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import uvicorn
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery.audit import read_records
+from pipeline.gallery.gallery import Gallery
+from pipeline.search.run import run as search
+from pipeline.service.access import issue
+from pipeline.service.app import create_app
+from pipeline.service.asking import Service
+from pipeline.service.client import Client
+from pipeline.settings import SearchSettings
+from tests.service.test_service import anna, done, gallery, service, stranger  # noqa: F401 - fixtures
+
+OF_ONE_SEARCH = ["seconds", "audit_head", "searched_at", "searched_by"]  # and so not the same in two
+
+
+@pytest.fixture(scope="module")
+def client(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:  # noqa: F811
+    listening = socket.create_server(("127.0.0.1", 0))
+    host = f"127.0.0.1:{listening.getsockname()[1]}"
+    server = uvicorn.Server(uvicorn.Config(create_app(service, [host]), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    assert service.access.tokens_file is not None
+    yield Client(f"http://{host}/", issue(service.access.tokens_file, "a program", days=1))
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_search_over_http_gives_the_table_of_one_in_this_process(client: Client, gallery: Gallery) -> None:  # noqa: F811
+    assert [one["name"] for one in client.galleries()] == ["town"]
+    over_http = client.search("town", "id:v001", reason="a test", top=5)
+    assert read_records(gallery)[-2]["who"] == read_records(gallery)[-1]["who"] == "a program"  # the search, and looking at it
+    here = search(gallery, ["id:v001"], SearchSettings(top=5), reason="a test").table()
+    assert over_http.num_rows == 5 and over_http.schema.equals(here.schema)
+    same = [name for name in here.column_names if name not in OF_ONE_SEARCH]
+    pd.testing.assert_frame_equal(over_http.select(same).to_pandas(), here.select(same).to_pandas())
+
+
+def test_a_photo_is_sent(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        client.search("town", tmp_path / "absent.jpg")
+    (tmp_path / "no.jpg").write_bytes(b"no picture")  # it arrives: what is missing is the made-up gallery's network
+    with pytest.raises(PipelineError, match="the search failed: this installation has no backbone toy"):
+        client.search("town", tmp_path / "no.jpg", reason="a test")
+
+
+def test_what_the_service_says_is_said(client: Client) -> None:
+    with pytest.raises(UsageError, match="no such gallery"):
+        client.search("elsewhere", "id:v001")
+    with pytest.raises(PipelineError, match="v999"):
+        client.search("town", "id:v999", reason="a test")
+    with pytest.raises(UsageError, match=r"sign in|token"):
+        Client(client.url.removesuffix("/api/v1"), "another").galleries()
+    with pytest.raises(PipelineError, match="cannot be reached"):
+        Client("http://127.0.0.1:9", "x").galleries()
+
+
+def test_the_tables_of_a_search_can_be_fetched(anna) -> None:  # noqa: F811
+    search_id = done(anna, top=3)["search_id"]
+    for name, kind in (("parquet", "application/vnd.apache.parquet"), ("csv", "text/csv; charset=utf-8")):
+        answer = anna.get(f"/api/v1/searches/{search_id}/results.{name}")
+        assert answer.status_code == 200 and answer.headers["content-type"] == kind
+        assert answer.headers["content-disposition"] == f'attachment; filename="results.{name}"'
+    lines = answer.text.splitlines()
+    assert len(lines) == 4 and lines[0].startswith("target_id,")
