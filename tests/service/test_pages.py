@@ -61,6 +61,7 @@ def browser() -> Iterator[object]:
 def signed_in(browser: object, served: Served, role: Role) -> tuple[object, list[str]]:
     """A page on which a person of the role has signed in, and what goes wrong on it."""
     page = browser.new_context().new_page()  # type: ignore[attr-defined]
+    page.set_default_timeout(120_000)  # beside other tests
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda said: faults.append(said.text) if said.type == "error" and "404" not in said.text else None)
@@ -122,6 +123,6 @@ def test_every_screen_fits_from_a_telephone_to_a_large_desk(served: Served, brow
     page.get_by_role("button", name="Save the cameras").click()
     page.get_by_text("the cameras are saved").wait_for()
     page.reload()
-    assert page.get_by_label("Name of cam0").input_value() == "Station"
+    playwright.expect(page.get_by_label("Name of cam0")).to_have_value("Station", timeout=60_000)
     page.get_by_text("whole: nothing was changed, moved or removed").wait_for()
     assert faults == []
