@@ -252,7 +252,8 @@ def test_a_sidecar_that_cannot_be_meant_is_one_sentence(tmp_path: Path, entries:
 
 def test_what_is_no_detector_is_one_sentence(tmp_path: Path) -> None:
     for name, words in {
-        "yolox_huge": "a detector is one of yolox_nano, yolox_tiny, yolox_s, rendered, or the path of an .onnx file, not 'yolox_huge'",
+        "yolox_huge": "a detector is one of yolox_nano, yolox_tiny, yolox_s, rendered, or the path of an .onnx file, "
+        "not 'yolox_huge'",
         str(tmp_path / "none.onnx"): "none.onnx does not exist",
     }.items():
         with pytest.raises(UsageError, match=words):
