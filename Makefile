@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help env demo test check format bench bench-scoring bench-scale bench-ingest bench-recordings bench-tracking drills clean
+.PHONY: help env demo test test-page check format bench bench-scoring bench-scale bench-ingest bench-recordings bench-tracking drills clean
 
 help:
 	@echo "make demo    render recordings of a small camera network, find, index and search the people in them; writes demo/report.html"
-	@echo "make test    every test that needs no GPU"
+	@echo "make test    every test that needs neither a GPU nor a browser; make test-page those of the page, in Debian's chromium"
 	@echo "make check   ruff, mypy, the order of imports and the tests; make format puts what ruff can in order"
 	@echo "make bench   accuracy on the real footage in ../shared, and the default backbone beside its teacher"
 	@echo "make bench-scoring, bench-scale, bench-ingest"
@@ -22,7 +22,11 @@ demo: env
 	@$(BIN)/python -m jobs.demo
 
 test: env
-	@$(BIN)/python -X faulthandler -m pytest -m "not gpu" -n logical --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -X faulthandler -m pytest -m "not gpu and not browser" -n logical --maxprocesses 4 --dist loadfile
+
+# A browser wants the machine for itself: beside other tests it is too slow to be judged.
+test-page: env
+	@$(BIN)/python -X faulthandler -m pytest -m browser tests/service
 
 check: env
 	@$(BIN)/ruff check .

@@ -23,7 +23,10 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright, of the
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 WIDTHS = ((390, 844), (1280, 800), (1920, 1080))
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium"),
+]
 KINDS = {  # of what browsers do not play themselves, and one that they do
     "v000": (".avi", "mpeg4"),
     "v001": (".ts", "mpeg2video"),
@@ -149,7 +152,8 @@ SEEKS = """async ([selector, time]) => {
     const video = document.querySelector(selector);
     video.pause();
     video.currentTime = time;
-    await new Promise((resolve) => video.addEventListener("seeked", resolve, { once: true }));
+    const seeked = new Promise((resolve) => video.addEventListener("seeked", resolve, { once: true }));
+    await Promise.race([seeked, new Promise((resolve) => setTimeout(resolve, 5000))]);
     const canvas = Object.assign(document.createElement("canvas"), { width: 8, height: 8 });
     canvas.getContext("2d").drawImage(video, 0, 0, 8, 8);
     return [video.currentTime, video.videoWidth, video.videoHeight, ...canvas.getContext("2d").getImageData(4, 4, 1, 1).data];

@@ -17,7 +17,10 @@ from pipeline.service.access import Role, issue
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine (apt-get install chromium)")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine (apt-get install chromium)"),
+]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PEOPLE: dict[Role, str] = {"investigator": "Anna", "reviewer": "Bert", "admin": "Carla", "viewer": "Dora"}
 
