@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.decoding.opening import Opened
 from pipeline.decoding.requests import Request
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Chunk, ClipPart, Event, TrackBoxes, VideoInfo
+from pipeline.decoding.video import Chunk, ClipPart, Event, Stretch, TrackBoxes, VideoInfo
 
 LONGEST = 64 << 20  # bytes of a message
 
@@ -107,6 +107,8 @@ def unpacked(data: bytes, frames: np.ndarray) -> Answer:
             fields = {**fields, "data": base64.b64decode(fields["data"], validate=True)}
         if kind == TrackBoxes.__name__:
             fields = _checked_track(**fields)
+        if kind == Stretch.__name__:
+            fields = _checked_stretch(fields)
         answer = _ANSWERS[kind](**fields)
         return replace(answer, remarks=tuple(answer.remarks)) if isinstance(answer, VideoInfo) else answer
     except (KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -129,6 +131,14 @@ def _checked_track(frames: list[int], boxes: list[list[float]]) -> dict[str, Any
     if not np.isfinite(numbers).all():
         raise ValueError("the sides of a box are numbers")
     return {"frames": tuple(int(frame) for frame in frames), "boxes": numbers}
+
+
+def _checked_stretch(fields: dict[str, Any]) -> dict[str, Any]:
+    """Another child is told of it, and others count with its numbers."""
+    counts = [fields[name] for name in ("number", "of", "first_frame", "frames", "looked_at", "begins", "opens")]
+    if not all(type(count) is int and abs(count) < 2**62 for count in counts) or not 0 <= fields["number"] < fields["of"]:
+        raise ValueError("a stretch has a place among others")
+    return fields
 
 
 def shaped(frames: np.ndarray, count: int, height: int, width: int) -> np.ndarray:
