@@ -151,9 +151,9 @@ def ingest(
 
     INPUT is a folder (searched recursively), a bucket prefix (s3://, gs://), one video, or a manifest with a column uri and
     optionally video_id, camera_id, start_time, person_id, boxes_uri, frame_rate (frames a second of a recording that carries no
-    times). A video is a video file, a folder of numbered images, or some of a folder's images by a pattern such as
-    0001/C1T0002*.jpg; with a boxes file (lines of frame,id,x,y,w,h from frame 1 in pixels, as in the MOT challenge, or columns
-    named by a header) each track id becomes a candidate.
+    times), clock_offset (seconds that the clock was ahead: taken off the times). A video is a video file, a folder of numbered
+    images, or some of a folder's images by a pattern such as 0001/C1T0002*.jpg; with a boxes file (lines of frame,id,x,y,w,h from
+    frame 1 in pixels, as in the MOT challenge, or columns named by a header) each track id becomes a candidate.
     """
     if detector is None and (pattern or cameras or watch or zone != "UTC" or chunk_minutes is not None):
         flags = "--pattern, --zone, --cameras, --chunk-minutes and --watch"
@@ -308,6 +308,10 @@ def _footage_changes(summary: FootageSummary) -> list[str]:
         lines.append(
             f"  no recording  of {len(summary.unfilmed)} cameras that --cameras names: {', '.join(summary.unfilmed[:SHOWN])}"
         )
+    if summary.offsets:
+        first, last = min(summary.offsets), max(summary.offsets)
+        ahead = f"{first:+g} s" if first == last else f"{first:+g} to {last:+g} s"
+        lines.append(f"  clocks        of {len(summary.offsets)} recordings were {ahead} ahead, which is taken off their times")
     if summary.in_chunks:
         lines.append(f"  in chunks     {summary.in_chunks} long recordings, {summary.chunks} chunks")
     if summary.undivided:

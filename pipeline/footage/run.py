@@ -52,8 +52,9 @@ class FootageSummary:
     of them were taken in again; corrected: recordings that got another camera or start; left: for the next ingest. seconds_read:
     of recordings; looked_at: frames; detections: people in them; reasons: reject reason -> recordings, of this run. in_chunks:
     recordings that were read in so many `chunks`; undivided: uris of long ones that were read as a whole -> why. unnamed:
-    files that the pattern does not fit. unfilmed: cameras that have a clock, and no recording. notes: on the plan's recordings,
-    those of before too. runs, candidates: see `tracks.TrackingSummary`.
+    files that the pattern does not fit. unfilmed: cameras that have a clock, and no recording. offsets: seconds that clocks are
+    ahead, of the plan's recordings whose times are corrected by that. notes: on the plan's recordings, those of before too. runs,
+    candidates: see `tracks.TrackingSummary`.
     """
 
     recordings: int = 0
@@ -73,6 +74,7 @@ class FootageSummary:
     unaccounted: int = 0
     unnamed: tuple[str, ...] = ()
     unfilmed: tuple[str, ...] = ()
+    offsets: tuple[float, ...] = ()
     notes: SourceNotes = field(default_factory=SourceNotes)
     runs: int = 0
     candidates: int = 0
@@ -125,6 +127,7 @@ def ingest_footage(
         said = f"{both} of these files are in {gallery.location.uri} as videos of one person each"
         raise UsageError(f"{said}: they were ingested without a detector; use another gallery")
     summary = FootageSummary(recordings=len(table), unnamed=plan.unnamed, unfilmed=plan.unfilmed)
+    summary.offsets = tuple(one for one in table["clock_offset"].to_pylist() if one)
     changed, again, corrections, summary.corrected = _compared(table, snapshot)
     if update:
         changed |= _damaged(table, gallery, snapshot)
