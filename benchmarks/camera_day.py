@@ -72,8 +72,8 @@ def write_once(path: Path) -> None:
         out.mux(stream.encode(None))
 
 
-def repeated(once: Path, path: Path, times: int) -> None:
-    """The packets of a recording, so many times."""
+def repeated(once: Path, path: Path, times: int, seconds: float = ONCE_S) -> None:
+    """The packets of a recording of so many seconds, so many times."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
         stream: Any = None
@@ -82,7 +82,7 @@ def repeated(once: Path, path: Path, times: int) -> None:
                 stream = stream or out.add_stream_from_template(source.streams.video[0])
                 for packet in source.demux(video=0):
                     if packet.size:
-                        later = round(turn * ONCE_S / packet.time_base)
+                        later = round(turn * seconds / packet.time_base)
                         packet.pts, packet.dts, packet.stream = packet.pts + later, packet.dts + later, stream
                         out.mux(packet)
 

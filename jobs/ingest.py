@@ -311,14 +311,16 @@ def _footage_changes(summary: FootageSummary) -> list[str]:
     if summary.offsets:
         first, last = min(summary.offsets), max(summary.offsets)
         ahead = f"{first:+g} s" if first == last else f"{first:+g} to {last:+g} s"
-        lines.append(f"  clocks        of {len(summary.offsets)} recordings were {ahead} ahead, which is taken off their times")
+        lines.append(f"  clocks        {ahead} ahead, of {len(summary.offsets)} recordings: taken off their times")
     if summary.in_chunks:
-        lines.append(f"  in chunks     {summary.in_chunks} long recordings, {summary.chunks} chunks")
-    if summary.undivided:
-        lines.append(f"  not in chunks {len(summary.undivided)} long recordings: each was read by one worker, as a whole")
+        lines.append(
+            f"  in chunks     {summary.chunks} chunks of {summary.in_chunks} long recording{'s'[: summary.in_chunks > 1]}"
+        )
+    if count := len(summary.undivided):
+        lines.append(f"  not in chunks {count} long recording{'s'[: count > 1]}, read by one worker as a whole")
         whys = Counter(summary.undivided.values())
-        for why, count in whys.most_common(SHOWN):
-            lines.append(f"    {count:5d} {why} (such as {next(uri for uri, one in summary.undivided.items() if one == why)})")
+        for why, times in whys.most_common(SHOWN):
+            lines.append(f"    {times:5d} {why} (such as {next(uri for uri, one in summary.undivided.items() if one == why)})")
     if summary.corrected:
         lines.append(f"  corrected     {summary.corrected} recordings: camera or start, without decoding them")
     if summary.left:

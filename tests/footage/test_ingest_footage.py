@@ -215,7 +215,7 @@ def test_an_ingest_that_is_killed_between_two_chunks_of_a_recording_goes_on_with
         time.sleep(0.05)
     said, failed = again.communicate()
     assert again.returncode == 0, failed
-    assert "in chunks     1 long recordings, 6 chunks" in said
+    assert "in chunks     6 chunks of 1 long recording" in said
     opened = Gallery.open(gallery)
     assert detections(opened) == detections(expected) and candidates(opened) == candidates(expected)
     assert verify_gallery(opened) == [] and len(list(gallery.glob("detections/*.parquet"))) == 1
