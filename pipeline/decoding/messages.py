@@ -8,12 +8,13 @@ files runs what a forged pickle says. Frames are not in a message: they go throu
 import base64
 import fcntl
 import json
+import math
 import mmap
 import os
 import socket
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -135,9 +136,16 @@ def _checked_track(frames: list[int], boxes: list[list[float]]) -> dict[str, Any
 
 def _checked_stretch(fields: dict[str, Any]) -> dict[str, Any]:
     """Another child is told of it, and others count with its numbers."""
-    counts = [fields[name] for name in ("number", "of", "first_frame", "frames", "looked_at", "begins", "opens")]
-    if not all(type(count) is int and abs(count) < 2**62 for count in counts) or not 0 <= fields["number"] < fields["of"]:
+    kinds = get_type_hints(Stretch)
+    whole = [fields[name] for name, kind in kinds.items() if kind is int]
+    seconds = [fields[name] for name, kind in kinds.items() if kind in (float, float | None) and fields[name] is not None]
+    texts = [fields[name] for name, kind in kinds.items() if kind in (str, str | None) and fields[name] is not None]
+    if not all(type(number) is int and abs(number) < 2**62 for number in whole) or not 0 <= fields["number"] < fields["of"]:
         raise ValueError("a stretch has a place among others")
+    if not all(type(number) is float and math.isfinite(number) for number in seconds):
+        raise ValueError("the times of a stretch are seconds")
+    if None in (fields["zero"], fields["first_s"], fields["packets"]) or not all(type(text) is str for text in texts):
+        raise ValueError("a stretch has a hash, and a place in time")
     return fields
 
 

@@ -38,6 +38,7 @@ from pipeline.storage.hashing import json_sha256
 
 LEAST_SCORE = 0.3  # of a detection that is kept: no track takes a weaker one
 CROPS_AT_ONCE = 32  # embedded together
+MOST_STRETCHES = 100_000  # of a recording
 DRAFTED = 1  # how drafts are made; raise it when the same recordings would give other detections
 _KINDS = {int: pa.int64(), float: pa.float64(), str: pa.string(), float | None: pa.float64(), str | None: pa.string()}
 STRETCH = pa.struct([(field.name, _KINDS[field.type]) for field in fields(Stretch)])  # type: ignore[index]
@@ -167,6 +168,8 @@ class _Reading:
             if isinstance(event, VideoInfo):
                 self.info = event
             if isinstance(event, Stretch):
+                if len(self.stretches) == MOST_STRETCHES:  # only whoever has taken the decoder over says so
+                    raise VideoError("decoder_crash", f"the decoder gave an answer that cannot be on {source['uri']}")
                 self.stretches.append(event)
             if isinstance(event, Undivided):
                 self.undivided = event.why

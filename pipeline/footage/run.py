@@ -285,22 +285,32 @@ class _Committer:
         source_id, whole = row["source_id"], self.stretches.get(row["source_id"])
         if whole is None:  # it is to be read whole already
             return
+        if row["reason"] is not None and self._is_left(row):
+            self._discard(self.stretches.pop(source_id))
+            self._done(row)
+            return
         if row["reason"] is not None:
-            del self.stretches[source_id]
-            self._discard(whole)
-            if self._is_left(row):
-                self._done(row)
-            else:
-                self.summary.undivided[row["uri"]] = row["message"]
-                self.next.append(self._asks(source_id, None))
+            self._read_whole(row, row["message"])
             return
         whole.drafts[row["stretch"]["number"]] = row["shard"], row["detections"]
         if len(whole.drafts) == len(whole.row["stretches"]):
             drafts = [whole.drafts[number] for number in sorted(whole.drafts)]
-            shard = joined(self.gallery, (draft for draft, _ in drafts))
+            try:
+                shard = joined(self.gallery, (draft for draft, _ in drafts))
+            except PipelineError as error:  # another ingest of the same recording ended first, or a compaction
+                if isinstance(error, StorageError) and error.kind != "missing":
+                    raise
+                self._read_whole(row, "what was found in its chunks was taken away meanwhile")
+                return
             looked_at = sum(stretch["looked_at"] for stretch in whole.row["stretches"])
             found = {"shard": shard, "detections": sum(count for _, count in drafts), "looked_at": looked_at}
             self._done(whole.row | found)
+
+    def _read_whole(self, row: dict[str, Any], why: str) -> None:
+        """Have the recording of a stretch read as a whole after all."""
+        self._discard(self.stretches.pop(row["source_id"]))
+        self.summary.undivided[row["uri"]] = why
+        self.next.append(self._asks(row["source_id"], None))
 
     def _done(self, row: dict[str, Any]) -> None:
         self.seen.add(row["source_id"])

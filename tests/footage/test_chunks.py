@@ -167,6 +167,19 @@ def test_a_chunk_that_cannot_be_used_has_the_whole_recording_read(
     assert list(summary.undivided.values()) == ["as it happens"] and summary.in_chunks == 1 and not summary.reasons
 
 
+def test_where_drafts_are_gone_the_whole_recording_is_read(whole: Gallery, gallery: Gallery, recordings: Path) -> None:
+    """Another ingest of the same recordings ended first, and deleted what both had found."""
+
+    def damage(row: dict[str, Any]) -> dict[str, Any]:
+        if row["stretch"] is not None and row["uri"].endswith("120023.mp4"):
+            gallery.location.join("detections", row["shard"]).delete()
+        return row
+
+    summary = ingested(recordings, gallery, [worker(gallery)], 7.0, damage=damage)
+    assert rows_of(gallery) == rows_of(whole) and candidates(gallery) == candidates(whole)
+    assert list(summary.undivided.values()) == ["what was found in its chunks was taken away meanwhile"]
+
+
 def test_a_recording_that_changes_between_its_chunks_is_left(gallery: Gallery, recordings: Path) -> None:
     def damage(row: dict[str, Any]) -> dict[str, Any]:
         return row | {"reason": STILL_CHANGING, "message": ""} if row["stretch"] is not None else row
