@@ -12,8 +12,8 @@ help:
 	@echo "make bench-scoring, bench-scale, bench-ingest"
 	@echo "             scoring beside its peers and its limit; galleries of 10,000 to VIDEOS; ingest beside a plain loop"
 	@echo "make bench-tracking"
-	@echo "             tracks of people in real footage against its ground truth, beside ByteTrack"
-	@echo "make drills  kills on a real two-node cluster, hostile videos and a faulty object store, at length"
+	@echo "             tracks of people in real footage against its ground truth, beside ByteTrack; what a day of a camera costs"
+	@echo "make drills  kills on a real two-node cluster, hostile videos, a faulty object store and a day of cameras, at length"
 
 env:
 	@$(PYTHON) .ci/environment.py
@@ -58,11 +58,13 @@ bench-recordings: env
 
 bench-tracking: env
 	@$(BIN)/python -m benchmarks.tracking --picture bench/tracking/tracks.png
+	@$(BIN)/python -m benchmarks.camera_day
 
 drills: env
 	@$(BIN)/python -m benchmarks.kill_drill --work drills
 	@$(BIN)/python -m benchmarks.hostile_drill
 	@$(BIN)/python -m benchmarks.store_drill
+	@$(BIN)/python -m benchmarks.footage_drill --work drills/footage --minutes 600
 
 clean:
 	rm -rf .venv demo bench drills hostile_failures .pytest_cache .mypy_cache .ruff_cache .hypothesis

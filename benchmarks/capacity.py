@@ -49,6 +49,15 @@ UNIT_COSTS: dict[str, UnitCost] = {
     "index_frames": UnitCost(11_200, "frames/s a core", "measured", "scale, 100,000 videos, 179 s, two cores in one process"),
     "search_core_seconds": UnitCost(0.0070, "core s a million frames", "measured", "scale, 1,000,000 videos, 1 %, warm"),
     "search_frame_bytes": UnitCost(48, "bytes of memory a frame", "measured", "scale, 1,000,000 videos: resident / frames"),
+    "camera_rate": UnitCost(25, "frames/s of a camera", "choice", "recordings of 1080p"),
+    "look_rate": UnitCost(5, "frames/s looked at", "choice", "jobs.ingest --detector: its --sample-rate"),
+    "camera_people": UnitCost(3, "people in a picture", "choice", "on average of day and night"),
+    "camera_decode": UnitCost(4.7, "core ms a frame", "measured", "camera_day: H.264, 1080p, 4 Mbit/s"),
+    "camera_detect": UnitCost(16.4, "core ms a frame looked at", "measured", "camera_day: YOLOX-nano, 416 x 416"),
+    "camera_embed": UnitCost(2.6, "core ms a person", "measured", "camera_day: the default backbone, 256 x 128"),
+    "camera_crop": UnitCost(0.4, "core ms a person", "measured", "camera_day: cutting out, writing detections"),
+    "camera_track": UnitCost(0.12, "core ms a person", "measured", "camera_day: following"),
+    "detection_bytes": UnitCost(543, "bytes a detection", "measured", "camera_day: detections/"),
     "node_cores": UnitCost(64, "cores a node", "choice", ""),
     "node_memory": UnitCost(256e9, "bytes a node", "choice", ""),
     "node_disk": UnitCost(8e12, "bytes a node", "choice", "local disk for partitions"),
@@ -121,6 +130,48 @@ def capacity(videos: float, seconds: float, costs: Mapping[str, float]) -> Capac
         building / nodes / costs["node_cores"] / HOUR,
         nodes * costs["node_cores"] / search,
     )
+
+
+@dataclass(frozen=True)
+class CameraDays:
+    """What recordings of whole pictures take, a day of so many cameras: hours of one core, and nodes that keep up with them."""
+
+    cameras: float
+    decode_core_hours: float
+    detect_core_hours: float
+    embed_core_hours: float
+    track_core_hours: float
+    nodes: int
+    detections_bytes: float
+
+
+def camera_days(cameras: float, costs: Mapping[str, float]) -> CameraDays:
+    """The arithmetic. costs: name in UNIT_COSTS -> value."""
+    frames, looked_at = (cameras * DAY * costs[name] for name in ("camera_rate", "look_rate"))
+    people = looked_at * costs["camera_people"]
+    milliseconds = (
+        frames * costs["camera_decode"],
+        looked_at * costs["camera_detect"],
+        people * (costs["camera_embed"] + costs["camera_crop"]),
+        people * costs["camera_track"],
+    )
+    hours = [each / 1000 / HOUR for each in milliseconds]
+    nodes = math.ceil(sum(hours) / 24 / costs["node_cores"])
+    return CameraDays(cameras, *hours, nodes, people * costs["detection_bytes"])
+
+
+def camera_rows(days: Sequence[CameraDays]) -> list[list[str]]:
+    """The table of days of cameras, its heading first, a column a number of cameras."""
+    lines = [
+        ("cameras, a day each", lambda d: f"{d.cameras:,.0f}"),
+        ("decoding (core hours)", lambda d: f"{d.decode_core_hours:,.1f}"),
+        ("finding people (core hours)", lambda d: f"{d.detect_core_hours:,.1f}"),
+        ("embedding them (core hours)", lambda d: f"{d.embed_core_hours:,.1f}"),
+        ("following them (core hours)", lambda d: f"{d.track_core_hours:,.2f}"),
+        ("CPU nodes that keep up", lambda d: f"{d.nodes:,}"),
+        ("storage: detections (TB)", lambda d: f"{d.detections_bytes / TB:,.4f}"),
+    ]
+    return [[name, *(cell(day) for day in days)] for name, cell in lines]
 
 
 def changed_costs(settings: Sequence[str]) -> dict[str, float]:
@@ -205,7 +256,9 @@ def main(
     costs = changed_costs(changed or [])
     length = positive(seconds, "--seconds")
     sizes = [capacity(positive(number, "--videos"), length, costs) for number in videos or ["1e6", "1e8", "1e10"]]
-    tables = "\n\n".join(map(markdown, (cost_rows(costs), capacity_rows(sizes))))
+    days = [camera_days(cameras, costs) for cameras in (1, 100, 10_000)]
+    rows = cost_rows(costs), capacity_rows(sizes), camera_rows(days)
+    tables = "\n\n".join(map(markdown, rows))
     if update is not None:
         if not update.is_file():
             raise UsageError(f"there is no page {update}")
@@ -213,8 +266,9 @@ def main(
     elif as_markdown:
         print(tables)
     else:
-        print(plain(cost_rows(costs)), plain(capacity_rows(sizes)), sep="\n\n")
-        print(json.dumps({"seconds": length, "costs": costs, "sizes": [vars(size) for size in sizes]}))
+        print(*map(plain, rows), sep="\n\n")
+        figures = {"seconds": length, "costs": costs, "sizes": [vars(size) for size in sizes]}
+        print(json.dumps(figures | {"camera_days": [vars(day) for day in days]}))
 
 
 if __name__ == "__main__":

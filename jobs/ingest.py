@@ -3,6 +3,7 @@
 import functools
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from pipeline.errors import UsageError
 from pipeline.footage.detector import load_detector
 from pipeline.footage.detector_spec import detector_names
 from pipeline.footage.recordings import RECORDERS, name_pattern, plan_recordings, read_clocks
-from pipeline.footage.run import FootageSummary, Recordings, ingest_footage, watch_footage
+from pipeline.footage.run import CHUNK_MINUTES, FootageSummary, Recordings, ingest_footage, watch_footage
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.ingest.run import IngestProgress, IngestSummary, Workers
 from pipeline.ingest.run import ingest as run_ingest
@@ -65,6 +66,14 @@ def ingest(
     watch: Annotated[
         bool, typer.Option(help="Look for recordings that are finished every minute until told to stop (with --detector).")
     ] = False,
+    chunk_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Longer recordings are read in chunks of so many minutes, by several workers, and after a kill from the next "
+            "chunk on; what is found is the same [default: 5; with --detector].",
+            min=0.001,
+        ),
+    ] = None,
     sample_rate: Annotated[
         float | None, typer.Option(help="Frames looked at, a second of video [default: 10; with --detector 5].")
     ] = None,
@@ -142,12 +151,13 @@ def ingest(
 
     INPUT is a folder (searched recursively), a bucket prefix (s3://, gs://), one video, or a manifest with a column uri and
     optionally video_id, camera_id, start_time, person_id, boxes_uri, frame_rate (frames a second of a recording that carries no
-    times). A video is a video file, a folder of numbered images, or some of a folder's images by a pattern such as
-    0001/C1T0002*.jpg; with a boxes file (lines of frame,id,x,y,w,h from frame 1 in pixels, as in the MOT challenge, or columns
-    named by a header) each track id becomes a candidate.
+    times), clock_offset (seconds that the clock was ahead: taken off the times). A video is a video file, a folder of numbered
+    images, or some of a folder's images by a pattern such as 0001/C1T0002*.jpg; with a boxes file (lines of frame,id,x,y,w,h from
+    frame 1 in pixels, as in the MOT challenge, or columns named by a header) each track id becomes a candidate.
     """
-    if detector is None and (pattern or cameras or watch or zone != "UTC"):
-        raise UsageError(f"--pattern, --zone, --cameras and --watch are for recordings: name a detector, {NAMED_DETECTORS}")
+    if detector is None and (pattern or cameras or watch or zone != "UTC" or chunk_minutes is not None):
+        flags = "--pattern, --zone, --cameras, --chunk-minutes and --watch"
+        raise UsageError(f"{flags} are for recordings: name a detector, {NAMED_DETECTORS}")
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     rate = sample_rate if sample_rate is not None else 10.0 if detector is None else 5.0
     sampling = Sampling(
@@ -183,13 +193,14 @@ def ingest(
     if detector is not None:
         inputs = Recordings(source, names, clocks, tuple(root or ()), tuple(endpoint or ()))
         how: dict[str, Any] = {"retry_rejected": retry_rejected, "update": update, "quiet_period": quiet_period}
+        how |= {"chunk_minutes": CHUNK_MINUTES if chunk_minutes is None else chunk_minutes}
         cluster = Cluster(address, insecure_cluster)
         if watch:
             with suppress(KeyboardInterrupt):
                 for summary in watch_footage(inputs, opened, sampling, detector, at_once, cluster, **how):
                     print(describe_footage(summary, source, gallery, detector), flush=True)
             return
-        progress = functools.partial(show, RenewedLine(), what="recordings")
+        progress = functools.partial(show, RenewedLine(), what="recordings and chunks")
         say(f"{len(catalog.table)} recordings; if any is new, Ray and its workers start now (10 to 20 s) ...")
         summary = ingest_footage(inputs.plan(), opened, sampling, detector, None, at_once, progress, cluster, source, **how)
         print(describe_footage(summary, source, gallery, detector))
@@ -297,6 +308,19 @@ def _footage_changes(summary: FootageSummary) -> list[str]:
         lines.append(
             f"  no recording  of {len(summary.unfilmed)} cameras that --cameras names: {', '.join(summary.unfilmed[:SHOWN])}"
         )
+    if summary.offsets:
+        first, last = min(summary.offsets), max(summary.offsets)
+        ahead = f"{first:+g} s" if first == last else f"{first:+g} to {last:+g} s"
+        lines.append(f"  clocks        {ahead} ahead, of {len(summary.offsets)} recordings: taken off their times")
+    if summary.in_chunks:
+        lines.append(
+            f"  in chunks     {summary.chunks} chunks of {summary.in_chunks} long recording{'s'[: summary.in_chunks > 1]}"
+        )
+    if count := len(summary.undivided):
+        lines.append(f"  not in chunks {count} long recording{'s'[: count > 1]}, read by one worker as a whole")
+        whys = Counter(summary.undivided.values())
+        for why, times in whys.most_common(SHOWN):
+            lines.append(f"    {times:5d} {why} (such as {next(uri for uri, one in summary.undivided.items() if one == why)})")
     if summary.corrected:
         lines.append(f"  corrected     {summary.corrected} recordings: camera or start, without decoding them")
     if summary.left:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES, is_image_pattern
-from pipeline.catalog.manifest import MANIFEST_SUFFIXES, read_manifest
+from pipeline.catalog.manifest import MANIFEST_COLUMNS, MANIFEST_SUFFIXES, read_manifest
 from pipeline.catalog.many_rows import IN_MEMORY, STEP_ROWS, Gathering, gathered, steps
 from pipeline.errors import UsageError
 from pipeline.storage.hashing import sha256
@@ -84,6 +84,7 @@ SOURCE_SCHEMA = pa.schema(
         ("person_id", pa.string()),
         ("boxes_uri", pa.string()),
         ("frame_rate", pa.float64()),  # frames a second, of recordings whose frames carry no times
+        ("clock_offset", pa.float64()),  # seconds that the clock was ahead which start_time was taken from, and taken off it
         ("reject_reason", pa.string()),
         ("reject_message", pa.string()),
         *SOURCE_STATE,
@@ -323,7 +324,7 @@ def _from_manifest(location: Location) -> Catalog:
 
 def _sources(manifest: pa.Table) -> pa.Table:
     """SOURCE_SCHEMA of rows of a manifest."""
-    columns = {name: manifest[name] for name in ("camera_id", "start_time", "person_id", "boxes_uri", "frame_rate")}
+    columns = {name: manifest[name] for name in MANIFEST_COLUMNS if name not in ("uri", "video_id")}
     uris = manifest["uri"].to_pylist()
     ids = [explicit or default_video_id(uri) for explicit, uri in zip(manifest["video_id"].to_pylist(), uris, strict=True)]
     return source_table(uris, ["auto"] * len(uris), source_id=ids, **columns)

@@ -20,14 +20,16 @@ from pipeline.errors import UsageError
 from pipeline.storage.location import Location, canonical_uri, explained, is_utf8
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
-MANIFEST_COLUMNS = ("uri", "video_id", "camera_id", "start_time", "person_id", "boxes_uri", "frame_rate")
+MANIFEST_COLUMNS = ("uri", "video_id", "camera_id", "start_time", "person_id", "boxes_uri", "frame_rate", "clock_offset")
 # A file of a few bytes can claim any number of rows, and one long text in all of them.
 MOST_ROWS = 20_000_000  # 4 GB of the temporary folder
 MOST_BYTES = 8 << 30  # of the values that are read, written out
+LARGEST_OFFSET = 100 * 366 * 86400.0  # seconds that a clock may be wrong by: one that was never set says 1970
 
 _TEXT_MANIFEST = pa.schema([(name, pa.string()) for name in MANIFEST_COLUMNS])
 _TIME = pa.timestamp("us", tz="UTC")
 _NUMBER = re.compile(r"[0-9]*\.?[0-9]+|[0-9]+\.")
+_SIGNED = re.compile(r"[+-]?([0-9]*\.?[0-9]+|[0-9]+\.)(e[+-]?[0-9]{1,2})?", re.IGNORECASE)
 _CHUNK_ROWS = 65536
 _DELTA_ROWS = 64
 _READ_BYTES = 1 << 20
@@ -40,8 +42,9 @@ def read_manifest(location: Location, folder: str, others: set[str]) -> Iterator
 
     folder: what relative uris start from, those of image patterns (tracklets/0001C1T0001F*.jpg) too. The tables have
     MANIFEST_COLUMNS: canonical uris, start_time as timestamp[us, UTC], frame_rate float64 (frames a second, above 0 and below
-    1000), the rest text; null where a row says nothing. Raises UsageError for a manifest without rows, with more than
-    MOST_ROWS or MOST_BYTES, without the column uri or with a fault, which is named with its row, from 1.
+    1000), clock_offset float64 (seconds, up to LARGEST_OFFSET either way, and taken off start_time), the rest text; null where a
+    row says nothing. Raises UsageError for a manifest without rows, with more than MOST_ROWS or MOST_BYTES, without the column
+    uri or with a fault, which is named with its row, from 1.
     """
     suffix = posixpath.splitext(location.path)[1].lower()
     if suffix == ".parquet":
@@ -64,6 +67,8 @@ def _canonical(part: pa.Table, folder: str, manifest: str, first: int) -> pa.Tab
         columns[name] = pa.chunked_array([pa.array(_canonical_uris(columns[name], folder, manifest, name, first), pa.string())])
     columns["start_time"] = _utc_times(part["start_time"], manifest, first)
     columns["frame_rate"] = _frame_rates(columns["frame_rate"], manifest, first)
+    columns["clock_offset"] = _clock_offsets(columns["clock_offset"], manifest, first)
+    columns["start_time"] = _by_right_clocks(columns["start_time"], columns["clock_offset"], manifest, first)
     return pa.table({name: columns[name] for name in MANIFEST_COLUMNS})
 
 
@@ -295,12 +300,26 @@ def _utc_times(column: pa.ChunkedArray, manifest: str, first: int) -> pa.Chunked
     except pa.ArrowException as error:
         raise UsageError(f"the column start_time of {manifest} holds a time out of range: {error}") from error
     times = times.cast(_TIME) if zone else pc.assume_timezone(times, "UTC")
+    _check_years(times, manifest, first)
+    return times
+
+
+def _check_years(times: pa.ChunkedArray, manifest: str, first: int) -> None:
     # Not for the whole module: the first scalar that pyarrow makes loads pandas, also in decoders, which read no manifests.
     least, most = (pa.scalar(time.replace(tzinfo=UTC), _TIME) for time in (datetime.min, datetime.max))
     wrong = pc.or_(pc.less(times, least), pc.greater(times, most))
     if (row := pc.index(wrong, True).as_py()) >= 0:
         raise UsageError(f"row {first + row + 1} of {manifest}: start_time lies outside the years 1 to 9999")
-    return times
+
+
+def _by_right_clocks(times: pa.ChunkedArray, ahead: pa.ChunkedArray, manifest: str, first: int) -> pa.ChunkedArray:
+    """Start times with what their clocks are ahead, float64 seconds, taken off."""
+    if ahead.null_count == len(ahead):
+        return times
+    microseconds = pc.round(pc.multiply(pc.fill_null(ahead, 0.0), 1e6)).cast(pa.int64())
+    moved = pc.subtract(times.cast(pa.int64()), microseconds).cast(_TIME)
+    _check_years(moved, manifest, first)
+    return moved
 
 
 def _parsed_times(texts: pa.ChunkedArray, manifest: str, first: int) -> pa.ChunkedArray:
@@ -320,14 +339,31 @@ def _parsed_times(texts: pa.ChunkedArray, manifest: str, first: int) -> pa.Chunk
 
 def _frame_rates(texts: pa.ChunkedArray, manifest: str, first: int) -> pa.ChunkedArray:
     """float64 of texts that are positive numbers below 1000."""
+
+    def is_one(text: str) -> bool:
+        return bool(_NUMBER.fullmatch(text)) and 0 < float(text) < 1000
+
+    return _numbers(
+        texts, is_one, f"of {manifest}: frame_rate", "is not a number of frames a second above 0 and below 1000", first
+    )
+
+
+def _clock_offsets(texts: pa.ChunkedArray, manifest: str, first: int) -> pa.ChunkedArray:
+    """float64 of texts that are seconds by which a clock may be wrong."""
+
+    def is_one(text: str) -> bool:
+        return bool(_SIGNED.fullmatch(text)) and abs(float(text)) <= LARGEST_OFFSET
+
+    return _numbers(texts, is_one, f"of {manifest}: clock_offset", "is no number of seconds that a clock is wrong by", first)
+
+
+def _numbers(texts: pa.ChunkedArray, is_one: Callable[[str], bool], what: str, not_one: str, first: int) -> pa.ChunkedArray:
+    """float64 of texts. is_one: of one without blanks around it. Raises UsageError that names the row of one that is none."""
     encoded = pc.dictionary_encode(texts.combine_chunks())
-    rates = []
+    numbers = []
     for text in encoded.dictionary.to_pylist():
-        rate = float(text) if _NUMBER.fullmatch(text.strip()) else 0.0
-        if not 0 < rate < 1000:
+        if not is_one(text.strip()):
             row = first + pc.index(texts, text).as_py() + 1
-            raise UsageError(
-                f"row {row} of {manifest}: frame_rate {text[:80]!r} is not a number of frames a second above 0 and below 1000"
-            )
-        rates.append(rate)
-    return pa.chunked_array([pa.array(rates, pa.float64()).take(encoded.indices)])
+            raise UsageError(f"row {row} {what} {text[:80]!r} {not_one}")
+        numbers.append(float(text))
+    return pa.chunked_array([pa.array(numbers, pa.float64()).take(encoded.indices)])

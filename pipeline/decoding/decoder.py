@@ -34,7 +34,7 @@ from pipeline.decoding.messages import LONGEST, Answer, End, Fault, Job, Taken, 
 from pipeline.decoding.opening import Opened
 from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SceneRequest, SourceRequest
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Box, Chunk, Event, Rejected
+from pipeline.decoding.video import Box, Chunk, Event, Rejected, Stretch
 from pipeline.errors import PipelineError, UsageError, VideoError
 
 LOGGER = logging.getLogger("coattention.decoder")
@@ -103,9 +103,11 @@ class Decoder:
         """
         return self.answers(SourceRequest(uri, boxes_uri, frame_rate))
 
-    def scenes(self, uri: str, frame_rate: float | None = None) -> Iterator[Event]:
+    def scenes(
+        self, uri: str, frame_rate: float | None = None, divide_s: float | None = None, stretch: Stretch | None = None
+    ) -> Iterator[Event]:
         """Whole pictures of a recording: see `pipeline.decoding.requests.SceneRequest`; failures as in `events`."""
-        return self.answers(SceneRequest(uri, frame_rate))
+        return self.answers(SceneRequest(uri, frame_rate, divide_s, stretch))
 
     def moment(self, uri: str, box: Box, time_s: float) -> Iterator[Event]:
         """What a box shows at one moment: see `pipeline.decoding.requests.MomentRequest`; failures as in `events`."""

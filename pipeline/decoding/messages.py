@@ -8,19 +8,20 @@ files runs what a forged pickle says. Frames are not in a message: they go throu
 import base64
 import fcntl
 import json
+import math
 import mmap
 import os
 import socket
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 from pipeline.decoding.opening import Opened
 from pipeline.decoding.requests import Request
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Chunk, ClipPart, Event, TrackBoxes, VideoInfo
+from pipeline.decoding.video import Chunk, ClipPart, Event, Stretch, TrackBoxes, VideoInfo
 
 LONGEST = 64 << 20  # bytes of a message
 
@@ -107,6 +108,8 @@ def unpacked(data: bytes, frames: np.ndarray) -> Answer:
             fields = {**fields, "data": base64.b64decode(fields["data"], validate=True)}
         if kind == TrackBoxes.__name__:
             fields = _checked_track(**fields)
+        if kind == Stretch.__name__:
+            fields = _checked_stretch(fields)
         answer = _ANSWERS[kind](**fields)
         return replace(answer, remarks=tuple(answer.remarks)) if isinstance(answer, VideoInfo) else answer
     except (KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -129,6 +132,21 @@ def _checked_track(frames: list[int], boxes: list[list[float]]) -> dict[str, Any
     if not np.isfinite(numbers).all():
         raise ValueError("the sides of a box are numbers")
     return {"frames": tuple(int(frame) for frame in frames), "boxes": numbers}
+
+
+def _checked_stretch(fields: dict[str, Any]) -> dict[str, Any]:
+    """Another child is told of it, and others count with its numbers."""
+    kinds = get_type_hints(Stretch)
+    whole = [fields[name] for name, kind in kinds.items() if kind is int]
+    seconds = [fields[name] for name, kind in kinds.items() if kind in (float, float | None) and fields[name] is not None]
+    texts = [fields[name] for name, kind in kinds.items() if kind in (str, str | None) and fields[name] is not None]
+    if not all(type(number) is int and abs(number) < 2**62 for number in whole) or not 0 <= fields["number"] < fields["of"]:
+        raise ValueError("a stretch has a place among others")
+    if not all(type(number) is float and math.isfinite(number) for number in seconds):
+        raise ValueError("the times of a stretch are seconds")
+    if None in (fields["zero"], fields["first_s"], fields["packets"]) or not all(type(text) is str for text in texts):
+        raise ValueError("a stretch has a hash, and a place in time")
+    return fields
 
 
 def shaped(frames: np.ndarray, count: int, height: int, width: int) -> np.ndarray:

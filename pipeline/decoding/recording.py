@@ -102,10 +102,10 @@ class Recording(Reader):
         container, self._unread = self._unread or self._opened(), None
         with container:
             stream = self._stream(container)
-            self._created = _created(container, stream)
+            self._created = created_in(container, stream)
             rate, guessed = self._rate(container, stream)
             stamp_of = _stamps_of(container, stream)
-            decoding = _Decoding(container, stream, self.heartbeat)
+            decoding = Decoding(container, stream, self.heartbeat)
             often = float(stream.guessed_rate or 0)  # of a recording with a long pause the average says nothing
             times = FrameTimes(1 / (often if 4 * rate < often <= 1000 and container.format.name not in RAW_STREAMS else rate))
             number, damaged, resized, zero, duration = 0, 0, 0, 0.0, 0
@@ -113,7 +113,7 @@ class Recording(Reader):
             for time, frame in times.of((stamp_of(frame), frame) for frame in decoding.frames()):
                 damaged += frame.is_corrupt
                 if number == 0:
-                    zero, size = _zero(container.start_time, time), (frame.width, frame.height)
+                    zero, size = zero_of(container.start_time, time), (frame.width, frame.height)
                     self._look_at(frame, stream)
                 resized += (frame.width, frame.height) != size
                 yield Frame(number, time - zero, functools.partial(self._picture, frame))
@@ -125,8 +125,7 @@ class Recording(Reader):
                 return
             self._check(number, decoding, container, stream)
             remarks = [*self._stream_remarks(container, stream), *_time_remarks(times, number, container, guessed, rate)]
-            if zero > (container.start_time or 0) / av.time_base + LONGEST_PAUSE:
-                remarks.append("the picture begins more than 12 hours after the rest of the file; times count from the picture")
+            remarks += late_picture(container, zero)
             if damaged:
                 remarks.append(f"{damaged} frames are damaged: FFmpeg shows them with what was missing made up")
             if decoding.suspect:
@@ -140,13 +139,9 @@ class Recording(Reader):
                 remarks.append(
                     f"{lost} of {decoding.packets} packets gave no picture: what they need is damaged or not in the file"
                 )
-            lasts = max(float(duration * stream.time_base), 1 / rate)
-            if not times.restarts and (short := _missing_end(container, stream, time, lasts)) is not None:
-                remarks.append(short)
-            with self._file() as file:
-                more = _more_follows(file, container, decoding.end)
-            if more:
-                remarks.append("another recording follows in the same file and is not read: take them apart")
+            if not times.restarts:
+                remarks += missing_end(container, stream, time, max(float(duration * stream.time_base), 1 / rate))
+            remarks += self._what_follows(container, decoding.end)
             self._reading = Reading(number, rate, decoding.passed_over, tuple(remarks))
 
     def frames_at(self, wanted: Mapping[int, float | None]) -> Iterator[Frame]:
@@ -245,7 +240,7 @@ class Recording(Reader):
             picture = resize(picture, *self._size)
         return picture
 
-    def _check(self, frames: int, decoding: "_Decoding", container: Any, stream: Any) -> None:
+    def _check(self, frames: int, decoding: "Decoding", container: Any, stream: Any) -> None:
         if frames == 0 and decoding.passed_over:
             raise VideoError(
                 "undecodable", f"{self.uri}: none of its {decoding.packets} packets can be decoded: {decoding.error}"
@@ -267,21 +262,27 @@ class Recording(Reader):
             larger = f", beside {len(self._empty)} larger without any picture that decodes" if self._empty else ""
             yield f"of {count} video streams the largest was taken, {stream.width} x {stream.height} pixels{larger}"
 
+    def _what_follows(self, container: Any, end: int) -> Iterator[str]:
+        """A sentence where another recording follows. end: bytes of the file up to that of its last packet."""
+        with self._file() as file:
+            if _more_follows(file, container, end):
+                yield "another recording follows in the same file and is not read: take them apart"
+
     def _from_key(self, start_s: float, end_s: float) -> Iterator[Frame] | None:
         """The frames of a stretch, decoded from the next key frame before it; None where the file cannot be entered there."""
         container = self._opened()
         stream = self._stream(container)
         stamp_of = _stamps_of(container, stream)
         try:
-            first = next(_Decoding(container, stream, self.heartbeat).frames(), None)
+            first = next(Decoding(container, stream, self.heartbeat).frames(), None)
             stamp = None if first is None else stamp_of(first)
             if first is None or stamp is None:
                 raise LookupError
             self._look_at(first, stream)
-            zero = _zero(container.start_time, stamp)
+            zero = zero_of(container.start_time, stamp)
             container.seek(round((zero + start_s) * av.time_base), backward=True)
             times = FrameTimes(1 / self._rate(container, stream)[0])
-            found = times.of((stamp_of(frame), frame) for frame in _Decoding(container, stream, self.heartbeat).frames())
+            found = times.of((stamp_of(frame), frame) for frame in Decoding(container, stream, self.heartbeat).frames())
             time, frame = next(found, (math.inf, None))
             if not start_s - FARTHEST_KEY <= time - zero <= start_s:
                 raise LookupError
@@ -313,7 +314,7 @@ class Recording(Reader):
             return None
         with self._opened() as container:
             stream = self._stream(container)
-            frames = _Decoding(container, stream, self.heartbeat).frames()
+            frames = Decoding(container, stream, self.heartbeat).frames()
             first = next(frames, None)
             if first is None:
                 return None
@@ -333,7 +334,7 @@ class Recording(Reader):
                         container.seek(key, stream=stream, backward=True)
                     except (av.FFmpegError, OSError):  # some containers cannot
                         return None
-                    decoding = _Decoding(container, stream, self.heartbeat)
+                    decoding = Decoding(container, stream, self.heartbeat)
                     in_step = _in_step(decoding.frames(), entries.stamps)
                 frame = next((frame for place, frame in in_step if place >= number), None)
                 if frame is None or frame.pts != stamp:
@@ -348,7 +349,7 @@ class Recording(Reader):
             return found
 
     @functools.cached_property
-    def _entries(self) -> "_Entries | None":
+    def _entries(self) -> "Entries | None":
         """Where the file can be entered, from its packets alone: at a key frame before which all is shown that comes before it in
         the file, and after which nothing of that. None for files of which packets do not tell.
         """
@@ -365,22 +366,11 @@ class Recording(Reader):
                         keys.append(packet.is_keyframe)
             except (av.FFmpegError, OSError, IndexError):
                 return None
-            start, scale = container.start_time, float(stream.time_base)
-            reordered = stream.codec_context.has_b_frames
-        pts = np.array(stamps, np.int64)
-        before = np.maximum.accumulate(np.concatenate([pts[:1] - 1, pts[:-1]]))
-        after = np.minimum.accumulate(pts[::-1])[::-1]
-        closed = np.array(keys, bool) & (before < pts) & (after == pts)
-        ordered = np.sort(pts)
-        steps = np.diff(ordered)
-        if len(pts) == 0 or not closed[0] or np.any(steps == 0) or np.any(steps * scale > LONGEST_PAUSE):
-            return None
-        if not reordered and not np.array_equal(pts, ordered):
-            return None
-        return _Entries(ordered, pts[closed], scale, _zero(start, float(ordered[0]) * scale))
+            stamped = np.array(stamps, np.int64), np.array(keys, bool)
+            return entries_of(*stamped, float(stream.time_base), container.start_time, stream.codec_context.has_b_frames)
 
 
-class _Entries(NamedTuple):
+class Entries(NamedTuple):
     """stamps: int64 [n], of all packets, ascending; keys: int64, of those at which decoding can begin. time_base: seconds of a
     stamp's unit; zero: seconds that the file's own start stands at.
     """
@@ -389,6 +379,22 @@ class _Entries(NamedTuple):
     keys: np.ndarray
     time_base: float
     zero: float
+
+
+def entries_of(pts: np.ndarray, keys: np.ndarray, time_base: float, start: int | None, reordered: bool) -> Entries | None:
+    """Where a file can be entered, by the stamps of its packets in their order (int64 [n]) and which of them are key frames (bool
+    [n]); None where they do not tell. start: the container's; reordered: whether frames are shown in another order than decoded.
+    """
+    before = np.maximum.accumulate(np.concatenate([pts[:1] - 1, pts[:-1]]))
+    after = np.minimum.accumulate(pts[::-1])[::-1]
+    closed = keys & (before < pts) & (after == pts)
+    ordered = np.sort(pts)
+    steps = np.diff(ordered)
+    if len(pts) == 0 or not closed[0] or np.any(steps == 0) or np.any(steps * time_base > LONGEST_PAUSE):
+        return None
+    if not reordered and not np.array_equal(pts, ordered):
+        return None
+    return Entries(ordered, pts[closed], time_base, zero_of(start, float(ordered[0]) * time_base))
 
 
 def _in_step(frames: Iterable[Any], stamps: np.ndarray) -> Iterator[tuple[int, Any]]:
@@ -403,7 +409,7 @@ def _in_step(frames: Iterable[Any], stamps: np.ndarray) -> Iterator[tuple[int, A
         place += 1
 
 
-class _Decoding:
+class Decoding:
     """Decodes a stream from where its container stands.
 
     packets, passed_over: how many there were, and could not be decoded. decoded: frames that came out. suspect: packets that
@@ -485,7 +491,7 @@ class _Decoding:
         return max(0, self.packets - self.passed_over - self.hidden - self.decoded)
 
 
-def _zero(start_time: int | None, first: float) -> float:
+def zero_of(start_time: int | None, first: float) -> float:
     """The source's own start in the stamps' seconds. start_time: of its container; first: of the first frame."""
     if start_time is None:
         return first
@@ -493,7 +499,7 @@ def _zero(start_time: int | None, first: float) -> float:
     return start if start <= first <= start + LONGEST_PAUSE else first
 
 
-def _created(container: Any, stream: Any) -> float | None:
+def created_in(container: Any, stream: Any) -> float | None:
     """See `Reader.created`. Many recorders leave the field at 0, which is 1904 or 1970."""
     text = container.metadata.get("creation_time") or stream.metadata.get("creation_time") or ""
     try:
@@ -539,7 +545,13 @@ def _time_remarks(times: FrameTimes, frames: int, container: Any, guessed: bool,
         yield f"the time stamps begin anew {times.restarts} times; what follows is taken as going on at once"
 
 
-def _missing_end(container: Any, stream: Any, last: float, lasts: float) -> str | None:
+def late_picture(container: Any, zero: float) -> Iterator[str]:
+    """A sentence where the rest of a file begins long before its picture. zero: seconds that the picture's start stands at."""
+    if zero > (container.start_time or 0) / av.time_base + LONGEST_PAUSE:
+        yield "the picture begins more than 12 hours after the rest of the file; times count from the picture"
+
+
+def missing_end(container: Any, stream: Any, last: float, lasts: float) -> Iterator[str]:
     """A sentence where the file says that it is longer than its pictures are. last: stamp of its last frame, in seconds, which is
     there for so many.
     """
@@ -551,9 +563,8 @@ def _missing_end(container: Any, stream: Any, last: float, lasts: float) -> str 
     from_zero = container.format.name.startswith("matroska")  # whose length counts from stamp 0
     start = 0.0 if from_zero else float((stream.start_time or 0) * stream.time_base)
     end = last - start + lasts
-    if said is None or not end + max(0.5, 2.5 * lasts) < said < 1e7:
-        return None
-    return f"the file says that it is {said:.1f} s long; its pictures end after {end:.1f} s"
+    if said is not None and end + max(0.5, 2.5 * lasts) < said < 1e7:
+        yield f"the file says that it is {said:.1f} s long; its pictures end after {end:.1f} s"
 
 
 def _more_follows(file: BinaryIO, container: Any, end: int) -> bool:

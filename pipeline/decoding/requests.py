@@ -6,8 +6,9 @@ there is nothing to hand over. `answer` puts the frames of its chunks into `memo
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from pipeline.decoding.opening import Opened, open_boxes, open_files
 from pipeline.decoding.readers import hashed, reader_of
 from pipeline.decoding.reading import Frame, Heartbeat
 from pipeline.decoding.sampling import Sampling, Ticks
-from pipeline.decoding.video import Box, Chunk, Event, TrackBoxes, VideoInfo
+from pipeline.decoding.video import Box, Chunk, Event, Stretch, TrackBoxes, Undivided, VideoInfo
 from pipeline.errors import VideoError
 
 SCENES_AT_ONCE = 4  # whole pictures in a chunk, where the memory holds as many
@@ -134,10 +135,16 @@ class SceneRequest:
     """The whole pictures of a recording, so many a second as `Sampling.rate` says: a Chunk each few, and a VideoInfo.
 
     frame_rate: in place of `Sampling.frame_rate`. A picture of more than `Sampling.scene_pixels` raises VideoError.
+
+    divide_s: a recording that is longer than some so many seconds is not read but divided, if that is safe: the answer is its
+    stretches and the VideoInfo of the whole; else Undivided comes first. stretch: only the frames of that; the VideoInfo says
+    nothing of the whole then, and what may not be as in reading the whole raises VideoError.
     """
 
     uri: str
     frame_rate: float | None = None
+    divide_s: float | None = None
+    stretch: Stretch | None = None
 
     def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
         return SourceRequest(self.uri).open(sampling, heartbeat)
@@ -145,31 +152,92 @@ class SceneRequest:
     def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
         if self.frame_rate is not None:
             sampling = replace(sampling, frame_rate=self.frame_rate)
+        if self.stretch is not None:
+            yield from _of_stretch(self.stretch, opened, sampling, heartbeat, memory)
+            return
         reader = reader_of(opened, sampling, heartbeat)
         source_hash = hashed(opened, sampling, heartbeat)
-        ticks, shape, last_s, number = Ticks(sampling.rate), (0, 0, 0), 0.0, 0
-        looked_at: list[Frame] = []
-        at_once = SCENES_AT_ONCE
-        for frame in reader.frames():
-            last_s = frame.time_s
-            if ticks.take(frame.time_s):
-                looked_at.append(frame)
-                if shape == (0, 0, 0):
-                    shape = frame.picture().shape
-                    at_once = min(SCENES_AT_ONCE, sampling.scene_pixels // (shape[0] * shape[1]))
-                    if at_once == 0:
-                        raise VideoError("too_large", f"the pictures of {self.uri} have {shape[1]} x {shape[0]} pixels")
-                if len(looked_at) == at_once:
-                    yield _scenes(looked_at, number, shape, source_hash, memory)
-                    looked_at, number = [], number + 1
+        if self.divide_s is not None and opened.images is None:
+            divided = yield from _divided(self.divide_s, opened, sampling, heartbeat, source_hash)
+            if divided:
+                return
+        looked_at = _Scenes(self.uri, sampling, source_hash, memory)
+        yield from looked_at.chunks(reader.frames(), Ticks(sampling.rate))
         reading = reader.reading()
-        if shape == (0, 0, 0):
+        if looked_at.shape == (0, 0, 0):
             raise VideoError("no_frames", f"{self.uri} has no frames")
-        if looked_at:
-            yield _scenes(looked_at, number, shape, source_hash, memory)
-        height, width = shape[:2]
+        height, width = looked_at.shape[:2]
         info = VideoInfo(reading.fps, reading.frames, width, height, source_hash, reading.passed_over, reading.remarks)
-        yield replace(info, last_s=last_s, created=reader.created())
+        yield replace(info, last_s=looked_at.last_s, created=reader.created())
+
+
+def _divided(
+    seconds: float, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, source_hash: str | None
+) -> Generator[Event, None, bool]:
+    """The stretches of a recording that can be divided; returns whether it was."""
+    from pipeline.decoding.dividing import DivisibleRecording  # PyAV with it, which only the decoder's child needs
+
+    recording = DivisibleRecording(Path(opened.name), opened.uri, sampling, heartbeat, opened.file)
+    divided = recording.divided(seconds, source_hash)
+    if divided is None:
+        return False
+    if isinstance(divided, str):
+        yield Undivided(divided)
+        return False
+    reading, (height, width) = divided.reading, divided.shape[:2]
+    check_pixels(opened.uri, height, width, sampling)
+    yield from divided.stretches
+    info = VideoInfo(reading.fps, reading.frames, width, height, source_hash, reading.passed_over, reading.remarks)
+    yield replace(info, last_s=divided.last_s, created=recording.created())
+    return True
+
+
+def _of_stretch(
+    stretch: Stretch, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None
+) -> Iterator[Event]:
+    from pipeline.decoding.dividing import DivisibleRecording, ticks_of
+
+    recording = DivisibleRecording(Path(opened.name), opened.uri, sampling, heartbeat, opened.file)
+    looked_at = _Scenes(opened.uri, sampling, stretch.source_hash, memory)
+    yield from looked_at.chunks(recording.frames_of(stretch), ticks_of(stretch, sampling))
+    height, width = looked_at.shape[:2]
+    yield VideoInfo(sampling.rate, stretch.frames, width, height, stretch.source_hash, last_s=looked_at.last_s)
+
+
+class _Scenes:
+    """Whole pictures in chunks. shape: height, width and 3 of the pictures, zeros until there is one; last_s: time of the last
+    frame that came.
+    """
+
+    def __init__(self, uri: str, sampling: Sampling, source_hash: str | None, memory: FramesMemory | None) -> None:
+        self.uri, self.sampling, self.source_hash, self.memory = uri, sampling, source_hash, memory
+        self.shape: tuple[int, ...] = (0, 0, 0)
+        self.last_s = 0.0
+
+    def chunks(self, frames: Iterator[Frame], ticks: Ticks) -> Iterator[Chunk]:
+        """A chunk each few of the frames that are looked at. Raises VideoError where pictures are too large."""
+        waiting: list[Frame] = []
+        number, at_once = 0, SCENES_AT_ONCE
+        for frame in frames:
+            self.last_s = frame.time_s
+            if ticks.take(frame.time_s):
+                waiting.append(frame)
+                if self.shape == (0, 0, 0):
+                    self.shape = frame.picture().shape
+                    at_once = min(SCENES_AT_ONCE, check_pixels(self.uri, self.shape[0], self.shape[1], self.sampling))
+                if len(waiting) == at_once:
+                    yield _scenes(waiting, number, self.shape, self.source_hash, self.memory)
+                    waiting, number = [], number + 1
+        if waiting:
+            yield _scenes(waiting, number, self.shape, self.source_hash, self.memory)
+
+
+def check_pixels(uri: str, height: int, width: int, sampling: Sampling) -> int:
+    """How many pictures of this size may be looked at together. Raises VideoError where it is none."""
+    at_once = sampling.scene_pixels // (height * width)
+    if at_once == 0:
+        raise VideoError("too_large", f"the pictures of {uri} have {width} x {height} pixels")
+    return at_once
 
 
 def _scenes(

@@ -88,4 +88,35 @@ class TrackBoxes:
     boxes: tuple[Box, ...]
 
 
-Event = VideoInfo | Chunk | Rejected | ClipStart | ClipPart | TrackBoxes
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive frames of a long recording that are read apart from the others (`pipeline.decoding.dividing`).
+
+    number: its place, from 0, among so many (of). first_frame: the number of its first frame; frames: how many it has. begins,
+    opens: stamps of its first frame and of the recording's, in the stream's units; zero: where the recording's own start stands,
+    in seconds. first_s, before_s: times of the recording's first frame and of the one before the stretch, None where there is
+    none. looked_at: how many of its frames are. packets: hash of its packets. source_hash: see VideoInfo.
+    """
+
+    number: int
+    of: int
+    first_frame: int
+    frames: int
+    begins: int
+    opens: int
+    zero: float
+    first_s: float
+    before_s: float | None
+    looked_at: int
+    packets: str
+    source_hash: str | None
+
+
+@dataclass(frozen=True)
+class Undivided:
+    """A recording is long and is read as a whole nevertheless; why, in words."""
+
+    why: str
+
+
+Event = VideoInfo | Chunk | Rejected | ClipStart | ClipPart | TrackBoxes | Stretch | Undivided

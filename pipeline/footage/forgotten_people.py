@@ -77,6 +77,10 @@ class ForgottenBoxes:
         for row in table.to_pylist():
             self._boxes[row["ingested_hash"], row["frame_index"]].append(_box(row))
 
+    def of(self, source_hash: str | None) -> list[tuple[int, list[Box]]]:
+        """Those of a recording, by frame."""
+        return sorted((frame, sorted(boxes)) for (one, frame), boxes in self._boxes.items() if one == source_hash)
+
     def hold(self, source_hash: str | None, frame: int, box: np.ndarray) -> bool:
         """Whether a detection, its box float [4], is one of theirs."""
         others = self._boxes.get((source_hash or "", frame), ())

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.catalog.inputs import Catalog
+from pipeline.catalog.manifest import LARGEST_OFFSET
 from pipeline.errors import UsageError
 from pipeline.storage.location import Reach, resolve
 
 CONTINUES = (-2.0, 3.0)  # seconds from the end of a recording to the start of one that continues it: names have whole seconds
-LARGEST_OFFSET = 100 * 366 * 86400.0  # seconds that a clock may be wrong by: one that was never set says 1970
 RECENT = 16  # runs of a camera that a recording may continue, the last to begin
 # How recorders name what they write, as far as it is known for sure; `*` is any characters of one name.
 RECORDERS = {
@@ -170,7 +170,8 @@ def corrected_by(start: datetime, offset_s: float) -> datetime | None:
 class Plan:
     """Recordings to look for people in.
 
-    table: SOURCE_SCHEMA and start_from, clock_offset as in RECORDINGS_SCHEMA; a start_time is corrected by its camera's clock.
+    table: SOURCE_SCHEMA and start_from as in RECORDINGS_SCHEMA; a start_time is corrected by its own clock_offset, else by its
+    camera's clock, and clock_offset says by how much.
     unnamed: uris that the pattern does not fit, and that are left out. unfilmed: cameras that have a clock, and no recording.
     reach: where uris may lead.
     """
@@ -204,19 +205,21 @@ def plan_recordings(catalog: Catalog, pattern: NamePattern | None, clocks: Clock
             continue
         start, start_from = row["start_time"], "manifest" if row["start_time"] is not None else None
         camera = row["camera_id"] if row["camera_id"] is not None else named[0] if named is not None else None
-        clock = clocks.of(camera)
+        clock, ahead = clocks.of(camera), row["clock_offset"]  # of this recording; its start in the manifest is right already
         if start is None and named is not None:
             zone = "UTC" if pattern is not None and pattern.utc else clock.zone or "UTC"
             start, start_from = named[1].replace(tzinfo=ZoneInfo(zone)), "name"
-        if start is not None and (start := corrected_by(start, clock.offset_s)) is None:
-            unnamed.append(row["uri"])  # a date that no calendar has
-            continue
-        rows.append(row | {"camera_id": camera, "start_time": start, "start_from": start_from, "clock_offset": clock.offset_s})
+        if start is not None and (ahead is None or start_from == "name"):
+            start = corrected_by(start, clock.offset_s if ahead is None else ahead)
+            if start is None:
+                unnamed.append(row["uri"])  # a date that no calendar has
+                continue
+        offset = clock.offset_s if ahead is None else ahead
+        rows.append(row | {"camera_id": camera, "start_time": start, "start_from": start_from, "clock_offset": offset})
     if unnamed and not rows and pattern is not None:
         raise UsageError(f"the pattern {pattern.text!r} fits none of {len(unnamed)} files, such as {unnamed[0]}")
-    more = [pa.field("start_from", pa.string()), pa.field("clock_offset", pa.float64())]
     unfilmed = sorted(clocks.cameras.keys() - {row["camera_id"] for row in rows})
-    table = pa.Table.from_pylist(rows, pa.schema([*catalog.table.schema, *more]))
+    table = pa.Table.from_pylist(rows, pa.schema([*catalog.table.schema, pa.field("start_from", pa.string())]))
     return Plan(table, tuple(unnamed), tuple(unfilmed), catalog.reach)
 
 

@@ -1,12 +1,14 @@
 """Recordings -> a gallery's detections with Ray Data, in three stages: list, detect, commit (`_run`); then tracks (`tracks`).
 
 A recording is committed with all of its detections or not at all, so whatever is killed, what is not committed is simply done
-again; following people afterwards needs the committed detections alone.
+again; following people afterwards needs the committed detections alone. A long one is done a stretch at a time, by any worker,
+and of it only the stretches are done again that were not finished (`detect`).
 """
 
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +24,7 @@ from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import Cluster, connected, words_of
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
-from pipeline.footage.detect import DetectPeople, DetectSettings
+from pipeline.footage.detect import ASKED, DetectPeople, DetectSettings, joined
 from pipeline.footage.detector import load_detector
 from pipeline.footage.recordings import Clocks, Irregularity, NamePattern, Plan, corrected_by, plan_recordings
 from pipeline.footage.tracker import TrackingSettings
@@ -38,7 +40,8 @@ from pipeline.ingest.source_changes import STATE, STILL_CHANGING, changed_files,
 from pipeline.storage.location import StorageError
 
 COMMIT_SECONDS = 5.0  # between two commits while recordings are done
-RECORDINGS_PER_BLOCK = 1  # a recording is minutes of work
+RECORDINGS_PER_BLOCK = 1  # a recording, or a stretch of it, is minutes of work
+CHUNK_MINUTES = 5.0  # of the stretches of a long recording
 
 
 @dataclass
@@ -47,9 +50,11 @@ class FootageSummary:
 
     recordings: of the plan; already: that were dealt with before; changed: uris whose files are others by now; updated: how many
     of them were taken in again; corrected: recordings that got another camera or start; left: for the next ingest. seconds_read:
-    of recordings; looked_at: frames; detections: people in them; reasons: reject reason -> recordings, of this run. unnamed:
-    files that the pattern does not fit. unfilmed: cameras that have a clock, and no recording. notes: on the plan's recordings,
-    those of before too. runs, candidates: see `tracks.TrackingSummary`.
+    of recordings; looked_at: frames; detections: people in them; reasons: reject reason -> recordings, of this run. in_chunks:
+    recordings that were read in so many `chunks`; undivided: uris of long ones that were read as a whole -> why. unnamed:
+    files that the pattern does not fit. unfilmed: cameras that have a clock, and no recording. offsets: seconds that clocks are
+    ahead, of the plan's recordings whose times are corrected by that. notes: on the plan's recordings, those of before too. runs,
+    candidates: see `tracks.TrackingSummary`.
     """
 
     recordings: int = 0
@@ -63,9 +68,13 @@ class FootageSummary:
     looked_at: int = 0
     detections: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    in_chunks: int = 0
+    chunks: int = 0
+    undivided: dict[str, str] = field(default_factory=dict)
     unaccounted: int = 0
     unnamed: tuple[str, ...] = ()
     unfilmed: tuple[str, ...] = ()
+    offsets: tuple[float, ...] = ()
     notes: SourceNotes = field(default_factory=SourceNotes)
     runs: int = 0
     candidates: int = 0
@@ -88,18 +97,22 @@ def ingest_footage(
     retry_rejected: bool = False,
     update: bool = False,
     quiet_period: float = 0.0,
+    chunk_minutes: float = CHUNK_MINUTES,
 ) -> FootageSummary:
     """Find the people in every recording of a plan that the gallery does not have yet, and follow them.
 
     sampling: its rate is the gallery's. detector: by name or path. tracking: see `tracks.track`. workers: recordings that are
     read at once, None: one per CPU. source: what the inputs are called in the audit log; None tells it nothing. update,
-    retry_rejected, quiet_period: see `pipeline.ingest.run.ingest`. Raises UsageError for another detector than the gallery's, and
-    PipelineError for what no recording is to blame for.
+    retry_rejected, quiet_period: see `pipeline.ingest.run.ingest`. chunk_minutes: of the stretches in which a long recording is
+    read; what is found does not depend on it. Raises UsageError for another detector than the gallery's, and PipelineError for
+    what no recording is to blame for.
 
     Files that were written anew with the same bytes have not changed; with update, recordings whose detections cannot be read are
     taken in again too.
     """
     began = time.monotonic()
+    if not 0 < chunk_minutes < math.inf:
+        raise UsageError(f"chunks of {chunk_minutes:g} minutes cannot be meant")
     endpoints = {*sampling.endpoints, *plan.reach.endpoints, *gallery.reach().endpoints}
     roots = gallery.narrowed(sampling.roots or plan.reach.roots)
     sampling = replace(sampling, roots=roots, endpoints=tuple(sorted(endpoints)))
@@ -114,6 +127,7 @@ def ingest_footage(
         said = f"{both} of these files are in {gallery.location.uri} as videos of one person each"
         raise UsageError(f"{said}: they were ingested without a detector; use another gallery")
     summary = FootageSummary(recordings=len(table), unnamed=plan.unnamed, unfilmed=plan.unfilmed)
+    summary.offsets = tuple(one for one in table["clock_offset"].to_pylist() if one)
     changed, again, corrections, summary.corrected = _compared(table, snapshot)
     if update:
         changed |= _damaged(table, gallery, snapshot)
@@ -130,7 +144,7 @@ def ingest_footage(
     with contextlib.ExitStack() as stack:
         if len(missing):
             stack.enter_context(connected(address))
-            _run(missing, gallery, sampling, detector, workers, snapshot, summary, progress, began)
+            _run(missing, gallery, sampling, detector, workers, 60 * chunk_minutes, snapshot, summary, progress, began)
             summary.updated = len(changed) if update else 0
         followed = track(gallery, tracking, address)
     summary.runs, summary.candidates, summary.irregularities = followed.runs, followed.candidates, followed.irregularities
@@ -145,12 +159,15 @@ def _run(
     sampling: Sampling,
     detector: str,
     workers: int | None,
+    divide_s: float,
     snapshot: Snapshot,
     summary: FootageSummary,
     progress: Callable[[IngestProgress], None],
     began: float,
 ) -> None:
-    """The three stages, over the missing rows of a plan."""
+    """The three stages, over the missing rows of a plan; then over the stretches of those that are long, then over those that
+    turned out to be no good in stretches.
+    """
     import ray
     import ray.data
 
@@ -160,69 +177,150 @@ def _run(
     cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     # On CPUs an actor reads one recording at a time with networks of one thread. A GPU's actor reads several at once, since its
     # networks are faster than one decoder: the decoders' children take the CPUs, and pictures stay in the actor.
-    actors = max(1, min(gpus or workers or cpus, len(missing)))
     at_once = max(1, (workers or cpus) // gpus) if gpus else 1
     settings = DetectSettings(detector, 1, "cuda" if gpus else "cpu", at_once)
     counter = ray.remote(num_cpus=0, max_restarts=-1)(FrameCounter).remote()
-    committer = _Committer(gallery, snapshot, summary)
+    committer = _Committer(missing, gallery, snapshot, summary, divide_s)
+    state = IngestProgress(total=0)
+    while len(table := committer.asked()):
+        # 1. List: a block is what an actor takes at a time. In this process: they are listed already.
+        size = at_once * RECORDINGS_PER_BLOCK
+        blocks = [table.slice(start, size) for start in range(0, len(table), size)]
+        state.total += len(table)
 
-    # 1. List: a block is what an actor takes at a time. In this process: they are listed already.
-    size = at_once * RECORDINGS_PER_BLOCK
-    blocks = [missing.slice(start, size) for start in range(0, len(missing), size)]
+        # 2. Detect: what is asked -> rows of recordings or stretches, whose detections are in the gallery by then. Actors, since
+        #    each keeps its networks and its decoder's child.
+        actors = max(1, min(gpus or workers or cpus, len(table)))
+        dataset = ray.data.from_arrow(blocks).map_batches(
+            DetectPeople,
+            fn_constructor_args=(gallery, sampling, settings, snapshot.tombstones, snapshot.forgotten_boxes, counter),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=min(1.0, cpus / actors) * (0.9 if not gpus else 0.5),
+            num_gpus=1 if gpus else 0,
+        )
 
-    # 2. Detect: rows of the plan -> rows of recordings, whose detections are in the gallery by then. Actors, since each keeps its
-    #    networks and its decoder's child.
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        DetectPeople,
-        fn_constructor_args=(gallery, sampling, settings, snapshot.tombstones, snapshot.forgotten_boxes, counter),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=min(1.0, cpus / actors) * (0.9 if not gpus else 0.5),
-        num_gpus=1 if gpus else 0,
-    )
-
-    # 3. Commit: recordings that are done, every few seconds. In this process alone, so that commits come one after another.
-    stream = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
-    state = IngestProgress(total=len(missing))
-    try:
-        with contextlib.closing(polled(stream, counter, state, progress, began)) as tables:
-            for detected in tables:
-                committer.add(detected)
-                state.done, state.rejected = committer.taken, summary.reasons.total()
-        committer.flush()
-    except (ray.exceptions.RayError, StorageError) as error:
-        with contextlib.suppress(PipelineError):
+        # 3. Commit: recordings that are done, every few seconds. In this process alone, so that commits come one after another.
+        stream = dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
+        try:
+            with contextlib.closing(polled(stream, counter, state, progress, began)) as tables:
+                for detected in tables:
+                    committer.add(detected)
+                    state.done, state.rejected = committer.answers, summary.reasons.total()
             committer.flush()
-        done = f"{summary.done} of {len(missing)} recordings are committed; run the same command again to go on"
-        raise PipelineError(f"the ingest stopped: {words_of(error)}; {done}") from error
+        except (ray.exceptions.RayError, StorageError) as error:
+            with contextlib.suppress(PipelineError):
+                committer.flush()
+            done = f"{summary.done} of {len(missing)} recordings are committed; run the same command again to go on"
+            raise PipelineError(f"the ingest stopped: {words_of(error)}; {done}") from error
     progress(state)
     summary.startup_s = state.startup_s
     summary.unaccounted = len(missing) - committer.taken
 
 
-class _Committer:
-    """Commits recordings that are done, together where they come quickly. taken: how many came."""
+@dataclass
+class _Stretches:
+    """A recording of which stretches are read. row: of DETECTED_SCHEMA, without its detections; drafts: what was found, by the
+    number of the stretch: (file, rows).
+    """
 
-    def __init__(self, gallery: Gallery, snapshot: Snapshot, summary: FootageSummary) -> None:
+    row: dict[str, Any]
+    drafts: dict[int, tuple[str, int]] = field(default_factory=dict)
+
+
+class _Committer:
+    """Says what is to be read next, and commits recordings that are done, together where they come quickly.
+
+    taken: how many are; answers: rows that came of them and of their stretches.
+    """
+
+    def __init__(self, missing: pa.Table, gallery: Gallery, snapshot: Snapshot, summary: FootageSummary, divide_s: float) -> None:
         self.gallery, self.summary = gallery, summary
         self.there = set(snapshot.recordings["source_id"].to_pylist())
+        self.missing, self.schema = missing, pa.schema([*missing.schema, *ASKED])
+        asks = [pa.array([value] * len(missing), one.type) for value, one in zip((divide_s, None), ASKED, strict=True)]
+        self.first: pa.Table | None = pa.table([*missing.columns, *asks], schema=self.schema)
+        self.next: list[dict[str, Any]] = []
+        self.stretches: dict[str, _Stretches] = {}
         self.waiting: dict[str, dict[str, Any]] = {}
         self.seen: set[str] = set()
+        self.answers = 0
         self.committed_at = time.monotonic()
 
     @property
     def taken(self) -> int:
         return len(self.seen)
 
+    def asked(self) -> pa.Table:
+        """What is to be read next, rows of the plan with ASKED: all recordings, then what came of long ones."""
+        table, self.first = self.first, None
+        rows, self.next = self.next, []
+        return table if table is not None else pa.Table.from_pylist(rows, schema=self.schema)
+
     def add(self, detected: pa.Table) -> None:
         """Take rows of DETECTED_SCHEMA; one that comes twice, of a task that was run again, counts once."""
         for row in detected.to_pylist():
-            if row["source_id"] not in self.seen:
-                self.seen.add(row["source_id"])
-                self.waiting[row["source_id"]] = row
+            source_id = row["source_id"]
+            self.answers += 1
+            if source_id in self.seen:
+                continue
+            if row["stretch"] is not None:
+                self._add_stretch(row)
+            elif row["stretches"]:
+                if source_id not in self.stretches:
+                    self.stretches[source_id] = _Stretches(row)
+                    self.next += [self._asks(source_id, stretch) for stretch in row["stretches"]]
+            else:
+                self._done(row)
         if time.monotonic() - self.committed_at >= COMMIT_SECONDS:
             self.flush()
+
+    def _asks(self, source_id: str, stretch: dict[str, Any] | None) -> dict[str, Any]:
+        place = pc.index(self.missing["source_id"], source_id).as_py()
+        return self.missing.slice(place, 1).to_pylist()[0] | {"divide_s": None, "stretch": stretch}
+
+    def _add_stretch(self, row: dict[str, Any]) -> None:
+        """Take what was found in a stretch. Where it cannot be used, reading the whole recording says what is true of it."""
+        source_id, whole = row["source_id"], self.stretches.get(row["source_id"])
+        if whole is None:  # it is to be read whole already
+            return
+        if row["reason"] is not None and self._is_left(row):
+            self._discard(self.stretches.pop(source_id))
+            self._done(row)
+            return
+        if row["reason"] is not None:
+            self._read_whole(row, row["message"])
+            return
+        whole.drafts[row["stretch"]["number"]] = row["shard"], row["detections"]
+        if len(whole.drafts) == len(whole.row["stretches"]):
+            drafts = [whole.drafts[number] for number in sorted(whole.drafts)]
+            try:
+                shard = joined(self.gallery, (draft for draft, _ in drafts))
+            except PipelineError as error:  # another ingest of the same recording ended first, or a compaction
+                if isinstance(error, StorageError) and error.kind != "missing":
+                    raise
+                self._read_whole(row, "what was found in its chunks was taken away meanwhile")
+                return
+            looked_at = sum(stretch["looked_at"] for stretch in whole.row["stretches"])
+            found = {"shard": shard, "detections": sum(count for _, count in drafts), "looked_at": looked_at}
+            self._done(whole.row | found)
+
+    def _read_whole(self, row: dict[str, Any], why: str) -> None:
+        """Have the recording of a stretch read as a whole after all."""
+        self._discard(self.stretches.pop(row["source_id"]))
+        self.summary.undivided[row["uri"]] = why
+        self.next.append(self._asks(row["source_id"], None))
+
+    def _done(self, row: dict[str, Any]) -> None:
+        self.seen.add(row["source_id"])
+        self.waiting[row["source_id"]] = row
+
+    def _discard(self, whole: _Stretches) -> None:
+        """Delete drafts that nobody needs any more; what cannot be deleted, a compaction takes away."""
+        for draft, _ in whole.drafts.values():
+            with contextlib.suppress(StorageError):
+                self.gallery.location.join("detections", draft).delete()
 
     def flush(self) -> None:
         """Commit what waits."""
@@ -243,8 +341,14 @@ class _Committer:
                 pa.Table.from_pylist(found, schema=RECORDINGS_SCHEMA),
                 kind="detect",
             )
+        for row in found:
+            if (whole := self.stretches.pop(row["source_id"], None)) is not None:
+                self._discard(whole)
+                self.summary.in_chunks += 1
+                self.summary.chunks += len(whole.drafts)
         summary = self.summary
         summary.done += len(rows) - len(left)
+        summary.undivided |= {row["uri"]: row["undivided"] for row in found if row["undivided"] is not None}
         summary.reasons.update(row["reason"] for row in rejected)
         summary.looked_at += sum(row["looked_at"] for row in found)
         summary.detections += sum(row["detections"] for row in found)

@@ -226,12 +226,12 @@ class Gallery:
         """
         return self.write_tables("frames", table.schema, [table])
 
-    def write_tables(self, kind: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> str:
+    def write_tables(self, kind: str, schema: pa.Schema, tables: Iterable[pa.Table], name: str | None = None) -> str:
         """Write tables, as they come, as one file of "frames" or "detections" and return its name; see `write_shard`.
 
-        What `tables` raises passes through, and nothing is written.
+        name: None for a new one. What `tables` raises passes through, and nothing is written.
         """
-        name = f"{uuid.uuid4().hex}.parquet"
+        name = name or f"{uuid.uuid4().hex}.parquet"
         names = [name for name in ("video_id", "recording_id", "place.recording_id") if name.split(".")[0] in schema.names]
         how: dict[str, Any] = {"compression": "zstd", "use_dictionary": names, "write_page_checksum": True}
 

@@ -187,6 +187,36 @@ class TestFrameRates:
             read_catalog(manifest)
 
 
+class TestClockOffsets:
+    @every_format
+    @pytest.mark.parametrize(
+        ("value", "seconds"), [("90", 90.0), ("-3600", -3600.0), ("+0.5", 0.5), ("1.5e2", 150.0), ("", None), ("0", 0.0)]
+    )
+    def test_seconds_that_a_clock_was_ahead_are_taken_off_the_time(
+        self, tmp_path: Path, name: str, value: str, seconds: float | None
+    ) -> None:
+        said = {"uri": "a", "start_time": "2026-05-01T12:00:00Z", "clock_offset": value}
+        (row,) = rows(read_catalog(WRITERS[name](tmp_path / name, [said])))
+        assert row["clock_offset"] == seconds
+        assert row["start_time"] == datetime(2026, 5, 1, 12, tzinfo=UTC) - timedelta(seconds=seconds or 0)
+
+    def test_a_recording_without_a_time_keeps_its_clock(self, tmp_path: Path) -> None:
+        manifest = write_csv(tmp_path / "m.csv", [{"uri": "a", "start_time": "", "clock_offset": "-7"}])
+        assert [(row["start_time"], row["clock_offset"]) for row in rows(read_catalog(manifest))] == [(None, -7.0)]
+
+    @every_format
+    @pytest.mark.parametrize("value", ["fast", "nan", "inf", "1e30", "1_0", "00:01"])
+    def test_another_value_is_named_with_its_row(self, tmp_path: Path, name: str, value: str) -> None:
+        manifest = WRITERS[name](tmp_path / name, [{"uri": "a", "clock_offset": "1"}, {"uri": "b", "clock_offset": value}])
+        with pytest.raises(UsageError, match=f"row 2 of .*: clock_offset '{value}' is no number of seconds"):
+            read_catalog(manifest)
+
+    def test_a_time_that_no_calendar_has_is_named_with_its_row(self, tmp_path: Path) -> None:
+        said = {"uri": "a", "start_time": "0001-01-01T00:00:01Z", "clock_offset": "2"}
+        with pytest.raises(UsageError, match=r"row 1 of .*: start_time lies outside the years 1 to 9999"):
+            read_catalog(write_csv(tmp_path / "m.csv", [said]))
+
+
 class TestLargeClaims:
     def test_more_rows_than_memory_has_room_for_are_refused_before_any_is_read(self, tmp_path: Path) -> None:
         column = pa.chunked_array([pa.nulls(1_000_000, pa.string())] * 150)

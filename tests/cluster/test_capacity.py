@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.capacity import BEGIN, END, UNIT_COSTS, capacity, changed_costs, positive, updated
+from benchmarks.capacity import BEGIN, END, UNIT_COSTS, camera_days, capacity, changed_costs, positive, updated
 from pipeline.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -82,3 +82,13 @@ def test_a_page_without_a_place_for_the_tables_is_refused() -> None:
     assert positive("1e6", "videos") == 1_000_000
     with pytest.raises(UsageError, match="no place"):
         updated("nothing here", "tables")
+
+
+def test_a_day_of_cameras_is_what_the_page_says() -> None:
+    """10 cameras, 10 frames a second of which 1 is looked at, 2 people in each: 8.64 million frames, 864,000 looked at."""
+    costs = {"camera_rate": 10.0, "look_rate": 1.0, "camera_people": 2.0, "node_cores": 4.0, "detection_bytes": 100.0}
+    costs |= {"camera_decode": 5.0, "camera_detect": 10.0, "camera_embed": 2.0, "camera_crop": 0.5, "camera_track": 0.25}
+    day = camera_days(10, costs)
+    assert (day.decode_core_hours, day.detect_core_hours) == pytest.approx((8.64e6 * 5 / 3.6e6, 864_000 * 10 / 3.6e6))
+    assert (day.embed_core_hours, day.track_core_hours) == pytest.approx((1.728e6 * 2.5 / 3.6e6, 1.728e6 * 0.25 / 3.6e6))
+    assert day.nodes == 1 and day.detections_bytes == 1.728e8  # 15.7 core hours, and 96 in a node's day

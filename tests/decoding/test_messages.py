@@ -13,15 +13,21 @@ from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.messages import Answer, End, Fault, Job, Progress, Unconfined, packed, receive_job, send_job, unpacked
 from pipeline.decoding.opening import Opened
 from pipeline.decoding.requests import FramesRequest, MomentRequest, Request, SceneRequest, SourceRequest
-from pipeline.decoding.video import Chunk, Rejected, VideoInfo
+from pipeline.decoding.video import Chunk, Rejected, Stretch, Undivided, VideoInfo
 from tests.decoding.test_video import SMALL, FakeDecoder, write_video
 
 MEMORY = np.arange(4 * 32 * 16 * 3, dtype=np.uint32).astype(np.uint8)
+STRETCH = {
+    **{"number": 2, "of": 3, "first_frame": 40, "frames": 20, "begins": 3600, "opens": -5, "zero": 0.1, "first_s": 0.0},
+    **{"before_s": 1.56, "looked_at": 4, "packets": "ab", "source_hash": "file:ab"},
+}
 ANSWERS = [
     VideoInfo(12.5, 30, 64, 48, "file:ab", 2, ("guessed", "mended")),
     Rejected(7, "no_frames", 'said "so"\n'),
     Rejected(None, "empty", "é"),
     Progress(),
+    Undivided("it has one key frame"),
+    Stretch(**STRETCH),  # type: ignore[arg-type]
     End(),
     Unconfined("network is not closed"),
     Fault("TypeError: made up"),
@@ -67,6 +73,15 @@ CHUNK = {"track": None, "number": 0, "last": True, "frame_index": [0], "time_s":
         ["Fault", {}],
         [["End"], {}],
         ["VideoInfo", {"fps": 1, "source_frames": 1, "width": 1, "height": 1, "remarks": 5}],
+        ["Stretch", STRETCH | {"number": 3}],
+        ["Stretch", STRETCH | {"number": -1}],
+        ["Stretch", STRETCH | {"frames": "20"}],
+        ["Stretch", STRETCH | {"begins": 2**70}],
+        ["Stretch", STRETCH | {"before_s": "1.5"}],
+        ["Stretch", STRETCH | {"zero": None}],
+        ["Stretch", STRETCH | {"first_s": float("nan")}],
+        ["Stretch", STRETCH | {"source_hash": 5}],
+        ["Stretch", {name: value for name, value in STRETCH.items() if name != "of"}],
         ["Chunk", [1, 2]],
         ["Chunk", {}],
         ["Chunk", CHUNK | {"time_s": [0.0, 1.0]}],

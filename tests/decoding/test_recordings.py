@@ -14,10 +14,12 @@ import pytest
 import pipeline.decoding.recording
 from benchmarks.recordings import EVERY_FRAME, TEN_A_SECOND, of_product
 from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.dividing import NOT_AS_WHOLE
 from pipeline.decoding.reading import Reader
 from pipeline.decoding.video import Chunk, Event, Rejected, VideoInfo
+from pipeline.errors import VideoError
 from pipeline.search.targets import video_target
-from tests.decoding.in_process import read_chunks
+from tests.decoding.in_process import asked, is_the_same, read_chunks
 from tests.recording_files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv, restamped, sample_times
 from tests.recordings import KINDS
 
@@ -98,6 +100,30 @@ def test_every_frame_is_in_its_place_at_its_time_however_many_are_sampled(
     some, their_times, their_frames = pixels(list(sampler.events(str(truth.path))))
     assert some.tolist() == sample_times(times.astype(np.float64), TEN_A_SECOND.rate).tolist()
     assert np.array_equal(times[some], their_times) and np.array_equal(frames[some], their_frames)
+
+
+# Kinds that are certainly cut; of the others whatever is not safe stays whole.
+CUT = (
+    *("h264-baseline", "h264-b-frames", "h264-b-pyramid", "hevc-b-frames", "fragmented-mp4", "mov", "mkv", "m2ts", "flv"),
+    *("variable-rate-mp4", "sound-before-the-picture-ts", "turned-90"),
+)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_recording_of_any_kind_shows_the_same_in_stretches_or_stays_whole(
+    name: str, recording: Callable[[str], Recording]
+) -> None:
+    path = recording(name).path
+    try:
+        count = is_the_same(path)
+    except VideoError as error:
+        count = 0
+        if error.reason != NOT_AS_WHOLE:  # reading the whole says the same
+            with pytest.raises(VideoError) as refused:
+                asked(path)
+            assert refused.value.reason == error.reason
+    if name in CUT:
+        assert count == 3
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program is not installed; it is the independent reader")

@@ -2,19 +2,16 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import av
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.catalog.inputs import SOURCE_SCHEMA, read_catalog
 from pipeline.errors import UsageError
-from pipeline.footage import detect, run
-from pipeline.footage.detect import DETECTED_SCHEMA, DetectPeople, DetectSettings
-from pipeline.footage.detector import Detections
+from pipeline.footage import run
+from pipeline.footage.detect import DETECTED_SCHEMA, DetectPeople
 from pipeline.footage.recordings import Clocks, name_pattern, plan_recordings
 from pipeline.footage.run import FootageSummary
 from pipeline.gallery.detections import FORGOTTEN_BOXES_SCHEMA, RECORDINGS_SCHEMA, boxes_of
@@ -22,75 +19,10 @@ from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, feature_matrix
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.source_changes import STILL_CHANGING, with_states
-from tests.footage.made_up import DIM, commit_recordings, footage_gallery, walk, write_recordings
+from tests.footage.made_up import commit_recordings, walk, write_recordings
+from tests.footage.red_squares import SIDE, RedSquares, write_square
 
 PATTERN = "{camera}/%Y%m%d_%H%M%S.mp4"
-SIDE = 40  # pixels of a red square, which stands for a person
-
-
-def write_square(path: Path, frames: int = 30, **metadata: str) -> Path:
-    """A grey recording at 10 frames a second in which a red square moves 4 pixels a frame to the right from 20, 60."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as out:
-        out.metadata.update(metadata)
-        stream = out.add_stream("libx264", rate=10, options={"crf": "12"})
-        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv444p"
-        for number in range(frames):
-            picture = np.full((240, 320, 3), 128, np.uint8)
-            picture[60 : 60 + SIDE, 20 + 4 * number : 20 + SIDE + 4 * number] = (230, 20, 20)
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        out.mux(stream.encode())
-    return path
-
-
-class RedSquares:
-    """A detector of red squares."""
-
-    identity = "red@0"
-
-    def detect(self, frames: np.ndarray) -> list[Detections]:
-        found = []
-        for frame in frames.astype(int):
-            rows, columns = np.nonzero((frame[..., 0] > 180) & (frame[..., 1] < 80))
-            box = [columns.min(), rows.min(), columns.max() + 1 - columns.min(), rows.max() + 1 - rows.min()]
-            found.append(Detections(np.array([box], np.float32), np.array([0.9], np.float32)))
-        return found
-
-
-class MeanColour:
-    """A backbone of mean colours."""
-
-    def __init__(self, gallery: Gallery) -> None:
-        self.spec = gallery.settings.backbone
-
-    def embed(self, frames: np.ndarray) -> np.ndarray:
-        return np.repeat(frames.mean(axis=(1, 2)), 3, axis=1)[:, :DIM].astype(np.float16)
-
-
-@pytest.fixture
-def gallery(tmp_path: Path) -> Gallery:
-    return footage_gallery(tmp_path / "gallery")
-
-
-@pytest.fixture
-def people(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes a worker; forgotten, boxes: as `DetectPeople` has them."""
-    monkeypatch.setattr(detect, "load_detector", lambda *_: RedSquares())
-    monkeypatch.setattr(detect, "load_backbone", lambda *_: MeanColour(gallery))
-    counter = SimpleNamespace(add=SimpleNamespace(remote=lambda frames: None))
-
-    def made(forgotten: Forgotten | None = None, boxes: pa.Table | None = None) -> DetectPeople:
-        none = FORGOTTEN_BOXES_SCHEMA.empty_table()
-        return DetectPeople(
-            gallery,
-            gallery_sampling(gallery),
-            DetectSettings("red"),
-            forgotten or Forgotten(),
-            none if boxes is None else boxes,
-            counter,
-        )
-
-    return made
 
 
 def rows(worker: DetectPeople, folder: Path, pattern: str | None = PATTERN) -> list[dict[str, Any]]:
@@ -160,7 +92,7 @@ def test_commits_count_a_recording_once_and_leave_what_changes(gallery: Gallery,
     found = rows(people(), tmp_path / "nvr")
     changing = found[0] | {"source_id": "other", "reason": STILL_CHANGING}
     summary = FootageSummary()
-    committer = run._Committer(gallery, gallery.snapshot(), summary)
+    committer = run._Committer(SOURCE_SCHEMA.empty_table(), gallery, gallery.snapshot(), summary, 300.0)
     for row in (*found, *found, changing):
         committer.add(pa.Table.from_pylist([row], schema=DETECTED_SCHEMA))
     committer.flush()
@@ -171,7 +103,7 @@ def test_commits_count_a_recording_once_and_leave_what_changes(gallery: Gallery,
 
 
 def test_a_corrected_clock_or_camera_changes_rows_without_decoding(gallery: Gallery) -> None:
-    schema = pa.schema([*SOURCE_SCHEMA, RECORDINGS_SCHEMA.field("start_from"), RECORDINGS_SCHEMA.field("clock_offset")])
+    schema = pa.schema([*SOURCE_SCHEMA, RECORDINGS_SCHEMA.field("start_from")])
     there = [row | {"source_size": 6} for row in write_recordings(gallery, walk(seed=1, seconds=20), (10.0,), commit=False)]
     commit_recordings(gallery, there)
     planned = [row | {"start_time": row["start_time"] + timedelta(hours=1), "clock_offset": -3600.0} for row in there]

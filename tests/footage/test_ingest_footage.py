@@ -78,10 +78,9 @@ def new_gallery(folder: Path) -> Gallery:
     return Gallery.open_or_create(folder, GallerySettings(find_backbone(), RATE, None))
 
 
-@pytest.fixture(scope="module")
-def undisturbed(recordings: Path, detector: Path, tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+def read_here(recordings: Path, detector: Path, folder: Path) -> Gallery:
     """Every recording read by one actor in this process, one after another, without Ray."""
-    gallery = new_gallery(tmp_path_factory.mktemp("undisturbed") / "gallery")
+    gallery = new_gallery(folder / "gallery")
     plan = plan_recordings(read_catalog(recordings), name_pattern(PATTERN), Clocks())
     counter = SimpleNamespace(add=SimpleNamespace(remote=lambda frames: None))
     people = DetectPeople(gallery, gallery_sampling(gallery), DetectSettings(str(detector)), Forgotten(), NOBODY, counter)
@@ -89,6 +88,11 @@ def undisturbed(recordings: Path, detector: Path, tmp_path_factory: pytest.TempP
     gallery.commit(recordings=pa.Table.from_pylist(rows, schema=RECORDINGS_SCHEMA), kind="detect")
     track(gallery)
     return gallery
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recordings: Path, detector: Path, tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    return read_here(recordings, detector, tmp_path_factory.mktemp("undisturbed"))
 
 
 def detections(gallery: Gallery) -> dict[str, list[dict[str, Any]]]:
@@ -169,3 +173,49 @@ def test_an_ingest_that_is_killed_and_run_again_loses_and_doubles_nothing(
     assert candidates(opened) == candidates(undisturbed)
     assert verify_gallery(opened) == []
     assert f"recordings    {FILES} (" in again.stdout and "tracks in the gallery" in again.stdout
+
+
+@pytest.fixture(scope="module")
+def long_recording(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in one file, with a key frame a second."""
+    folder = tmp_path_factory.mktemp("long")
+    (folder / "gate").mkdir()
+    with av.open(str(folder / "gate/20260301_080000.mp4"), "w") as out:
+        options = {"preset": "ultrafast", "crf": "18", "g": "10", "bf": "2", "x264-params": "open-gop=0"}
+        stream = out.add_stream("libx264", rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 768, 576, "yuv420p"
+        for file in sorted(recordings.glob("gate/*.mp4")):
+            with av.open(str(file)) as source:
+                for frame in source.decode(video=0):
+                    out.mux(stream.encode(av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")))
+        out.mux(stream.encode())
+    return folder
+
+
+@needs_footage
+@pytest.mark.ray
+def test_an_ingest_that_is_killed_between_two_chunks_of_a_recording_goes_on_with_the_next(
+    long_recording: Path, detector: Path, tmp_path: Path
+) -> None:
+    gallery, expected = tmp_path / "gallery", read_here(long_recording, detector, tmp_path / "whole")
+    in_chunks = command(long_recording, gallery, detector, "--chunk-minutes", str(2 / 60))
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen([*in_chunks, "--embedders", "1"], stdout=log, stderr=log)
+        until = time.monotonic() + 120
+        while len(drafts := set(gallery.glob("detections/*.parquet"))) < 2 and first.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    assert len(drafts) >= 2 and not Gallery.open(gallery).snapshot().finished_sources(), (tmp_path / "log").read_text()
+    written = {draft.name: draft.stat().st_mtime_ns for draft in drafts}
+    again = subprocess.Popen([*in_chunks, "--embedders", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while again.poll() is None:
+        seen = {draft.name: draft.stat().st_mtime_ns for draft in drafts if draft.exists()}
+        assert all(written[name] == when for name, when in seen.items())  # it is not read again
+        time.sleep(0.05)
+    said, failed = again.communicate()
+    assert again.returncode == 0, failed
+    assert "in chunks     6 chunks of 1 long recording" in said
+    opened = Gallery.open(gallery)
+    assert detections(opened) == detections(expected) and candidates(opened) == candidates(expected)
+    assert verify_gallery(opened) == [] and len(list(gallery.glob("detections/*.parquet"))) == 1

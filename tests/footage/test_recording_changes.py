@@ -45,9 +45,10 @@ class Reader:
         monkeypatch.setattr(run, "_run", self.run)
 
     def run(self, missing: pa.Table, gallery: Gallery, *more: Any) -> None:
-        snapshot, summary = more[3], more[4]
-        committer = run._Committer(gallery, snapshot, summary)
-        committer.add(pa.Table.from_pylist([self.detected(row, gallery) for row in missing.to_pylist()], schema=DETECTED_SCHEMA))
+        divide_s, snapshot, summary = more[3:6]
+        committer = run._Committer(missing, gallery, snapshot, summary, divide_s)
+        asked = committer.asked().to_pylist()
+        committer.add(pa.Table.from_pylist([self.detected(row, gallery) for row in asked], schema=DETECTED_SCHEMA))
         committer.flush()
 
     def detected(self, row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:

@@ -94,6 +94,21 @@ def test_a_manifest_says_more_than_a_name(tmp_path: Path) -> None:
     }
 
 
+def test_a_manifest_says_how_far_a_clock_was_ahead_before_the_cameras_file_does(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"hall/20260701_1{hour}0000.mp4" for hour in "2345"))
+    (tmp_path / "cameras.csv").write_text("camera_id,clock_offset\nhall,60\n")
+    manifest = tmp_path / "recordings.csv"
+    said = ",", "10,", "10,2026-07-01T14:00:00Z", ",2026-07-01T15:00:00Z"
+    lines = [f"hall/20260701_1{hour}0000.mp4,{rest}" for hour, rest in zip("2345", said, strict=True)]
+    manifest.write_text("\n".join(["uri,clock_offset,start_time", *lines]) + "\n")
+    pattern = name_pattern("{camera}/%Y%m%d_%H%M%S.mp4")
+    table = plan_recordings(read_catalog(manifest), pattern, read_clocks(str(tmp_path / "cameras.csv"))).table
+    found = {row["uri"][-10:-8]: (row["start_time"], row["clock_offset"]) for row in table.to_pylist()}
+    at = datetime(2026, 7, 1, tzinfo=UTC)
+    expected = {12: 60, 13: 10, 14: 10, 15: 60}
+    assert found == {str(hour): (at + timedelta(hours=hour, seconds=-off), off) for hour, off in expected.items()}
+
+
 def test_files_that_the_pattern_does_not_fit_are_left_out_and_said(tmp_path: Path) -> None:
     touch(tmp_path, "hall/20260701_120000.mp4", "hall/export.mp4")
     plan = plan_recordings(read_catalog(tmp_path), name_pattern("{camera}/%Y%m%d_%H%M%S.mp4"), Clocks())
