@@ -1,7 +1,7 @@
-"""People who search a service again and again: python -m tests.service_load URL GALLERY VIDEO_ID TOKEN [TOKEN ...]; one per token.
+"""People who search a service again and again, one per token: python -m tests.service_load URL GALLERY VIDEO_ID TOKEN [TOKEN ...]
 
-Each prints a line per search, as JSON: {"leads": [[video id, score], ...], "version": of the index, "seconds"} or {"status": of an
-answer that is no leads, 0 where none came, "said": its sentence}. Ends with its stdin.
+Each prints a line per search, as JSON: {"leads": [[video id, score], ...], "version": of the index, "seconds"}, or {"status": of
+an answer that is no leads, 0 where none came, "said": its sentence}. Ends with its stdin.
 """
 
 import json
@@ -21,7 +21,9 @@ def main(url: str, gallery: str, video_id: str, *tokens: str) -> None:
         with requests.Session() as session:
             session.headers["authorization"] = f"Bearer {token}"
             while not ended.wait(PAUSE):
-                print(json.dumps(one_search(session, f"{url}/api/v1", gallery, video_id)), flush=True)
+                answer = json.dumps(one_search(session, f"{url}/api/v1", gallery, video_id))
+                sys.stdout.write(f"{answer}\n")  # at once, beside the others
+                sys.stdout.flush()
 
     people = [threading.Thread(target=searches, args=(token,)) for token in tokens]
     for person in people:

@@ -36,7 +36,7 @@ from pipeline.settings import ScoreSettings
 
 NEARLY_ALL = 0.9  # share of the videos that a filter leaves, from where on partitions are taken to hold about as many good ones
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
-AWAY_SECONDS = 20.0  # that an actor which does not answer is waited for: it may be starting anew
+AWAY_SECONDS = 10.0  # that an actor which does not answer is waited for: it may be starting anew
 ASKED_AT_ONCE = 2  # of an actor, so that a long search does not hold up a short one
 ALIVE = "alive"  # group of calls that are answered beside searches
 GONE = "a search actor died and is not back; nothing is lost, search again"
@@ -254,6 +254,11 @@ class SearchActors:
         self.gallery_uri, self.wanted = gallery_uri, wanted
         self.actors: list[Any] = []
 
+    def count(self, index: Index) -> int:
+        """How many share the partitions of a version, by the cluster as it is now."""
+        gpus, cpus = _processors()
+        return min(self.wanted or gpus or max(1, cpus // 2), len(index.manifest["partitions"]), gpus or cpus)
+
     def open(self, index: Index) -> "ActorPartitions":
         """The partitions of a version, open on the actors; those that are missing are started. What is open already stays.
 
@@ -261,10 +266,11 @@ class SearchActors:
         """
         import ray
 
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
-        partitions = len(index.manifest["partitions"])
-        count = min(self.wanted or gpus or max(1, cpus // 2), partitions, gpus or cpus)
+        count, partitions = self.count(index), len(index.manifest["partitions"])
+        gpus, _ = _processors()
+        for actor in _silent(self.actors):  # it found no place when its node went
+            ray.kill(actor)
+            self.actors.remove(actor)
         owner = ray.remote(
             num_cpus=0 if gpus else 1,
             num_gpus=1 if gpus else 0,
@@ -347,10 +353,28 @@ class ActorPartitions:
             waiting = list(asked)
             while waiting:
                 _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=AWAY_SECONDS)
-                calls = [asked[one].alive.options(concurrency_group=ALIVE).remote() for one in waiting]
-                if calls and ray.wait(calls, num_returns=len(calls), timeout=AWAY_SECONDS)[1]:
+                if _silent([asked[one] for one in waiting]):
                     raise PipelineError(GONE)
             return ray.get(list(asked))
+
+
+def _processors() -> tuple[int, int]:
+    """(GPUs, CPUs) of the cluster."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+
+
+def _silent(actors: Sequence[Any]) -> list[Any]:
+    """Those that do not answer within AWAY_SECONDS."""
+    import ray
+
+    calls = {actor.alive.options(concurrency_group=ALIVE).remote(): actor for actor in actors}
+    if not calls:
+        return []
+    _, waiting = ray.wait(list(calls), num_returns=len(calls), timeout=AWAY_SECONDS)
+    return [calls[one] for one in waiting]
 
 
 def _drop(actors: Sequence[Any], opening: str) -> None:

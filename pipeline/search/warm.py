@@ -58,11 +58,14 @@ class WarmIndex:
 
 
 class WarmActors(WarmIndex):
-    """The same on Ray actors that stay. A new version is searched once it is open on all of them."""
+    """The same on Ray actors that stay. A new version is searched once it is open on all of them; where nodes came or went, the
+    newest is opened again on as many as there are now.
+    """
 
     def __init__(self, gallery: Gallery, actors: int | None = None) -> None:
         super().__init__(gallery)
         self._actors = SearchActors(gallery.location.uri, actors)
+        self._spread = 0  # actors that hold what is open
         self._opening = threading.Lock()
         self._closed = threading.Event()
         threading.Thread(target=self._look, name="index versions", daemon=True).start()
@@ -77,17 +80,22 @@ class WarmActors(WarmIndex):
     def _opened(self) -> tuple[Index, Partitions]:
         with self._opening:
             index = open_index(self.gallery)
-            return index, self._actors.open(index)
+            partitions = self._actors.open(index)
+            self._spread = len(partitions.actors)
+            return index, partitions
 
     def _is_superseded(self) -> bool:
         return False  # `_look` replaces it
 
     def _look(self) -> None:
         """Open versions beside those that they supersede."""
+        import ray
+
         while not self._closed.wait(LOOK_SECONDS):
-            with contextlib.suppress(PipelineError):  # said by the search that meets it
+            with contextlib.suppress(PipelineError, ray.exceptions.RayError):  # said by the search that meets it
                 position = self.gallery.position()
-                if super()._is_superseded():
+                now = self._open
+                if now is not None and (super()._is_superseded() or self._actors.count(now[0]) != self._spread):
                     opened = self._opened()
                     with self._lock:
                         self._open, self._known = opened, position
