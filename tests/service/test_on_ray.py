@@ -151,13 +151,24 @@ def test_an_actor_that_is_killed_costs_no_wrong_answer(served: Served) -> None:
 
 
 @cluster
+def test_a_replica_that_is_killed_costs_what_it_held_and_no_wrong_answer(served: Served) -> None:
+    ((_, replica),) = find_processes(served.cluster, "replica")
+    replica.kill()
+    answers = served.right(4)
+    assert all("leads" in one or excused(one) for one in answers), answers
+    ((_, now),) = find_processes(served.cluster, "replica")
+    assert now.pid != replica.pid
+
+
+@cluster
 def test_a_node_that_is_killed_costs_no_wrong_answer(served: Served) -> None:
     served.right(1)
     served.cluster.kill_node(WORKER)
-    answers = served.right(4)
+    killed = time.monotonic()
+    answers = served.right(2)
+    print(f"right again after {time.monotonic() - killed:.0f} s on one node")
     served.cluster.start_node(WORKER)
     answers += served.right(4)
-    print([one.get("said", round(one.get("seconds", 0.0), 1)) for one in answers])
     assert all("leads" in one or excused(one) for one in answers), answers
 
 
