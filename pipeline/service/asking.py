@@ -129,8 +129,10 @@ class Service:
         self.searches.close()
         self.exports.close()
         self.pictures.close()
-        for held in (*self._clips.values(), *self._warm.values()):
-            held.close()
+        for clips in self._clips.values():
+            clips.close()
+        for warm in self._warm.values():
+            warm.close()
         if "upload_clips" in vars(self):
             self.upload_clips.close()
         self.uploads.close()

@@ -143,7 +143,8 @@ def refuse_open_proxy() -> None:
 
 
 def _bound(galleries: Sequence[str], tokens: str | None, address: Address, actors: int | None) -> serve.Application:
-    return Replica.bind(list(galleries), tokens, address.hosts(address.port), address.secure, actors)
+    deployment: Any = Replica  # as the decorators have made it
+    return deployment.bind(list(galleries), tokens, address.hosts(address.port), address.secure, actors)
 
 
 def _listening(address: Address) -> dict[str, Any]:

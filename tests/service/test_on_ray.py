@@ -179,6 +179,14 @@ def excused(answer: dict[str, Any]) -> bool:
 
 
 @cluster
+def test_a_second_service_on_the_cluster_is_refused_and_disturbs_nobody(served: Served) -> None:
+    second = served.cluster.run("-m", "jobs.serve", "--gallery", served.gallery.location.path, stderr=subprocess.PIPE)
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 2 and "Ray Serve has the application resight on this cluster already" in said
+    assert all("leads" in one for one in served.right(2))
+
+
+@cluster
 def test_it_ends_by_an_interrupt_and_has_logged_nobodys_searches(served: Served) -> None:
     served.service.send_signal(signal.SIGINT)
     assert served.service.wait(120) == 0 and served.said() == ""
