@@ -5,11 +5,9 @@ searched, which it then replaces. Either is opened anew after something was forg
 stays mapped. Searches that run meanwhile end with the version that they began with.
 """
 
-import contextlib
 import logging
 import threading
 
-from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import Gallery, Position
 from pipeline.index.versions import Index, index_versions, open_index
@@ -85,18 +83,25 @@ class WarmActors(WarmIndex):
             return index, partitions
 
     def _is_superseded(self) -> bool:
-        return False  # `_look` replaces it
+        return False  # it is replaced by `_look`
 
     def _look(self) -> None:
-        """Open versions beside those that they supersede."""
-        import ray
-
+        """Open what supersedes what is open, again and again."""
+        said = ""
         while not self._closed.wait(LOOK_SECONDS):
-            with contextlib.suppress(PipelineError, ray.exceptions.RayError):  # said by the search that meets it
-                position = self.gallery.position()
-                now = self._open
-                if now is not None and (super()._is_superseded() or self._actors.count(now[0]) != self._spread):
-                    opened = self._opened()
-                    with self._lock:
-                        self._open, self._known = opened, position
-                    _logger.info("index version opened", extra={"index_version": opened[0].version})
+            try:
+                self._replace()
+            except Exception as error:  # whatever it is: what is open is searched on, and the next look may do better
+                if said != (said := str(error)):
+                    _logger.warning("the newest index version is not opened: %s", said)
+
+    def _replace(self) -> None:
+        """Open the newest version beside what is open, and search that from then on, where there is a newer one or another
+        number of actors.
+        """
+        position, now = self.gallery.position(), self._open
+        if now is not None and (super()._is_superseded() or self._actors.count(now[0]) != self._spread):
+            opened = self._opened()
+            with self._lock:
+                self._open, self._known = opened, position
+            _logger.info("index version opened", extra={"index_version": opened[0].version})

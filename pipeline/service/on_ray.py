@@ -24,7 +24,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import user
 from pipeline.gallery.gallery import Gallery
 from pipeline.search.warm import WarmActors
-from pipeline.service.access import Access, read_tokens
+from pipeline.service.access import Access, check_person, read_tokens
 from pipeline.service.app import create_app
 from pipeline.service.asking import Service, named
 from pipeline.service.run import CONNECTIONS, Address
@@ -109,6 +109,7 @@ def serve_on(
     refuse_open_proxy()
     if address.port == 0:
         raise UsageError("Ray Serve listens on a port that is named: give --port")
+    person = check_person(user() if person is None else person)
     if tokens_file is not None:
         read_tokens(tokens_file)  # raises UsageError
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -125,7 +126,7 @@ def serve_on(
         try:
             serve.start("HeadOnly", _listening(address), logging_config=LOGS)
             handle = serve.run(bound, name=NAME, route_prefix="/")
-            token = handle.one_time.remote(user() if person is None else person).result()
+            token = handle.one_time.remote(person).result()
             ready(f"{'https' if address.secure else 'http'}://{address.hosts(address.port)[0]}/#token={token}")
             threading.Event().wait()
         except KeyboardInterrupt:
