@@ -11,6 +11,7 @@ import ray
 
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
+from pipeline.index import partition_store
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index
 from pipeline.search import partitions
@@ -27,6 +28,12 @@ def on_ray() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def built_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of Ray would take longer to start than these indexes to build."""
+    monkeypatch.setattr(partition_store, "cluster_is_named", lambda _: False)
 
 
 def leads(gallery: Gallery, index: Index, held: Partitions) -> list[tuple[str, float]]:
