@@ -1,11 +1,13 @@
-"""Serve galleries to browsers and programs: python -m jobs.serve --gallery G [--gallery G2]"""
+"""Serve galleries to browsers and programs: python -m jobs.serve --gallery G [--gallery G2] [--address RAY]"""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import InsecureCluster, run
+from jobs.search_flags import Actors
+from pipeline.cluster import Cluster, cluster_is_named
 from pipeline.gallery.gallery import Gallery
 from pipeline.service.run import Address
 from pipeline.service.run import serve as run_service
@@ -27,11 +29,26 @@ def serve(
     behind_proxy: Annotated[
         bool, typer.Option("--behind-proxy", help="A proxy of that name speaks https and hands requests on.")
     ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to serve on, by Ray Serve [default: RAY_ADDRESS, else this process].")
+    ] = None,
+    actors: Actors = None,
+    insecure_cluster: InsecureCluster = False,
 ) -> None:
     """Serve a page and an HTTP interface to search galleries, until interrupted; every search goes into the audit log."""
-    address = Address(host, port, certificate, key, name, behind_proxy)
+    listening = Address(host, port, certificate, key, name, behind_proxy)
     opened = [Gallery.open(uri) for uri in gallery]
-    run_service(opened, address, tokens, person, lambda link: print(f"open this once, within the hour: {link}", flush=True))
+    cluster = Cluster(address, insecure_cluster)
+
+    def ready(link: str) -> None:
+        print(f"open this once, within the hour: {link}", flush=True)
+
+    if actors == 0 or not cluster_is_named(cluster):
+        run_service(opened, listening, tokens, person, ready)
+        return
+    from pipeline.service.on_ray import serve_on  # imports Ray Serve
+
+    serve_on(cluster, opened, listening, tokens, person, ready, actors)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ PROCESSES = {  # kind of kill -> what its processes are called
     "join task": re.compile(r"ray::join_chunks"),
     "counter": re.compile(r"ray::FrameCounter"),
     "search actor": re.compile(r"ray::_PartitionsActor"),
+    "replica": re.compile(r"ray::ServeReplica:"),
 }
 
 

@@ -7,8 +7,12 @@ a compressed prefilter finds it may, since it looks into more lists where a part
 import contextlib
 import math
 import resource
+import secrets
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +36,10 @@ from pipeline.settings import ScoreSettings
 
 NEARLY_ALL = 0.9  # share of the videos that a filter leaves, from where on partitions are taken to hold about as many good ones
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
+AWAY_SECONDS = 10.0  # that an actor which does not answer is waited for: it may be starting anew
+ASKED_AT_ONCE = 2  # of an actor, so that a long search does not hold up a short one
+ALIVE = "alive"  # group of calls that are answered beside searches
+GONE = "a search actor died and is not back; nothing is lost, search again"
 IN_PROCESS_VIDEOS = 5_000_000  # up to here one machine searches faster in this process than with Ray's workers
 MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are never scored where they are mapped
 SPARSE = 0.25  # share of the videos that is asked for, below which they are not either: mapped reading reads what lies around too
@@ -229,31 +237,85 @@ class LocalPartitions:
         return found
 
 
-class ActorPartitions:
-    """The partitions spread over Ray actors, GPUs where the cluster has them. Close it to end the actors."""
+@dataclass(frozen=True)
+class Share:
+    """What an actor holds of one opening of an index version. numbers: of its partitions."""
 
-    def __init__(self, gallery_uri: str, index: Index, actors: int | None = None) -> None:
+    opening: str
+    version: str
+    numbers: tuple[int, ...]
+
+
+class SearchActors:
+    """Ray actors, spread over the nodes, that hold partitions of a gallery: GPUs where the cluster has them. `close` ends them.
+
+    An actor that dies is started anew, where there is room, and opens what it is asked for again. wanted: how many, by default
+    one per GPU, else half the CPUs.
+    """
+
+    def __init__(self, gallery_uri: str, wanted: int | None = None) -> None:
+        self.gallery_uri, self.wanted = gallery_uri, wanted
+        self.actors: list[Any] = []
+
+    def count(self, index: Index) -> int:
+        """How many share the partitions of a version, by the cluster as it is now."""
+        gpus, cpus = _processors()
+        return min(self.wanted or gpus or max(1, cpus // 2), len(index.manifest["partitions"]), gpus or cpus)
+
+    def open(self, index: Index) -> "ActorPartitions":
+        """The partitions of a version, open on the actors; those that are missing are started. What is open already stays.
+
+        Raises PipelineError where the cluster has no room and for an index that is damaged.
+        """
         import ray
 
-        self.ray = ray
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        partitions = len(index.manifest["partitions"])
-        cpus = max(1, int(resources.get("CPU", 1)))
-        count = min(actors or gpus or max(1, cpus // 2), partitions, gpus or cpus)
-        owner = ray.remote(num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=2, max_task_retries=2)(
-            _PartitionsActor
-        )
-        numbers = [list(range(i, partitions, count)) for i in range(count)]
-        self.actors = [owner.remote(gallery_uri, index.version, mine) for mine in numbers]
-        _, waiting = ray.wait([actor.ready.remote() for actor in self.actors], num_returns=count, timeout=START_SECONDS)
-        if waiting:
-            self.close()
-            raise PipelineError(f"the cluster has no room for {len(waiting)} of {count} search actors; try --actors")
+        count, partitions = self.count(index), len(index.manifest["partitions"])
+        gpus, _ = _processors()
+        for actor in _silent(self.actors):  # it found no place when its node went
+            ray.kill(actor)
+            self.actors.remove(actor)
+        owner = ray.remote(
+            num_cpus=0 if gpus else 1,
+            num_gpus=1 if gpus else 0,
+            max_restarts=-1,
+            max_task_retries=2,
+            max_concurrency=1 if gpus else ASKED_AT_ONCE,
+            concurrency_groups={ALIVE: 1},
+            scheduling_strategy="SPREAD",
+        )(_PartitionsActor)
+        new = [owner.remote(self.gallery_uri) for _ in range(len(self.actors), count)]
+        actors = [*self.actors, *new][:count]
+        opening = secrets.token_hex(8)
+        shares = [Share(opening, index.version, tuple(range(i, partitions, count))) for i in range(count)]
+        opened = [actor.open.remote(share) for actor, share in zip(actors, shares, strict=True)]
+        try:
+            _, waiting = ray.wait(opened, num_returns=count, timeout=START_SECONDS)
+            if waiting:
+                raise PipelineError(f"the cluster has no room for {len(waiting)} of {count} search actors; try --actors")
+            with worker_errors(GONE):
+                ray.get(opened)
+        except BaseException:
+            _drop(self.actors, opening)
+            for actor in new:
+                ray.kill(actor)
+            raise
+        self.actors += new
+        return ActorPartitions(actors, shares)
 
     def close(self) -> None:
+        import ray
+
         for actor in self.actors:
-            self.ray.kill(actor)
+            ray.kill(actor)
+        self.actors = []
+
+
+class ActorPartitions:
+    """All partitions of one opening of an index version, on actors, which close them when nobody holds this any more."""
+
+    def __init__(self, actors: Sequence[Any], shares: Sequence[Share]) -> None:
+        self.actors, self.shares = list(actors), list(shares)
+        weakref.finalize(self, _drop, self.actors, self.shares[0].opening).atexit = False
 
     def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         parts = self._ask("shortlist", target, count, allowed)
@@ -282,23 +344,83 @@ class ActorPartitions:
         return np.fmax.reduce(self._ask("resemblance", some, videos))
 
     def _ask(self, method: str, target: Any, *arguments: Any) -> list[Any]:
-        shared = self.ray.put(target)
-        with worker_errors("a search actor died and did not come back; nothing is lost, search again"):
-            return self.ray.get([getattr(actor, method).remote(shared, *arguments) for actor in self.actors])
+        """What each actor answers. Raises PipelineError where one is gone for longer than a start takes."""
+        import ray
+
+        shared = ray.put(target)
+        with worker_errors(GONE):
+            asked = {
+                actor.ask.remote(share, method, shared, *arguments): actor
+                for actor, share in zip(self.actors, self.shares, strict=True)
+            }
+            waiting = list(asked)
+            while waiting:
+                _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=AWAY_SECONDS)
+                if _silent([asked[one] for one in waiting]):
+                    raise PipelineError(GONE)
+            return ray.get(list(asked))
 
 
-class _PartitionsActor(LocalPartitions):
-    """Partitions of a Ray actor, which opens them once and keeps them warm."""
+def _processors() -> tuple[int, int]:
+    """(GPUs, CPUs) of the cluster."""
+    import ray
 
-    def __init__(self, gallery_uri: str, version: str, numbers: list[int]) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__(open_index(Gallery.open(gallery_uri), version), numbers, device)
+    resources = ray.cluster_resources()
+    return int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
 
-    def ready(self) -> bool:
-        """Answers once the partitions are open."""
-        for place in range(len(self.numbers)):
-            self.open(place)
+
+def _silent(actors: Sequence[Any]) -> list[Any]:
+    """Those that do not answer within AWAY_SECONDS."""
+    import ray
+
+    calls = {actor.alive.options(concurrency_group=ALIVE).remote(): actor for actor in actors}
+    if not calls:
+        return []
+    _, waiting = ray.wait(list(calls), num_returns=len(calls), timeout=AWAY_SECONDS)
+    return [calls[one] for one in waiting]
+
+
+def _drop(actors: Sequence[Any], opening: str) -> None:
+    """Tell the actors that nobody asks for this opening any more."""
+    for actor in actors:
+        with contextlib.suppress(Exception):  # of an actor or a cluster that is gone
+            actor.drop.remote(opening)
+
+
+class _PartitionsActor:
+    """Partitions of a Ray actor, which opens them when it is first asked for them and keeps them warm until they are dropped."""
+
+    def __init__(self, gallery_uri: str) -> None:
+        self.gallery_uri = gallery_uri  # opened when it is asked for: a store that is away then costs one answer, not the actor
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.held: dict[str, LocalPartitions] = {}
+        self.lock = threading.Lock()
+
+    def open(self, share: Share) -> None:
+        """Open all of a share."""
+        held = self._held(share)
+        for place in range(len(share.numbers)):
+            held.open(place)
+
+    def ask(self, share: Share, method: str, *arguments: Any) -> Any:
+        """What a method of LocalPartitions answers."""
+        return getattr(self._held(share), method)(*arguments)
+
+    def drop(self, opening: str) -> None:
+        """Close what was opened."""
+        with self.lock:
+            self.held.pop(opening, None)
+
+    def alive(self) -> bool:
+        """Answers, however long a search takes."""
         return True
+
+    def _held(self, share: Share) -> LocalPartitions:
+        with self.lock:
+            if share.opening not in self.held:
+                index = open_index(Gallery.open(self.gallery_uri), share.version)
+                self.held[share.opening] = LocalPartitions(index, share.numbers, self.device)
+            return self.held[share.opening]
 
 
 @contextlib.contextmanager
@@ -316,12 +438,8 @@ def opened_partitions(
     if actors == 0:
         yield LocalPartitions(index, everything)
         return
-    with connected(address):
-        partitions = ActorPartitions(gallery.location.uri, index, actors)
-        try:
-            yield partitions
-        finally:
-            partitions.close()
+    with connected(address), contextlib.closing(SearchActors(gallery.location.uri, actors)) as started:
+        yield started.open(index)
 
 
 def _allow_open_files(more: int) -> None:

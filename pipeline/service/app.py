@@ -240,8 +240,8 @@ def page_file(name: str) -> Response:
     return Response(PAGE[name], media_type=KINDS[PurePath(name).suffix])
 
 
-def create_app(service: Service, hosts: Sequence[str]) -> ASGIApp:
-    """The application, guarded. hosts: what the Host header may say, see `Guard`. It closes the service when it ends."""
+def create_app(service: Service, hosts: Sequence[str], only_here: bool = False) -> ASGIApp:
+    """The application, guarded. hosts, only_here: who may ask, see `Guard`. It closes the service when it ends."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -276,7 +276,7 @@ def create_app(service: Service, hosts: Sequence[str]) -> ASGIApp:
     app.exception_handler(NotNowError)(lambda _request, error: _problem(409, str(error)))
     app.exception_handler(BusyError)(lambda _request, error: _problem(429, str(error), {"retry-after": str(error.seconds)}))
     app.exception_handler(Exception)(lambda _request, _error: _problem(500, "a fault of the program; its error output says more"))
-    return Guard(app, hosts, service.secure)
+    return Guard(app, hosts, service.secure, only_here)
 
 
 def _me(asking: Token) -> answers.Me:

@@ -64,11 +64,14 @@ class Once:
 
 @dataclass
 class Service:
-    """What the routes share. galleries: by the names that people see. secure: whether people come by https."""
+    """What the routes share. galleries: by the names that people see. secure: whether people come by https. keep: what keeps the
+    index of a gallery open, by default this process.
+    """
 
     galleries: Mapping[str, Gallery]
     access: Access
     secure: bool = False
+    keep: "Callable[[Gallery], WarmIndex] | None" = None
     uploads: Uploads = field(default_factory=Uploads)
     searches: Searches = field(default_factory=Searches)
     pictures: Pictures = field(default_factory=Pictures)
@@ -87,7 +90,10 @@ class Service:
         """What keeps the gallery's newest index open."""
         from pipeline.search.warm import WarmIndex  # loads PyTorch, which the service does not wait for
 
-        return self._warm.setdefault(gallery, WarmIndex(gallery))
+        with self._lock:
+            if gallery not in self._warm:
+                self._warm[gallery] = (self.keep or WarmIndex)(gallery)
+            return self._warm[gallery]
 
     def clips(self, gallery: Gallery) -> GalleryClips:
         """The clips of a gallery's videos."""
@@ -125,6 +131,8 @@ class Service:
         self.pictures.close()
         for clips in self._clips.values():
             clips.close()
+        for warm in self._warm.values():
+            warm.close()
         if "upload_clips" in vars(self):
             self.upload_clips.close()
         self.uploads.close()

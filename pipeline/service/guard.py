@@ -7,6 +7,7 @@ Sec-Fetch-Site (forged writes), besides the session cookie, which is SameSite=St
 import json
 from collections.abc import Collection
 from http import HTTPStatus
+from ipaddress import ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -33,11 +34,11 @@ HEADERS = {
 
 class Guard:
     """An ASGI application around another one. hosts: what the Host header may say, with the port where it is not the usual one;
-    secure: whether people come by https.
+    secure: whether people come by https. only_here: whether only this machine may ask, whoever else reaches what listens.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], secure: bool) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, hosts: Collection[str], secure: bool, only_here: bool = False) -> None:
+        self.app, self.only_here = app, only_here
         self.hosts = frozenset(hosts)
         self.origins = frozenset(f"{'https' if secure else 'http'}://{host}" for host in hosts)
         self.headers = HEADERS | ({"strict-transport-security": "max-age=31536000"} if secure else {})
@@ -74,6 +75,8 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Headers, limit: int) -> tuple[int, str] | None:
         """(status, sentence) of what is refused unseen."""
+        if self.only_here and not ip_address((scope.get("client") or ("0.0.0.0",))[0]).is_loopback:  # noqa: S104 - nobody
+            return 403, "without https this service is for its own machine"
         if len(headers.getlist("host")) != 1 or headers["host"].lower() not in self.hosts:
             return 421, "this service does not go by that name"
         site, origins = headers.get("sec-fetch-site"), headers.getlist("origin")

@@ -26,6 +26,8 @@ from packaging.requirements import Requirement
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve.schema import ServeDeploySchema
 
 from tests.conftest import SHARED
 
@@ -34,7 +36,8 @@ CLUSTER = ROOT / "cluster"
 SCHEMAS = SHARED / "schemas" / "kuberay"
 MANIFESTS = sorted((CLUSTER / "kubernetes").glob("*.yaml"))
 RAY_JOBS = sorted((CLUSTER / "kubernetes").glob("rayjob-*.yaml"))
-RAY_KINDS = [CLUSTER / "kubernetes" / "raycluster.yaml", *RAY_JOBS]
+RAY_SERVICE = CLUSTER / "kubernetes" / "rayservice.yaml"
+RAY_KINDS = [CLUSTER / "kubernetes" / "raycluster.yaml", RAY_SERVICE, *RAY_JOBS]
 RAY_UP = sorted((CLUSTER / "ray-up").glob("*.yaml"))
 IMAGES = sorted((CLUSTER / "images").glob("*.Dockerfile"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -53,15 +56,16 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def ray_cluster(document: dict[str, Any]) -> dict[str, Any]:
-    """The spec of the RayCluster that a RayCluster or RayJob document makes."""
-    return document["spec"]["rayClusterSpec"] if document["kind"] == "RayJob" else document["spec"]
+    """The spec of the RayCluster that a RayCluster, RayJob or RayService document makes."""
+    place = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}.get(document["kind"])
+    return document["spec"] if place is None else document["spec"][place]
 
 
 def pods(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, pod template) of each kind of pod in a document."""
     if document["kind"] == "StatefulSet":
         yield "redis", document["spec"]["template"]
-    if document["kind"] not in ("RayJob", "RayCluster"):
+    if document["kind"] not in ("RayJob", "RayCluster", "RayService"):
         return
     cluster = ray_cluster(document)
     yield "head", cluster["headGroupSpec"]["template"]
@@ -119,7 +123,7 @@ def strict(schema: Any, top: bool = False) -> Any:
 def validators() -> dict[str, jsonschema.Draft202012Validator]:
     """kind -> validator of a whole document; PodTemplate and Ingress for a pod's template and a NetworkPolicy's rules."""
     found = {}
-    for name in ("rayclusters", "rayjobs"):
+    for name in ("rayclusters", "rayjobs", "rayservices"):
         definition = yaml.load((SCHEMAS / f"ray.io_{name}.yaml").read_text(), Loader=yaml.CSafeLoader)
         version = next(v for v in definition["spec"]["versions"] if v["name"] == "v1")
         schema = strict(version["schema"]["openAPIV3Schema"], top=True)
@@ -148,7 +152,7 @@ def test_the_other_manifests_that_a_crd_can_judge_are_valid_too(validators: dict
     redis = next(d for path in MANIFESTS for d in documents(path) if d["kind"] == "StatefulSet")
     assert faults(validators["PodTemplate"], redis["spec"]["template"]) == []
     policies = [d for path in MANIFESTS for d in documents(path) if d["kind"] == "NetworkPolicy"]
-    assert len(policies) == 2
+    assert len(policies) == 3
     assert [faults(validators["Ingress"], policy["spec"]["ingress"]) for policy in policies] == [[]] * len(policies)
 
 
@@ -247,6 +251,47 @@ def test_ray_start_parameters_are_options_of_ray_start(path: Path) -> None:
         parse_ray_start(["--num-cpu=0"])
 
 
+def test_the_service_is_deployed_as_the_application_has_it() -> None:
+    """As the operator hands it to Ray, down to the application with its arguments."""
+    (document,) = documents(RAY_SERVICE)
+    config = ServeDeploySchema.model_validate(yaml.safe_load(document["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    module, _, name = application.import_path.partition(":")
+    made = call_user_app_builder_with_args_if_necessary(getattr(importlib.import_module(module), name), application.args)
+    *_, hosts, secure, _ = made._bound_deployment.init_args
+    assert hosts == ["search.example.org"] and secure
+    address = application.args["address"]
+    assert (address["host"], address["port"]) == (config.http_options.host, config.http_options.port)
+    assert application.route_prefix == "/" and config.logging_config is not None
+    assert config.logging_config.enable_access_log is False, "addresses name videos and people's searches"
+
+
+def test_the_replica_finds_the_tokens_wherever_it_runs() -> None:
+    (document,) = documents(RAY_SERVICE)
+    application = yaml.safe_load(document["spec"]["serveConfigV2"])["applications"][0]
+    file = Path(application["args"]["tokens"])
+    for name, template in pods(document):
+        if name != "head":  # which offers no CPU
+            (container,) = template["spec"]["containers"]
+            mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}[str(file.parent)]
+            (secret,) = [volume["secret"] for volume in template["spec"]["volumes"] if volume["name"] == mounted]
+            made = f"create secret generic {secret['secretName']} --from-file={file.name}="
+            assert made in (CLUSTER / "README.md").read_text()
+
+
+def test_only_the_ingress_reaches_the_service_which_it_names() -> None:
+    policies = {d["metadata"]["name"]: d["spec"] for d in documents(CLUSTER / "kubernetes" / "networkpolicy.yaml")}
+    (document,) = documents(RAY_SERVICE)
+    config = yaml.safe_load(document["spec"]["serveConfigV2"])
+    (rule,) = policies["serve"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": config["http_options"]["port"]}]
+    assert rule["from"][0].keys() == {"namespaceSelector", "podSelector"}, "that pod, in that namespace"
+    assert document["spec"]["excludeHeadPodFromServeSvc"] is True
+    for name, template in pods(document):
+        chosen = policies["serve"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        assert chosen == (name != "head"), name
+
+
 # Against versions, images and what the pipeline asks of Ray
 
 
@@ -297,6 +342,8 @@ def test_the_standing_cluster_has_a_cpu_and_a_gpu_group_and_survives_its_head() 
     spec = document["spec"]
     assert [group["groupName"] for group in spec["workerGroupSpecs"]] == ["decode", "gpu"]
     options = spec["gcsFaultToleranceOptions"]
+    (service,) = documents(RAY_SERVICE)
+    assert ray_cluster(service)["gcsFaultToleranceOptions"] == options
     assert set(options["redisPassword"]) == {"valueFrom"}
     secret = options["redisPassword"]["valueFrom"]["secretKeyRef"]
     service, stateful_set = documents(CLUSTER / "kubernetes" / "redis.yaml")
@@ -323,7 +370,7 @@ def test_kuberay_clusters_want_the_token_and_are_not_offered_outside(path: Path)
 
 def test_every_ray_pod_is_behind_the_network_policy() -> None:
     policies = {d["metadata"]["name"]: d["spec"] for d in documents(CLUSTER / "kubernetes" / "networkpolicy.yaml")}
-    assert policies.keys() == {"ray", "redis"}
+    assert policies.keys() == {"ray", "redis", "serve"}
     assert policies["ray"]["podSelector"] == {"matchLabels": PRODUCT} and policies["ray"]["policyTypes"] == ["Ingress"]
     inside, operator = policies["ray"]["ingress"]
     assert inside == {"from": [{"podSelector": {"matchLabels": PRODUCT}}]}

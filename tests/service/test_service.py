@@ -611,6 +611,14 @@ def test_several_galleries_are_searched_each_by_its_name(toy_gallery: Gallery, g
     service.close()
 
 
+def test_what_is_for_its_own_machine_answers_nobody_else(service: Service) -> None:
+    """Under Ray Serve what listens is not known to the application."""
+    app = create_app(service, [HOST], only_here=True)
+    for peer, status in (("127.0.0.1", 401), ("::1", 401), ("192.0.2.7", 403), ("0.0.0.0", 403)):  # noqa: S104
+        answer = TestClient(app, base_url=ORIGIN, client=(peer, 50_000)).get("/api/v1/me")
+        assert answer.status_code == status, peer
+
+
 def test_galleries_of_one_name_are_told_apart(toy_gallery: Gallery) -> None:
     assert list(named([toy_gallery, toy_gallery, toy_gallery])) == ["gallery", "gallery-2", "gallery-3"]
 

@@ -1,0 +1,85 @@
+"""Search actors that stay: which versions they hold, and what becomes of one that answers no more."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.errors import PipelineError
+from pipeline.gallery.gallery import Gallery
+from pipeline.index import partition_store
+from pipeline.index.build import build_index
+from pipeline.index.versions import Index
+from pipeline.search import partitions
+from pipeline.search.partitions import LocalPartitions, Partitions, SearchActors
+from pipeline.search.search import search
+from pipeline.search.targets import gallery_target
+from pipeline.settings import IndexSettings, SearchSettings
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def built_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of Ray would take longer to start than these indexes to build."""
+    monkeypatch.setattr(partition_store, "cluster_is_named", lambda _: False)
+
+
+def leads(gallery: Gallery, index: Index, held: Partitions) -> list[tuple[str, float]]:
+    found = search(gallery, index, held, gallery_target(gallery, "v003"), SearchSettings(top=100, exact=True))
+    return [(lead.video.video_id, lead.score) for lead in found.leads]
+
+
+def here(gallery: Gallery, index: Index) -> list[tuple[str, float]]:
+    return leads(gallery, index, LocalPartitions(index, range(len(index.manifest["partitions"]))))
+
+
+def openings(actor: Any) -> int:
+    return len(ray.get(actor.__ray_call__.remote(lambda self: list(self.held))))
+
+
+def test_versions_lie_beside_each_other_until_nobody_searches_them(on_ray: None, toy_gallery: Gallery) -> None:
+    old = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=10))
+    actors = SearchActors(toy_gallery.location.uri, 2)
+    first = actors.open(old)
+    new = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=1000))
+    assert new.version != old.version
+    second = actors.open(new)
+    assert len(actors.actors) == 2 and second.actors == first.actors[:1], "of one partition"
+    assert leads(toy_gallery, old, first) == here(toy_gallery, old)
+    assert leads(toy_gallery, new, second) == here(toy_gallery, new)
+    assert openings(actors.actors[0]) == 2
+    del first
+    end = time.monotonic() + 20
+    while openings(actors.actors[0]) > 1 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert openings(actors.actors[0]) == 1 and leads(toy_gallery, new, second) == here(toy_gallery, new)
+    actors.close()
+
+
+def test_an_actor_that_answers_no_more_is_said_and_replaced(
+    on_ray: None, toy_gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=10))
+    actors = SearchActors(toy_gallery.location.uri, 2)
+    held = actors.open(index)
+    process = ray.get(actors.actors[1].__ray_call__.remote(lambda _: os.getpid()))
+    monkeypatch.setattr(partitions, "AWAY_SECONDS", 2.0)
+    os.kill(process, signal.SIGSTOP)  # as one that found no place after its node went
+    with pytest.raises(PipelineError, match="died and is not back; nothing is lost, search again"):
+        leads(toy_gallery, index, held)
+    again = actors.open(index)
+    assert again.actors[0] == held.actors[0] and len(actors.actors) == 2
+    assert leads(toy_gallery, index, again) == here(toy_gallery, index)
+    actors.close()
