@@ -102,14 +102,17 @@ async function intake(name, path) {
   const { roots, detectors, jobs } = await ask("GET", `${path}/ingests`);
   if (!roots.length) return make("p", { className: "quiet" }, "This gallery names no folders that may be taken in from here, so only jobs.ingest brings videos. A first jobs.ingest --root FOLDER says which folders these are.");
   const list = make("ul", { className: "plain-list jobs" }, ...jobs.map(brought));
+  const ofRecordings = make("div", { className: "row two", hidden: true },
+    field("How recordings are named", "pattern", { placeholder: "{camera}/%Y%m%d_%H%M%S.mp4" }),
+    field("Time zone of these names", "zone", { placeholder: "UTC" }));
+  const kind = choice("What it holds", "detector", [["", "videos of one person each"], ...detectors.map((each) => [each, `recordings of cameras: find people with ${each}`])]);
+  kind.addEventListener("change", (event) => { ofRecordings.hidden = event.target.value === ""; });
   return make("div", { className: "stack" },
     form([
       field("Folder, manifest or video", "source", { value: roots[0], required: true, spellcheck: false }),
       make("p", { className: "quiet" }, `Below ${roots.join(" or ")}.`),
-      make("div", { className: "row two" },
-        choice("What it holds", "detector", [["", "videos of one person each"], ...detectors.map((each) => [each, `recordings of cameras: find people with ${each}`])]),
-        field("How recordings are named", "pattern", { placeholder: "{camera}/%Y%m%d_%H%M%S.mp4" }),
-        field("Time zone of these names", "zone", { placeholder: "UTC" })),
+      kind,
+      ofRecordings,
       make("label", { className: "check" }, make("input", { type: "checkbox", name: "update" }), "take in again what has changed"),
       make("label", { className: "check" }, make("input", { type: "checkbox", name: "retry" }), "try again what was rejected"),
       field("Reason", "reason", { maxLength: 2000 }),

@@ -125,8 +125,8 @@ const adjacent = (path, leg) => path.appearances.some((each, at) => each.video_i
 
 function legWords(leg) {
   const far = leg.metres === null ? "" : `, ${Math.round(leg.metres).toLocaleString("en")} m`;
-  const long = leg.seconds < 0 ? "overlap" : duration(leg.seconds);
-  return leg.impossible ? `⚠ ${leg.impossible}` : `${long} later${far}`;
+  const long = leg.seconds < 0 ? "before the one above ends" : `${duration(leg.seconds)} later`;
+  return leg.impossible ? `⚠ ${leg.impossible}` : long + far;
 }
 
 function duration(seconds) {

@@ -18,32 +18,34 @@ function ticks(from, to, most) {
   return found;
 }
 
-// The rows of the chart, top to bottom: where leads stand side by side, each in the first lane that has room for it. marks: [{
-// camera, isLead, left, right }] in pixels. Gives every mark its lane, and returns [{ camera, y, height }].
+// The rows of the chart, top to bottom: leads of one moment stand below each other, the better ones on top. marks: [{ camera, rank,
+// left, right }] in pixels, rank null for what is no lead. Gives leads their lanes, and returns [{ camera, y, height }].
 export function laidOut(cameras, marks) {
   let y = 0;
   return cameras.map((camera) => {
-    const ends = [];
-    for (const mark of marks.filter((each) => each.camera === camera && each.isLead).sort((one, other) => one.left - other.left)) {
-      const free = ends.findIndex((end) => end < mark.left);
-      mark.lane = free >= 0 ? free : Math.min(ends.length, LANES - 1);
-      ends[mark.lane] = Math.max(ends[mark.lane] ?? -Infinity, mark.right + 1);
+    const lanes = [];
+    const leads = marks.filter((each) => each.camera === camera && each.rank !== null).sort((one, other) => one.rank - other.rank);
+    for (const mark of leads) {
+      const free = lanes.findIndex((lane) => lane.every((each) => each.right < mark.left || mark.right < each.left));
+      mark.lane = free >= 0 ? free : Math.min(lanes.length, LANES - 1);
+      (lanes[mark.lane] ??= []).push(mark);
     }
-    const row = { camera, y, height: Math.max(1, ends.length) * LANE + OTHERS };
+    const row = { camera, y, height: Math.max(1, lanes.length) * LANE + OTHERS };
     y += row.height;
     return row;
   });
 }
 
-// points: of the service's timeline. decisionOf, isShown: of a video id. chosen: the video that is looked at. range: [from, to] in
+// [svg, axis]: of the rows, which may scroll, and of the times below them. points: of the service's timeline. decisionOf, isShown: of a video id. chosen: the video that is looked at. range: [from, to] in
 // ms, or null. does: { choose(video id), brush([from, to] or null) }.
-export function timeline(svg, { cameras, points }, { decisionOf, isShown, chosen, range, does }) {
+export function timeline([svg, axis], { cameras, points }, { decisionOf, isShown, chosen, range, does }) {
   const timed = points.filter((each) => each.seen_from !== null);
   const width = Math.max(300, svg.parentElement.clientWidth);
-  svg.setAttribute("width", width);
+  const sized = (each, height) => { for (const [name, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, width, height })) each.setAttribute(name, value); };
+  sized(axis, BOTTOM);
+  axis.replaceChildren();
   if (timed.length === 0) {
-    svg.setAttribute("viewBox", `0 0 ${width} ${BOTTOM + 8}`);
-    svg.setAttribute("height", BOTTOM + 8);
+    sized(svg, BOTTOM + 8);
     svg.replaceChildren(draw("text", { x: 8, y: 18, class: "axis" }, "no video has a time"));
     return;
   }
@@ -55,16 +57,13 @@ export function timeline(svg, { cameras, points }, { decisionOf, isShown, chosen
   const time = (place) => from + ((place - LEFT) * (to - from)) / (width - LEFT - 8);
   const marks = [...timed].reverse().map((each) => { // the best last, on top
     const [first, last] = [x(Date.parse(each.seen_from)), x(Date.parse(each.seen_to))];
-    const isLead = each.rank !== null;
-    const wide = Math.max(isLead ? MARK : 3, last - first);
+    const wide = Math.max(each.rank === null ? 3 : MARK, last - first);
     const middle = (first + last) / 2;
-    return { each, isLead, camera: each.camera_id, left: middle - wide / 2, right: middle + wide / 2 };
+    return { each, rank: each.rank, camera: each.camera_id, left: middle - wide / 2, right: middle + wide / 2 };
   });
   const rows = laidOut(cameras, marks);
   const bottom = rows.at(-1).y + rows.at(-1).height;
-  const height = bottom + BOTTOM;
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.setAttribute("height", height);
+  sized(svg, bottom);
   const parts = rows.flatMap((row, at) => {
     const name = row.camera ?? "no camera";
     return [draw("rect", { class: at % 2 ? "row odd" : "row", x: LEFT, y: row.y, width: width - LEFT - 8, height: row.height }),
@@ -74,7 +73,7 @@ export function timeline(svg, { cameras, points }, { decisionOf, isShown, chosen
     const words = clock(each, false);
     const midnight = words.endsWith("00:00");
     parts.push(draw("line", { class: "tick", x1: x(each), x2: x(each), y1: 0, y2: bottom }));
-    parts.push(draw("text", { class: "axis", x: x(each), y: height - 6, "text-anchor": "middle" }, midnight ? words.slice(5, 10) : words.slice(11)));
+    axis.append(draw("text", { class: "axis", x: x(each), y: BOTTOM - 7, "text-anchor": "middle" }, midnight ? words.slice(5, 10) : words.slice(11)));
   }
   if (range) parts.push(draw("rect", { class: "brush", x: x(range[0]), y: 0, width: Math.max(1, x(range[1]) - x(range[0])), height: bottom }));
   const row = new Map(rows.map((each) => [each.camera, each]));
@@ -83,7 +82,8 @@ export function timeline(svg, { cameras, points }, { decisionOf, isShown, chosen
   brushable(svg, { time, height: bottom, does });
 }
 
-function drawMark({ each, isLead, lane, left, right }, row, { decisionOf, isShown, chosen, does }) {
+function drawMark({ each, rank, lane, left, right }, row, { decisionOf, isShown, chosen, does }) {
+  const isLead = rank !== null;
   const [y, tall] = isLead ? [row.y + lane * LANE + 2, LANE - 3] : [row.y + row.height - OTHERS + 3, OTHERS - 5];
   const kinds = ["mark", isLead ? "lead" : "other", decisionOf(each.video_id) ?? "", each.video_id === chosen ? "chosen" : "", isLead && !isShown(each.video_id) ? "away" : ""];
   const mark = draw("rect", {

@@ -194,7 +194,7 @@ function markGrid() {
 function drawCharts() {
   const lead = current();
   const shown = new Set(state.shown.map((each) => each.video_id));
-  timeline(one("#timeline"), state.timeline, {
+  timeline([one("#timeline"), one("#timeline-axis")], state.timeline, {
     decisionOf: (id) => state.decisions.of.get(id),
     isShown: (id) => shown.has(id),
     chosen: lead?.video_id,
