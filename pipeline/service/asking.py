@@ -69,11 +69,14 @@ class Once:
 
 @dataclass
 class Service:
-    """What the routes share. galleries: by the names that people see. secure: whether people come by https."""
+    """What the routes share. galleries: by the names that people see. secure: whether people come by https. ending: whether the
+    process ends, so that nobody is to be kept waiting.
+    """
 
     galleries: Mapping[str, Gallery]
     access: Access
     secure: bool = False
+    ending: bool = False
     uploads: Uploads = field(default_factory=Uploads)
     searches: Searches = field(default_factory=Searches)
     pictures: Pictures = field(default_factory=Pictures)

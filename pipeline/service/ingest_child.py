@@ -6,6 +6,7 @@
 It is interrupted when its stdin is closed, by whatever has become of the service.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -86,6 +87,7 @@ def _indexed(gallery: Gallery, at: At) -> str:
 
 def main() -> int:
     """Do what stdin says. Returns the exit code."""
+    atexit.register(_end_others)  # the first, so that it runs last: Ray's own comes before
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the service ignores it
@@ -114,6 +116,13 @@ def main() -> int:
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
     return 0
+
+
+def _end_others() -> None:
+    """End what is left of this process's group, where that is its own: agents of a Ray that was interrupted as it started."""
+    if os.getpgrp() == os.getpid():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(0, signal.SIGTERM)
 
 
 def _interrupted_at_the_end() -> None:

@@ -1,5 +1,6 @@
 """Routes of long work: searches, exports and ingests alike, how far they are, and ingests themselves."""
 
+import asyncio
 from collections.abc import AsyncIterable
 
 from fastapi import APIRouter, Response
@@ -10,6 +11,7 @@ from pipeline.service.asking import PROBLEMS, Asking, GalleryOf, JobOf, Key, Per
 from pipeline.service.intake import check_source
 from pipeline.service.work import Job
 
+LOOKS_S = 0.2  # between two looks at a job that is watched
 routes = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("investigate")])
 intake = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("administer")])
 
@@ -34,14 +36,15 @@ def cancel(job: JobOf, person: Person) -> answers.JobState:
 
 
 @routes.get("/jobs/{job_id}/events", response_class=EventSourceResponse)
-async def events(job: JobOf) -> AsyncIterable[answers.JobState]:
+async def events(job: JobOf, service: ServiceOf) -> AsyncIterable[answers.JobState]:
     """How far a job is, as server-sent events: its state now and whenever that changes, until it has ended."""
-    while True:
+    while not service.ending:
         known, state = job.changes, _state(job)
         yield state
         if not job.is_open and job.changes == known:
             return
-        await job.changed(known)
+        while job.changes == known and not service.ending:
+            await asyncio.sleep(LOOKS_S)
 
 
 @intake.get("/galleries/{gallery}/ingests")

@@ -25,7 +25,6 @@ Kind = Literal["search", "export", "ingest"]
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 OPEN: tuple[State, ...] = ("queued", "running")
 SOON = 5  # seconds, until one that waits may be done
-LOOKS_S = 0.2  # between two looks at a job that is watched
 SERVICE_ENDED = "the service ended before it was done"
 _logger = logging.getLogger("coattention.service")
 
@@ -129,11 +128,6 @@ class Job:
         """Wait for its end, so long at most."""
         if self.future is not None and self.is_open:
             await asyncio.wait([asyncio.wrap_future(self.future)], timeout=seconds)
-
-    async def changed(self, known: int) -> None:
-        """Wait until it has changed more often than that."""
-        while self.changes == known:
-            await asyncio.sleep(LOOKS_S)
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from starlette.testclient import TestClient
 
 from pipeline.backbone.spec import find_backbone
@@ -20,15 +23,17 @@ from pipeline.gallery.audit import read_records, verify
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.search.partitions import LocalPartitions
 from pipeline.service import intake, work
-from pipeline.service.access import Access
+from pipeline.service.access import Access, issue
 from pipeline.service.asking import Service, named
 from pipeline.service.jobs import events
+from tests.conftest import toy_spec
 from tests.decoding.test_video import write_video
 from tests.service.test_cases import decided
 from tests.service.test_export import EXPORTS, clips, grey
 from tests.service.test_service import done, role
 
 __all__ = ["clips", "grey"]
+ROOT = Path(__file__).parents[2]
 ASKED = {"gallery": "town", "target": "id:v001"}
 # Says how far it is, and then waits for its end, as an ingest that is told to end, or does not listen.
 WAITS = """
@@ -113,7 +118,7 @@ def test_a_job_is_watched_until_it_has_ended(anna: TestClient, service: Service,
 
     async def watched() -> list[tuple[str, str | None]]:
         seen = []
-        async for one in events(job):
+        async for one in events(job, service):
             seen.append((one.state, one.stage))
             if one.stage == "shortlist":
                 go_on.set()
@@ -364,3 +369,35 @@ def test_admins_take_in_and_see_the_ingests_of_others(
         assert client.post("/api/v1/galleries/street/ingests", json={"source": source}).status_code == 403
         assert client.get(f"/api/v1/jobs/{job.job_id}").status_code in (403, 404)
     assert other.delete(f"/api/v1/jobs/{job.job_id}").json()["state"] == "cancelled"
+
+
+def test_a_server_that_stops_ends_its_streams_and_the_processes_of_its_jobs(tmp_path: Path) -> None:
+    root = tmp_path / "nvr"
+    root.mkdir()
+    for number in range(300):
+        (root / f"p{number}.mp4").write_bytes(b"none")
+    gallery = Gallery.open_or_create(tmp_path / "street", GallerySettings(toy_spec(), 10.0, None, (str(root),)))
+    tokens = tmp_path / "tokens.json"
+    headers = {"authorization": f"Bearer {issue(tokens, 'Carla', 1, 'admin')}", "content-type": "application/json"}
+    call = [sys.executable, "-m", "jobs.serve", "--gallery", gallery.location.uri, "--port", "0", "--tokens", str(tokens)]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert found is not None
+        ingests = requests.post(
+            f"{found[0]}/api/v1/galleries/street/ingests", json={"source": str(root)}, headers=headers, timeout=60
+        )
+        job = f"{found[0]}{ingests.headers['location']}"
+        with requests.get(f"{job}/events", headers=headers, stream=True, timeout=60) as stream:
+            lines = stream.iter_lines(chunk_size=1)
+            assert any(b'"stage":"ingest"' in line for line in lines)
+            below = ["pgrep", "-P", str(process.pid), "-f", "ingest_child"]
+            child = int(subprocess.run(below, capture_output=True, check=True).stdout)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert all(b"event: error" not in line for line in lines) and time.monotonic() - began < 4  # it ended by itself
+        _, complained = process.communicate(timeout=60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    assert "Traceback" not in complained and "ASGI" not in complained, complained
+    assert len(gallery.snapshot().videos) == 0 and verify(gallery) == []

@@ -160,6 +160,6 @@ async function log(gallery) {
 }
 
 function about(fields) {
-  const words = [fields.target, fields.video_id, fields.decision, fields.results && `${fields.results.length} leads`, fields.failed && `failed: ${fields.failed}`, fields.videos?.length && `${fields.videos.length} videos`];
+  const words = [fields.kind, fields.source, fields.target, fields.video_id, fields.decision, fields.results && `${fields.results.length} leads`, fields.failed && `failed: ${fields.failed}`, fields.videos?.length && `${fields.videos.length} videos`];
   return words.filter((each) => each).join(", ");
 }
