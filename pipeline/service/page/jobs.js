@@ -1,6 +1,6 @@
 // Long work: how far it is, as the service tells of it (server-sent events), and a button that cancels it.
 import { button, make } from "/page/document.js";
-import { ask } from "/page/interface.js";
+import { ask, Refused } from "/page/interface.js";
 
 const STAGES = {
   search: { shortlist: "looking through all videos", score: "scoring", evidence: "looking for what speaks for the leads", whole: "comparing videos as wholes", resemblance: "comparing the leads" },
@@ -28,7 +28,8 @@ export function watched(job, told) {
       told(now);
       if (!isOpen(now)) end(now);
     });
-    source.addEventListener("error", () => ask("GET", path(job)).catch((error) => { // else the browser asks again by itself
+    source.addEventListener("error", () => ask("GET", path(job)).catch((error) => {
+      if (source.readyState !== EventSource.CLOSED && !(error instanceof Refused)) return; // the browser asks again by itself
       source.close();
       watching.delete(end);
       reject(error);
