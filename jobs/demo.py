@@ -34,7 +34,8 @@ def demo(
     processes = str(os.cpu_count() or 1)
     size = ["--people", str(people), "--cameras", str(cameras), "--frame-rate", "5", "--seed", str(seed)]
     step("jobs.render", str(network), "--recordings", *size, "--processes", processes)
-    recordings = [str(network / "nvr"), "--detector", "rendered", "--pattern", PATTERN]
+    nvr = str(network / "nvr")
+    recordings = [nvr, "--detector", "rendered", "--pattern", PATTERN, "--root", nvr]  # more of it may be taken in on the page
     step("jobs.ingest", *recordings, "--gallery", str(gallery))
     step("jobs.index", "--gallery", str(gallery))
     shown = shown_by(votes_of_tracks(Gallery.open(gallery), read_truth(network / "truth.csv")))

@@ -5,6 +5,7 @@ made square and pictures upright. Fragments are short, for a first picture at on
 jumps.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 
 from pipeline.decoding.reading import Frame
-from pipeline.decoding.video import Box, ClipPart, ClipStart
+from pipeline.decoding.video import Blank, Box, ClipPart, ClipStart
 from pipeline.errors import VideoError
 
 LONGEST_S = 60.0
@@ -25,6 +26,7 @@ JPEG_QUALITY = 85
 UNITS = 90_000  # of time a second
 KEY_S, FRAGMENT_S = 1.0, 0.25
 SHORTEST_STEP = 1 / 61  # seconds between two frames; a source of more frames a second gives fewer
+GREY = 128  # of what is not shown
 MOST_ASPECT = 4.0  # of a pixel: what a file says beyond that is a mistake
 # Encoders in the order of preference, with what a browser calls what they make and the options that make it fast.
 ENCODERS: tuple[tuple[str, str, dict[str, str]], ...] = (
@@ -52,13 +54,17 @@ def encoder() -> tuple[str, str, dict[str, str]]:
 
 
 def clip(
-    frames: Iterable[Frame], start_s: float, boxes: Sequence[tuple[float, Box]], pixel_aspect: Callable[[], float]
+    frames: Iterable[Frame],
+    start_s: float,
+    boxes: Sequence[tuple[float, Box]],
+    pixel_aspect: Callable[[], float],
+    blanks: Sequence[Blank] = (),
 ) -> Iterator[Any]:
     """A ClipStart and the ClipParts of frames in the order of time, from start_s on, in seconds of the source.
 
     boxes: (seconds of the source, box in pixels of the picture), ascending, of whom to cut out; none: whole pictures.
-    pixel_aspect: tells the width of a pixel of the source by its height, once there is a frame. Raises VideoError where there is
-    none.
+    pixel_aspect: tells the width of a pixel of the source by its height, once there is a frame. blanks: what is not shown. Raises
+    VideoError where there is none.
     """
     name, codec, options = encoder()
     window: _Window | None = None
@@ -68,7 +74,7 @@ def clip(
         pts = 0 if stream is None else round((frame.time_s - start_s) * UNITS)
         if pts - last < SHORTEST_STEP * UNITS and stream is not None:
             continue
-        picture = frame.picture()
+        picture = without(frame.picture(), frame.time_s, blanks)
         if stream is None or container is None:
             window = _Window(boxes, picture.shape, pixel_aspect())
             width, height = window.size
@@ -100,17 +106,37 @@ def clip(
     yield from sink.parts()
 
 
-def still(frames: Iterable[Frame], boxes: Sequence[tuple[float, Box]], pixel_aspect: Callable[[], float]) -> Iterator[Any]:
-    """The first of some frames as JPEG, after a ClipStart; the rest as in `clip`. Raises VideoError where there is none."""
+def still(
+    frames: Iterable[Frame],
+    boxes: Sequence[tuple[float, Box]],
+    pixel_aspect: Callable[[], float],
+    fits: tuple[int, int] = SCENE_SIZE,
+    blanks: Sequence[Blank] = (),
+) -> Iterator[Any]:
+    """The first of some frames as JPEG, after a ClipStart; the rest as in `clip`. fits: what a whole picture fits into, pixels.
+
+    Raises VideoError where there is none.
+    """
     frame = next(iter(frames), None)
     if frame is None:
         raise VideoError("no_frames", "the source has no such frame")
-    picture = frame.picture()
-    window = _Window(boxes, picture.shape, pixel_aspect())
+    picture = without(frame.picture(), frame.time_s, blanks)
+    window = _Window(boxes, picture.shape, pixel_aspect(), fits)
     yield ClipStart(*window.size, "", *picture.shape[1::-1])
     shown = window.cut(picture, frame.time_s)
     _, data = cv2.imencode(".jpg", cv2.cvtColor(shown, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     yield ClipPart(data.tobytes())
+
+
+def without(picture: np.ndarray, time_s: float, blanks: Sequence[Blank]) -> np.ndarray:
+    """A picture, uint8 [h, w, 3], of a time of its source, with grey where something is blanked then."""
+    due = [box for start, end, box in blanks if start <= time_s <= end]
+    if due:
+        picture = picture.copy()
+    for x, y, w, h in due:
+        rows, columns = (slice(max(0, math.floor(at)), max(0, math.ceil(at + side))) for at, side in ((y, h), (x, w)))
+        picture[rows, columns] = GREY
+    return picture
 
 
 class _Sink:
@@ -132,14 +158,20 @@ class _Sink:
 class _Window:
     """What is shown of each picture: all of it, or the surroundings of a box that moves. size: width and height, even."""
 
-    def __init__(self, boxes: Sequence[tuple[float, Box]], shape: Sequence[int], pixel_aspect: float) -> None:
+    def __init__(
+        self,
+        boxes: Sequence[tuple[float, Box]],
+        shape: Sequence[int],
+        pixel_aspect: float,
+        fits: tuple[int, int] = SCENE_SIZE,
+    ) -> None:
         height, width = shape[:2]
         aspect = pixel_aspect if 1 / MOST_ASPECT <= pixel_aspect <= MOST_ASPECT else 1.0
         self.times = np.array([time for time, _ in boxes], np.float64)
         self.boxes = np.array([box for _, box in boxes], np.float64).reshape(-1, 4)
         if not boxes:
             shown = width * max(aspect, 1.0), height * max(1 / aspect, 1.0)  # the longer side of a pixel grows
-            scale = min(1.0, *(most / side for most, side in zip(_turned(SCENE_SIZE, shown), shown, strict=True)))
+            scale = min(1.0, *(most / side for most, side in zip(_turned(fits, shown), shown, strict=True)))
             self.size = _even(shown[0] * scale), _even(shown[1] * scale)
             return
         w, h = np.median(self.boxes[:, 2:], axis=0)

@@ -18,7 +18,7 @@ from pipeline.decoding.opening import Opened, open_boxes, open_files
 from pipeline.decoding.readers import hashed, reader_of
 from pipeline.decoding.reading import Frame, Heartbeat
 from pipeline.decoding.sampling import Sampling, Ticks
-from pipeline.decoding.video import Box, Chunk, Event, Stretch, TrackBoxes, Undivided, VideoInfo
+from pipeline.decoding.video import Blank, Box, Chunk, Event, Stretch, TrackBoxes, Undivided, VideoInfo
 from pipeline.errors import VideoError
 
 SCENES_AT_ONCE = 4  # whole pictures in a chunk, where the memory holds as many
@@ -258,7 +258,8 @@ class ClipRequest:
     """A stretch of a source as a clip that browsers play: a ClipStart and ClipParts (`pipeline.decoding.clips`).
 
     start_s, end_s: seconds from the source's start. boxes: (seconds, box) ascending, of whom is cut out; (): whole pictures.
-    frame_rate: in place of `Sampling.frame_rate`. Raises VideoError "no_frames" where the source ended before.
+    frame_rate: in place of `Sampling.frame_rate`. blanks: what is not shown, in seconds of the source. Raises VideoError
+    "no_frames" where the source ended before.
     """
 
     uri: str
@@ -266,6 +267,7 @@ class ClipRequest:
     end_s: float
     boxes: tuple[tuple[float, Box], ...] = ()
     frame_rate: float | None = None
+    blanks: tuple[Blank, ...] = ()
 
     def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
         rate = sampling.image_rate or sampling.rate
@@ -281,7 +283,8 @@ class ClipRequest:
         if self.frame_rate is not None:
             sampling = replace(sampling, frame_rate=self.frame_rate)
         reader = reader_of(opened, sampling, heartbeat)
-        yield from clip(reader.frames_between(self.start_s, self.end_s), self.start_s, self.boxes, lambda: reader.pixel_aspect)
+        frames = reader.frames_between(self.start_s, self.end_s)
+        yield from clip(frames, self.start_s, self.boxes, lambda: reader.pixel_aspect, self.blanks)
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,8 @@ class StillRequest:
     """One picture of a source for browsers: a ClipStart and a ClipPart, JPEG.
 
     number: of the frame, and time_s, the time that it had, in seconds, as in `FramesRequest`. box: what is cut out of it, if
-    anything. Raises VideoError "no_frames" where the source has no such frame.
+    anything; fits: pixels that the sides of a whole picture have at most; blanks: as in `ClipRequest`. Raises VideoError
+    "no_frames" where the source has no such frame.
     """
 
     uri: str
@@ -297,18 +301,21 @@ class StillRequest:
     time_s: float | None = None
     box: Box | None = None
     frame_rate: float | None = None
+    fits: tuple[int, int] | None = None
+    blanks: tuple[Blank, ...] = ()
 
     def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
         return open_files(self.uri, None, sampling, heartbeat, lambda number, count: number in (0, self.number))
 
     def answer(self, opened: Opened, sampling: Sampling, heartbeat: Heartbeat, memory: FramesMemory | None) -> Iterator[Event]:
-        from pipeline.decoding.clips import still  # PyAV with it, which only the decoder's child needs
+        from pipeline.decoding.clips import SCENE_SIZE, still  # PyAV with it, which only the decoder's child needs
 
         if self.frame_rate is not None:
             sampling = replace(sampling, frame_rate=self.frame_rate)
         reader = reader_of(opened, sampling, heartbeat)
         boxes = () if self.box is None else ((0.0, self.box),)
-        yield from still(reader.frames_at({self.number: self.time_s}), boxes, lambda: reader.pixel_aspect)
+        frames = reader.frames_at({self.number: self.time_s})
+        yield from still(frames, boxes, lambda: reader.pixel_aspect, self.fits or SCENE_SIZE, self.blanks)
 
 
 @dataclass(frozen=True)

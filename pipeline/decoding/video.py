@@ -73,6 +73,10 @@ class ClipStart:
     source_height: int
 
 
+Blank = tuple[float, float, Box]
+"""(from, to, box): what is not shown of a source from one second of it to another, in pixels of its picture."""
+
+
 @dataclass(frozen=True)
 class ClipPart:
     """The next bytes of a clip, fragmented MP4, or all of a picture, JPEG."""

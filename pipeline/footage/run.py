@@ -29,7 +29,7 @@ from pipeline.footage.detector import load_detector
 from pipeline.footage.recordings import Clocks, Irregularity, NamePattern, Plan, corrected_by, plan_recordings
 from pipeline.footage.tracker import TrackingSettings
 from pipeline.footage.tracks import track
-from pipeline.gallery.audit import append_record
+from pipeline.gallery.audit import append_record, on_behalf_of
 from pipeline.gallery.detections import RECORDINGS_SCHEMA
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, Snapshot
 from pipeline.gallery.source_notes import SourceNotes, source_notes
@@ -98,14 +98,15 @@ def ingest_footage(
     update: bool = False,
     quiet_period: float = 0.0,
     chunk_minutes: float = CHUNK_MINUTES,
+    person: str | None = None,
 ) -> FootageSummary:
     """Find the people in every recording of a plan that the gallery does not have yet, and follow them.
 
     sampling: its rate is the gallery's. detector: by name or path. tracking: see `tracks.track`. workers: recordings that are
     read at once, None: one per CPU. source: what the inputs are called in the audit log; None tells it nothing. update,
-    retry_rejected, quiet_period: see `pipeline.ingest.run.ingest`. chunk_minutes: of the stretches in which a long recording is
-    read; what is found does not depend on it. Raises UsageError for another detector than the gallery's, and PipelineError for
-    what no recording is to blame for.
+    retry_rejected, quiet_period, person: see `pipeline.ingest.run.ingest`. chunk_minutes: of the stretches in which a long
+    recording is read; what is found does not depend on it. Raises UsageError for another detector than the gallery's, and
+    PipelineError for what no recording is to blame for.
 
     Files that were written anew with the same bytes have not changed; with update, recordings whose detections cannot be read are
     taken in again too.
@@ -138,7 +139,8 @@ def ingest_footage(
         missing, summary.left = missing.filter(pc.invert(young)), pc.sum(young).as_py() or 0
     if source is not None and (len(missing) or summary.corrected):
         begins = {"source": source, "inputs": len(table), "already": summary.already, "not_read": plan.not_read()}
-        append_record(gallery, "ingest", begins | {"corrected": summary.corrected, "detector": identity})
+        who = {} if person is None else on_behalf_of(person)
+        append_record(gallery, "ingest", {**who, **begins, "corrected": summary.corrected, "detector": identity})
     if len(corrections):
         gallery.commit(recordings=corrections, kind="correct_recordings", checked=snapshot.position)
     with contextlib.ExitStack() as stack:

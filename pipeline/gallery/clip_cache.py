@@ -1,6 +1,7 @@
 """Where clips of a gallery's videos are kept for a while: clips/<hash of the video's id>/, beside the tables, on local disks.
 
-They can be made anew from the sources at any time, so nothing counts on them; what is forgotten takes its clips along.
+They can be made anew from the sources at any time, so nothing counts on them; what is forgotten takes its clips along, and one of
+several people of a source those of the others, who may show them.
 """
 
 import shutil
@@ -23,9 +24,9 @@ def clip_folder(root: Path, video_id: str) -> Path:
     return root / sha256(video_id)[:32]
 
 
-def delete_clips(gallery: Gallery, video_ids: Iterable[str]) -> None:
-    """Remove the clips of these videos; those of a service that has its own folder it removes itself."""
+def delete_clips(gallery: Gallery, video_ids: Iterable[str] | None) -> None:
+    """Remove the clips of these videos, or of all; those of a service that has its own folder it removes itself."""
     root = cache_root(gallery)
     if root is not None and root.is_dir():
-        for video_id in video_ids:
-            shutil.rmtree(clip_folder(root, video_id), ignore_errors=True)
+        for folder in root.iterdir() if video_ids is None else (clip_folder(root, one) for one in video_ids):
+            shutil.rmtree(folder, ignore_errors=True)

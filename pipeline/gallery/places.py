@@ -1,25 +1,38 @@
-"""Where a gallery's cameras are: names for people, places and time zones, in cameras.json of the gallery."""
+"""Where a gallery's cameras are: names for people, places, time zones and clocks, in cameras.json of the gallery.
+
+A clock that is wrong is set right where times are shown and compared (`with_right_times`, `with_right_time`); what the gallery
+holds stays as its ingest said it, which may have corrected a clock already (`pipeline.footage.recordings.CameraClock`).
+"""
 
 import math
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.storage.documents import typed
 from pipeline.storage.location import StorageError
 from pipeline.storage.seals import sealed, unsealed
 
 EARTH_METRES = 6_371_008.8  # mean radius, IUGG
 FORMAT = 1
+LARGEST_OFFSET = 100 * 366 * 86400.0  # seconds that a clock may be wrong by: one that was never set says 1970
+TIMES = ("start_time", "seen_from", "seen_to")  # of a video
 
 
 @dataclass(frozen=True)
 class CameraPlace:
-    """A camera. name: for people; zone: IANA name; latitude, longitude: WGS 84 degrees; x_m, y_m: metres on a plan of one's own.
+    """A camera. name: for people; zone: IANA name; latitude, longitude: WGS 84 degrees; x_m, y_m: metres on a plan of one's own,
+    to the right and up from its lower left corner; clock_offset_s: seconds that the times of its videos are ahead.
 
-    Raises UsageError for half a place, one beyond the globe and a zone that is none.
+    Raises UsageError for half a place, one beyond the globe, a zone that is none and a clock that is off by more than a century.
     """
 
     camera_id: str
@@ -29,6 +42,7 @@ class CameraPlace:
     longitude: float | None = None
     x_m: float | None = None
     y_m: float | None = None
+    clock_offset_s: float | None = None
 
     def __post_init__(self) -> None:
         for one, other in ((self.latitude, self.longitude), (self.x_m, self.y_m)):
@@ -40,6 +54,8 @@ class CameraPlace:
             and not (-90 <= self.latitude <= 90 and -180 <= self.longitude <= 180)
         ):
             raise UsageError(f"camera {self.camera_id}: latitude goes from -90 to 90, longitude from -180 to 180 degrees")
+        if not abs(self.clock_offset_s or 0.0) <= LARGEST_OFFSET:
+            raise UsageError(f"camera {self.camera_id}: {self.clock_offset_s:g} s is no time that a clock is wrong by")
         if self.zone is not None:
             try:
                 ZoneInfo(self.zone)
@@ -57,6 +73,29 @@ class CameraPlace:
         if self.x_m is not None and other.x_m is not None:
             return math.hypot(self.x_m - other.x_m, (self.y_m or 0.0) - (other.y_m or 0.0))
         return None
+
+
+def with_right_times(videos: pa.Table, places: Mapping[str, CameraPlace]) -> pa.Table:
+    """Rows of videos with the times that a right clock would have given them. videos: camera_id and some of TIMES."""
+    wrong = {one.camera_id: one.clock_offset_s for one in places.values() if one.clock_offset_s}
+    if not wrong:
+        return videos
+    ahead = np.array([wrong.get(camera, 0.0) for camera in videos["camera_id"].to_pylist()])
+    durations = pa.array(np.round(ahead * 1e6).astype("timedelta64[us]"))
+    for name in set(TIMES) & set(videos.schema.names):
+        at = videos.schema.get_field_index(name)
+        videos = videos.set_column(at, videos.schema.field(at), pc.subtract(videos[name].combine_chunks(), durations))
+    return videos
+
+
+def with_right_time(video: VideoRef, places: Mapping[str, CameraPlace]) -> VideoRef:
+    """A video with the times that a right clock would have given it."""
+    place = places.get(video.camera_id or "")
+    if place is None or not place.clock_offset_s:
+        return video
+    ahead = timedelta(seconds=place.clock_offset_s)
+    times = {name: getattr(video, name) for name in TIMES}
+    return replace(video, **{name: time - ahead for name, time in times.items() if time is not None})
 
 
 def _on_globe(latitude: float, longitude: float, other_latitude: float, other_longitude: float) -> float:

@@ -24,7 +24,7 @@ from pipeline.catalog.many_rows import steps
 from pipeline.cluster import Cluster, connected, words_of
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery.audit import append_record
+from pipeline.gallery.audit import append_record, on_behalf_of
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
 from pipeline.gallery.source_notes import SourceNotes, source_notes
 from pipeline.ingest.commit import Committer
@@ -125,6 +125,7 @@ def ingest(
     *,
     update: bool = False,
     quiet_period: float = 0.0,
+    person: str | None = None,
 ) -> IngestSummary:
     """Bring every source of the catalog into the gallery that is not in it yet, and correct what the catalog says of the others.
 
@@ -135,9 +136,11 @@ def ingest(
 
     progress is called about once a second, from this thread. address: see `pipeline.cluster.connected`; Ray is started only if
     there is something to do. source: what the inputs are called in the audit log, which is told that an ingest begins and how far
-    the gallery is by then; None tells it nothing. Sources are opened below the roots of the sampling or the catalog, which lie
-    within the gallery's, else below the gallery's, and at the endpoints of any of the three. Raises UsageError for roots outside
-    the gallery's, and PipelineError for what no video is to blame for: storage that refuses, a backbone that does not load.
+    the gallery is by then; None tells it nothing. person: who ingests, where a service has made sure of that; the record then
+    names the account that the service runs under beside. Sources are opened below the roots of the sampling or the catalog, which
+    lie within the gallery's, else below the gallery's, and at the endpoints of any of the three. Raises UsageError for roots
+    outside the gallery's, and PipelineError for what no video is to blame for: storage that refuses, a backbone that does not
+    load.
     """
     began = time.monotonic()
     endpoints = {*sampling.endpoints, *catalog.reach.endpoints, *gallery.reach().endpoints}
@@ -156,7 +159,8 @@ def ingest(
         missing, summary.left = missing.filter(pc.invert(young)), pc.sum(young).as_py() or 0
     if source is not None and (len(missing) or changes.corrected):
         begins = {"source": source, "inputs": len(table), "already": already, "not_read": summary.not_read}
-        append_record(gallery, "ingest", begins | {"corrected": changes.corrected})
+        who = {} if person is None else on_behalf_of(person)
+        append_record(gallery, "ingest", {**who, **begins, "corrected": changes.corrected})
     if len(changes.corrections):
         gallery.commit(changes.corrections, REJECTS_SCHEMA.empty_table(), kind="correct")
         summary.corrected = changes.corrected

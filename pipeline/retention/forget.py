@@ -152,7 +152,8 @@ def _commit(gallery: Gallery, snapshot: Snapshot, videos: pa.Table, forgotten: F
     people = videos.filter(pc.and_(snapshot.of_recordings(videos), _may_be_in(kept, videos)))
     recordings, boxes = blanked(gallery, kept, places_of(gallery, people)) if len(people) else (None, None)
     gallery.commit(None, None, recordings, boxes, kind="forget", forgotten=forgotten)
-    delete_clips(gallery, videos["video_id"].to_pylist())
+    of_several = pc.any(pc.is_valid(videos["track"])).as_py()  # the clips of the others may show them
+    delete_clips(gallery, None if of_several else videos["video_id"].to_pylist())
 
 
 def _may_be_in(recordings: pa.Table, videos: pa.Table) -> pa.Array:

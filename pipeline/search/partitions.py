@@ -69,6 +69,17 @@ class Partitions(Protocol):
     def resemblance(self, some: WholeVideos, videos: np.ndarray) -> np.ndarray: ...
 
 
+class WatchedPartitions:
+    """Partitions of which each question is told first, by its name: what is told may raise, and so end a search between two."""
+
+    def __init__(self, partitions: Partitions, watch: Callable[[str], object]) -> None:
+        self._partitions, self._watch = partitions, watch
+
+    def __getattr__(self, name: str) -> Any:
+        self._watch(name)
+        return getattr(self._partitions, name)
+
+
 class LocalPartitions:
     """Some or all partitions, in this process; each is opened when it is first asked for something."""
 

@@ -10,7 +10,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -111,6 +111,7 @@ def run(
     following: FollowSettings | None = None,
     person: str | None = None,
     warm: "WarmIndex | None" = None,
+    watch: Callable[[str], object] | None = None,
 ) -> Answer:
     """Search a gallery for the people that targets show; or follow the one of a single target, recorded as that.
 
@@ -121,7 +122,8 @@ def run(
     actors, cluster: see `partitions.opened_partitions`. following: how the target's person is followed, see
     `pipeline.search.follow`. person: who searches, where a service has made sure of that; the record then names the account that
     the service runs under beside. warm: the gallery's newest index, kept open between searches in this process; then
-    index_version, actors and cluster say nothing.
+    index_version, actors and cluster say nothing. watch: told what is asked of the partitions next ("shortlist", "score",
+    "evidence", ...); what it raises ends the search, recorded as one that failed.
 
     Raises UsageError where the policy wants more, for a target that cannot be used and for settings that the gallery cannot
     serve, and PipelineError for what is damaged or missing.
@@ -150,7 +152,7 @@ def run(
             with _imports():  # of PyTorch: a second, in which the decoder begins
                 from pipeline.index.versions import open_index
                 from pipeline.search.follow import follow
-                from pipeline.search.partitions import opened_partitions
+                from pipeline.search.partitions import WatchedPartitions, opened_partitions
                 from pipeline.search.search import search_many
 
             if warm is None:
@@ -164,7 +166,8 @@ def run(
     searched = {"gallery": gallery.location.uri, "index_version": index.version, "model": index.model}
     each = [searched | _of_target(target) | asked for target in found]
     results = []
-    with failures_recorded(gallery, action, *each), opening as partitions:
+    with failures_recorded(gallery, action, *each), opening as opened:
+        partitions = opened if watch is None else cast("Partitions", WatchedPartitions(opened, watch))
         # Recorded while a cluster is still joined: what counts records reaches it.
         if following is None:
             searched_for = search_many(gallery, index, partitions, found, settings)

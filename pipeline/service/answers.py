@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PositiveFloat
 
 from pipeline.service.access import Right, Role
+from pipeline.service.work import Kind, State
 
 Decision = Literal["same", "different", "unsure"]
 VideoId = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -37,8 +38,22 @@ class Me(BaseModel):
     rights: list[Right]
 
 
+class PlanFacts(BaseModel):
+    """A gallery's plan. width, height: of its picture in pixels; width_m, height_m: what it shows, in metres; places of cameras
+    (x_m, y_m) are from its lower left corner. sha256: of the picture.
+    """
+
+    width: int
+    height: int
+    width_m: float
+    height_m: float
+    sha256: str
+
+
 class GalleryFacts(BaseModel):
-    """A gallery. requires: what a search must say of reason and case; index_version: the newest, None without an index."""
+    """A gallery. requires: what a search must say of reason and case; index_version: the newest, None without an index; plan: if
+    one was set.
+    """
 
     name: str
     videos: int
@@ -46,6 +61,7 @@ class GalleryFacts(BaseModel):
     seen_to: datetime | None
     requires: list[str]
     index_version: str | None
+    plan: PlanFacts | None
 
 
 class CameraPlaced(Asked):
@@ -58,10 +74,11 @@ class CameraPlaced(Asked):
     longitude: float | None = None
     x_m: float | None = None
     y_m: float | None = None
+    clock_offset_s: float | None = None
 
 
 class Cameras(Asked):
-    """All cameras that have a name or a place."""
+    """All cameras that have a name, a place or a clock that is wrong."""
 
     cameras: Annotated[list[CameraPlaced], Field(max_length=10_000)]
 
@@ -74,6 +91,7 @@ class Camera(BaseModel):
     longitude: float | None = None
     x_m: float | None = None
     y_m: float | None = None
+    clock_offset_s: float | None = None
     videos: int
     seen_from: datetime | None
     seen_to: datetime | None
@@ -241,7 +259,7 @@ class SearchState(BaseModel):
     case: str | None
     made_at: datetime
     asked: SearchAsked
-    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    state: State
     error: str | None
     found: Found | None
 
@@ -284,7 +302,61 @@ class LeadFound(BaseModel):
     pairs: list[Pair]
 
 
+class SearchFound(SearchState):
+    """A search that was done in the time that was waited for it, with its leads, best first."""
+
+    leads: list[LeadFound]
+
+
 class Decided(Asked):
     """What the person says of a lead; null takes it back."""
 
     decision: Decision | None
+
+
+class JobState(BaseModel):
+    """Long work and how far it is. about: what is searched for, handed over or taken in; address: below /api/v1, of what it
+    makes, None where that is videos of the gallery. stage: what is being done, in a word; done, total: how much of it. outcome:
+    what it brought, in words; error: why it failed.
+    """
+
+    job_id: str
+    kind: Kind
+    gallery: str
+    about: str
+    address: str | None
+    made_by: str
+    made_at: datetime
+    state: State
+    stage: str | None
+    done: int | None
+    total: int | None
+    outcome: str | None
+    error: str | None
+
+
+class IngestAsked(Asked):
+    """What is taken into a gallery, as jobs.ingest takes it. source: folder, prefix, manifest or video, absolute, below the
+    gallery's roots. detector: by name, where the source holds recordings of cameras; pattern and zone: how these are named and in
+    which time zone. index: whether the next index is built afterwards.
+    """
+
+    source: Annotated[str, Field(min_length=1, max_length=2000)]
+    detector: Annotated[str, Field(max_length=100)] | None = None
+    pattern: Annotated[str, Field(max_length=200)] | None = None
+    zone: Annotated[str, Field(max_length=100)] = "UTC"
+    update: bool = False
+    retry_rejected: bool = False
+    quiet_period: Annotated[float, Field(ge=0, le=1e7)] = 0.0
+    index: bool = True
+    reason: Annotated[str, Field(max_length=2000)] | None = None
+
+
+class Ingests(BaseModel):
+    """What may be taken into a gallery over this interface, and what is or was since the service began, the newest first. roots:
+    below which a source may lie; none: nothing may. detectors: by name.
+    """
+
+    roots: list[str]
+    detectors: list[str]
+    jobs: list[JobState]

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import datetime
 from http import HTTPStatus
 from importlib import resources
 from pathlib import PurePath
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
@@ -19,10 +21,12 @@ from pipeline import time_windows
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import SAID, required
 from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.places import read_places, with_right_time
+from pipeline.search.results import Lead, SearchResult
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import GALLERY_PREFIX, Whom
-from pipeline.service import answers, cases, found, galleries, handover, media, operation, view_answers
+from pipeline.service import answers, cases, found, galleries, handover, jobs, media, operation, plans, view_answers
 from pipeline.service.access import RIGHTS, SESSION_SECONDS, Token
 from pipeline.service.asking import (
     COOKIE,
@@ -34,13 +38,15 @@ from pipeline.service.asking import (
     SearchOf,
     Service,
     ServiceOf,
+    Wait,
     gallery_of,
     may,
 )
 from pipeline.service.casebook import ConflictError, NotNowError, of_lead, of_search
 from pipeline.service.guard import Guard
 from pipeline.service.pictures import jpeg
-from pipeline.service.searches import BusyError, Search, cancel
+from pipeline.service.searches import Search
+from pipeline.service.work import BusyError
 from pipeline.settings import FollowSettings, SearchSettings
 
 UPLOAD_PREFIX = "upload:"
@@ -103,19 +109,45 @@ async def upload(
     return answers.UploadedTarget(target_id=taken.upload_id, bytes=taken.size, sha256=taken.sha256)
 
 
-@investigation.post("/searches", status_code=202)
-def begin(
-    asked: answers.SearchAsked, service: ServiceOf, person: Person, response: Response, key: Key = None
-) -> answers.SearchState:
-    """Search for the person that a target shows. The answer tells where to ask for what was found."""
+IN_TIME: dict[int | str, dict[str, Any]] = {
+    201: {
+        "model": answers.SearchFound,
+        "description": "Done within the time that `Prefer: wait=SECONDS` gave.",
+        "headers": {"Preference-Applied": {"schema": {"type": "string"}}, "Location": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@investigation.post("/searches", status_code=202, responses=IN_TIME, response_model=answers.SearchState)
+async def begin(
+    asked: answers.SearchAsked, service: ServiceOf, person: Person, response: Response, wait: Wait, key: Key = None
+) -> answers.SearchState | Response:
+    """Search for the person that a target shows. The answer tells where to ask for what was found, or says it: 201."""
+    search = await to_thread.run_sync(_begun, service, person, asked, key)
+    return await _in_time(search, wait, response)
+
+
+async def _in_time(search: Search, wait: int | None, response: Response) -> answers.SearchState | Response:
+    """What is answered to who has asked for a search: with its leads where it is done in so many seconds (RFC 7240)."""
+    headers = {"location": f"/api/v1{search.address}"}
+    if wait is not None:
+        await search.ended(wait)
+        headers["preference-applied"] = f"wait={wait}"
+    state = await to_thread.run_sync(_state, search)
+    if wait is not None and state.state == "done":
+        found = answers.SearchFound(**dict(state), leads=await to_thread.run_sync(leads, search))
+        return Response(found.model_dump_json(), 201, headers, "application/json")
+    response.headers.update(headers)
+    return state
+
+
+def _begun(service: Service, person: str, asked: answers.SearchAsked, key: str | None) -> Search:
     gallery = gallery_of(service, person, asked.gallery)
     given = {"reason": asked.reason, "case": asked.case}
     if missing := [name for name in required(gallery) if name in SAID and not (given[name] or "").strip()]:
         raise HTTPException(422, f"this gallery requires a {' and a '.join(missing)} for its audit log; nothing was done")
     run = _runner(service, gallery, person, asked)
-    search = service.once(person, key, asked, lambda: service.searches.begin(gallery, person, asked, run))
-    response.headers["location"] = f"/api/v1/searches/{search.search_id}"
-    return _state(search)
+    return service.once(person, key, asked, lambda: service.searches.begin(gallery, person, asked, run))
 
 
 @investigation.get("/searches")
@@ -127,22 +159,27 @@ def searches(service: ServiceOf, person: Person) -> list[answers.SearchState]:
 @investigation.get("/searches/{search_id}")
 async def one_search(search: SearchOf, wait: Annotated[float, Query(ge=0, le=30)] = 0) -> answers.SearchState:
     """How far a search is. wait: seconds to wait for its end."""
-    if wait and search.future is not None:
-        await asyncio.wait([asyncio.wrap_future(search.future)], timeout=wait)
+    await search.ended(wait)
     return await asyncio.to_thread(_state, search)
 
 
 @investigation.delete("/searches/{search_id}")
-def cancelled(search: SearchOf) -> answers.SearchState:
-    """Cancel a search that has not ended; of one that runs the answer is thrown away, its record stays."""
-    cancel(search)
+def cancelled(search: SearchOf, person: Person) -> answers.SearchState:
+    """Cancel a search that has not ended; one that runs stops at its next step."""
+    search.cancel(person)
     return _state(search)
 
 
-@investigation.post("/searches/{search_id}/refine", status_code=202)
-def refine(
-    asked: view_answers.Refined, search: SearchOf, service: ServiceOf, person: Person, response: Response, key: Key = None
-) -> answers.SearchState:
+@investigation.post("/searches/{search_id}/refine", status_code=202, responses=IN_TIME, response_model=answers.SearchState)
+async def refine(
+    asked: view_answers.Refined,
+    search: SearchOf,
+    service: ServiceOf,
+    person: Person,
+    response: Response,
+    wait: Wait,
+    key: Key = None,
+) -> answers.SearchState | Response:
     """Search again, scored by the mean of the logits under the target and all that was confirmed, without what is hidden.
 
     What was confirmed or hidden before goes on to count, unless it is said otherwise now.
@@ -155,7 +192,7 @@ def refine(
     if both := set(asked.confirmed) & set(asked.hidden):
         raise HTTPException(422, f"{min(both)} is both confirmed and hidden")
     again = {"confirmed": list(dict.fromkeys(confirmed)), "rejected": list(dict.fromkeys(hidden))}
-    return begin(before.model_copy(update=again), service, person, response, key)
+    return await begin(before.model_copy(update=again), service, person, response, wait, key)
 
 
 @investigation.get("/searches/{search_id}/leads")
@@ -164,30 +201,33 @@ def leads(search: SearchOf) -> list[answers.LeadFound]:
     result = search.result
     if result is None:
         raise HTTPException(404, f"the search is {search.state}")
+    places = read_places(search.gallery)
+    return [_lead_found(search, result, lead, with_right_time(lead.video, places).seen) for lead in search.leads()]
+
+
+def _lead_found(search: Search, result: SearchResult, lead: Lead, seen: tuple[datetime, datetime] | None) -> answers.LeadFound:
+    """A lead as it is answered. seen: when somebody is first and last seen in it."""
     within = {} if result.followed is None else result.followed.why
-    zone = result.settings.zone
-    return [
-        answers.LeadFound(
-            rank=lead.rank,
-            video_id=lead.video.video_id,
-            camera_id=lead.video.camera_id,
-            seen_from=lead.video.seen[0] if lead.video.seen else None,
-            seen_to=lead.video.seen[1] if lead.video.seen else None,
-            seen=time_windows.span_words(*lead.video.seen, zone) if lead.video.seen else None,
-            score=lead.score,
-            probability=lead.probability,
-            strength=lead.strength,
-            source_changed=lead.source_changed,
-            copy_of=result.copies.get(lead.rank),
-            within=within[lead.video.video_id].words if lead.video.video_id in within else None,
-            decision=search.decisions.get(lead.rank),
-            pairs=[
-                answers.Pair(target=found.segment(pair.target), candidate=found.segment(pair.candidate), score=pair.score)
-                for pair in lead.best_pairs
-            ],
-        )
-        for lead in search.leads()
-    ]
+    first, last = seen or (None, None)
+    return answers.LeadFound(
+        rank=lead.rank,
+        video_id=lead.video.video_id,
+        camera_id=lead.video.camera_id,
+        seen_from=first,
+        seen_to=last,
+        seen=time_windows.span_words(*seen, result.settings.zone) if seen else None,
+        score=lead.score,
+        probability=lead.probability,
+        strength=lead.strength,
+        source_changed=lead.source_changed,
+        copy_of=result.copies.get(lead.rank),
+        within=within[lead.video.video_id].words if lead.video.video_id in within else None,
+        decision=search.decisions.get(lead.rank),
+        pairs=[
+            answers.Pair(target=found.segment(pair.target), candidate=found.segment(pair.candidate), score=pair.score)
+            for pair in lead.best_pairs
+        ],
+    )
 
 
 _jpeg: dict[str, Any] = {"response_class": Response, "responses": {200: {"content": {"image/jpeg": {}}}}}
@@ -261,6 +301,9 @@ def create_app(service: Service, hosts: Sequence[str], only_here: bool = False) 
         investigation,
         cases.routes,
         handover.routes,
+        jobs.routes,
+        jobs.intake,
+        plans.routes,
         operation.routes,
         operation.probes,
     )
@@ -283,7 +326,7 @@ def _me(asking: Token) -> answers.Me:
     return answers.Me(person=asking.person, role=asking.role, rights=[right for right in RIGHTS if asking.may(right)])
 
 
-def _runner(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[], Answer]:
+def _runner(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[Search], Answer]:
     """What makes the search. Raises UsageError for what cannot be meant; paths of this machine are never a target."""
     target = asked.target
     if target.startswith(UPLOAD_PREFIX):
@@ -299,20 +342,23 @@ def _runner(service: Service, gallery: Gallery, person: str, asked: answers.Sear
     return _run_of(service, gallery, person, asked, target, whom)
 
 
-def _runner_of_box(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[], Answer]:
+def _runner_of_box(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[Search], Answer]:
     """What searches for whom a box shows in a picture of a gallery's video. time_s: of the video's own time."""
     clips = service.clips(gallery)
     row = clips.row(asked.target.removeprefix(GALLERY_PREFIX))
     if row is None:
         raise HTTPException(404, "the gallery has no such video")
     part = clips.places(row).part(asked.time_s or 0.0)
-    whom = Whom(asked.box, max(0.0, (asked.time_s or 0.0) - part.offset_s), camera=asked.target_camera or row["camera_id"])
+    time_s = max(0.0, (asked.time_s or 0.0) - part.offset_s)
+    if asked.box is not None and part.shows_forgotten(asked.box, time_s):
+        raise UsageError("the box shows what is blanked, somebody who was forgotten; nobody can be searched for by that")
+    whom = Whom(asked.box, time_s, camera=asked.target_camera or row["camera_id"])
     return _run_of(service, gallery, person, asked, part.uri, whom)
 
 
 def _run_of(
     service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked, target: str, whom: Whom
-) -> Callable[[], Answer]:
+) -> Callable[[Search], Answer]:
     """The search for one target. Raises UsageError for settings that cannot be meant."""
     settings = SearchSettings(
         top=asked.top,
@@ -327,9 +373,8 @@ def _run_of(
     if asked.confirmed or asked.rejected:
         following = FollowSettings(tuple(asked.confirmed), tuple(asked.rejected), join_by="nobody")
     why = asked.reason, asked.case
-    return lambda: run_search(
-        gallery, [target], settings, *why, whom=whom, following=following, person=person, warm=service.warm(gallery)
-    )
+    how: dict[str, Any] = {"whom": whom, "following": following, "person": person}
+    return lambda search: run_search(gallery, [target], settings, *why, **how, warm=service.warm(gallery), watch=search.at)
 
 
 def _state(search: Search) -> answers.SearchState:
@@ -370,7 +415,7 @@ def _description(app: FastAPI) -> dict[str, Any]:
         for path in document["paths"].values():
             for operation in path.values():
                 for code, answer in operation["responses"].items():
-                    if code >= "400" and "application/json" in answer.get("content", {}):
-                        answer["content"] = {"application/problem+json": answer["content"]["application/json"]}
+                    if code >= "400" and "content" in answer:
+                        answer["content"] = {"application/problem+json": next(iter(answer["content"].values()))}
         app.openapi_schema = document
     return app.openapi_schema

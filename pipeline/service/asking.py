@@ -4,6 +4,7 @@ Every route says by `may` which right it takes. A search belongs to the person w
 """
 
 import functools
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -26,15 +27,19 @@ from pipeline.service.access import RIGHTS, Access, Right, Token
 from pipeline.service.casebook import Casebook
 from pipeline.service.clips import LIMITS, Clips, GalleryClips
 from pipeline.service.export import Exports
+from pipeline.service.intake import Ingests
 from pipeline.service.pictures import Pictures
 from pipeline.service.searches import Search, Searches
 from pipeline.service.uploads import Uploads
+from pipeline.service.work import Job
 
 if TYPE_CHECKING:
     from pipeline.search.warm import WarmIndex
 
 COOKIE = "resight-session"
 KEYS = 1000  # the newest of all people
+WAITS = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?:;.*)?', re.IGNORECASE)
+LONGEST_WAIT_S = 30  # that a request is left open for its outcome
 
 Made = TypeVar("Made")
 
@@ -65,19 +70,21 @@ class Once:
 @dataclass
 class Service:
     """What the routes share. galleries: by the names that people see. secure: whether people come by https. keep: what keeps the
-    index of a gallery open, by default this process.
+    index of a gallery open, by default this process. ending: whether the process ends, so that nobody is to be kept waiting.
     """
 
     galleries: Mapping[str, Gallery]
     access: Access
     secure: bool = False
     keep: "Callable[[Gallery], WarmIndex] | None" = None
+    ending: bool = False
     uploads: Uploads = field(default_factory=Uploads)
     searches: Searches = field(default_factory=Searches)
     pictures: Pictures = field(default_factory=Pictures)
     once: Once = field(default_factory=Once)
     casebook: Casebook = field(default_factory=Casebook)
     exports: Exports = field(init=False)
+    ingests: Ingests = field(default_factory=Ingests)
     _viewed: set[tuple[str, ...]] = field(default_factory=set)
     _clips: dict[Gallery, GalleryClips] = field(default_factory=dict)
     _warm: "dict[Gallery, WarmIndex]" = field(default_factory=dict)
@@ -107,6 +114,12 @@ class Service:
         """Those of uploads, each in its upload's folder."""
         return Clips(self.uploads.folder, Sampling(**LIMITS), at_once=1)
 
+    def jobs(self, asking: Token) -> list[Job]:
+        """The long work of whoever is asking, the newest first; whose role lets them ingest sees all that is taken in."""
+        known: list[Job] = [*self.searches.all(), *self.exports.all(), *self.ingests.all()]
+        theirs = [one for one in known if one.person == asking.person or (one.kind == "ingest" and asking.may("administer"))]
+        return sorted(theirs, key=lambda one: one.made_at, reverse=True)
+
     def begin(self) -> None:
         """Open, in the background, what a first search or clip would wait for."""
         for gallery in self.galleries.values():
@@ -126,8 +139,8 @@ class Service:
 
     def close(self) -> None:
         """End its threads and its decoder, and remove what was uploaded."""
-        self.searches.close()
-        self.exports.close()
+        for work in (self.ingests, self.searches, self.exports):
+            work.close()
         self.pictures.close()
         for clips in self._clips.values():
             clips.close()
@@ -211,6 +224,24 @@ def _search(service: ServiceOf, person: Person, search_id: str) -> Search:
     return search
 
 
+def _job(service: ServiceOf, asking: Asking, job_id: str) -> Job:
+    found = next((one for one in service.jobs(asking) if one.job_id == job_id), None)
+    if found is None:
+        raise HTTPException(404, "there is no such job of yours since the service began")
+    return found
+
+
+def _wait(
+    prefer: Annotated[list[str] | None, Header(alias="Prefer", description="wait=SECONDS: how long to wait (RFC 7240).")] = None,
+) -> int | None:
+    """The seconds that a request asks to wait for its outcome, at most LONGEST_WAIT_S; what is not understood says nothing."""
+    asked = [WAITS.fullmatch(one) for one in ",".join(prefer or ()).split(",")]
+    return next((min(int(one[1]), LONGEST_WAIT_S) for one in asked if one is not None), None)
+
+
+Wait = Annotated[int | None, Depends(_wait)]
+
+
 def _lead(search: Annotated[Search, Depends(_search)], rank: int) -> Lead:
     found = next((lead for lead in search.leads() if lead.rank == rank), None)
     if found is None:
@@ -221,6 +252,7 @@ def _lead(search: Annotated[Search, Depends(_search)], rank: int) -> Lead:
 GalleryOf = Annotated[Gallery, Depends(gallery_of)]
 SearchOf = Annotated[Search, Depends(_search)]
 LeadOf = Annotated[Lead, Depends(_lead)]
+JobOf = Annotated[Job, Depends(_job)]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": answers.Problem} for code in (400, 401, 403, 404, 405, 413, 421, 422, 429, 500, 503)
 }

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from pipeline.service.answers import Asked, Decision, VideoId
 from pipeline.service.casebook import NAME
+from pipeline.service.work import State
 
 Note = Annotated[str, Field(max_length=2000)]
 CaseName = Annotated[str, Field(pattern=f"^{NAME}$")]
@@ -124,7 +125,7 @@ class ExportState(BaseModel):
     case: str
     made_by: str
     made_at: datetime
-    state: Literal["queued", "running", "done", "failed"]
+    state: State
     error: str | None
     sha256: str | None
     bytes: int | None

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
 
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery
-from pipeline.gallery.places import read_places
+from pipeline.gallery.places import read_places, with_right_times
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.service import case_answers as answers
 from pipeline.service import travel
@@ -278,7 +278,7 @@ def _seen(video: VideoRef | None) -> dict[str, Any]:
 
 
 def rows(gallery: Gallery, video_ids: list[str]) -> dict[str, VideoRef]:
-    """Videos of the gallery by id; those that are not there are left out."""
+    """Videos of the gallery by id, by right clocks; those that are not there are left out."""
     table = gallery.snapshot().videos
-    rows = table.filter(pc.is_in(table["video_id"], pa.array(video_ids, pa.string()))).to_pylist()
-    return {row["video_id"]: VideoRef.of(row) for row in rows}
+    rows = table.filter(pc.is_in(table["video_id"], pa.array(video_ids, pa.string())))
+    return {row["video_id"]: VideoRef.of(row) for row in with_right_times(rows, read_places(gallery)).to_pylist()}

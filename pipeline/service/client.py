@@ -54,14 +54,14 @@ class Client:
         if not name.startswith(("id:", "upload:")):
             name = self._upload(Path(name))
         fields = {"gallery": gallery, "target": name, "reason": reason, "case": case, **asked}
-        search, until = self._json("POST", "/searches", json=fields)["search_id"], time.monotonic() + timeout
-        while True:
-            state = self._json("GET", f"/searches/{search}", params={"wait": min(WAIT, max(0.0, until - time.monotonic()))})
-            if state["state"] in ("done", "failed", "cancelled"):
-                break
+        until = time.monotonic() + timeout
+        state = self._json("POST", "/searches", json=fields, headers={"prefer": f"wait={int(min(WAIT, timeout))}"})
+        search = state["search_id"]
+        while state["state"] in ("queued", "running"):
             if time.monotonic() >= until:
-                self._json("DELETE", f"/searches/{search}")
+                self._json("DELETE", f"/jobs/{search}")
                 raise PipelineError(f"the search took more than {timeout:g} s and was cancelled")
+            state = self._json("GET", f"/searches/{search}", params={"wait": min(WAIT, max(0.0, until - time.monotonic()))})
         if state["state"] != "done":
             raise PipelineError(f"the search {state['state']}: {state['error'] or 'somebody cancelled it'}")
         return pq.read_table(io.BytesIO(self._asked("GET", f"/searches/{search}/results.parquet").content))

@@ -3,6 +3,7 @@
 import bisect
 import contextlib
 import functools
+import itertools
 import os
 import re
 import secrets
@@ -18,17 +19,19 @@ from queue import LifoQueue
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.requests import ClipRequest, StillRequest, TrackRequest
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Box, ClipPart, ClipStart, Event, Rejected, TrackBoxes
+from pipeline.decoding.video import Blank, Box, ClipPart, ClipStart, Event, Rejected, TrackBoxes
 from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery.clip_cache import cache_root, clip_folder
+from pipeline.gallery.detections import BOX
 from pipeline.gallery.gallery import Gallery, Position
 from pipeline.ingest.gallery_sampling import gallery_sampling
-from pipeline.service.searches import BusyError
+from pipeline.service.work import BusyError
 from pipeline.storage.hashing import sha256
 
 LONGEST_S = 60.0
@@ -40,6 +43,8 @@ WAITING = 32  # clips that wait to be made
 KEPT_PLACES = 500  # videos of which it is known where they are in their sources
 LIMITS: dict[str, Any] = {"time_limit": 20.0, "cpu_limit": 120.0, "memory_limit": 1 << 30}  # of making one clip, see `Sampling`
 READ_BYTES = 256 << 10
+BLANK_S, BLANK_MARGIN = 1.0, 0.15  # before and after, and of a box on each side: where people are between two looks is a guess
+OF_RECORDING = ("uri", "frame_rate", "fps", "shard", "ingested_hash")
 OURS = re.compile(r"[0-9a-f]{32}\.(?:mp4|jpg)")
 Made = TypeVar("Made")
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.part")
@@ -221,13 +226,27 @@ class Clips:
 @dataclass(frozen=True)
 class Part:
     """What of a video is in one file. first_s: of the video's time, from which on it is this file; offset_s: of the video's time
-    over the file's; frame_rate: of streams without times.
+    over the file's; frame_rate: of streams without times; blanks: where others are that were forgotten, in the file's time.
     """
 
     uri: str
     first_s: float
     offset_s: float
     frame_rate: float | None = None
+    blanks: tuple[Blank, ...] = ()
+
+    def blanked(self, start: float, end: float) -> tuple[Blank, ...]:
+        """What is not shown from one second of the file to another."""
+        return tuple(one for one in self.blanks if one[0] <= end and start <= one[1])
+
+    def shows_forgotten(self, box: Box, time_s: float) -> bool:
+        """Whether at least half of a box is not shown at a second of the file."""
+        x, y, w, h = box
+        shares = (
+            max(0.0, min(x + w, left + wide) - max(x, left)) * max(0.0, min(y + h, top + tall) - max(y, top))
+            for _, _, (left, top, wide, tall) in self.blanked(time_s, time_s)
+        )
+        return max(shares, default=0.0) >= 0.5 * w * h
 
 
 @dataclass(frozen=True)
@@ -266,7 +285,8 @@ class Places:
         """What is asked of the decoder: the file that shows the start, up to its end where the video goes on in another."""
         part = self.part(start)
         boxes = tuple((time - part.offset_s, box) for time, box in (self.near(start, end) if crop else ()))
-        return ClipRequest(part.uri, max(0.0, start - part.offset_s), end - part.offset_s, boxes, part.frame_rate)
+        start, end = max(0.0, start - part.offset_s), end - part.offset_s
+        return ClipRequest(part.uri, start, end, boxes, part.frame_rate, part.blanked(start, end))
 
 
 class GalleryClips:
@@ -281,22 +301,25 @@ class GalleryClips:
         self._lock = threading.Lock()
         self._places: OrderedDict[tuple[str, Any], Places] = OrderedDict()
         self._swept: Position = -1
+        self._swept_gone = 0
 
     def row(self, video_id: str) -> dict[str, Any] | None:
-        """The video's row (VIDEOS_SCHEMA) as it is now; None where there is none. The clips of what was forgotten go."""
-        snapshot = self.gallery.snapshot()
+        """The video's row (VIDEOS_SCHEMA) as it is now; None where there is none. The clips of what was forgotten go, and of all
+        once somebody was who may be in those of others.
+        """
+        snapshot, gone = self.gallery.snapshot(), self._gone()
         with self._lock:
-            new = snapshot.position != self._swept
-            self._swept = snapshot.position
+            new, more = snapshot.position != self._swept, self._swept != -1 and gone != self._swept_gone
+            self._swept, self._swept_gone = snapshot.position, gone
         if new:
-            folders = {clip_folder(self.clips.root, one) for one in snapshot.videos["video_id"].to_pylist()}
+            folders = set() if more else {clip_folder(self.clips.root, one) for one in snapshot.videos["video_id"].to_pylist()}
             self.clips.keep_only(folders.__contains__)
         place = pc.index(snapshot.videos["video_id"], video_id).as_py()
         return None if place < 0 else snapshot.videos.slice(place, 1).to_pylist()[0]
 
     def places(self, row: Mapping[str, Any]) -> Places:
         """Where a video is in its sources. Raises PipelineError where its boxes cannot be read any more."""
-        key = row["video_id"], row["ingested_at"]
+        key = row["video_id"], (row["ingested_at"], self._gone())
         with self._lock:
             if key in self._places:
                 self._places.move_to_end(key)
@@ -314,20 +337,24 @@ class GalleryClips:
         at = pc.index(frames["frame_index"], number).as_py()
         if at < 0:
             return None
-        time_s, uri, rate = frames["time_s"][at].as_py(), row["uri"], row["frame_rate"]
+        time_s, rate = frames["time_s"][at].as_py(), row["frame_rate"]
         places = self.places(row)
+        part = places.part(time_s)
         boxes = places.near(time_s, time_s) if crop else ()
         box = min(boxes, key=lambda one: abs(one[0] - time_s))[1] if boxes else None
         if "place" in frames.schema.names and (place := frames["place"][at].as_py()) is not None:
-            uri = places.part(time_s).uri
             number, time_s = place["frame"], place["time_s"]
-        return StillRequest(uri, number, time_s, box, rate)
+        return StillRequest(part.uri, number, time_s, box, rate, blanks=part.blanked(time_s, time_s))
 
     def clip(self, row: Mapping[str, Any], request: ClipRequest | StillRequest) -> Clip:
         """A clip or picture of a video; see `Clips.clip`."""
         video_id = row["video_id"]
-        content = row["ingested_hash"], str(row["ingested_at"])
-        return self.clips.clip(clip_folder(self.clips.root, video_id), request, content, lambda: self.row(video_id) is not None)
+        content, gone = (row["ingested_hash"], str(row["ingested_at"])), self._gone()
+
+        def is_there() -> bool:
+            return self.row(video_id) is not None and self._gone() == gone
+
+        return self.clips.clip(clip_folder(self.clips.root, video_id), request, content, is_there)
 
     def close(self) -> None:
         """End the decoder processes, and remove a folder of its own."""
@@ -341,20 +368,27 @@ class GalleryClips:
         if row["track"] is not None and row["boxes_uri"] is None:
             return self._of_recordings(row, times, frames["place"].to_pylist() if "place" in frames.schema.names else [])
         boxes: tuple[tuple[float, Box], ...] = ()
+        blanks: list[Blank] = []
         if row["track"] is not None:
-            (event,) = self.clips.answers(TrackRequest(row["boxes_uri"], row["track"]))
-            if not isinstance(event, TrackBoxes):
-                raise PipelineError(event.message if isinstance(event, Rejected) else "the boxes cannot be read any more")
-            numbers, known = np.asarray(event.frames, np.float64), np.asarray(frames["frame_index"], np.float64)
-            outside = np.minimum(numbers - known[0], 0) + np.maximum(numbers - known[-1], 0)
-            of_boxes = np.interp(numbers, known, times) + outside / (row["fps"] or self.gallery.settings.rate)
-            boxes = tuple(zip(of_boxes.tolist(), event.boxes, strict=True))
-        return Places((Part(row["uri"], 0.0, 0.0, row["frame_rate"]),), boxes, float(times[0]), float(times[-1]))
+            known, rate = np.asarray(frames["frame_index"], np.float64), row["fps"] or self.gallery.settings.rate
+
+            def of_track(track: int) -> tuple[tuple[float, Box], ...]:
+                (event,) = self.clips.answers(TrackRequest(row["boxes_uri"], track))
+                if not isinstance(event, TrackBoxes):
+                    raise PipelineError(event.message if isinstance(event, Rejected) else "the boxes cannot be read any more")
+                return tuple(zip(_times_of(np.asarray(event.frames), known, times, rate), event.boxes, strict=True))
+
+            boxes = of_track(row["track"])
+            for content, track in self.gallery.snapshot().tombstones.content:
+                if content == row["ingested_hash"] and track is not None:
+                    blanks += itertools.starmap(_blank, of_track(track))
+        part = Part(row["uri"], 0.0, 0.0, row["frame_rate"], tuple(sorted(blanks)))
+        return Places((part,), boxes, float(times[0]), float(times[-1]))
 
     def _of_recordings(self, row: Mapping[str, Any], times: np.ndarray, places: list[dict[str, Any]]) -> Places:
         """Of a person who was followed through recordings. times: float64 [n], of the video, of each of the places."""
-        table = self.gallery.snapshot().recordings.select(["source_id", "uri", "frame_rate"])
-        recordings = {one["source_id"]: one for one in table.to_pylist()}
+        table = self.gallery.snapshot().recordings
+        recordings = {one["source_id"]: one for one in table.select(["source_id", *OF_RECORDING]).to_pylist()}
         parts: list[Part] = []
         boxes: list[tuple[float, Box]] = []
         before = None
@@ -362,9 +396,45 @@ class GalleryClips:
             boxes.append((time, (place["x"], place["y"], place["w"], place["h"])))
             if place["recording_id"] != before:
                 before = place["recording_id"]
-                recording = recordings.get(before, row)
-                parts.append(Part(recording["uri"], time if parts else 0.0, time - place["time_s"], recording["frame_rate"]))
+                recording = recordings.get(before)
+                blanks = () if recording is None else self._blanks_of(recording)
+                recording = recording or row
+                at = time if parts else 0.0, time - place["time_s"]
+                parts.append(Part(recording["uri"], *at, recording["frame_rate"], blanks))
         return Places(tuple(parts), tuple(boxes), float(times[0]), float(times[-1]))
+
+    def _blanks_of(self, recording: Mapping[str, Any]) -> tuple[Blank, ...]:
+        """Where people are in a recording who were forgotten. Raises PipelineError where its detections cannot be read."""
+        everywhere = self.gallery.snapshot().forgotten_boxes
+        gone = everywhere.filter(pc.equal(everywhere["ingested_hash"], pa.scalar(recording["ingested_hash"], pa.string())))
+        if not len(gone):
+            return ()
+        looked_at = self.gallery.read_detections(recording["shard"], ["frame_index", "time_s"])
+        known, first = np.unique(np.asarray(looked_at["frame_index"], np.float64), return_index=True)
+        times = np.asarray(looked_at["time_s"], np.float64)[first]
+        of_boxes = _times_of(np.asarray(gone["frame_index"]), known, times, recording["fps"] or self.gallery.settings.rate)
+        boxes = zip(*(gone[side].to_pylist() for side in BOX), strict=True)
+        return tuple(sorted(itertools.starmap(_blank, zip(of_boxes, boxes, strict=True))))
+
+    def _gone(self) -> int:
+        """How much is known of people that were forgotten and may be in the videos of others."""
+        snapshot = self.gallery.snapshot()
+        return len(snapshot.forgotten_boxes) + len(snapshot.tombstones.rows)
+
+
+def _times_of(numbers: np.ndarray, known: np.ndarray, times: np.ndarray, rate: float) -> list[float]:
+    """Seconds of frames, int [n], from those of known ones, ascending, float64 [m]; outside of these by frames a second."""
+    if not len(known):
+        return (numbers / rate).tolist()
+    outside = np.minimum(numbers - known[0], 0) + np.maximum(numbers - known[-1], 0)
+    return (np.interp(numbers, known, times) + outside / rate).tolist()
+
+
+def _blank(time_s: float, box: Box) -> Blank:
+    """What is not shown around where somebody was at a second."""
+    x, y, w, h = box
+    wider, taller = BLANK_MARGIN * w, BLANK_MARGIN * h
+    return time_s - BLANK_S, time_s + BLANK_S, (x - wider, y - taller, w + 2 * wider, h + 2 * taller)
 
 
 def codec_of(path: Path) -> str:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from fastapi import APIRouter, HTTPException, Query, Response
 
 from pipeline import time_windows
+from pipeline.gallery.places import read_places, with_right_times
 from pipeline.search.results import SegmentView, results_table, table_csv
 from pipeline.service import answers, view_answers
 from pipeline.service.asking import PROBLEMS, LeadOf, SearchOf, may
@@ -36,7 +37,9 @@ def timeline(search: SearchOf, limit: Annotated[int, Query(ge=1, le=5000)] = 100
     """Where and when the best of all scored videos are: what a page draws as cameras by time."""
     videos, scores = _all_scores(search)
     best = np.argsort(-scores, kind="stable")[:limit]
-    rows, ranks = videos.take(pa.array(best)), {lead.video.video_id: lead.rank for lead in search.leads()}
+    places = read_places(search.gallery)
+    rows = with_right_times(videos.take(pa.array(best)), places)
+    ranks = {lead.video.video_id: lead.rank for lead in search.leads()}
     first, last = time_windows.seen(rows)
     columns = (rows["video_id"], rows["camera_id"], first, last)
     points = [

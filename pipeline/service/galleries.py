@@ -11,7 +11,8 @@ from pydantic import AwareDatetime
 from pipeline import time_windows
 from pipeline.gallery.audit import append_record, on_behalf_of, required
 from pipeline.gallery.gallery import Gallery
-from pipeline.gallery.places import CameraPlace, read_places, write_places
+from pipeline.gallery.places import CameraPlace, read_places, with_right_times, write_places
+from pipeline.gallery.plan import Plan, read_plan
 from pipeline.service import answers
 from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
 
@@ -33,7 +34,8 @@ def one_gallery(gallery: str, opened: GalleryOf) -> answers.GalleryFacts:
 @routes.get("/galleries/{gallery}/cameras")
 def cameras(opened: GalleryOf) -> list[answers.Camera]:
     """The cameras of a gallery, with how much they filmed and what is known of their places; videos of no known camera last."""
-    videos, places = opened.snapshot().videos, read_places(opened)
+    places = read_places(opened)
+    videos = with_right_times(opened.snapshot().videos, places)
     filmed = set(pc.unique(videos["camera_id"]).to_pylist())
     return [
         answers.Camera(**_place(camera, places.get(camera or "")), **_extent(videos.filter(_of_camera(videos, camera))))
@@ -43,7 +45,9 @@ def cameras(opened: GalleryOf) -> list[answers.Camera]:
 
 @routes.put("/galleries/{gallery}/cameras", dependencies=[may("administer")])
 def place_cameras(asked: answers.Cameras, opened: GalleryOf, person: Person) -> list[answers.Camera]:
-    """Say where cameras are and what people call them; cameras that are left out have no place any more."""
+    """Say where cameras are, what people call them and how far their clocks are ahead; of cameras that are left out nothing is
+    known any more.
+    """
     places = [CameraPlace(**one.model_dump()) for one in asked.cameras]
     append_record(opened, "cameras", {**on_behalf_of(person), "cameras": [asdict(one) for one in places]})
     write_places(opened, places)
@@ -63,7 +67,7 @@ def videos(
     """Videos of a gallery by id: all, or those in which somebody is seen then and there. cursor: what the page before ended
     with.
     """
-    table = opened.snapshot().videos
+    table = with_right_times(opened.snapshot().videos, read_places(opened))
     wanted = pc.and_(pc.starts_with(table["video_id"], starts_with), pc.greater(table["video_id"], cursor))
     if seen_after is not None or seen_before is not None:
         inside = time_windows.seen_within(*time_windows.seen(table), seen_after, seen_before)
@@ -91,7 +95,15 @@ def _facts(name: str, gallery: Gallery) -> answers.GalleryFacts:
         name=name,
         requires=list(required(gallery)),
         index_version=versions[-1] if versions else None,
-        **_extent(gallery.snapshot().videos),
+        plan=None if (plan := read_plan(gallery)) is None else plan_facts(plan),
+        **_extent(with_right_times(gallery.snapshot().videos, read_places(gallery))),
+    )
+
+
+def plan_facts(plan: Plan) -> answers.PlanFacts:
+    """A plan as it is answered."""
+    return answers.PlanFacts(
+        width=plan.width, height=plan.height, width_m=plan.width_m, height_m=plan.height_m, sha256=plan.sha256
     )
 
 

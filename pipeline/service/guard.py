@@ -5,6 +5,7 @@ Sec-Fetch-Site (forged writes), besides the session cookie, which is SameSite=St
 """
 
 import json
+import re
 from collections.abc import Collection
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -16,9 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 JSON_BYTES = 1 << 20
 UPLOAD_BYTES = 512 << 20
 UPLOADS = "/api/v1/targets"
+PLAN_BYTES = 16 << 20
+PLANS = re.compile(r"/api/v1/galleries/[^/]+/plan")
 READS = ("GET", "HEAD", "OPTIONS")
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self' blob:; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 HEADERS = {
@@ -56,7 +59,7 @@ class Guard:
             await send(message)
 
         headers = Headers(scope=scope)
-        limit = UPLOAD_BYTES if scope["path"] == UPLOADS else JSON_BYTES
+        limit = UPLOAD_BYTES if scope["path"] == UPLOADS else PLAN_BYTES if PLANS.fullmatch(scope["path"]) else JSON_BYTES
         refusal = self._refusal(scope, headers, limit)
         if refusal is not None:
             await _problem(guarded_send, *refusal)

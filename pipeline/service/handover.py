@@ -1,7 +1,6 @@
 """Routes that hand a case over: exports, which are made in the background, and their packages."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Response
@@ -19,7 +18,7 @@ from pipeline.service.clips import LONGEST_S, GalleryClips
 from pipeline.service.export import Export
 from pipeline.service.package import NOTHING, write_package
 from pipeline.service.pictures import gallery_pictures
-from pipeline.service.searches import BusyError
+from pipeline.service.work import BusyError
 
 routes = APIRouter(prefix="/api/v1", responses=OF_CASES, dependencies=[may("investigate")])
 
@@ -37,10 +36,10 @@ def export(
         raise UsageError(NOTHING)
 
     def make() -> Export:
-        return service.exports.begin(found, asking, asked.reason, lambda out: _package(service, found, asking, out))
+        return service.exports.begin(found, asking, asked.reason, lambda export: _package(service, found, asking, export))
 
     made = service.once(f"{asking.person} {found.gallery_name} {found.name}", key, asked, make)
-    response.headers["location"] = f"/api/v1/cases/{found.name}/exports/{made.export_id}"
+    response.headers["location"] = f"/api/v1{made.address}"
     return _state(made)
 
 
@@ -72,13 +71,11 @@ def _export(service: Service, case: Case, export_id: str) -> Export:
 
 
 def _state(export: Export) -> answers.ExportState:
-    fields: dict[str, Any] = {
-        name: getattr(export, name) for name in ("export_id", "made_at", "state", "error", "sha256", "bytes")
-    }
-    return answers.ExportState(case=export.case.name, made_by=export.person, **fields)
+    fields: dict[str, Any] = {name: getattr(export, name) for name in ("made_at", "state", "error", "sha256", "bytes")}
+    return answers.ExportState(export_id=export.job_id, case=export.case.name, made_by=export.person, **fields)
 
 
-def _package(service: Service, case: Case, asking: Token, out: Path) -> dict[str, str]:
+def _package(service: Service, case: Case, asking: Token, export: Export) -> dict[str, str]:
     """Write the package of a case; pictures of uploads are there as long as their search is."""
     videos = rows(case.gallery, list(case.shown))
     of_gallery = gallery_pictures(case.gallery)
@@ -100,7 +97,7 @@ def _package(service: Service, case: Case, asking: Token, out: Path) -> dict[str
 
     try:
         path = case_path(case, asking).model_dump(mode="json")
-        return write_package(case, videos, path, pictures, partial(_clip, service.clips(case.gallery)), out)
+        return write_package(case, videos, path, pictures, partial(_clip, service.clips(case.gallery)), export.path, export.at)
     finally:
         of_gallery.close()
 

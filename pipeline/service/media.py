@@ -14,6 +14,8 @@ from pipeline.decoding.requests import StillRequest
 from pipeline.decoding.sampling import looks_like_a_scene
 from pipeline.decoding.video import ClipStart, Rejected
 from pipeline.errors import UsageError, VideoError
+from pipeline.gallery.places import read_places, with_right_time
+from pipeline.gallery.video_ref import VideoRef
 from pipeline.service import view_answers
 from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
 from pipeline.service.clips import Clip, Part, Places
@@ -85,10 +87,11 @@ def boxes(service: ServiceOf, opened: GalleryOf, row: SeenVideo, start: Start = 
     """Where the person of a video is in its pictures, for a page that draws boxes over a clip of the same stretch."""
     places = service.clips(opened).places(row)
     found = places.near(*places.span(start, end)) if places.boxes else ()
+    first, last = with_right_time(VideoRef.of(row), read_places(opened)).seen or (None, None)
     return view_answers.VideoBoxes(
         **{name: row[name] for name in ("video_id", "camera_id", "width", "height", "fps")},
-        seen_from=row["seen_from"] or row["start_time"],
-        seen_to=row["seen_to"] or row["start_time"],
+        seen_from=first,
+        seen_to=last,
         first_s=places.first_s,
         last_s=places.last_s,
         boxes=[view_answers.BoxAt(time_s=time, x=x, y=y, w=w, h=h) for time, (x, y, w, h) in found],

@@ -97,7 +97,7 @@ def metrics(service: ServiceOf) -> Response:
 
     now = CollectorRegistry()
     states = Gauge("coattention_service_searches", "Searches that the service knows, by state.", ["state"], registry=now)
-    for state, count in Counter(service.searches.states()).items():
+    for state, count in Counter(one.state for one in service.searches.all()).items():
         states.labels(state=state).set(count)
     sessions = Gauge("coattention_service_sessions", "Sessions that are open.", registry=now)
     sessions.set(service.access.sessions)

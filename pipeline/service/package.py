@@ -36,24 +36,33 @@ Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, np.ndar
 """As `pipeline.search.report.Pictures`."""
 Clip = Callable[[VideoRef, float, float], bytes | None]
 """(video, start, end in seconds) -> an MP4 file; None where there is none."""
+At = Callable[[str, int | None, int | None], object]
+"""(stage, done, total): told how far it is; it may raise to stop that."""
 NOTHING = "no lead of this case was called the same person, so there is nothing to hand over"
 AROUND_S = 2.0  # of a clip, before and after the segment
 
 
 def write_package(
-    case: Case, videos: Mapping[str, VideoRef], path: Mapping[str, Any], pictures: Pictures, clip: Clip, out: Path
+    case: Case,
+    videos: Mapping[str, VideoRef],
+    path: Mapping[str, Any],
+    pictures: Pictures,
+    clip: Clip,
+    out: Path,
+    at: At = lambda _stage, _done, _total: None,
 ) -> dict[str, str]:
     """Write the zip and return the SHA-256 of each file in it, by name.
 
     videos: of the gallery, by id, at least the leads that were called the same person and gallery targets. path: as the interface
-    gives it. Raises UsageError where no lead was called the same person.
+    gives it. at: what it raises leaves no zip. Raises UsageError where no lead was called the same person.
     """
     same = [one for one in case.same if one.video_id in videos]
     if not same:
         raise UsageError(NOTHING)
     with tempfile.TemporaryDirectory(prefix="resight-export-") as name:
         folder = Path(name)
-        _write_files(case, same, videos, path, pictures, clip, folder)
+        _write_files(case, same, videos, path, pictures, clip, folder, at)
+        at("zip", None, None)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         sums = {str(file.relative_to(folder)): _sha256(file) for file in files}
         (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
@@ -71,12 +80,18 @@ def _write_files(
     pictures: Pictures,
     clip: Clip,
     folder: Path,
+    at: At,
 ) -> None:
     from pipeline.search.report import write_report  # loads the templates' language
 
     results = _results(case, same, videos)
     kept = functools.cache(lambda video, frames: pictures(video, dict(frames)))
-    write_report(results, str(folder), lambda video, wanted: kept(video, tuple(sorted(wanted.items()))))
+
+    def watched(video: VideoRef, wanted: Mapping[int, float | None]) -> Mapping[int, np.ndarray]:
+        at("report", None, None)
+        return kept(video, tuple(sorted(wanted.items())))
+
+    write_report(results, str(folder), watched)
     pq.write_table(_extract(results, case), folder / "extract.parquet")
     _write(folder / "extract.json", json.dumps(_document(case, results, path), indent=1, ensure_ascii=False))
     for record in case.records:
@@ -84,7 +99,9 @@ def _write_files(
         _write(folder / "records" / name, json.dumps(record, ensure_ascii=False) + "\n")
     heads = f"{audit.head(case.gallery)}  audit log\n{audit.head(case.gallery, case.chain)}  case {case.name}\n"
     _write(folder / "AUDIT_HEAD", heads)
-    for number, (result, lead) in enumerate([(one, lead) for one in results for lead in one.leads], 1):
+    leads = [(one, lead) for one in results for lead in one.leads]
+    for number, (result, lead) in enumerate(leads, 1):
+        at("pictures and clips", number - 1, len(leads))
         for side, video, segments in _sides(result, lead):
             times: dict[int, float | None] = {n: t for one in segments for n, t in zip(one.frame_index, one.time_s, strict=True)}
             for frame, crop in pictures(video, dict(sorted(times.items()))).items():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from types import FrameType
 
 from pipeline.errors import UsageError
 from pipeline.gallery.audit import user
@@ -111,8 +112,16 @@ def serve(
             timeout_graceful_shutdown=5,
         )
         ready(f"{'https' if address.secure else 'http'}://{hosts[0]}/#token={once}")
+        server = uvicorn.Server(config)
+        exits = server.handle_exit
+
+        def handle_exit(number: int, frame: FrameType | None) -> None:
+            service.ending = True  # streams end by themselves, which else would be waited for
+            exits(number, frame)
+
+        server.handle_exit = handle_exit  # type: ignore[method-assign, assignment] # what signals call
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            server.run(sockets=[listening])
         except KeyboardInterrupt:
             pass  # the usual end
         finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from pipeline.errors import UsageError
-from pipeline.service.searches import BusyError
+from pipeline.service.work import BusyError
 
 KEPT = 8  # the newest; each of at most guard.UPLOAD_BYTES
 AT_ONCE = 2  # that are being brought

@@ -41,7 +41,8 @@ def test_answers_to_whatever_is_asked_match_the_description(
     monkeypatch.setattr(searches, "A_MINUTE", 10_000)
     decided(anna, "v000", "same", done(anna)["search_id"])  # so that there is something to ask about
     carla = roles(service, role)
-    there = {"gallery": "town", "case": "7-26", "video_id": "v000", "search_id": done(carla)["search_id"], "rank": 1}
+    search_id = done(carla)["search_id"]
+    there = {"gallery": "town", "case": "7-26", "video_id": "v000", "search_id": search_id, "job_id": search_id, "rank": 1}
     token = issue(service.access.tokens_file, "Carla", 1, role)  # type: ignore[arg-type]
     headers = {"host": HOST, "authorization": f"Bearer {token}"}
     app = Kept(create_app(service, [HOST]))

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from pipeline.backbone.spec import find_backbone
 from pipeline.errors import PipelineError
+from pipeline.footage.tracks import track
 from pipeline.gallery.audit import read_records
 from pipeline.gallery.clip_cache import clip_folder
 from pipeline.gallery.detections import BOX, PLACE, RECORDINGS_SCHEMA
@@ -26,6 +27,7 @@ from pipeline.service.asking import Service
 from pipeline.service.clips import Part, Places
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.decoding.test_video import write_video
+from tests.footage.made_up import footage_gallery, walk, write_recordings
 from tests.service.test_service import FROM_PAGE, HOST, ORIGIN, done, opened
 
 CLIP = "/api/v1/galleries/town/videos/{}/clip.mp4"
@@ -345,3 +347,69 @@ def test_a_box_on_a_picture_of_the_gallery_is_a_target(tmp_path: Path, toy_backb
     nobody = client.post("/api/v1/searches", json={"gallery": "town", "target": "id:nobody", "box": [1, 1, 9, 9]})
     assert nobody.status_code == 404
     service.close()
+
+
+def shaded(content: bytes, box: tuple[int, int, int, int]) -> list[tuple[float, float]]:
+    """Of each frame of a clip the mean brightness inside a box of its picture, and in its lower right corner."""
+    x, y, w, h = box
+    with av.open(io.BytesIO(content)) as container:
+        greys = [one.to_ndarray(format="gray") for one in container.decode(video=0)]
+    return [(grey[y : y + h, x : x + w].mean(), grey[-10:, -10:].mean()) for grey in greys]
+
+
+def test_who_was_forgotten_is_blanked_in_the_clips_of_others(tmp_path: Path) -> None:
+    """Two people of one source, tracks 5 and 6 of its boxes file; track 5 is there from frame 20 on."""
+    made = town(tmp_path)
+    lines = [f"{n + 1},5,100,10,30,60\n" for n in range(20, 40)] + [f"{n + 1},6,20,20,20,40\n" for n in range(40)]
+    (tmp_path / "boxes.txt").write_text("".join(lines))
+    rows = [row for row in made.snapshot().videos.to_pylist() if row["video_id"] in ("v001", "v002")]
+    for row, number in zip(rows, (5, 6), strict=True):
+        row |= {"uri": str(tmp_path / "v001.mp4"), "boxes_uri": str(tmp_path / "boxes.txt"), "track": number}
+        row |= {"ingested_hash": "file:0", "ingested_at": None}
+    made.commit(pa.Table.from_pylist(rows, VIDEOS_SCHEMA), REJECTS_SCHEMA.empty_table())
+    service, client = opened(made)
+    inside = 100, 10, 30, 60
+    asked = {"start": 0, "end": 3.95}
+
+    def seen() -> list[tuple[float, float]]:
+        return shaded(client.get(CLIP.format("v002"), params=asked).content, inside)
+
+    plain = seen()
+    assert len(plain) == 40 and [one for one, _ in plain] == pytest.approx([min(8.0 * n, 255) for n in range(40)], abs=6)
+    forget(made, Selection(video_ids=("v001",)), "asked to")
+    assert not list(Path(made.location.path).glob("clips/*/*"))  # those of others may show them
+    blanked = seen()
+    assert len(blanked) == 40
+    for number, ((box, corner), (was, _)) in enumerate(zip(blanked, plain, strict=True)):
+        assert corner == pytest.approx(min(8.0 * number, 255), abs=6)  # the rest is as it was
+        assert box == pytest.approx(128 if number >= 10 else was, abs=8), number  # a second before they come
+    still = np.asarray(Image.open(io.BytesIO(client.get("/api/v1/galleries/town/videos/v002/frames/25.jpg").content)))
+    assert abs(still[10:70, 100:130].mean() - 128) < 4 and abs(still[-10:, -10:].mean() - 200) < 4
+    body = {"gallery": "town", "target": "id:v002", "time_s": 3.0}
+    refused = client.post("/api/v1/searches", json=body | {"box": [102, 12, 25, 50]})
+    assert refused.status_code == 422 and "forgotten" in refused.json()["detail"]
+    service.close()
+
+
+def test_all_moments_of_who_was_forgotten_in_recordings_are_blanked(tmp_path: Path) -> None:
+    made = footage_gallery(tmp_path / "gallery")
+    write_recordings(made, walk(seed=1), (20.0, 40.0))
+    track(made)
+    kept = clips.GalleryClips(made)
+    videos = made.snapshot().videos.to_pylist()
+    row = max(videos, key=lambda one: one["sampled_frames"])
+    theirs = made.read_video(row)["place"].to_pylist()
+    assert not any(part.blanks for one in videos for part in kept.places(one).parts)
+    forget(made, Selection(video_ids=(row["video_id"],)), "asked to")
+    looked = 0
+    for other in made.snapshot().videos.to_pylist():
+        for part in kept.places(other).parts:
+            for place in theirs:
+                if part.uri == f"/recordings/{place['recording_id']}.mp4":
+                    x, y, w, h = (place[side] for side in BOX)
+                    covers = part.blanked(place["time_s"], place["time_s"])
+                    assert any(a <= x and b <= y and x + w <= a + c and y + h <= b + d for _, _, (a, b, c, d) in covers)
+                    assert part.shows_forgotten((x, y, w, h), place["time_s"])
+                    looked += 1
+    assert looked > len(theirs)
+    kept.close()

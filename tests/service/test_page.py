@@ -266,6 +266,39 @@ def test_a_link_opens_the_same_view(page: Any, context: Any) -> None:
     assert page.locator(".thumb").count() == 20 and "from=" not in address(page)
 
 
+OVERLAPS = """() => {
+    const marks = [...document.querySelectorAll("#timeline .mark.lead")].map((each) => each.getBoundingClientRect());
+    const meet = (a, b) => a.left < b.right - 0.5 && b.left < a.right - 0.5 && a.top < b.bottom - 0.5 && b.top < a.bottom - 0.5;
+    return marks.flatMap((a, i) => marks.slice(i + 1).filter((b) => meet(a, b))).length;
+}"""
+
+
+def test_leads_of_one_moment_stand_beside_each_other_and_low_scores_are_cut_off(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})  # 20 leads within 24 minutes, on a phone
+    searched(page)
+    assert page.locator("#timeline .mark.lead").count() == 20 and page.evaluate(OVERLAPS) == 0
+    page.set_viewport_size({"width": 1280, "height": 800})
+    scores = [float(one.split("score ")[1]) for one in page.locator("#timeline .mark.lead title").all_text_contents()]
+    cut = sorted(scores)[10] - 1e-4
+    page.evaluate(
+        """(cut) => {
+        const slider = document.querySelector("#cut");
+        slider.step = "any";
+        slider.value = cut;
+        slider.dispatchEvent(new Event("input", { bubbles: true }));
+    }""",
+        cut,
+    )
+    until(lambda: page.locator(".thumb").count() == 10 and "cut=" in address(page))
+    assert page.locator("#timeline .mark.away").count() == 10 and page.inner_text("#cut-words").startswith("10 leads")
+    page.reload()
+    page.wait_for_selector("#triage:not([hidden]) .thumb")
+    assert page.locator(".thumb").count() == 10
+    page.focus("#cut")
+    page.keyboard.press("Home")
+    until(lambda: page.locator(".thumb").count() == 20 and "cut=" not in address(page))
+
+
 def test_recordings_of_every_kind_play_and_are_sought(page: Any, gallery: Gallery) -> None:
     searched(page)
     seen = set()

@@ -1,5 +1,7 @@
 """Cases, review, export, quality and admin as people meet them, in Debian's chromium."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -11,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.audit import read_records
+from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.service.access import Role, issue
+from tests.conftest import add_videos, people_features, toy_spec
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 CHROMIUM = shutil.which("chromium")
@@ -42,6 +47,12 @@ class Served:
 
 @pytest.fixture
 def served(gallery: Gallery, tmp_path: Path) -> Iterator[Served]:
+    with serving(gallery, tmp_path) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def serving(gallery: Gallery, tmp_path: Path) -> Iterator[Served]:
     file = tmp_path / "tokens.json"
     tokens = {role: issue(file, person, 1, role) for role, person in PEOPLE.items()}
     call = [sys.executable, "-m", "jobs.serve", "--gallery", gallery.location.uri, "--port", "0", "--tokens", str(file)]
@@ -129,3 +140,37 @@ def test_every_screen_fits_from_a_telephone_to_a_large_desk(served: Served, brow
     playwright.expect(page.get_by_label("Name of cam0")).to_have_value("Station", timeout=60_000)
     page.get_by_text("whole: nothing was changed, moved or removed").wait_for()
     assert faults == []
+
+
+def test_an_ingest_is_watched_and_cancelled_and_cameras_are_placed_on_a_plan(tmp_path: Path, browser: object) -> None:
+    root = tmp_path / "nvr"
+    root.mkdir()
+    for number in range(300):
+        (root / f"p{number}.mp4").write_bytes(b"none")
+    gallery = Gallery.open_or_create(tmp_path / "street", GallerySettings(toy_spec(), 10.0, None, (str(root),)))
+    add_videos(gallery, people_features(2, 2, 24, seed=1))
+    plan = io.BytesIO()
+    Image.new("RGB", (400, 200), (240, 240, 240)).save(plan, "png")
+    with serving(gallery, tmp_path) as served:
+        page, faults = signed_in(browser, served, "admin")
+        page.goto(f"{served.address}/#page=admin")
+        page.get_by_label("Folder, manifest or video").wait_for()
+        assert page.get_by_label("Folder, manifest or video").input_value() == str(root)
+        page.get_by_role("button", name="Take in, and build the index").click()
+        page.get_by_text("inputs taken in: 0 of 300").wait_for()
+        page.locator(".jobs").get_by_role("button", name="Cancel").click()
+        page.locator(".jobs").get_by_text("cancelled").wait_for()
+        assert [one["action"] for one in read_records(gallery)][-1] == "cancel"
+        file = {"name": "plan.png", "mimeType": "image/png", "buffer": plan.getvalue()}
+        page.get_by_label("A plan of the place, PNG or JPEG").set_input_files(file)
+        page.get_by_label("Metres from its left to its right edge").fill("80")
+        page.get_by_role("button", name="Set the plan").click()
+        page.locator("svg.placing").wait_for()
+        page.get_by_label("Click where this camera is").select_option("cam1")
+        box = page.locator("svg.placing").bounding_box()
+        page.locator("svg.placing").click(position={"x": 0.25 * box["width"], "y": 0.25 * box["height"]})
+        assert float(page.get_by_label("x, m of cam1").input_value()) == pytest.approx(20, abs=0.2)
+        assert float(page.get_by_label("y, m of cam1").input_value()) == pytest.approx(30, abs=0.2)
+        page.get_by_role("button", name="Save the cameras").click()
+        page.get_by_text("the cameras are saved").wait_for()
+        assert faults == []

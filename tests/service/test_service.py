@@ -534,6 +534,7 @@ def role(service: Service, name: access.Role, person: str = "Carla") -> TestClie
 OPEN_TO_ALL = {("GET", "/api/v1/me"), ("POST", "/api/v1/session"), ("DELETE", "/api/v1/session"), ("GET", "/api/v1/openapi.json")}
 OF_VIEWERS = {("GET", f"/api/v1/galleries{rest}") for rest in ("", "/town", "/town/cameras", "/town/videos", "/town/quality")}
 OF_VIEWERS |= {("GET", f"/api/v1/cases{rest}") for rest in ("", "/x", "/x/decisions/x", "/x/path", "/x/pictures/x/0.jpg")}
+OF_VIEWERS |= {("GET", f"/api/v1/galleries/town/{what}") for what in ("plan", "plan.jpg")}
 OF_VIEWERS |= {("GET", f"/api/v1/galleries/town/videos/x/{what}") for what in ("boxes", "clip.mp4", "frames/0.jpg")}
 
 

@@ -1,10 +1,12 @@
 // Admin: index and policy of a gallery, its cameras, the tokens, and the audit log.
-import { make, tell } from "/page/document.js";
+import { make, one, tell } from "/page/document.js";
 import { ask } from "/page/interface.js";
-import { facts, galleryLinks, moment, pickedGallery, press, query, table, title, where } from "/page/parts.js";
+import { followed } from "/page/jobs.js";
+import { drawn, spots } from "/page/plan.js";
+import { attempt, choice, facts, field, form, galleryLinks, moment, pickedGallery, press, query, table, title, where } from "/page/parts.js";
 
-const PLACE = [["name", "Name"], ["zone", "Time zone"], ["latitude", "Latitude"], ["longitude", "Longitude"], ["x_m", "x, m"], ["y_m", "y, m"]];
-const NUMBERS = ["latitude", "longitude", "x_m", "y_m"];
+const PLACE = [["name", "Name"], ["zone", "Time zone"], ["latitude", "Latitude"], ["longitude", "Longitude"], ["x_m", "x, m"], ["y_m", "y, m"], ["clock_offset_s", "Clock ahead, s"]];
+const NUMBERS = ["latitude", "longitude", "x_m", "y_m", "clock_offset_s"];
 
 export async function openAdmin(main, asked, { me, galleries }) {
   const name = pickedGallery(asked, galleries);
@@ -21,8 +23,9 @@ export async function openAdmin(main, asked, { me, galleries }) {
     part("Audit log and cases", facts(
       ["Records", checked.records.toLocaleString("en")], ["Head, to be kept elsewhere", make("span", { className: "code" }, checked.head ?? "none")],
       ["State", checked.faults.length ? make("span", { className: "warn" }, checked.faults.join("; ")) : make("span", { className: "same" }, "whole: nothing was changed, moved or removed")])),
-    part("Cameras", cameraTable(name, cameras, all))];
+    part("Cameras and plan", cameraTable(name, cameras, gallery.plan, all))];
   if (all) {
+    parts.splice(2, 0, part("Take videos in", await intake(name, path)));
     parts.push(part("Tokens", await tokens()), part("What was recorded", await log(name)));
   }
   main.replaceChildren(...parts);
@@ -30,7 +33,7 @@ export async function openAdmin(main, asked, { me, galleries }) {
 
 const part = (words, ...children) => make("section", {}, make("h3", {}, words), make("div", { className: "card" }, ...children));
 
-function cameraTable(gallery, cameras, all) {
+function cameraTable(gallery, cameras, plan, all) {
   const known = cameras.filter((each) => each.camera_id !== null);
   if (!known.length) return make("p", { className: "quiet" }, "No video of this gallery says which camera it is of.");
   const cell = (camera, field, words) => {
@@ -40,17 +43,99 @@ function cameraTable(gallery, cameras, all) {
     return input;
   };
   const rows = known.map((camera) => [camera.camera_id, String(camera.videos), ...PLACE.map(([field, words]) => cell(camera, field, words))]);
-  const drawn = table("Names and places", ["Camera", "Videos", ...PLACE.map(([, words]) => words)], rows);
-  if (!all) return drawn;
+  const listed = table("Names and places", ["Camera", "Videos", ...PLACE.map(([, words]) => words)], rows);
+  if (!all) return make("div", { className: "stack" }, listed, planOf(gallery, known, plan));
   const save = press("Save the cameras", async () => {
-    const read = [...drawn.querySelectorAll("tbody tr")].map((row, at) => {
+    const read = [...listed.querySelectorAll("tbody tr")].map((row, at) => {
       const fields = [...row.querySelectorAll("input")].filter((input) => input.value !== "").map((input) => [input.name, NUMBERS.includes(input.name) ? Number(input.value) : input.value]);
       return { camera_id: known[at].camera_id, ...Object.fromEntries(fields) };
     });
     await ask("PUT", `/galleries/${encodeURIComponent(gallery)}/cameras`, { cameras: read.filter((each) => Object.keys(each).length > 1) });
     tell("the cameras are saved");
   });
-  return make("div", { className: "stack" }, drawn, make("p", { className: "quiet" }, "Latitude and longitude in degrees, or x and y in metres on a plan: the path of a case then says how far it is from camera to camera."), save);
+  return make("div", { className: "stack" }, listed, make("p", { className: "quiet" }, "Latitude and longitude in degrees, or x and y in metres on a plan, from its lower left corner: the path of a case then says how far it is from camera to camera. Where a clock is ahead, times are shown as a right one would give them."), save, ...planning(gallery, known, plan, listed));
+}
+
+function planOf(gallery, cameras, plan) {
+  if (!plan) return make("p", { className: "quiet" }, "No plan was set.");
+  const { svg, place } = drawn(gallery, plan, `Plan, ${Math.round(plan.width_m)} m wide`);
+  svg.append(...spots(place, cameras));
+  return svg;
+}
+
+// The plan, on which a click places the camera that is chosen, and a form that sets another one.
+function planning(gallery, cameras, plan, table) {
+  const path = `/galleries/${encodeURIComponent(gallery)}/plan`;
+  const parts = [];
+  if (plan) {
+    const on = drawn(gallery, plan, `Plan, ${Math.round(plan.width_m)} m wide`);
+    const chosen = choice("Click where this camera is", "placed", cameras.map((each) => [each.camera_id, each.name ?? each.camera_id]));
+    const input = (camera, field) => table.querySelectorAll("tbody tr")[cameras.findIndex((each) => each.camera_id === camera)].querySelector(`[name=${field}]`);
+    const again = () => {
+      const now = cameras.map((each) => ({ ...each, ...Object.fromEntries(["x_m", "y_m"].map((field) => [field, input(each.camera_id, field).value === "" ? null : Number(input(each.camera_id, field).value)])) }));
+      on.svg.replaceChildren(on.svg.firstChild, ...spots(on.place, now));
+    };
+    on.svg.addEventListener("click", (event) => {
+      const [x, y] = on.metres(event);
+      const camera = one("select", chosen).value;
+      input(camera, "x_m").value = x.toFixed(1);
+      input(camera, "y_m").value = y.toFixed(1);
+      again();
+    });
+    table.addEventListener("input", again);
+    on.svg.classList.add("placing");
+    again();
+    parts.push(chosen, on.svg, press("Remove the plan", async () => { await ask("DELETE", path); dispatchEvent(new PopStateEvent("popstate")); }));
+  }
+  parts.push(form([
+    make("div", { className: "row two" },
+      field(plan ? "Another plan, PNG or JPEG" : "A plan of the place, PNG or JPEG", "picture", { type: "file", accept: "image/png,image/jpeg", required: true }),
+      field("Metres from its left to its right edge", "width_m", { type: "number", step: "any", min: 0, required: true, value: plan?.width_m ?? "" })),
+  ], "Set the plan", async (made) => {
+    await ask("PUT", `${path}${query({ width_m: made.width_m.value })}`, made.picture.files[0]);
+    dispatchEvent(new PopStateEvent("popstate"));
+  }));
+  return parts;
+}
+
+async function intake(name, path) {
+  const { roots, detectors, jobs } = await ask("GET", `${path}/ingests`);
+  if (!roots.length) return make("p", { className: "quiet" }, "This gallery names no folders that may be taken in from here, so only jobs.ingest brings videos. A first jobs.ingest --root FOLDER says which folders these are.");
+  const list = make("ul", { className: "plain-list jobs" }, ...jobs.map(brought));
+  const ofRecordings = make("div", { className: "row two", hidden: true },
+    field("How recordings are named", "pattern", { placeholder: "{camera}/%Y%m%d_%H%M%S.mp4" }),
+    field("Time zone of these names", "zone", { placeholder: "UTC" }));
+  const kind = choice("What it holds", "detector", [["", "videos of one person each"], ...detectors.map((each) => [each, `recordings of cameras: find people with ${each}`])]);
+  kind.addEventListener("change", (event) => { ofRecordings.hidden = event.target.value === ""; });
+  return make("div", { className: "stack" },
+    form([
+      field("Folder, manifest or video", "source", { value: roots[0], required: true, spellcheck: false }),
+      make("p", { className: "quiet" }, `Below ${roots.join(" or ")}.`),
+      kind,
+      ofRecordings,
+      make("label", { className: "check" }, make("input", { type: "checkbox", name: "update" }), "take in again what has changed"),
+      make("label", { className: "check" }, make("input", { type: "checkbox", name: "retry" }), "try again what was rejected"),
+      field("Reason", "reason", { maxLength: 2000 }),
+    ], "Take in, and build the index", async (made) => {
+      const asked = { source: made.source.value.trim(), detector: made.detector.value || null, update: made.update.checked, retry_rejected: made.retry.checked, reason: made.reason.value || null };
+      if (asked.detector) Object.assign(asked, { pattern: made.pattern.value.trim() || null, zone: made.zone.value.trim() || "UTC" });
+      list.prepend(brought(await ask("POST", `${path}/ingests`, asked)));
+    }),
+    list);
+}
+
+// An ingest as a line: a bar while it goes on, then what came of it.
+function brought(job) {
+  const line = make("li", {});
+  const said = (now) => line.replaceChildren(make("span", {}, now.about, " "), make("span", { className: "quiet" }, `${now.made_by}, ${moment(now.made_at)}: `), make("span", { className: now.state === "failed" ? "warn" : "" }, now.error ?? now.outcome ?? now.state));
+  if (job.state !== "queued" && job.state !== "running") {
+    said(job);
+    return line;
+  }
+  const { root, ended } = followed(job, attempt);
+  line.append(make("span", {}, job.about), root);
+  ended.then((now) => now && said(now)).catch((error) => tell(error.message));
+  return line;
 }
 
 async function tokens() {
@@ -75,6 +160,6 @@ async function log(gallery) {
 }
 
 function about(fields) {
-  const words = [fields.target, fields.video_id, fields.decision, fields.results && `${fields.results.length} leads`, fields.failed && `failed: ${fields.failed}`, fields.videos?.length && `${fields.videos.length} videos`];
+  const words = [fields.kind, fields.source, fields.target, fields.video_id, fields.decision, fields.results && `${fields.results.length} leads`, fields.failed && `failed: ${fields.failed}`, fields.videos?.length && `${fields.videos.length} videos`];
   return words.filter((each) => each).join(", ");
 }

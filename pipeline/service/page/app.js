@@ -2,6 +2,7 @@
 import { focusForm, openForm } from "/page/form.js";
 import { one, place, remember, show, tell } from "/page/document.js";
 import { ask, Refused } from "/page/interface.js";
+import { followed, leaveJobs } from "/page/jobs.js";
 import { leaveTriage, onTriageKey, openTriage } from "/page/triage.js";
 import { drawPages, isScreen, leaveScreens, openScreen } from "/page/work.js";
 
@@ -41,6 +42,7 @@ function signedOut() {
 }
 
 async function open() {
+  leaveJobs();
   let asked = place();
   if (!isScreen(asked) && !state.me.rights.includes("investigate")) {
     remember({ page: "cases" }, true); // who only looks does not search
@@ -73,14 +75,15 @@ async function found(search, error = null) {
 
 async function openSearch(id) {
   const path = `/searches/${encodeURIComponent(id)}`;
-  let search = await ask("GET", path);
-  while (["queued", "running"].includes(search.state)) {
+  let search = await ask("GET", `${path}?wait=1`);
+  if (["queued", "running"].includes(search.state)) {
     leaveTriage();
     show("waiting");
-    one("#waiting-words").textContent = `${search.target} in ${search.gallery}: ${search.state}`;
-    one("#cancel").onclick = () => attempt(() => ask("DELETE", path));
-    search = await ask("GET", `${path}?wait=10`);
-    if (place().get("search") !== id) return; // somebody went elsewhere meanwhile
+    one("#waiting-words").textContent = `${search.target} in ${search.gallery}`;
+    const { root, ended } = followed(await ask("GET", `/jobs/${encodeURIComponent(id)}`), attempt);
+    one("#waiting-job").replaceChildren(root);
+    if (await ended === null) return; // somebody went elsewhere meanwhile
+    search = await ask("GET", path);
   }
   if (search.state !== "done") {
     await openForm(state.galleries, null, search.gallery, { attempt: guarded, found });

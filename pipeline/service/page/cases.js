@@ -1,7 +1,9 @@
 // Cases: the list, and one case with its leads, its path, its exports and its history.
-import { draw, make } from "/page/document.js";
+import { make, tell } from "/page/document.js";
 import { ask, asked as changed } from "/page/interface.js";
-import { caseAddress, casePath, choice, evidence, facts, field, form, MARKS, moment, openedCase, press, query, table, title, where } from "/page/parts.js";
+import { followed } from "/page/jobs.js";
+import { drawWay } from "/page/plan.js";
+import { attempt, caseAddress, casePath, choice, evidence, facts, field, form, MARKS, moment, openedCase, press, query, table, title, where } from "/page/parts.js";
 
 export async function openCases(main, asked, { me, galleries }) {
   const cases = await ask("GET", "/cases");
@@ -37,7 +39,8 @@ function beginning(galleries) {
 
 export async function openCase(main, asked, { me }) {
   const found = await openedCase(asked);
-  const path = await ask("GET", `${casePath(found)}/path${query({ gallery: found.gallery })}`);
+  const gallery = `/galleries/${encodeURIComponent(found.gallery)}`;
+  const [path, { plan }, cameras] = await Promise.all([ask("GET", `${casePath(found)}/path${query({ gallery: found.gallery })}`), ask("GET", gallery), ask("GET", `${gallery}/cameras`)]);
   const again = async () => openCase(main, asked, { me });
   const mayChange = me.rights.includes("investigate");
   where(found.gallery);
@@ -50,7 +53,7 @@ export async function openCase(main, asked, { me }) {
       make("div", { className: "actions" }, ...actions(found, me, mayChange, again))),
     make("div", { className: "halves" },
       make("section", {}, make("h3", {}, `Leads (${found.leads.length})`), leads(found, mayChange, again)),
-      make("section", {}, make("h3", {}, "Path"), drawPath(path), ...exporting(found, mayChange, again), history(found))),
+      make("section", {}, make("h3", {}, "Path"), drawPath(path, () => drawWay(found.gallery, plan, cameras, path)), ...exporting(found, mayChange, again), history(found))),
   );
 }
 
@@ -101,7 +104,7 @@ async function take(found, lead) {
   await changed("PUT", `${casePath(found)}/decisions/${encodeURIComponent(lead.video_id)}${query({ gallery: found.gallery })}`, { decision: null }, { "if-match": `"${lead.tag}"` });
 }
 
-function drawPath(path) {
+function drawPath(path, plan) {
   const hidden = path.hidden ? `${path.hidden} more wait for a second person. ` : "";
   if (!path.appearances.length) return make("p", { className: "quiet" }, `${hidden}What is called the same person appears here, in the order of time.`);
   const legs = new Map(path.legs.map((leg) => [`${leg.start}\n${leg.end}`, leg]));
@@ -115,15 +118,15 @@ function drawPath(path) {
   const apart = path.legs.filter((leg) => leg.impossible && !adjacent(path, leg));
   const parts = [make("ol", { className: "path" }, ...items), ...apart.map((leg) => make("p", { className: "warn" }, `${leg.start} and ${leg.end}: ${leg.impossible}`))];
   if (hidden) parts.push(make("p", { className: "quiet" }, hidden));
-  return make("div", { className: "card" }, plan(path), ...parts);
+  return make("div", { className: "card" }, plan(), ...parts);
 }
 
 const adjacent = (path, leg) => path.appearances.some((each, at) => each.video_id === leg.start && path.appearances[at + 1]?.video_id === leg.end);
 
 function legWords(leg) {
   const far = leg.metres === null ? "" : `, ${Math.round(leg.metres).toLocaleString("en")} m`;
-  const long = leg.seconds < 0 ? "overlap" : duration(leg.seconds);
-  return leg.impossible ? `⚠ ${leg.impossible}` : `${long} later${far}`;
+  const long = leg.seconds < 0 ? "before the one above ends" : `${duration(leg.seconds)} later`;
+  return leg.impossible ? `⚠ ${leg.impossible}` : long + far;
 }
 
 function duration(seconds) {
@@ -131,53 +134,35 @@ function duration(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-// Cameras with a place as points, the way between them as a line; nothing is asked of the internet.
-function plan(path) {
-  const placed = path.appearances.map((each) => ({ each, x: each.x_m ?? each.longitude, y: each.y_m ?? each.latitude })).filter(({ x, y }) => x !== null && y !== null);
-  if (new Set(placed.map(({ x, y }) => `${x} ${y}`)).size < 2) return "";
-  const [xs, ys] = [placed.map(({ x }) => x), placed.map(({ y }) => y)];
-  const onGlobe = placed[0].each.x_m === null;
-  const shrink = onGlobe ? Math.cos((ys[0] * Math.PI) / 180) : 1;
-  const [left, top] = [Math.min(...xs), Math.max(...ys)];
-  const size = Math.max((Math.max(...xs) - left) * shrink, top - Math.min(...ys)) || 1;
-  const at = ({ x, y }) => [30 + (340 * (x - left) * shrink) / size, 24 + (200 * (top - y)) / size];
-  const bad = new Set(path.legs.filter((leg) => leg.impossible).flatMap((leg) => [`${leg.start}\n${leg.end}`]));
-  const lines = placed.slice(1).map((next, before) => {
-    const [[x1, y1], [x2, y2]] = [at(placed[before]), at(next)];
-    return draw("line", { x1, y1, x2, y2, class: bad.has(`${placed[before].each.video_id}\n${next.each.video_id}`) ? "way bad" : "way" });
-  });
-  const cameras = new Map(placed.map((one) => [one.each.camera ?? one.each.camera_id, at(one)]));
-  const points = [...cameras].flatMap(([name, [cx, cy]]) => [draw("circle", { cx, cy, r: 6, class: "spot" }), draw("text", { x: cx + 9, y: cy - 8 }, name)]);
-  return draw("svg", { viewBox: "0 0 440 250", class: "plan", role: "img", "aria-label": `Plan of ${cameras.size} cameras with the path between them` }, ...lines, ...points);
-}
-
 function exporting(found, mayChange, again) {
   const parts = [make("h3", {}, "Hand over")];
   if (found.exports.length) parts.push(make("p", { className: "quiet" }, `Handed over ${found.exports.length} ${found.exports.length === 1 ? "time" : "times"}, each on record.`));
   if (!mayChange) return found.exports.length ? parts : [];
-  const ready = make("p", { role: "status" });
+  const ready = make("div", { className: "ready" });
   parts.push(form([
     make("p", { className: "quiet" }, "A zip with the report, the extract, pictures and records of all that is called the same person; sha256sum -c checks it."),
     field("Reason", "reason", { maxLength: 2000, required: found.requires.includes("reason") }),
   ], "Export", async (made) => {
-    ready.textContent = "being made …";
-    try {
-      let state = await ask("POST", `${casePath(found)}/exports${query({ gallery: found.gallery })}`, { reason: made.reason.value || null });
-      const address = `${casePath(found)}/exports/${state.export_id}`;
-      while (["queued", "running"].includes(state.state)) {
-        await new Promise((done) => setTimeout(done, 300));
-        state = await ask("GET", `${address}${query({ gallery: found.gallery })}`);
-      }
-      if (state.state === "failed") throw new Error(state.error);
-      ready.replaceChildren(
-        make("a", { className: "button", href: `/api/v1${address}/package.zip${query({ gallery: found.gallery })}`, download: `${found.name}.zip` }, `Save ${found.name}.zip (${Math.ceil(state.bytes / 1024).toLocaleString("en")} kB)`),
-        make("span", { className: "quiet code" }, ` sha256 ${state.sha256}`));
-    } catch (error) {
-      ready.textContent = "";
-      throw error;
-    }
+    const begun = await ask("POST", `${casePath(found)}/exports${query({ gallery: found.gallery })}`, { reason: made.reason.value || null });
+    const { root, ended } = followed(await ask("GET", `/jobs/${begun.export_id}`), attempt);
+    ready.replaceChildren(root);
+    const again = made.querySelector("button");
+    again.disabled = true;
+    ended.then((job) => job && exported(found, job, ready)).catch((error) => tell(error.message)).finally(() => { again.disabled = false; });
   }), ready);
   return parts;
+}
+
+async function exported(found, job, place) {
+  if (job.state !== "done") {
+    place.replaceChildren(job.state === "failed" ? make("span", { className: "warn" }, job.error) : "cancelled: nothing was handed over");
+    return;
+  }
+  const made = await ask("GET", `${job.address}${query({ gallery: found.gallery })}`);
+  const file = `/api/v1${job.address}/package.zip${query({ gallery: found.gallery })}`;
+  place.replaceChildren(
+    make("a", { className: "button", href: file, download: `${found.name}.zip` }, `Save ${found.name}.zip (${Math.ceil(made.bytes / 1024).toLocaleString("en")} kB)`),
+    make("span", { className: "quiet code" }, ` sha256 ${made.sha256}`));
 }
 
 function history(found) {

@@ -1,7 +1,10 @@
 // The charts below the leads: cameras by time, with a brush over times, and how all scores are distributed.
 import { clock, draw } from "/page/document.js";
 
-const ROW = 26; // height of a camera's row, in pixels
+const LANE = 18; // height of a lane of leads in a camera's row, in pixels
+const LANES = 8; // of a camera; more leads than that at a moment share the last one
+const OTHERS = 10; // height of the strip of all other videos below the lanes
+const MARK = 16; // width of a lead's mark, at least
 const LEFT = 92; // room for names of cameras
 const BOTTOM = 22; // room for times
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10080, 43200].map((minutes) => minutes * 60000);
@@ -15,16 +18,34 @@ function ticks(from, to, most) {
   return found;
 }
 
-// points: of the service's timeline. decisionOf: of a video id. chosen: the video that is looked at. range: [from, to] in ms, or
-// null. does: { choose(video id), brush([from, to] or null) }.
-export function timeline(svg, { cameras, points }, { decisionOf, chosen, range, does }) {
+// The rows of the chart, top to bottom: leads of one moment stand below each other, the better ones on top. marks: [{ camera, rank,
+// left, right }] in pixels, rank null for what is no lead. Gives leads their lanes, and returns [{ camera, y, height }].
+export function laidOut(cameras, marks) {
+  let y = 0;
+  return cameras.map((camera) => {
+    const lanes = [];
+    const leads = marks.filter((each) => each.camera === camera && each.rank !== null).sort((one, other) => one.rank - other.rank);
+    for (const mark of leads) {
+      const free = lanes.findIndex((lane) => lane.every((each) => each.right < mark.left || mark.right < each.left));
+      mark.lane = free >= 0 ? free : Math.min(lanes.length, LANES - 1);
+      (lanes[mark.lane] ??= []).push(mark);
+    }
+    const row = { camera, y, height: Math.max(1, lanes.length) * LANE + OTHERS };
+    y += row.height;
+    return row;
+  });
+}
+
+// [svg, axis]: of the rows, which may scroll, and of the times below them. points: of the service's timeline. decisionOf, isShown: of a video id. chosen: the video that is looked at. range: [from, to] in
+// ms, or null. does: { choose(video id), brush([from, to] or null) }.
+export function timeline([svg, axis], { cameras, points }, { decisionOf, isShown, chosen, range, does }) {
   const timed = points.filter((each) => each.seen_from !== null);
-  const height = ROW * cameras.length + BOTTOM;
   const width = Math.max(300, svg.parentElement.clientWidth);
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.setAttribute("height", height);
-  svg.setAttribute("width", width);
+  const sized = (each, height) => { for (const [name, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, width, height })) each.setAttribute(name, value); };
+  sized(axis, BOTTOM);
+  axis.replaceChildren();
   if (timed.length === 0) {
+    sized(svg, BOTTOM + 8);
     svg.replaceChildren(draw("text", { x: 8, y: 18, class: "axis" }, "no video has a time"));
     return;
   }
@@ -34,41 +55,48 @@ export function timeline(svg, { cameras, points }, { decisionOf, chosen, range, 
   [from, to] = [from - room, to + room];
   const x = (time) => LEFT + ((width - LEFT - 8) * (time - from)) / (to - from);
   const time = (place) => from + ((place - LEFT) * (to - from)) / (width - LEFT - 8);
-  const parts = [];
-  cameras.forEach((camera, row) => {
-    parts.push(draw("rect", { class: row % 2 ? "row odd" : "row", x: LEFT, y: row * ROW, width: width - LEFT - 8, height: ROW }));
-    const name = camera ?? "no camera";
-    parts.push(draw("text", { class: "axis", x: LEFT - 6, y: row * ROW + ROW / 2 + 4, "text-anchor": "end" }, name.length > 12 ? `…${name.slice(-11)}` : name, title(name)));
+  const marks = [...timed].reverse().map((each) => { // the best last, on top
+    const [first, last] = [x(Date.parse(each.seen_from)), x(Date.parse(each.seen_to))];
+    const wide = Math.max(each.rank === null ? 3 : MARK, last - first);
+    const middle = (first + last) / 2;
+    return { each, rank: each.rank, camera: each.camera_id, left: middle - wide / 2, right: middle + wide / 2 };
+  });
+  const rows = laidOut(cameras, marks);
+  const bottom = rows.at(-1).y + rows.at(-1).height;
+  sized(svg, bottom);
+  const parts = rows.flatMap((row, at) => {
+    const name = row.camera ?? "no camera";
+    return [draw("rect", { class: at % 2 ? "row odd" : "row", x: LEFT, y: row.y, width: width - LEFT - 8, height: row.height }),
+      draw("text", { class: "axis", x: LEFT - 6, y: row.y + LANE / 2 + 5, "text-anchor": "end" }, name.length > 12 ? `…${name.slice(-11)}` : name, title(name))];
   });
   for (const each of ticks(from, to, Math.max(2, Math.floor((width - LEFT) / 90)))) {
     const words = clock(each, false);
     const midnight = words.endsWith("00:00");
-    parts.push(draw("line", { class: "tick", x1: x(each), x2: x(each), y1: 0, y2: ROW * cameras.length }));
-    parts.push(draw("text", { class: "axis", x: x(each), y: height - 6, "text-anchor": "middle" }, midnight ? words.slice(5, 10) : words.slice(11)));
+    parts.push(draw("line", { class: "tick", x1: x(each), x2: x(each), y1: 0, y2: bottom }));
+    axis.append(draw("text", { class: "axis", x: x(each), y: BOTTOM - 7, "text-anchor": "middle" }, midnight ? words.slice(5, 10) : words.slice(11)));
   }
-  if (range) parts.push(draw("rect", { class: "brush", x: x(range[0]), y: 0, width: Math.max(1, x(range[1]) - x(range[0])), height: ROW * cameras.length }));
-  const marks = [...timed].reverse().map((each) => { // the best last, on top
-    const row = cameras.indexOf(each.camera_id);
-    const [left, right] = [x(Date.parse(each.seen_from)), x(Date.parse(each.seen_to))];
-    const isLead = each.rank !== null;
-    const wide = Math.max(isLead ? 14 : 4, right - left);
-    const tall = isLead ? ROW - 8 : ROW - 14;
-    const mark = draw("rect", {
-      class: ["mark", isLead ? "lead" : "other", decisionOf(each.video_id) ?? "", each.video_id === chosen ? "chosen" : ""].join(" ").trim(),
-      x: (left + right) / 2 - wide / 2, y: row * ROW + (ROW - tall) / 2, width: wide, height: tall, rx: 3,
-      "fill-opacity": isLead ? 1 : Math.max(0.12, Math.min(1, each.score)).toFixed(2),
-    }, title(`${isLead ? `lead ${each.rank}: ` : ""}${each.video_id}, ${each.camera_id ?? "no camera"}, ${clock(each.seen_from)}, score ${each.score.toFixed(3)}`));
-    const words = isLead ? draw("text", { class: "rank", x: (left + right) / 2, y: row * ROW + ROW / 2 + 4, "text-anchor": "middle" }, each.rank) : null;
-    const group = draw("g", {}, mark, words);
-    if (isLead) group.addEventListener("click", () => does.choose(each.video_id));
-    return group;
-  });
-  svg.replaceChildren(...parts, ...marks);
+  if (range) parts.push(draw("rect", { class: "brush", x: x(range[0]), y: 0, width: Math.max(1, x(range[1]) - x(range[0])), height: bottom }));
+  const row = new Map(rows.map((each) => [each.camera, each]));
+  svg.replaceChildren(...parts, ...marks.map((mark) => drawMark(mark, row.get(mark.camera), { decisionOf, isShown, chosen, does })));
   svg.setAttribute("aria-label", `${points.length} videos of ${cameras.length} cameras from ${clock(from)} to ${clock(to)} UTC; ${points.filter((each) => each.rank !== null).length} are leads`);
-  brushable(svg, { time, x, height: ROW * cameras.length, does });
+  brushable(svg, { time, height: bottom, does });
 }
 
-function brushable(svg, { time, x, height, does }) {
+function drawMark({ each, rank, lane, left, right }, row, { decisionOf, isShown, chosen, does }) {
+  const isLead = rank !== null;
+  const [y, tall] = isLead ? [row.y + lane * LANE + 2, LANE - 3] : [row.y + row.height - OTHERS + 3, OTHERS - 5];
+  const kinds = ["mark", isLead ? "lead" : "other", decisionOf(each.video_id) ?? "", each.video_id === chosen ? "chosen" : "", isLead && !isShown(each.video_id) ? "away" : ""];
+  const mark = draw("rect", {
+    class: kinds.filter(Boolean).join(" "), x: left, y, width: right - left, height: tall, rx: isLead ? 3 : 1,
+    "fill-opacity": isLead ? 1 : Math.max(0.12, Math.min(1, each.score)).toFixed(2),
+  }, title(`${isLead ? `lead ${each.rank}: ` : ""}${each.video_id}, ${each.camera_id ?? "no camera"}, ${clock(each.seen_from)}, score ${each.score.toFixed(3)}`));
+  const words = isLead ? draw("text", { class: "rank", x: (left + right) / 2, y: y + tall / 2 + 4, "text-anchor": "middle" }, each.rank) : null;
+  const group = draw("g", {}, mark, words);
+  if (isLead) group.addEventListener("click", () => does.choose(each.video_id));
+  return group;
+}
+
+function brushable(svg, { time, height, does }) {
   svg.onpointerdown = (event) => {
     const left = svg.getBoundingClientRect().left;
     const begun = event.clientX - left;
@@ -92,8 +120,9 @@ function brushable(svg, { time, x, height, does }) {
   };
 }
 
-// Counts on a logarithmic scale, since nearly all scores are low. chosen: the score of the lead that is looked at.
-export function histogram(svg, { edges, counts, scored, lowest_lead: lowest }, chosen) {
+// Counts on a logarithmic scale, since nearly all scores are low. chosen: the score of the lead that is looked at. cut: below which
+// no lead is shown, or null.
+export function histogram(svg, { edges, counts, scored, lowest_lead: lowest }, chosen, cut) {
   const [width, height, left] = [360, 120, 8];
   const [low, high] = [edges[0], edges.at(-1)];
   const x = (score) => left + ((width - 2 * left) * (score - low)) / (high - low || 1);
@@ -106,6 +135,7 @@ export function histogram(svg, { edges, counts, scored, lowest_lead: lowest }, c
     return draw("rect", { class: isOfLeads ? "bar of-leads" : "bar", x: x(edges[bin]), y: base - tall, width: Math.max(1, wide - 1), height: tall }, title(`${count} videos of ${edges[bin].toFixed(2)} to ${edges[bin + 1].toFixed(2)}`));
   });
   const parts = [...bars, draw("line", { class: "base", x1: left, x2: width - left, y1: base, y2: base })];
+  if (cut !== null) parts.push(draw("rect", { class: "cut", x: left, y: 4, width: Math.max(0, x(cut) - left), height: base - 4 }));
   if (chosen !== null) parts.push(draw("line", { class: "now", x1: x(chosen), x2: x(chosen), y1: 4, y2: base }));
   for (const [score, anchor] of [[low, "start"], [(low + high) / 2, "middle"], [high, "end"]]) {
     parts.push(draw("text", { class: "axis", x: x(score), y: height - 5, "text-anchor": anchor }, score.toFixed(high - low > 5 ? 0 : 1)));

@@ -132,7 +132,7 @@ async function submit() {
 let typed = null;
 form.addEventListener("submit", (event) => { event.preventDefault(); does.attempt(submit); });
 form.gallery.addEventListener("change", () => does.attempt(chosenGallery));
-form.video.addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(() => does.attempt(suggest), 250); });
+form.video.addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(() => suggest().catch(() => {}), 250); }); // never in the way of a search
 form.file.addEventListener("change", () => { if (form.file.files[0]) does.attempt(() => bring(form.file.files[0])); });
 const drop = one("#drop");
 for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });

@@ -11,7 +11,7 @@ const AROUND_S = 30; // before and after, in the details of a lead
 
 const state = {
   search: null, leads: [], shown: [], decisions: null, undo: [], at: 0, pair: 0, busy: false,
-  sending: Promise.resolve(), pending: 0, view: "crop", filter: "", range: null, compare: false, distribution: null, timeline: null, boxes: new Map(), open: null,
+  sending: Promise.resolve(), pending: 0, view: "crop", filter: "", range: null, cut: null, compare: false, distribution: null, timeline: null, boxes: new Map(), open: null,
 };
 let players = null;
 
@@ -36,6 +36,7 @@ export async function openTriage(search, does) {
   state.view = asked.get("view") === "scene" ? "scene" : "crop";
   state.filter = asked.get("filter") ?? "";
   state.range = asked.get("from") && asked.get("to") ? [Number(asked.get("from")), Number(asked.get("to"))] : null;
+  state.cut = asked.get("cut") === null ? null : Number(asked.get("cut"));
   state.pair = Math.max(0, Number(asked.get("pair") ?? 1) - 1);
   state.compare = asked.get("compare") === "1";
   one("#filter").value = state.filter;
@@ -63,6 +64,8 @@ function build() {
   );
   one("#filter").addEventListener("input", (event) => { state.filter = event.target.value; resift(); });
   one("#filter").addEventListener("keydown", (event) => { if (event.key === "Escape" || event.key === "Enter") event.target.blur(); });
+  one("#cut").addEventListener("input", (event) => cutOff(Number(event.target.value)));
+  one("#cut").addEventListener("pointerup", (event) => event.target.blur()); // keys are the page's again
   one("#refine").addEventListener("click", () => act(refine));
   one("#clear").addEventListener("click", () => brush(null));
   one("#details-close").addEventListener("click", () => one("#details").close());
@@ -80,6 +83,7 @@ function keepPlace() {
     view: state.view === "scene" ? "scene" : null,
     compare: state.compare ? 1 : null,
     filter: state.filter,
+    cut: state.cut,
     from: state.range?.[0], to: state.range?.[1],
     details: one("#details").open ? 1 : null,
   }, true);
@@ -97,7 +101,8 @@ function sift(rank) {
     if (!state.range) return true;
     return lead.seen_from !== null && Date.parse(lead.seen_to) >= state.range[0] && Date.parse(lead.seen_from) <= state.range[1];
   };
-  state.shown = state.leads.filter((lead) => matches(lead) && inside(lead));
+  const enough = (lead) => state.cut === null || lead.score >= state.cut;
+  state.shown = state.leads.filter((lead) => enough(lead) && matches(lead) && inside(lead));
   state.at = Math.max(0, state.shown.findIndex((lead) => lead.rank === rank));
 }
 
@@ -107,6 +112,12 @@ function resift() {
   drawGrid();
   if (current()?.rank !== before) { state.pair = 0; drawLead(); } else drawCharts();
   keepPlace();
+}
+
+// Only leads of this score or a better one; at the left end, all.
+function cutOff(score) {
+  state.cut = score <= Number(one("#cut").min) ? null : score;
+  resift();
 }
 
 function brush(range) {
@@ -182,18 +193,27 @@ function markGrid() {
 
 function drawCharts() {
   const lead = current();
-  timeline(one("#timeline"), state.timeline, {
+  const shown = new Set(state.shown.map((each) => each.video_id));
+  timeline([one("#timeline"), one("#timeline-axis")], state.timeline, {
     decisionOf: (id) => state.decisions.of.get(id),
+    isShown: (id) => shown.has(id),
     chosen: lead?.video_id,
     range: state.range,
     does: { brush, choose },
   });
-  histogram(one("#histogram"), state.distribution, lead?.score ?? null);
+  histogram(one("#histogram"), state.distribution, lead?.score ?? null, state.cut);
+  drawCut();
   one("#clear").hidden = state.range === null;
   one("#range-words").textContent = state.range ? `${clock(state.range[0])} to ${clock(state.range[1])} UTC` : "drag over the chart to keep a time";
   const left = state.timeline.left_out ? `; ${state.timeline.left_out.toLocaleString("en")} worse ones are not drawn` : "";
   one("#timeline-words").textContent = `${state.timeline.points.length.toLocaleString("en")} videos${left}`;
   one("#scores-words").textContent = `${state.distribution.scored.toLocaleString("en")} videos, counts on a logarithmic scale`;
+}
+
+function drawCut() {
+  const [low, high] = [state.distribution.edges[0], state.distribution.edges.at(-1)];
+  Object.assign(one("#cut"), { min: low, max: high, step: (high - low) / 200, value: state.cut ?? low });
+  one("#cut-words").textContent = state.cut === null ? "Leads of any score" : `${state.shown.length} leads with a score of ${state.cut.toFixed(high - low > 5 ? 1 : 3)} or more`;
 }
 
 function choose(video) {
