@@ -190,7 +190,8 @@ class ClipRequest:
     """A stretch of a source as a clip that browsers play: a ClipStart and ClipParts (`pipeline.decoding.clips`).
 
     start_s, end_s: seconds from the source's start. boxes: (seconds, box) ascending, of whom is cut out; (): whole pictures.
-    frame_rate: in place of `Sampling.frame_rate`. Raises VideoError "no_frames" where the source ended before.
+    frame_rate: in place of `Sampling.frame_rate`. small: a clip that is sent along with a page, some 25 kB for 4 s. Raises
+    VideoError "no_frames" where the source ended before.
     """
 
     uri: str
@@ -198,6 +199,7 @@ class ClipRequest:
     end_s: float
     boxes: tuple[tuple[float, Box], ...] = ()
     frame_rate: float | None = None
+    small: bool = False
 
     def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
         rate = sampling.image_rate or sampling.rate
@@ -213,7 +215,8 @@ class ClipRequest:
         if self.frame_rate is not None:
             sampling = replace(sampling, frame_rate=self.frame_rate)
         reader = reader_of(opened, sampling, heartbeat)
-        yield from clip(reader.frames_between(self.start_s, self.end_s), self.start_s, self.boxes, lambda: reader.pixel_aspect)
+        frames = reader.frames_between(self.start_s, self.end_s)
+        yield from clip(frames, self.start_s, self.boxes, lambda: reader.pixel_aspect, self.small)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Clips and pictures of sources: made in decoder processes of their own, read while they are made, kept on disk for a while."""
 
-import bisect
 import contextlib
 import functools
 import os
@@ -17,22 +16,20 @@ from pathlib import Path
 from queue import LifoQueue
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.requests import ClipRequest, StillRequest, TrackRequest
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Box, ClipPart, ClipStart, Event, Rejected, TrackBoxes
-from pipeline.errors import PipelineError, UsageError, VideoError
+from pipeline.decoding.video import ClipPart, ClipStart, Event, Rejected
+from pipeline.errors import PipelineError, VideoError
 from pipeline.gallery.clip_cache import cache_root, clip_folder
 from pipeline.gallery.gallery import Gallery, Position
 from pipeline.ingest.gallery_sampling import gallery_sampling
+from pipeline.search.source_places import Places, read_places
 from pipeline.service.searches import BusyError
 from pipeline.storage.hashing import sha256
 
-LONGEST_S = 60.0
-PAST_LAST_S = 0.25  # that a clip goes on by itself after the last frame that was looked at
 VERSION = 1  # of how clips are made; another one makes them anew
 CACHE_BYTES = 2 << 30  # of one folder of clips; the least recently used go first
 AT_ONCE = 2  # that are made, each in a decoder process
@@ -218,57 +215,6 @@ class Clips:
             total -= size
 
 
-@dataclass(frozen=True)
-class Part:
-    """What of a video is in one file. first_s: of the video's time, from which on it is this file; offset_s: of the video's time
-    over the file's; frame_rate: of streams without times.
-    """
-
-    uri: str
-    first_s: float
-    offset_s: float
-    frame_rate: float | None = None
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a video is in its sources, in seconds of its own time. first_s, last_s: of whom it shows.
-
-    boxes: (seconds, box in pixels of the picture), ascending; none where whole pictures show the person.
-    """
-
-    parts: tuple[Part, ...]
-    boxes: tuple[tuple[float, Box], ...]
-    first_s: float
-    last_s: float
-
-    def span(self, start: float | None, end: float | None) -> tuple[float, float]:
-        """A stretch to be shown, by default all of it up to LONGEST_S. Raises UsageError for one that is none or too long."""
-        start = self.first_s if start is None else start
-        end = min(max(self.last_s, start) + PAST_LAST_S, start + LONGEST_S) if end is None else end
-        if not 0 <= start < end:
-            raise UsageError(f"a clip ends after it starts, at 0 seconds or later, and not from {start:g} to {end:g}")
-        if end - start > LONGEST_S:
-            raise UsageError(f"a clip is at most {LONGEST_S:g} seconds long, not {end - start:g}")
-        return start, end
-
-    def part(self, time_s: float) -> Part:
-        """The file that shows a moment."""
-        return next((one for one in reversed(self.parts) if one.first_s <= time_s), self.parts[0])
-
-    def near(self, start: float, end: float) -> tuple[tuple[float, Box], ...]:
-        """The boxes of a stretch with one before and one behind it; the nearest one where there are none."""
-        times = [time for time, _ in self.boxes]
-        first, last = bisect.bisect_left(times, start), bisect.bisect_right(times, end)
-        return self.boxes[max(0, min(first, len(times)) - 1) : last + 1]
-
-    def clip(self, start: float, end: float, crop: bool) -> ClipRequest:
-        """What is asked of the decoder: the file that shows the start, up to its end where the video goes on in another."""
-        part = self.part(start)
-        boxes = tuple((time - part.offset_s, box) for time, box in (self.near(start, end) if crop else ()))
-        return ClipRequest(part.uri, max(0.0, start - part.offset_s), end - part.offset_s, boxes, part.frame_rate)
-
-
 class GalleryClips:
     """Clips of the videos of one gallery, kept beside its tables; of one in an object store in a folder that goes with this."""
 
@@ -301,7 +247,7 @@ class GalleryClips:
             if key in self._places:
                 self._places.move_to_end(key)
                 return self._places[key]
-        found = self._read_places(row)
+        found = read_places(self.gallery, row, self.clips.answers)
         with self._lock:
             self._places[key] = found
             while len(self._places) > KEPT_PLACES:
@@ -334,37 +280,6 @@ class GalleryClips:
         self.clips.close()
         if self._own is not None:
             self._own.cleanup()
-
-    def _read_places(self, row: Mapping[str, Any]) -> Places:
-        frames = self.gallery.read_video(dict(row))
-        times = np.asarray(frames["time_s"], np.float64)
-        if row["track"] is not None and row["boxes_uri"] is None:
-            return self._of_recordings(row, times, frames["place"].to_pylist() if "place" in frames.schema.names else [])
-        boxes: tuple[tuple[float, Box], ...] = ()
-        if row["track"] is not None:
-            (event,) = self.clips.answers(TrackRequest(row["boxes_uri"], row["track"]))
-            if not isinstance(event, TrackBoxes):
-                raise PipelineError(event.message if isinstance(event, Rejected) else "the boxes cannot be read any more")
-            numbers, known = np.asarray(event.frames, np.float64), np.asarray(frames["frame_index"], np.float64)
-            outside = np.minimum(numbers - known[0], 0) + np.maximum(numbers - known[-1], 0)
-            of_boxes = np.interp(numbers, known, times) + outside / (row["fps"] or self.gallery.settings.rate)
-            boxes = tuple(zip(of_boxes.tolist(), event.boxes, strict=True))
-        return Places((Part(row["uri"], 0.0, 0.0, row["frame_rate"]),), boxes, float(times[0]), float(times[-1]))
-
-    def _of_recordings(self, row: Mapping[str, Any], times: np.ndarray, places: list[dict[str, Any]]) -> Places:
-        """Of a person who was followed through recordings. times: float64 [n], of the video, of each of the places."""
-        table = self.gallery.snapshot().recordings.select(["source_id", "uri", "frame_rate"])
-        recordings = {one["source_id"]: one for one in table.to_pylist()}
-        parts: list[Part] = []
-        boxes: list[tuple[float, Box]] = []
-        before = None
-        for time, place in zip(times.tolist(), places, strict=True):
-            boxes.append((time, (place["x"], place["y"], place["w"], place["h"])))
-            if place["recording_id"] != before:
-                before = place["recording_id"]
-                recording = recordings.get(before, row)
-                parts.append(Part(recording["uri"], time if parts else 0.0, time - place["time_s"], recording["frame_rate"]))
-        return Places(tuple(parts), tuple(boxes), float(times[0]), float(times[-1]))
 
 
 def codec_of(path: Path) -> str:

@@ -10,12 +10,13 @@ from fastapi.responses import FileResponse
 from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery import audit
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.source_places import LONGEST_S
 from pipeline.service import case_answers as answers
 from pipeline.service.access import Token
 from pipeline.service.asking import Asking, Key, Service, ServiceOf, may
 from pipeline.service.casebook import Case
 from pipeline.service.cases import OF_CASES, CaseOf, case_path, rows
-from pipeline.service.clips import LONGEST_S, GalleryClips
+from pipeline.service.clips import GalleryClips
 from pipeline.service.export import Export
 from pipeline.service.package import NOTHING, write_package
 from pipeline.service.pictures import gallery_pictures

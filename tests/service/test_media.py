@@ -20,10 +20,10 @@ from pipeline.gallery.detections import BOX, PLACE, RECORDINGS_SCHEMA
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.index.build import build_index
 from pipeline.retention.forget import Selection, forget
+from pipeline.search.source_places import Part, Places
 from pipeline.service import asking, clips
 from pipeline.service.app import create_app
 from pipeline.service.asking import Service
-from pipeline.service.clips import Part, Places
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.decoding.test_video import write_video
 from tests.service.test_service import FROM_PAGE, HOST, ORIGIN, done, opened
