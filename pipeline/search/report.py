@@ -2,8 +2,8 @@
 
 `render_report` reads the pictures of each video once, encodes each picture once and fills `report.html.j2`. The page asks
 nothing of the network (its Content-Security-Policy forbids it) and needs no script: that of `report.js`, the only one that
-runs, lets clips play under the pointer. Its words are deliberate: a lead is to be checked by a person, the page never says that
-a person was found.
+may run, lets clips play under the pointer. Its words are deliberate: a lead is to be checked by a person, the page never says
+that a person was found.
 """
 
 import base64
@@ -245,6 +245,7 @@ def render_report(
         same_counts=len({_counts(result) for result in results}) == 1,
         targets=targets,
         album=album,
+        plays=any(clip.source is not None for clip in shown),
         linked_clips=any(clip.source is not None and not clip.bytes for clip in shown),
         margins=_margins(results),
         unreadable_videos=len({video for video, _ in album.unreadable}),

@@ -106,11 +106,11 @@ def _package(service: Service, case: Case, asking: Token, out: Path) -> dict[str
         of_gallery.close()
 
 
-def _clip(clips: GalleryClips, video: VideoRef, start: float, end: float) -> bytes | None:
-    """The person of a video in a stretch of it, as MP4; None where it cannot be made any more."""
+def _clip(clips: GalleryClips, video: VideoRef, start: float, end: float) -> bytes:
+    """The person of a video in a stretch of it, as MP4. Raises VideoError and PipelineError where it cannot be made any more."""
     row = clips.row(video.video_id)
     if row is None:
-        return None
+        raise VideoError("missing", "the video is not in the gallery")
     try:
         places = clips.places(row)
         made = clips.clip(row, places.clip(*places.span(start, min(end, start + LONGEST_S)), crop=True))
@@ -119,5 +119,5 @@ def _clip(clips: GalleryClips, video: VideoRef, start: float, end: float) -> byt
             return made.path.read_bytes()
         finally:
             made.left()
-    except (PipelineError, VideoError, BusyError, OSError):
-        return None
+    except (BusyError, OSError) as error:
+        raise PipelineError(f"the clip cannot be made now: {error}") from error
