@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo    render recordings of a small camera network, find, index and search the people in them; writes demo/report.html"
-	@echo "make test    every test that needs neither a GPU nor a browser; make test-page those of the page, in Debian's chromium"
+	@echo "make test    every test that needs neither a GPU nor a browser; make test-page those of the page and the report, in Debian's chromium"
 	@echo "make check   ruff, mypy, the order of imports and the tests; make format puts what ruff can in order"
 	@echo "make bench   accuracy on the real footage in ../shared, and the default backbone beside its teacher"
 	@echo "make bench-scoring, bench-scale, bench-ingest"
@@ -26,7 +26,7 @@ test: env
 
 # A browser wants the machine for itself: beside other tests it is too slow to be judged.
 test-page: env
-	@$(BIN)/python -X faulthandler -m pytest -m browser tests/service
+	@$(BIN)/python -X faulthandler -m pytest -m browser tests/service tests/search
 
 check: env
 	@$(BIN)/ruff check .

@@ -29,10 +29,10 @@ def first_lead(
     target: Annotated[str, typer.Argument(help="A video, a folder of images, or id:VIDEO_ID of the gallery.")],
     gallery: Annotated[str, typer.Option(help="Gallery with an index, on this machine.")],
     repeats: Annotated[int, typer.Option(help="Times each is timed, in turns.")] = 9,
-    out: Annotated[str | None, typer.Option(help="Let the search write results and a report there.")] = None,
+    out: Annotated[str | None, typer.Option(help="Let the search write results and a report without clips there.")] = None,
 ) -> None:
     """Print the times."""
-    command = [sys.executable, "-m", "jobs.search", target, "--gallery", gallery, *(["--out", out] if out else [])]
+    command = [sys.executable, "-m", "jobs.search", target, "--gallery", gallery, *(["--out", out, "--no-clips"] if out else [])]
     seconds: dict[str, list[float]] = {"first_lead": [], "end": [], "import_torch": []}
     for repeat in range(repeats + 1):
         first, end = _searched(command)

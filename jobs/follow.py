@@ -69,6 +69,7 @@ def follow(
     insecure_cluster: InsecureCluster = False,
     time_limit: flags.TimeLimit = 60.0,
     report: flags.Report = True,
+    clips: flags.Clips = True,
     show_labels: flags.ShowLabels = False,
     hash_sources: flags.HashSources = True,
     reason: flags.Reason = None,
@@ -109,7 +110,7 @@ def follow(
     (result,) = answer.results
     print(ranked_list(result, show_labels))
     print(path_list(result))
-    leave(answer, out, report, show_labels, hash_sources)
+    leave(answer, out, report, clips, show_labels, hash_sources)
 
 
 def path_list(result: SearchResult) -> str:

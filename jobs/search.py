@@ -93,6 +93,7 @@ def search(
     insecure_cluster: InsecureCluster = False,
     time_limit: flags.TimeLimit = 60.0,
     report: flags.Report = True,
+    clips: flags.Clips = True,
     show_labels: flags.ShowLabels = False,
     hash_sources: flags.HashSources = True,
     reason: flags.Reason = None,
@@ -139,7 +140,7 @@ def search(
     remarks(answer)
     for result in answer.results:
         print(ranked_list(result, show_labels))
-    leave(answer, out, report, show_labels, hash_sources)
+    leave(answer, out, report, clips, show_labels, hash_sources)
 
 
 def remarks(answer: Answer) -> None:
@@ -148,13 +149,13 @@ def remarks(answer: Answer) -> None:
         print(printable(remark), file=sys.stderr)
 
 
-def leave(answer: Answer, out: str | None, report: bool, show_labels: bool, hash_sources: bool) -> None:
+def leave(answer: Answer, out: str | None, report: bool, clips: bool, show_labels: bool, hash_sources: bool) -> None:
     """Write what was found, if a folder is given for it, and say what the index lacks."""
     if out is not None:
         answer = answer.with_hashes() if hash_sources else answer
         for changed in answer.changed_sources:
             print(printable(f"note: {changed} is no longer the file that was ingested and scored"), file=sys.stderr)
-        if (written := answer.write(out, report, show_labels)) is not None:
+        if (written := answer.write(out, report, show_labels, clips)) is not None:
             print(f"report: {written}")
     if answer.lag.missing:
         print(

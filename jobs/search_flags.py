@@ -29,6 +29,7 @@ Actors = Annotated[
 ]
 TimeLimit = Annotated[float, typer.Option(help="Seconds without progress after which decoding a target is given up.")]
 Report = Annotated[bool, typer.Option(help="Write report.html (decodes the shown frames again).")]
+Clips = Annotated[bool, typer.Option(help="Put a clip of each lead into report.html, some 25 kB each.")]
 ShowLabels = Annotated[bool, typer.Option(help="Mark leads whose label in the gallery is the target's.")]
 HashSources = Annotated[
     bool, typer.Option(help="Put the SHA-256 of each lead's source into the results; reads local sources once.")

@@ -2,9 +2,10 @@
 
 Clips are made piece by piece as the source is decoded. Times are the frames' own, so that a variable rate stays one; pixels are
 made square and pictures upright. Fragments are short, for a first picture at once, and every second begins with a key frame, for
-jumps.
+jumps. Small clips, which are sent along with a page, are one piece, and are given so many bytes a second at most.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -18,10 +19,10 @@ from pipeline.decoding.reading import Frame
 from pipeline.decoding.video import Blank, Box, ClipPart, ClipStart
 from pipeline.errors import VideoError
 
-LONGEST_S = 60.0
 SCENE_SIZE = (1280, 720)  # pixels that the picture of a scene fits into
 CROP_HEIGHTS = (128, 384)  # pixels, smallest and largest
 MARGIN = 0.12  # of a box, around it on each side
+SMALL_SIZE = (256, 208)  # pixels that a small clip fits into
 JPEG_QUALITY = 85
 UNITS = 90_000  # of time a second
 KEY_S, FRAGMENT_S = 1.0, 0.25
@@ -34,6 +35,12 @@ ENCODERS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("libopenh264", "avc1.42c028", {"profile": "constrained_baseline", "b": "1500000"}),
     ("libvpx-vp9", "vp09.00.40.08", {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "crf": "36", "b": "0"}),
 )
+# The same for small clips, which nobody waits for while they are made: at most some 25 kB for 4 s, whatever they show.
+SMALL_OPTIONS: dict[str, dict[str, str]] = {
+    "libx264": {"preset": "slow", "crf": "25", "maxrate": "48k", "bufsize": "64k", "bf": "0", "profile": "main", "level": "4.0"},
+    "libopenh264": {"profile": "constrained_baseline", "b": "50000"},
+    "libvpx-vp9": {"deadline": "good", "cpu-used": "2", "lag-in-frames": "0", "crf": "36", "b": "50000"},
+}
 MUXER = {
     "movflags": "empty_moov+default_base_moof+frag_keyframe",
     "frag_duration": str(int(FRAGMENT_S * 1e6)),
@@ -59,16 +66,19 @@ def clip(
     boxes: Sequence[tuple[float, Box]],
     pixel_aspect: Callable[[], float],
     blanks: Sequence[Blank] = (),
+    small: bool = False,
 ) -> Iterator[Any]:
     """A ClipStart and the ClipParts of frames in the order of time, from start_s on, in seconds of the source.
 
     boxes: (seconds of the source, box in pixels of the picture), ascending, of whom to cut out; none: whole pictures.
-    pixel_aspect: tells the width of a pixel of the source by its height, once there is a frame. blanks: what is not shown. Raises
-    VideoError where there is none.
+    pixel_aspect: tells the width of a pixel of the source by its height, once there is a frame. blanks: what is not shown. small:
+    one to be sent along, see SMALL_OPTIONS, with all frames and in one piece. Raises VideoError where there is none.
     """
     name, codec, options = encoder()
+    options = SMALL_OPTIONS[name] if small else options
     window: _Window | None = None
-    sink, stream, container = _Sink(), None, None
+    sink: io.BytesIO | _Sink = io.BytesIO() if small else _Sink()
+    stream, container = None, None
     last = key = -1
     for frame in frames:
         pts = 0 if stream is None else round((frame.time_s - start_s) * UNITS)
@@ -76,14 +86,9 @@ def clip(
             continue
         picture = without(frame.picture(), frame.time_s, blanks)
         if stream is None or container is None:
-            window = _Window(boxes, picture.shape, pixel_aspect())
+            window = _Window(boxes, picture.shape, pixel_aspect(), SMALL_SIZE if small else SCENE_SIZE)
             width, height = window.size
-            container = av.open(
-                sink,
-                "w",
-                format="mp4",
-                options=MUXER,
-            )
+            container = av.open(sink, "w", format="mp4", options={} if small else MUXER)
             stream = container.add_stream(name, rate=25, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             context = stream.codec_context
@@ -94,16 +99,17 @@ def clip(
         assert window is not None  # noqa: S101 - for mypy
         made = av.VideoFrame.from_ndarray(window.cut(picture, frame.time_s), format="rgb24")
         made.pts, made.time_base = pts, stream.time_base
-        if last < 0 or pts - key >= KEY_S * UNITS:
+        if last < 0 or (pts - key >= KEY_S * UNITS and not small):
             made.pict_type, key = av.video.frame.PictureType.I, pts
         last = pts
         container.mux(stream.encode(made))
-        yield from sink.parts()
+        if isinstance(sink, _Sink):
+            yield from sink.parts()
     if container is None or stream is None:
         raise VideoError("no_frames", "the source shows nothing in that time")
     container.mux(stream.encode(None))
     container.close()
-    yield from sink.parts()
+    yield from sink.parts() if isinstance(sink, _Sink) else (ClipPart(sink.getvalue()),)
 
 
 def still(
@@ -156,14 +162,13 @@ class _Sink:
 
 
 class _Window:
-    """What is shown of each picture: all of it, or the surroundings of a box that moves. size: width and height, even."""
+    """What is shown of each picture: all of it, or the surroundings of a box that moves. size: width and height, even.
+
+    most: width and height at most, of whole pictures the larger one of their longer side, and of crops as CROP_HEIGHTS says, too.
+    """
 
     def __init__(
-        self,
-        boxes: Sequence[tuple[float, Box]],
-        shape: Sequence[int],
-        pixel_aspect: float,
-        fits: tuple[int, int] = SCENE_SIZE,
+        self, boxes: Sequence[tuple[float, Box]], shape: Sequence[int], pixel_aspect: float, most: tuple[int, int] = SCENE_SIZE
     ) -> None:
         height, width = shape[:2]
         aspect = pixel_aspect if 1 / MOST_ASPECT <= pixel_aspect <= MOST_ASPECT else 1.0
@@ -171,13 +176,14 @@ class _Window:
         self.boxes = np.array([box for _, box in boxes], np.float64).reshape(-1, 4)
         if not boxes:
             shown = width * max(aspect, 1.0), height * max(1 / aspect, 1.0)  # the longer side of a pixel grows
-            scale = min(1.0, *(most / side for most, side in zip(_turned(fits, shown), shown, strict=True)))
+            scale = min(1.0, *(most / side for most, side in zip(_turned(most, shown), shown, strict=True)))
             self.size = _even(shown[0] * scale), _even(shown[1] * scale)
             return
         w, h = np.median(self.boxes[:, 2:], axis=0)
         self.ratio = w / h  # of the window in pixels of the source
-        tall = float(np.clip(h * (1 + 2 * MARGIN) / min(aspect, 1.0), *CROP_HEIGHTS))
-        self.size = _even(np.clip(tall * self.ratio * aspect, 32, SCENE_SIZE[0])), _even(tall)
+        lowest, highest = CROP_HEIGHTS
+        tall = float(np.clip(h * (1 + 2 * MARGIN) / min(aspect, 1.0), lowest, min(highest, most[1])))
+        self.size = _even(np.clip(tall * self.ratio * aspect, 32, most[0])), _even(tall)
 
     def cut(self, picture: np.ndarray, time_s: float) -> np.ndarray:
         """uint8 [h, w, 3] -> uint8 [size, 3]; what lies outside the picture repeats its edge."""

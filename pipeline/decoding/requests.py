@@ -258,8 +258,8 @@ class ClipRequest:
     """A stretch of a source as a clip that browsers play: a ClipStart and ClipParts (`pipeline.decoding.clips`).
 
     start_s, end_s: seconds from the source's start. boxes: (seconds, box) ascending, of whom is cut out; (): whole pictures.
-    frame_rate: in place of `Sampling.frame_rate`. blanks: what is not shown, in seconds of the source. Raises VideoError
-    "no_frames" where the source ended before.
+    frame_rate: in place of `Sampling.frame_rate`. blanks: what is not shown, in seconds of the source. small: a clip that is sent
+    along with a page, some 25 kB for 4 s. Raises VideoError "no_frames" where the source ended before.
     """
 
     uri: str
@@ -268,6 +268,7 @@ class ClipRequest:
     boxes: tuple[tuple[float, Box], ...] = ()
     frame_rate: float | None = None
     blanks: tuple[Blank, ...] = ()
+    small: bool = False
 
     def open(self, sampling: Sampling, heartbeat: Heartbeat) -> Opened:
         rate = sampling.image_rate or sampling.rate
@@ -284,7 +285,7 @@ class ClipRequest:
             sampling = replace(sampling, frame_rate=self.frame_rate)
         reader = reader_of(opened, sampling, heartbeat)
         frames = reader.frames_between(self.start_s, self.end_s)
-        yield from clip(frames, self.start_s, self.boxes, lambda: reader.pixel_aspect, self.blanks)
+        yield from clip(frames, self.start_s, self.boxes, lambda: reader.pixel_aspect, self.blanks, self.small)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """The report page: the leads of a search with their evidence, as one HTML file that opens offline.
 
 `render_report` reads the pictures of each video once, encodes each picture once and fills `report.html.j2`. The page asks
-nothing of the network (its Content-Security-Policy forbids it) and needs no script. Its words are deliberate: a lead is to
-be checked by a person, the page never says that a person was found.
+nothing of the network (its Content-Security-Policy forbids it) and needs no script: that of `report.js`, the only one that
+may run, lets clips play under the pointer. Its words are deliberate: a lead is to be checked by a person, the page never says
+that a person was found.
 """
 
 import base64
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,11 +17,13 @@ from pathlib import Path
 
 import cv2
 import jinja2
+import markupsafe
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.evidence import Clip
 from pipeline.search.results import Appearance, Followed, Lead, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings
 from pipeline.storage.location import resolve
@@ -27,6 +31,8 @@ from pipeline.time_windows import moment_words, span_words
 
 Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, NDArray[np.uint8]]]
 """(video, frame numbers with their times in seconds) -> RGB crop [h, w, 3] by number; what cannot be read has no entry."""
+Clips = Callable[[VideoRef, SegmentView], Clip]
+"""(video, segment) -> a clip that shows it; raises VideoError or PipelineError, which say why there is none."""
 
 _FILM_BOX = (176, 144)  # width, height in pixels that a film frame must fit: 72 x 144 for a standing person
 _LARGE_BOX = (256, 208)  # the same for the frames compared at one look
@@ -96,14 +102,42 @@ class _PairView:
 
 
 @dataclass(frozen=True)
+class _Mark:
+    """A frame's attention below a clip. left: its place in the clip's time, in per cent; bar: as in _FilmFrame."""
+
+    left: float
+    bar: float
+    words: str
+
+
+@dataclass(frozen=True)
+class _ClipView:
+    """A clip as it is played. source: a data: or relative uri, None where there is no clip, and why_not then. bytes: inside."""
+
+    source: str | None
+    start_s: float = 0.0
+    end_s: float = 0.0
+    marks: tuple[_Mark, ...] = ()
+    bytes: int = 0
+    why_not: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True)
 class _LeadView:
     """A lead as its card shows it. seen, first_seen: when somebody is; clock: when the best segment was recorded. label: (kind,
     words) where labels are shown; copy_of: rank of a lead before of which the file has the same bytes; within: why it is in the
-    path of somebody who was followed.
+    path of somebody who was followed. before, after: anchors of the leads beside it. clip: None where clips are left out.
     """
 
     lead: Lead
     anchor: str
+    before: str | None
+    after: str | None
+    clip: _ClipView | None
     target_picture: _Picture | None
     picture: _Picture | None
     seen: str | None
@@ -158,28 +192,40 @@ class _TargetView:
     seen: str | None
     facts: tuple[tuple[str, str], ...]
     strip: tuple[tuple[_Picture | None, float], ...]
+    clip: _ClipView | None
     leads: tuple[_LeadView, ...]
     label_summary: str | None
     no_leads: str
     path: _PathView | None
 
 
-def write_report(results: Sequence[SearchResult], folder: str | Path, pictures: Pictures, *, show_labels: bool = False) -> str:
+def write_report(
+    results: Sequence[SearchResult],
+    folder: str | Path,
+    pictures: Pictures,
+    *,
+    show_labels: bool = False,
+    clips: Clips | None = None,
+) -> str:
     """Write report.html into a folder or below a bucket prefix and return its uri; the rest is as in `render_report`.
 
     Raises StorageError when the file cannot be written; then nothing is.
     """
     location = resolve(folder).join("report.html")
+    page = render_report(results, pictures, show_labels=show_labels, clips=clips)
     # A command line may carry bytes that are no text (surrogates); they must not cost the user the report.
-    location.write_atomically(render_report(results, pictures, show_labels=show_labels).encode("utf-8", "replace"))
+    location.write_atomically(page.encode("utf-8", "replace"))
     return location.uri
 
 
-def render_report(results: Sequence[SearchResult], pictures: Pictures, *, show_labels: bool = False) -> str:
-    """The report on one or several targets as one HTML page, complete in itself.
+def render_report(
+    results: Sequence[SearchResult], pictures: Pictures, *, show_labels: bool = False, clips: Clips | None = None
+) -> str:
+    """The report on one or several targets as one HTML page, complete in itself unless clips lie beside it.
 
     pictures: gives the crops; it is called once a video, and where it leaves frames out the page shows a grey field and
-    says so. show_labels: say of each lead whether it carries the target's label (person_id), for labelled galleries.
+    says so. show_labels: say of each lead whether it carries the target's label (person_id), for labelled galleries. clips: gives
+    a clip of each lead's best segment and of each target's in its first lead; where it raises, the lead says why it has none.
     Raises UsageError without results, PipelineError for a crop that is not RGB uint8 [h, w, 3].
     """
     if not results:
@@ -187,15 +233,21 @@ def render_report(results: Sequence[SearchResult], pictures: Pictures, *, show_l
     album = _make_album(results, pictures)
     facts = [_facts(result) for result in results]
     shared = tuple(fact for fact in facts[0] if all(fact in others for others in facts))
+    targets = [
+        _target_view(result, number, own, shared, album, show_labels, clips)
+        for number, (result, own) in enumerate(zip(results, facts, strict=True), 1)
+    ]
+    clips_of = [[target.clip, *(lead.clip for lead in target.leads)] for target in targets]
+    shown = [clip for row in clips_of for clip in row if clip is not None]
     return _template().render(
         results=results,
-        shared_facts=shared,
+        shared_facts=(*shared, *_clip_facts(shown)),
         same_counts=len({_counts(result) for result in results}) == 1,
-        targets=[
-            _target_view(result, number, own, shared, album, show_labels)
-            for number, (result, own) in enumerate(zip(results, facts, strict=True), 1)
-        ],
+        targets=targets,
         album=album,
+        plays=any(clip.source is not None for clip in shown),
+        linked_clips=any(clip.source is not None and not clip.bytes for clip in shown),
+        margins=_margins(results),
         unreadable_videos=len({video for video, _ in album.unreadable}),
         untrained=any(result.untrained for result in results),
         calibrated=any(lead.probability is not None for result in results for lead in result.leads),
@@ -206,7 +258,10 @@ def render_report(results: Sequence[SearchResult], pictures: Pictures, *, show_l
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "position": _position}
+    environment.filters |= {"percent": _percent, "position": _position, "css_string": _css_string}
+    script = resources.files("pipeline.search").joinpath("report.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {"script": markupsafe.Markup(script), "script_hash": f"sha256-{digest}"}  # noqa: S704 - ours
     return environment.from_string(resources.files("pipeline.search").joinpath("report.html.j2").read_text("utf-8"))
 
 
@@ -217,9 +272,13 @@ def _target_view(
     shared: Sequence[tuple[str, str]],
     album: _Album,
     show_labels: bool,
+    clips: Clips | None,
 ) -> _TargetView:
     anchor = f"target-{number}"
-    leads = tuple(_lead_view(result, lead, anchor, album, show_labels) for lead in result.leads)
+    anchors = [f"{anchor}-lead-{lead.rank}" for lead in result.leads]
+    around = zip(result.leads, (None, *anchors), anchors, (*anchors[1:], None), strict=False)
+    leads = tuple(_lead_view(result, lead, beside, album, show_labels, clips) for lead, *beside in around)
+    first = result.leads[0].best_pairs[:1] if result.leads else ()
     strip = tuple((album.film.get((result.target, frame)), time_s) for frame, time_s in _target_strip(result))
     return _TargetView(
         result=result,
@@ -227,6 +286,7 @@ def _target_view(
         seen=_seen(result.target, result),
         facts=tuple(fact for fact in facts if fact not in shared),
         strip=strip,
+        clip=_clip_view(clips, result.target, first[0].target, _scale(first[0])) if clips and first else None,
         leads=leads,
         label_summary=_label_summary(result) if show_labels else None,
         no_leads=_why_no_leads(result),
@@ -262,12 +322,24 @@ def _share(moment: datetime, first: datetime | None, last: datetime | None) -> f
     return (moment - first) / (last - first)
 
 
-def _lead_view(result: SearchResult, lead: Lead, anchor: str, album: _Album, show_labels: bool) -> _LeadView:
+def _lead_view(
+    result: SearchResult,
+    lead: Lead,
+    anchors: Sequence[str | None],
+    album: _Album,
+    show_labels: bool,
+    clips: Clips | None,
+) -> _LeadView:
+    """anchors: of the lead before, of this one and of the one after it."""
+    before, own, after = anchors
     best = lead.best_pairs[0] if lead.best_pairs else None
     labelled = show_labels and result.target.person_id is not None
     return _LeadView(
         lead=lead,
-        anchor=f"{anchor}-lead-{lead.rank}",
+        anchor=own or "",
+        before=before,
+        after=after,
+        clip=_clip_view(clips, lead.video, best.candidate, _scale(best)) if clips and best else None,
         target_picture=album.large.get((result.target, _best_frame(best.target))) if best else None,
         picture=album.large.get((lead.video, _best_frame(best.candidate))) if best else None,
         seen=_seen(lead.video, result),
@@ -283,9 +355,7 @@ def _lead_view(result: SearchResult, lead: Lead, anchor: str, album: _Album, sho
 
 
 def _pair_view(result: SearchResult, candidate: VideoRef, pair: SegmentPair, album: _Album) -> _PairView:
-    columns = max(len(pair.target.frame_index), len(pair.candidate.frame_index))
-    # One scale for both sides, so that their bars compare.
-    scale = max(*pair.target.attention, *pair.candidate.attention, 1 / columns)
+    columns, scale = _columns(pair), _scale(pair)
     strips = (
         _strip("Target", result.target, pair.target, scale, album),
         _strip("Candidate", candidate, pair.candidate, scale, album),
@@ -294,6 +364,51 @@ def _pair_view(result: SearchResult, candidate: VideoRef, pair: SegmentPair, alb
     wide = any(picture.width > picture.height for picture in shown)
     clock = _clock(candidate.start_time, pair.candidate, result.settings.zone)
     return _PairView(pair.score, strips, columns, wide, clock)
+
+
+def _columns(pair: SegmentPair) -> int:
+    return max(len(pair.target.frame_index), len(pair.candidate.frame_index))
+
+
+def _scale(pair: SegmentPair) -> float:
+    """The attention of a whole bar: one scale for both sides, so that their bars compare."""
+    return max(*pair.target.attention, *pair.candidate.attention, 1 / _columns(pair))
+
+
+def _clip_view(clips: Clips, video: VideoRef, segment: SegmentView, scale: float) -> _ClipView:
+    try:
+        clip = clips(video, segment)
+    except (VideoError, PipelineError) as error:
+        return _ClipView(None, why_not=str(error))
+    marks = {
+        time_s: _Mark(100 * (time_s - clip.start_s) / (clip.end_s - clip.start_s), weight / scale, f"{time_s:.2f} s")
+        for time_s, weight in zip(segment.time_s, segment.attention, strict=True)
+    }
+    within = tuple(mark for mark in marks.values() if 0 <= mark.left <= 100)
+    if isinstance(clip.content, str):
+        return _ClipView(clip.content, clip.start_s, clip.end_s, within)
+    uri = "data:video/mp4;base64," + base64.b64encode(clip.content).decode()
+    return _ClipView(uri, clip.start_s, clip.end_s, within, len(clip.content))
+
+
+def _margins(results: Sequence[SearchResult]) -> tuple[str, str]:
+    """What every printed page says at its head: of which case it is, and who searched when."""
+    cases = list(dict.fromkeys(result.case for result in results if result.case))
+    people = list(dict.fromkeys(result.searched_by for result in results if result.searched_by))
+    when = min((result.searched_at for result in results if result.searched_at), default=None)
+    searched = [*([f"by {', '.join(people)}"] if people else []), *([moment_words(when)] if when else [])]
+    return f"Case {', '.join(cases)}" if cases else "No case number", f"Searched {', '.join(searched)}" if searched else ""
+
+
+def _clip_facts(clips: Sequence[_ClipView]) -> list[tuple[str, str]]:
+    """How many clips there are, and their size."""
+    there = [clip for clip in clips if clip.source is not None]
+    inside = sum(clip.bytes for clip in there)
+    if not clips:
+        return []
+    sizes = f", {inside / 1000:,.0f} kB in all, {inside / 1000 / len(there):,.0f} kB each" if inside else ""
+    missing = f"; {len(clips) - len(there)} could not be made, and why stands with each" if len(there) < len(clips) else ""
+    return [("Clips", f"{len(there)}{sizes}{missing}")]
 
 
 def _strip(side: str, video: VideoRef, segment: SegmentView, scale: float, album: _Album) -> _Strip:
@@ -460,6 +575,12 @@ def _label_summary(result: SearchResult) -> str | None:
 def _percent(share: float) -> str:
     """A share of 1 in whole per cent, for a label under a narrow picture."""
     return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+
+
+def _css_string(words: str) -> markupsafe.Markup:
+    """A string of CSS, each character but the plainest by its number: none ends the string or the style."""
+    plain = "".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):x} " for c in words)
+    return markupsafe.Markup(f'"{plain}"')  # noqa: S704 - nothing of it is markup
 
 
 def _position(seconds: float) -> str:

@@ -71,13 +71,16 @@ class Answer:
         return replace(self, results=tuple(_with_hashes(result, hashed) for result in self.results))
 
     def pictures(self) -> SourcePictures:
-        """What reads the pictures of targets and leads, in a decoder process; whoever asks for it closes it."""
+        """What reads pictures and clips of targets and leads, in a decoder process; whoever asks for it closes it."""
         # The targets' own pictures may lie outside the gallery's roots: somebody named them.
         roots = self.reach.roots and (*self.reach.roots, *self.named)
         return SourcePictures(self.time_limit, replace(self.reach, roots=roots), self.gallery)
 
-    def write(self, folder: str, report: bool = True, show_labels: bool = False) -> str | None:
-        """Write results.parquet and results.csv and, if asked for, report.html, whose uri is returned; an older one goes."""
+    def write(self, folder: str, report: bool = True, show_labels: bool = False, clips: bool = True) -> str | None:
+        """Write results.parquet and results.csv and, if asked for, report.html, whose uri is returned; an older one goes.
+
+        clips: put a clip of each lead into the report, some 25 kB each.
+        """
         results = [replace(result, not_indexed=self.lag.missing) for result in self.results]
         write_results(results, folder)
         resolve(folder).join("report.html").delete()  # of an earlier search
@@ -87,7 +90,7 @@ class Answer:
 
         pictures = self.pictures()
         try:
-            return write_report(results, folder, pictures, show_labels=show_labels)
+            return write_report(results, folder, pictures, show_labels=show_labels, clips=pictures.clip if clips else None)
         finally:
             pictures.close()
 

@@ -9,12 +9,13 @@ from fastapi.responses import FileResponse
 from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery import audit
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.source_places import LONGEST_S
 from pipeline.service import case_answers as answers
 from pipeline.service.access import Token
 from pipeline.service.asking import Asking, Key, Service, ServiceOf, may
 from pipeline.service.casebook import Case
 from pipeline.service.cases import OF_CASES, CaseOf, case_path, rows
-from pipeline.service.clips import LONGEST_S, GalleryClips
+from pipeline.service.clips import GalleryClips
 from pipeline.service.export import Export
 from pipeline.service.package import NOTHING, write_package
 from pipeline.service.pictures import gallery_pictures
@@ -102,11 +103,11 @@ def _package(service: Service, case: Case, asking: Token, export: Export) -> dic
         of_gallery.close()
 
 
-def _clip(clips: GalleryClips, video: VideoRef, start: float, end: float) -> bytes | None:
-    """The person of a video in a stretch of it, as MP4; None where it cannot be made any more."""
+def _clip(clips: GalleryClips, video: VideoRef, start: float, end: float) -> bytes:
+    """The person of a video in a stretch of it, as MP4. Raises VideoError and PipelineError where it cannot be made any more."""
     row = clips.row(video.video_id)
     if row is None:
-        return None
+        raise VideoError("missing", "the video is not in the gallery")
     try:
         places = clips.places(row)
         made = clips.clip(row, places.clip(*places.span(start, min(end, start + LONGEST_S)), crop=True))
@@ -115,5 +116,5 @@ def _clip(clips: GalleryClips, video: VideoRef, start: float, end: float) -> byt
             return made.path.read_bytes()
         finally:
             made.left()
-    except (PipelineError, VideoError, BusyError, OSError):
-        return None
+    except (BusyError, OSError) as error:
+        raise PipelineError(f"the clip cannot be made now: {error}") from error

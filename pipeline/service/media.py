@@ -16,9 +16,10 @@ from pipeline.decoding.video import ClipStart, Rejected
 from pipeline.errors import UsageError, VideoError
 from pipeline.gallery.places import read_places, with_right_time
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.source_places import Part, Places
 from pipeline.service import view_answers
 from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
-from pipeline.service.clips import Clip, Part, Places
+from pipeline.service.clips import Clip
 from pipeline.service.uploads import Upload
 
 routes = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("look")])

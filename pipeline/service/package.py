@@ -1,6 +1,6 @@
 """The package that hands a case over: a zip that anybody can check and read without this program.
 
-report.html            the offline report of all leads that were called the same person
+report.html            the offline report of all leads that were called the same person; it plays the clips beside it
 extract.json           the case: what was decided by whom, confirmations, the path, what the searches rest on
 extract.parquet        the leads as a search's results, with what was decided
 pictures/              the frames that speak for each lead, as they were scored
@@ -24,9 +24,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery import audit
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.evidence import Clip
 from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView, results_table
 from pipeline.service.casebook import OF_RESULT, Case, Judged
 from pipeline.settings import ScoreSettings
@@ -34,8 +35,8 @@ from pipeline.storage.hashing import file_sha256
 
 Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, np.ndarray]]
 """As `pipeline.search.report.Pictures`."""
-Clip = Callable[[VideoRef, float, float], bytes | None]
-"""(video, start, end in seconds) -> an MP4 file; None where there is none."""
+MakesClip = Callable[[VideoRef, float, float], bytes]
+"""(video, start, end in seconds) -> an MP4 file; raises VideoError or PipelineError, which say why there is none."""
 At = Callable[[str, int | None, int | None], object]
 """(stage, done, total): told how far it is; it may raise to stop that."""
 NOTHING = "no lead of this case was called the same person, so there is nothing to hand over"
@@ -47,7 +48,7 @@ def write_package(
     videos: Mapping[str, VideoRef],
     path: Mapping[str, Any],
     pictures: Pictures,
-    clip: Clip,
+    clip: MakesClip,
     out: Path,
     at: At = lambda _stage, _done, _total: None,
 ) -> dict[str, str]:
@@ -78,20 +79,35 @@ def _write_files(
     videos: Mapping[str, VideoRef],
     path: Mapping[str, Any],
     pictures: Pictures,
-    clip: Clip,
+    clip: MakesClip,
     folder: Path,
     at: At,
 ) -> None:
     from pipeline.search.report import write_report  # loads the templates' language
 
     results = _results(case, same, videos)
+    numbered = list(enumerate([(one, lead) for one in results for lead in one.leads], 1))
+    clips: dict[tuple[VideoRef, SegmentView], Clip | VideoError | PipelineError] = {}
+    for number, (result, lead) in numbered:
+        at("clips", number - 1, len(numbered))
+        for side, video, segments in _sides(result, lead):
+            if segments:
+                name = f"clips/lead-{number}-{side}.mp4"
+                clips[video, segments[0]] = _write_clip(clip, video, segments[0], folder, name)
+
+    def linked(video: VideoRef, segment: SegmentView) -> Clip:
+        found = clips[video, segment]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
     kept = functools.cache(lambda video, frames: pictures(video, dict(frames)))
 
     def watched(video: VideoRef, wanted: Mapping[int, float | None]) -> Mapping[int, np.ndarray]:
         at("report", None, None)
         return kept(video, tuple(sorted(wanted.items())))
 
-    write_report(results, str(folder), watched)
+    write_report(results, str(folder), watched, clips=linked)
     pq.write_table(_extract(results, case), folder / "extract.parquet")
     _write(folder / "extract.json", json.dumps(_document(case, results, path), indent=1, ensure_ascii=False))
     for record in case.records:
@@ -99,15 +115,24 @@ def _write_files(
         _write(folder / "records" / name, json.dumps(record, ensure_ascii=False) + "\n")
     heads = f"{audit.head(case.gallery)}  audit log\n{audit.head(case.gallery, case.chain)}  case {case.name}\n"
     _write(folder / "AUDIT_HEAD", heads)
-    leads = [(one, lead) for one in results for lead in one.leads]
-    for number, (result, lead) in enumerate(leads, 1):
-        at("pictures and clips", number - 1, len(leads))
+    for number, (result, lead) in numbered:
+        at("pictures", number - 1, len(numbered))
         for side, video, segments in _sides(result, lead):
             times: dict[int, float | None] = {n: t for one in segments for n, t in zip(one.frame_index, one.time_s, strict=True)}
             for frame, crop in pictures(video, dict(sorted(times.items()))).items():
                 _write(folder / "pictures" / f"lead-{number}" / f"{side}-frame-{frame}.jpg", _jpeg(crop))
-            if segments and (found := clip(video, max(0.0, segments[0].start_s - AROUND_S), segments[0].end_s + AROUND_S)):
-                _write(folder / "clips" / f"lead-{number}-{side}.mp4", found)
+
+
+def _write_clip(
+    clip: MakesClip, video: VideoRef, segment: SegmentView, folder: Path, name: str
+) -> Clip | VideoError | PipelineError:
+    """What the report plays around a segment, written under this name; or why there is nothing."""
+    start, end = max(0.0, segment.start_s - AROUND_S), segment.end_s + AROUND_S
+    try:
+        _write(folder / name, clip(video, start, end))
+    except (VideoError, PipelineError) as error:
+        return error
+    return Clip(start, end, name)
 
 
 def _sides(result: SearchResult, lead: Lead) -> list[tuple[str, VideoRef, list[SegmentView]]]:

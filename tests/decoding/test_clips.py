@@ -149,6 +149,23 @@ def test_a_crop_follows_the_box(tmp_path: Path, decoder: Decoder) -> None:
         assert rows.mean() == pytest.approx(start.height / 2, abs=3) and columns.mean() == pytest.approx(start.width / 2, abs=3)
 
 
+def test_a_small_clip_is_as_small_as_was_said_whatever_it_shows_and_has_every_frame(tmp_path: Path, decoder: Decoder) -> None:
+    """Noise is what no encoder makes small."""
+    rng = np.random.default_rng(1)
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = add_video(container, "libx264", {"crf": "18", "preset": "ultrafast"}, 25, (480, 360))
+        pictures = (rng.integers(0, 255, (360, 480, 3)).astype(np.uint8) for _ in range(125))
+        container.mux(encoded(stream, pictures, [Fraction(n, 25) for n in range(125)]))
+    path = str(tmp_path / "a.mp4")
+    for boxes, size in (((), (256, 192)), (((0.0, (100.0, 20.0, 100.0, 320.0)),), (66, 208))):
+        events = list(decoder.answers(ClipRequest(path, 0.4, 4.4, boxes, small=True)))
+        start, times, _ = played(events)
+        assert (start.width, start.height) == pytest.approx(size, abs=2)
+        assert times == pytest.approx([n / 25 for n in range(len(times))], abs=2e-3) and len(times) == 101
+        (part,) = [event for event in events if isinstance(event, ClipPart)]
+        assert len(part.data) < 32_000
+
+
 def test_the_first_bytes_come_before_the_last_frame_is_decoded(tmp_path: Path, decoder: Decoder) -> None:
     path = str(write_video(tmp_path / "a.mp4", 600, (640, 480), 10))
     list(decoder.answers(ClipRequest(path, 0.0, 1.0)))  # the child is there
@@ -191,6 +208,7 @@ def test_another_encoder_stands_in_where_there_is_no_x264(tmp_path: Path, monkey
             assert "clips cannot be made here" in error.message
             continue
         assert start.codec == one[1] and len(times) == 20
+        assert len(played(list(answered_here(ClipRequest(path, 0.0, 60.0, small=True), EVERY_FRAME)))[1]) == 20
         made.append(one[0])
         monkeypatch.undo()
     assert len(made) > 1  # libx264 and libvpx-vp9 in the wheels of PyAV

@@ -41,9 +41,12 @@ def test_a_person_is_followed_into_a_path(gallery: Gallery, tmp_path: Path) -> N
     assert table["why"].to_pylist() == ["joined", "target", "joined", "joined"]
     assert (out / "path.csv").read_text().count("\n") == 5
     assert len(pq.read_table(out / "results.parquet")) == 6  # the three that are in, and three more
-    assert "4 appearances" in (out / "report.html").read_text()
+    report = (out / "report.html").read_text()
+    assert "4 appearances" in report and "No clip: /videos/v040.mp4 does not exist" in report
     record = read_records(gallery)[-1]
     assert (record["action"], record["case"], set(record["path"]["in"])) == ("follow", "17", {"v040", "v041", "v042", "v043"})
+    assert command("follow", "id:v041", *asked, "--no-clips").code == 0
+    assert "No clip" not in (out / "report.html").read_text()
     assert command("search", "id:v041", *asked, "--no-report").code == 0
     assert sorted(path.name for path in out.iterdir()) == ["results.csv", "results.parquet"]  # nothing of the follow is left
 

@@ -1,6 +1,8 @@
 """The report page: what it shows, what it never does, and what it does with hostile or missing input."""
 
+import base64
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.evidence import Clip
 from pipeline.search.report import render_report, write_report
 from pipeline.search.results import Appearance, Followed, Lead, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings, SearchSettings
@@ -55,7 +58,7 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join(text for tag, text in self.texts if tag != "style")
+        return " ".join(text for tag, text in self.texts if tag not in ("style", "script"))
 
 
 def segment(start: int, best: int = 0, last: int = 10**6) -> SegmentView:
@@ -91,6 +94,11 @@ def figure(video: VideoRef, numbers: Sequence[int]) -> Mapping[int, NDArray[np.u
     return crops
 
 
+def clip(video: VideoRef, segment: SegmentView) -> Clip:
+    """Bytes that name the video, of 4 s around the segment."""
+    return Clip(max(0.0, segment.start_s - 1.5), segment.end_s + 1.8, f"a clip of {video.video_id}".encode())
+
+
 def nothing(video: VideoRef, numbers: Sequence[int]) -> Mapping[int, NDArray[np.uint8]]:
     return {}
 
@@ -104,6 +112,78 @@ def test_page_is_well_formed_and_asks_nothing_of_the_network() -> None:
     style = html.split("<style>")[1].split("</style>")[0]
     assert "url(" not in style and "@import" not in style
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page.attribute("content", "meta")
+
+
+def test_the_only_script_is_the_one_that_plays_clips_and_clips_are_inside() -> None:
+    html = render_report([search(lead(1), lead(2))], figure, clips=clip)
+    page = Page(html)
+    (policy,) = [content for content in page.attribute("content", "meta") if "default-src" in content]
+    script = html.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; media-src data:; script-src 'sha256-{digest}';" in policy
+    sources = page.attribute("src")
+    begins = "data:video/mp4;base64,"
+    assert [base64.b64decode(one.removeprefix(begins)).decode() for one in sources] == [
+        f"a clip of {name}" for name in ("target-a", "video-001", "video-002")
+    ]
+    assert "innerHTML" not in script and "3, 0 kB in all, 0 kB each" in page.text
+    videos = [attrs for tag, attrs in page.elements if tag == "video"]
+    assert all({"muted", "loop", "controls", "aria-label"} <= attrs.keys() for attrs in videos)
+
+
+def test_the_attention_of_a_clip_stands_at_the_times_of_its_frames() -> None:
+    one = lead(1)  # frames from 0.0 to 0.7 s, the third and the sixth of which got most
+    page = Page(render_report([search(one)], figure, clips=lambda *_: Clip(0.0, 2.0, b"mp4")))
+    bars = [attrs["style"] for tag, attrs in page.elements if tag == "span" and "left:" in attrs.get("style", "")]
+    assert [style.split(";")[0] for style in bars] == [f"left:{5 * n:.2f}%" for n in range(FRAMES)] * 2
+    assert [style.endswith("height:100.0%") for style in bars[FRAMES:]] == [n == 5 for n in range(FRAMES)]
+    assert page.attribute("data-seconds") == ["2.000"] * 2
+
+
+def test_a_lead_without_a_clip_keeps_its_pictures_and_says_why() -> None:
+    def some(video: VideoRef, segment: SegmentView) -> Clip:
+        if video.video_id == "video-001":
+            raise VideoError("missing", f"{HOSTILE} does not exist")
+        if video.video_id == "video-002":
+            raise PipelineError("the boxes cannot be read any more")
+        return clip(video, segment)
+
+    html = render_report([search(lead(1), lead(2), lead(3))], figure, clips=some)
+    page = Page(html)
+    assert "does not exist." in page.text and "No clip: the boxes cannot be read any more." in page.text
+    assert "2, 0 kB in all, 0 kB each; 2 could not be made, and why stands with each" in page.text
+    assert len(page.attribute("src")) == 2 and len(page.with_class("compare")) == 3 and "alert('x')" not in html
+    assert "No clip" not in Page(render_report([search(lead(1))], figure)).text  # where none were asked for
+
+
+def test_clips_that_lie_beside_the_page_are_linked() -> None:
+    page = Page(render_report([search(lead(1))], figure, clips=lambda video, _: Clip(0.0, 4.0, f"clips/{video.video_id}.mp4")))
+    assert page.attribute("src") == ["clips/target-a.mp4", "clips/video-001.mp4"]
+    assert "clips/video-001.mp4" in page.attribute("href", "a")
+    assert any("media-src data: 'self';" in content for content in page.attribute("content", "meta"))
+
+
+def test_each_lead_has_a_link_of_its_own_and_a_way_back() -> None:
+    page = Page(render_report([search(lead(1), lead(2), lead(3))], figure))
+    links = page.attribute("href", "a")
+    for rank in (1, 2, 3):
+        assert f"#target-1-lead-{rank}" in links
+    assert links.count("#target-1-list") == 3 and "target-1-list" in page.attribute("id")
+    assert (links.count("#target-1-lead-1"), links.count("#target-1-lead-2")) == (1 + 1 + 1, 1 + 1 + 2)  # glance, own, beside
+    assert "#top" in links and "top" in page.attribute("id")
+
+
+def test_printed_pages_tell_the_case_and_who_searched_and_nothing_breaks_out_of_the_style() -> None:
+    result = dataclasses.replace(
+        search(lead(1)), case='7-26"; } </style><script>', searched_by="Anna", searched_at=datetime(2026, 3, 1, tzinfo=UTC)
+    )
+    html = render_report([result], figure)
+    style = html.split("<style>")[1].split("</style>")[0]
+    written = re.findall(r'content: "([^"]*)"; }', style)
+    said = [re.sub(r"\\([0-9a-f]+) ", lambda one: chr(int(one[1], 16)), words) for words in written]
+    assert said[:2] == ['Case 7-26"; } </style><script>', "Searched by Anna, 2026-03-01 00:00:00 UTC"]
+    assert 'counter(page) " of " counter(pages)' in style and "<script" not in html
+    assert "No case number" not in style and '"No\\20 case' in render_report([search(lead(1))], figure)
 
 
 def test_anchors_lead_somewhere_and_ids_are_unique() -> None:
@@ -270,7 +350,7 @@ def test_several_targets_have_contents_and_a_section_each() -> None:
     ]
     assert "2 leads" in page.text and "0 leads" in page.text
     assert len(page.with_class("funnel")) == 3  # the counts differ, so each target has its own
-    assert "nav" not in {tag for tag, _ in Page(render_report([search(lead(1))], figure)).elements}
+    assert "targets" not in Page(render_report([search(lead(1))], figure)).attribute("id")
 
 
 def test_facts_that_targets_share_stand_once_and_others_stand_with_their_target() -> None:
@@ -438,7 +518,7 @@ def test_a_path_shows_each_appearance_in_its_lane_and_why_it_is_in() -> None:
     assert "3 appearances" in page.text and "confirmed camera not given · time not given unseen" in page.text
     assert "leads join by a rule" in page.text
     cards = [attrs["href"] for tag, attrs in page.elements if tag == "a" and attrs["href"] == "#target-1-lead-1"]
-    assert len(cards) == 2  # from the path and from the glance
+    assert len(cards) == 4  # from the path, from the glance, from itself and from the lead after it
     assert [text for tag, text in page.texts if tag == "p" and text == "joined"] == ["joined"]  # on the card of lead 1 only
     assert "Two places" not in page.text
 

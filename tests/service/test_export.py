@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import time
 import zipfile
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, VideoError
 from pipeline.gallery.audit import head, read_records, set_policy, verify
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
@@ -38,9 +39,11 @@ def clips(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float]]:
     """What clips are asked for; the last one cannot be made."""
     asked: list[tuple[str, float, float]] = []
 
-    def clip(_clips: object, video: VideoRef, start: float, end: float) -> bytes | None:
+    def clip(_clips: object, video: VideoRef, start: float, end: float) -> bytes:
         asked.append((video.video_id, start, end))
-        return None if len(asked) == 4 else b"an mp4 file"
+        if len(asked) == 4:
+            raise VideoError("truncated", "the file ends too early")
+        return b"an mp4 file"
 
     monkeypatch.setattr("pipeline.service.handover._clip", clip)
     return asked
@@ -97,6 +100,9 @@ def test_a_package_is_checked_by_anybody_and_one_changed_byte_is_found(
     assert all(0 <= start < end for _, start, end in clips)
     names = [f"lead-{number}-{side}.mp4" for number, side in ((1, "lead"), (1, "target"), (2, "target"))]
     assert sorted(file.name for file in (folder / "clips").iterdir()) == names
+    assert re.findall(r'<video src="([^"]+)"', report) == ["clips/lead-1-target.mp4", "clips/lead-1-lead.mp4"]
+    assert "No clip: the file ends too early." in report and "data:video" not in report
+    assert "media-src data: 'self';" in report  # of the file's own folder
     assert (folder / "AUDIT_HEAD").read_text().startswith(f"{before}  audit log")
     for number, record in enumerate(document["records"]):  # the chain, as it lies in the gallery
         own = Path(gallery.location.path, "cases", "7-26", f"{number:010d}.json").read_bytes()

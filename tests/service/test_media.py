@@ -21,10 +21,10 @@ from pipeline.gallery.detections import BOX, PLACE, RECORDINGS_SCHEMA
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.index.build import build_index
 from pipeline.retention.forget import Selection, forget
+from pipeline.search.source_places import Part, Places
 from pipeline.service import asking, clips
 from pipeline.service.app import create_app
 from pipeline.service.asking import Service
-from pipeline.service.clips import Part, Places
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.decoding.test_video import write_video
 from tests.footage.made_up import footage_gallery, walk, write_recordings
@@ -52,6 +52,28 @@ def town(folder: Path, settings: GallerySettings | None = None, dim: int = 24) -
     for name, column in columns.items():
         videos = videos.set_column(videos.schema.get_field_index(name), VIDEOS_SCHEMA.field(name), column)
     made.commit(videos, REJECTS_SCHEMA.empty_table())
+    return made
+
+
+def somebody_in_recordings(folder: Path) -> Gallery:
+    """Two recordings of 4 s, one behind the other; somebody, cam#1, is in the last second of one and the first of the next."""
+    made = Gallery.open_or_create(folder / "town", GallerySettings(toy_spec(), 10.0, None))
+    files = [str(write_video(folder / f"{name}.mp4", 40, (160, 120))) for name in "ab"]
+    numbers = np.arange(30, 50)
+    frames = frames_table(["cam#1"], [20], numbers, numbers / 10, np.ones((20, 24), np.float16))
+    places = [
+        {"recording_id": "a" if n < 40 else "b", "frame": n % 40, "time_s": (n % 40) / 10, "x": n, "y": 20, "w": 20, "h": 40}
+        for n in numbers.tolist()
+    ]
+    frames = frames.append_column(pa.field("place", PLACE), pa.array(places, PLACE))
+    shard = made.write_tables("frames", frames.schema, [frames])
+    row = {"video_id": "cam#1", "uri": files[0], "source_id": "a", "track": 1, "shard": shard, "first_row": 0}
+    row |= {"sampled_frames": 20, "fps": 10.0, "width": 160, "height": 120}
+    recordings = [{"source_id": name, "uri": file} for name, file in zip("ab", files, strict=True)]
+    videos = pa.Table.from_pylist([row], VIDEOS_SCHEMA)
+    made.commit(
+        videos, None, pa.Table.from_pylist(recordings, RECORDINGS_SCHEMA), kind="track", tracked={"sources": ["a"], "runs": {}}
+    )
     return made
 
 
@@ -257,25 +279,7 @@ def test_a_changed_source_is_shown_as_it_is_now(served: tuple[Service, TestClien
 
 
 def test_a_person_in_recordings_is_shown_from_the_one_that_has_them(tmp_path: Path) -> None:
-    """Two recordings of 4 s, one behind the other; somebody is in the last second of one and the first of the next."""
-    made = Gallery.open_or_create(tmp_path / "town", GallerySettings(toy_spec(), 10.0, None))
-    files = [str(write_video(tmp_path / f"{name}.mp4", 40, (160, 120))) for name in "ab"]
-    numbers = np.arange(30, 50)
-    frames = frames_table(["cam#1"], [20], numbers, numbers / 10, np.ones((20, 24), np.float16))
-    places = [
-        {"recording_id": "a" if n < 40 else "b", "frame": n % 40, "time_s": (n % 40) / 10, "x": n, "y": 20, "w": 20, "h": 40}
-        for n in numbers.tolist()
-    ]
-    frames = frames.append_column(pa.field("place", PLACE), pa.array(places, PLACE))
-    shard = made.write_tables("frames", frames.schema, [frames])
-    row = {"video_id": "cam#1", "uri": files[0], "source_id": "a", "track": 1, "shard": shard, "first_row": 0}
-    row |= {"sampled_frames": 20, "fps": 10.0, "width": 160, "height": 120}
-    recordings = [{"source_id": name, "uri": file} for name, file in zip("ab", files, strict=True)]
-    videos = pa.Table.from_pylist([row], VIDEOS_SCHEMA)
-    made.commit(
-        videos, None, pa.Table.from_pylist(recordings, RECORDINGS_SCHEMA), kind="track", tracked={"sources": ["a"], "runs": {}}
-    )
-    service, client = opened(made)
+    service, client = opened(somebody_in_recordings(tmp_path))
     address = "/api/v1/galleries/town/videos/cam%231/"
     _, times, brightness = shown(client.get(f"{address}clip.mp4", params={"start": 3.5, "end": 4.45}).content)
     assert brightness == pytest.approx([8.0 * n if n < 32 else 255 for n in range(35, 40)], abs=6) and len(times) == 5
