@@ -173,15 +173,16 @@ def test_an_export_that_is_cancelled_leaves_nothing(
     decided(anna, "v000", "same", done(anna)["search_id"])
     begun, go_on = threading.Event(), threading.Event()
 
-    def clip(*_arguments: object) -> None:
+    def clip(*_arguments: object) -> bytes:
         begun.set()
         assert go_on.wait(60)
+        return b"a clip"
 
     monkeypatch.setattr("pipeline.service.handover._clip", clip)
     export_id = anna.post(EXPORTS, json={}).json()["export_id"]
     assert begun.wait(60)
     state = anna.get(f"/api/v1/jobs/{export_id}").json()
-    assert (state["kind"], state["about"], state["stage"], state["total"]) == ("export", "7-26", "pictures and clips", 1)
+    assert (state["kind"], state["about"], state["stage"], state["total"]) == ("export", "7-26", "clips", 1)
     assert anna.delete(f"/api/v1/jobs/{export_id}").json()["state"] == "cancelled"
     go_on.set()
     job = service.exports.known(export_id)
