@@ -61,9 +61,7 @@ def main(
     sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second.")] = 2.0,
     chunk_minutes: Annotated[float, typer.Option(help="Of the chunks of the files of an hour.")] = 5.0,
     workers: Annotated[int, typer.Option(help="Recordings read at once.")] = 1,
-    latest_kill: Annotated[
-        float, typer.Option(help="Seconds after the start, or the last kill, within which one comes.")
-    ] = 120.0,
+    latest_kill: Annotated[float, typer.Option(help="Seconds after the start or a kill, within which one comes.")] = 120.0,
     minutes: Annotated[float, typer.Option(help="Stop after about so long; called again, it goes on.")] = 60.0,
 ) -> None:
     """Make the day, take it in under kills, compare."""
