@@ -49,7 +49,7 @@ OPENING = datetime(2026, 3, 1, tzinfo=UTC)
 CAMERAS = {"yard-long": "yard", "yard-short": "yard", "street-long": "street", "street-short": "street"}  # what they film
 VICTIMS = ("driver", "worker", "decoder")
 MARKS = {"worker": "DetectPeople", "decoder": "pipeline.decoding.child"}  # in their command lines
-FIRST_KILL, LAST_KILL = 12.0, 100.0  # seconds after the start
+SOONEST_KILL = 15.0  # seconds after the start, or after the last one
 
 
 def main(
@@ -61,6 +61,7 @@ def main(
     sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second.")] = 2.0,
     chunk_minutes: Annotated[float, typer.Option(help="Of the chunks of the files of an hour.")] = 5.0,
     workers: Annotated[int, typer.Option(help="Recordings read at once.")] = 1,
+    latest_kill: Annotated[float, typer.Option(help="Seconds after the start or a kill, within which one comes.")] = 120.0,
     minutes: Annotated[float, typer.Option(help="Stop after about so long; called again, it goes on.")] = 60.0,
 ) -> None:
     """Make the day, take it in under kills, compare."""
@@ -78,7 +79,7 @@ def main(
     results = work / "runs.jsonl"
     starts = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     while time.monotonic() < until and not any(one["ended"] for one in starts):
-        one = started(under_kills, work / "log", random.Random(len(starts)), until)
+        one = started(under_kills, work / "log", random.Random(len(starts)), latest_kill, until)
         starts.append(one | {"recordings": committed(work / "gallery")})
         with results.open("a") as file:
             print(json.dumps(starts[-1]), file=file, flush=True)
@@ -152,13 +153,13 @@ def coded(films: Iterable[Path], path: Path) -> None:
         raise UsageError(f"{path.name}: there is less than a minute of it")
 
 
-def started(command: list[str], log: Path, rng: random.Random, until: float) -> dict[str, Any]:
+def started(command: list[str], log: Path, rng: random.Random, latest_kill: float, until: float) -> dict[str, Any]:
     """One start of the command: whom it was killed, when, and whether it ended by itself. seconds: that it ran; memory: bytes."""
     kills: list[tuple[str, float]] = []
     peak, began = 0, time.monotonic()
     with log.open("a") as said:
         driver = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
-        following = rng.uniform(FIRST_KILL, LAST_KILL)
+        following = rng.uniform(SOONEST_KILL, latest_kill)
         while driver.poll() is None:
             time.sleep(0.5)
             now = time.monotonic() - began
@@ -169,7 +170,7 @@ def started(command: list[str], log: Path, rng: random.Random, until: float) -> 
             if (process := found(driver.pid, victim)) is not None:
                 process.send_signal(signal.SIGKILL)
                 kills.append((victim, now))
-            following = now + rng.uniform(FIRST_KILL, LAST_KILL)
+            following = now + rng.uniform(SOONEST_KILL, latest_kill)
     ended = driver.returncode == 0
     if driver.returncode not in (0, -signal.SIGKILL):
         print(f"start failed with {driver.returncode}: {log.read_text().splitlines()[-1:]}")

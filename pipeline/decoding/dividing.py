@@ -8,15 +8,16 @@ and times because of what is asked of the file, in one pass over its packets wit
   need no mending, so that a frame's time is its own stamp.
 - A stretch begins at a packet before which everything is that is shown before it, and behind which nothing of that is: the number
   of its first frame is the number of packets before it.
-- That packet is an instantaneous decoding refresh of H.264 or HEVC: by these standards no picture behind it is made from one
-  before. Parameter sets do not change within the file, and what else a decoder keeps (the build of the encoder) it is given with
-  the first frame, which every stretch decodes first. Grain that is laid over later pictures is not divided.
+- That packet is an instantaneous decoding refresh of H.264: by the standard no picture behind it is made from one before.
+  Parameter sets do not change within the file, and what else a decoder keeps (the build of the encoder) it is given with the
+  first frame, which every stretch decodes first. What lays grain over later pictures is not divided.
 
 and because of what is asked while a stretch is read (`frames_of`):
 
 - The decoder is given the very packets that the pass has seen: their hashes are compared.
 - Each gives one frame, in the order of stamps, of one size, sound, and without a word of complaint. The last ones must come out
-  while the next stretch's packets go in, as they do in reading whole.
+  while the next stretch's packets go in, as they do in reading whole. FFmpeg says of H.264 where something is missing in a
+  picture; of HEVC it does not, and what shows through then is of pictures before, so HEVC is not divided.
 
 Where all stretches of a file are read so, reading it whole passes over no packet, mends no stamp and says nothing of damage.
 Where one is not, what was read of it does not count, and the file is read whole.
@@ -32,7 +33,7 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline.decoding.nal_units import CODECS, NalUnits, Said
+from pipeline.decoding.nal_units import NalUnits, Said
 from pipeline.decoding.reading import Frame, Reading
 from pipeline.decoding.recording import (
     DECODING_TIMES,
@@ -192,9 +193,9 @@ class _Survey:
 
     def __init__(self, recording: DivisibleRecording, container: Any, stream: Any) -> None:
         codec = stream.codec_context.name
-        if container.format.name in RAW_STREAMS | DECODING_TIMES or codec not in CODECS:
-            raise _NotDivisibleError(f"{codec} in {container.format.name} does not say where a decoder begins anew")
-        units = NalUnits.of(codec, stream.codec_context.extradata)
+        if container.format.name in RAW_STREAMS | DECODING_TIMES or codec != "h264":
+            raise _NotDivisibleError(f"{codec} in {container.format.name} does not say enough of what is decoded")
+        units = NalUnits.of(stream.codec_context.extradata)
         stamps, keys, fresh = array("q"), bytearray(), bytearray()
         self.marks, self.end, self.last_duration = bytearray(), 0, 0
         first: Said | None = None

@@ -1,7 +1,7 @@
-"""What packets of H.264 and HEVC say of the pictures behind them: whether a decoder begins anew there, and by which parameters.
+"""What packets of H.264 say of the pictures behind them: whether a decoder begins anew there, and by which parameters.
 
-The clauses are those of ITU-T H.264 (7.3.1, 7.4.1.2.4, Annex B, D.1) and H.265 (7.3.1.2, 7.4.2.2, Annex B, D.2); how MP4 and
-Matroska lay the same units out is ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1.
+The clauses are those of ITU-T H.264 (7.3.1, 7.4.1.2.4, Annex B, D.1); how MP4, Matroska and FLV lay the same units out is ISO/IEC
+14496-15, 5.3.3.1.
 """
 
 import re
@@ -10,27 +10,10 @@ from dataclasses import dataclass
 from typing import Self
 
 _START_CODE = re.compile(rb"\x00\x00\x01")
-FILM_GRAIN = 19  # the payload type of a message that may hold for the pictures of later sequences
+# Types of units: slices of pictures, those of an instantaneous decoding refresh, parameter sets, supplemental messages.
+_PICTURE, _REFRESH, _PARAMETERS, _MESSAGES = frozenset(range(1, 6)), 5, frozenset({7, 8, 13, 15}), 6
+_FILM_GRAIN = 19  # the type of a message that may hold for the pictures of later sequences
 _NAMES_ITS_BUILD = b"x264 - core"  # by which FFmpeg decides how to decode what old encoders wrote wrong
-
-
-@dataclass(frozen=True)
-class _Kinds:
-    """Types of units. pictures: slices of the pictures that are shown; fresh: those at which a decoder begins anew; parameters:
-    parameter sets; messages: supplemental ones. header: bytes before the content.
-    """
-
-    pictures: frozenset[int]
-    fresh: frozenset[int]
-    parameters: frozenset[int]
-    messages: frozenset[int]
-    header: int
-
-
-CODECS = {
-    "h264": _Kinds(frozenset(range(1, 6)), frozenset({5}), frozenset({7, 8, 13, 15}), frozenset({6}), 1),
-    "hevc": _Kinds(frozenset(range(32)), frozenset({19, 20}), frozenset({32, 33, 34}), frozenset({39, 40}), 2),
-}
 
 
 @dataclass(frozen=True)
@@ -49,31 +32,30 @@ class Said:
 class NalUnits:
     """Reads the packets of a stream. prefix: bytes of the length before each unit, 0 where start codes part them."""
 
-    def __init__(self, codec: str, prefix: int) -> None:
-        self.kinds, self.prefix, self.hevc = CODECS[codec], prefix, codec == "hevc"
+    def __init__(self, prefix: int) -> None:
+        self.prefix = prefix
 
     @classmethod
-    def of(cls, codec: str, extradata: bytes | None) -> Self:
-        """By what the container says of the stream. codec: of CODECS."""
-        place = 21 if codec == "hevc" else 4
-        has_lengths = extradata is not None and len(extradata) > place and extradata[0] == 1
-        return cls(codec, (extradata[place] & 3) + 1 if has_lengths and extradata is not None else 0)
+    def of(cls, extradata: bytes | None) -> Self:
+        """By what the container says of the stream."""
+        has_lengths = extradata is not None and len(extradata) > 4 and extradata[0] == 1
+        return cls((extradata[4] & 3) + 1 if has_lengths and extradata is not None else 0)
 
     def said(self, packet: bytes) -> Said:
         """What a packet says. Raises ValueError where it is no whole number of units, or holds no picture."""
         pictures, parameters, builds, grain = list[int](), list[bytes](), list[bytes](), False
         for unit in self._units(packet):
-            kind = (unit[0] >> 1) & 0x3F if self.hevc else unit[0] & 0x1F
-            if kind in self.kinds.pictures:
+            kind = unit[0] & 0x1F
+            if kind in _PICTURE:
                 pictures.append(kind)
-            elif kind in self.kinds.parameters:
+            elif kind in _PARAMETERS:
                 parameters.append(unit)
-            elif kind in self.kinds.messages:
-                grain |= FILM_GRAIN in _payload_types(unit[self.kinds.header :])
+            elif kind == _MESSAGES:
+                grain |= _FILM_GRAIN in _message_types(unit[1:])
                 builds += [unit] if _NAMES_ITS_BUILD in unit else []
         if not pictures:
             raise ValueError("a packet without a picture")
-        return Said(all(kind in self.kinds.fresh for kind in pictures), tuple(parameters), tuple(builds), grain)
+        return Said(set(pictures) == {_REFRESH}, tuple(parameters), tuple(builds), grain)
 
     def _units(self, packet: bytes) -> Iterator[bytes]:
         if self.prefix == 0:
@@ -92,7 +74,7 @@ class NalUnits:
             at += size
 
 
-def _payload_types(content: bytes) -> set[int]:
+def _message_types(content: bytes) -> set[int]:
     """Of the messages in a unit. content: without its header; cut short or broken, those that can be told."""
     content, at, found = content.replace(b"\0\0\3", b"\0\0"), 0, set()
     while at < len(content) - 2:  # behind the last message there is a byte of stop bits

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterable
 
+from anyio import to_thread
 from fastapi import APIRouter, Response
 from fastapi.sse import EventSourceResponse
 
@@ -39,8 +40,8 @@ def cancel(job: JobOf, person: Person) -> answers.JobState:
 async def events(job: JobOf, service: ServiceOf) -> AsyncIterable[answers.JobState]:
     """How far a job is, as server-sent events: its state now and whenever that changes, until it has ended."""
     while not service.ending:
-        known, state = job.changes, _state(job)
-        yield state
+        known = job.changes
+        yield await to_thread.run_sync(_state, job)  # it may wait while an outcome is made to hold
         if not job.is_open and job.changes == known:
             return
         while job.changes == known and not service.ending:

@@ -103,17 +103,16 @@ class Job:
                 self.stage, self.done, self.total = stage, done, total
                 self.changes += 1
 
-    def end(self, state: State, error: str | None = None) -> bool:
-        """Make this its end, unless it has ended; returns whether it had not."""
+    def end(self, state: State, error: str | None = None) -> None:
+        """Make this its end, unless it has ended."""
         with self.lock:
             if not self.is_open:
-                return False
+                return
             self.state, self.error = state, error
             self.changes += 1
         if self.future is not None:
             self.future.cancel()
         self.stop()
-        return True
 
     def cancel(self, person: str) -> None:
         """End it because a person asks for that, once it is on record; nothing where it has ended."""
