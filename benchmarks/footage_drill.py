@@ -170,6 +170,8 @@ def started(command: list[str], log: Path, rng: random.Random, latest_kill: floa
             if (process := found(driver.pid, victim)) is not None:
                 process.send_signal(signal.SIGKILL)
                 kills.append((victim, now))
+                if victim == "driver":
+                    driver.wait()
             following = now + rng.uniform(SOONEST_KILL, latest_kill)
     ended = driver.returncode == 0
     if driver.returncode not in (0, -signal.SIGKILL):

@@ -195,6 +195,8 @@ class _Survey:
         codec = stream.codec_context.name
         if container.format.name in RAW_STREAMS | DECODING_TIMES or codec != "h264":
             raise _NotDivisibleError(f"{codec} in {container.format.name} does not say enough of what is decoded")
+        if not hasattr(av.Packet, "has_sidedata"):
+            raise _NotDivisibleError("the installed PyAV is too old to say what changes in its midst")
         units = NalUnits.of(stream.codec_context.extradata)
         stamps, keys, fresh = array("q"), bytearray(), bytearray()
         self.marks, self.end, self.last_duration = bytearray(), 0, 0
