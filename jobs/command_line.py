@@ -23,6 +23,7 @@ from pipeline.storage.location import Location, resolve
 
 BACKBONE_HELP = f"Backbone by name ({', '.join(backbone_names())}), or the path of an ONNX file with a sidecar .json."
 DONE, FAILED, BAD_USAGE, SOME_REJECTED = 0, 1, 2, 3
+GalleryFolder = Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")]
 InsecureCluster = Annotated[
     bool,
     typer.Option("--insecure-cluster", help="Take a Ray cluster that asks for no token: who reaches its ports can run code."),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import InsecureCluster, run
+from jobs.command_line import GalleryFolder, InsecureCluster, run
 from pipeline.cluster import Cluster
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
@@ -14,7 +14,7 @@ from pipeline.retention.compact import compact as run_compact
 
 
 def compact(
-    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    gallery: GalleryFolder,
     keep_indexes: Annotated[int, typer.Option(help="Newest index versions to keep; 0 keeps all.", min=0)] = 3,
     orphan_hours: Annotated[float, typer.Option(help="Age in hours after which files of ended ingests are deleted.")] = 24.0,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this process].")] = None,

@@ -1,15 +1,13 @@
 """Follow one person across a gallery, over cameras and time: python -m jobs.follow TARGET --gallery G --out R"""
 
 from typing import Annotated
-from zoneinfo import ZoneInfo
 
 import typer
 
 from jobs import search_flags as flags
-from jobs.command_line import Address, Endpoints, InsecureCluster, output_folder, parse_time, printable, run
-from jobs.search import leave, parse_box, ranked_list, remarks
+from jobs.command_line import Address, Endpoints, GalleryFolder, InsecureCluster, printable, run
+from jobs.search import leave, ranked_list, remarks
 from pipeline.cluster import Cluster
-from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.search.results import SearchResult
@@ -23,10 +21,8 @@ USUAL = FollowSettings()
 
 
 def follow(
-    target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="A video, a photo, a folder of images, or id:VIDEO_ID of the gallery.")
-    ],
-    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    target: Annotated[str, flags.target_argument],
+    gallery: GalleryFolder,
     confirm: Annotated[
         list[str] | None,
         typer.Option(metavar="ID", help="Video that shows the person, as somebody saw; may be given again. @FILE: an id a line."),
@@ -60,7 +56,7 @@ def follow(
     camera: flags.CameraFilter = None,
     after: flags.After = None,
     before: flags.Before = None,
-    zone: Annotated[str, typer.Option(help="Time zone of the times shown, for example Europe/London.")] = SearchSettings.zone,
+    zone: flags.Zone = SearchSettings.zone,
     index_version: flags.IndexVersion = None,
     backbone: flags.MovedBackbone = None,
     endpoint: Endpoints = None,
@@ -80,20 +76,10 @@ def follow(
     What joins by itself is to be checked like any lead: confirm it or reject it, and follow again. Everything is written to the
     gallery's audit log, in one record.
     """
-    SearchSettings(zone=zone)  # raises UsageError
-    settings = SearchSettings(
-        top=top,
-        exact=exact,
-        cameras=tuple(camera or ()),
-        after=parse_time(after, ZoneInfo(zone)),
-        before=parse_time(before, ZoneInfo(zone)),
-        zone=zone,
-    )
+    settings = SearchSettings(top=top, exact=exact, cameras=tuple(camera or ()), **flags.seen(after, before, zone))
     following = FollowSettings(_ids(confirm), _ids(reject), join_by, most_strangers, rounds)
-    whom = Whom(parse_box(box), at, boxes, track, whole_picture, target_camera)
-    Sampling(time_limit=time_limit)  # raises UsageError
-    if out is not None:
-        output_folder(out, "results are written")
+    whom = Whom(flags.parse_box(box), at, boxes, track, whole_picture, target_camera)
+    flags.check(out, time_limit)
     answer = run_search(
         *(Gallery.open(gallery), [target], settings, reason, case),
         whom=whom,

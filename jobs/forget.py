@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import FAILED, parse_time, printable, run
+from jobs.command_line import FAILED, GalleryFolder, parse_time, printable, run
 from pipeline.gallery.forgotten import write_forgotten
 from pipeline.gallery.gallery import Gallery
 from pipeline.retention.forget import Selection
@@ -12,7 +12,7 @@ from pipeline.retention.forget import forget as run_forget
 
 
 def forget(
-    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    gallery: GalleryFolder,
     reason: Annotated[str | None, typer.Option(help="Why; goes into the audit log. Needed for all but --export alone.")] = None,
     video_id: Annotated[list[str] | None, typer.Option(help="Video to forget; may be given again.")] = None,
     camera: Annotated[str | None, typer.Option(help="Forget everything of this camera id.")] = None,

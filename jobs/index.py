@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import Cameras, InsecureCluster, run
+from jobs.command_line import Cameras, GalleryFolder, InsecureCluster, run
 from jobs.progress import say
 from pipeline.cluster import Cluster
 from pipeline.gallery.gallery import Gallery
@@ -17,7 +17,7 @@ from pipeline.settings import IndexSettings
 
 
 def index(
-    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    gallery: GalleryFolder,
     head: Annotated[
         str | None, typer.Option(help="Folder of a trained co-attention head [default: the one that ships for the backbone].")
     ] = None,

@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import run
+from jobs.command_line import GalleryFolder, run
 from pipeline.errors import UsageError
 from pipeline.gallery.audit import required, set_policy
 from pipeline.gallery.gallery import Gallery
 
 
 def policy(
-    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    gallery: GalleryFolder,
     require: Annotated[
         str | None,
         typer.Option(

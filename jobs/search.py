@@ -1,19 +1,15 @@
 """Search a gallery for the person in one or more targets: python -m jobs.search TARGET ... --gallery G --out R"""
 
-import math
 import re
 import sys
 from datetime import time
 from typing import Annotated, Any
-from zoneinfo import ZoneInfo
 
 import typer
 
 from jobs import search_flags as flags
-from jobs.command_line import Address, Endpoints, InsecureCluster, output_folder, parse_time, printable, run
+from jobs.command_line import Address, Endpoints, GalleryFolder, InsecureCluster, printable, run
 from pipeline.cluster import Cluster
-from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Box
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.search.results import SearchResult
@@ -27,9 +23,9 @@ from pipeline.time_windows import span_words
 def search(
     targets: Annotated[
         list[str],
-        typer.Argument(metavar="TARGET", help="A video, a photo, a folder of images, or id:VIDEO_ID of the gallery."),
+        flags.target_argument,
     ],
-    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    gallery: GalleryFolder,
     out: Annotated[str | None, typer.Option(help="Folder for results.parquet, results.csv and report.html.")] = None,
     box: flags.Box = None,
     at: flags.At = None,
@@ -65,9 +61,7 @@ def search(
         str | None,
         typer.Option(help="Only videos in which somebody is seen at these hours of any day, by clocks in --zone: 22:00-02:00."),
     ] = None,
-    zone: Annotated[str, typer.Option(help="Time zone of --between and of the times shown, for example Europe/London.")] = (
-        SearchSettings.zone
-    ),
+    zone: flags.Zone = SearchSettings.zone,
     ratio: flags.Ratio = ScoreSettings.ratio,
     neighbours: flags.Neighbours = ScoreSettings.neighbours,
     threshold: Annotated[
@@ -103,7 +97,6 @@ def search(
 
     The search is written to the gallery's audit log.
     """
-    SearchSettings(zone=zone)  # raises UsageError
     settings = SearchSettings(
         top=top,
         **_shortlist(shortlist),
@@ -111,20 +104,16 @@ def search(
         exact=exact,
         cameras=tuple(camera or ()),
         other_cameras=other_cameras,
-        after=parse_time(after, ZoneInfo(zone)),
-        before=parse_time(before, ZoneInfo(zone)),
+        **flags.seen(after, before, zone),
         between=_between(between),
-        zone=zone,
         target_length=target_length,
         target_stride=target_stride,
         pairs=pairs,
         expected_matches=expected_matches,
         score=ScoreSettings(ratio, threshold, aggregate, normalise, neighbours),  # type: ignore[arg-type] # checked there
     )
-    whom = Whom(parse_box(box), at, boxes, track, whole_picture, target_camera)
-    Sampling(time_limit=time_limit, frame_rate=frame_rate)  # raises UsageError
-    if out is not None:
-        output_folder(out, "results are written")
+    whom = Whom(flags.parse_box(box), at, boxes, track, whole_picture, target_camera)
+    flags.check(out, time_limit, frame_rate)
     answer = run_search(
         *(Gallery.open(gallery), targets, settings, reason, case),
         whom=whom,
@@ -220,19 +209,6 @@ def _shortlist(text: str) -> dict[str, Any]:
     return (
         {"shortlist": 1, "shortlist_share": float(number) / 100} if share else {"shortlist": int(number), "shortlist_share": 0.0}
     )
-
-
-def parse_box(text: str | None) -> Box | None:
-    """(x, y, w, h) of a --box."""
-    if text is None:
-        return None
-    try:
-        x, y, w, h = (float(edge) for edge in text.split(","))
-    except ValueError:
-        x = y = w = h = math.nan
-    if not (math.isfinite(x + y + w + h) and w > 0 and h > 0):
-        raise UsageError(f"--box is X,Y,W,H in pixels, for example 120,80,60,160, not {text!r}")
-    return x, y, w, h
 
 
 def _patience(text: str) -> int | None:

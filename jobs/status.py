@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
 
-from jobs.command_line import printable, run
+from jobs.command_line import GalleryFolder, printable, run
 from jobs.footage_words import irregularity_lines, span
 from pipeline.errors import PipelineError, UsageError
 from pipeline.footage.coverage import coverage
@@ -26,7 +26,7 @@ SHADES = ".:-=+*#"  # of an hour: how much of it was recorded
 
 
 def status(
-    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    gallery: GalleryFolder,
     verify: Annotated[
         bool, typer.Option(help="Read every file and check it, and the audit log; exit with 1 on a fault.")
     ] = False,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import Address, InsecureCluster, printable, run
+from jobs.command_line import Address, GalleryFolder, InsecureCluster, printable, run
 from jobs.footage_words import irregularity_lines
 from jobs.progress import RenewedLine
 from pipeline.cluster import Cluster
@@ -16,7 +16,7 @@ from pipeline.gallery.gallery import Gallery
 
 
 def track(
-    gallery: Annotated[str, typer.Option(help="Folder or bucket prefix of the gallery.")],
+    gallery: GalleryFolder,
     start_score: Annotated[float | None, typer.Option(help="Least score of a detection that surely begins a track.")] = None,
     weak_start_score: Annotated[
         float | None, typer.Option(help="Of one that begins a track that counts if its person moves, or is seen surely later.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import platform
 import signal
 import urllib.request
@@ -24,6 +25,7 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.scoring import compiled
 from pipeline.storage.location import Reach
+from tests.faulty_store import FaultyStore
 
 # A shell's background job ignores interrupts, and so would all commands that tests start from it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -172,6 +174,16 @@ def s3_endpoint() -> Iterator[str]:
             yield endpoint
         finally:
             server.stop()
+
+
+@pytest.fixture(scope="module")
+def store(s3_endpoint: str) -> Iterator[FaultyStore]:
+    """A proxy before the S3 server, which counts, and fails when it is told to."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    host, _, port = s3_endpoint.removeprefix("http://").partition(":")
+    proxy = FaultyStore((host, int(port)))
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_a_newcomer_searches_and_the_search_is_recorded(tmp_path: Path) -> None:
         pipeline.search_gallery(gallery, [target])
     answer = pipeline.search_gallery(gallery, [target], reason="a test")
     (result,) = answer.results
-    assert len(result.leads) == 2 and result.reason == "a test" and answer.lag.missing == 0
+    assert len(result.leads) == 2 and result.record.reason == "a test" and answer.lag.missing == 0
     assert result.calibration == "the gallery has 3 videos: too little to judge by"
     record = next(record for record in reversed(read_records(gallery)) if record["action"] == "search")
     assert (record["reason"], record["results"]) == ("a test", [lead.video.video_id for lead in result.leads])

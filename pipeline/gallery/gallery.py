@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 
 from pipeline.backbone.spec import BackboneSpec
 from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery.entries import mentions_of_tracks
 from pipeline.gallery.forgotten import Forgotten
-from pipeline.gallery.log import Log, mentions_of_tracks
+from pipeline.gallery.log import Log
 from pipeline.gallery.state import Snapshot, folded
 from pipeline.gallery.tables import REJECTS_SCHEMA, VIDEOS_SCHEMA, feature_matrix, frames_schema, frames_table
 from pipeline.storage.documents import typed

@@ -393,8 +393,8 @@ def _clip_view(clips: Clips, video: VideoRef, segment: SegmentView, scale: float
 
 def _margins(results: Sequence[SearchResult]) -> tuple[str, str]:
     """What every printed page says at its head: of which case it is, and who searched when."""
-    cases = list(dict.fromkeys(result.case for result in results if result.case))
-    people = list(dict.fromkeys(result.searched_by for result in results if result.searched_by))
+    cases = list(dict.fromkeys(result.record.case for result in results if result.record.case))
+    people = list(dict.fromkeys(result.record.searched_by for result in results if result.record.searched_by))
     when = min((result.searched_at for result in results if result.searched_at), default=None)
     searched = [*([f"by {', '.join(people)}"] if people else []), *([moment_words(when)] if when else [])]
     return f"Case {', '.join(cases)}" if cases else "No case number", f"Searched {', '.join(searched)}" if searched else ""
@@ -497,9 +497,9 @@ def _facts(result: SearchResult) -> list[tuple[str, str]]:
     """What was searched, how and why, as (term, words); facts that are not known are left out."""
     facts: list[tuple[str, str | None]] = [
         ("Searched", moment_words(result.searched_at) if result.searched_at is not None else None),
-        ("Searched by", result.searched_by),
-        ("Case", result.case),
-        ("Reason", result.reason),
+        ("Searched by", result.record.searched_by),
+        ("Case", result.record.case),
+        ("Reason", result.record.reason),
         ("Gallery", result.gallery),
         ("Filters", "\n".join(result.filters) or "none"),
         ("Index version", result.index_version),
@@ -507,7 +507,7 @@ def _facts(result: SearchResult) -> list[tuple[str, str]]:
         ("Scores", f"{SCORE_WORDS[result.score.normalise]}; {_aggregate_words(result.score)}"),
         ("Probabilities", _calibration_words(result)),
         ("None of these", _none_words(result)),
-        ("Audit record", result.audit_head),
+        ("Audit record", result.record.audit_head),
         ("Followed", None if result.followed is None else f"leads join by {result.followed.rule}"),
         ("Time taken", f"{result.seconds:.1f} s"),
     ]

@@ -68,8 +68,8 @@ RESULTS_SCHEMA = pa.schema(
 )
 # What is said of a search in each of its rows and, since it may have none, in the table's metadata.
 _OF_SEARCH = (
-    *("index_version", "model", "gallery", "gallery_videos", "audit_head", "eligible", "scored", "untimed", "none_probability"),
-    *("expected_matches", "reason", "case", "searched_by", "searched_at"),
+    *("index_version", "model", "gallery", "gallery_videos", "eligible", "scored", "untimed", "none_probability"),
+    *("expected_matches", "searched_at"),
 )
 PATH_SCHEMA = pa.schema(
     [
@@ -204,6 +204,20 @@ class AllScores:
 
 
 @dataclass(frozen=True)
+class OnRecord:
+    """What a search's record in the audit log says beside its ranking: who searched, why and for which case, as given.
+
+    audit_head: of the log with the record in it, as `pipeline.gallery.audit.verify` takes it. All None of a search that nobody
+    recorded.
+    """
+
+    searched_by: str | None = None
+    reason: str | None = None
+    case: str | None = None
+    audit_head: str | None = None
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The leads for one target, best first, and what was searched.
 
@@ -211,12 +225,11 @@ class SearchResult:
     those that it does not hold yet, None where nobody looked; eligible: those of the index that pass the filters; untimed: those
     that a filter on times left out because they have none, None without one; scored: those scored in full; passed_over: those of
     the shortlist that were not, because the last ones that were brought no lead. settings: what was asked for; filters: in words.
-    untrained: no trained head was used. seconds: of the search. reason, case: why it was searched, as given. score: how scores
-    were made, normalise as it was in the end. expected_matches: the prior of the probabilities;
-    none_probability: that no eligible video shows the target; both None where there are no probabilities. calibration: in words,
-    what probabilities rest on, or why there are none. audit_head: of the audit log with the record of this search in it, as
-    `pipeline.gallery.audit.verify` takes it. followed: where the target's person was followed to, None in a plain search; leads
-    then hold what is in, too, each scored by all others that are. all_scores: None where nobody kept them.
+    untrained: no trained head was used. seconds: of the search. record: who searched and why. score: how scores were made,
+    normalise as it was in the end. expected_matches: the prior of the probabilities; none_probability: that no eligible video
+    shows the target; both None where there are no probabilities. calibration: in words, what probabilities rest on, or why there
+    are none. followed: where the target's person was followed to, None in a plain search; leads then hold what is in, too, each
+    scored by all others that are. all_scores: None where nobody kept them.
     """
 
     target: VideoRef
@@ -232,14 +245,11 @@ class SearchResult:
     filters: tuple[str, ...] = ()
     seconds: float = 0.0
     searched_at: datetime | None = None
-    searched_by: str | None = None
-    reason: str | None = None
-    case: str | None = None
+    record: OnRecord = OnRecord()
     score: ScoreSettings = field(default_factory=lambda: ScoreSettings(normalise="none"))
     expected_matches: float | None = None
     none_probability: float | None = None
     calibration: str = ""
-    audit_head: str | None = None
     passed_over: int = 0
     not_indexed: int | None = None
     untimed: int | None = None
@@ -315,7 +325,7 @@ def path_table(results: Sequence[SearchResult]) -> pa.Table:
             **{name: getattr(one, name) for name in ("why", "round", "score", "strangers")},
             "elsewhere_at_once": result.followed.elsewhere(one.video.video_id),
             "index_version": result.index_version,
-            "audit_head": result.audit_head,
+            "audit_head": result.record.audit_head,
         }
         for result in results
         if result.followed is not None
@@ -359,6 +369,7 @@ def _search_row(result: SearchResult) -> dict[str, Any]:
     return {
         "target_id": result.target.video_id,
         **{name: getattr(result, name) for name in _OF_SEARCH},
+        **vars(result.record),
         "settings": json.dumps(result.settings.plain()),
         "filters": list(result.filters),
     }

@@ -21,7 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, on_behalf_of, unicode_only, user
 from pipeline.gallery.gallery import Gallery, gallery_version
 from pipeline.search.evidence import SourcePictures
-from pipeline.search.results import Followed, SearchResult, results_table, write_results
+from pipeline.search.results import Followed, OnRecord, SearchResult, results_table, write_results
 from pipeline.search.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
 from pipeline.settings import FollowSettings, SearchSettings
 from pipeline.storage.location import Reach, StorageError, canonical_uri, resolve
@@ -178,7 +178,7 @@ def run(
             searched_for = [follow(gallery, index, partitions, found[0], settings, following)]
         for target, result in zip(found, searched_for, strict=True):
             append_record(gallery, action, _of_result(result) | asked | _of_target(target) | {"ended_at": _now()})
-            results.append(replace(result, searched_by=person or user(), reason=reason, case=case, audit_head=head(gallery)))
+            results.append(replace(result, record=OnRecord(person or user(), reason, case, head(gallery))))
     remarks = tuple(
         f"target {target.video.video_id}: {remark}"
         for target in found

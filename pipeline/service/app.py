@@ -382,7 +382,8 @@ def _state(search: Search) -> answers.SearchState:
     if search.answer is not None and result is not None:
         same = ("index_version", "model", "untrained", "gallery_videos", "eligible", "scored", "untimed", "none_probability")
         facts = answers.Found(
-            **{name: getattr(result, name) for name in (*same, "calibration", "seconds", "audit_head")},
+            **{name: getattr(result, name) for name in (*same, "calibration", "seconds")},
+            audit_head=result.record.audit_head,
             filters=list(result.filters),
             remarks=list(search.answer.remarks),
             not_indexed=search.answer.lag.missing,

@@ -29,8 +29,9 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 # of a search's result
 OF_RESULT = (
     *("index_version", "model", "untrained", "gallery_videos", "eligible", "scored", "calibration", "none_probability"),
-    *("expected_matches", "target_segments", "reason", "searched_by", "audit_head"),
+    *("expected_matches", "target_segments"),
 )
+OF_RECORD = ("reason", "searched_by", "audit_head")  # of the search's own record
 NEVER = 0  # the tag of a lead that nobody has decided
 
 
@@ -269,7 +270,7 @@ def of_search(search: Search) -> dict[str, Any]:
     result = search.result
     if result is None:
         return {}
-    found = {name: getattr(result, name) for name in OF_RESULT}
+    found = {name: getattr(result, name) for name in OF_RESULT} | {name: getattr(result.record, name) for name in OF_RECORD}
     at = None if result.searched_at is None else result.searched_at.isoformat()
     target = {"video_id": result.target.video_id, "ingested_hash": result.target.ingested_hash}
     return {"found": {**found, "normalise": result.score.normalise, "searched_at": at, "target": target}}

@@ -198,7 +198,7 @@ def _said(case: Case, video_id: str, asked: answers.LeadDecided, service: Servic
     lead = next((one for one in search.leads() if one.video.video_id == video_id), None)
     if lead is None:
         raise HTTPException(422, "the search has no such lead")
-    named = {"search": search.search_id, "search_audit_head": search.result.audit_head, "target": search.asked.target}
+    named = {"search": search.search_id, "search_audit_head": search.result.record.audit_head, "target": search.asked.target}
     return {"note": asked.note, **named, **of_search(search), **of_lead(lead)}
 
 

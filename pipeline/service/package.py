@@ -28,8 +28,8 @@ from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery import audit
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.evidence import Clip
-from pipeline.search.results import Lead, SearchResult, SegmentPair, SegmentView, results_table
-from pipeline.service.casebook import OF_RESULT, Case, Judged
+from pipeline.search.results import Lead, OnRecord, SearchResult, SegmentPair, SegmentView, results_table
+from pipeline.service.casebook import OF_RECORD, OF_RESULT, Case, Judged
 from pipeline.settings import ScoreSettings
 from pipeline.storage.hashing import file_sha256
 
@@ -158,7 +158,7 @@ def _result(case: Case, judged: list[Judged], videos: Mapping[str, VideoRef]) ->
         leads=tuple(_lead(one.record, videos) for one in sorted(judged, key=lambda one: one.record["rank"])),
         gallery=case.gallery.location.uri,
         searched_at=datetime.fromisoformat(found["searched_at"]) if found["searched_at"] else None,
-        case=case.name,
+        record=OnRecord(case=case.name, **{name: found[name] for name in OF_RECORD}),
         score=ScoreSettings(normalise=found["normalise"]),
         filters=("only what was called the same person in the case",),
         **{name: found[name] for name in OF_RESULT},

@@ -84,7 +84,7 @@ class Search(Job):
 
     def fields(self) -> dict[str, Any]:
         """What records of what is done with the search say of it."""
-        head = None if self.result is None else self.result.audit_head  # names the record of the search
+        head = None if self.result is None else self.result.record.audit_head  # names the record of the search
         of = {"search": self.search_id, "search_audit_head": head, "target": self.asked.target}
         return {**on_behalf_of(self.person), **of, "reason": self.asked.reason, "case": self.asked.case}
 

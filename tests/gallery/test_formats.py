@@ -13,7 +13,7 @@ from pipeline.coattention import calibration, head
 from pipeline.coattention.calibration import Calibration
 from pipeline.coattention.head import read_description
 from pipeline.errors import PipelineError
-from pipeline.gallery import audit, gallery, log
+from pipeline.gallery import audit, entries, gallery
 from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery
 from pipeline.index import versions as index
 from pipeline.index.build import build_index
@@ -121,7 +121,7 @@ def in_audit_log(folder: Path, number: int) -> None:
     ("read", "oldest", "newest", "remedy"),
     [
         (in_gallery, gallery.OLDEST_FORMAT, gallery.FORMAT, "ingest"),
-        (in_commit, log.OLDEST_COMMIT, log.COMMIT_FORMAT, "ingest"),
+        (in_commit, entries.OLDEST_COMMIT, entries.COMMIT_FORMAT, "ingest"),
         (in_index, index.OLDEST_FORMAT, index.FORMAT, r"jobs\.index"),
         (in_head, head.OLDEST_FORMAT, head.FORMAT, r"jobs\.train"),
         (in_calibration, calibration.OLDEST_FORMAT, calibration.FORMAT, r"jobs\.calibrate"),

@@ -2,14 +2,12 @@
 
 import itertools
 import json
-import logging
 import os
 import random
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery import checkpoints, entries
 from pipeline.gallery import log as log_module
 from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
@@ -102,7 +101,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_commit(
     monkeypatch.setattr(Log, "checkpoint", refuse)
     for number in range(2 * CHECKPOINT_COMMITS):
         gallery.commit(videos({"video_id": f"v{number}"}))
-    assert len(cameras(gallery)) == 16 and gallery.log.newest_checkpoint() == 0
+    assert len(cameras(gallery)) == 16 and gallery.log.checkpoints.newest() == 0
     assert "no checkpoint was written: the disk is full" in caplog.text
     monkeypatch.undo()
     for number in range(CHECKPOINT_COMMITS):
@@ -152,7 +151,7 @@ def test_a_gallery_holds_what_a_dictionary_would_whenever_it_is_checkpointed(
     chance, model = random.Random(seed), Model()
     start = datetime(2026, 3, 1, tzinfo=UTC)
     monkeypatch.setattr(log_module, "CHECKPOINT_COMMITS", chance.choice([2, 3, 5]))
-    monkeypatch.setattr(log_module, "INLINE_ROWS", chance.choice([0, 2, 256]))
+    monkeypatch.setattr(entries, "INLINE_ROWS", chance.choice([0, 2, 256]))
     for step in range(70):
         names = [f"v{chance.randrange(12)}" for _ in range(chance.randrange(1, 4))]
         there = sorted(model.rows)
@@ -207,14 +206,14 @@ def test_a_checkpoint_that_was_overtaken_by_a_compaction_names_none_of_the_files
         add_videos(gallery, [("p", features)], first=number)
     gallery.log.checkpoint()
     add_videos(gallery, [("p", features)], first=9)
-    merge = log_module.merged
+    merge = checkpoints.merged
 
     def overtaken(*arguments: Any, **how: Any) -> Any:
-        monkeypatch.setattr(log_module, "merged", merge)
+        monkeypatch.setattr(checkpoints, "merged", merge)
         compact(Gallery.open(gallery.location.uri), timedelta(0))
         return merge(*arguments, **how)
 
-    monkeypatch.setattr(log_module, "merged", overtaken)
+    monkeypatch.setattr(checkpoints, "merged", overtaken)
     gallery.log.checkpoint()
     assert len(Gallery.open(gallery.location.uri).snapshot().videos) == 10 and verify_gallery(gallery) == []
 
@@ -386,16 +385,6 @@ def test_a_migration_that_is_killed_is_gone_on_with(old: Path, writes: int) -> N
 
 
 # in a bucket
-
-
-@pytest.fixture(scope="module")
-def store(s3_endpoint: str) -> Iterator[FaultyStore]:
-    """A proxy before the S3 server, which counts requests."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    host, _, port = s3_endpoint.removeprefix("http://").partition(":")
-    proxy = FaultyStore((host, int(port)))
-    yield proxy
-    proxy.close()
 
 
 def copied(folder: Path, uri: str) -> None:

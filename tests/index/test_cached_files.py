@@ -1,11 +1,10 @@
 """Indexes in object stores: what a search fetches of them, what stays on this machine, and when it goes."""
 
-import logging
 import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +30,6 @@ from tests.faulty_store import FaultyStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FEW = SearchSettings(top=3, shortlist=3, shortlist_share=0, patience=None)
-
-
-@pytest.fixture(scope="module")
-def store(s3_endpoint: str) -> Iterator[FaultyStore]:
-    """A proxy before the S3 server, which counts."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    host, _, port = s3_endpoint.removeprefix("http://").partition(":")
-    proxy = FaultyStore((host, int(port)))
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def test_a_follow_leaves_one_record_that_says_who_is_in_and_why(toy_gallery: Gal
     assert (record["following"]["confirmed"], record["following"]["rejected"]) == (["v003"], ["v020"])
     assert record["path"]["in"] == {"v001": "target", "v003": "confirmed"}
     assert record["results"] == [lead.video.video_id for lead in answer.results[0].leads]
-    assert audit.verify(toy_gallery, answer.results[0].audit_head) == []
+    assert audit.verify(toy_gallery, answer.results[0].record.audit_head) == []
     with pytest.raises(UsageError, match="has no video 'nope'"):
         run(toy_gallery, ["id:v001"], PLAIN, "missing child", "17", following=FollowSettings(("nope",)))
     (record,) = audit.read_records(toy_gallery)[before + 1 :]

@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.evidence import Clip
 from pipeline.search.report import render_report, write_report
-from pipeline.search.results import Appearance, Followed, Lead, SearchResult, SegmentPair, SegmentView
+from pipeline.search.results import Appearance, Followed, Lead, OnRecord, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings, SearchSettings
 
 FRAMES = 8
@@ -175,7 +175,7 @@ def test_each_lead_has_a_link_of_its_own_and_a_way_back() -> None:
 
 def test_printed_pages_tell_the_case_and_who_searched_and_nothing_breaks_out_of_the_style() -> None:
     result = dataclasses.replace(
-        search(lead(1)), case='7-26"; } </style><script>', searched_by="Anna", searched_at=datetime(2026, 3, 1, tzinfo=UTC)
+        search(lead(1)), record=OnRecord("Anna", case='7-26"; } </style><script>'), searched_at=datetime(2026, 3, 1, tzinfo=UTC)
     )
     html = render_report([result], figure)
     style = html.split("<style>")[1].split("</style>")[0]
@@ -278,7 +278,8 @@ def test_hostile_words_are_shown_and_never_become_markup() -> None:
     result = search(dataclasses.replace(one, video=video), target=HOSTILE)
     result = dataclasses.replace(
         result,
-        **dict.fromkeys(("gallery", "index_version", "model", "searched_by", "reason", "case"), HOSTILE),
+        **dict.fromkeys(("gallery", "index_version", "model"), HOSTILE),
+        record=OnRecord(HOSTILE, HOSTILE, HOSTILE),
         filters=(HOSTILE,),
     )
     for pictures in (figure, nothing):
@@ -365,9 +366,7 @@ def test_header_tells_who_searched_what_and_why() -> None:
     result = dataclasses.replace(
         search(lead(1)),
         searched_at=datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC),
-        searched_by="a.analyst",
-        reason="missing person",
-        case="2025-17",
+        record=OnRecord("a.analyst", "missing person", "2025-17"),
         filters=("camera is cam1 or cam2",),
     )
     text = Page(render_report([result], figure)).text
@@ -480,7 +479,7 @@ def test_page_with_twenty_leads_stays_below_three_megabytes() -> None:
 
 
 def test_report_is_written_to_its_place(tmp_path: Path) -> None:
-    result = dataclasses.replace(search(lead(1)), reason="bytes that are no text: \udcff")
+    result = dataclasses.replace(search(lead(1)), record=OnRecord(reason="bytes that are no text: \udcff"))
     uri = write_report([result], tmp_path / "out", figure)
     assert uri == str(tmp_path / "out" / "report.html")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]

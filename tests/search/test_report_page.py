@@ -18,7 +18,7 @@ from pipeline.decoding.video import ClipPart
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.evidence import Clip
 from pipeline.search.report import write_report
-from pipeline.search.results import SegmentView
+from pipeline.search.results import OnRecord, SegmentView
 from tests.decoding.test_video import write_video
 from tests.search.test_report import figure, lead, search
 
@@ -45,7 +45,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def clip(video: VideoRef, segment: SegmentView) -> Clip:
         return Clip(0.0, 4.0, "clip.mp4" if video.video_id == "video-020" else made)
 
-    named = {"searched_by": "Anna Ångström", "case": "7-26/118", "searched_at": datetime(2026, 3, 1, tzinfo=UTC)}
+    named = {"record": OnRecord("Anna Ångström", case="7-26/118"), "searched_at": datetime(2026, 3, 1, tzinfo=UTC)}
     leads = [dataclasses.replace(lead(rank, pairs=3), source_hash="file:" + 64 * "a") for rank in range(1, 21)]
     write_report([dataclasses.replace(search(*leads), **named)], folder, figure, clips=clip)
     return folder / "report.html"

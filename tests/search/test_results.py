@@ -14,7 +14,7 @@ import pytest
 
 from jobs.search import ranked_list
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.search.results import RESULTS_SCHEMA, Lead, SearchResult, SegmentPair, SegmentView, write_results
+from pipeline.search.results import RESULTS_SCHEMA, Lead, OnRecord, SearchResult, SegmentPair, SegmentView, write_results
 from pipeline.settings import SearchSettings
 
 START = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
@@ -40,11 +40,11 @@ def lead(rank: int, **video: object) -> Lead:
     return Lead(rank, VideoRef(**about), float(np.float32(0.3)), 1.25e-7, rank, (pair,))  # type: ignore[arg-type]
 
 
-def search(*leads: Lead, **changes: object) -> SearchResult:
+def search(*leads: Lead, reason: str = "why", case: str = "17", **changes: object) -> SearchResult:
     settings = SearchSettings(after=START, zone="Asia/Tokyo")
     result = SearchResult(VideoRef("t", "/t.mp4"), 4, leads, "/gallery", 1200, 900, 100, "v3", "model", False)
     known = {"filters": settings.filters(), "settings": settings, "searched_at": START, "untimed": 3, "none_probability": 0.25}
-    return dataclasses.replace(result, **known | {"reason": "why", "case": "17", "searched_by": "me"} | changes)  # type: ignore[arg-type]
+    return dataclasses.replace(result, record=OnRecord("me", reason, case), **known | changes)  # type: ignore[arg-type]
 
 
 def written(folder: Path, *results: SearchResult) -> tuple[list[dict], list[dict[str, str]]]:
@@ -66,8 +66,9 @@ def test_columns_of_before_keep_their_places_names_and_types() -> None:
 def test_every_row_says_what_was_searched_how_and_by_whom(tmp_path: Path) -> None:
     result = search(lead(1))
     (row,), _ = written(tmp_path, result)
-    for name in ("eligible", "scored", "untimed", "none_probability", "expected_matches", "reason", "case", "searched_by"):
+    for name in ("eligible", "scored", "untimed", "none_probability", "expected_matches"):
         assert row[name] == getattr(result, name)
+    assert {name: row[name] for name in vars(result.record)} == vars(result.record)
     assert (row["searched_at"], row["filters"]) == (START, list(result.filters))
     assert json.loads(row["settings"]) == result.settings.plain()
     assert (row["seen_from"], row["seen_to"]) == (START + timedelta(seconds=1), START + timedelta(seconds=9))

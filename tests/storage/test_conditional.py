@@ -2,11 +2,9 @@
 
 import errno
 import json
-import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,16 +21,6 @@ from tests.conftest import add_videos, people_features, toy_spec
 from tests.faulty_store import FaultyStore
 
 WRITERS = 8
-
-
-@pytest.fixture(scope="module")
-def store(s3_endpoint: str) -> Iterator[FaultyStore]:
-    """A faulty proxy before the S3 server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    host, _, port = s3_endpoint.removeprefix("http://").partition(":")
-    proxy = FaultyStore((host, int(port)))
-    yield proxy
-    proxy.close()
 
 
 def claimed(uri: str) -> list[bool]:

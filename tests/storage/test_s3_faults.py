@@ -1,6 +1,5 @@
 """An object store that throttles, fails, dawdles and cuts connections: what helps is tried again, the rest is one sentence."""
 
-import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,16 +23,6 @@ from tests.decoding.test_video import write_video
 from tests.faulty_store import FAULTS, FaultyStore
 
 SAMPLING = Sampling(height=8, width=4)
-
-
-@pytest.fixture(scope="module")
-def store(s3_endpoint: str) -> Iterator[FaultyStore]:
-    """A faulty proxy before the S3 server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    host, _, port = s3_endpoint.removeprefix("http://").partition(":")
-    proxy = FaultyStore((host, int(port)))
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture
