@@ -40,6 +40,8 @@ DEMUXERS = RAW_STREAMS | {
     *("asf", "asf_o", "avi", "dhav", "dv", "flv", "gxf", "hxvs", "ifv", "ivf", "kux", "live_flv", "lmlm4", "matroska", "mov"),
     *("mpeg", "mpegts", "mpjpeg", "mxf", "nsv", "nut", "nuv", "ogg", "pva", "rm", "ty", "vc1test", "webm", "wtv", "yuv4mpegpipe"),
 }
+# Titles and the like that are not UTF-8 are no reason to refuse a file; from PyAV 19 on they never are.
+UNREADABLE_TEXT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 # Containers that write when a frame is decoded, not shown; FFmpeg takes that for the time of showing, in the wrong order with B
 # frames. When each decoded frame came out is in order.
 DECODING_TIMES = frozenset({"asf", "asf_o", "avi", "mxf"})
@@ -184,7 +186,7 @@ class Recording(Reader):
     def _opened(self) -> Any:
         options = {"format_whitelist": ",".join(sorted(DEMUXERS)), "protocol_whitelist": "file"}
         try:
-            return av.open(self._file(), options=options, metadata_errors="ignore")
+            return av.open(self._file(), options=options, **UNREADABLE_TEXT)
         except (av.FFmpegError, OSError, ValueError) as error:
             with self._file() as file:
                 video = LIKE_A_VIDEO.match(file.read(256))

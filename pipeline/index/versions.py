@@ -174,7 +174,7 @@ class Index:
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Rows of `videos` as dictionaries; of the tables they lie in only these rows are read."""
-        return [self.videos.slice(int(number), 1).to_pylist()[0] for number in numbers]
+        return self.videos.take(pa.array(numbers, pa.int64())).to_pylist()
 
     def partition_videos(self, partition: int) -> pa.Table:
         """The rows of `videos` that lie in one partition."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -102,14 +103,28 @@ class Candidates:
             logits = normalised_logits(logits, target.cohort.to(logits.device), self.cohort.to(logits.device))
         return logits
 
-    def evidence(self, target: TargetSegments, settings: ScoreSettings) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [N, K] against all segments, and how much each pair counts, in an order of its own, float32 [N, K]."""
-        logits = self.pair_logits(target, settings)
-        scores = sigmoid(logits)
-        if not settings.all_pairs:
-            return scores, scores
-        visible = np.log(target.visibility)[:, None] + np.log(self.visibility)
-        return scores, logits.cpu().numpy() + visible / SHARPNESS
+    def best_pairs(self, target: TargetSegments, settings: ScoreSettings, count: int) -> list[list[tuple[int, int, float]]]:
+        """Up to `count` pairs of each video, best first: (target segment, segment of the video, score).
+
+        Each segment of either side is in one of them at most. Where all pairs count, the better and the more visible are best.
+        """
+        found = []
+        for some in self._parts(len(target)):
+            part = self._part(some)
+            logits = part.pair_logits(target, settings)
+            scores = worth = sigmoid(logits)  # [N, K]
+            if settings.all_pairs:
+                visible = np.log(target.visibility)[:, None] + np.log(part.visibility)
+                worth = logits.cpu().numpy() + visible / SHARPNESS
+            for begin, end in pairwise(part.offsets.tolist()):
+                left = worth[:, begin:end].copy()
+                chosen: list[tuple[int, int, float]] = []
+                while len(chosen) < min(count, *left.shape):
+                    n, k = divmod(int(left.argmax()), end - begin)
+                    chosen.append((n, k, float(scores[n, begin + k])))
+                    left[n], left[:, k] = -np.inf, -np.inf
+                found.append(chosen)
+        return found
 
     def scores(self, targets: Sequence[TargetSegments], settings: ScoreSettings) -> np.ndarray:
         """Video scores float64 [n, m] of each target, in one pass over the frames."""

@@ -69,6 +69,12 @@ class TargetEncoding:
         moved: dict[str, Any] = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
         return replace(self, **moved)
 
+    def only(self, segments: ArrayLike) -> "TargetEncoding":
+        """Some of its segments, by numbers int64 [n]; a number may stand more than once."""
+        some = torch.as_tensor(segments, device=self.encodings.device)
+        query_vectors, encodings, attention = self.query_vectors[some], self.encodings[some], self.attention[some]
+        return replace(self, query_vectors=query_vectors, encodings=encodings, attention=attention)
+
 
 @torch.no_grad()
 def encode_target(
@@ -148,9 +154,9 @@ def pair_logits(
     logits = torch.empty(len(encodings), len(segment_frames), device=keys.device)  # [N, K]
     for start, rows, segments in _chunks(segment_frames.to(keys.device), len(keys), chunk):
         centred = (values[rows] - target.centre).float()  # [f, d_v]
-        cross = _cross(target, centred)  # [f, N]
-        attention = _attention(target, keys[rows], cross, segments)  # [k, T, N]
-        cross = cross[segments]  # [k, T, N]
+        cross = _cross(target, centred)[segments]  # [k, T, N]: rows of N, so that the gather copies runs
+        heat = (keys[rows].float() @ target.query_vectors.T)[segments]  # [k, T, N]
+        attention = _attention(target, heat, cross, segments)  # [k, T, N]
         if distances is None:
             table = _distances(target.weight, centred, segments)  # [k, T, T]
         else:
@@ -287,20 +293,19 @@ def segment_distances(band: Tensor, segment_frames: Tensor) -> Tensor:
 
 @torch.no_grad()
 def attention_weights(target: TargetEncoding, keys: Tensor, values: Tensor, segment_frames: Tensor) -> Tensor:
-    """Attention float32 [N, K, T] that each target segment gives to each frame of candidate segments [0046], 0 for padding.
+    """Attention float32 [N, T] that each target segment gives to the frames of one candidate segment [0046], 0 for padding.
 
-    keys: [F, d_k], values: [F, d_v], segment_frames: int64 [K, T], as in `pair_logits`; meant for the few segments that a report
-    shows.
-    The target's own frames have theirs in `TargetEncoding.attention`. Raises ValueError for frame numbers outside
+    keys: [F, d_k], values: [F, d_v], as in `pair_logits`; segment_frames: int64 [N, T], of each target segment's own candidate
+    segment. The target's own frames have theirs in `TargetEncoding.attention`. Raises ValueError for frame numbers outside
     0..F-1.
     """
-    target = target.to(keys.device)
-    shape = (len(target.query_vectors), *segment_frames.shape)
-    weights = torch.empty(shape, device=keys.device)
-    for start, rows, segments in _chunks(segment_frames.to(keys.device), len(keys), None):
-        cross = _cross(target, (values[rows] - target.centre).float())
-        weights[:, start : start + len(segments)] = _attention(target, keys[rows], cross, segments).permute(2, 0, 1)
-    return weights
+    target, rows = target.to(keys.device), segment_frames.to(keys.device)
+    _check_rows(rows, len(keys))
+    centred = values[rows].float() - target.centre  # [N, T, d_v]
+    weighted = (target.encodings - target.centre) * target.weight  # [N, d_v]
+    cross = centred.square() @ target.weight - 2 * torch.einsum("ntd,nd->nt", centred, weighted)
+    heat = torch.einsum("ntd,nd->nt", keys[rows].float(), target.query_vectors)
+    return _attention(target, heat, cross, rows)
 
 
 def _cross(target: TargetEncoding, centred: Tensor) -> Tensor:
@@ -309,16 +314,16 @@ def _cross(target: TargetEncoding, centred: Tensor) -> Tensor:
     return centred @ (-2 * weighted).T + (centred.square() @ target.weight)[:, None]
 
 
-def _attention(target: TargetEncoding, keys: Tensor, cross: Tensor, segments: Tensor) -> Tensor:
-    heat = (keys.float() @ target.query_vectors.T)[segments]  # [k, T, N]: rows of N, so that the gather copies runs
+def _attention(target: TargetEncoding, heat: Tensor, cross: Tensor, segments: Tensor) -> Tensor:
+    """Over T, of heat and cross [k, T] or [k, T, N]; segments: [k, T], where a number that repeats the one before is padding."""
     if target.slack:
         heat = torch.minimum(heat, heat.amax(dim=1, keepdim=True) - target.slack)
     if target.agreement:
-        heat += target.agreement * cross[segments]
+        heat += target.agreement * cross
     repeated = segments[:, 1:] == segments[:, :-1]  # [k, T - 1]
     if repeated.any():
-        heat[:, 1:].masked_fill_(repeated[:, :, None], -math.inf)
-    return heat.softmax(dim=1)  # [k, T, N]
+        heat[:, 1:].masked_fill_(repeated.reshape(*repeated.shape, *[1] * (heat.ndim - 2)), -math.inf)
+    return heat.softmax(dim=1)
 
 
 def _distances(weight: Tensor, values: Tensor, segments: Tensor) -> Tensor:
@@ -333,14 +338,20 @@ def _chunks(segment_frames: Tensor, frames: int, chunk: int | None) -> Iterator[
     chunk = chunk or (CPU_CHUNK if segment_frames.device.type == "cpu" else GPU_CHUNK)
     for start in range(0, len(segment_frames), chunk):
         segments = segment_frames[start : start + chunk]
-        first, last = int(segments.min()), int(segments.max())
-        if first < 0 or last >= frames:
-            raise ValueError(f"segments name frames {first}..{last}, but there are only 0..{frames - 1}")
+        first, last = _check_rows(segments, frames)
         if last - first < segments.numel():
             yield start, slice(first, last + 1), segments - first
         else:  # scattered segments: computing the frames between them would cost more than finding the distinct ones
             rows, inverse = torch.unique(segments, return_inverse=True)
             yield start, rows, inverse
+
+
+def _check_rows(segments: Tensor, frames: int) -> tuple[int, int]:
+    """The least and the largest frame number of some segments. Raises ValueError for those outside of 0..frames - 1."""
+    first, last = int(segments.min()), int(segments.max())
+    if first < 0 or last >= frames:
+        raise ValueError(f"segments name frames {first}..{last}, but there are only 0..{frames - 1}")
+    return first, last
 
 
 def _check_shapes(

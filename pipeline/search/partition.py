@@ -109,31 +109,25 @@ class Partition:
         """(videos, prefilter logits) of the best `count` videos, see `pipeline.index.prefilter.shortlist`. allowed: bool [V]."""
         return shortlist(self.prefilter, query, self.video_of_segment, count, allowed, self.scan, least)
 
-    def evidence(self, target: TargetSegments, video: int, pairs: int, settings: ScoreSettings) -> list[SegmentPair]:
-        """The best segment pairs of one video, best first, each candidate segment and each target segment at most once."""
-        self.fetch(np.array([video]), OF_FRAMES)
-        candidates = self.candidates(np.array([video]))
-        scores, left = candidates.evidence(target, settings)
-        left = left.copy()
-        chosen: list[tuple[int, int]] = []
-        while len(chosen) < min(pairs, *scores.shape):
-            n, k = divmod(int(left.argmax()), scores.shape[1])
-            chosen.append((n, k))
-            left[n], left[:, k] = -np.inf, -np.inf
-        rows = segment_rows(*candidates.cut(), self.length)
-        numbers = rows.numpy()
-        first, frames = int(self.first_frame[video]), int(self.frames[video])
-        keys, values = (part[first : first + frames].cpu() for part in (self.keys, self.values))
-        weights = attention_weights(target.encoding.to("cpu"), keys, values, rows - first).numpy()
-        own = target.encoding.attention.cpu().numpy()
-        return [
-            SegmentPair(
-                _view(target.frame_index[n], target.time_s[n], own[n]),
-                _view(self.frame_index[numbers[k]], self.time_s[numbers[k]], weights[n, k]),
-                float(scores[n, k]),
-            )
-            for n, k in chosen
-        ]
+    def evidence(
+        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+    ) -> list[list[SegmentPair]]:
+        """The best segment pairs of each of the videos, int64 [m] ascending: see `Candidates.best_pairs`."""
+        self.fetch(videos, OF_FRAMES)
+        candidates = self.candidates(videos)
+        best = candidates.best_pairs(target, settings, pairs)
+        of_target = [n for chosen in best for n, _, _ in chosen]
+        of_videos = [first + k for first, chosen in zip(candidates.offsets.tolist(), best, strict=False) for _, k, _ in chosen]
+        start, last = candidates.cut()
+        rows = segment_rows(start[of_videos], last[of_videos], self.length)  # [pairs of all videos, T]
+        shown = target.encoding.to(self.device).only(of_target)
+        weights, own = attention_weights(shown, self.keys, self.values, rows).cpu().numpy(), shown.attention.cpu().numpy()
+        sides = zip(
+            map(_view, target.frame_index[of_target], target.time_s[of_target], own),
+            map(_view, self.frame_index[rows.numpy()], self.time_s[rows.numpy()], weights),
+            strict=True,
+        )
+        return [[SegmentPair(*next(sides), score) for _, _, score in chosen] for chosen in best]
 
 
 def _partial_files(folder: Location, files: Mapping[str, Any]) -> dict[str, PartialFile]:

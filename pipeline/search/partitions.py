@@ -230,9 +230,12 @@ class LocalPartitions:
     ) -> list[list[SegmentPair]]:
         """The best segment pairs of each video; an empty list for those not held here."""
         found: list[list[SegmentPair]] = [[] for _ in videos]
-        for place, (first, number) in enumerate(zip(self.first, self.count, strict=True)):
-            for i in np.flatnonzero((videos >= first) & (videos < first + number)):
-                found[i] = self.open(place).evidence(target, int(videos[i] - first), pairs, settings)
+        order = np.argsort(videos, kind="stable")
+        order = order[self._held(videos[order])]
+        done = 0
+        for place, here in self._by_partition(videos[order]):
+            for of_video in self.open(place).evidence(target, here, pairs, settings):
+                found[order[done]], done = of_video, done + 1
         return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.main import NOT_COMMANDS, commands
+from jobs.main import commands
 from tests.decoding.test_video import write_video
 
 ROOT = Path(__file__).parents[2]
@@ -22,8 +22,16 @@ def called(*arguments: str, cwd: Path = ROOT, path: str = str(ROOT)) -> subproce
 
 
 def test_every_job_is_a_command_and_says_what_it_does() -> None:
-    files = {path.stem for path in (ROOT / "jobs").glob("*.py")} - set(NOT_COMMANDS)
+    parts = {"__init__", "command_line", "footage_words", "main", "progress", "search_flags"}
+    files = {path.stem for path in (ROOT / "jobs").glob("*.py")} - parts
     assert commands().keys() == files and all(commands().values())
+
+
+def test_without_faiss_or_onnxruntime_one_sentence_says_which_extra_to_install(tmp_path: Path) -> None:
+    code = "import jobs.main, sys; jobs.main.find_spec = {'faiss': True}.get; sys.argv = ['resight', 'status']; jobs.main.main()"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and ended.stderr.count("\n") == 1
+    assert "onnxruntime, which this needs, is not installed" in ended.stderr and "[cpu]" in ended.stderr
 
 
 def test_a_command_runs_with_its_own_flags_and_exit_codes(tmp_path: Path) -> None:

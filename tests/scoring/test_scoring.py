@@ -498,7 +498,9 @@ def test_the_centre_changes_nothing_but_rounding():
 def test_attention_of_both_sides_is_the_textbook_s(head):
     gallery, segments = Gallery(head), targets(2)
     target = encode_target(head, torch.from_numpy(segments))
-    weights = attention_weights(target, gallery.keys, gallery.values, gallery.segments).numpy()
+    count = len(gallery.segments)
+    pairs = target.only(np.repeat([0, 1], count)), gallery.keys, gallery.values, gallery.segments.repeat(2, 1)
+    weights = attention_weights(*pairs).numpy().reshape(2, count, -1)
     oracle = oracle_of(head)
     assert weights.shape == (2, *gallery.segments.shape)
     for n, segment in enumerate(segments):
@@ -526,7 +528,7 @@ def test_frame_numbers_outside_the_frames_are_refused(frame):
     with pytest.raises(ValueError, match=r"0\.\.63"):
         pair_scores(target, gallery.keys, gallery.values, segments)
     with pytest.raises(ValueError, match=r"0\.\.63"):
-        attention_weights(target, gallery.keys, gallery.values, segments)
+        attention_weights(target.only([0] * len(segments)), gallery.keys, gallery.values, segments)
 
 
 @pytest.mark.parametrize(
