@@ -11,7 +11,7 @@ import time
 
 import requests
 
-PAUSE = 0.5  # seconds between two searches of a person, who may make 60 a minute
+PAUSE = 1.0  # seconds between two searches of a person, who may make 60 a minute
 
 
 def main(url: str, gallery: str, video_id: str, *tokens: str) -> None:

@@ -9,6 +9,7 @@ import math
 import resource
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from pipeline.settings import ScoreSettings
 
 NEARLY_ALL = 0.9  # share of the videos that a filter leaves, from where on partitions are taken to hold about as many good ones
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
+LOOK_SECONDS = 2.0  # meanwhile, between two looks at how many there is room for
 AWAY_SECONDS = 10.0  # that an actor which does not answer is waited for: it may be starting anew
 ASKED_AT_ONCE = 2  # of an actor, so that a long search does not hold up a short one
 ALIVE = "alive"  # group of calls that are answered beside searches
@@ -299,18 +301,23 @@ class SearchActors:
         opening = secrets.token_hex(8)
         shares = [Share(opening, index.version, tuple(range(i, partitions, count))) for i in range(count)]
         opened = [actor.open.remote(share) for actor, share in zip(actors, shares, strict=True)]
+        waiting, end = opened, time.monotonic() + START_SECONDS
         try:
-            _, waiting = ray.wait(opened, num_returns=count, timeout=START_SECONDS)
-            if waiting:
-                raise PipelineError(f"the cluster has no room for {len(waiting)} of {count} search actors; try --actors")
+            while waiting and self.count(index) == count:  # not where a node went meanwhile
+                if time.monotonic() > end:
+                    raise PipelineError(f"the cluster has no room for {len(waiting)} of {count} search actors; try --actors")
+                _, waiting = ray.wait(opened, num_returns=count, timeout=LOOK_SECONDS)
             with worker_errors(GONE):
-                ray.get(opened)
+                ray.get([] if waiting else opened)
         except BaseException:
             _drop(self.actors, opening)
             for actor in new:
                 ray.kill(actor)
             raise
         self.actors += new
+        if waiting:
+            _drop(actors, opening)
+            return self.open(index)
         return ActorPartitions(actors, shares)
 
     def close(self) -> None:
@@ -381,14 +388,19 @@ def _processors() -> tuple[int, int]:
 
 
 def _silent(actors: Sequence[Any]) -> list[Any]:
-    """Those that do not answer within AWAY_SECONDS."""
+    """Those that do not answer within AWAY_SECONDS, or cannot."""
     import ray
 
     calls = {actor.alive.options(concurrency_group=ALIVE).remote(): actor for actor in actors}
     if not calls:
         return []
-    _, waiting = ray.wait(list(calls), num_returns=len(calls), timeout=AWAY_SECONDS)
-    return [calls[one] for one in waiting]
+    done, silent = ray.wait(list(calls), num_returns=len(calls), timeout=AWAY_SECONDS)
+    for one in done:
+        try:
+            ray.get(one)
+        except ray.exceptions.RayError:
+            silent.append(one)
+    return [calls[one] for one in silent]
 
 
 def _drop(actors: Sequence[Any], opening: str) -> None:

@@ -46,7 +46,7 @@ class Served:
     secrets: list[str]
     answers: list[dict[str, Any]] = field(default_factory=list)
 
-    def until(self, enough: Callable[[list[dict[str, Any]]], bool], patience: float = 120) -> list[dict[str, Any]]:
+    def until(self, enough: Callable[[list[dict[str, Any]]], bool], patience: float = 240) -> list[dict[str, Any]]:
         """The answers that come until there are enough of them."""
         first, end = len(self.answers), time.monotonic() + patience
         while not enough(self.answers[first:]):
