@@ -405,7 +405,9 @@ def _silent(actors: Sequence[Any]) -> list[Any]:
 
 def _drop(actors: Sequence[Any], opening: str) -> None:
     """Tell the actors that nobody asks for this opening any more."""
-    for actor in actors:
+    import ray
+
+    for actor in actors if ray.is_initialized() else ():  # a call would start Ray
         with contextlib.suppress(Exception):  # of an actor or a cluster that is gone
             actor.drop.remote(opening)
 

@@ -83,3 +83,13 @@ def test_an_actor_that_answers_no_more_is_said_and_replaced(
     assert again.actors[0] == held.actors[0] and len(actors.actors) == 2
     assert leads(toy_gallery, index, again) == here(toy_gallery, index)
     actors.close()
+
+
+def test_partitions_that_outlive_ray_start_none(toy_gallery: Gallery) -> None:
+    ray.shutdown()
+    index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=1000))
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    held = SearchActors(toy_gallery.location.uri).open(index)
+    ray.shutdown()
+    del held
+    assert not ray.is_initialized()
