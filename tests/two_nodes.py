@@ -177,7 +177,9 @@ def ray_environment(folder: Path) -> dict[str, str]:
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    return {**os.environ, **own, "PYTHONPATH": str(CHECKOUT)}
+    # An ingest in this process sets the level of logs, and Ray says of each process that it was set.
+    others = {name: value for name, value in os.environ.items() if name != "RAY_BACKEND_LOG_LEVEL"}
+    return {**others, **own, "PYTHONPATH": str(CHECKOUT)}
 
 
 def find_processes(cluster: TwoNodes, kind: str) -> list[tuple[int, psutil.Process]]:
