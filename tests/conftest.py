@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import platform
 import signal
 import urllib.request
@@ -41,6 +42,15 @@ PROCESSORS = {  # that C sources are compiled for, and what this one must be to 
 TOY_SIDECAR = {"height": 8, "width": 4, "channels": "RGB", "scale": 255, "mean": [0.5, 0.25, 0], "std": [0.5, 0.25, 1], "dim": 3}
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Where pytest itself failed, it would keep to itself which tests had failed until then."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus == pytest.ExitCode.INTERNAL_ERROR and reporter is not None:
+        reporter.summary_failures()
+        reporter.summary_errors()
+        reporter.short_test_summary()
+
+
 def save_toy_backbone(path: Path) -> Path:
     """Write an ONNX network whose 3 features are the mean of each channel as it receives them, and its sidecar TOY_SIDECAR."""
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 8, 4])
@@ -69,6 +79,13 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """What C sources are compiled for."""
     compile_for(request.param, monkeypatch)
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def scheduling() -> Iterator[None]:
+    """No test leaves its process ahead of all others, as SVT-AV1 does: what runs beside it then starves."""
+    yield
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def touch(root: Path, *names: str) -> None:

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from tests.conftest import TOY_SIDECAR
+from tests.recording_files import as_scheduled
 
 CODECS = {
     "libx264": ("mp4", "mkv", "avi", "ts"),
@@ -77,7 +78,7 @@ def encode(
 ) -> Path:
     """A clip of coarse moving noise. size: (width, height); times: time stamps of the frames in units of 1/1000 s."""
     rng = np.random.default_rng(zlib.crc32(path.name.encode()))
-    with av.open(str(path), "w", format=form) as container:
+    with as_scheduled(), av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(codec, rate=10, options=QUIET.get(codec, {}))
         stream.width, stream.height, stream.pix_fmt = *size, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         if times is not None:

@@ -5,10 +5,12 @@ says itself which frame it is; below it a texture moves, so that pictures are co
 need no other program; what no muxer writes (stamps that jump, packets that are lost) is done to the bytes afterwards.
 """
 
+import contextlib
+import os
 import re
 import struct
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -184,6 +186,16 @@ def add_sound(container: Any, seconds: float, begins: float = 0.0) -> Callable[[
     return packets
 
 
+@contextlib.contextmanager
+def as_scheduled() -> Iterator[None]:
+    """The thread keeps its place among others: SVT-AV1 puts whatever opens it ahead of all (SCHED_FIFO 99) where it may, for good."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def write(
     path: Path,
     ids: Iterable[int] = range(FRAMES),
@@ -209,7 +221,7 @@ def write(
     numbers = list(ids)
     at = [Fraction(n) / Fraction(rate) for n in range(len(numbers))] if times is None else list(times)
     pictures = [np.rot90(picture(number, size), -turned // 90) for number in numbers]
-    with av.open(str(path), "w", format=form, options=muxer or {}) as container:
+    with as_scheduled(), av.open(str(path), "w", format=form, options=muxer or {}) as container:
         stream = add_video(container, codec, options, rate, pictures[0].shape[1::-1], **more)
         if turned:
             stream.set_display_rotation(turned)

@@ -376,8 +376,10 @@ def test_a_migration_that_is_killed_is_gone_on_with(old: Path, writes: int) -> N
 
         for name in ("write_atomically", "create"):
             setattr(Location, name, killed(getattr(Location, name)))
-        Gallery.open(old).commit(videos({"video_id": "new"}))
-        os._exit(0)
+        try:
+            Gallery.open(old).commit(videos({"video_id": "new"}))
+        finally:
+            os._exit(0)  # whatever was raised: another pytest must not go on from here
     os.waitpid(child, 0)
     assert len(cameras(Gallery.open(old)).keys() - {"new"}) == 12
     Gallery.open(old).commit(videos({"video_id": "new"}))
