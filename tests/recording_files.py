@@ -188,7 +188,7 @@ def add_sound(container: Any, seconds: float, begins: float = 0.0) -> Callable[[
 
 @contextlib.contextmanager
 def as_scheduled() -> Iterator[None]:
-    """The thread keeps its place among others: SVT-AV1 puts whatever opens it ahead of all (SCHED_FIFO 99) where it may, for good."""
+    """The thread keeps its place among others: SVT-AV1 puts what opens it ahead of all (SCHED_FIFO 99) where it may, for good."""
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
