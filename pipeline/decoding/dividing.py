@@ -33,20 +33,14 @@ from typing import Any
 import av
 import numpy as np
 
+from pipeline.decoding.entry_points import Entries, entries_of
+from pipeline.decoding.formats import DECODING_TIMES, RAW_STREAMS
 from pipeline.decoding.nal_units import NalUnits, Said
 from pipeline.decoding.reading import Frame, Reading
-from pipeline.decoding.recording import (
-    DECODING_TIMES,
-    RAW_STREAMS,
-    Decoding,
-    Entries,
-    Recording,
-    created_in,
-    entries_of,
-    late_picture,
-    missing_end,
-)
+from pipeline.decoding.recording import Recording
+from pipeline.decoding.remarks import late_picture, missing_end
 from pipeline.decoding.sampling import Sampling, Ticks
+from pipeline.decoding.stream import Decoding, created_in
 from pipeline.decoding.video import Stretch
 from pipeline.errors import VideoError
 

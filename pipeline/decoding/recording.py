@@ -7,14 +7,11 @@ trusted.
 """
 
 import functools
-import io
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -22,53 +19,21 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from pipeline.decoding.frame_times import LONGEST_PAUSE, LOOKAHEAD, FrameTimes
+from pipeline.decoding.entry_points import Entries, entries_of
+from pipeline.decoding.formats import DECODING_TIMES, DEMUXERS, LIKE_A_VIDEO, RAW_STREAMS, UNREADABLE_TEXT
+from pipeline.decoding.frame_times import LOOKAHEAD, FrameTimes
 from pipeline.decoding.opening import DescriptorFile
 from pipeline.decoding.reading import PAST_END, Frame, Heartbeat, Reader, Reading, stretch
+from pipeline.decoding.remarks import late_picture, missing_end, more_follows, remarks_on_times
 from pipeline.decoding.sampling import Sampling, resize
+from pipeline.decoding.stream import Decoding, created_in, said_of, stamps_of, zero_of
 from pipeline.errors import VideoError
 
-# What FFmpeg may take a file for: containers and streams of moving pictures. Neither playlists, which lead to other files, nor
-# pictures and texts, which it would draw as videos, nor devices and networks.
-RAW_STREAMS = frozenset(
-    {
-        *("av1", "avs2", "avs3", "cavsvideo", "evc", "h261", "h263", "h264", "hevc", "ingenient", "m4v", "mjpeg", "mjpeg_2000"),
-        *("mpegvideo", "obu", "vc1", "vvc"),
-    }
-)
-DEMUXERS = RAW_STREAMS | {
-    *("asf", "asf_o", "avi", "dhav", "dv", "flv", "gxf", "hxvs", "ifv", "ivf", "kux", "live_flv", "lmlm4", "matroska", "mov"),
-    *("mpeg", "mpegts", "mpjpeg", "mxf", "nsv", "nut", "nuv", "ogg", "pva", "rm", "ty", "vc1test", "webm", "wtv", "yuv4mpegpipe"),
-}
-# Titles and the like that are not UTF-8 are no reason to refuse a file; from PyAV 19 on they never are.
-UNREADABLE_TEXT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
-# Containers that write when a frame is decoded, not shown; FFmpeg takes that for the time of showing, in the wrong order with B
-# frames. When each decoded frame came out is in order.
-DECODING_TIMES = frozenset({"asf", "asf_o", "avi", "mxf"})
-MOST_DELAYED = 16  # frames that a decoder holds back; of those that it gives up at the end FFmpeg does not say when they came out
 GUESSED_RATE = 25.0  # frames per second, as FFmpeg has it
-MOST_READ_ERRORS = 100  # one after another, at which a file is taken to end
 FIRST_SOUGHT = 250  # the frame from which on it pays to look for a key frame before it instead of reading all
 SOUGHT_S = 5.0  # seconds into a file from which on a stretch is looked for from a key frame before it
 FARTHEST_KEY = 60.0  # seconds before a stretch that a key frame is believed to be
-TAIL = 8 << 20  # bytes at the end that are searched at once for another recording
-# Codecs of which every packet gives one picture, unless they are coded in fields.
-ONE_PER_PACKET = frozenset({"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "prores", "wmv1", "wmv2", "h263", "flv"})
-# What FFmpeg says only in its log: H.264 whose numbers of frames have gaps, JPEG pictures that are broken.
-COMPLAINTS = {"h264": re.compile("Frame num gap"), "mjpeg": re.compile("overread|error |.*bad vlc")}
-# How a file of a container begins whose demuxer ends where a second one is joined on.
-BEGINS = {
-    "flv": b"FLV\x01",
-    "ivf": b"DKIF\x00\x00\x20\x00",
-    "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
-}
 SAME_TIME = 1e-3  # seconds, beside what float32 rounds off
-# How files begin that are videos but may not open: only to tell a damaged video from something else.
-LIKE_A_VIDEO = re.compile(
-    rb"(?!<!)(.{4}(ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV|OggS|DKIF|YUV4MPEG2|DHAV|DAHUA"
-    rb"|IMKH|\x06\x0e\x2b\x34|\x30\x26\xb2\x75|\x47.{187}\x47|.{4}\x47.{191}\x47|\x00\x00\x01[\xba\xb3]|\x00\x00\x00?\x01)",
-    re.DOTALL,
-)
 
 
 class _Turn(NamedTuple):
@@ -104,7 +69,7 @@ class Recording(Reader):
             stream = self._stream(container)
             self._created = created_in(container, stream)
             rate, guessed = self._rate(container, stream)
-            stamp_of = _stamps_of(container, stream)
+            stamp_of = stamps_of(container, stream)
             decoding = Decoding(container, stream, self.heartbeat)
             often = float(stream.guessed_rate or 0)  # of a recording with a long pause the average says nothing
             times = FrameTimes(1 / (often if 4 * rate < often <= 1000 and container.format.name not in RAW_STREAMS else rate))
@@ -124,7 +89,7 @@ class Recording(Reader):
                 yield from self.frames()
                 return
             self._check(number, decoding, container, stream)
-            remarks = [*self._stream_remarks(container, stream), *_time_remarks(times, number, container, guessed, rate)]
+            remarks = [*self._stream_remarks(container, stream), *remarks_on_times(times, number, container, guessed, rate)]
             remarks += late_picture(container, zero)
             if damaged:
                 remarks.append(f"{damaged} frames are damaged: FFmpeg shows them with what was missing made up")
@@ -186,7 +151,7 @@ class Recording(Reader):
             with self._file() as file:
                 video = LIKE_A_VIDEO.match(file.read(256))
             if video:
-                raise VideoError("truncated", f"{self.uri} is a damaged or cut-off video: {_said(error)}") from error
+                raise VideoError("truncated", f"{self.uri} is a damaged or cut-off video: {said_of(error)}") from error
             raise VideoError("not_a_video", f"{self.uri} is not in a video format that is read") from error
 
     def _file(self) -> Any:
@@ -240,7 +205,7 @@ class Recording(Reader):
             picture = resize(picture, *self._size)
         return picture
 
-    def _check(self, frames: int, decoding: "Decoding", container: Any, stream: Any) -> None:
+    def _check(self, frames: int, decoding: Decoding, container: Any, stream: Any) -> None:
         if frames == 0 and decoding.passed_over:
             raise VideoError(
                 "undecodable", f"{self.uri}: none of its {decoding.packets} packets can be decoded: {decoding.error}"
@@ -265,14 +230,14 @@ class Recording(Reader):
     def _what_follows(self, container: Any, end: int) -> Iterator[str]:
         """A sentence where another recording follows. end: bytes of the file up to that of its last packet."""
         with self._file() as file:
-            if _more_follows(file, container, end):
+            if more_follows(file, container, end):
                 yield "another recording follows in the same file and is not read: take them apart"
 
     def _from_key(self, start_s: float, end_s: float) -> Iterator[Frame] | None:
         """The frames of a stretch, decoded from the next key frame before it; None where the file cannot be entered there."""
         container = self._opened()
         stream = self._stream(container)
-        stamp_of = _stamps_of(container, stream)
+        stamp_of = stamps_of(container, stream)
         try:
             first = next(Decoding(container, stream, self.heartbeat).frames(), None)
             stamp = None if first is None else stamp_of(first)
@@ -335,7 +300,7 @@ class Recording(Reader):
                     except (av.FFmpegError, OSError):  # some containers cannot
                         return None
                     decoding = Decoding(container, stream, self.heartbeat)
-                    in_step = _in_step(decoding.frames(), entries.stamps)
+                    in_step = in_step(decoding.frames(), entries.stamps)
                 frame = next((frame for place, frame in in_step if place >= number), None)
                 if frame is None or frame.pts != stamp:
                     return None
@@ -349,7 +314,7 @@ class Recording(Reader):
             return found
 
     @functools.cached_property
-    def _entries(self) -> "Entries | None":
+    def _entries(self) -> Entries | None:
         """Where the file can be entered, from its packets alone: at a key frame before which all is shown that comes before it in
         the file, and after which nothing of that. None for files of which packets do not tell.
         """
@@ -370,146 +335,6 @@ class Recording(Reader):
             return entries_of(*stamped, float(stream.time_base), container.start_time, stream.codec_context.has_b_frames)
 
 
-class Entries(NamedTuple):
-    """stamps: int64 [n], of all packets, ascending; keys: int64, of those at which decoding can begin. time_base: seconds of a
-    stamp's unit; zero: seconds that the file's own start stands at.
-    """
-
-    stamps: np.ndarray
-    keys: np.ndarray
-    time_base: float
-    zero: float
-
-
-def entries_of(pts: np.ndarray, keys: np.ndarray, time_base: float, start: int | None, reordered: bool) -> Entries | None:
-    """Where a file can be entered, by the stamps of its packets in their order (int64 [n]) and which of them are key frames (bool
-    [n]); None where they do not tell. start: the container's; reordered: whether frames are shown in another order than decoded.
-    """
-    before = np.maximum.accumulate(np.concatenate([pts[:1] - 1, pts[:-1]]))
-    after = np.minimum.accumulate(pts[::-1])[::-1]
-    closed = keys & (before < pts) & (after == pts)
-    ordered = np.sort(pts)
-    steps = np.diff(ordered)
-    if len(pts) == 0 or not closed[0] or np.any(steps == 0) or np.any(steps * time_base > LONGEST_PAUSE):
-        return None
-    if not reordered and not np.array_equal(pts, ordered):
-        return None
-    return Entries(ordered, pts[closed], time_base, zero_of(start, float(ordered[0]) * time_base))
-
-
-def _in_step(frames: Iterable[Any], stamps: np.ndarray) -> Iterator[tuple[int, Any]]:
-    """Frames with their places among all stamps (int64 [n], ascending), from a key frame on, for as long as each comes next."""
-    place = None
-    for frame in frames:
-        if place is None:
-            place = int(np.searchsorted(stamps, frame.pts)) if frame.pts is not None and frame.key_frame else len(stamps)
-        if place == len(stamps) or frame.pts != stamps[place] or frame.is_corrupt:
-            return
-        yield place, frame
-        place += 1
-
-
-class Decoding:
-    """Decodes a stream from where its container stands.
-
-    packets, passed_over: how many there were, and could not be decoded. decoded: frames that came out. suspect: packets that
-    FFmpeg decoded and said to be broken, or behind others that are missing. end: bytes of the file up to the end of its last
-    packet.
-    """
-
-    def __init__(self, container: Any, stream: Any, heartbeat: Heartbeat) -> None:
-        self.container, self.stream, self.heartbeat = container, stream, heartbeat
-        self.packets = self.passed_over = self.decoded = self.hidden = self.end = 0
-        self.interlaced, self.suspect = False, 0
-        self.complaint = COMPLAINTS.get(stream.codec_context.name)
-        self.error = ""
-        self.begins_with_key = False
-
-    def frames(self) -> Iterator[Any]:
-        """Decoded frames in the order of presentation."""
-        for packet in self._packets():
-            self.heartbeat()
-            try:
-                for frame in self._decoded(packet):
-                    self.decoded += 1
-                    self.interlaced |= frame.interlaced_frame
-                    yield frame
-            except av.error.EOFError:
-                return
-            except av.FFmpegError as error:
-                if isinstance(error, MemoryError):
-                    raise
-                self.passed_over += 1
-                self.error = _said(error)
-
-    def _decoded(self, packet: Any) -> list[Any]:
-        """The frames that come out with a packet. Counts what the decoder says of it and no frame tells."""
-        decode = packet.decode if packet is not None else functools.partial(self.stream.codec_context.decode, None)
-        if self.complaint is None:
-            return decode()
-        level = av.logging.get_level()
-        av.logging.set_level(av.logging.DEBUG)
-        try:
-            with av.logging.Capture() as said:
-                return decode()
-        finally:
-            av.logging.set_level(level)
-            self.suspect += any(self.complaint.match(message) for _, _, message in said)
-
-    def _packets(self) -> Iterator[Any]:
-        """All packets, and an empty one or None at the end; where reading fails, it goes on behind."""
-        failures = 0
-        while True:
-            try:
-                for packet in self.container.demux(self.stream):
-                    failures = 0
-                    if packet.size:
-                        self.begins_with_key |= self.packets == 0 and packet.is_keyframe
-                        self.packets += 1
-                        self.hidden += packet.is_discard
-                        self.end = max(self.end, (packet.pos or 0) + packet.size)
-                    yield packet
-                return
-            except IndexError:  # PyAV, at the end of a file in which a stream came in late
-                yield None
-                return
-            except (av.FFmpegError, OSError) as error:
-                if isinstance(error, MemoryError):
-                    raise
-                failures += 1
-                self.passed_over += failures == 1
-                self.packets += failures == 1
-                self.error = _said(error)
-                if failures > MOST_READ_ERRORS:
-                    yield None
-                    return
-
-    def without_picture(self, stream: Any) -> int:
-        """How many packets gave neither a picture nor an error, of a codec of which each gives one."""
-        if stream.codec_context.name not in ONE_PER_PACKET or self.interlaced:
-            return 0
-        return max(0, self.packets - self.passed_over - self.hidden - self.decoded)
-
-
-def zero_of(start_time: int | None, first: float) -> float:
-    """The source's own start in the stamps' seconds. start_time: of its container; first: of the first frame."""
-    if start_time is None:
-        return first
-    start = start_time / av.time_base
-    return start if start <= first <= start + LONGEST_PAUSE else first
-
-
-def created_in(container: Any, stream: Any) -> float | None:
-    """See `Reader.created`. Many recorders leave the field at 0, which is 1904 or 1970."""
-    text = container.metadata.get("creation_time") or stream.metadata.get("creation_time") or ""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return moment.timestamp() if moment.year > 1980 else None
-
-
 def _pixels(stream: Any) -> int:
     return stream.width * stream.height if stream.codec_context is not None else 0
 
@@ -521,93 +346,3 @@ def _turn(frame: Any) -> _Turn:
         return _Turn()
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
     return _Turn(False, a < 0, d < 0) if abs(a) >= abs(c) else _Turn(True, c < 0, b < 0)
-
-
-def _stamps_of(container: Any, stream: Any) -> Callable[[Any], float | None]:
-    """What gives the stamp of a decoded frame, in seconds."""
-    unit = float(stream.time_base)
-    if container.format.name in RAW_STREAMS:
-        return lambda frame: None
-    if container.format.name in DECODING_TIMES:
-        return lambda frame: None if frame.dts is None else frame.dts * unit
-    return lambda frame: None if frame.pts is None else frame.pts * unit
-
-
-def _time_remarks(times: FrameTimes, frames: int, container: Any, guessed: bool, rate: float) -> Iterator[str]:
-    if guessed:
-        yield f"the stream has neither times nor a frame rate; {rate:g} frames a second were guessed (--frame-rate states them)"
-    usual = MOST_DELAYED if container.format.name in DECODING_TIMES | {"mpeg"} else 0
-    if times.missing > usual and container.format.name not in RAW_STREAMS:
-        yield f"{times.missing} of {frames} frames have no time stamp; their times lie between their neighbours'"
-    if times.mended:
-        yield f"{times.mended} of {frames} time stamps cannot be and were replaced by times between their neighbours'"
-    if times.restarts:
-        yield f"the time stamps begin anew {times.restarts} times; what follows is taken as going on at once"
-
-
-def late_picture(container: Any, zero: float) -> Iterator[str]:
-    """A sentence where the rest of a file begins long before its picture. zero: seconds that the picture's start stands at."""
-    if zero > (container.start_time or 0) / av.time_base + LONGEST_PAUSE:
-        yield "the picture begins more than 12 hours after the rest of the file; times count from the picture"
-
-
-def missing_end(container: Any, stream: Any, last: float, lasts: float) -> Iterator[str]:
-    """A sentence where the file says that it is longer than its pictures are. last: stamp of its last frame, in seconds, which is
-    there for so many.
-    """
-    said = None
-    if stream.duration is not None:
-        said = float(stream.duration * stream.time_base)
-    elif container.duration is not None and container.format.name not in RAW_STREAMS and len(container.streams) == 1:
-        said = container.duration / av.time_base
-    from_zero = container.format.name.startswith("matroska")  # whose length counts from stamp 0
-    start = 0.0 if from_zero else float((stream.start_time or 0) * stream.time_base)
-    end = last - start + lasts
-    if said is not None and end + max(0.5, 2.5 * lasts) < said < 1e7:
-        yield f"the file says that it is {said:.1f} s long; its pictures end after {end:.1f} s"
-
-
-def _more_follows(file: BinaryIO, container: Any, end: int) -> bool:
-    """Whether there is a recording in the file that its demuxer does not come to. end: bytes up to that of the last packet."""
-    if container.format.name.startswith("mov"):
-        return _boxes(file).count(b"moov") > 1
-    if container.format.name == "mpegts":
-        file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL))
-        return not _video_pids(file.read()) <= {stream.id for stream in container.streams}
-    file.seek(end)
-    begins, before = BEGINS.get(container.format.name), b""
-    while begins is not None and (block := file.read(TAIL)):
-        if begins in before + block:
-            return True
-        before = block[-len(begins) :]
-    return False
-
-
-def _video_pids(data: bytes) -> set[int]:
-    """Under which ids video begins in a transport stream (ISO/IEC 13818-1, 2.4.3): in units of the streams e0 to ef."""
-    found = set()
-    for packet in re.finditer(rb"\x47([\x40-\x5f].)([\x10-\x3f])", data, re.DOTALL):
-        at = packet.end()
-        if packet[2][0] & 0x20 and at < len(data):  # an adaptation field
-            at += 1 + data[at]
-        if data[at : at + 3] == b"\0\0\1" and 0xE0 <= (data[at + 3 : at + 4] or b"\0")[0] <= 0xEF:
-            found.add(int.from_bytes(packet[1], "big") & 0x1FFF)
-    return found
-
-
-def _boxes(file: BinaryIO) -> list[bytes]:
-    """The names of the boxes of an MP4 or QuickTime file, the outer ones, as far as they can be followed."""
-    names, at = list[bytes](), 0
-    while len(head := file.read(16)) >= 8:
-        size = int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4], "big")
-        names.append(head[4:8])
-        if size < 8:  # 0: to the end
-            break
-        at += size
-        file.seek(at)
-    return names
-
-
-def _said(error: BaseException) -> str:
-    """What FFmpeg says of an error, without the file's name."""
-    return getattr(error, "strerror", None) or type(error).__name__

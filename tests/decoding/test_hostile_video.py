@@ -17,7 +17,7 @@ import pytest
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.boxes import read_boxes
 from pipeline.decoding.decoder import Decoder
-from pipeline.decoding.recording import LIKE_A_VIDEO
+from pipeline.decoding.formats import LIKE_A_VIDEO
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import VideoError
