@@ -1,7 +1,8 @@
 """Where a gallery's cameras are: names for people, places, time zones and clocks, in cameras.json of the gallery.
 
-A clock that is wrong is set right where times are shown and compared (`with_right_times`, `with_right_time`); what the gallery
-holds stays as its ingest said it, which may have corrected a clock already (`pipeline.footage.recordings.CameraClock`).
+A clock that is wrong is set right where times are shown, compared and filtered by (`with_right_times`, `with_right_time`); what
+the gallery holds stays as its ingest said it, which may have corrected a clock already
+(`pipeline.footage.recordings.CameraClock`).
 """
 
 import math
@@ -75,13 +76,19 @@ class CameraPlace:
         return None
 
 
+def wrong_clocks(places: Mapping[str, CameraPlace]) -> list[str]:
+    """Ids of the cameras whose clocks are wrong."""
+    return [one.camera_id for one in places.values() if one.clock_offset_s]
+
+
 def with_right_times(videos: pa.Table, places: Mapping[str, CameraPlace]) -> pa.Table:
     """Rows of videos with the times that a right clock would have given them. videos: camera_id and some of TIMES."""
     wrong = {one.camera_id: one.clock_offset_s for one in places.values() if one.clock_offset_s}
     if not wrong:
         return videos
-    ahead = np.array([wrong.get(camera, 0.0) for camera in videos["camera_id"].to_pylist()])
-    durations = pa.array(np.round(ahead * 1e6).astype("timedelta64[us]"))
+    of_clock = pc.index_in(videos["camera_id"].combine_chunks(), value_set=pa.array(list(wrong), pa.string()))
+    micros = pa.array(np.round(np.array(list(wrong.values())) * 1e6).astype(np.int64))
+    durations = pc.fill_null(micros.take(of_clock), 0).cast(pa.duration("us"))
     for name in set(TIMES) & set(videos.schema.names):
         at = videos.schema.get_field_index(name)
         videos = videos.set_column(at, videos.schema.field(at), pc.subtract(videos[name].combine_chunks(), durations))

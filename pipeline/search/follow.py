@@ -15,7 +15,7 @@ then the second is confirmed by hand.
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -26,6 +26,7 @@ from scipy.special import expit, logit
 
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.places import CameraPlace, read_places, with_right_time
 from pipeline.gallery.video_ref import VideoRef, at_once
 from pipeline.index.versions import Index
 from pipeline.search.leads import leads
@@ -61,14 +62,14 @@ def follow(
         videos = gallery.snapshot().videos
         _check_named(gallery, (*following.confirmed, *following.rejected), target, videos)
         confirmed = [gallery_target(gallery, video_id, videos) for video_id in dict.fromkeys(following.confirmed)]
-        person = _Person(_Scores(gallery, index, partitions, settings, target), following, videos)
+        person = _Person(_Scores(gallery, index, partitions, settings, target), following, videos, read_places(gallery))
         person.confirm(confirmed)
         rounds = 0
         while rounds < following.rounds and following.join_by != "nobody" and person.join(rounds + 1):
             rounds += 1
         result = person.scores.leads(person.ids, settings.top, following.rejected, evidence=True)
         rule = person.rule or "nothing joined by itself"
-        appearances = sorted(person.appearances, key=lambda one: (*(one.video.seen or (LATEST, LATEST)), one.video.video_id))
+        appearances = sorted(person.appearances, key=lambda one: (*(person.seen(one) or (LATEST, LATEST)), one.video.video_id))
         followed = Followed(tuple(appearances), tuple(person.apart), rounds, rule)
     return replace(result, followed=followed, seconds=time.monotonic() - began)
 
@@ -220,11 +221,12 @@ def _without_worth(found: SearchResult) -> SearchResult:
 
 @dataclass
 class _Person:
-    """What is in so far: appearances, and pairs of videos that show somebody in two cameras at once."""
+    """What is in so far: appearances, and pairs of videos that show somebody in two cameras at once, by clocks that are right."""
 
     scores: _Scores
     following: FollowSettings
     videos: pa.Table
+    places: Mapping[str, CameraPlace]
 
     def __post_init__(self) -> None:
         self.appearances = [Appearance(self.scores.questions[0].target.video, "target")]
@@ -235,11 +237,18 @@ class _Person:
     def ids(self) -> list[str]:
         return [one.video.video_id for one in self.appearances]
 
+    def seen(self, appearance: Appearance) -> tuple[datetime, datetime] | None:
+        """When somebody is first and last seen in an appearance."""
+        return with_right_time(appearance.video, self.places).seen
+
+    def _at_once(self, one: VideoRef, other: VideoRef) -> bool:
+        return at_once(with_right_time(one, self.places), with_right_time(other, self.places))
+
     def confirm(self, confirmed: Sequence[Target]) -> None:
         """Those that a person has confirmed are in, also where they are in two places at once; that is said."""
         self.scores.ask(confirmed)
         for target in confirmed:
-            self.apart += [(one.video, target.video) for one in self.appearances if at_once(one.video, target.video)]
+            self.apart += [(one.video, target.video) for one in self.appearances if self._at_once(one.video, target.video)]
             self.appearances.append(Appearance(target.video, "confirmed"))
 
     def join(self, number: int) -> bool:
@@ -261,7 +270,7 @@ class _Person:
             expected = expected_strangers(score, [mean[strangers], own[strangers]])
             if score <= floor or expected > self.following.most_strangers or not self._mutual(lead.video.video_id):
                 continue
-            if apart := [(one.video, lead.video) for one in self.appearances + joined if at_once(one.video, lead.video)]:
+            if apart := [(one.video, lead.video) for one in self.appearances + joined if self._at_once(one.video, lead.video)]:
                 self.apart += apart
                 continue
             joined.append(Appearance(lead.video, "joined", number, lead.score, expected))

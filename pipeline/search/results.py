@@ -7,8 +7,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.gallery.places import CameraPlace, with_right_time, wrong_clocks
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.settings import ScoreSettings, SearchSettings
 from pipeline.storage.location import Location, resolve
@@ -272,6 +273,21 @@ class SearchResult:
                 one = first.setdefault((lead.video.ingested_hash, lead.video.track), lead)
                 copies |= {lead.rank: one.rank} if one.video.uri != lead.video.uri else {}
         return copies
+
+    def by_right_clocks(self, places: Mapping[str, CameraPlace]) -> "SearchResult":
+        """With the times that right clocks would have given its videos, see `pipeline.gallery.places`."""
+        if not wrong_clocks(places):
+            return self
+
+        def right(video: VideoRef) -> VideoRef:
+            return with_right_time(video, places)
+
+        followed = self.followed
+        if followed is not None:
+            there = tuple(replace(one, video=right(one.video)) for one in followed.appearances)
+            followed = replace(followed, appearances=there, apart=tuple((right(a), right(b)) for a, b in followed.apart))
+        leads = tuple(replace(lead, video=right(lead.video)) for lead in self.leads)
+        return replace(self, target=right(self.target), leads=leads, followed=followed)
 
     @property
     def untimed_words(self) -> str | None:

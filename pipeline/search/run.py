@@ -20,6 +20,7 @@ from pipeline.decoding.source_hash import source_hash
 from pipeline.errors import UsageError
 from pipeline.gallery.audit import append_record, check_policy, failures_recorded, head, on_behalf_of, unicode_only, user
 from pipeline.gallery.gallery import Gallery, gallery_version
+from pipeline.gallery.places import read_places
 from pipeline.search.evidence import SourcePictures
 from pipeline.search.results import Followed, OnRecord, SearchResult, results_table, write_results
 from pipeline.search.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
@@ -115,6 +116,7 @@ def run(
     person: str | None = None,
     warm: "WarmIndex | None" = None,
     watch: Callable[[str], object] | None = None,
+    times_as_stored: bool = False,
 ) -> Answer:
     """Search a gallery for the people that targets show; or follow the one of a single target, recorded as that.
 
@@ -126,7 +128,8 @@ def run(
     `pipeline.search.follow`. person: who searches, where a service has made sure of that; the record then names the account that
     the service runs under beside. warm: the gallery's newest index, kept open between searches in this process; then
     index_version, actors and cluster say nothing. watch: told what is asked of the partitions next ("shortlist", "score",
-    "evidence", ...); what it raises ends the search, recorded as one that failed.
+    "evidence", ...); what it raises ends the search, recorded as one that failed. times_as_stored: what is found has its times as
+    the gallery has them, for who sets the clocks of cameras right later (`SearchResult.by_right_clocks`).
 
     Raises UsageError where the policy wants more, for a target that cannot be used and for settings that the gallery cannot
     serve, and PipelineError for what is damaged or missing.
@@ -169,6 +172,7 @@ def run(
     searched = {"gallery": gallery.location.uri, "index_version": index.version, "model": index.model}
     each = [searched | _of_target(target) | asked for target in found]
     results = []
+    places = {} if times_as_stored else read_places(gallery)
     with failures_recorded(gallery, action, *each), opening as opened:
         partitions = opened if watch is None else cast("Partitions", WatchedPartitions(opened, watch))
         # Recorded while a cluster is still joined: what counts records reaches it.
@@ -178,7 +182,8 @@ def run(
             searched_for = [follow(gallery, index, partitions, found[0], settings, following)]
         for target, result in zip(found, searched_for, strict=True):
             append_record(gallery, action, _of_result(result) | asked | _of_target(target) | {"ended_at": _now()})
-            results.append(replace(result, record=OnRecord(person or user(), reason, case, head(gallery))))
+            recorded = replace(result, record=OnRecord(person or user(), reason, case, head(gallery)))
+            results.append(recorded.by_right_clocks(places))
     remarks = tuple(
         f"target {target.video.video_id}: {remark}"
         for target in found

@@ -1,7 +1,7 @@
 """Which videos a target may find, and which of those are worth scoring in full: the first half of a search."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from pipeline.coattention.cohort import CohortStatistics, cohort_statistics
 from pipeline.coattention.visibility import frame_visibility, segment_visibility
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.places import CameraPlace, read_places, with_right_times, wrong_clocks
 from pipeline.index.versions import Index, is_compressed
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import encode_target, rank_videos
@@ -61,7 +62,7 @@ class Shortlist:
 
 def questions(gallery: Gallery, index: Index, targets: Sequence[Target], settings: SearchSettings) -> list[Question]:
     """Targets as they are asked of an index. Raises UsageError when the filters name a camera that the gallery does not have."""
-    times = seen_in_time(index, settings) if settings.filters_times else None  # once for all targets
+    times = seen_in_time(index, settings, read_places(gallery)) if settings.filters_times else None  # once for all targets
     return [_question(gallery, index, target, settings, times) for target in targets]
 
 
@@ -168,15 +169,20 @@ def allowed_videos(
     return allowed
 
 
-def seen_in_time(index: Index, settings: SearchSettings) -> tuple[np.ndarray, np.ndarray]:
-    """In which videos somebody is seen when the settings ask for, and which have no time: bool [V] each."""
+def seen_in_time(index: Index, settings: SearchSettings, places: Mapping[str, CameraPlace]) -> tuple[np.ndarray, np.ndarray]:
+    """In which videos somebody is seen when the settings ask for, by right clocks, and which have no time: bool [V] each.
+
+    places: what is known of the cameras, see `pipeline.gallery.places`.
+    """
     inside, without = (np.zeros(len(index.videos), np.bool_) for _ in range(2))
     matching = set(index.partitions_matching((), settings.after, settings.before))
+    if wrong := wrong_clocks(places):
+        matching.update(index.partitions_matching(wrong))  # whose times say too little
     for number, rows in enumerate(_rows(index)):
         videos = index.partition_videos(number)
         if number not in matching and not videos["start_time"].null_count:
             continue
-        first, last = seen(videos)
+        first, last = seen(with_right_times(videos, places))
         without[rows] = np.asarray(pc.is_null(first))
         if number in matching:
             inside[rows] = seen_within(first, last, settings.after, settings.before)

@@ -374,6 +374,7 @@ def _run_of(
         following = FollowSettings(tuple(asked.confirmed), tuple(asked.rejected), join_by="nobody")
     why = asked.reason, asked.case
     how: dict[str, Any] = {"whom": whom, "following": following, "person": person}
+    how["times_as_stored"] = True  # the clocks of cameras may be set right at any time
     return lambda search: run_search(gallery, [target], settings, *why, **how, warm=service.warm(gallery), watch=search.at)
 
 

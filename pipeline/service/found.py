@@ -105,7 +105,8 @@ def _table(search: Search) -> pa.Table:
     if search.result is None:
         raise HTTPException(404, f"the search is {search.state}")
     search.view()
-    return results_table([replace(search.result, leads=tuple(search.leads()))])
+    result = replace(search.result, leads=tuple(search.leads()))
+    return results_table([result.by_right_clocks(read_places(search.gallery))])
 
 
 def _download(content: bytes, kind: str, name: str) -> Response:

@@ -11,9 +11,11 @@ import pytest
 
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
+from pipeline.gallery.places import CameraPlace, write_places
 from pipeline.index.build import build_index
 from pipeline.index.partition_store import VIDEOS, write_videos
 from pipeline.index.versions import Index, open_index
+from pipeline.search import run as search_run
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.results import SearchResult
 from pipeline.search.search import search_many
@@ -168,3 +170,41 @@ def test_settings_are_plain_json_and_say_their_times() -> None:
 def test_times_that_cannot_be_meant_are_refused(wrong: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         SearchSettings(**wrong)
+
+
+def test_filters_compare_what_right_clocks_would_have_said(timed_gallery: Gallery, timed_index: Index) -> None:
+    """The clock of one camera is two hours ahead: its videos are found where they belong, in partitions of any time."""
+    rows = {row["video_id"]: row for row in timed_gallery.snapshot().videos.to_pylist() if row["video_id"] != TARGET}
+    wrong = rows["v038"]["camera_id"]
+    after, before = START + timedelta(minutes=70), START + timedelta(minutes=110)
+
+    def inside(ahead: timedelta) -> set[str]:
+        kept = set()
+        for video_id, row in rows.items():
+            off = ahead if row["camera_id"] == wrong else timedelta()
+            if row["seen_to"] is not None and row["seen_to"] - off >= after and row["seen_from"] - off < before:
+                kept.add(video_id)
+        return kept
+
+    settings = {"after": after, "before": before}
+    for ahead in (timedelta(), timedelta(hours=2), timedelta(hours=-2)):
+        write_places(timed_gallery, [CameraPlace(wrong, clock_offset_s=ahead.total_seconds())])
+        (result,) = found(timed_gallery, timed_index, settings)
+        assert {lead.video.video_id for lead in result.leads} == inside(ahead)
+    assert inside(timedelta(hours=2)) - inside(timedelta()) and inside(timedelta()) - inside(timedelta(hours=2))
+
+
+def test_what_is_found_has_the_times_of_right_clocks(timed_gallery: Gallery, timed_index: Index) -> None:
+    asked = SearchSettings(top=39, shortlist=None)
+    (stored,) = search_run.run(timed_gallery, [f"id:{TARGET}"], asked).results
+    wrong = next(lead.video for lead in stored.leads if lead.video.seen)
+    assert wrong.camera_id is not None and wrong.seen is not None
+    write_places(timed_gallery, [CameraPlace(wrong.camera_id, clock_offset_s=60.0)])
+    (right,) = search_run.run(timed_gallery, [f"id:{TARGET}"], asked).results
+    (as_stored,) = search_run.run(timed_gallery, [f"id:{TARGET}"], asked, times_as_stored=True).results
+    minute = timedelta(minutes=1)
+    for before, after, same in zip(stored.leads, right.leads, as_stored.leads, strict=True):
+        assert before.video == same.video
+        off = minute if before.video.camera_id == wrong.camera_id else timedelta()
+        assert after.video.seen == (before.video.seen and tuple(time - off for time in before.video.seen))
+        assert after.video.start_time == (before.video.start_time and before.video.start_time - off)
