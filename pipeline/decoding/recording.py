@@ -19,7 +19,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from pipeline.decoding.entry_points import Entries, entries_of
+from pipeline.decoding.entry_points import Entries, entries_of, in_step
 from pipeline.decoding.formats import DECODING_TIMES, DEMUXERS, LIKE_A_VIDEO, RAW_STREAMS, UNREADABLE_TEXT
 from pipeline.decoding.frame_times import LOOKAHEAD, FrameTimes
 from pipeline.decoding.opening import DescriptorFile
@@ -286,7 +286,7 @@ class Recording(Reader):
             self._look_at(first, stream)
             found: list[Frame] = []
             decoding, at = None, -math.inf
-            in_step: Iterator[tuple[int, Any]] = iter(())
+            following: Iterator[tuple[int, Any]] = iter(())
             for number in sorted(map(int, wanted)):
                 stamp, before = int(entries.stamps[number]), wanted[number]
                 time = stamp * entries.time_base - entries.zero
@@ -300,13 +300,13 @@ class Recording(Reader):
                     except (av.FFmpegError, OSError):  # some containers cannot
                         return None
                     decoding = Decoding(container, stream, self.heartbeat)
-                    in_step = in_step(decoding.frames(), entries.stamps)
-                frame = next((frame for place, frame in in_step if place >= number), None)
+                    following = in_step(decoding.frames(), entries.stamps)
+                frame = next((frame for place, frame in following if place >= number), None)
                 if frame is None or frame.pts != stamp:
                     return None
                 found.append(Frame(number, time, functools.partial(self._picture, frame)))
                 at = stamp
-            behind = sum(1 for _ in itertools.islice(in_step, LOOKAHEAD))
+            behind = sum(1 for _ in itertools.islice(following, LOOKAHEAD))
             if behind < min(LOOKAHEAD, len(entries.stamps) - 1 - number):
                 return None
             if decoding is None or decoding.passed_over or not decoding.begins_with_key:
