@@ -173,8 +173,15 @@ class Index:
         return self.videos["video_id"].take(pa.array(rows)).to_pylist()
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """Rows of `videos` as dictionaries; of the tables they lie in only these rows are read."""
-        return self.videos.take(pa.array(numbers, pa.int64())).to_pylist()
+        """Rows of `videos` as dictionaries. A partition at a time: pyarrow joins all chunks of a column to take from it."""
+        wanted, firsts = np.asarray(numbers, np.int64), [part["first_video"] for part in self.manifest["partitions"]]
+        of = np.searchsorted(firsts, wanted, side="right") - 1
+        found: dict[int, dict[str, Any]] = {}
+        for part in np.unique(of).tolist():
+            (mine,) = np.nonzero(of == part)
+            taken = self.partition_videos(part).take(pa.array(wanted[mine] - firsts[part]))
+            found |= zip(mine.tolist(), taken.to_pylist(), strict=True)
+        return [found[place] for place in range(len(wanted))]
 
     def partition_videos(self, partition: int) -> pa.Table:
         """The rows of `videos` that lie in one partition."""

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,6 +103,13 @@ def test_a_video_that_was_ingested_anew_is_built_anew_and_until_then_counted(toy
     now, then = (scores(toy_gallery, index, settings=plain) for index in (rebuilt, first_index))
     assert now["v003"] == now["v031"] != pytest.approx(then["v003"], rel=1e-3)
     assert now["v031"] == pytest.approx(then["v031"], rel=1e-5)  # each index has its own centre, which rounds differently
+
+
+@pytest.mark.parametrize("numbers", [[39, 0, 17, 17, 8, 9], [], range(40)])
+def test_rows_are_those_of_the_table_in_any_order(first_index: Index, numbers: Sequence[int]) -> None:
+    assert len(first_index.manifest["partitions"]) > 3
+    every = first_index.videos.to_pylist()
+    assert first_index.rows(numbers) == [every[number] for number in numbers]
 
 
 def test_a_corrected_video_is_built_anew_though_its_ingest_is_the_same(toy_gallery: Gallery, first_index: Index) -> None:
