@@ -136,7 +136,8 @@ def test_a_new_index_version_is_taken_up_under_load_without_a_failure(served: Se
     new = build_index(served.gallery, PARTITIONS).version
     answers = served.until(lambda them: sum(one.get("version") == new for one in them) >= 4)
     served.right(2)
-    assert {one.get("version") for one in answers} == {before, new}, answers
+    versions = {one.get("version") for one in answers}  # the old one's may all have come while the new one was built
+    assert new in versions <= {before, new}, answers
     assert [len(one["leads"]) for one in answers if one["version"] == new][-1] == len(PEOPLE) - 1
 
 
