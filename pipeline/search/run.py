@@ -172,8 +172,8 @@ def run(
     searched = {"gallery": gallery.location.uri, "index_version": index.version, "model": index.model}
     each = [searched | _of_target(target) | asked for target in found]
     results = []
-    places = {} if times_as_stored else read_places(gallery)
     with failures_recorded(gallery, action, *each), opening as opened:
+        places = {} if times_as_stored else read_places(gallery)  # a damaged file is a failure on record, too
         partitions = opened if watch is None else cast("Partitions", WatchedPartitions(opened, watch))
         # Recorded while a cluster is still joined: what counts records reaches it.
         if following is None:

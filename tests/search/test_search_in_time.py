@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
+from pipeline.gallery.audit import read_records
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.gallery.places import CameraPlace, write_places
 from pipeline.index.build import build_index
@@ -208,3 +209,11 @@ def test_what_is_found_has_the_times_of_right_clocks(timed_gallery: Gallery, tim
         off = minute if before.video.camera_id == wrong.camera_id else timedelta()
         assert after.video.seen == (before.video.seen and tuple(time - off for time in before.video.seen))
         assert after.video.start_time == (before.video.start_time and before.video.start_time - off)
+
+
+def test_cameras_that_cannot_be_read_fail_a_search_on_record(timed_gallery: Gallery, timed_index: Index) -> None:
+    Path(timed_gallery.location.path, "cameras.json").write_text("{}")
+    with pytest.raises(PipelineError, match="set the cameras again"):
+        search_run.run(timed_gallery, [f"id:{TARGET}"], reason="asked")
+    last = read_records(timed_gallery)[-1]
+    assert (last["target"], last["reason"]) == (TARGET, "asked") and "set the cameras again" in last["failed"]
