@@ -31,7 +31,7 @@ from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index, find_head
 from pipeline.ingest.run import ingest
-from pipeline.scoring.scores import rank_videos
+from pipeline.scoring.video_scores import rank_videos
 from pipeline.search.partitions import opened_partitions
 from pipeline.settings import ScoreSettings
 

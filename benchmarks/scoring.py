@@ -36,7 +36,8 @@ from pipeline.backbone.shipped import WEIGHTS
 from pipeline.coattention.head import load_head
 from pipeline.coattention.network import Coattention
 from pipeline.scoring import compiled, pair_kernel
-from pipeline.scoring.scores import TargetEncoding, candidate_logits, encode_target, frame_band, segment_rows, video_scores
+from pipeline.scoring.scores import TargetEncoding, candidate_logits, encode_target, frame_band, segment_rows
+from pipeline.scoring.video_scores import video_scores
 from pipeline.segments import segment_starts
 
 LENGTH, STRIDE = 8, 4

@@ -51,8 +51,8 @@ class ScoreSettings:
 
     ratio: the top share that counts, ceil(ratio * N * K) scores and so at least one; above 0, at most 1. The patent's
         text and the authors' code take 0.2. None: all pairs count, the better and the more visible the more
-        (`pipeline.scoring.scores.visible_logits`); no share holds both where nobody is hidden and where people are for most of
-        a video.
+        (`pipeline.scoring.video_scores.visible_logits`); no share holds both where nobody is hidden and where people are for
+        most of a video.
     threshold: if given, all scores of at least this value count instead of a share (compared in float64); a video
         with none scores 0.
     aggregate: "mean" or "sum" of the scores that count, where a share or a threshold says which. The patent adds them; but a

@@ -6,8 +6,8 @@ judges nearly as well as a target's own, and it can be asked of candidates befor
     visibility_t = exp( min( <q, k_t> - (max over the video - SLACK), 0 ) )
 
 so the best frame and those near to it have 1, and a frame in which the person is hidden nearly 0. A segment's visibility is the
-mean of its frames'. It weighs the segment among the others of its video (`pipeline.scoring.scores.visible_logits`): segments in
-which nobody is seen resemble each other, and would otherwise make a video's score.
+mean of its frames'. It weighs the segment among the others of its video (`pipeline.scoring.video_scores.visible_logits`):
+segments in which nobody is seen resemble each other, and would otherwise make a video's score.
 """
 
 import numpy as np

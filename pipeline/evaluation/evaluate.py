@@ -40,7 +40,7 @@ from pipeline.evaluation.probabilities import probability_figures, strength_figu
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
-from pipeline.scoring.scores import rank_videos
+from pipeline.scoring.video_scores import rank_videos
 from pipeline.search.leads import calibration_of
 from pipeline.search.neighbours import with_neighbours
 from pipeline.search.partitions import Partitions

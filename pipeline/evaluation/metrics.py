@@ -6,7 +6,7 @@ All functions take the same three arrays, one row a query and one column a video
     valid   bool [Q, G]; False for what must not count: the query itself, the same person under the same camera, junk
     same    bool [Q, G]; True where query and video show the same person
 
-Columns are sorted by video id, so that equal scores rank in the order of ids, as in `pipeline.scoring.scores.rank_videos`.
+Columns are sorted by video id, so that equal scores rank in the order of ids, as in `pipeline.scoring.video_scores.rank_videos`.
 """
 
 import math

@@ -12,15 +12,8 @@ from pipeline.coattention import calibration
 from pipeline.coattention.cohort import CohortStatistics, normalised_logits
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.frame_rows import FileRows, FrameRows
-from pipeline.scoring.scores import (
-    SHARPNESS,
-    TargetEncoding,
-    candidate_logits,
-    file_logits,
-    sigmoid,
-    video_scores,
-    visible_logits,
-)
+from pipeline.scoring.scores import TargetEncoding, candidate_logits, file_logits, sigmoid
+from pipeline.scoring.video_scores import SHARPNESS, video_scores, visible_logits
 from pipeline.scoring.whole import WholeVideos, or_whole, resemblance
 from pipeline.scoring.whole import joined as joined_videos
 from pipeline.settings import ScoreSettings

@@ -11,7 +11,7 @@ from pipeline.coattention.gallery_calibration import GalleryCalibration
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.versions import Index
-from pipeline.scoring.scores import rank_videos
+from pipeline.scoring.video_scores import rank_videos
 from pipeline.search.partitions import Partitions
 from pipeline.search.results import AllScores, Lead, SearchResult, SegmentPair
 from pipeline.search.scored import Scored

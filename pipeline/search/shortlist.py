@@ -16,7 +16,8 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.places import CameraPlace, read_places, with_right_times, wrong_clocks
 from pipeline.index.versions import Index, is_compressed
 from pipeline.scoring.candidates import TargetSegments
-from pipeline.scoring.scores import encode_target, rank_videos
+from pipeline.scoring.scores import encode_target
+from pipeline.scoring.video_scores import rank_videos
 from pipeline.scoring.whole import WholeVideos, video_encodings
 from pipeline.search.partitions import Partitions
 from pipeline.search.targets import Target

@@ -8,7 +8,8 @@ from pipeline.coattention.cohort import Cohort, cohort_statistics, normalised_lo
 from pipeline.coattention.network import Coattention
 from pipeline.evaluation.evaluate import cosine_scores
 from pipeline.evaluation.metrics import RankingQuality, query_figures, ranking_quality
-from pipeline.scoring.scores import encode_target, pair_logits, video_scores
+from pipeline.scoring.scores import encode_target, pair_logits
+from pipeline.scoring.video_scores import video_scores
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import ScoreSettings
 from pipeline.training.features import FeatureSet, matched_people

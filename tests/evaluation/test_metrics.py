@@ -23,7 +23,7 @@ from pipeline.evaluation.metrics import (
     shortlist_recall,
     threshold_for_rate,
 )
-from pipeline.scoring.scores import rank_videos
+from pipeline.scoring.video_scores import rank_videos
 
 # ---- the definitions, in plain Python
 

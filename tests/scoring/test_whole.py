@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.scoring.scores import SHARPNESS, visible_logits
+from pipeline.scoring.video_scores import SHARPNESS, visible_logits
 from pipeline.scoring.whole import LEAST_VISIBLE, WholeVideos, joined, or_whole, resemblance, video_encodings
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pipeline.coattention.network import Comparison
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
-from pipeline.scoring.scores import video_score
+from pipeline.scoring.video_scores import video_score
 from pipeline.settings import ScoreSettings
 from pipeline.training.features import FeatureSet, Source, load_features, matched_people, split_identities
 from pipeline.training.initial_head import StartSettings, identity_start
