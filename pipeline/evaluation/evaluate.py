@@ -191,7 +191,8 @@ def coattention_scores(
         if alone is not None:
             alone[place] = scores[place]
         others = candidates != queries[place]  # the query itself has no say
-        scores[place, others] = with_neighbours(index, partitions, candidates[others], scores[place, others], settings)
+        known = candidates[others], scores[place, others]
+        scores[place, others] = with_neighbours(index, partitions, target.whole, *known, settings)
         progress(done, len(queries))
     return scores
 

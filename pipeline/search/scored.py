@@ -43,7 +43,8 @@ def _with_neighbours(index: Index, partitions: Partitions, scored: Scored) -> np
     videos, question = scored.shortlist.videos[: len(scored.scores)], scored.shortlist.question
     own = index.position(question.target.video.video_id)
     copy = -1 if own >= 0 else index.row_of_copy(question.target.content)
-    return with_neighbours(index, partitions, videos, scored.scores, question.score, silent=copy)
+    whole = question.segments.whole
+    return with_neighbours(index, partitions, whole, videos, scored.scores, question.score, silent=copy)
 
 
 def _ahead(scored: Scored, settings: SearchSettings) -> int:

@@ -32,19 +32,23 @@ def test_each_of_the_best_adds_its_resemblance_by_how_far_it_is_ahead(index: Ind
     heard = [place for place in range(len(VIDEOS)) if VIDEOS[place] != silent]
     best = sorted(heard, key=lambda place: (-logits[place], VIDEOS[place]))[: min(count, len(heard) - 1)]
     shares = [math.exp(logits[place] - logits[best[0]]) for place in best]
+    target = partitions.whole(np.array([12]))
+    with_target = resemblance(target, whole, *index.heads.score_row())[0].astype(np.float64)
+    borne_out = [1 / (1 + math.exp(-3 * (1.2 * with_target[place] - logits[place] + 1))) for place in best]
     expected = []
     for place, logit in enumerate(logits):
         added = 0.0
-        for one, share in zip(best, shares, strict=True):
+        for one, share, say in zip(best, shares, borne_out, strict=True):
             own = max(alike[one, other] for other in heard if other != one)
-            added += share / sum(shares) * (own if one == place else alike[one, place])
+            added += share / sum(shares) * say * (own if one == place else alike[one, place])
         expected.append(1 / (1 + math.exp(-(logit + WEIGHT * added))))
-    found = with_neighbours(index, partitions, VIDEOS, SCORES, ScoreSettings(neighbours=count), silent)
+    found = with_neighbours(index, partitions, target, VIDEOS, SCORES, ScoreSettings(neighbours=count), silent)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_without_others_or_a_way_to_compare_scores_stay_as_they_are(index: Index) -> None:
     partitions = LocalPartitions(index, range(len(index.manifest["partitions"])))
+    target = partitions.whole(np.array([12]))
     ways = (
         (index, VIDEOS, ScoreSettings(neighbours=0)),
         (index, VIDEOS, ScoreSettings(ratio=0.2)),
@@ -55,6 +59,7 @@ def test_without_others_or_a_way_to_compare_scores_stay_as_they_are(index: Index
     )
     for asked, videos, settings in ways:
         scores = SCORES[: len(videos)]
-        assert with_neighbours(asked, partitions, videos, scores, settings) is scores
-    pair = with_neighbours(index, partitions, VIDEOS[:2], SCORES[:2], ScoreSettings(), silent=int(VIDEOS[0]))
+        assert with_neighbours(asked, partitions, target, videos, scores, settings) is scores
+    assert with_neighbours(index, partitions, None, VIDEOS, SCORES, ScoreSettings()) is SCORES
+    pair = with_neighbours(index, partitions, target, VIDEOS[:2], SCORES[:2], ScoreSettings(), silent=int(VIDEOS[0]))
     assert pair is not None and np.array_equal(pair, SCORES[:2])  # nobody else is left to resemble
