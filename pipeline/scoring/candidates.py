@@ -18,7 +18,6 @@ from pipeline.scoring.whole import WholeVideos, or_whole, resemblance
 from pipeline.scoring.whole import joined as joined_videos
 from pipeline.settings import ScoreSettings
 
-WHOLE_WEIGHT = 0.2  # of the whole videos' score beside that of their segments, on the scale of the logit
 SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
 SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time
 
@@ -137,12 +136,12 @@ class Candidates:
         return scores
 
     def _of_all_pairs(self, target: TargetSegments, pairs: np.ndarray, settings: ScoreSettings) -> np.ndarray:
-        """Video scores float64 [m] of one target from its logits [N, K], and from how alike it is as a whole."""
+        """Video scores float64 [m] of one target from its logits [N, K], and from how alike it is as a whole: either will do."""
         logits = visible_logits(pairs, self.offsets, target.visibility, self.visibility)
         normalised = settings.normalise == "cohort" and target.cohort is not None
         if normalised and target.whole is not None and self.whole is not None:
             weight, bias = target.encoding.weight.cpu().numpy(), float(target.encoding.bias)
-            logits += WHOLE_WEIGHT * resemblance(target.whole, self.whole, weight, bias)[0]
+            logits = np.logaddexp(logits, resemblance(target.whole, self.whole, weight, bias)[0])
         return calibration.sigmoid(logits)
 
     def _parts(self, target_segments: int) -> Iterator[slice]:

@@ -4,21 +4,18 @@ Somebody is on several videos of a gallery more often than not, and a video from
 not resemble the target. The best leads, each by how far it is ahead, add their resemblance to every video's score (query
 expansion, after Chum et al., "Total recall", ICCV 2007; by score and with all videos as they stand instead of a second search).
 
-A lead speaks as a whole video, so it has its say as far as the whole video bears out what its best segments say: where a track
-jumped from one person to another, the rest of it speaks of somebody else.
+A lead speaks as a whole video, so its say is the part of its score that comes from the whole video and not from its segments, of
+which the score is a soft maximum: where a track jumped from one person to another, the rest of it speaks of somebody else.
 """
 
 import numpy as np
 
 from pipeline.coattention.calibration import sigmoid
 from pipeline.index.versions import Index
-from pipeline.scoring.candidates import WHOLE_WEIGHT
 from pipeline.scoring.whole import WholeVideos, resemblance
 from pipeline.search.partitions import Partitions
 from pipeline.settings import ScoreSettings
 
-WEIGHT = 0.5  # of their resemblance, on the scale of the logit
-STEEPNESS, LEEWAY = 3.0, 1.0  # a whole video that says less than its segments by the leeway, a logit, has half of its say
 LEAST_SCORE = 1e-13  # scores are cut there and at 1 less it, so that each has a logit
 
 
@@ -49,8 +46,7 @@ def with_neighbours(
     alike[np.arange(count), best] = -np.inf
     alike[np.arange(count), best] = alike[:, heard].max(axis=1)  # itself: as alike as the likest other
     ahead = np.exp(logits[best] - logits[best[0]])
-    as_a_whole = resemblance(target, whole, *index.heads.score_row())[0].astype(np.float64)
-    by_segments = logits[best] - WHOLE_WEIGHT * as_a_whole
-    says = ahead / ahead.sum() * sigmoid(STEEPNESS * (as_a_whole - by_segments + LEEWAY))
+    of_wholes = resemblance(target, whole, *index.heads.score_row())[0].astype(np.float64)
+    says = ahead / ahead.sum() * np.exp(np.minimum(of_wholes - logits[best], 0))
     added = sum(say * row for say, row in zip(says, alike, strict=True))
-    return sigmoid(logits + WEIGHT * added)
+    return sigmoid(logits + added)

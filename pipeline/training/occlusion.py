@@ -47,13 +47,19 @@ class OcclusionSettings:
 
 
 def hide_stretch(
-    frames: np.ndarray, random: np.random.Generator, share: float = 0.5, kind: str = "block", others: np.ndarray | None = None
+    frames: np.ndarray,
+    random: np.random.Generator,
+    share: float = 0.5,
+    kind: str = "block",
+    others: np.ndarray | None = None,
+    visible: tuple[float, float] = HEAD,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cover the person in one stretch of a video.
 
     frames: uint8 [n, h, w, 3], RGB. share: of the frames, rounded up. kind: "block" of one colour, "thing" (a block with
     stripes and light that stands still while the picture moves), "person" and "switch" (these need others: uint8 [m, h, w,
-    3], frames of another person's video, the latter from the top of the picture on). Returns (a copy uint8 [n, h, w, 3],
+    3], frames of another person's video, the latter from the top of the picture on). visible: shares of the picture's height, of
+    which one between them stays as it is at the top. Returns (a copy uint8 [n, h, w, 3],
     hidden bool [n]). Raises UsageError for another kind.
     """
     count, height, width = frames.shape[:3]
@@ -61,7 +67,7 @@ def hide_stretch(
     start = int(random.integers(0, count - covered + 1))
     hidden = np.zeros(count, bool)
     hidden[start : start + covered] = True
-    top = 0 if kind == SWITCH else round(height * random.uniform(*HEAD))
+    top = 0 if kind == SWITCH else round(height * random.uniform(*visible))
     copy = frames.copy()
     rows = np.flatnonzero(hidden)
     if kind == "block":

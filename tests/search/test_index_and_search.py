@@ -150,7 +150,7 @@ def textbook_logits(book: Textbook, target: str, normalise: str) -> dict[str, fl
                 weights += of_target * of_candidate
         found[video_id] = np.log(total / weights) / 2
         if normalise == "cohort":
-            found[video_id] += 0.2 * book.alike(target, video_id)
+            found[video_id] = np.log(np.exp(found[video_id]) + np.exp(book.alike(target, video_id)))
     return found
 
 
@@ -162,11 +162,10 @@ def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str,
     added = dict.fromkeys(logits, 0.0)
     for video_id in best:
         alike = {other: book.alike(video_id, other) for other in logits if other != video_id}
-        as_a_whole = book.alike(target, video_id)
-        borne_out = 1 / (1 + np.exp(-3 * (as_a_whole - (logits[video_id] - 0.2 * as_a_whole) + 1)))
+        part = np.exp(book.alike(target, video_id) - logits[video_id])  # of the score that comes from the whole video
         for other in logits:
             mine = max(alike.values()) if other == video_id else alike[other]
-            added[other] += 0.5 * ahead[video_id] / sum(ahead.values()) * borne_out * mine
+            added[other] += ahead[video_id] / sum(ahead.values()) * part * mine
     return {video_id: 1 / (1 + np.exp(-logits[video_id] - added[video_id])) for video_id in logits}
 
 

@@ -10,7 +10,7 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index
 from pipeline.scoring.whole import resemblance
-from pipeline.search.neighbours import WEIGHT, with_neighbours
+from pipeline.search.neighbours import with_neighbours
 from pipeline.search.partitions import LocalPartitions
 from pipeline.settings import IndexSettings, ScoreSettings
 
@@ -34,14 +34,14 @@ def test_each_of_the_best_adds_its_resemblance_by_how_far_it_is_ahead(index: Ind
     shares = [math.exp(logits[place] - logits[best[0]]) for place in best]
     target = partitions.whole(np.array([12]))
     with_target = resemblance(target, whole, *index.heads.score_row())[0].astype(np.float64)
-    borne_out = [1 / (1 + math.exp(-3 * (1.2 * with_target[place] - logits[place] + 1))) for place in best]
+    parts = [min(1.0, math.exp(with_target[place] - logits[place])) for place in best]
     expected = []
     for place, logit in enumerate(logits):
         added = 0.0
-        for one, share, say in zip(best, shares, borne_out, strict=True):
+        for one, share, part in zip(best, shares, parts, strict=True):
             own = max(alike[one, other] for other in heard if other != one)
-            added += share / sum(shares) * say * (own if one == place else alike[one, place])
-        expected.append(1 / (1 + math.exp(-(logit + WEIGHT * added))))
+            added += share / sum(shares) * part * (own if one == place else alike[one, place])
+        expected.append(1 / (1 + math.exp(-(logit + added))))
     found = with_neighbours(index, partitions, target, VIDEOS, SCORES, ScoreSettings(neighbours=count), silent)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
