@@ -165,7 +165,7 @@ async def one_search(search: SearchOf, wait: Annotated[float, Query(ge=0, le=30)
 
 @investigation.delete("/searches/{search_id}")
 def cancelled(search: SearchOf, person: Person) -> answers.SearchState:
-    """Cancel a search that has not ended; one that runs stops at its next step."""
+    """Cancel a search that has not ended; one that runs stops at the next piece of its work."""
     search.cancel(person)
     return _state(search)
 

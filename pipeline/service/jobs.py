@@ -31,7 +31,7 @@ def one_job(job: JobOf) -> answers.JobState:
 
 @routes.delete("/jobs/{job_id}")
 def cancel(job: JobOf, person: Person) -> answers.JobState:
-    """Cancel a job that has not ended. It stops at its next step, and nothing of it is left half done."""
+    """Cancel a job that has not ended. It stops at the next piece of its work, and nothing of it is left half done."""
     job.cancel(person)
     return _state(job)
 
