@@ -27,7 +27,7 @@ from pipeline.search.partitions import LocalPartitions
 from pipeline.service import intake, work
 from pipeline.service.access import Access, issue
 from pipeline.service.asking import Service, named
-from pipeline.service.jobs import events
+from pipeline.service.jobs import watch_job
 from tests.conftest import toy_spec
 from tests.decoding.test_video import write_video
 from tests.service.test_cases import decided
@@ -120,7 +120,7 @@ def test_a_job_is_watched_until_it_has_ended(anna: TestClient, service: Service,
 
     async def watched() -> list[tuple[str, str | None]]:
         seen = []
-        async for one in events(job, service):
+        async for one in watch_job(job, service):
             seen.append((one.state, one.stage))
             if one.stage == "shortlist":
                 go_on.set()
