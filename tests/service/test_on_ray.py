@@ -217,6 +217,12 @@ def test_a_second_replica_is_refused_and_the_first_one_serves_on(tmp_path: Path)
         serve.start(http_options={"location": "NoServer"})
         handle = serve.run(deployment.bind(*bound), name="first")
         assert handle.one_time.remote("Anna").result()
+
+        def replicas() -> set[str]:
+            names = (one["name"] for one in ray.util.list_named_actors(all_namespaces=True))
+            return {name for name in names if name.startswith("SERVE_REPLICA::first#")}
+
+        (before,) = replicas()
         once: dict[str, Any] = {"max_constructor_retry_count": 1}
         scaled: dict[str, Any] = {"num_replicas": None, "autoscaling_config": {"min_replicas": 2, "max_replicas": 3}}
         with pytest.raises(RuntimeError):
@@ -224,7 +230,7 @@ def test_a_second_replica_is_refused_and_the_first_one_serves_on(tmp_path: Path)
         assert "told to have 2" in serve.status().applications["scaled"].deployments["resight"].message
         with pytest.raises(RuntimeError):
             serve.run(deployment.options(num_replicas=2, **once).bind(*bound), name="first")
-        assert handle.one_time.remote("Anna").result(), "what it holds is still there"
+        assert before in replicas() and handle.one_time.remote("Anna").result(), "what it holds is still there"
         again = serve.run(deployment.bind(*bound[:-1], 2), name="first")  # anew, after the one before
         assert again.one_time.remote("Anna").result()
     finally:
