@@ -51,7 +51,9 @@ METRICS = {
     "coattention_index_seconds": Metric(
         "histogram", "Seconds of an index build: to draw what is shared, of one partition, to publish.", {"stage": INDEX_STAGES}
     ),
-    "coattention_searches": Metric("counter", "Targets searched for, by how it ended.", {"outcome": ("done", "failed")}),
+    "coattention_searches": Metric(
+        "counter", "Targets searched for, by how it ended.", {"outcome": ("done", "failed", "cancelled")}
+    ),
     "coattention_search_seconds": Metric("histogram", "Seconds of a stage of one search.", {"stage": SEARCH_STAGES}),
     "coattention_partitions_open": Metric("gauge", "Partitions of an index that a process holds open.", {}),
     "coattention_audit_records": Metric("counter", "Records appended to audit logs, by action.", {"action": ()}),

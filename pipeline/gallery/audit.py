@@ -28,6 +28,7 @@ from typing import Any
 from pipeline import telemetry
 from pipeline.errors import PipelineError, UsageError, first_line
 from pipeline.gallery.gallery import Gallery
+from pipeline.stopping import CANCELLED
 from pipeline.storage.documents import parsed
 from pipeline.storage.formats import check_format
 from pipeline.storage.hashing import json_sha256, sha256
@@ -94,11 +95,14 @@ def append_record(
 
 @contextlib.contextmanager
 def failures_recorded(gallery: Gallery, action: str, *fields: dict[str, Any]) -> Iterator[None]:
-    """Append a record for each of `fields` when the block raises, an interruption too, with the sentence that it failed with."""
+    """Append a record for each of `fields` when the block raises, with the sentence that it failed with, an interruption as
+    "cancelled".
+    """
     try:
         yield
     except BaseException as error:
-        failed = {"failed": unicode_only(first_line(error)), "ended_at": datetime.now(UTC).isoformat()}
+        words = CANCELLED if isinstance(error, KeyboardInterrupt) else first_line(error)
+        failed = {"failed": unicode_only(words), "ended_at": datetime.now(UTC).isoformat()}
         for each in fields:
             append_record(gallery, action, each | failed)
         raise

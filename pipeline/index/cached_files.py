@@ -28,6 +28,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.stopping import Between, going_on, stoppable
 from pipeline.storage.downloads import cache_folder, check_private
 from pipeline.storage.hashing import sha256, sha256_of
 from pipeline.storage.location import Location, explained, resolve, write_local
@@ -79,14 +80,20 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def at_once(work: Callable[[Asked], object], items: Collection[Asked]) -> None:
-    """Do what waits for the store for many items, so many at a time."""
+def at_once(work: Callable[[Asked], object], items: Collection[Asked], between: Between = going_on) -> None:
+    """Do what waits for the store for many items, so many at a time. between: what it raises leaves out what has not begun."""
     if len(items) < 2:
         for item in items:
             work(item)
         return
     with ThreadPoolExecutor(min(AT_ONCE, len(items))) as pool:
-        list(pool.map(work, items))
+        asked = [pool.submit(work, item) for item in items]
+        try:
+            for one in stoppable(asked, between):
+                one.result()
+        finally:
+            for one in asked:
+                one.cancel()
 
 
 def cached_folder(location: Location) -> Path:

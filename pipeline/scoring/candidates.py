@@ -17,6 +17,7 @@ from pipeline.scoring.video_scores import SHARPNESS, video_scores, visible_logit
 from pipeline.scoring.whole import WholeVideos, or_whole, resemblance
 from pipeline.scoring.whole import joined as joined_videos
 from pipeline.settings import ScoreSettings
+from pipeline.stopping import Between, going_on, stoppable
 
 SHARED = 1.5  # times as many pairs of target and video as were asked for may be scored to do it in one pass
 SCORE_PAIRS = 8_000_000  # pairs of segments whose scores are held at a time
@@ -95,13 +96,15 @@ class Candidates:
             logits = normalised_logits(logits, target.cohort.to(logits.device), self.cohort.to(logits.device))
         return logits
 
-    def best_pairs(self, target: TargetSegments, settings: ScoreSettings, count: int) -> list[list[tuple[int, int, float]]]:
+    def best_pairs(
+        self, target: TargetSegments, settings: ScoreSettings, count: int, between: Between = going_on
+    ) -> list[list[tuple[int, int, float]]]:
         """Up to `count` pairs of each video, best first: (target segment, segment of the video, score).
 
         Each segment of either side is in one of them at most. Where all pairs count, the better and the more visible are best.
         """
         found = []
-        for some in self._parts(len(target)):
+        for some in stoppable(self._parts(len(target)), between):
             part = self._part(some)
             logits = part.pair_logits(target, settings)
             scores = worth = sigmoid(logits)  # [N, K]
@@ -118,12 +121,12 @@ class Candidates:
                 found.append(chosen)
         return found
 
-    def scores(self, targets: Sequence[TargetSegments], settings: ScoreSettings) -> np.ndarray:
-        """Video scores float64 [n, m] of each target, in one pass over the frames."""
+    def scores(self, targets: Sequence[TargetSegments], settings: ScoreSettings, between: Between = going_on) -> np.ndarray:
+        """Video scores float64 [n, m] of each target, in one pass over the frames. between: called before each piece of it."""
         scores = np.empty((len(targets), len(self.first)))
         ends = np.cumsum([len(target) for target in targets])
         joined = targets[0] if len(targets) == 1 else _joined(targets)
-        for some in self._parts(int(ends[-1])):
+        for some in stoppable(self._parts(int(ends[-1])), between):
             part = self._part(some)
             logits = part.pair_logits(joined, settings)
             pairs = logits.cpu().numpy() if settings.all_pairs else sigmoid(logits)
@@ -185,18 +188,20 @@ def score_many(
     videos: Sequence[np.ndarray],
     candidates: Callable[[np.ndarray], Candidates],
     settings: ScoreSettings,
+    between: Between = going_on,
 ) -> list[np.ndarray]:
     """Scores float64 of each target and its videos, int64 and ascending; in one pass where most ask for the same videos.
 
-    candidates: what videos, ascending, are scored as. A target's scores are the same, bit by bit, whatever the others are: the
-    kernel computes each pair for itself. torch's products do not, so without the kernel each target is scored alone.
+    candidates: what videos, ascending, are scored as. between: called before each piece. A target's scores are the same, bit by
+    bit, whatever the others are: the kernel computes each pair for itself. torch's products do not, so without the kernel each
+    target is scored alone.
     """
     union = ascending_union(videos)
     alone = len(targets) == 1 or len(union) * len(targets) > SHARED * sum(map(len, videos))
     if alone or not joinable(targets):
         asked = zip(targets, videos, strict=True)
-        return [candidates(mine).scores([one], settings)[0] if len(mine) else np.empty(0) for one, mine in asked]
-    scores = candidates(union).scores(targets, settings)
+        return [candidates(mine).scores([one], settings, between)[0] if len(mine) else np.empty(0) for one, mine in asked]
+    scores = candidates(union).scores(targets, settings, between)
     return [row[np.searchsorted(union, mine)] for row, mine in zip(scores, videos, strict=True)]
 
 

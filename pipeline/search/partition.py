@@ -21,6 +21,7 @@ from pipeline.scoring.scores import attention_weights, segment_rows
 from pipeline.scoring.whole import WholeVideos
 from pipeline.search.results import SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings
+from pipeline.stopping import Between, going_on
 from pipeline.storage.location import Location
 
 WHOLE = ("encodings", "mean", "spread")
@@ -110,12 +111,17 @@ class Partition:
         return shortlist(self.prefilter, query, self.video_of_segment, count, allowed, self.scan, least)
 
     def evidence(
-        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+        self,
+        target: TargetSegments,
+        videos: np.ndarray,
+        pairs: int,
+        settings: ScoreSettings,
+        between: Between = going_on,
     ) -> list[list[SegmentPair]]:
         """The best segment pairs of each of the videos, int64 [m] ascending: see `Candidates.best_pairs`."""
         self.fetch(videos, OF_FRAMES)
         candidates = self.candidates(videos)
-        best = candidates.best_pairs(target, settings, pairs)
+        best = candidates.best_pairs(target, settings, pairs, between)
         of_target = [n for chosen in best for n, _, _ in chosen]
         of_videos = [first + k for first, chosen in zip(candidates.offsets.tolist(), best, strict=False) for _, k, _ in chosen]
         start, last = candidates.cut()

@@ -34,10 +34,12 @@ from pipeline.scoring.whole import WholeVideos, resemblance
 from pipeline.search.partition import OF_FRAMES, WHOLE, Partition
 from pipeline.search.results import SegmentPair
 from pipeline.settings import ScoreSettings
+from pipeline.stopping import CANCELLED, Between, StoppedError, going_on, stoppable
 
 NEARLY_ALL = 0.9  # share of the videos that a filter leaves, from where on partitions are taken to hold about as many good ones
 START_SECONDS = 120.0  # for actors to find a place and open their partitions
 LOOK_SECONDS = 2.0  # meanwhile, between two looks at how many there is room for
+STOP_SECONDS = 0.2  # between two looks at whether actors are to stop
 AWAY_SECONDS = 10.0  # that an actor which does not answer is waited for: it may be starting anew
 ASKED_AT_ONCE = 2  # of an actor, so that a long search does not hold up a short one
 ALIVE = "alive"  # group of calls that are answered beside searches
@@ -52,34 +54,53 @@ Answer = TypeVar("Answer")
 
 
 class Partitions(Protocol):
-    """All partitions of an index, wherever they are. Videos are numbered as in Index.videos."""
+    """All partitions of an index, wherever they are. Videos are numbered as in Index.videos.
 
-    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]: ...
+    between: called between two pieces of a question (partitions, videos that are scored together); what it raises ends that one.
+    """
 
-    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray: ...
+    def shortlist(
+        self, target: TargetSegments, count: int, allowed: np.ndarray | None, between: Between = going_on
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def score(
+        self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, between: Between = going_on
+    ) -> np.ndarray: ...
 
     def score_many(
-        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+        self,
+        targets: Sequence[TargetSegments],
+        videos: Sequence[np.ndarray],
+        settings: ScoreSettings,
+        between: Between = going_on,
     ) -> list[np.ndarray]: ...
 
     def evidence(
-        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+        self,
+        target: TargetSegments,
+        videos: np.ndarray,
+        pairs: int,
+        settings: ScoreSettings,
+        between: Between = going_on,
     ) -> list[list[SegmentPair]]: ...
 
-    def whole(self, videos: np.ndarray) -> WholeVideos: ...
+    def whole(self, videos: np.ndarray, between: Between = going_on) -> WholeVideos: ...
 
-    def resemblance(self, some: WholeVideos, videos: np.ndarray) -> np.ndarray: ...
+    def resemblance(self, some: WholeVideos, videos: np.ndarray, between: Between = going_on) -> np.ndarray: ...
 
 
 class WatchedPartitions:
-    """Partitions of which each question is told first, by its name: what is told may raise, and so end a search between two."""
+    """Partitions of which each question is told by its name, first and between its pieces: what is told may raise, and so end a
+    search there.
+    """
 
     def __init__(self, partitions: Partitions, watch: Callable[[str], object]) -> None:
         self._partitions, self._watch = partitions, watch
 
     def __getattr__(self, name: str) -> Any:
-        self._watch(name)
-        return getattr(self._partitions, name)
+        told = partial(self._watch, name.removesuffix("_many"))
+        told()
+        return partial(getattr(self._partitions, name), between=told)
 
 
 class LocalPartitions:
@@ -104,7 +125,9 @@ class LocalPartitions:
             telemetry.gauge("coattention_partitions_open", len(self.opened))
         return self.opened[place]
 
-    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def shortlist(
+        self, target: TargetSegments, count: int, allowed: np.ndarray | None, between: Between = going_on
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Best videos by the prefilter, a superset of the best `count`: (videos int64 [m], logits float32 [m]).
 
         Each partition is asked for somewhat more than its share, and again where it may hold more of the best.
@@ -117,7 +140,10 @@ class LocalPartitions:
             asked = dict.fromkeys(asked, min(count, 2 * -(-count // len(asked)) + 32))
 
         def ask(places: list[int], least: float = -math.inf) -> None:
-            answers = self._at_once(lambda place: self.open(place).shortlist(query, asked[place], inside[place], least), places)
+            def of_one(place: int) -> tuple[np.ndarray, np.ndarray]:
+                return self.open(place).shortlist(query, asked[place], inside[place], least)
+
+            answers = self._at_once(of_one, places, between)
             found.update(zip(places, answers, strict=True))
 
         def to_ask_for_more() -> list[int]:
@@ -144,20 +170,31 @@ class LocalPartitions:
         videos = [np.empty(0, np.int64)] + [videos + self.first[place] for place, (videos, _) in found.items()]
         return np.concatenate(videos), np.concatenate([np.empty(0, np.float32)] + [logits for _, logits in found.values()])
 
-    def _at_once(self, ask: Callable[[int], Answer], places: Sequence[int]) -> list[Answer]:
+    def _at_once(self, ask: Callable[[int], Answer], places: Sequence[int], between: Between) -> list[Answer]:
         """`ask` of each place, a partition a thread: FAISS uses one thread for the lists of one index."""
         if len(places) < 2 or torch.get_num_threads() < 2:
-            return [ask(place) for place in places]
+            return [ask(place) for place in stoppable(places, between)]
         if self.threads is None:
             self.threads = ThreadPoolExecutor(torch.get_num_threads(), "partitions", faiss.omp_set_num_threads, (1,))
-        return list(self.threads.map(ask, places))
+        asked = [self.threads.submit(ask, place) for place in places]
+        try:
+            return [one.result() for one in stoppable(asked, between)]
+        finally:
+            for one in asked:
+                one.cancel()
 
-    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
+    def score(
+        self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, between: Between = going_on
+    ) -> np.ndarray:
         """Video scores float64 [m] of the videos int64 [m]; NaN for those that lie in partitions not held here."""
-        return self.score_many([target], [videos], settings)[0]
+        return self.score_many([target], [videos], settings, between)[0]
 
     def score_many(
-        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+        self,
+        targets: Sequence[TargetSegments],
+        videos: Sequence[np.ndarray],
+        settings: ScoreSettings,
+        between: Between = going_on,
     ) -> list[np.ndarray]:
         """`score` of each target and its videos, the same bit by bit whatever the other targets are.
 
@@ -165,33 +202,34 @@ class LocalPartitions:
         Few videos, or those of a large index, are scored from files instead of where they are mapped.
         """
         if len(targets) > 1 and (self.device != "cpu" or not joinable(targets)):
-            return [self.score(target, mine, settings) for target, mine in zip(targets, videos, strict=True)]
+            return [self.score(target, mine, settings, between) for target, mine in zip(targets, videos, strict=True)]
         scores = [np.full(len(mine), np.nan) for mine in videos]
         orders = [np.argsort(mine, kind="stable") for mine in videos]
         orders = [order[self._held(mine[order])] for mine, order in zip(videos, orders, strict=True)]
         everything = ascending_union([mine[order] for mine, order in zip(videos, orders, strict=True)])
         few = len(everything) < SPARSE * int(self.count.sum())
         in_files = self.filed and pair_kernel.available() and (self.large or few)
-        candidates = partial(self._candidates, in_files=in_files)
+        candidates = partial(self._candidates, in_files=in_files, between=between)
         for group in self._groups(everything, TOGETHER if in_files else 0):
             places = [order[slice(*np.searchsorted(mine[order], group))] for mine, order in zip(videos, orders, strict=True)]
             asked = [mine[place] for mine, place in zip(videos, places, strict=True)]
-            for one, place, found in zip(scores, places, score_many(targets, asked, candidates, settings), strict=True):
-                one[place] = found
+            found = score_many(targets, asked, candidates, settings, between)
+            for one, place, mine in zip(scores, places, found, strict=True):
+                one[place] = mine
         return scores
 
-    def whole(self, videos: np.ndarray) -> WholeVideos:
+    def whole(self, videos: np.ndarray, between: Between = going_on) -> WholeVideos:
         """The videos int64 [n] as wholes, NaN for those not held here; of an index that `has_whole_videos`."""
         width = self.index.head.config.value_width
         found = WholeVideos(*(np.full(shape, np.nan, np.float32) for shape in ((len(videos), width), len(videos), len(videos))))
-        for mine, there in self._whole(videos):
+        for mine, there in stoppable(self._whole(videos), between):
             found.encodings[mine], found.mean[mine], found.spread[mine] = there.encodings, there.mean, there.spread
         return found
 
-    def resemblance(self, some: WholeVideos, videos: np.ndarray) -> np.ndarray:
+    def resemblance(self, some: WholeVideos, videos: np.ndarray, between: Between = going_on) -> np.ndarray:
         """`pipeline.scoring.whole.resemblance` of some videos and those of int64 [m], float32 [n, m]; NaN as in `whole`."""
         found = np.full((len(some.mean), len(videos)), np.nan, np.float32)
-        for mine, there in self._whole(videos):
+        for mine, there in stoppable(self._whole(videos), between):
             found[:, mine] = resemblance(some, there, *self.index.heads.score_row())
         return found
 
@@ -222,11 +260,11 @@ class LocalPartitions:
         if size:
             yield low, high
 
-    def _candidates(self, videos: np.ndarray, *, in_files: bool) -> Candidates:
+    def _candidates(self, videos: np.ndarray, *, in_files: bool, between: Between) -> Candidates:
         """Videos held here, int64 ascending, as they are scored; of one partition unless in files."""
         held = list(self._by_partition(videos))
         if self.fetched:
-            at_once(lambda one: self.open(one[0]).fetch(one[1]), held)
+            at_once(lambda one: self.open(one[0]).fetch(one[1]), held, between)
         return together([self.open(place).candidates(here, in_files=in_files) for place, here in held])
 
     def _by_partition(self, videos: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -237,7 +275,12 @@ class LocalPartitions:
                 yield place, videos[begin:end] - first
 
     def evidence(
-        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+        self,
+        target: TargetSegments,
+        videos: np.ndarray,
+        pairs: int,
+        settings: ScoreSettings,
+        between: Between = going_on,
     ) -> list[list[SegmentPair]]:
         """The best segment pairs of each video; an empty list for those not held here."""
         found: list[list[SegmentPair]] = [[] for _ in videos]
@@ -245,7 +288,7 @@ class LocalPartitions:
         order = order[self._held(videos[order])]
         done = 0
         for place, here in self._by_partition(videos[order]):
-            for of_video in self.open(place).evidence(target, here, pairs, settings):
+            for of_video in self.open(place).evidence(target, here, pairs, settings, between):
                 found[order[done]], done = of_video, done + 1
         return found
 
@@ -335,34 +378,49 @@ class ActorPartitions:
         self.actors, self.shares = list(actors), list(shares)
         weakref.finalize(self, _drop, self.actors, self.shares[0].opening).atexit = False
 
-    def shortlist(self, target: TargetSegments, count: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        parts = self._ask("shortlist", target, count, allowed)
+    def shortlist(
+        self, target: TargetSegments, count: int, allowed: np.ndarray | None, between: Between = going_on
+    ) -> tuple[np.ndarray, np.ndarray]:
+        parts = self._ask("shortlist", between, target, count, allowed)
         return np.concatenate([videos for videos, _ in parts]), np.concatenate([logits for _, logits in parts])
 
-    def score(self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings) -> np.ndarray:
-        return np.fmax.reduce(self._ask("score", target, videos, settings))
+    def score(
+        self, target: TargetSegments, videos: np.ndarray, settings: ScoreSettings, between: Between = going_on
+    ) -> np.ndarray:
+        return np.fmax.reduce(self._ask("score", between, target, videos, settings))
 
     def score_many(
-        self, targets: Sequence[TargetSegments], videos: Sequence[np.ndarray], settings: ScoreSettings
+        self,
+        targets: Sequence[TargetSegments],
+        videos: Sequence[np.ndarray],
+        settings: ScoreSettings,
+        between: Between = going_on,
     ) -> list[np.ndarray]:
-        parts = self._ask("score_many", list(targets), list(videos), settings)
+        parts = self._ask("score_many", between, list(targets), list(videos), settings)
         return [np.fmax.reduce(answers) for answers in zip(*parts, strict=True)]
 
     def evidence(
-        self, target: TargetSegments, videos: np.ndarray, pairs: int, settings: ScoreSettings
+        self,
+        target: TargetSegments,
+        videos: np.ndarray,
+        pairs: int,
+        settings: ScoreSettings,
+        between: Between = going_on,
     ) -> list[list[SegmentPair]]:
-        parts = self._ask("evidence", target, videos, pairs, settings)
+        parts = self._ask("evidence", between, target, videos, pairs, settings)
         return [next((found for found in of_video if found), []) for of_video in zip(*parts, strict=True)]
 
-    def whole(self, videos: np.ndarray) -> WholeVideos:
-        parts = self._ask("whole", videos)
+    def whole(self, videos: np.ndarray, between: Between = going_on) -> WholeVideos:
+        parts = self._ask("whole", between, videos)
         return WholeVideos(*(np.fmax.reduce([getattr(part, name) for part in parts]) for name in WHOLE))
 
-    def resemblance(self, some: WholeVideos, videos: np.ndarray) -> np.ndarray:
-        return np.fmax.reduce(self._ask("resemblance", some, videos))
+    def resemblance(self, some: WholeVideos, videos: np.ndarray, between: Between = going_on) -> np.ndarray:
+        return np.fmax.reduce(self._ask("resemblance", between, some, videos))
 
-    def _ask(self, method: str, target: Any, *arguments: Any) -> list[Any]:
-        """What each actor answers. Raises PipelineError where one is gone for longer than a start takes."""
+    def _ask(self, method: str, between: Between, target: Any, *arguments: Any) -> list[Any]:
+        """What each actor answers; where `between` ends this, they stop, too. Raises PipelineError where one is gone for longer
+        than a start takes.
+        """
         import ray
 
         shared = ray.put(target)
@@ -371,11 +429,19 @@ class ActorPartitions:
                 actor.ask.remote(share, method, shared, *arguments): actor
                 for actor, share in zip(self.actors, self.shares, strict=True)
             }
-            waiting = list(asked)
-            while waiting:
-                _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=AWAY_SECONDS)
-                if _silent([asked[one] for one in waiting]):
-                    raise PipelineError(GONE)
+            waiting, looked = list(asked), time.monotonic()
+            try:
+                while waiting:
+                    between()
+                    _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=STOP_SECONDS)
+                    if waiting and time.monotonic() - looked > AWAY_SECONDS:
+                        if _silent([asked[one] for one in waiting]):
+                            raise PipelineError(GONE)
+                        looked = time.monotonic()
+            except BaseException:
+                for one in waiting:
+                    ray.cancel(one)
+                raise
             return ray.get(list(asked))
 
 
@@ -412,6 +478,14 @@ def _drop(actors: Sequence[Any], opening: str) -> None:
             actor.drop.remote(opening)
 
 
+def _unless_cancelled() -> None:
+    """Raises StoppedError in an actor whose answer nobody waits for any more."""
+    import ray
+
+    if ray.get_runtime_context().is_canceled():
+        raise StoppedError(CANCELLED)
+
+
 class _PartitionsActor:
     """Partitions of a Ray actor, which opens them when it is first asked for them and keeps them warm until they are dropped."""
 
@@ -429,7 +503,7 @@ class _PartitionsActor:
 
     def ask(self, share: Share, method: str, *arguments: Any) -> Any:
         """What a method of LocalPartitions answers."""
-        return getattr(self._held(share), method)(*arguments)
+        return getattr(self._held(share), method)(*arguments, between=_unless_cancelled)
 
     def drop(self, opening: str) -> None:
         """Close what was opened."""

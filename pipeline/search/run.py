@@ -25,6 +25,7 @@ from pipeline.search.evidence import SourcePictures
 from pipeline.search.results import Followed, OnRecord, SearchResult, results_table, write_results
 from pipeline.search.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
 from pipeline.settings import FollowSettings, SearchSettings
+from pipeline.stopping import Between, going_on, stoppable
 from pipeline.storage.location import Reach, StorageError, canonical_uri, resolve
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ class Answer:
         """Uris of leads whose files are no longer those that were ingested and scored, as far as `with_hashes` looked."""
         return sorted({lead.video.uri for result in self.results for lead in result.leads if lead.source_changed})
 
-    def with_hashes(self) -> "Answer":
-        """With the hashes of the leads' local sources as they are now, each read once."""
+    def with_hashes(self, between: Between = going_on) -> "Answer":
+        """With the hashes of the leads' local sources as they are now, each read once. between: called before each lead."""
         hashed = functools.cache(functools.partial(_source_hash, reach=self.reach))
-        return replace(self, results=tuple(_with_hashes(result, hashed) for result in self.results))
+        return replace(self, results=tuple(_with_hashes(result, hashed, between) for result in self.results))
 
     def pictures(self) -> SourcePictures:
         """What reads pictures and clips of targets and leads, in a decoder process; whoever asks for it closes it."""
@@ -127,9 +128,10 @@ def run(
     actors, cluster: see `partitions.opened_partitions`. following: how the target's person is followed, see
     `pipeline.search.follow`. person: who searches, where a service has made sure of that; the record then names the account that
     the service runs under beside. warm: the gallery's newest index, kept open between searches in this process; then
-    index_version, actors and cluster say nothing. watch: told what is asked of the partitions next ("shortlist", "score",
-    "evidence", ...); what it raises ends the search, recorded as one that failed. times_as_stored: what is found has its times as
-    the gallery has them, for who sets the clocks of cameras right later (`SearchResult.by_right_clocks`).
+    index_version, actors and cluster say nothing. watch: told what is done ("targets", "shortlist", "score", "evidence", ...),
+    before it and between its pieces; what it raises, such as `pipeline.stopping.StoppedError`, ends the search, recorded as one
+    that failed with these words. times_as_stored: what is found has its times as the gallery has them, for who sets the clocks
+    of cameras right later (`SearchResult.by_right_clocks`).
 
     Raises UsageError where the policy wants more, for a target that cannot be used and for settings that the gallery cannot
     serve, and PipelineError for what is damaged or missing.
@@ -167,7 +169,8 @@ def run(
             else:
                 index, kept = warm.newest()
                 opening = contextlib.nullcontext(kept)
-            found = read_targets(list(targets), gallery, decoder, backbone, whom)
+            between = going_on if watch is None else functools.partial(watch, "targets")
+            found = read_targets(list(targets), gallery, decoder, backbone, whom, between)
     asked |= {"gallery_version": gallery_version(gallery), "calibration_version": index.calibration_version}
     searched = {"gallery": gallery.location.uri, "index_version": index.version, "model": index.model}
     each = [searched | _of_target(target) | asked for target in found]
@@ -261,6 +264,7 @@ def _source_hash(uri: str, reach: Reach) -> str | None:
         return None
 
 
-def _with_hashes(result: SearchResult, hashed: Callable[[str], str | None]) -> SearchResult:
+def _with_hashes(result: SearchResult, hashed: Callable[[str], str | None], between: Between) -> SearchResult:
     """With the hashes of the leads' sources."""
-    return replace(result, leads=tuple(replace(lead, source_hash=hashed(lead.video.uri)) for lead in result.leads))
+    leads = stoppable(result.leads, between)
+    return replace(result, leads=tuple(replace(lead, source_hash=hashed(lead.video.uri)) for lead in leads))

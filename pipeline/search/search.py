@@ -22,6 +22,7 @@ from pipeline.search.scored import score_shortlists
 from pipeline.search.shortlist import questions, shortlist
 from pipeline.search.targets import Target
 from pipeline.settings import SearchSettings
+from pipeline.stopping import STOPPED
 
 
 def search(gallery: Gallery, index: Index, partitions: Partitions, target: Target, settings: SearchSettings) -> SearchResult:
@@ -43,9 +44,12 @@ def search_many(
 
 @contextlib.contextmanager
 def counted(targets: int) -> Iterator[None]:
-    """Count so many searches as done, or as failed where the block raises."""
+    """Count so many searches as done, or as cancelled or failed where the block raises."""
     try:
         yield
+    except STOPPED:
+        telemetry.count("coattention_searches", targets, outcome="cancelled")
+        raise
     except BaseException:
         telemetry.count("coattention_searches", targets, outcome="failed")
         raise

@@ -22,6 +22,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.ingest.gallery_sampling import gallery_sampling
+from pipeline.stopping import Between, going_on, stoppable
 from pipeline.storage.hashing import sha256
 from pipeline.storage.location import canonical_uri, is_utf8
 
@@ -94,13 +95,18 @@ def target_decoder(
 
 
 def read_targets(
-    names: list[str], gallery: Gallery, decoder: Decoder, backbone: str | None = None, whom: Whom | None = None
+    names: list[str],
+    gallery: Gallery,
+    decoder: Decoder,
+    backbone: str | None = None,
+    whom: Whom | None = None,
+    between: Between = going_on,
 ) -> list[Target]:
     """Read targets: paths or uris of videos, photos and image folders, or id:VIDEO_ID for gallery videos.
 
     decoder: see `target_decoder`. backbone: name or path of the gallery's backbone, where it lies elsewhere than when the gallery
-    was made. whom: who is meant, of a single target. Raises UsageError for a target that does not exist or cannot be used, and
-    for two targets of the same id.
+    was made. whom: who is meant, of a single target. between: called between targets, and between pieces of one that is decoded.
+    Raises UsageError for a target that does not exist or cannot be used, and for two targets of the same id.
     """
     whom = whom or Whom()
     if whom.told and (len(names) != 1 or names[0].startswith(GALLERY_PREFIX)):
@@ -108,13 +114,13 @@ def read_targets(
     loaded: Backbone | None = None
     snapshot_videos: pa.Table | None = None
     targets = []
-    for name in names:
+    for name in stoppable(names, between):
         if name.startswith(GALLERY_PREFIX):
             snapshot_videos = gallery.snapshot().videos if snapshot_videos is None else snapshot_videos
             targets.append(gallery_target(gallery, name.removeprefix(GALLERY_PREFIX), snapshot_videos))
         else:
             loaded = loaded or gallery_backbone(gallery, backbone)
-            target = video_target(name, loaded, decoder, whom)
+            target = video_target(name, loaded, decoder, whom, between)
             targets.append(replace(target, video=replace(target.video, camera_id=whom.camera)))
     ids = [target.video.video_id for target in targets]
     if len(set(ids)) < len(ids):
@@ -156,12 +162,12 @@ def stored_target(row: Mapping[str, Any], frames: pa.Table) -> Target:
     )
 
 
-def video_target(uri: str, backbone: Backbone, decoder: Decoder, whom: Whom | None = None) -> Target:
+def video_target(uri: str, backbone: Backbone, decoder: Decoder, whom: Whom | None = None, between: Between = going_on) -> Target:
     """A video file, a photo or a folder of numbered images as the target. Raises UsageError."""
     uri, whom = canonical_uri(uri), whom or Whom()
     chunks: list[Chunk] = []
     features, info = [], None
-    for event in _events(uri, decoder, whom):
+    for event in stoppable(_events(uri, decoder, whom), between):
         if isinstance(event, Rejected) and (event.track is None or event.track == whom.track):
             raise UsageError(f"the target cannot be used: {event.message}{_remedy(event)}")
         if isinstance(event, VideoInfo):

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
@@ -26,7 +25,7 @@ from pipeline.search.results import Lead, SearchResult
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import GALLERY_PREFIX, Whom
-from pipeline.service import answers, cases, found, galleries, handover, jobs, media, operation, plans, view_answers
+from pipeline.service import answers, cases, description, found, galleries, handover, jobs, media, operation, plans, view_answers
 from pipeline.service.access import RIGHTS, SESSION_SECONDS, Token
 from pipeline.service.asking import (
     COOKIE,
@@ -39,6 +38,7 @@ from pipeline.service.asking import (
     Service,
     ServiceOf,
     Wait,
+    file_of,
     gallery_of,
     may,
 )
@@ -50,6 +50,7 @@ from pipeline.service.work import BusyError
 from pipeline.settings import FollowSettings, SearchSettings
 
 UPLOAD_PREFIX = "upload:"
+ABOUT = "Search for people in the videos of galleries, judge what was found in cases, hand it over. Every search is on record."
 KINDS = {
     ".svg": "image/svg+xml",
     ".html": "text/html; charset=utf-8",
@@ -61,7 +62,7 @@ PAGE = {
 }
 
 
-api = APIRouter(prefix="/api/v1", responses=PROBLEMS)
+api = APIRouter(prefix="/api/v1", tags=["session"], responses=PROBLEMS)
 
 
 @api.post("/session")
@@ -84,24 +85,24 @@ def sign_out(request: Request, response: Response, service: ServiceOf, person: P
 
 
 @api.get("/me")
-def me(asking: Asking) -> answers.Me:
+def get_me(asking: Asking) -> answers.Me:
     """Who is asking, and what their role lets them do."""
     return _me(asking)
 
 
 @api.get("/openapi.json", include_in_schema=False)
-def description(request: Request, person: Person) -> JSONResponse:
+def get_description(request: Request, person: Person) -> JSONResponse:
     """This interface in OpenAPI."""
     return JSONResponse(request.app.openapi())
 
 
-investigation = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("investigate")])
+investigation = APIRouter(prefix="/api/v1", tags=["searches"], responses=PROBLEMS, dependencies=[may("investigate")])
 
 
 @investigation.post("/targets", status_code=201, openapi_extra={
     "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 })  # fmt: skip
-async def upload(
+async def upload_target(
     request: Request, service: ServiceOf, person: Person, name: Annotated[str, Query(min_length=1, max_length=500)]
 ) -> answers.UploadedTarget:
     """Bring a video or a photo, as the body of the request. name: of the file; its ending says what a photo is."""
@@ -119,7 +120,7 @@ IN_TIME: dict[int | str, dict[str, Any]] = {
 
 
 @investigation.post("/searches", status_code=202, responses=IN_TIME, response_model=answers.SearchState)
-async def begin(
+async def begin_search(
     asked: answers.SearchAsked, service: ServiceOf, person: Person, response: Response, wait: Wait, key: Key = None
 ) -> answers.SearchState | Response:
     """Search for the person that a target shows. The answer tells where to ask for what was found, or says it: 201."""
@@ -135,7 +136,7 @@ async def _in_time(search: Search, wait: int | None, response: Response) -> answ
         headers["preference-applied"] = f"wait={wait}"
     state = await to_thread.run_sync(_state, search)
     if wait is not None and state.state == "done":
-        found = answers.SearchFound(**dict(state), leads=await to_thread.run_sync(leads, search))
+        found = answers.SearchFound(**dict(state), leads=await to_thread.run_sync(list_leads, search))
         return Response(found.model_dump_json(), 201, headers, "application/json")
     response.headers.update(headers)
     return state
@@ -151,27 +152,27 @@ def _begun(service: Service, person: str, asked: answers.SearchAsked, key: str |
 
 
 @investigation.get("/searches")
-def searches(service: ServiceOf, person: Person) -> list[answers.SearchState]:
+def list_searches(service: ServiceOf, person: Person) -> list[answers.SearchState]:
     """This person's searches since the service began, the newest first."""
     return [_state(search) for search in service.searches.all_of(person)]
 
 
 @investigation.get("/searches/{search_id}")
-async def one_search(search: SearchOf, wait: Annotated[float, Query(ge=0, le=30)] = 0) -> answers.SearchState:
+async def get_search(search: SearchOf, wait: Annotated[float, Query(ge=0, le=30)] = 0) -> answers.SearchState:
     """How far a search is. wait: seconds to wait for its end."""
     await search.ended(wait)
     return await asyncio.to_thread(_state, search)
 
 
 @investigation.delete("/searches/{search_id}")
-def cancelled(search: SearchOf, person: Person) -> answers.SearchState:
-    """Cancel a search that has not ended; one that runs stops at its next step."""
+def cancel_search(search: SearchOf, person: Person) -> answers.SearchState:
+    """Cancel a search that has not ended; one that runs stops at the next piece of its work."""
     search.cancel(person)
     return _state(search)
 
 
 @investigation.post("/searches/{search_id}/refine", status_code=202, responses=IN_TIME, response_model=answers.SearchState)
-async def refine(
+async def refine_search(
     asked: view_answers.Refined,
     search: SearchOf,
     service: ServiceOf,
@@ -192,11 +193,11 @@ async def refine(
     if both := set(asked.confirmed) & set(asked.hidden):
         raise HTTPException(422, f"{min(both)} is both confirmed and hidden")
     again = {"confirmed": list(dict.fromkeys(confirmed)), "rejected": list(dict.fromkeys(hidden))}
-    return await begin(before.model_copy(update=again), service, person, response, wait, key)
+    return await begin_search(before.model_copy(update=again), service, person, response, wait, key)
 
 
 @investigation.get("/searches/{search_id}/leads")
-def leads(search: SearchOf) -> list[answers.LeadFound]:
+def list_leads(search: SearchOf) -> list[answers.LeadFound]:
     """The leads of a search that is done, best first; none that was forgotten since."""
     result = search.result
     if result is None:
@@ -230,18 +231,18 @@ def _lead_found(search: Search, result: SearchResult, lead: Lead, seen: tuple[da
     )
 
 
-_jpeg: dict[str, Any] = {"response_class": Response, "responses": {200: {"content": {"image/jpeg": {}}}}}
+_jpeg = file_of("image/jpeg")
 
 
 @investigation.get("/searches/{search_id}/leads/{rank}/frames/{frame}.jpg", **_jpeg)
-def lead_frame(service: ServiceOf, search: SearchOf, lead: LeadOf, frame: int) -> Response:
+def get_lead_frame(service: ServiceOf, search: SearchOf, lead: LeadOf, frame: int) -> Response:
     """A frame of a lead's evidence, cut out as it was scored."""
     search.view()
     return jpeg(service.pictures.of_lead(search, lead, frame))
 
 
 @investigation.get("/searches/{search_id}/target/frames/{frame}.jpg", **_jpeg)
-def target_frame(service: ServiceOf, search: SearchOf, frame: int) -> Response:
+def get_target_frame(service: ServiceOf, search: SearchOf, frame: int) -> Response:
     """A frame of the target that speaks for a lead."""
     if search.asked.target.removeprefix(GALLERY_PREFIX) in search.gallery.forgotten(search.known):
         raise HTTPException(404, "the target was forgotten")
@@ -250,7 +251,7 @@ def target_frame(service: ServiceOf, search: SearchOf, frame: int) -> Response:
 
 
 @investigation.put("/searches/{search_id}/leads/{rank}/decision", status_code=204)
-def decide(service: ServiceOf, asking: Asking, search: SearchOf, lead: LeadOf, decided: answers.Decided) -> None:
+def decide_lead(service: ServiceOf, asking: Asking, search: SearchOf, lead: LeadOf, decided: answers.Decided) -> None:
     """Say of a lead that it shows the same person, a different one, or that one cannot tell. It is written to the audit log, and
     where the search was made for a case, into that.
     """
@@ -291,7 +292,9 @@ def create_app(service: Service, hosts: Sequence[str], only_here: bool = False) 
         finally:
             await asyncio.to_thread(service.close)
 
-    app = FastAPI(title="resight", version="1", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    described: dict[str, Any] = {"title": "resight", "version": "1", "description": ABOUT}
+    described |= {"generate_unique_id_function": description.operation_id}
+    app = FastAPI(**described, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.service = service
     routers = (
         api,
@@ -310,7 +313,7 @@ def create_app(service: Service, hosts: Sequence[str], only_here: bool = False) 
     for router in routers:
         app.include_router(router)
     app.include_router(pages)
-    app.openapi = lambda: _description(app)  # type: ignore[method-assign] # as FastAPI's documentation has it
+    app.openapi = lambda: description.described(app)  # type: ignore[method-assign] # as FastAPI's documentation has it
     app.exception_handler(StarletteHTTPException)(_refused)
     app.exception_handler(RequestValidationError)(_misunderstood)
     app.exception_handler(UsageError)(lambda _request, error: _problem(422, str(error)))
@@ -408,16 +411,3 @@ def _misunderstood(_request: Request, error: Exception) -> Response:
 def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
     body = {"title": HTTPStatus(status).phrase, "status": status, "detail": sentence}
     return JSONResponse(body, status, dict(headers or {}), "application/problem+json")
-
-
-def _description(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI of the interface, in which problems are of their own media type."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        for path in document["paths"].values():
-            for operation in path.values():
-                for code, answer in operation["responses"].items():
-                    if code >= "400" and "content" in answer:
-                        answer["content"] = {"application/problem+json": next(iter(answer["content"].values()))}
-        app.openapi_schema = document
-    return app.openapi_schema

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import Depends, Header, HTTPException, Request, Security
+from fastapi import Depends, Header, HTTPException, Request, Response, Security
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from pipeline.decoding.sampling import Sampling
@@ -232,10 +232,12 @@ def _job(service: ServiceOf, asking: Asking, job_id: str) -> Job:
 
 
 def _wait(
-    prefer: Annotated[list[str] | None, Header(alias="Prefer", description="wait=SECONDS: how long to wait (RFC 7240).")] = None,
+    request: Request,
+    _prefer: Annotated[str | None, Header(alias="Prefer", description="wait=SECONDS: how long to wait (RFC 7240).")] = None,
 ) -> int | None:
     """The seconds that a request asks to wait for its outcome, at most LONGEST_WAIT_S; what is not understood says nothing."""
-    asked = [WAITS.fullmatch(one) for one in ",".join(prefer or ()).split(",")]
+    given = request.headers.getlist("prefer")  # described as one header, since generated clients send no list
+    asked = [WAITS.fullmatch(one) for one in ",".join(given).split(",")]
     return next((min(int(one[1]), LONGEST_WAIT_S) for one in asked if one is not None), None)
 
 
@@ -253,6 +255,14 @@ GalleryOf = Annotated[Gallery, Depends(gallery_of)]
 SearchOf = Annotated[Search, Depends(_search)]
 LeadOf = Annotated[Lead, Depends(_lead)]
 JobOf = Annotated[Job, Depends(_job)]
+
+
+def file_of(kind: str) -> dict[str, Any]:
+    """How a route that answers with a file of a media type describes it."""
+    content = {kind: {"schema": {"type": "string"} if kind.startswith("text/") else {"type": "string", "format": "binary"}}}
+    return {"response_class": Response, "responses": {200: {"content": content}}}
+
+
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": answers.Problem} for code in (400, 401, 403, 404, 405, 413, 421, 422, 429, 500, 503)
 }

@@ -10,6 +10,7 @@ from pipeline.service.casebook import NAME
 from pipeline.service.work import State
 
 Note = Annotated[str, Field(max_length=2000)]
+CaseProgress = Literal["open", "closed"]
 CaseName = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
@@ -25,7 +26,7 @@ class CaseBegun(Asked):
 class CaseState(Asked):
     """Whether a case goes on."""
 
-    state: Literal["open", "closed"]
+    state: CaseProgress
 
 
 class CaseSummary(BaseModel):
@@ -37,7 +38,7 @@ class CaseSummary(BaseModel):
     reason: str | None
     begun_by: str
     begun_at: datetime
-    state: Literal["open", "closed"]
+    state: CaseProgress
     judged: int
     waiting: int
     changed_at: datetime
@@ -50,7 +51,7 @@ class SegmentFrames(BaseModel):
     times: list[float]
 
 
-class Evidence(BaseModel):
+class BestPair(BaseModel):
     """The two segments that resemble each other most."""
 
     target: SegmentFrames
@@ -87,7 +88,7 @@ class JudgedLead(BaseModel):
     rank: int | None
     score: float | None
     probability: float | None
-    evidence: Evidence | None
+    evidence: BestPair | None
     confirmation: ConfirmationSaid | None
 
 

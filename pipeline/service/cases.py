@@ -16,12 +16,12 @@ from pipeline.service import case_answers as answers
 from pipeline.service import travel
 from pipeline.service.access import Token
 from pipeline.service.answers import Problem
-from pipeline.service.asking import PROBLEMS, Asking, Key, Service, ServiceOf, gallery_of, may
+from pipeline.service.asking import PROBLEMS, Asking, Key, Service, ServiceOf, file_of, gallery_of, may
 from pipeline.service.casebook import Case, Judged, of_lead, of_search
 from pipeline.service.pictures import jpeg
 
 OF_CASES = PROBLEMS | {code: {"model": Problem} for code in (409, 412, 428)}
-routes = APIRouter(prefix="/api/v1", responses=OF_CASES, dependencies=[may("look")])
+routes = APIRouter(prefix="/api/v1", tags=["cases"], responses=OF_CASES, dependencies=[may("look")])
 
 
 def _case(service: ServiceOf, case: str, gallery: Annotated[str | None, Query(max_length=500)] = None) -> Case:
@@ -50,7 +50,7 @@ IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=100
 
 
 @routes.post("/cases", status_code=201, dependencies=[may("investigate")])
-def begin(
+def begin_case(
     asked: answers.CaseBegun, service: ServiceOf, asking: Asking, response: Response, key: Key = None
 ) -> answers.CaseSummary:
     """Begin a case in a gallery."""
@@ -65,7 +65,7 @@ def begin(
 
 
 @routes.get("/cases")
-def cases(service: ServiceOf, asking: Asking) -> list[answers.CaseSummary]:
+def list_cases(service: ServiceOf, asking: Asking) -> list[answers.CaseSummary]:
     """All cases of all galleries here, those that changed last first."""
     found = [
         case
@@ -78,26 +78,26 @@ def cases(service: ServiceOf, asking: Asking) -> list[answers.CaseSummary]:
 
 
 @routes.get("/cases/{case}")
-def one_case(found: CaseOf, asking: Asking) -> answers.CaseFound:
+def get_case(found: CaseOf, asking: Asking) -> answers.CaseFound:
     """A case with its leads and its history. From whoever may still confirm a decision, what it says is kept."""
     return _found(found, asking)
 
 
 @routes.put("/cases/{case}/state", dependencies=[may("investigate")])
-def close(found: CaseOf, asked: answers.CaseState, service: ServiceOf, asking: Asking) -> answers.CaseFound:
+def set_case_state(found: CaseOf, asked: answers.CaseState, service: ServiceOf, asking: Asking) -> answers.CaseFound:
     """Close a case, or go on with it."""
     return _found(service.casebook.close(found, asking, asked.state == "closed"), asking)
 
 
 @routes.get("/cases/{case}/decisions/{video_id:path}")
-def decision(found: CaseOf, judged: JudgedOf, asking: Asking, response: Response) -> answers.JudgedLead:
+def get_decision(found: CaseOf, judged: JudgedOf, asking: Asking, response: Response) -> answers.JudgedLead:
     """What was decided on a video. Its ETag is what a change of it names in If-Match."""
     response.headers["etag"] = f'"{judged.tag}"'
     return _lead(judged, asking, rows(found.gallery, [judged.video_id]))
 
 
 @routes.put("/cases/{case}/decisions/{video_id:path}", dependencies=[may("investigate")])
-def decide(
+def decide_in_case(
     found: CaseOf,
     video_id: str,
     asked: answers.LeadDecided,
@@ -118,18 +118,14 @@ def decide(
 
 
 @routes.post("/cases/{case}/confirmations", status_code=201, dependencies=[may("confirm")])
-def confirm(found: CaseOf, asked: answers.LeadConfirmed, service: ServiceOf, asking: Asking) -> answers.JudgedLead:
+def confirm_decision(found: CaseOf, asked: answers.LeadConfirmed, service: ServiceOf, asking: Asking) -> answers.JudgedLead:
     """Say, as a second person and before seeing it, what the first one was asked. The answer tells what that one said."""
     changed = service.casebook.confirm(found, asking, asked.video_id, asked.tag, asked.decision, asked.note)
     return _lead(changed.judged[asked.video_id], asking, rows(found.gallery, [asked.video_id]))
 
 
-@routes.get(
-    "/cases/{case}/pictures/{side}/{frame}.jpg",
-    response_class=Response,
-    responses={200: {"content": {"image/jpeg": {}}}},
-)
-def picture(
+@routes.get("/cases/{case}/pictures/{side}/{frame}.jpg", **file_of("image/jpeg"))
+def get_case_picture(
     found: CaseOf, side: str, frame: int, video_id: Annotated[str, Query(max_length=2000)], service: ServiceOf, asking: Asking
 ) -> Response:
     """A frame that speaks for a decided lead. side: target or candidate."""
@@ -148,7 +144,7 @@ def picture(
 
 
 @routes.get("/cases/{case}/path")
-def path(
+def get_case_path(
     found: CaseOf, asking: Asking, fastest: Annotated[float, Query(gt=0, le=1000)] = travel.METRES_PER_SECOND
 ) -> answers.CasePath:
     """The targets and the leads that were called the same person, over cameras and time. fastest: metres a second that somebody

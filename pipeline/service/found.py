@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +13,16 @@ from pipeline import time_windows
 from pipeline.gallery.places import read_places, with_right_times
 from pipeline.search.results import SegmentView, results_table, table_csv
 from pipeline.service import answers, view_answers
-from pipeline.service.asking import PROBLEMS, LeadOf, SearchOf, may
+from pipeline.service.asking import PROBLEMS, LeadOf, SearchOf, file_of, may
 from pipeline.service.searches import Search
 
-routes = APIRouter(prefix="/api/v1/searches/{search_id}", responses=PROBLEMS, dependencies=[may("investigate")])
+routes = APIRouter(
+    prefix="/api/v1/searches/{search_id}", tags=["searches"], responses=PROBLEMS, dependencies=[may("investigate")]
+)
 
 
 @routes.get("/distribution")
-def distribution(search: SearchOf, bins: Annotated[int, Query(ge=2, le=200)] = 50) -> view_answers.Distribution:
+def get_distribution(search: SearchOf, bins: Annotated[int, Query(ge=2, le=200)] = 50) -> view_answers.Distribution:
     """How all scores are distributed: counts in bins from 0 to 1, or over their range where scores are sums."""
     _, scores = _all_scores(search)
     bounded = len(scores) == 0 or (scores.min() >= 0 and scores.max() <= 1)
@@ -33,7 +35,7 @@ def distribution(search: SearchOf, bins: Annotated[int, Query(ge=2, le=200)] = 5
 
 
 @routes.get("/timeline")
-def timeline(search: SearchOf, limit: Annotated[int, Query(ge=1, le=5000)] = 1000) -> view_answers.Timeline:
+def get_timeline(search: SearchOf, limit: Annotated[int, Query(ge=1, le=5000)] = 1000) -> view_answers.Timeline:
     """Where and when the best of all scored videos are: what a page draws as cameras by time."""
     videos, scores = _all_scores(search)
     best = np.argsort(-scores, kind="stable")[:limit]
@@ -56,7 +58,7 @@ def timeline(search: SearchOf, limit: Annotated[int, Query(ge=1, le=5000)] = 100
 
 
 @routes.get("/leads/{rank}/evidence")
-def evidence(lead: LeadOf) -> view_answers.Evidence:
+def get_evidence(lead: LeadOf) -> view_answers.Evidence:
     """What speaks for a lead: its best pairs of segments, and how much each of its frames counts, with its time."""
     shares: dict[int, view_answers.FrameShare] = {}
     for pair in lead.best_pairs:
@@ -81,22 +83,16 @@ def evidence(lead: LeadOf) -> view_answers.Evidence:
 PARQUET = "application/vnd.apache.parquet"
 
 
-def _file(kind: str) -> dict[str, Any]:
-    """How a route that answers with a file describes it."""
-    content = {kind: {"schema": {"type": "string", "format": "binary"}}}
-    return {"response_class": Response, "responses": {200: {"content": content}}}
-
-
-@routes.get("/results.parquet", **_file(PARQUET))
-def results_parquet(search: SearchOf) -> Response:
+@routes.get("/results.parquet", **file_of(PARQUET))
+def get_results_parquet(search: SearchOf) -> Response:
     """The leads with all that made them, as results.parquet has them (docs/results.md); none that was forgotten since."""
     sink = io.BytesIO()
     pq.write_table(_table(search), sink)
     return _download(sink.getvalue(), PARQUET, "results.parquet")
 
 
-@routes.get("/results.csv", **_file("text/csv"))
-def results_csv(search: SearchOf) -> Response:
+@routes.get("/results.csv", **file_of("text/csv"))
+def get_results_csv(search: SearchOf) -> Response:
     """The same for a spreadsheet."""
     return _download(table_csv(_table(search)).encode(), "text/csv; charset=utf-8", "results.csv")
 

@@ -16,23 +16,23 @@ from pipeline.gallery.plan import Plan, read_plan
 from pipeline.service import answers
 from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
 
-routes = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("look")])
+routes = APIRouter(prefix="/api/v1", tags=["galleries"], responses=PROBLEMS, dependencies=[may("look")])
 
 
 @routes.get("/galleries")
-def galleries(service: ServiceOf) -> list[answers.GalleryFacts]:
+def list_galleries(service: ServiceOf) -> list[answers.GalleryFacts]:
     """All galleries here."""
     return [_facts(name, gallery) for name, gallery in service.galleries.items()]
 
 
 @routes.get("/galleries/{gallery}")
-def one_gallery(gallery: str, opened: GalleryOf) -> answers.GalleryFacts:
+def get_gallery(gallery: str, opened: GalleryOf) -> answers.GalleryFacts:
     """What is in a gallery, and what it requires of a search."""
     return _facts(gallery, opened)
 
 
 @routes.get("/galleries/{gallery}/cameras")
-def cameras(opened: GalleryOf) -> list[answers.Camera]:
+def list_cameras(opened: GalleryOf) -> list[answers.Camera]:
     """The cameras of a gallery, with how much they filmed and what is known of their places; videos of no known camera last."""
     places = read_places(opened)
     videos = with_right_times(opened.snapshot().videos, places)
@@ -51,11 +51,11 @@ def place_cameras(asked: answers.Cameras, opened: GalleryOf, person: Person) -> 
     places = [CameraPlace(**one.model_dump()) for one in asked.cameras]
     append_record(opened, "cameras", {**on_behalf_of(person), "cameras": [asdict(one) for one in places]})
     write_places(opened, places)
-    return cameras(opened)
+    return list_cameras(opened)
 
 
 @routes.get("/galleries/{gallery}/videos")
-def videos(
+def list_videos(
     opened: GalleryOf,
     camera: Annotated[str | None, Query(max_length=500)] = None,
     starts_with: Annotated[str, Query(max_length=2000)] = "",

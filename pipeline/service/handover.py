@@ -12,7 +12,7 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.source_places import LONGEST_S
 from pipeline.service import case_answers as answers
 from pipeline.service.access import Token
-from pipeline.service.asking import Asking, Key, Service, ServiceOf, may
+from pipeline.service.asking import Asking, Key, Service, ServiceOf, file_of, may
 from pipeline.service.casebook import Case
 from pipeline.service.cases import OF_CASES, CaseOf, case_path, rows
 from pipeline.service.clips import GalleryClips
@@ -21,11 +21,11 @@ from pipeline.service.package import NOTHING, write_package
 from pipeline.service.pictures import gallery_pictures
 from pipeline.service.work import BusyError
 
-routes = APIRouter(prefix="/api/v1", responses=OF_CASES, dependencies=[may("investigate")])
+routes = APIRouter(prefix="/api/v1", tags=["exports"], responses=OF_CASES, dependencies=[may("investigate")])
 
 
 @routes.post("/cases/{case}/exports", status_code=202)
-def export(
+def begin_export(
     found: CaseOf, asked: answers.ExportAsked, service: ServiceOf, asking: Asking, response: Response, key: Key = None
 ) -> answers.ExportState:
     """Begin a package that hands the case over: the report, the extract, pictures, the records and SHA256SUMS, as a zip."""
@@ -45,17 +45,13 @@ def export(
 
 
 @routes.get("/cases/{case}/exports/{export_id}")
-def one_export(found: CaseOf, export_id: str, service: ServiceOf) -> answers.ExportState:
+def get_export(found: CaseOf, export_id: str, service: ServiceOf) -> answers.ExportState:
     """How far an export is."""
     return _state(_export(service, found, export_id))
 
 
-@routes.get(
-    "/cases/{case}/exports/{export_id}/package.zip",
-    response_class=Response,
-    responses={200: {"content": {"application/zip": {}}}},
-)
-def package(found: CaseOf, export_id: str, service: ServiceOf, asking: Asking) -> Response:
+@routes.get("/cases/{case}/exports/{export_id}/package.zip", **file_of("application/zip"))
+def get_export_package(found: CaseOf, export_id: str, service: ServiceOf, asking: Asking) -> Response:
     """The package of an export that is done."""
     service.exports.check(found, asking)
     made = _export(service, found, export_id)

@@ -13,31 +13,31 @@ from pipeline.service.intake import check_source
 from pipeline.service.work import Job
 
 LOOKS_S = 0.2  # between two looks at a job that is watched
-routes = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("investigate")])
-intake = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("administer")])
+routes = APIRouter(prefix="/api/v1", tags=["jobs"], responses=PROBLEMS, dependencies=[may("investigate")])
+intake = APIRouter(prefix="/api/v1", tags=["ingests"], responses=PROBLEMS, dependencies=[may("administer")])
 
 
 @routes.get("/jobs")
-def jobs(service: ServiceOf, asking: Asking) -> list[answers.JobState]:
+def list_jobs(service: ServiceOf, asking: Asking) -> list[answers.JobState]:
     """This person's searches, exports and ingests since the service began, the newest first; an admin sees the ingests of all."""
     return [_state(one) for one in service.jobs(asking)]
 
 
 @routes.get("/jobs/{job_id}")
-def one_job(job: JobOf) -> answers.JobState:
+def get_job(job: JobOf) -> answers.JobState:
     """How far a job is."""
     return _state(job)
 
 
 @routes.delete("/jobs/{job_id}")
-def cancel(job: JobOf, person: Person) -> answers.JobState:
-    """Cancel a job that has not ended. It stops at its next step, and nothing of it is left half done."""
+def cancel_job(job: JobOf, person: Person) -> answers.JobState:
+    """Cancel a job that has not ended. It stops at the next piece of its work, and nothing of it is left half done."""
     job.cancel(person)
     return _state(job)
 
 
 @routes.get("/jobs/{job_id}/events", response_class=EventSourceResponse)
-async def events(job: JobOf, service: ServiceOf) -> AsyncIterable[answers.JobState]:
+async def watch_job(job: JobOf, service: ServiceOf) -> AsyncIterable[answers.JobState]:
     """How far a job is, as server-sent events: its state now and whenever that changes, until it has ended."""
     while not service.ending:
         known = job.changes
@@ -49,7 +49,7 @@ async def events(job: JobOf, service: ServiceOf) -> AsyncIterable[answers.JobSta
 
 
 @intake.get("/galleries/{gallery}/ingests")
-def ingests(gallery: str, opened: GalleryOf, service: ServiceOf) -> answers.Ingests:
+def list_ingests(gallery: str, opened: GalleryOf, service: ServiceOf) -> answers.Ingests:
     """What may be taken into a gallery, and what is being taken in."""
     from pipeline.footage.detector_spec import detector_names
 
@@ -58,7 +58,7 @@ def ingests(gallery: str, opened: GalleryOf, service: ServiceOf) -> answers.Inge
 
 
 @intake.post("/galleries/{gallery}/ingests", status_code=202)
-def ingest(
+def begin_ingest(
     gallery: str,
     asked: answers.IngestAsked,
     opened: GalleryOf,

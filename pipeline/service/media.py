@@ -18,22 +18,20 @@ from pipeline.gallery.places import read_places, with_right_time
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.source_places import Part, Places
 from pipeline.service import view_answers
-from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
+from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, file_of, may
 from pipeline.service.clips import Clip
 from pipeline.service.uploads import Upload
 
-routes = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("look")])
-View = Annotated[
-    Literal["crop", "scene"], Query(description="crop: the person, where a box says where they are; scene: all of the picture.")
-]
+routes = APIRouter(prefix="/api/v1", tags=["media"], responses=PROBLEMS, dependencies=[may("look")])
+View = Literal["crop", "scene"]
+Shown = Annotated[View, Query(description="crop: the person, where a box says where they are; scene: all of the picture.")]
 Start = Annotated[float | None, Query(ge=0, le=1e7, description="Seconds of the video; by default when the person comes.")]
 End = Annotated[float | None, Query(ge=0, le=1e7, description="Seconds of the video, at most 60 after the start.")]
 Frame = Annotated[int, Path(ge=0, lt=1 << 31, description="Number of the frame in the source.")]
 SearchId = Annotated[
     str | None, Query(alias="search", max_length=100, description="Search that the video was found by, for the record.")
 ]
-_mp4: dict[str, Any] = {"response_class": Response, "responses": {200: {"content": {"video/mp4": {}}}}}
-_jpeg: dict[str, Any] = {"response_class": Response, "responses": {200: {"content": {"image/jpeg": {}}}}}
+_mp4, _jpeg = file_of("video/mp4"), file_of("image/jpeg")
 
 
 def _seen_video(
@@ -57,14 +55,14 @@ SeenVideo = Annotated[dict[str, Any], Depends(_seen_video)]
 
 
 @routes.get("/galleries/{gallery}/videos/{video_id:path}/clip.mp4", **_mp4)
-async def clip(
+async def get_clip(
     request: Request,
     service: ServiceOf,
     opened: GalleryOf,
     row: SeenVideo,
     start: Start = None,
     end: End = None,
-    view: View = "scene",
+    view: Shown = "scene",
 ) -> Response:
     """A stretch of a video, fragmented MP4 without sound, in its true shape, whose bytes come as they are made."""
     places = await to_thread.run_sync(service.clips(opened).places, row)
@@ -73,8 +71,8 @@ async def clip(
 
 
 @routes.get("/galleries/{gallery}/videos/{video_id:path}/frames/{frame}.jpg", **_jpeg)
-async def frame(
-    request: Request, service: ServiceOf, opened: GalleryOf, row: SeenVideo, frame: Frame, view: View = "scene"
+async def get_frame(
+    request: Request, service: ServiceOf, opened: GalleryOf, row: SeenVideo, frame: Frame, view: Shown = "scene"
 ) -> Response:
     """A frame of a video that was looked at when it was ingested, by its number in the source, in its true shape."""
     asked = await to_thread.run_sync(service.clips(opened).still, row, frame, view == "crop")
@@ -84,7 +82,9 @@ async def frame(
 
 
 @routes.get("/galleries/{gallery}/videos/{video_id:path}/boxes")
-def boxes(service: ServiceOf, opened: GalleryOf, row: SeenVideo, start: Start = None, end: End = None) -> view_answers.VideoBoxes:
+def get_boxes(
+    service: ServiceOf, opened: GalleryOf, row: SeenVideo, start: Start = None, end: End = None
+) -> view_answers.VideoBoxes:
     """Where the person of a video is in its pictures, for a page that draws boxes over a clip of the same stretch."""
     places = service.clips(opened).places(row)
     found = places.near(*places.span(start, end)) if places.boxes else ()
@@ -110,7 +110,7 @@ UploadOf = Annotated[Upload, Depends(_upload)]
 
 
 @routes.get("/targets/{target_id}", dependencies=[may("investigate")])
-def target(service: ServiceOf, upload: UploadOf) -> view_answers.TargetFacts:
+def get_target(service: ServiceOf, upload: UploadOf) -> view_answers.TargetFacts:
     """What an upload is, by its first picture. What cannot be read is refused with the reason."""
     size = (0, 0)
     for event in service.upload_clips.answers(StillRequest(str(upload.path), 0)):
@@ -131,7 +131,9 @@ def target(service: ServiceOf, upload: UploadOf) -> view_answers.TargetFacts:
 
 
 @routes.get("/targets/{target_id}/clip.mp4", dependencies=[may("investigate")], **_mp4)
-async def target_clip(request: Request, service: ServiceOf, upload: UploadOf, start: Start = None, end: End = None) -> Response:
+async def get_target_clip(
+    request: Request, service: ServiceOf, upload: UploadOf, start: Start = None, end: End = None
+) -> Response:
     """A stretch of what this person uploaded, so that a box can be drawn where a browser plays no such files; a photo too."""
     whole = Places((Part(str(upload.path), 0.0, 0.0),), (), 0.0, 60.0)
     asked = whole.clip(*whole.span(start, end), crop=False)

@@ -1,6 +1,7 @@
 """The service under Ray Serve: the same application, with partitions on actors of a whole cluster.
 
-One replica holds what `pipeline.service.run` holds in its process: sessions, searches, uploads, decoders. Indexes are open on
+One replica holds what `pipeline.service.run` holds in its process: sessions, searches, uploads, decoders. There is no second one,
+whatever a configuration says: it would know its own only. Indexes are open on
 actors that stay (`pipeline.search.warm.WarmActors`), so that a search takes the time of a search and not of a start. `jobs.serve`
 starts it on a cluster that is named; a configuration of Serve names `pipeline.service.on_ray:app`.
 """
@@ -31,6 +32,7 @@ from pipeline.service.run import CONNECTIONS, Address
 from pipeline.storage.documents import typed
 
 NAME = "resight"  # of the application
+LEAVING = ("STOPPING", "PENDING_MIGRATION")  # states of a replica that another one replaces
 LOGS = {"enable_access_log": False}  # addresses name videos and people's searches
 
 
@@ -66,6 +68,7 @@ class Replica:
         self, galleries: Sequence[str], tokens: str | None, hosts: Sequence[str], secure: bool, actors: int | None
     ) -> None:
         refuse_open_proxy()
+        refuse_siblings()
         telemetry.registry()  # this process shows its figures itself
         self.access = Access(None if tokens is None else Path(tokens))
         opened = named([Gallery.open(uri) for uri in galleries])
@@ -141,6 +144,17 @@ def refuse_open_proxy() -> None:
     """Raise UsageError where Serve would listen on all addresses of its nodes."""
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1":
         raise UsageError("RAY_SERVE_ENABLE_HA_PROXY=1 has Ray Serve listen on all addresses of a node: leave it out")
+
+
+def refuse_siblings() -> None:
+    """Raise UsageError in a replica that is not the only one."""
+    here = serve.get_replica_context()
+    states = serve.status().applications[here.app_name].deployments[here.deployment].replica_states
+    if (count := sum(number for state, number in states.items() if state not in LEAVING)) > 1:
+        raise UsageError(
+            f"one replica holds the sessions and searches of all, and Ray Serve is told to have {count}: leave num_replicas and "
+            "autoscaling_config out of its configuration; what searches faster are more search actors"
+        )
 
 
 def _bound(galleries: Sequence[str], tokens: str | None, address: Address, actors: int | None) -> serve.Application:

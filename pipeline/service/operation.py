@@ -12,9 +12,9 @@ from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery
 from pipeline.service import answers
 from pipeline.service.access import read_tokens
-from pipeline.service.asking import PROBLEMS, Asking, GalleryOf, ServiceOf, gallery_of, may
+from pipeline.service.asking import PROBLEMS, Asking, GalleryOf, ServiceOf, file_of, gallery_of, may
 
-routes = APIRouter(prefix="/api/v1", responses=PROBLEMS)
+routes = APIRouter(prefix="/api/v1", tags=["operation"], responses=PROBLEMS)
 probes = APIRouter(include_in_schema=False)
 GalleryName = Annotated[str, Query(max_length=500)]
 BINS = 5
@@ -22,7 +22,7 @@ OWN = ("action", "at", "who", "number", "case", "reason")
 
 
 @routes.get("/audit", dependencies=[may("administer")])
-def audit_log(
+def list_audit_records(
     gallery: GalleryName,
     service: ServiceOf,
     asking: Asking,
@@ -38,7 +38,7 @@ def audit_log(
 
 
 @routes.get("/audit/verify", dependencies=[may("oversee")])
-def verify(
+def verify_audit_log(
     gallery: GalleryName, service: ServiceOf, asking: Asking, head: Annotated[str | None, Query(max_length=100)] = None
 ) -> answers.AuditChecked:
     """What is wrong with a gallery's audit log and cases. head: one that was kept elsewhere, COUNT:SHA256."""
@@ -50,7 +50,7 @@ def verify(
 
 
 @routes.get("/galleries/{gallery}/quality", dependencies=[may("look")])
-def quality(gallery: str, opened: GalleryOf, service: ServiceOf, asking: Asking) -> answers.Quality:
+def get_quality(gallery: str, opened: GalleryOf, service: ServiceOf, asking: Asking) -> answers.Quality:
     """How well a gallery's index finds people, as far as that was measured or can be told from what people decided."""
     from pipeline.index.versions import index_lag, index_versions  # loads PyTorch, which the service does not wait for
 
@@ -78,20 +78,15 @@ def quality(gallery: str, opened: GalleryOf, service: ServiceOf, asking: Asking)
 
 
 @routes.get("/tokens", dependencies=[may("administer")])
-def tokens(service: ServiceOf) -> list[answers.TokenKnown]:
+def list_tokens(service: ServiceOf) -> list[answers.TokenKnown]:
     """Whose tokens there are and until when; jobs.token issues and revokes them."""
     file = service.access.tokens_file
     known = [] if file is None else read_tokens(file)
     return [answers.TokenKnown(person=one.person, role=one.role, expires=one.expires) for one in known]
 
 
-@routes.get(
-    "/metrics",
-    dependencies=[may("oversee")],
-    response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-def metrics(service: ServiceOf) -> Response:
+@routes.get("/metrics", dependencies=[may("oversee")], **file_of("text/plain"))
+def get_metrics(service: ServiceOf) -> Response:
     """Figures of this process for Prometheus: searches, records, memory, open files."""
     from prometheus_client import CollectorRegistry, Gauge, generate_latest
 

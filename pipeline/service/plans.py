@@ -14,11 +14,11 @@ from pipeline.gallery.audit import append_record, on_behalf_of
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.plan import WIDEST, Plan, delete_plan, read_picture, read_plan, write_plan
 from pipeline.service import answers
-from pipeline.service.asking import PROBLEMS, GalleryOf, Person, Service, ServiceOf, may
+from pipeline.service.asking import PROBLEMS, GalleryOf, Person, Service, ServiceOf, file_of, may
 from pipeline.service.galleries import plan_facts
 from pipeline.storage.hashing import sha256
 
-routes = APIRouter(prefix="/api/v1", responses=PROBLEMS, dependencies=[may("look")])
+routes = APIRouter(prefix="/api/v1", tags=["galleries"], responses=PROBLEMS, dependencies=[may("look")])
 FITS = 2400, 2400  # pixels
 BEGINS = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg"}
 NEITHER = "a plan is a PNG or JPEG picture; a drawing such as SVG, which may hold programs, is not taken"
@@ -28,13 +28,13 @@ _binary: dict[str, Any] = {
 
 
 @routes.get("/galleries/{gallery}/plan")
-def plan(opened: GalleryOf) -> answers.PlanFacts:
+def get_plan(opened: GalleryOf) -> answers.PlanFacts:
     """What is known of a gallery's plan."""
     return plan_facts(_plan(opened))
 
 
-@routes.get("/galleries/{gallery}/plan.jpg", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
-def picture(opened: GalleryOf) -> Response:
+@routes.get("/galleries/{gallery}/plan.jpg", **file_of("image/jpeg"))
+def get_plan_picture(opened: GalleryOf) -> Response:
     """The picture of a gallery's plan."""
     return Response(read_picture(opened, _plan(opened)), media_type="image/jpeg")
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from pipeline.errors import PipelineError
@@ -106,7 +107,7 @@ class Searches(Jobs[Search]):
 
         def work() -> Callable[[], None]:
             search.known = gallery.position()
-            answer = run(search).with_hashes()
+            answer = run(search).with_hashes(partial(search.at, "hashes"))
             return lambda: setattr(search, "answer", answer)
 
         def check(waiting: list[Search]) -> None:

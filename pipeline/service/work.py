@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from pipeline.errors import PipelineError
 from pipeline.gallery.audit import append_record, on_behalf_of
 from pipeline.gallery.gallery import Gallery
+from pipeline.stopping import CANCELLED, StoppedError
 
 Kind = Literal["search", "export", "ingest"]
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -35,10 +36,6 @@ class BusyError(Exception):
     def __init__(self, sentence: str, seconds: int = SOON) -> None:
         super().__init__(sentence)
         self.seconds = seconds
-
-
-class StoppedError(Exception):
-    """The job has been ended by somebody; its work stops."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -98,7 +95,7 @@ class Job:
         """Say how far the work is. Raises StoppedError once somebody has ended the job."""
         with self.lock:
             if not self.is_open:
-                raise StoppedError(f"the {self.kind} was ended")
+                raise StoppedError(self.error or CANCELLED)
             if (stage, done, total) != (self.stage, self.done, self.total):
                 self.stage, self.done, self.total = stage, done, total
                 self.changes += 1
@@ -192,7 +189,7 @@ def _worked(job: Job, work: Work) -> tuple[State, str | None]:
         hold = work()
         with job.lock:
             if not job.is_open:
-                raise StoppedError(f"the {job.kind} was ended")
+                raise StoppedError(job.error or CANCELLED)
             if hold is not None:
                 hold()
             job.end("done")

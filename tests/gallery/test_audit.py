@@ -469,7 +469,7 @@ def test_an_interrupted_search_is_recorded_too(toy_gallery: Gallery, monkeypatch
     monkeypatch.setattr("pipeline.search.search.search_many", interrupted)
     assert command("search", "id:v003", "--gallery", toy_gallery.location.uri).code == 130
     (record,) = read_records(toy_gallery)
-    assert (record["target"], record["failed"]) == ("v003", "KeyboardInterrupt")
+    assert (record["target"], record["failed"]) == ("v003", "cancelled")
 
 
 def test_an_evaluation_that_fails_is_recorded_too(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.search.evidence import SourcePictures
 from pipeline.search.targets import Target, Whom, read_targets, target_decoder
+from pipeline.stopping import StoppedError
 from tests.conftest import save_toy_backbone
 from tests.recording_files import B_FRAMES, RATE, picture, write
 from tests.recordings import KINDS
@@ -148,3 +149,24 @@ def test_a_frame_that_had_another_time_is_not_sought(video: Path) -> None:
     with Decoder(Sampling(height=240, width=320)) as decoder:
         (number,) = decoder.frames(str(video), None, None, {LONG - 5: 3.0})
     assert number == LONG - 5
+
+
+def test_a_target_that_is_stopped_is_decoded_no_further(video: Path, gallery: Gallery) -> None:
+    told: list[int] = []
+
+    def between() -> None:
+        told.append(1)
+        if len(told) == stop_at:
+            raise StoppedError("cancelled")
+
+    with target_decoder(gallery) as decoder:
+        stop_at = 0
+        read_targets([str(video)], gallery, decoder, between=between)
+        pieces, stop_at = len(told), 3
+        assert pieces > 4
+        told.clear()
+        with pytest.raises(StoppedError):
+            read_targets([str(video)], gallery, decoder, between=between)
+        assert len(told) == 3
+        stop_at = 0
+        assert len(read_targets([str(video)], gallery, decoder)) == 1, "the decoder goes on with the next one"

@@ -1,4 +1,13 @@
-"""The interface keeps what its description says: requests that schemathesis makes from it get answers that match it, no 5xx."""
+"""The interface keeps what its description says: requests that schemathesis makes from it get answers that match it, no 5xx.
+
+It says it so that a client that is generated from it can be read; one of openapi-python-client went from login to export.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -9,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.gallery.gallery import Gallery
 from pipeline.service import searches
-from pipeline.service.access import issue
+from pipeline.service.access import Access, issue
 from pipeline.service.app import create_app
 from pipeline.service.asking import Service
 from tests.service.test_cases import decided
@@ -74,3 +83,71 @@ def test_answers_to_whatever_is_asked_match_the_description(
         ask()
     met = [name for name, seen in asked.items() if any(status < 300 for status in seen)]
     assert len(met) >= 10 and {200, 401, 403, 404, 422} <= set().union(*asked.values()) | {401}, asked
+
+
+@pytest.fixture(scope="module")
+def document() -> Iterator[dict[str, Any]]:
+    service = Service({}, Access())
+    guarded: Any = create_app(service, [HOST])
+    yield guarded.app.openapi()
+    service.close()
+
+
+def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [operation for path in document["paths"].values() for operation in path.values()]
+
+
+def test_operations_are_called_by_what_they_do(document: dict[str, Any]) -> None:
+    names = [one["operationId"] for one in operations(document)]
+    assert len(set(names)) == len(names) >= 50
+    odd = [name for name in names if not re.fullmatch(r"[a-z]+(_[a-z]+)+", name) or "api_v1" in name]
+    assert odd == [], "a verb and what it is done to"
+    assert {"sign_in", "begin_search", "list_leads", "decide_lead", "refine_search", "begin_export", "get_export_package"} <= {
+        *names
+    }
+    assert all(len(one["tags"]) == 1 and one["summary"] and one["description"] for one in operations(document))
+
+
+def test_whatever_is_refused_is_a_problem(document: dict[str, Any]) -> None:
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for one in operations(document):
+        failed = {code: answer["content"] for code, answer in one["responses"].items() if code >= "400"}
+        assert {"400", "401", "403", "404", "413", "422", "429", "500", "503"} <= set(failed), one["operationId"]
+        assert all(content == problem for content in failed.values()), one["operationId"]
+
+
+def test_every_answer_has_one_type(document: dict[str, Any]) -> None:
+    for one in operations(document):
+        for code, answer in one["responses"].items():
+            content = answer.get("content", {})
+            assert len(content) == (code != "204") and all(kind for kind in content.values()), (one["operationId"], code)
+            texts = [kind["schema"] for name, kind in content.items() if name.startswith("text/") and "schema" in kind]
+            assert {"type": "string", "format": "binary"} not in texts, "a text is no file of bytes"
+
+
+def test_types_have_names_of_their_own(document: dict[str, Any]) -> None:
+    types = document["components"]["schemas"]
+    assert [name for name in types if not re.fullmatch(r"([A-Z][a-z]+)+", name)] == []
+    assert {name: one["title"] for name, one in types.items()} == {name: name for name in types}
+    assert {*re.findall(r"#/components/schemas/(\w+)", json.dumps(document))} == {*types}, (
+        "all are used, and all that is used is there"
+    )
+    lists = Counter(tuple(one) for one in values_in([document["paths"], *({**one, "enum": []} for one in types.values())]))
+    assert lists == {}, "what has few values has a name"
+
+
+def test_parameters_are_left_out_and_never_null(document: dict[str, Any]) -> None:
+    for one in operations(document):
+        for parameter in one.get("parameters", ()):
+            assert "null" not in json.dumps(parameter["schema"]), (one["operationId"], parameter["name"])
+            assert parameter["in"] != "header" or parameter["schema"]["type"] == "string", "clients send no list as a header"
+
+
+def values_in(part: Any) -> Iterator[list[str]]:
+    """All lists of values that a part of a description names."""
+    if isinstance(part, dict):
+        if len(part.get("enum", ())) > 1:
+            yield part["enum"]
+        part = list(part.values())
+    for one in part if isinstance(part, list) else ():
+        yield from values_in(one)

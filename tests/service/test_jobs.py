@@ -21,11 +21,13 @@ from pipeline.backbone.spec import find_backbone
 from pipeline.errors import PipelineError
 from pipeline.gallery.audit import read_records, verify
 from pipeline.gallery.gallery import Gallery, GallerySettings
+from pipeline.scoring import candidates
+from pipeline.scoring.candidates import Candidates
 from pipeline.search.partitions import LocalPartitions
 from pipeline.service import intake, work
 from pipeline.service.access import Access, issue
 from pipeline.service.asking import Service, named
-from pipeline.service.jobs import events
+from pipeline.service.jobs import watch_job
 from tests.conftest import toy_spec
 from tests.decoding.test_video import write_video
 from tests.service.test_cases import decided
@@ -103,9 +105,9 @@ def held_up(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Searches stay at their shortlist until this is set."""
     go_on, asked = threading.Event(), LocalPartitions.shortlist
 
-    def waits(self: LocalPartitions, *arguments: Any) -> Any:
+    def waits(self: LocalPartitions, *arguments: Any, **named: Any) -> Any:
         assert go_on.wait(60)
-        return asked(self, *arguments)
+        return asked(self, *arguments, **named)
 
     monkeypatch.setattr(LocalPartitions, "shortlist", waits)
     return go_on
@@ -118,7 +120,7 @@ def test_a_job_is_watched_until_it_has_ended(anna: TestClient, service: Service,
 
     async def watched() -> list[tuple[str, str | None]]:
         seen = []
-        async for one in events(job, service):
+        async for one in watch_job(job, service):
             seen.append((one.state, one.stage))
             if one.stage == "shortlist":
                 go_on.set()
@@ -160,11 +162,45 @@ def test_a_search_that_runs_stops_when_it_is_cancelled(
     ended = anna.get(f"/api/v1/searches/{search_id}", params={"wait": 30}).json()
     assert ended["state"] == "cancelled" and anna.get(f"/api/v1/searches/{search_id}/leads").status_code == 404
     until(lambda: read_records(gallery)[-1]["action"] == "search")
-    assert "ended" in read_records(gallery)[-1]["failed"] and "results" not in read_records(gallery)[-1]
+    assert read_records(gallery)[-1]["failed"] == "cancelled" and "results" not in read_records(gallery)[-1]
     assert verify(gallery) == []
     before = len(read_records(gallery))
     assert anna.delete(f"/api/v1/jobs/{search_id}").json()["state"] == "cancelled"  # once more changes nothing
     assert len(read_records(gallery)) == before
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (lambda anna, _, job: anna.delete(f"/api/v1/searches/{job}"), "cancelled"),
+        (lambda _, service, job: service.searches.known(job).end("failed", work.SERVICE_ENDED), work.SERVICE_ENDED),
+    ],
+)
+def test_a_search_that_is_scoring_scores_no_more_once_it_is_ended(
+    anna: TestClient,
+    service: Service,
+    gallery: Gallery,
+    monkeypatch: pytest.MonkeyPatch,
+    end: Callable[[TestClient, Service, str], object],
+    words: str,
+) -> None:
+    monkeypatch.setattr(candidates, "SCORE_PAIRS", 1)  # a video at a time
+    scored, go_on, score = [], threading.Event(), Candidates._of_all_pairs
+
+    def of_one(*arguments: Any) -> Any:
+        scored.append(1)
+        assert len(scored) < 4 or go_on.wait(60)
+        return score(*arguments)
+
+    monkeypatch.setattr(Candidates, "_of_all_pairs", of_one)
+    search_id = anna.post("/api/v1/searches", json=ASKED | {"exact": True}).json()["search_id"]
+    until(lambda: len(scored) == 4)
+    assert anna.get(f"/api/v1/jobs/{search_id}").json()["stage"] == "score"
+    end(anna, service, search_id)
+    go_on.set()
+    until(lambda: read_records(gallery)[-1].get("failed") == words)
+    assert len(scored) == 4, "of 23"
+    assert done(anna)["found"]["scored"] == 23 and len(scored) == 27, "the next one is answered as ever"
 
 
 def test_an_export_that_is_cancelled_leaves_nothing(

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray import serve
 
 from pipeline.errors import UsageError
 from pipeline.gallery.audit import read_records
@@ -200,6 +202,40 @@ def ray_logs(cluster: TwoNodes) -> list[Path]:
     places = [f"{name}.*" for name in cluster.names] if not isinstance(cluster, LoopbackCluster) else ["ray"]
     folders = [folder for place in places for folder in Path("/tmp").glob(f"{place}/session_2*/logs")]  # noqa: S108
     return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.ray
+def test_a_second_replica_is_refused_and_the_first_one_serves_on(tmp_path: Path) -> None:
+    """Each would know its own sessions and searches only."""
+    gallery = Gallery.open_or_create(tmp_path / "town", GallerySettings(toy_spec(), 10.0, None))
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        from pipeline.service.on_ray import Replica
+
+        deployment: Any = Replica
+        bound = [gallery.location.path], None, ["127.0.0.1"], False, 1
+        serve.start(http_options={"location": "NoServer"})
+        handle = serve.run(deployment.bind(*bound), name="first")
+        assert handle.one_time.remote("Anna").result()
+
+        def replicas() -> set[str]:
+            names = (one["name"] for one in ray.util.list_named_actors(all_namespaces=True))
+            return {name for name in names if name.startswith("SERVE_REPLICA::first#")}
+
+        (before,) = replicas()
+        once: dict[str, Any] = {"max_constructor_retry_count": 1}
+        scaled: dict[str, Any] = {"num_replicas": None, "autoscaling_config": {"min_replicas": 2, "max_replicas": 3}}
+        with pytest.raises(RuntimeError):
+            serve.run(deployment.options(**scaled, **once).bind(*bound), name="scaled", route_prefix="/scaled")
+        assert "told to have 2" in serve.status().applications["scaled"].deployments["resight"].message
+        with pytest.raises(RuntimeError):
+            serve.run(deployment.options(num_replicas=2, **once).bind(*bound), name="first")
+        assert before in replicas() and handle.one_time.remote("Anna").result(), "what it holds is still there"
+        again = serve.run(deployment.bind(*bound[:-1], 2), name="first")  # anew, after the one before
+        assert again.one_time.remote("Anna").result()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 def test_a_proxy_on_all_addresses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

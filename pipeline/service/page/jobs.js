@@ -3,7 +3,7 @@ import { button, make } from "/page/document.js";
 import { ask, Refused } from "/page/interface.js";
 
 const STAGES = {
-  search: { shortlist: "looking through all videos", score: "scoring", evidence: "looking for what speaks for the leads", whole: "comparing videos as wholes", resemblance: "comparing the leads" },
+  search: { targets: "reading the target", shortlist: "looking through all videos", score: "scoring", evidence: "looking for what speaks for the leads", whole: "comparing videos as wholes", resemblance: "comparing the leads", hashes: "comparing the files of the leads" },
   ingest: { ingest: "inputs taken in", index: "videos indexed" },
 };
 const KINDS = { search: "Search", export: "Export", ingest: "Ingest" };
