@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -40,6 +41,23 @@ PROCESSORS = {  # that C sources are compiled for, and what this one must be to 
     "x86-64-v4": ("AVX512",),
 }
 TOY_SIDECAR = {"height": 8, "width": 4, "channels": "RGB", "scale": 255, "mean": [0.5, 0.25, 0], "std": [0.5, 0.25, 1], "dim": 3}
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests wait for a good part of their time, for Ray to start, for stores and for timers."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the files, those that start Ray come first, then those of many tests.
+
+    They are the long ones: begun last, one would run on alone when everything else is done.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {item.path for item in items if item.get_closest_marker("ray") or item.get_closest_marker("cluster")}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
