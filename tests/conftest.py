@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import urllib.request
 from collections import Counter
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -191,6 +193,19 @@ def one_thread() -> Iterator[None]:
     """For all tests of a module: see `threads_of_torch`."""
     with threads_of_torch(1):
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, driven by Playwright. What asks for it is skipped where one of them is not installed."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright, of the dev extra, is not installed")
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("there is no chromium on this machine: apt-get install chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_api.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=chromium, args=flags)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="module")
