@@ -51,13 +51,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where processes share the files, those that start Ray come first, then those of many tests.
+    """Where processes share the files, those that start Ray or run a benchmark come first, then those of many tests.
 
     They are the long ones: begun last, one would run on alone when everything else is done.
     """
     if not hasattr(config, "workerinput"):
         return
     slow = {item.path for item in items if item.get_closest_marker("ray") or item.get_closest_marker("cluster")}
+    slow |= {item.path for item in items if item.path.parent.name == "benchmarks"}
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
 
