@@ -1,6 +1,8 @@
 # The commands of the README. Everything runs in the checkout's .venv, which the first command makes.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where this is set, as in many containers, each of the hundreds of processes that the tests start would compile these packages anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env demo test test-page check format bench bench-scoring bench-scale bench-ingest bench-recordings bench-tracking drills clean
 
@@ -21,8 +23,12 @@ env:
 demo: env
 	@$(BIN)/python -m jobs.demo
 
+# Tests run beside each other: threads of OpenMP that wait are not to keep a core busy, and Ray is not to put its workers behind
+# all other processes. For how files are shared out, see tests/conftest.py.
+test: export OMP_WAIT_POLICY = passive
+test: export RAY_worker_niceness = 0
 test: env
-	@$(BIN)/python -X faulthandler -m pytest -m "not gpu and not browser" -n logical --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -X faulthandler -m pytest -m "not gpu and not browser" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # A browser wants the machine for itself: beside other tests it is too slow to be judged.
 test-page: env

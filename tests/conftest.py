@@ -5,12 +5,15 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -40,6 +43,24 @@ PROCESSORS = {  # that C sources are compiled for, and what this one must be to 
     "x86-64-v4": ("AVX512",),
 }
 TOY_SIDECAR = {"height": 8, "width": 4, "channels": "RGB", "scale": 255, "mean": [0.5, 0.25, 0], "std": [0.5, 0.25, 1], "dim": 3}
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests wait for a good part of their time, for Ray to start, for stores and for timers."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the files, those that start Ray or run a benchmark come first, then those of many tests.
+
+    They are the long ones: begun last, one would run on alone when everything else is done.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {item.path for item in items if item.get_closest_marker("ray") or item.get_closest_marker("cluster")}
+    slow |= {item.path for item in items if item.path.parent.name == "benchmarks"}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -173,6 +194,19 @@ def one_thread() -> Iterator[None]:
     """For all tests of a module: see `threads_of_torch`."""
     with threads_of_torch(1):
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, driven by Playwright. What asks for it is skipped where one of them is not installed."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright, of the dev extra, is not installed")
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("there is no chromium on this machine: apt-get install chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_api.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=chromium, args=flags)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="module")

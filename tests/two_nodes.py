@@ -71,8 +71,9 @@ class NamespaceCluster:
         where = ["--head", "--port=6379", "--include-dashboard=false"] if node == HEAD else [f"--address={self.address}"]
         # A Unix socket's path has little room, so Ray's folder is not below the test's.
         temporary = ["--temp-dir", f"/tmp/{self.names[node]}.{self.starts}"]  # noqa: S108
-        sizes = [f"--num-cpus={self.cpus}", "--object-store-memory=150000000", "--disable-usage-stats"]
-        command = [PROGRAMS / "ray", "start", *where, f"--node-ip-address={self.hosts[node]}", *temporary, *sizes]
+        sizes = [f"--num-cpus={self.cpus}", "--object-store-memory=150000000"]
+        without = ["--disable-usage-stats", "--include-log-monitor=false"]  # no driver here prints what workers do
+        command = [PROGRAMS / "ray", "start", *where, f"--node-ip-address={self.hosts[node]}", *temporary, *sizes, *without]
         for _ in range(4):  # the port of a head that was just killed may not be free yet; Ray gives up on a busy machine
             done = subprocess.run(self._inside(node, command), env=self.environment, capture_output=True, text=True)
             if done.returncode == 0:

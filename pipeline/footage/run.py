@@ -185,7 +185,8 @@ def _run(
     committer = _Committer(missing, gallery, snapshot, summary, divide_s)
     state = IngestProgress(total=0)
     while len(table := committer.asked()):
-        # 1. List: a block is what an actor takes at a time. In this process: they are listed already.
+        # 1. List: a block is what an actor takes at a time. In this process: they are listed already. Not by from_arrow, which
+        #    first starts workers for a task per block that counts its rows.
         size = at_once * RECORDINGS_PER_BLOCK
         blocks = [table.slice(start, size) for start in range(0, len(table), size)]
         state.total += len(table)
@@ -193,7 +194,7 @@ def _run(
         # 2. Detect: what is asked -> rows of recordings or stretches, whose detections are in the gallery by then. Actors, since
         #    each keeps its networks and its decoder's child.
         actors = max(1, min(gpus or workers or cpus, len(table)))
-        dataset = ray.data.from_arrow(blocks).map_batches(
+        dataset = ray.data.from_blocks(blocks).map_batches(
             DetectPeople,
             fn_constructor_args=(gallery, sampling, settings, snapshot.tombstones, snapshot.forgotten_boxes, counter),
             batch_size=None,

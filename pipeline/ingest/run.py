@@ -205,9 +205,10 @@ def _run(
     committer = Committer(gallery, missing, replaced)
     sources, network = (sampling, committer.forgotten), (gallery.settings.backbone, threads, counter)
 
-    # 1. List: the rows that the gallery does not have yet, in small blocks. In this process: they are listed already.
+    # 1. List: the rows that the gallery does not have yet, in small blocks. In this process: they are listed already. Not by
+    #    from_arrow, which first starts workers for a task per block that counts its rows.
     blocks = source_blocks(missing, decoders or embedders)
-    rows = ray.data.from_arrow(blocks)
+    rows = ray.data.from_blocks(blocks)
 
     if decoders:
         # 2. Decode: rows -> chunks of frames. Actors, since each keeps its decoder's child from block to block; on CPUs, several

@@ -10,21 +10,24 @@ import pytest
 
 from pipeline.evaluation.evaluate import COATTENTION, COSINE, EvaluationSettings, Split, evaluate_index, judged_pairs
 from pipeline.evaluation.report import evaluation_text, interval, probability_lines, render_evaluation, share, spread
-from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.search.partitions import opened_partitions
 from pipeline.settings import ScoreSettings
+from tests.conftest import add_videos, people_features, toy_spec
 from tests.search.test_report import HOSTILE, Page
 
 
-@pytest.fixture
-def document(toy_gallery: Gallery) -> dict[str, Any]:
-    """A document as `jobs.evaluate` writes it and a notebook reads it back."""
-    index = build_index(toy_gallery)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A document as `jobs.evaluate` writes it."""
+    gallery = Gallery.open_or_create(tmp_path_factory.mktemp("data") / "gallery", GallerySettings(toy_spec(), 10.0, None))
+    add_videos(gallery, people_features(10, 4, 24, seed=1))
+    index = build_index(gallery)
     pairs = judged_pairs(index.videos, [Split(None, None, frozenset(index.videos["source_id"].to_pylist()))])
     settings = EvaluationSettings(false_match_rate=0.01, shortlists=("5", "20%"), bootstrap=50)
-    with opened_partitions(toy_gallery, index, actors=0) as partitions:
-        judged = evaluate_index(toy_gallery, index, partitions, pairs, ScoreSettings(), settings)
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        judged = evaluate_index(gallery, index, partitions, pairs, ScoreSettings(), settings)
     asked = {"part": "test", "protocol": "official", "split": "0", "segment_length": 8, "stride": 4}
     scored = {"ratio": 0.2, "aggregate": "mean", "normalise": "none", "bootstrap": 50}
     rates = {"false_match_rate": 0.01, "false_alarm_rate": 0.1}
@@ -39,7 +42,13 @@ def document(toy_gallery: Gallery) -> dict[str, Any]:
         "untrained": True,
         "settings": asked | scored | rates,
     }
-    return json.loads(json.dumps(made | judged))
+    return json.dumps(made | judged)
+
+
+@pytest.fixture
+def document(written: str) -> dict[str, Any]:
+    """As a notebook reads it back; what a test changes in it is its own."""
+    return json.loads(written)
 
 
 def page(document: dict[str, Any]) -> Page:

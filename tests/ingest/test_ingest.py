@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.ingest import show
+from jobs.ingest import describe, show
 from jobs.progress import RenewedLine
 from pipeline.backbone.runtime import load_backbone
 from pipeline.backbone.spec import DEFAULT, find_backbone
-from pipeline.catalog.inputs import REJECT_REASONS, SOURCE_SCHEMA, read_catalog
+from pipeline.catalog.inputs import REJECT_REASONS, SOURCE_SCHEMA, Catalog, read_catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.source_hash import source_hash
@@ -26,6 +26,8 @@ from pipeline.decoding.video import Event
 from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import Forgotten, write_forgotten
 from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
+from pipeline.index.build import build_index
+from pipeline.index.versions import index_lag
 from pipeline.ingest import listing
 from pipeline.ingest import run as ingest_module
 from pipeline.ingest import stages as stages_module
@@ -44,6 +46,7 @@ from pipeline.ingest.stages import (
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget, take_forgotten
 from pipeline.retention.remains import files_with_forgotten
+from pipeline.settings import IndexSettings
 from tests.conftest import toy_spec
 from tests.decoding.in_process import read_chunks
 from tests.decoding.test_video import write_video
@@ -74,6 +77,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return folder
+
+
+def manifest(folder: Path, text: str) -> Catalog:
+    (folder / "m.csv").write_text(text)
+    return read_catalog(str(folder / "m.csv"))
+
+
+def row_of(gallery: Gallery, video_id: str) -> dict:
+    videos = gallery.snapshot().videos
+    return videos.filter(pc.equal(videos["video_id"], video_id)).to_pylist()[0]
 
 
 def contents(gallery: Gallery) -> dict[str, np.ndarray]:
@@ -440,3 +453,40 @@ def test_what_the_stages_reserve_fits_the_cluster(decoders: int, embedders: int,
 def test_a_speed_is_told_once_there_is_one(capsys: pytest.CaptureFixture[str], seconds: float, words: str) -> None:
     show(RenewedLine(), IngestProgress(total=137, frames=71, seconds=seconds))
     assert f"71 frames, {words}, time left unknown" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_changes_are_named_and_with_update_the_new_videos_stand_for_the_old_ones(running_ray: None, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    crowd = write_video(folder / "crowd.mp4", frames=30)
+    whole = write_video(tmp_path / "whole.mp4", frames=30).read_bytes()
+    (folder / "upload.mp4").write_bytes(whole[:-700])
+    write_video(folder / "still.mp4", frames=12)
+    (folder / "crowd.txt").write_text("".join(f"{i},{track},4,4,20,40\n" for i in range(1, 21) for track in (1, 2)))
+    text = "uri,video_id,boxes_uri,camera_id\ncrowd.mp4,crowd,crowd.txt,\nupload.mp4,upload,,\nstill.mp4,still,,\n"
+    gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
+    ingest(manifest(folder, text), gallery, SAMPLING)
+    assert sorted(contents(gallery)) == ["crowd#1", "crowd#2", "still"]
+    index = build_index(gallery, IndexSettings())
+    before = row_of(gallery, "crowd#1")
+
+    (folder / "upload.mp4").write_bytes(whole)
+    (folder / "crowd.txt").write_text("".join(f"{i},1,4,4,20,40\n" for i in range(1, 11)))
+    text = text.replace("still,,", "still,,cam7")
+    told = ingest(manifest(folder, text), gallery, SAMPLING)
+    assert (told.changed, told.updated, told.corrected, told.candidates) == ((str(crowd),), 0, 1, 1)
+    words = describe(told, "in", "g", "b")
+    assert "1 input has changed since the ingest; --update" in words and f"    {crowd}\n" in words
+    assert row_of(gallery, "crowd#1") == before and row_of(gallery, "still")["camera_id"] == "cam7"
+    assert not len(gallery.snapshot().rejects)  # the upload was completed and tried again unasked
+
+    commits = gallery.log.head()
+    done = ingest(manifest(folder, text), gallery, SAMPLING, update=True)
+    assert (done.updated, done.candidates, done.unaccounted, gallery.log.head() - commits) == (1, 1, 0, 1)
+    assert sorted(contents(gallery)) == ["crowd#1", "still", "upload"]
+    assert row_of(gallery, "crowd#1")["sampled_frames"] == 10 < before["sampled_frames"]
+    lag = index_lag(gallery, index)
+    assert (lag.missing, lag.outdated) == (1, 3)  # upload; crowd#1 anew, crowd#2 gone, still corrected
+    again = ingest(manifest(folder, text), gallery, SAMPLING, update=True)
+    assert (again.changed, again.already, again.candidates) == ((), 3, 0)

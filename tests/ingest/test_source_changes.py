@@ -8,27 +8,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
-from jobs.ingest import describe
 from pipeline.catalog.inputs import Catalog, read_catalog
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.source_hash import source_hash
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
-from pipeline.index.build import build_index
-from pipeline.index.versions import index_lag
 from pipeline.ingest.commit import Committer
-from pipeline.ingest.run import ingest
 from pipeline.ingest.source_changes import STILL_CHANGING, Changes, find_changes, is_changing, too_young, with_states
 from pipeline.ingest.stages import decode_source
 from pipeline.retention import compact as compaction
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
-from pipeline.settings import IndexSettings
 from tests.conftest import toy_spec
 from tests.decoding.test_video import write_video
-from tests.ingest.test_ingest import SAMPLING, SETTINGS, chunk_row, contents, end_row, written
+from tests.ingest.test_ingest import SAMPLING, chunk_row, contents, end_row, manifest, row_of, written
 
 FIRST = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NO_REJECTS = REJECTS_SCHEMA.empty_table()
@@ -47,11 +41,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def gallery(tmp_path: Path) -> Gallery:
     return Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
-
-
-def manifest(folder: Path, text: str) -> Catalog:
-    (folder / "m.csv").write_text(text)
-    return read_catalog(str(folder / "m.csv"))
 
 
 NAMED = "uri,video_id,camera_id,start_time,person_id\n"
@@ -81,11 +70,6 @@ def age(path: Path, seconds: float) -> None:
     """Set a file's time of modification to so many seconds ago."""
     then = path.stat().st_mtime - seconds
     os.utime(path, (then, then))
-
-
-def row_of(gallery: Gallery, video_id: str) -> dict:
-    videos = gallery.snapshot().videos
-    return videos.filter(pc.equal(videos["video_id"], video_id)).to_pylist()[0]
 
 
 def correct(gallery: Gallery, changes: Changes) -> str:
@@ -332,40 +316,3 @@ def test_a_source_of_the_gallery_that_cannot_be_reached_keeps_its_videos(gallery
         committer.add(written(gallery, [end_row(source_id, 0, fatal=True, video_id=source_id, reason=reason, message="m")]))
     assert committer.left == {"a"} and committer.committed == {"b"}
     assert gallery.snapshot().videos["video_id"].to_pylist() == ["a", "c"]
-
-
-@pytest.mark.ray
-def test_changes_are_named_and_with_update_the_new_videos_stand_for_the_old_ones(running_ray: None, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    crowd = write_video(folder / "crowd.mp4", frames=30)
-    whole = write_video(tmp_path / "whole.mp4", frames=30).read_bytes()
-    (folder / "upload.mp4").write_bytes(whole[:-700])
-    write_video(folder / "still.mp4", frames=12)
-    (folder / "crowd.txt").write_text("".join(f"{i},{track},4,4,20,40\n" for i in range(1, 21) for track in (1, 2)))
-    text = "uri,video_id,boxes_uri,camera_id\ncrowd.mp4,crowd,crowd.txt,\nupload.mp4,upload,,\nstill.mp4,still,,\n"
-    gallery = Gallery.open_or_create(tmp_path / "g", SETTINGS)
-    ingest(manifest(folder, text), gallery, SAMPLING)
-    assert sorted(contents(gallery)) == ["crowd#1", "crowd#2", "still"]
-    index = build_index(gallery, IndexSettings())
-    before = row_of(gallery, "crowd#1")
-
-    (folder / "upload.mp4").write_bytes(whole)
-    (folder / "crowd.txt").write_text("".join(f"{i},1,4,4,20,40\n" for i in range(1, 11)))
-    text = text.replace("still,,", "still,,cam7")
-    told = ingest(manifest(folder, text), gallery, SAMPLING)
-    assert (told.changed, told.updated, told.corrected, told.candidates) == ((str(crowd),), 0, 1, 1)
-    words = describe(told, "in", "g", "b")
-    assert "1 input has changed since the ingest; --update" in words and f"    {crowd}\n" in words
-    assert row_of(gallery, "crowd#1") == before and row_of(gallery, "still")["camera_id"] == "cam7"
-    assert not len(gallery.snapshot().rejects)  # the upload was completed and tried again unasked
-
-    commits = gallery.log.head()
-    done = ingest(manifest(folder, text), gallery, SAMPLING, update=True)
-    assert (done.updated, done.candidates, done.unaccounted, gallery.log.head() - commits) == (1, 1, 0, 1)
-    assert sorted(contents(gallery)) == ["crowd#1", "still", "upload"]
-    assert row_of(gallery, "crowd#1")["sampled_frames"] == 10 < before["sampled_frames"]
-    lag = index_lag(gallery, index)
-    assert (lag.missing, lag.outdated) == (1, 3)  # upload; crowd#1 anew, crowd#2 gone, still corrected
-    again = ingest(manifest(folder, text), gallery, SAMPLING, update=True)
-    assert (again.changed, again.already, again.candidates) == ((), 3, 0)

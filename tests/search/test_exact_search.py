@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import ray
 
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
@@ -114,21 +113,6 @@ def test_a_compressed_prefilter_keeps_the_leads_and_the_partitions_order_does_no
         )
     assert leads(wide) == leads(results[0])  # the prefilter is not asked for an order of everything, so all of it is scored
     assert (wide.scored, wide.passed_over) == (wide.eligible, 0)
-
-
-@pytest.mark.ray
-def test_actors_find_exactly_what_this_process_does(gallery: Gallery, index: Index) -> None:
-    targets = [gallery_target(gallery, name) for name in ("v003", "v077")]
-    with opened_partitions(gallery, index, actors=0) as partitions:
-        here = search_many(gallery, index, partitions, targets, EXACT)
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    try:
-        with opened_partitions(gallery, index, actors=2) as partitions:
-            there = search_many(gallery, index, partitions, targets, EXACT)
-    finally:
-        ray.shutdown()
-    assert [leads(result) for result in there] == [leads(result) for result in here]
-    assert all(result.exact for result in (*here, *there))
 
 
 def test_a_filter_on_time_opens_only_the_partitions_that_can_match_and_gives_k_of_them(gallery: Gallery, index: Index) -> None:

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 
 from pipeline.errors import PipelineError, UsageError
@@ -214,20 +213,6 @@ def test_the_cut_into_partitions_does_not_change_the_leads(toy_gallery: Gallery,
         assert ids(split) == ids(joined)
         assert [lead.prefilter_rank for lead in split.leads] == [lead.prefilter_rank for lead in joined.leads]
         assert np.allclose([lead.score for lead in split.leads], [lead.score for lead in joined.leads], atol=1e-6)
-
-
-@pytest.mark.ray
-def test_leads_do_not_depend_on_the_number_of_actors(toy_gallery: Gallery, toy_index: Index) -> None:
-    settings = SearchSettings(top=8, shortlist=12)
-    target = gallery_target(toy_gallery, "v011")
-    here = leads(toy_gallery, toy_index, "v011", settings)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    try:
-        for actors in (1, 3):
-            with opened_partitions(toy_gallery, toy_index, actors) as partitions:
-                assert search(toy_gallery, toy_index, partitions, target, settings).leads == here.leads
-    finally:
-        ray.shutdown()
 
 
 @pytest.mark.parametrize("name", ["v005", "v011", "v030"])

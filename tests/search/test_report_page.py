@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -22,14 +21,8 @@ from pipeline.search.results import OnRecord, SegmentView
 from tests.decoding.test_video import write_video
 from tests.search.test_report import figure, lead, search
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright, of the dev extra, is not installed")
-CHROMIUM = shutil.which("chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 WIDTHS = (390, 1280, 1920)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium"),
-]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +42,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     leads = [dataclasses.replace(lead(rank, pairs=3), source_hash="file:" + 64 * "a") for rank in range(1, 21)]
     write_report([dataclasses.replace(search(*leads), **named)], folder, figure, clips=clip)
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

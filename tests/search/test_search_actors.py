@@ -1,4 +1,4 @@
-"""Search actors that stay: which versions they hold, and what becomes of one that answers no more."""
+"""Search actors: they find what this process does, hold several versions, and one that answers no more is replaced."""
 
 import os
 import signal
@@ -15,11 +15,14 @@ from pipeline.index import partition_store
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index
 from pipeline.search import partitions
-from pipeline.search.partitions import LocalPartitions, Partitions, SearchActors
-from pipeline.search.search import search
+from pipeline.search.partitions import LocalPartitions, Partitions, SearchActors, opened_partitions
+from pipeline.search.search import search, search_many
 from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
+from tests.search.test_exact_search import EXACT, gallery, index
+from tests.search.test_exact_search import leads as leads_of
 
+__all__ = ["gallery", "index"]
 pytestmark = pytest.mark.ray
 
 
@@ -47,6 +50,26 @@ def here(gallery: Gallery, index: Index) -> list[tuple[str, float]]:
 
 def openings(actor: Any) -> int:
     return len(ray.get(actor.__ray_call__.remote(lambda self: list(self.held))))
+
+
+def test_actors_find_exactly_what_this_process_does(gallery: Gallery, index: Index, on_ray: None) -> None:
+    targets = [gallery_target(gallery, name) for name in ("v003", "v077")]
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        here = search_many(gallery, index, partitions, targets, EXACT)
+    with opened_partitions(gallery, index, actors=2) as partitions:
+        there = search_many(gallery, index, partitions, targets, EXACT)
+    assert [leads_of(result) for result in there] == [leads_of(result) for result in here]
+    assert all(result.exact for result in (*here, *there))
+
+
+def test_leads_do_not_depend_on_the_number_of_actors(on_ray: None, toy_gallery: Gallery) -> None:
+    built = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=9))
+    settings, target = SearchSettings(top=8, shortlist=12), gallery_target(toy_gallery, "v011")
+    found = []
+    for actors in (0, 1, 3):
+        with opened_partitions(toy_gallery, built, actors) as partitions:
+            found.append(search(toy_gallery, built, partitions, target, settings).leads)
+    assert found[0] == found[1] == found[2]
 
 
 def test_versions_lie_beside_each_other_until_nobody_searches_them(on_ray: None, toy_gallery: Gallery) -> None:
@@ -85,10 +108,9 @@ def test_an_actor_that_answers_no_more_is_said_and_replaced(
     actors.close()
 
 
-def test_partitions_that_outlive_ray_start_none(toy_gallery: Gallery) -> None:
-    ray.shutdown()
+def test_partitions_that_outlive_ray_start_none(on_ray: None, toy_gallery: Gallery) -> None:
+    """The last one here: Ray of all of them has ended then."""
     index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=1000))
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     held = SearchActors(toy_gallery.location.uri).open(index)
     ray.shutdown()
     del held

@@ -4,13 +4,13 @@ import contextlib
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,13 +20,7 @@ from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.service.access import Role, issue
 from tests.conftest import add_videos, people_features, toy_spec
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine (apt-get install chromium)"),
-]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+pytestmark = pytest.mark.browser
 PEOPLE: dict[Role, str] = {"investigator": "Anna", "reviewer": "Bert", "admin": "Carla", "viewer": "Dora"}
 
 
@@ -64,12 +58,12 @@ def serving(gallery: Gallery, tmp_path: Path) -> Iterator[Served]:
         process.terminate()
 
 
-@pytest.fixture
-def browser() -> Iterator[object]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
+@pytest.fixture(autouse=True)
+def closed_afterwards(browser: Any) -> Iterator[None]:
+    """No page of one test goes on beside the next."""
+    yield
+    for context in browser.contexts:
+        context.close()
 
 
 def signed_in(browser: object, served: Served, role: Role) -> tuple[object, list[str]]:
@@ -137,7 +131,9 @@ def test_every_screen_fits_from_a_telephone_to_a_large_desk(served: Served, brow
     page.get_by_role("button", name="Save the cameras").click()
     page.get_by_text("the cameras are saved").wait_for()
     page.reload()
-    playwright.expect(page.get_by_label("Name of cam0")).to_have_value("Station", timeout=60_000)
+    from playwright.sync_api import expect
+
+    expect(page.get_by_label("Name of cam0")).to_have_value("Station", timeout=60_000)
     page.get_by_text("whole: nothing was changed, moved or removed").wait_for()
     assert faults == []
 

@@ -1,5 +1,6 @@
 """The whole path over a real S3 protocol on loopback: input, gallery, index and results in a bucket."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import find_head, open_index
-from pipeline.ingest.run import ingest
+from pipeline.ingest.run import Workers, ingest
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
 from pipeline.retention.verify import verify_gallery
@@ -28,11 +29,38 @@ from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
 from pipeline.settings import ScoreSettings, SearchSettings
 from pipeline.storage.location import resolve
+from tests.conftest import save_toy_backbone
 from tests.decoding.test_video import write_video
+from tests.faulty_store import FaultyStore
+
+
+@pytest.fixture(scope="module")
+def on_ray(s3_endpoint: str) -> Iterator[None]:
+    """Ray whose workers have the credentials of the S3 server."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.mark.ray
-def test_everything_can_live_in_a_bucket(s3_options: str, tmp_path: Path) -> None:
+def test_an_ingest_between_buckets_survives_a_bad_store(on_ray: None, store: FaultyStore, tmp_path: Path) -> None:
+    options = f"?endpoint_override={store.endpoint}&region=us-east-1"
+    for number in range(4):
+        video = write_video(tmp_path / f"{number}.mp4", frames=8 + number).read_bytes()
+        resolve(f"s3://bucket/in/{number}.mp4{options}").write_atomically(video)
+    spec = find_backbone(str(save_toy_backbone(tmp_path / "mean.onnx")))
+    gallery = Gallery.open_or_create(f"s3://bucket/out{options}", GallerySettings(spec, 10.0, None))
+    catalog = read_catalog(f"s3://bucket/in{options}")
+    with store.failing("throttled", "error", "refused", "half an answer", "answer lost", rate=0.15, seed=5):
+        summary = ingest(catalog, gallery, Sampling(height=8, width=4), Workers(shard_chunks=1))
+        faults = sum(store.counts.values())
+    assert (summary.candidates, summary.rejected, summary.unaccounted) == (4, 0, 0) and faults > 5
+    lengths = {row["sampled_frames"]: len(gallery.read_video(row)) for row in gallery.snapshot().videos.to_pylist()}
+    assert lengths == {n: n for n in range(8, 12)}
+
+
+@pytest.mark.ray
+def test_everything_can_live_in_a_bucket(on_ray: None, s3_options: str, tmp_path: Path) -> None:
     prefix, options = "s3://bucket/", s3_options
     for number in range(4):
         video = write_video(tmp_path / "a.mp4", frames=10 + 3 * number).read_bytes()
@@ -41,12 +69,9 @@ def test_everything_can_live_in_a_bucket(s3_options: str, tmp_path: Path) -> Non
     spec = find_backbone(DEFAULT, (64, 32))
     gallery = Gallery.open_or_create(f"{prefix}galleries/town{options}", GallerySettings(spec, 10.0, None))
     catalog = read_catalog(f"{prefix}videos{options}")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        summary = ingest(catalog, gallery, Sampling(height=64, width=32))
-        assert (summary.candidates, summary.reasons) == (4, {"not_a_video": 1})
-    finally:
-        ray.shutdown()
+    summary = ingest(catalog, gallery, Sampling(height=64, width=32))
+    assert (summary.candidates, summary.reasons) == (4, {"not_a_video": 1})
+    ray.shutdown()  # what follows is done in this process
     assert ingest(catalog, gallery, Sampling(height=64, width=32)).already == 5
     build_index(gallery)
     index = open_index(gallery)

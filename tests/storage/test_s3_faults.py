@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.decoder import Decoder
@@ -15,10 +14,10 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
-from pipeline.ingest.run import Workers, ingest, missing_sources
+from pipeline.ingest.run import missing_sources
 from pipeline.storage import location as storage
 from pipeline.storage.location import Location, StorageError, resolve
-from tests.conftest import add_videos, people_features, reaching, save_toy_backbone, toy_spec
+from tests.conftest import add_videos, people_features, reaching, toy_spec
 from tests.decoding.test_video import write_video
 from tests.faulty_store import FAULTS, FaultyStore
 
@@ -135,26 +134,3 @@ def test_a_large_prefix_is_listed_page_by_page(store: FaultyStore) -> None:
         catalog = read_catalog(f"s3://bucket/many?endpoint_override={store.endpoint}&region=us-east-1")
         assert len(set(catalog.table["uri"].to_pylist())) == len(catalog.table) == 10_000
         assert store.requests < 60  # a thousand keys a page, some of them twice
-
-
-@pytest.mark.ray
-def test_an_ingest_between_buckets_survives_a_bad_store(store: FaultyStore, tmp_path: Path) -> None:
-    options = f"?endpoint_override={store.endpoint}&region=us-east-1"
-    for number in range(4):
-        video = write_video(tmp_path / f"{number}.mp4", frames=8 + number).read_bytes()
-        resolve(f"s3://bucket/in/{number}.mp4{options}").write_atomically(video)
-    from pipeline.backbone.spec import find_backbone
-
-    spec = find_backbone(str(save_toy_backbone(tmp_path / "mean.onnx")))
-    gallery = Gallery.open_or_create(f"s3://bucket/out{options}", GallerySettings(spec, 10.0, None))
-    catalog = read_catalog(f"s3://bucket/in{options}")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        with store.failing("throttled", "error", "refused", "half an answer", "answer lost", rate=0.15, seed=5):
-            summary = ingest(catalog, gallery, SAMPLING, Workers(shard_chunks=1))
-            faults = sum(store.counts.values())
-    finally:
-        ray.shutdown()
-    assert (summary.candidates, summary.rejected, summary.unaccounted) == (4, 0, 0) and faults > 5
-    lengths = {row["sampled_frames"]: len(gallery.read_video(row)) for row in gallery.snapshot().videos.to_pylist()}
-    assert lengths == {n: n for n in range(8, 12)}

@@ -250,60 +250,26 @@ def test_a_worker_that_comes_late_does_not_go_on_from_what_the_others_begin_with
     assert reported == ([0, 1], [0, 1])
 
 
-TWO_TRAININGS = """
-import sys
-from jobs.train import train
-from pipeline.cluster import connected
-
-gallery, out = sys.argv[1:]
-with connected(cpus=2):
-    for workers, epochs in ((1, 3), (2, 1)):
-        sizes = dict(batches=3, people=4, tracklets=2, segment_length=4, key_width=8, value_width=8)
-        train([gallery], f"{out}/{workers}", epochs=epochs, workers=workers, **sizes)
-"""
-
-
-@pytest.fixture(scope="module")
-def on_ray(gallery, tmp_path_factory):
-    """(folder with the trainings of 1 and 2 workers, stderr) of the job, twice on one Ray, in a process of its own.
-
-    Ray's state of other tests is not in it, and to start Ray takes longer than to train.
-    """
-    out = tmp_path_factory.mktemp("on ray")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    program = [sys.executable, "-c", TWO_TRAININGS, gallery.location.uri, str(out)]
-    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return out, done.stderr
-
-
 @pytest.mark.ray
 @pytest.mark.timeout(900)  # Ray's workers start slowly on a busy machine
-def test_one_worker_on_ray_trains_the_same_head(gallery, tmp_path, on_ray):
-    run_training(plan_of(gallery, tmp_path))
-    here, ray = newest_checkpoint(resolve(tmp_path)), newest_checkpoint(resolve(on_ray[0] / "1"))
-    assert all(torch.equal(tensor, here.tensors[name]) for name, tensor in ray.tensors.items())
-    assert "epoch 3/3" in on_ray[1]
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(900)
-def test_two_workers_on_ray_train_a_head_of_their_own(gallery, tmp_path, on_ray):
-    run_training(plan_of(gallery, tmp_path, epochs=1))
-    here, ray = newest_checkpoint(resolve(tmp_path)), newest_checkpoint(resolve(on_ray[0] / "2"))
+def test_two_workers_on_ray_train_a_head_of_their_own(gallery, tmp_path):
+    done = run_job(gallery, tmp_path / "ray", "--workers", "2", "--epochs", "1")
+    assert done.returncode == 0 and "epoch 1/1" in done.stderr, done.stderr
+    run_training(plan_of(gallery, tmp_path / "here", epochs=1))
+    here, ray = newest_checkpoint(resolve(tmp_path / "here")), newest_checkpoint(resolve(tmp_path / "ray"))
     assert not torch.equal(ray.tensors["head.value.weight"], here.tensors["head.value.weight"])
-    assert epochs_in(on_ray[0] / "2") == [0, 1]
+    assert epochs_in(tmp_path / "ray") == [0, 1]
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_an_interrupted_training_on_ray_ends_and_goes_on_later(gallery, tmp_path):
-    flags = ("--workers", "1", "--epochs", "1000000")
-    process = subprocess.Popen(command(gallery, tmp_path / "out", *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def test_one_worker_on_ray_trains_the_same_head_and_ends_when_it_is_interrupted(gallery, tmp_path):
+    flags, endless = ("--workers", "1", "--epochs", "1000000"), tmp_path / "out"
+    process = subprocess.Popen(command(gallery, endless, *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     said = ""
     try:
-        while not (tmp_path / "out" / "metrics.csv").exists() and process.poll() is None:
-            time.sleep(0.5)
+        while not ((endless / "metrics.csv").exists() and epochs_in(endless)[-1] >= 3) and process.poll() is None:
+            time.sleep(0.1)
         for _ in range(6):  # as a person does: Python drops one that arrives while it clears a weak reference away
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -312,7 +278,17 @@ def test_an_interrupted_training_on_ray_ends_and_goes_on_later(gallery, tmp_path
     finally:
         process.kill()
     assert process.returncode == 130 and said.endswith("error: interrupted; run the same command again to go on\n"), said
-    assert newest_checkpoint(resolve(tmp_path / "out")) is not None
+    ray = newest_checkpoint(resolve(endless))
+    last = ray.state["epoch"]
+
+    def stop_there(metrics):
+        if metrics["epoch"] == last:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_training(plan_of(gallery, tmp_path / "here", epochs=1_000_000), stop_there)
+    here = newest_checkpoint(resolve(tmp_path / "here"))
+    assert last >= 3 and all(torch.equal(tensor, here.tensors[name]) for name, tensor in ray.tensors.items())
 
 
 def test_the_sentence_of_a_worker_crosses_the_processes():
