@@ -235,12 +235,17 @@ def test_every_key_does_what_the_list_says(page: Any, gallery: Gallery) -> None:
 
 def test_a_link_opens_the_same_view(page: Any, context: Any) -> None:
     searched(page)
-    box = page.locator("#timeline").bounding_box()
-    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 10)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 10, steps=4)
-    page.mouse.up()
-    until(lambda: "from=" in address(page) and 0 < page.locator(".thumb").count() < 20)
+
+    def dragged() -> bool:
+        """Again where the player, as it opens, moved the chart from under the mouse."""
+        box = page.locator("#timeline").bounding_box()
+        page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 10)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 10, steps=4)
+        page.mouse.up()
+        return "from=" in address(page) and 0 < page.locator(".thumb").count() < 20
+
+    until(dragged)
     page.keyboard.press("j")
     page.keyboard.press("s")
     until(lambda: "view=scene" in address(page))
