@@ -16,6 +16,7 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.people import gather_people
 from pipeline.distillation.visible_keys import teach_keys
 from pipeline.errors import UsageError
+from pipeline.index.versions import head_folder
 
 
 def main(
@@ -24,12 +25,14 @@ def main(
         typer.Option(help="What jobs.ingest takes (folder, prefix, manifest, video) or a data set (mars:PATH); may be repeated."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the head.")],
-    head: Annotated[str | None, typer.Option(help="Folder of a head [default: the one that ships for the backbone].")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Folder of a head, here or in a bucket [default: the one that ships for the backbone].")
+    ] = None,
     backbone: Annotated[str, typer.Option(help="Backbone by name or ONNX path: the one the head belongs to.")] = DEFAULT,
     frames: Annotated[int, typer.Option(help="Most frames kept of a candidate.", min=1)] = 16,
     sample_rate: Annotated[float, typer.Option(help="Frames looked at, a second of video.")] = 5.0,
     held_out_share: Annotated[
-        float, typer.Option(help="Share of the people (by person_id) kept out, on whom the judgement is measured.")
+        float, typer.Option(help="Share of the people (by person_id) kept out, on whom the judgement is measured.", min=0, max=1)
     ] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of all random choices.", min=0)] = 0,
     endpoint: Endpoints = None,
@@ -40,16 +43,17 @@ def main(
     """
     local_folder(out)
     spec = find_backbone(backbone)
-    place = Path(head) if head is not None else shipped_head(spec.identity)
+    place = head if head is not None else shipped_head(spec.identity)
     if place is None:
         raise UsageError(f"no head ships for the backbone {spec.name}; name one with --head")
-    old, described = load_head(place, spec.identity), read_description(place)
+    with head_folder(place) as folder:
+        old, described = load_head(folder, spec.identity), read_description(folder)
     line = RenewedLine()
     with tempfile.TemporaryDirectory() as temporary:
         people = gather_people(
             [read_labelled(one, part="train", endpoints=endpoint or ()).catalog for one in data],
             Path(temporary),
-            Sampling(rate=sample_rate),
+            Sampling(rate=sample_rate, height=spec.height, width=spec.width),
             frames,
             lambda done, total, kept: line.show(f"{done}/{total} videos, {kept} frames", done == total),
         )

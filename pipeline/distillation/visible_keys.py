@@ -66,7 +66,7 @@ def teach_keys(
     """A copy of the head that judges frames by what covering people does to the backbone's features.
 
     The same people, backbone and seed give the same head on one machine. report: candidates done, and in all. Raises UsageError
-    where there are fewer than two candidates to learn from.
+    where there are fewer than two candidates to learn from, and for a head that gives all frames the same heat.
     """
     learning, held_out = people.split(held_out_share)
     if len(learning) < 2:
@@ -77,8 +77,10 @@ def teach_keys(
         parts[candidate] = backbone.embed(images).astype(np.float32).reshape(-1, COPIES, backbone.spec.dim)
         report(done, len(people.candidates))
     features = np.concatenate([parts[candidate] for candidate in learning])  # [n, COPIES, D]
-    weight, bias = _regression(_normalised(head, features), kept(features))
-    taught = with_judgement(head, weight, bias, _mean_query(head, [parts[candidate] for candidate in learning]))
+    query = _mean_query(head, [parts[candidate] for candidate in learning])
+    if not query.any():
+        raise UsageError("the head's query vectors are 0, so it gives all frames the same heat; train it first (jobs.train)")
+    taught = with_judgement(head, *_regression(_normalised(head, features), kept(features)), query)
     tested = np.concatenate([parts[candidate] for candidate in held_out]) if held_out else None
     before, after = (None if tested is None else told_apart(one, tested) for one in (head, taught))
     return TaughtKeys(taught, len(features), before, after)

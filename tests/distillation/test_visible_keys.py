@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 from jobs.train_keys import main as train_keys
 from pipeline.backbone.spec import DEFAULT, find_backbone
-from pipeline.coattention.head import load_head, read_description, shipped_head
+from pipeline.coattention.head import load_head, read_description, save_head, shipped_head
 from pipeline.coattention.network import Coattention, CoattentionConfig
 from pipeline.distillation.people import Candidate, People
 from pipeline.distillation.visible_keys import COPIES, OLD, kept, teach_keys, told_apart, with_judgement
 from pipeline.errors import UsageError
 from pipeline.rendering.encoding import write_video
+from tests.conftest import save_toy_backbone
 
 STRIPS = 16
 DIM = 3 * STRIPS
@@ -95,6 +96,15 @@ def test_without_labels_nothing_is_held_out_and_one_candidate_is_too_few() -> No
         teach_keys(head(), people(1), Colours())  # type: ignore[arg-type]
 
 
+def test_a_head_that_has_no_query_is_refused() -> None:
+    uniform = head()
+    with torch.no_grad():
+        uniform.query.weight.zero_()
+        uniform.query.bias.zero_()
+    with pytest.raises(UsageError, match="train it first"):
+        teach_keys(uniform, people(4, labels=False), Colours())  # type: ignore[arg-type]
+
+
 def test_the_command_writes_a_head_that_says_how_it_was_taught(tmp_path: Path) -> None:
     random = np.random.default_rng(2)
     rows = ["uri,video_id,person_id"]
@@ -120,3 +130,18 @@ def test_the_command_writes_a_head_that_says_how_it_was_taught(tmp_path: Path) -
     assert described.info["keys"]["frames"] == 16 and described.info["data"] == read_description(shipped).info["data"]
     changed = {name for name, tensor in new.state_dict().items() if not torch.equal(tensor, old.state_dict()[name])}
     assert changed == {"key.weight", "key.bias"}
+
+
+def test_frames_are_as_large_as_the_backbone_takes_them(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in/a.mp4", np.full((4, 80, 40, 3), 200, np.uint8), 10, 20)
+    write_video(tmp_path / "in/b.mp4", np.full((4, 80, 40, 3), (90, 30, 60), np.uint8), 10, 20)
+    spec = find_backbone(str(save_toy_backbone(tmp_path / "toy.onnx")))  # 8 x 4 pixels
+    torch.manual_seed(0)
+    save_head(Coattention(CoattentionConfig(spec.dim, 2, 2)), tmp_path / "head", {}, spec.identity)
+    app = typer.Typer()
+    app.command()(train_keys)
+    flags = ["--backbone", str(tmp_path / "toy.onnx"), "--head", str(tmp_path / "head"), "--data", str(tmp_path / "in")]
+    result = CliRunner().invoke(app, [*flags, "--out", str(tmp_path / "keys")], catch_exceptions=False)
+    assert result.exit_code == 0 and "of 2 candidates" in result.output
+    assert load_head(tmp_path / "keys", spec.identity).config.feature_width == spec.dim
