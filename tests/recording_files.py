@@ -146,9 +146,11 @@ def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 TEXTURE = cv2.resize(np.random.default_rng(5).integers(40, 200, (30, 40, 3), np.uint8), SIZE, interpolation=cv2.INTER_CUBIC)
-X264 = {"preset": "veryfast", "bf": "0", "x264-params": "scenecut=0"}
-B_FRAMES = X264 | {"bf": "2", "x264-params": "scenecut=0:b-adapt=0:b-pyramid=none"}
-OPEN_GOP = X264 | {"bf": "2", "x264-params": "scenecut=0:b-adapt=0:b-pyramid=none:open-gop=1"}
+# Without mbtree: with it x264 gives other sizes now and then, and FFmpeg's muxer of program streams, which cuts its packets by
+# size, then stamps the frame behind the right one.
+X264 = {"preset": "veryfast", "bf": "0", "x264-params": "scenecut=0:mbtree=0"}
+B_FRAMES = X264 | {"bf": "2", "x264-params": "scenecut=0:mbtree=0:b-adapt=0:b-pyramid=none"}
+OPEN_GOP = X264 | {"bf": "2", "x264-params": "scenecut=0:mbtree=0:b-adapt=0:b-pyramid=none:open-gop=1"}
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:scenecut=0:bframes=2:b-adapt=0:open-gop=0:pools=1:frame-threads=1"}
 RASL = X265 | {"x265-params": X265["x265-params"].replace("open-gop=0", "open-gop=1")}
 

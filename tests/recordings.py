@@ -80,7 +80,7 @@ def h264_b_frames(at: Path) -> Recording:
 @kind
 def h264_b_pyramid(at: Path) -> Recording:
     """H.264 with B frames that are coded from other B frames."""
-    pyramid = {"bf": "3", "x264-params": "scenecut=0:b-adapt=0:b-pyramid=normal"}
+    pyramid = {"bf": "3", "x264-params": "scenecut=0:mbtree=0:b-adapt=0:b-pyramid=normal"}
     return shows(write(at.with_suffix(".mkv"), options=X264 | pyramid))
 
 
@@ -93,7 +93,7 @@ def h264_open_gop(at: Path) -> Recording:
 @kind
 def h264_intra_refresh(at: Path) -> Recording:
     """H.264 that renews a column at a time: one key frame at the start, none after it."""
-    return shows(write(at.with_suffix(".ts"), options=X264 | {"x264-params": "intra-refresh=1:scenecut=0"}))
+    return shows(write(at.with_suffix(".ts"), options=X264 | {"x264-params": "intra-refresh=1:scenecut=0:mbtree=0"}))
 
 
 @kind
@@ -431,7 +431,8 @@ def open_gop_without_its_start(at: Path) -> Recording:
 @kind
 def intra_refresh_without_its_start(at: Path) -> Recording:
     """No key frame in all of the file: columns renewed one at a time, joined in the middle."""
-    path = write(at.with_suffix(".ts"), options=X264 | {"x264-params": "intra-refresh=1:scenecut=0"}, edit=from_frame(10))
+    options = X264 | {"x264-params": "intra-refresh=1:scenecut=0:mbtree=0"}
+    path = write(at.with_suffix(".ts"), options=options, edit=from_frame(10))
     return shows(path, range(10, FRAMES), first=10, unsure=frozenset(range(10, 2 * GOP + 1)))
 
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 LOOKAHEAD = 8  # frames that are decoded ahead to judge a stamp by
 LONGEST_PAUSE = 12 * 3600.0  # seconds
+SHORTEST_STEP = 1e-6  # seconds from frame to frame where times are made up; less of it rounding could take away
 
 Item = TypeVar("Item")
 
@@ -84,9 +85,13 @@ class FrameTimes:
         return time is not None and self._last is not None and 0 < time - self._last <= 2.5 * self.duration
 
     def _next_good(self, times: Iterable[float | None]) -> int | None:
-        """The first place behind the first one whose time goes on from the last time; None where there is none."""
+        """The first place behind the first one whose time goes on from the last time and leaves room for those between; None
+        where there is none.
+        """
         for place, time in enumerate(times):
-            if place and time is not None and (self._last is None or 0 < time - self._last <= LONGEST_PAUSE):
+            if not place or time is None:
+                continue
+            if self._last is None or (place + 1) * SHORTEST_STEP <= time - self._last <= LONGEST_PAUSE:
                 return place
         return None
 

@@ -157,11 +157,11 @@ SAID = {
     **dict.fromkeys(("first-stamp-ahead", "restart", "restart-of-another-size", "joined-mkv", "clock-set-back"), ANEW),
     **dict.fromkeys(("size-changes", "size-changes-raw", "size-changes-mkv"), SIZES),
     **dict.fromkeys(("zeroed-packets", "lost-packets", "lost-packets-mp4", "half-a-jpeg"), GAP),
-    **dict.fromkeys(("flipped-bits", "lost-ts-packets", "cut-off-avi", "cut-off-raw"), MADE_UP),
+    **dict.fromkeys(("flipped-bits", "lost-ts-packets", "cut-off-avi", "cut-off-raw", "cut-off-ts"), MADE_UP),
     **dict.fromkeys(("cut-off-mp4", "cut-off-mkv"), SHORT),
     **dict.fromkeys(("cut-off-fragmented-mp4", "zeros-after-ts"), "1 passed over"),
 }
-# FFmpeg's muxer of program streams gives a stamp to the wrong frame now and then; not in each run, and it is mended and said.
+# FFmpeg's muxer of program streams gives a stamp to the wrong frame where its packets begin so; it is mended and said.
 ROUGHLY_STAMPED = ("program-stream", "program-stream-b-frames", "hikvision")
 
 
