@@ -11,7 +11,9 @@ import threading
 from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import Gallery, Position
 from pipeline.index.versions import Index, index_versions, open_index
-from pipeline.search.partitions import LocalPartitions, Partitions, SearchActors
+from pipeline.search.local_partitions import LocalPartitions
+from pipeline.search.partitions import Partitions
+from pipeline.search.search_actors import SearchActors
 
 LOOK_SECONDS = 5.0  # between two looks for a new version, where one is opened beside the other
 _logger = logging.getLogger("coattention.search")

@@ -49,7 +49,8 @@ from pipeline.gallery.audit import read_records
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index, open_index
-from pipeline.search.partitions import LocalPartitions, Partitions, opened_partitions
+from pipeline.search.local_partitions import LocalPartitions
+from pipeline.search.partitions import Partitions, opened_partitions
 from pipeline.search.search import search
 from pipeline.search.shortlist import segmented
 from pipeline.search.targets import gallery_target

@@ -23,7 +23,7 @@ from pipeline.index.prefilter import PrefilterMetric, PrefilterQuery, compressed
 from pipeline.scoring import compiled
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import TargetEncoding
-from pipeline.search.partitions import LocalPartitions
+from pipeline.search.local_partitions import LocalPartitions
 from pipeline.storage.location import resolve
 
 METRIC = PrefilterMetric(np.full(24, -0.5, np.float32), 1.5)

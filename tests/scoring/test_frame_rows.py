@@ -16,8 +16,8 @@ from pipeline.index.versions import Index
 from pipeline.scoring import compiled, pair_kernel
 from pipeline.scoring.frame_rows import FileRows, RowFiles
 from pipeline.scoring.scores import TargetEncoding, candidate_logits, file_logits
-from pipeline.search import partitions as partitions_module
-from pipeline.search.partitions import LocalPartitions
+from pipeline.search import local_partitions
+from pipeline.search.local_partitions import LocalPartitions
 from pipeline.search.search import search_many
 from pipeline.search.targets import gallery_target
 from pipeline.segments import segment_starts
@@ -153,7 +153,7 @@ def test_segments_of_one_frame_are_searched_from_files_too(toy_gallery: Gallery,
     asked = SearchSettings(top=3, shortlist=8, shortlist_share=0.0)
     found = []
     for sparse in (0.0, 1.0):
-        monkeypatch.setattr(partitions_module, "SPARSE", sparse)
+        monkeypatch.setattr(local_partitions, "SPARSE", sparse)
         (result,) = search_many(toy_gallery, index, LocalPartitions(index, [0]), [target], asked)
         found.append([(lead.video.video_id, pytest.approx(lead.score, abs=1e-6)) for lead in result.leads])
         assert all(len(pair.candidate.frame_index) == 1 for lead in result.leads for pair in lead.best_pairs)
@@ -195,12 +195,12 @@ def test_leads_do_not_depend_on_where_rows_are(
     def leads() -> list[tuple[str, float, list[float]]]:
         partitions = LocalPartitions(partitioned, range(len(partitioned.manifest["partitions"])))
         results = search_many(toy_gallery, partitioned, partitions, targets, asked)
-        assert partitions.large == (partitions_module.MAPPED_BYTES == 0)
+        assert partitions.large == (local_partitions.MAPPED_BYTES == 0)
         found = [lead for result in results for lead in result.leads]
         return [(lead.video.video_id, lead.score, [pair.score for pair in lead.best_pairs]) for lead in found]
 
-    monkeypatch.setattr(partitions_module, "SPARSE", 0.0)
+    monkeypatch.setattr(local_partitions, "SPARSE", 0.0)
     mapped = leads()
-    monkeypatch.setattr(partitions_module, "MAPPED_BYTES", 0)
-    monkeypatch.setattr(partitions_module, "TOGETHER", together)
+    monkeypatch.setattr(local_partitions, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(local_partitions, "TOGETHER", together)
     assert leads() == mapped

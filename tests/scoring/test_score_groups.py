@@ -14,8 +14,8 @@ from pipeline.index.versions import Index
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import sigmoid
-from pipeline.search import partitions
-from pipeline.search.partitions import LocalPartitions
+from pipeline.search import local_partitions
+from pipeline.search.local_partitions import LocalPartitions
 from pipeline.search.results import SearchResult
 from pipeline.search.search import search, search_many
 from pipeline.search.shortlist import segmented
@@ -71,7 +71,7 @@ def test_scores_of_a_target_do_not_depend_on_the_targets_beside_it(
     toy_gallery: Gallery, index: Index, scorer: str, where: str, normalise: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ScoreSettings(normalise=normalise)  # type: ignore[arg-type]
-    monkeypatch.setattr(partitions, "SPARSE", 2.0 if where == "files" else 0.0)
+    monkeypatch.setattr(local_partitions, "SPARSE", 2.0 if where == "files" else 0.0)
     held = LocalPartitions(index, range(len(index.manifest["partitions"])))
     videos_of = index.videos["video_id"].to_pylist()
     targets: list[TargetSegments] = [segmented(gallery_target(toy_gallery, video), index) for video in videos_of[:17]]

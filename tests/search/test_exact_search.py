@@ -7,7 +7,8 @@ import pytest
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index
-from pipeline.search.partitions import LocalPartitions, opened_partitions
+from pipeline.search.local_partitions import LocalPartitions
+from pipeline.search.partitions import opened_partitions
 from pipeline.search.results import SearchResult
 from pipeline.search.search import search, search_many
 from pipeline.search.targets import gallery_target

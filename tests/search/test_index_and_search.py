@@ -19,7 +19,8 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.build import build_index
 from pipeline.index.samples import sample_features
 from pipeline.index.versions import Index, index_versions, open_index
-from pipeline.search.partitions import FILES_A_PARTITION, LocalPartitions, opened_partitions
+from pipeline.search.local_partitions import FILES_A_PARTITION, LocalPartitions
+from pipeline.search.partitions import opened_partitions
 from pipeline.search.results import SearchResult
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
@@ -469,7 +470,7 @@ def test_more_partitions_than_files_may_be_open(toy_gallery: Gallery, monkeypatc
     wanted = leads(toy_gallery, index).leads
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     if not raised:
-        monkeypatch.setattr("pipeline.search.partitions._allow_open_files", lambda more: None)
+        monkeypatch.setattr("pipeline.search.local_partitions._allow_open_files", lambda more: None)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, limits[1]))
     try:
         if raised:

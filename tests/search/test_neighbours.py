@@ -10,8 +10,8 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index
 from pipeline.scoring.whole import resemblance
+from pipeline.search.local_partitions import LocalPartitions
 from pipeline.search.neighbours import with_neighbours
-from pipeline.search.partitions import LocalPartitions
 from pipeline.settings import IndexSettings, ScoreSettings
 
 VIDEOS = np.array([31, 4, 17, 9, 22, 0, 38])

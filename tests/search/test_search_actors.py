@@ -14,9 +14,11 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.index import partition_store
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index
-from pipeline.search import partitions
-from pipeline.search.partitions import LocalPartitions, Partitions, SearchActors, opened_partitions
+from pipeline.search import search_actors
+from pipeline.search.local_partitions import LocalPartitions
+from pipeline.search.partitions import Partitions, opened_partitions
 from pipeline.search.search import search, search_many
+from pipeline.search.search_actors import SearchActors
 from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
 from tests.search.test_exact_search import EXACT, gallery, index
@@ -98,7 +100,7 @@ def test_an_actor_that_answers_no_more_is_said_and_replaced(
     actors = SearchActors(toy_gallery.location.uri, 2)
     held = actors.open(index)
     process = ray.get(actors.actors[1].__ray_call__.remote(lambda _: os.getpid()))
-    monkeypatch.setattr(partitions, "AWAY_SECONDS", 2.0)
+    monkeypatch.setattr(search_actors, "AWAY_SECONDS", 2.0)
     os.kill(process, signal.SIGSTOP)  # as one that found no place after its node went
     with pytest.raises(PipelineError, match="died and is not back; nothing is lost, search again"):
         leads(toy_gallery, index, held)

@@ -18,9 +18,11 @@ from pipeline.index.versions import open_index
 from pipeline.scoring import candidates
 from pipeline.scoring.candidates import Candidates
 from pipeline.search import run as search_run
+from pipeline.search.local_partitions import LocalPartitions
 from pipeline.search.partition import Partition
-from pipeline.search.partitions import LocalPartitions, SearchActors, WatchedPartitions
+from pipeline.search.partitions import WatchedPartitions
 from pipeline.search.search import search
+from pipeline.search.search_actors import SearchActors
 from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
 from pipeline.stopping import StoppedError

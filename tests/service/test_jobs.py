@@ -23,7 +23,7 @@ from pipeline.gallery.audit import read_records, verify
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.scoring import candidates
 from pipeline.scoring.candidates import Candidates
-from pipeline.search.partitions import LocalPartitions
+from pipeline.search.local_partitions import LocalPartitions
 from pipeline.service import intake, work
 from pipeline.service.access import Access, issue
 from pipeline.service.asking import Service, named
