@@ -127,9 +127,14 @@ def read_places(gallery: Gallery) -> dict[str, CameraPlace]:
         raise PipelineError(f"{file.uri} is damaged: {error}; set the cameras again") from error
 
 
-def write_places(gallery: Gallery, cameras: Collection[CameraPlace]) -> None:
-    """Replace what is known of cameras. Raises UsageError where two have one id."""
+def check_places(cameras: Collection[CameraPlace]) -> None:
+    """Raise UsageError where two have one id."""
     if len({one.camera_id for one in cameras}) < len(cameras):
         raise UsageError("two cameras have one id")
+
+
+def write_places(gallery: Gallery, cameras: Collection[CameraPlace]) -> None:
+    """Replace what is known of cameras. Raises UsageError where two have one id."""
+    check_places(cameras)
     document = {"format": FORMAT, "cameras": [asdict(one) for one in sorted(cameras, key=lambda one: one.camera_id)]}
     gallery.location.join("cameras.json").write_atomically(sealed(document, indent=1))

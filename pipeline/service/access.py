@@ -59,6 +59,7 @@ class Access:
         self.tokens_file = tokens_file
         self._once: dict[str, Token] = {}
         self._sessions: dict[str, Token] = {}
+        self._opened_by: dict[str, str] = {}  # session -> the file's token, both as SHA-256
 
     def one_time(self, person: str, role: Role = "admin") -> str:
         """A new token that opens one session within ONE_TIME_SECONDS. Raises UsageError for a name that is none."""
@@ -66,30 +67,46 @@ class Access:
 
     def sign_in(self, token: str) -> tuple[str, Token] | None:
         """(session, whose it is) for a one-time token, which ends with it, or for one of the file; None for any other."""
-        found = _valid(self._once.pop(_hash(token), None)) or self.of_token(token)
+        once = _valid(self._once.pop(_hash(token), None))
+        found = once or self.of_token(token)
         if found is None:
             return None
         self._sessions = {key: one for key, one in self._sessions.items() if one.expires > time.time()}
-        return _new(self._sessions, found.person, SESSION_SECONDS, found.role), found
+        self._opened_by = {key: one for key, one in self._opened_by.items() if key in self._sessions}
+        session = _new(self._sessions, found.person, SESSION_SECONDS, found.role)
+        if once is None:
+            self._opened_by[_hash(session)] = found.sha256
+        return session, found
 
     @property
     def sessions(self) -> int:
         """How many are open."""
-        return sum(_valid(one) is not None for one in list(self._sessions.values()))
+        return sum(self._of(key) is not None for key in list(self._sessions))
 
     def sign_out(self, session: str) -> None:
         """End a session; one that is not there has ended."""
         self._sessions.pop(_hash(session), None)
 
     def of_session(self, session: str) -> Token | None:
-        """Whose session it is and what they may; None when it has ended."""
-        return _valid(self._sessions.get(_hash(session)))
+        """Whose session it is and what they may; None when it has ended, or the token that opened it. Raises UsageError for a
+        damaged file of tokens.
+        """
+        return self._of(_hash(session))
+
+    def _of(self, key: str) -> Token | None:
+        opened_by = self._opened_by.get(key)
+        if opened_by is not None and self._of_file(opened_by) is None:
+            return None
+        return _valid(self._sessions.get(key))
 
     def of_token(self, token: str) -> Token | None:
         """A token of the file; None when it is not there or has expired. Raises UsageError for a damaged file."""
+        return self._of_file(_hash(token))
+
+    def _of_file(self, digest: str) -> Token | None:
         if self.tokens_file is None:
             return None
-        return _valid({one.sha256: one for one in read_tokens(self.tokens_file)}.get(_hash(token)))  # anew: it may be revoked
+        return _valid({one.sha256: one for one in read_tokens(self.tokens_file)}.get(digest))  # anew: it may be revoked
 
 
 def check_person(person: str) -> str:
@@ -117,7 +134,7 @@ def issue(file: Path, person: str, days: float, role: Role = "investigator") -> 
 
 
 def revoke(file: Path, person: str) -> int:
-    """Remove all tokens of a person; how many there were. Sessions that they opened end within SESSION_SECONDS."""
+    """Remove all tokens of a person; how many there were. Sessions that they opened end with them."""
     with _alone(file):
         tokens = read_tokens(file)
         kept = [one for one in tokens if one.person != person]

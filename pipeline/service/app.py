@@ -42,14 +42,14 @@ from pipeline.service.asking import (
     gallery_of,
     may,
 )
-from pipeline.service.casebook import ConflictError, NotNowError, of_lead, of_search
+from pipeline.service.casebook import ConflictError, NotNowError
 from pipeline.service.guard import Guard
 from pipeline.service.pictures import jpeg
 from pipeline.service.searches import Search
+from pipeline.service.uploads import UPLOAD_PREFIX
 from pipeline.service.work import BusyError
 from pipeline.settings import FollowSettings, SearchSettings
 
-UPLOAD_PREFIX = "upload:"
 ABOUT = "Search for people in the videos of galleries, judge what was found in cases, hand it over. Every search is on record."
 KINDS = {
     ".svg": "image/svg+xml",
@@ -259,8 +259,11 @@ def decide_lead(service: ServiceOf, asking: Asking, search: SearchOf, lead: Lead
     if case is None:
         search.decide(lead, decided.decision)
         return
-    said = {"note": None, **search.fields(), **of_search(search), **of_lead(lead)}
-    service.casebook.decide(case, asking, lead.video.video_id, None, decided.decision, said)
+    video_id = lead.video.video_id
+    if video_id in case.judged and case.judged[video_id].record["who"] != asking.person:
+        raise ConflictError(f"somebody else has decided on {video_id} in the case {case.name}; change it there")
+    said = {"note": None} | cases.said_of(case, search, lead, service)
+    service.casebook.decide(case, asking, video_id, case.tag(video_id), decided.decision, said)
     search.keep(lead, decided.decision)
 
 

@@ -12,13 +12,17 @@ from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.places import read_places, with_right_times
 from pipeline.gallery.video_ref import VideoRef
+from pipeline.search.results import Lead
 from pipeline.service import case_answers as answers
 from pipeline.service import travel
 from pipeline.service.access import Token
 from pipeline.service.answers import Problem
 from pipeline.service.asking import PROBLEMS, Asking, Key, Service, ServiceOf, file_of, gallery_of, may
+from pipeline.service.case_pictures import keep_target, kept_picture
 from pipeline.service.casebook import Case, Judged, of_lead, of_search
 from pipeline.service.pictures import jpeg
+from pipeline.service.searches import Search
+from pipeline.service.uploads import UPLOAD_PREFIX
 
 OF_CASES = PROBLEMS | {code: {"model": Problem} for code in (409, 412, 428)}
 routes = APIRouter(prefix="/api/v1", tags=["cases"], responses=OF_CASES, dependencies=[may("look")])
@@ -136,7 +140,9 @@ def get_case_picture(
     service.viewed(found.gallery, asking.person, {"case": found.name, "video_id": video_id})
     times = dict(zip(segment["frames"], segment["times"], strict=True))
     shown = judged.target if side == "target" else video_id
-    if shown is None:  # an upload, which is there as long as its search is
+    if shown is None:  # an upload
+        if (kept := kept_picture(found, judged.record, frame)) is not None:
+            return jpeg(kept)
         search = service.searches.known(judged.record["search"])
         return jpeg(None if search is None else service.pictures.of_target(search, frame))
     video = rows(found.gallery, [shown]).get(shown)
@@ -194,8 +200,16 @@ def _said(case: Case, video_id: str, asked: answers.LeadDecided, service: Servic
     lead = next((one for one in search.leads() if one.video.video_id == video_id), None)
     if lead is None:
         raise HTTPException(422, "the search has no such lead")
-    named = {"search": search.search_id, "search_audit_head": search.result.record.audit_head, "target": search.asked.target}
-    return {"note": asked.note, **named, **of_search(search), **of_lead(lead)}
+    return {"note": asked.note, **said_of(case, search, lead, service)}
+
+
+def said_of(case: Case, search: Search, lead: Lead, service: Service) -> dict[str, Any]:
+    """What the record of a decision says of a lead and of the search of the deciding person that found it. Of an uploaded target
+    the pictures are kept first.
+    """
+    named = {name: value for name, value in search.fields().items() if name != "case"}
+    upload = service.uploads.of(search.person, search.asked.target.removeprefix(UPLOAD_PREFIX))
+    return named | of_search(search) | of_lead(lead) | keep_target(case, search, lead, upload, service.pictures)
 
 
 def _tag(case: Case, video_id: str, if_match: str | None, if_none_match: str | None) -> int | None:

@@ -11,7 +11,7 @@ from pydantic import AwareDatetime
 from pipeline import time_windows
 from pipeline.gallery.audit import append_record, on_behalf_of, required
 from pipeline.gallery.gallery import Gallery
-from pipeline.gallery.places import CameraPlace, read_places, with_right_times, write_places
+from pipeline.gallery.places import CameraPlace, check_places, read_places, with_right_times, write_places
 from pipeline.gallery.plan import Plan, read_plan
 from pipeline.service import answers
 from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
@@ -49,6 +49,7 @@ def place_cameras(asked: answers.Cameras, opened: GalleryOf, person: Person) -> 
     known any more.
     """
     places = [CameraPlace(**one.model_dump()) for one in asked.cameras]
+    check_places(places)  # no record of what is refused
     append_record(opened, "cameras", {**on_behalf_of(person), "cameras": [asdict(one) for one in places]})
     write_places(opened, places)
     return list_cameras(opened)

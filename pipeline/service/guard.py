@@ -6,7 +6,7 @@ Sec-Fetch-Site (forged writes), besides the session cookie, which is SameSite=St
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 
@@ -24,6 +24,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; media-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
+RANGE_FAULTS = {400: "a range of bytes is bytes=FIRST-LAST, bytes=FIRST- or bytes=-COUNT", 416: "the file has no such bytes"}
+MULTIPART = "send the file itself as the body, not a form"
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -53,9 +55,20 @@ class Guard:
         if scope["type"] != "http":
             return  # there are no websockets here
 
+        refused = 0
+
         async def guarded_send(message: Message) -> None:
+            nonlocal refused
+            if refused:  # what Starlette's files say of byte ranges that cannot be: plain text, after the head of the answer
+                return
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(self.headers)
+                kind = Headers(raw=message["headers"]).get("content-type", "")
+                if message["status"] in RANGE_FAULTS and kind.startswith("text/plain"):
+                    refused = message["status"]
+                    kept = [pair for pair in message["headers"] if pair[0] not in (b"content-type", b"content-length")]
+                    await _problem(send, refused, RANGE_FAULTS[refused], kept)
+                    return
             await send(message)
 
         headers = Headers(scope=scope)
@@ -88,6 +101,8 @@ class Guard:
             return 403, "another site may not use this one"
         if write and site is None and not origins and "authorization" not in headers:
             return 403, "a change needs to say where it comes from: Origin, Sec-Fetch-Site or a bearer token"
+        if scope["path"] == UPLOADS and headers.get("content-type", "").lower().startswith("multipart/"):
+            return 415, MULTIPART
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             return 400, "Content-Length is a number of bytes"
@@ -98,8 +113,8 @@ def _too_large(limit: int) -> str:
     return f"what is sent here has at most {limit:,} bytes"
 
 
-async def _problem(send: Send, status: int, sentence: str) -> None:
+async def _problem(send: Send, status: int, sentence: str, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
     body = json.dumps({"title": HTTPStatus(status).phrase, "status": status, "detail": sentence}).encode()
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

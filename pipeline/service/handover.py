@@ -13,6 +13,7 @@ from pipeline.search.source_places import LONGEST_S
 from pipeline.service import case_answers as answers
 from pipeline.service.access import Token
 from pipeline.service.asking import Asking, Key, Service, ServiceOf, file_of, may
+from pipeline.service.case_pictures import kept_frames
 from pipeline.service.casebook import Case
 from pipeline.service.cases import OF_CASES, CaseOf, case_path, rows
 from pipeline.service.clips import GalleryClips
@@ -52,11 +53,12 @@ def get_export(found: CaseOf, export_id: str, service: ServiceOf) -> answers.Exp
 
 @routes.get("/cases/{case}/exports/{export_id}/package.zip", **file_of("application/zip"))
 def get_export_package(found: CaseOf, export_id: str, service: ServiceOf, asking: Asking) -> Response:
-    """The package of an export that is done."""
+    """The package of an export that is done. Who takes it is recorded first."""
     service.exports.check(found, asking)
     made = _export(service, found, export_id)
     if made.state != "done":
         raise HTTPException(409, f"the export is {made.state}")
+    service.viewed(found.gallery, asking.person, {"case": found.name, "export": export_id, "package_sha256": made.sha256 or ""})
     return FileResponse(made.path, media_type="application/zip", filename=f"{found.name}.zip")
 
 
@@ -72,17 +74,30 @@ def _state(export: Export) -> answers.ExportState:
     return answers.ExportState(export_id=export.job_id, case=export.case.name, made_by=export.person, **fields)
 
 
+def _of_uploads(case: Case) -> dict[str, dict[str, Any]]:
+    """What records say of the pictures of uploaded targets, by the id that each target had."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in (one.record for one in case.same):
+        if kept := record.get("target_pictures"):
+            of_target = {"target_hash": record["target_hash"], "target_pictures": {}}
+            found.setdefault(record["found"]["target"]["video_id"], of_target)["target_pictures"].update(kept)
+    return found
+
+
 def _package(service: Service, case: Case, asking: Token, export: Export) -> dict[str, str]:
-    """Write the package of a case; pictures of uploads are there as long as their search is."""
+    """Write the package of a case."""
     videos = rows(case.gallery, list(case.shown))
     of_gallery = gallery_pictures(case.gallery)
     searches = {one.record["search"] for one in case.same}
     known = [search for one in searches if (search := service.searches.known(one)) is not None]
+    decided = _of_uploads(case)
     uploads = {search.result.target.video_id: search for search in known if search.result is not None}
 
     def pictures(video: VideoRef, wanted: Any) -> Any:
         if video.video_id in videos:
             return of_gallery(video, wanted)
+        if kept := kept_frames(case, decided.get(video.video_id, {}), wanted):
+            return kept
         search = uploads.get(video.video_id)
         if search is None or search.answer is None or search.result is None:
             return {}

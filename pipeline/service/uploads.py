@@ -6,7 +6,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,9 @@ from anyio import to_thread
 from pipeline.errors import UsageError
 from pipeline.service.work import BusyError
 
-KEPT = 8  # the newest; each of at most guard.UPLOAD_BYTES
+UPLOAD_PREFIX = "upload:"  # of targets
+KEPT = 8  # the newest of a person; each of at most guard.UPLOAD_BYTES
+KEPT_OF_ALL = 64  # of all people; beyond, whoever has most loses the oldest
 AT_ONCE = 2  # that are being brought
 
 
@@ -32,10 +34,10 @@ class Upload:
 
 
 class Uploads:
-    """The newest KEPT uploads of all people."""
+    """The newest KEPT uploads of each person."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Upload] = OrderedDict()
+        self._kept: dict[str, Upload] = {}  # the oldest first
         self._coming = 0
 
     @functools.cached_property
@@ -68,10 +70,17 @@ class Uploads:
         finally:
             self._coming -= 1
         self._kept[upload_id] = upload = Upload(upload_id, person, path, size, digest.hexdigest())
-        while len(self._kept) > KEPT:
-            _, oldest = self._kept.popitem(last=False)
-            shutil.rmtree(oldest.path.parent, ignore_errors=True)
+        counts = Counter(one.person for one in self._kept.values())
+        if counts[person] > KEPT:
+            self._drop_oldest_of(person)
+        elif len(self._kept) > KEPT_OF_ALL:
+            self._drop_oldest_of(max(counts, key=counts.__getitem__))
         return upload
+
+    def _drop_oldest_of(self, person: str) -> None:
+        oldest = next(one for one in self._kept.values() if one.person == person)
+        del self._kept[oldest.upload_id]
+        shutil.rmtree(oldest.path.parent, ignore_errors=True)
 
     def of(self, person: str, upload_id: str) -> Upload | None:
         """An upload of this person; None for those of others and for what is gone."""

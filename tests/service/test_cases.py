@@ -202,6 +202,23 @@ def test_a_case_that_was_changed_behind_the_service_is_found(anna: TestClient, g
     assert "case 7-26: 0000000001.json was changed" in verify_gallery(gallery)
 
 
+def test_a_search_s_page_overwrites_nobody_else_s_decision(anna: TestClient, service: Service) -> None:
+    carla, searches = role(service, "investigator", "Carla"), {}
+    for person in (anna, carla):
+        searches[person] = done(person, case="7-26")["search_id"]
+
+    def say(person: TestClient, decision: str | None) -> int:
+        leads = person.get(f"/api/v1/searches/{searches[person]}/leads").json()
+        rank = next(one["rank"] for one in leads if one["video_id"] == "v000")
+        answer = person.put(f"/api/v1/searches/{searches[person]}/leads/{rank}/decision", json={"decision": decision})
+        return answer.status_code
+
+    assert [say(anna, "same"), say(anna, "unsure"), say(carla, "different")] == [204, 204, 412]
+    (lead,) = anna.get("/api/v1/cases/7-26").json()["leads"]
+    assert (lead["decision"], lead["who"]) == ("unsure", "Anna")
+    assert [say(anna, None), say(carla, "different")] == [204, 204]  # what was taken back is free
+
+
 def test_cameras_have_names_and_places(service: Service, gallery: Gallery) -> None:
     admin, address = role(service, "admin"), "/api/v1/galleries/town/cameras"
     placed = [{"camera_id": "cam0", "name": "Station", "zone": "Europe/London", "latitude": 51.5, "longitude": -0.1}]
@@ -212,7 +229,9 @@ def test_cameras_have_names_and_places(service: Service, gallery: Gallery) -> No
     assert role(service, "reviewer").put(address, json={"cameras": placed}).status_code == 403
     for wrong in ({"latitude": 5.0}, {"latitude": 91.0, "longitude": 0.0}, {"zone": "Nowhere/Town"}, {"zone": "../etc/passwd"}):
         assert admin.put(address, json={"cameras": [{"camera_id": "cam0", **wrong}]}).status_code == 422
+    before = len(read_records(gallery))
     assert admin.put(address, json={"cameras": placed * 2}).status_code == 422
+    assert len(read_records(gallery)) == before  # nothing is on record that was not done
     assert admin.get(address).json()[0]["name"] == "Station"
 
 

@@ -107,7 +107,8 @@ def test_a_package_is_checked_by_anybody_and_one_changed_byte_is_found(
     for number, record in enumerate(document["records"]):  # the chain, as it lies in the gallery
         own = Path(gallery.location.path, "cases", "7-26", f"{number:010d}.json").read_bytes()
         assert (folder / "records" / f"{number:010d}.json").read_bytes() == own and json.loads(own) == record
-    record = read_records(gallery)[-1]
+    record, taken = read_records(gallery)[-2:]
+    assert (taken["action"], taken["who"], taken["export"]) == ("view", "Anna", export["export_id"])
     assert (record["action"], record["who"], record["package_sha256"]) == ("export", "Anna", export["sha256"])
     assert record["unconfirmed"] == ["v000", "v002"] and verify(gallery) == [] and verify(gallery, chain="cases/7-26") == []
     assert anna.get("/api/v1/cases/7-26").json()["exports"] == [export["export_id"]]

@@ -117,7 +117,11 @@ def test_a_clip_is_made_once_and_then_given_in_any_ranges(served: tuple[Service,
     part = client.get(CLIP.format("v000"), headers={"range": "bytes=100-299"})
     assert part.status_code == 206 and part.content == first.content[100:300]
     assert part.headers["content-range"] == f"bytes 100-299/{len(first.content)}"
-    assert client.get(CLIP.format("v000"), headers={"range": f"bytes={10**9}-"}).status_code == 416
+    for asked, status in ((f"bytes={10**9}-", 416), ("bytes=junk", 400), ("bytes=5-1", 400)):
+        refused = client.get(CLIP.format("v000"), headers={"range": asked})
+        assert refused.status_code == status and refused.headers["content-type"] == "application/problem+json"
+        assert refused.json()["status"] == status and "bytes" in refused.json()["detail"]
+    assert "content-range" in client.get(CLIP.format("v000"), headers={"range": f"bytes={10**9}-"}).headers
     from_within = client.get(CLIP.format("v002"), headers={"range": "bytes=50-"})  # of one that is not made yet
     assert from_within.status_code == 206 and len(from_within.content) > 1000
     assert service.clips(service.galleries["town"]).clips._making == {}

@@ -171,6 +171,18 @@ def test_tokens_are_kept_hashed_and_can_be_revoked(tmp_path: Path) -> None:
             issue(tmp_path / "others.json", name, 1)
 
 
+def test_a_session_ends_with_the_token_that_opened_it(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    service = Access(file)
+    tokens = {person: issue(file, person, days=1) for person in ("Anna", "Bert")}
+    sessions = {person: service.sign_in(token)[0] for person, token in tokens.items()}  # type: ignore[index]
+    by_link = service.sign_in(service.one_time("Bert"))[0]  # type: ignore[index]
+    revoke(file, "Bert")
+    assert service.of_session(sessions["Bert"]) is None and service.sessions == 2
+    assert service.of_session(sessions["Anna"]).person == "Anna"  # type: ignore[union-attr]
+    assert service.of_session(by_link).person == "Bert"  # type: ignore[union-attr] # the printed link has no token in the file
+
+
 def test_tokens_are_issued_and_revoked_by_command(tmp_path: Path) -> None:
     flags = ("--tokens", str(tmp_path / "tokens.json"), "--person", "Bert")
     made = command("token", *flags)
@@ -486,6 +498,28 @@ def test_uploads_are_their_persons_and_the_newest_are_kept(
     failed = done(anna, target=f"upload:{ids[2]}")  # one byte is no video
     assert failed["state"] == "failed" and failed["error"]
     assert plain_name("/etc/..") == "target" or "/" not in plain_name("/etc/..")
+
+
+def test_nobody_s_uploads_push_out_another_person_s(anna: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.service.uploads.KEPT", 3)
+    bert = role(service, "investigator", "Bert")
+
+    def brought(client: TestClient, count: int) -> list[str]:
+        return [client.post("/api/v1/targets?name=a.mp4", content=b"x").json()["target_id"] for _ in range(count)]
+
+    hers, his = brought(anna, 2), brought(bert, 5)
+    assert [service.uploads.of("Anna", one) is not None for one in hers] == [True, True]
+    assert [service.uploads.of("Bert", one) is not None for one in his] == [False, False, True, True, True]
+    monkeypatch.setattr("pipeline.service.uploads.KEPT_OF_ALL", 4)
+    (more,) = brought(role(service, "investigator", "Carla"), 1)  # six in all: Bert, who has most, loses one
+    assert service.uploads.of("Carla", more) is not None and service.uploads.of("Bert", his[2]) is None
+    assert [service.uploads.of("Anna", one) is not None for one in hers] == [True, True]
+    assert len(list(service.uploads.folder.iterdir())) == 5
+
+
+def test_a_form_is_no_file(anna: TestClient) -> None:
+    answer = anna.post("/api/v1/targets?name=a.jpg", files={"file": ("a.jpg", b"not the picture itself")})
+    assert answer.status_code == 415 and "not a form" in answer.json()["detail"]
 
 
 def test_galleries_cameras_and_videos_are_listed(anna: TestClient) -> None:
