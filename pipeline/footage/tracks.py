@@ -12,7 +12,6 @@ It stands under the recording that it begins in (`source_id`, `uri`, `start_time
 from its first, on through those that follow. `place` in frames/ says where each frame is.
 """
 
-import functools
 import io
 import uuid
 import zipfile
@@ -31,10 +30,11 @@ from pipeline.decoding.video import Box
 from pipeline.errors import PipelineError
 from pipeline.footage.forgotten_people import blanked
 from pipeline.footage.recordings import Irregularity, Run, timeline
+from pipeline.footage.stored_detections import RunDetections
 from pipeline.footage.tracker import Track, Tracker, TrackingSettings
 from pipeline.gallery.audit import append_record
 from pipeline.gallery.detections import BOX, PLACE, boxes_of, frames_of
-from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, Snapshot, feature_matrix, frames_table
+from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, Snapshot, frames_table
 from pipeline.storage.documents import typed
 from pipeline.storage.hashing import json_sha256, sha256
 
@@ -45,7 +45,7 @@ SHORTEST_S = 1.0  # of a track that becomes a candidate
 LONGEST_S = 300.0  # of a candidate: who stays longer becomes several
 SHARD_ROWS = 20_000  # frames of a shard
 TASK_DETECTIONS = 100_000  # that one task follows, in as many runs as hold them
-RECORDINGS_HELD = 8  # whose detections are in memory
+PRUNED = 10_000  # detections after which those of tracks that have ended are let go
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class _Following:
         self.skipped = sorted(forgotten)
         self.rows: dict[int, tuple[int, int]] = {}  # the tracker's row -> (place of the recording in the run, row of it)
         self.resumed: set[int] = set()
-        self.detections = functools.lru_cache(RECORDINGS_HELD)(self._detections)
+        self.detections = RunDetections(gallery, work.run)
         self.state: dict[str, np.ndarray] = {}
         self.given = 0  # rows that the tracker was given
         if work.record is not None and (state := _read_state(gallery, work.record)) is not None:
@@ -270,25 +270,32 @@ class _Following:
         """Tracks as they end, and at last those that are open."""
         given = self.given
         for part in range(self.first, len(self.run.parts)):
-            table, features = self.detections(part)
+            table = self.detections.places(part)
             boxes, scores = boxes_of(table), np.asarray(table["score"])
-            usable = np.asarray(pc.is_valid(table["feature"]))
-            begins = self._shown_until(part)
+            begins, pruned = self._shown_until(part), given
             for _, time_s, rows in frames_of(table):
                 now = self.run.parts[part].begins_s + time_s
-                chosen = np.arange(rows.start, rows.stop)[usable[rows]]
-                if now <= begins or not len(chosen):
+                if now <= begins:
+                    continue
+                features, usable = self.detections.features(part, np.arange(rows.start, rows.stop))
+                chosen = np.flatnonzero(usable) + rows.start
+                if not len(chosen):
                     continue
                 self.rows.update((given + place, (part, int(row))) for place, row in enumerate(chosen))
                 given += len(chosen)
-                self.tracker.update(now, boxes[chosen], scores[chosen], features[chosen])
-            finished = self.tracker.take_finished()
-            yield from finished
-            self.state = self.tracker.state()
-            needed = self.state["rows"].tolist()
-            self.rows = {row: self.rows[row] for row in needed}
+                self.tracker.update(now, boxes[chosen], scores[chosen], features[usable])
+                if given - pruned >= PRUNED:
+                    yield from self._ended()
+                    pruned = given
+            yield from self._ended()
         self.state = self.tracker.state()
         yield from Tracker.from_state(self.settings, self.state).finish()
+
+    def _ended(self) -> Iterator[Track]:
+        """The tracks that ended; then which detections they were of is let go."""
+        yield from self.tracker.take_finished()
+        self.state = self.tracker.state()
+        self.rows = {row: self.rows[row] for row in self.state["rows"].tolist()}
 
     def _shown_until(self, part: int) -> float:
         """What the recordings before this one show already, in seconds from the run's start: two may overlap."""
@@ -304,14 +311,6 @@ class _Following:
         self.gallery.location.join(name).write_atomically(content)
         parts = len(self.run.parts)
         return Record(parts, chain(self.run, parts, self.settings), name, sha256(content), asdict(self.settings), self.skipped)
-
-    def _detections(self, part: int) -> tuple[pa.Table, np.ndarray]:
-        """The detections of a recording of the run, and their features, float16 [n, D]; those that are no more are zeros."""
-        table = self.gallery.read_detections(str(self.run.parts[part].row["shard"]))
-        valid = np.asarray(pc.is_valid(table["feature"]))
-        features = np.zeros((len(table), self.gallery.feature_width), np.float16)
-        features[valid] = feature_matrix(table.filter(pa.array(valid)))
-        return table, features
 
 
 def _read_state(gallery: Gallery, record: Record) -> dict[str, np.ndarray] | None:
@@ -343,7 +342,7 @@ class _Writer:
         track_number = followed.number(made.number)
         if (run.name, track_number) in self.forgotten:
             for part, place in places:
-                table = followed.detections(part)[0].slice(place, 1)
+                table = followed.detections.places(part).slice(place, 1)
                 box: Box = tuple(boxes_of(table)[0].tolist())
                 self.gone[run.parts[part].row["source_id"]].append((table["frame_index"][0].as_py(), box))
             return
@@ -390,10 +389,11 @@ def _candidate(
     for number in range(parts[0], parts[-1] + 1):
         chosen = [row for part, row in places if part == number]
         if chosen:
-            table, matrix = followed.detections(number)
-            taken = table.take(pa.array(chosen)).select(["recording_id", "frame_index", "time_s", *BOX])
-            tables.append(taken.append_column("number", pa.array(np.asarray(taken["frame_index"]).astype(np.int64) + before)))
-            features.append(matrix[chosen])
+            taken = followed.detections.places(number).take(pa.array(chosen))
+            ids = pa.array([run.parts[number].row["source_id"]] * len(chosen), pa.string())
+            numbered = pa.array(np.asarray(taken["frame_index"]).astype(np.int64) + before)
+            tables.append(taken.append_column("recording_id", ids).append_column("number", numbered))
+            features.append(followed.detections.features(number, np.array(chosen))[0])
         before += int(run.parts[number].row["source_frames"] or 0)
     taken = pa.concat_tables(tables).combine_chunks()
     times = made.times[rows] - first_part.begins_s

@@ -13,6 +13,7 @@ commit follows from those before it and itself (pipeline.gallery.state): it may 
 that are there, forget some, or say where a compaction has put them.
 """
 
+import contextlib
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -244,12 +245,24 @@ class Gallery:
         self.location.join(kind, name).write_atomically(write)
         return name
 
-    def read_detections(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows of a file of detections/. Raises PipelineError."""
+    def read_detections(self, shard: str, columns: Sequence[str] | None = None, group: int | None = None) -> pa.Table:
+        """All rows of a file of detections/, or those of one row group. Raises PipelineError."""
+        names = None if columns is None else list(columns)
+        with self._detections(shard) as file:
+            return file.read(names) if group is None else file.read_row_group(group, names)
+
+    def detection_groups(self, shard: str) -> np.ndarray:
+        """Where each row group of a file of detections/ ends, int64. Raises PipelineError."""
+        with self._detections(shard) as file:
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            return np.cumsum(np.array(counts, np.int64))
+
+    @contextlib.contextmanager
+    def _detections(self, shard: str) -> Iterator[pq.ParquetFile]:
         location = self.location.join("detections", shard)
         try:
             with location.open_input() as source:
-                return pq.ParquetFile(source, page_checksum_verification=True).read(None if columns is None else list(columns))
+                yield pq.ParquetFile(source, page_checksum_verification=True)
         except (OSError, pa.ArrowException, ValueError) as error:
             again = "jobs.ingest --update takes their recording in again"
             raise PipelineError(f"the detections {location.uri} cannot be read: {error}; {again}") from error

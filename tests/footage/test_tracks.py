@@ -4,13 +4,15 @@ import random
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.footage import tracks
+from pipeline.footage import stored_detections, tracks
+from pipeline.footage.stored_detections import RunDetections
 from pipeline.footage.tracker import TrackingSettings
 from pipeline.footage.tracks import LONGEST_S, SHORTEST_S, last_settings, pieces, track
 from pipeline.gallery.gallery import Gallery
@@ -84,9 +86,14 @@ def test_files_that_come_in_order_are_gone_on_with(tmp_path: Path, monkeypatch: 
     """Not followed anew from the first one: of a camera that records for ever that would be more each time."""
     gallery = footage_gallery(tmp_path / "gallery")
     rows = write_recordings(gallery, walk(seed=1), CUTS, commit=False)
-    read: list[str] = []
+    read: list[str] = []  # where people are in these; features are read as they are needed
     reads = Gallery.read_detections
-    monkeypatch.setattr(Gallery, "read_detections", lambda self, shard, *how: read.append(shard) or reads(self, shard, *how))
+
+    def noted(self: Gallery, shard: str, columns: Any = None, group: int | None = None) -> pa.Table:
+        read.extend([shard] if group is None else [])
+        return reads(self, shard, columns, group)
+
+    monkeypatch.setattr(Gallery, "read_detections", noted)
     for row in rows:
         commit_recordings(gallery, [row])
         track(gallery)
@@ -94,6 +101,32 @@ def test_files_that_come_in_order_are_gone_on_with(tmp_path: Path, monkeypatch: 
     read.clear()
     track(gallery)
     assert read == []
+
+
+def test_a_long_recording_is_followed_with_little_of_it_in_memory(
+    whole: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one of a day needs no more than one of an hour."""
+    monkeypatch.setattr("pipeline.gallery.gallery.ROW_GROUP_ROWS", 4)
+    monkeypatch.setattr(stored_detections, "HELD_BYTES", 3 * 4 * 8 * 2)  # three row groups, of 8 numbers a feature
+    monkeypatch.setattr(stored_detections, "RECORDINGS_HELD", 2)
+    monkeypatch.setattr(tracks, "PRUNED", 20)
+    held: list[int] = []
+    features = RunDetections.features
+
+    def watched(self: RunDetections, part: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = features(self, part, rows)
+        held.append(sum(one.nbytes for one, _ in self._features.values()))
+        return found
+
+    monkeypatch.setattr(RunDetections, "features", watched)
+    gallery = footage_gallery(tmp_path / "gallery")
+    rows = write_recordings(gallery, walk(seed=1), CUTS)
+    write_recordings(gallery, walk(seed=2), CUTS, camera="yard")
+    track(gallery)
+    assert candidates(gallery) == candidates(whole)
+    assert len(gallery.detection_groups(rows[0]["shard"])) > 5  # otherwise this shows nothing
+    assert max(held) <= stored_detections.HELD_BYTES
 
 
 @pytest.mark.parametrize("cuts", [(), (7.4, 31.0), tuple(np.arange(5.0, 60.0, 5.0))], ids=["one file", "three", "twelve"])
@@ -252,7 +285,7 @@ def test_several_groups_give_what_one_gives(whole: Gallery, tmp_path: Path, monk
     write_recordings(gallery, walk(seed=2), CUTS, camera="yard")
     monkeypatch.setattr(tracks, "TASK_DETECTIONS", 10)
     monkeypatch.setattr(tracks, "SHARD_ROWS", 50)
-    monkeypatch.setattr(tracks, "RECORDINGS_HELD", 1)
+    monkeypatch.setattr(stored_detections, "RECORDINGS_HELD", 1)
     from pipeline.footage.recordings import timeline
     from pipeline.footage.tracks import Work, follow_all, grouped
 
