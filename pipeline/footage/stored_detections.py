@@ -60,7 +60,7 @@ class RunDetections:
             found = np.zeros((len(table), self.gallery.feature_width), np.float16)
             found[there] = feature_matrix(table.filter(pa.array(there)))
             self._features[key] = found, there
-            while len(self._features) * found.nbytes > HELD_BYTES and len(self._features) > 1:
+            while sum(one.nbytes for one, _ in self._features.values()) > HELD_BYTES and len(self._features) > 1:
                 self._features.popitem(last=False)
         self._features.move_to_end(key)
         return self._features[key]
