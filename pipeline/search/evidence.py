@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.decoding.decoder import Decoder
+from pipeline.decoding.requests import StillRequest
 from pipeline.decoding.sampling import Sampling
-from pipeline.decoding.video import Box, ClipPart, Rejected
+from pipeline.decoding.video import Box, ClipPart, ClipStart, Rejected
 from pipeline.errors import VideoError
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.kept import KeptGallery
@@ -21,6 +22,7 @@ from pipeline.search.source_places import PAST_LAST_S, Part, Places, boxes_in_ti
 from pipeline.storage.location import Reach
 
 HEIGHT, WIDTH = 192, 96  # pixels of a crop in a report
+SCENE_SIZE = (512, 384)  # that the picture of a scene in a report fits into
 CLIP_S = 4.0  # of a clip, unless its segment is longer
 LONGEST_CLIP_S = 8.0  # and then at most
 
@@ -35,6 +37,20 @@ class Clip:
     start_s: float
     end_s: float
     content: bytes | str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The whole picture that a frame was cut out of, JPEG, and where in it the person is: box, x, y, w, h as shares of its sides.
+
+    width, height: of the JPEG, pixels. time_s: of the video's time.
+    """
+
+    content: bytes
+    width: int
+    height: int
+    box: Box
+    time_s: float
 
 
 def stretch_around(segment: SegmentView, first_s: float, last_s: float) -> tuple[float, float]:
@@ -114,6 +130,48 @@ class SourcePictures:
                 raise VideoError(event.reason, event.message)
             parts += [event.data] if isinstance(event, ClipPart) else []
         return Clip(start, end, b"".join(parts))
+
+    def scene(self, video: VideoRef, segment: SegmentView) -> Scene | None:
+        """The whole picture of the segment's frame with most attention; None where the person is all that the source shows.
+
+        Raises VideoError and PipelineError, which say why there is none.
+        """
+        most = int(np.argmax(segment.attention))
+        number, time_s = segment.frame_index[most], segment.time_s[most]
+        if video.box is not None:
+            box, part, at = video.box, Part(video.uri, 0.0, 0.0), time_s
+        else:
+            places = self._places(video, segment) if video.track is not None else None
+            if places is None or not places.boxes:
+                return None
+            box = min(places.boxes, key=lambda one: abs(one[0] - time_s))[1]
+            part = places.part(time_s)
+            at = time_s - part.offset_s
+            number = self._number_in_file(video, number)
+        request = StillRequest(part.uri, number, at, None, part.frame_rate, SCENE_SIZE, part.blanked(at, at))
+        start, content = None, b""
+        for event in self.decoder.answers(request):
+            if isinstance(event, Rejected):
+                raise VideoError(event.reason, event.message)
+            start = event if isinstance(event, ClipStart) else start
+            content += event.data if isinstance(event, ClipPart) else b""
+        if start is None:
+            raise VideoError("no_frames", "the source has no such frame")
+        x, y, w, h = box
+        shares = x / start.source_width, y / start.source_height, w / start.source_width, h / start.source_height
+        return Scene(content, start.width, start.height, shares, time_s)
+
+    def _number_in_file(self, video: VideoRef, number: int) -> int:
+        """The number that a frame of a video has in the file that shows it: another one where recordings follow each other."""
+        row = self._row(video.video_id) if video.boxes_uri is None else None
+        if row is None or self.gallery is None:
+            return number
+        frames = self.gallery.read_video(row)
+        place = pc.index(frames["frame_index"], number).as_py()
+        if place < 0 or "place" not in frames.schema.names:
+            return number
+        in_file: int = frames["place"][place].as_py()["frame"]
+        return in_file
 
     def _places(self, video: VideoRef, segment: SegmentView) -> Places:
         """Where a video is in its sources; of a target from outside the gallery, as far as its segment tells."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.search.evidence import Clip
+from pipeline.search.evidence import Clip, Scene
 from pipeline.search.results import Appearance, Followed, Lead, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings
 from pipeline.storage.location import resolve
@@ -33,6 +33,8 @@ Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, NDArray
 """(video, frame numbers with their times in seconds) -> RGB crop [h, w, 3] by number; what cannot be read has no entry."""
 Clips = Callable[[VideoRef, SegmentView], Clip]
 """(video, segment) -> a clip that shows it; raises VideoError or PipelineError, which say why there is none."""
+Scenes = Callable[[VideoRef, SegmentView], Scene | None]
+"""(video, segment) -> the whole picture of its best frame, None where nothing was cut out of one; raises as Clips does."""
 
 _FILM_BOX = (176, 144)  # width, height in pixels that a film frame must fit: 72 x 144 for a standing person
 _LARGE_BOX = (256, 208)  # the same for the frames compared at one look
@@ -127,10 +129,23 @@ class _ClipView:
 
 
 @dataclass(frozen=True)
+class _SceneView:
+    """The whole picture of a frame: its data: uri, None where it cannot be read, and why_not then; box: in its pixels."""
+
+    source: str | None
+    width: int = 0
+    height: int = 0
+    box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    time_s: float = 0.0
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
 class _LeadView:
     """A lead as its card shows it. seen, first_seen: when somebody is; clock: when the best segment was recorded. label: (kind,
     words) where labels are shown; copy_of: rank of a lead before of which the file has the same bytes; within: why it is in the
-    path of somebody who was followed. before, after: anchors of the leads beside it. clip: None where clips are left out.
+    path of somebody who was followed. before, after: anchors of the leads beside it. clip: None where clips are left out. scene:
+    None where these are, too, or the source shows nobody else.
     """
 
     lead: Lead
@@ -138,6 +153,7 @@ class _LeadView:
     before: str | None
     after: str | None
     clip: _ClipView | None
+    scene: _SceneView | None
     target_picture: _Picture | None
     picture: _Picture | None
     seen: str | None
@@ -206,26 +222,33 @@ def write_report(
     *,
     show_labels: bool = False,
     clips: Clips | None = None,
+    scenes: Scenes | None = None,
 ) -> str:
     """Write report.html into a folder or below a bucket prefix and return its uri; the rest is as in `render_report`.
 
     Raises StorageError when the file cannot be written; then nothing is.
     """
     location = resolve(folder).join("report.html")
-    page = render_report(results, pictures, show_labels=show_labels, clips=clips)
+    page = render_report(results, pictures, show_labels=show_labels, clips=clips, scenes=scenes)
     # A command line may carry bytes that are no text (surrogates); they must not cost the user the report.
     location.write_atomically(page.encode("utf-8", "replace"))
     return location.uri
 
 
 def render_report(
-    results: Sequence[SearchResult], pictures: Pictures, *, show_labels: bool = False, clips: Clips | None = None
+    results: Sequence[SearchResult],
+    pictures: Pictures,
+    *,
+    show_labels: bool = False,
+    clips: Clips | None = None,
+    scenes: Scenes | None = None,
 ) -> str:
     """The report on one or several targets as one HTML page, complete in itself unless clips lie beside it.
 
     pictures: gives the crops; it is called once a video, and where it leaves frames out the page shows a grey field and
     says so. show_labels: say of each lead whether it carries the target's label (person_id), for labelled galleries. clips: gives
     a clip of each lead's best segment and of each target's in its first lead; where it raises, the lead says why it has none.
+    scenes: gives the whole picture around each lead's best frame, in the same way.
     Raises UsageError without results, PipelineError for a crop that is not RGB uint8 [h, w, 3].
     """
     if not results:
@@ -234,7 +257,7 @@ def render_report(
     facts = [_facts(result) for result in results]
     shared = tuple(fact for fact in facts[0] if all(fact in others for others in facts))
     targets = [
-        _target_view(result, number, own, shared, album, show_labels, clips)
+        _target_view(result, number, own, shared, album, show_labels, clips, scenes)
         for number, (result, own) in enumerate(zip(results, facts, strict=True), 1)
     ]
     clips_of = [[target.clip, *(lead.clip for lead in target.leads)] for target in targets]
@@ -273,11 +296,12 @@ def _target_view(
     album: _Album,
     show_labels: bool,
     clips: Clips | None,
+    scenes: Scenes | None,
 ) -> _TargetView:
     anchor = f"target-{number}"
     anchors = [f"{anchor}-lead-{lead.rank}" for lead in result.leads]
     around = zip(result.leads, (None, *anchors), anchors, (*anchors[1:], None), strict=False)
-    leads = tuple(_lead_view(result, lead, beside, album, show_labels, clips) for lead, *beside in around)
+    leads = tuple(_lead_view(result, lead, beside, album, show_labels, clips, scenes) for lead, *beside in around)
     first = result.leads[0].best_pairs[:1] if result.leads else ()
     strip = tuple((album.film.get((result.target, frame)), time_s) for frame, time_s in _target_strip(result))
     return _TargetView(
@@ -329,6 +353,7 @@ def _lead_view(
     album: _Album,
     show_labels: bool,
     clips: Clips | None,
+    scenes: Scenes | None,
 ) -> _LeadView:
     """anchors: of the lead before, of this one and of the one after it."""
     before, own, after = anchors
@@ -340,6 +365,7 @@ def _lead_view(
         before=before,
         after=after,
         clip=_clip_view(clips, lead.video, best.candidate, _scale(best)) if clips and best else None,
+        scene=_scene_view(scenes, lead.video, best.candidate) if scenes and best else None,
         target_picture=album.large.get((result.target, _best_frame(best.target))) if best else None,
         picture=album.large.get((lead.video, _best_frame(best.candidate))) if best else None,
         seen=_seen(lead.video, result),
@@ -389,6 +415,19 @@ def _clip_view(clips: Clips, video: VideoRef, segment: SegmentView, scale: float
         return _ClipView(clip.content, clip.start_s, clip.end_s, within)
     uri = "data:video/mp4;base64," + base64.b64encode(clip.content).decode()
     return _ClipView(uri, clip.start_s, clip.end_s, within, len(clip.content))
+
+
+def _scene_view(scenes: Scenes, video: VideoRef, segment: SegmentView) -> _SceneView | None:
+    try:
+        scene = scenes(video, segment)
+    except (VideoError, PipelineError) as error:
+        return _SceneView(None, why_not=str(error))
+    if scene is None:
+        return None
+    uri = "data:image/jpeg;base64," + base64.b64encode(scene.content).decode()
+    x, y, w, h = scene.box
+    box = x * scene.width, y * scene.height, w * scene.width, h * scene.height
+    return _SceneView(uri, scene.width, scene.height, box, scene.time_s)
 
 
 def _margins(results: Sequence[SearchResult]) -> tuple[str, str]:

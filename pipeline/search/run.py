@@ -81,7 +81,7 @@ class Answer:
     def write(self, folder: str, report: bool = True, show_labels: bool = False, clips: bool = True) -> str | None:
         """Write results.parquet and results.csv and, if asked for, report.html, whose uri is returned; an older one goes.
 
-        clips: put a clip of each lead into the report, some 25 kB each.
+        clips: put a clip of each lead into the report, and the scene it was cut out of, some 25 kB each.
         """
         results = [replace(result, not_indexed=self.lag.missing) for result in self.results]
         write_results(results, folder)
@@ -92,7 +92,8 @@ class Answer:
 
         pictures = self.pictures()
         try:
-            return write_report(results, folder, pictures, show_labels=show_labels, clips=pictures.clip if clips else None)
+            clip, scene = (pictures.clip, pictures.scene) if clips else (None, None)
+            return write_report(results, folder, pictures, show_labels=show_labels, clips=clip, scenes=scene)
         finally:
             pictures.close()
 

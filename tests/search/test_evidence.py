@@ -16,7 +16,7 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Chunk
 from pipeline.errors import PipelineError, VideoError
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.search.evidence import CLIP_S, LONGEST_CLIP_S, Clip, SourcePictures, stretch_around
+from pipeline.search.evidence import CLIP_S, LONGEST_CLIP_S, Clip, Scene, SourcePictures, stretch_around
 from pipeline.search.results import SegmentView
 from pipeline.search.source_places import PAST_LAST_S
 from tests.recording_files import add_video, barcodes, encoded, picture
@@ -123,6 +123,49 @@ def test_why_there_is_no_clip_is_a_sentence(tmp_path: Path) -> None:
         pictures.clip(VideoRef("b", str(tmp_path / "a.mp4"), boxes_uri=str(tmp_path / "boxes.txt"), track=1), asked)
     with pytest.raises(VideoError, match="not in the gallery any more"):
         pictures.clip(VideoRef.of(row | {"video_id": "cam#2"}), asked)
+    pictures.close()
+
+
+def most_at(numbers: list[int], times: list[float], most: int) -> SegmentView:
+    """A segment one frame of which got most attention."""
+    shares = tuple(0.9 if place == most else 0.1 / (len(numbers) - 1) for place in range(len(numbers)))
+    return SegmentView(tuple(numbers), tuple(times), shares)
+
+
+def seen(scene: Scene) -> tuple[float, tuple[float, ...]]:
+    """Brightness of the picture of a scene, and its box in pixels of the source, which is as large."""
+    picture = cv2.imdecode(np.frombuffer(scene.content, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape[:2] == (scene.height, scene.width) == (120, 160)
+    x, y, w, h = scene.box
+    return float(picture.mean()), (160 * x, 120 * y, 160 * w, 120 * h)
+
+
+def test_a_scene_is_the_whole_picture_of_the_best_frame_and_where_the_person_is(tmp_path: Path) -> None:
+    """A box of frame n begins at 2 n + 10."""
+    gallery = town(tmp_path)
+    rows = {row["video_id"]: VideoRef.of(row) for row in gallery.snapshot().videos.to_pylist()}
+    asked = most_at([10, 12, 14, 16], [1.0, 1.2, 1.4, 1.6], 2)
+    mine = VideoRef("mine", str(tmp_path / "v003.mp4"), boxes_uri=str(tmp_path / "boxes.txt"), track=5)
+    drawn = VideoRef("drawn", str(tmp_path / "v003.mp4"), box=(5.0, 6.0, 30.0, 60.0))
+    pictures = SourcePictures(gallery=gallery)
+    assert pictures.scene(rows["v000"], asked) is None  # nothing was cut out of a larger picture
+    for video, box in ((rows["v001"], (38, 20, 20, 40)), (mine, (38, 20, 20, 40)), (drawn, drawn.box)):
+        scene = pictures.scene(video, asked)
+        assert scene is not None and scene.time_s == 1.4
+        assert seen(scene) == (pytest.approx(8.0 * 14, abs=3), pytest.approx(box, abs=0.01))
+    pictures.close()
+
+
+def test_the_scene_of_a_person_in_recordings_is_of_the_one_that_shows_them(tmp_path: Path) -> None:
+    gallery = somebody_in_recordings(tmp_path)  # from frame 40 on in the second one, where numbers begin anew
+    (row,) = gallery.snapshot().videos.to_pylist()
+    pictures = SourcePictures(gallery=gallery)
+    for most, number in ((0, 38), (3, 1)):
+        scene = pictures.scene(VideoRef.of(row), most_at([38, 39, 40, 41], [3.8, 3.9, 4.0, 4.1], most))
+        assert scene is not None
+        assert seen(scene) == (pytest.approx(min(8.0 * number, 255), abs=3), pytest.approx((38 + most, 20, 20, 40), abs=0.01))
+    with pytest.raises(VideoError, match="not in the gallery any more"):
+        pictures.scene(VideoRef.of(row | {"video_id": "cam#2"}), most_at([38, 39], [3.8, 3.9], 0))
     pictures.close()
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.search.evidence import Clip
+from pipeline.search.evidence import Clip, Scene
 from pipeline.search.report import render_report, write_report
 from pipeline.search.results import Appearance, Followed, Lead, OnRecord, SearchResult, SegmentPair, SegmentView
 from pipeline.settings import ScoreSettings, SearchSettings
@@ -154,6 +154,24 @@ def test_a_lead_without_a_clip_keeps_its_pictures_and_says_why() -> None:
     assert "2, 0 kB in all, 0 kB each; 2 could not be made, and why stands with each" in page.text
     assert len(page.attribute("src")) == 2 and len(page.with_class("compare")) == 3 and "alert('x')" not in html
     assert "No clip" not in Page(render_report([search(lead(1))], figure)).text  # where none were asked for
+
+
+def test_a_lead_shows_the_scene_that_it_was_cut_out_of() -> None:
+    def some(video: VideoRef, segment: SegmentView) -> Scene | None:
+        if video.video_id == "video-001":
+            return Scene(b"a jpeg", 400, 300, (0.25, 0.5, 0.125, 0.25), segment.time_s[0])
+        if video.video_id == "video-002":
+            raise VideoError("missing", f"{HOSTILE} does not exist")
+        return None
+
+    html = render_report([search(lead(1), lead(2), lead(3))], figure, scenes=some)
+    page = Page(html)
+    (box,) = [attrs for tag, attrs in page.elements if tag == "rect" and "x" in attrs]
+    assert [box[name] for name in ("x", "y", "width", "height")] == ["100.0", "150.0", "50.0", "75.0"]
+    assert "data:image/jpeg;base64," + base64.b64encode(b"a jpeg").decode() in page.attribute("href", "image")
+    assert len(page.with_class("scene")) == 1 and "The scene at 0.00 s" in page.text
+    assert page.text.count("No scene:") == 1 and "does not exist." in page.text and "alert('x')" not in html
+    assert not Page(render_report([search(lead(1))], figure)).with_class("scene")  # where none were asked for
 
 
 def test_clips_that_lie_beside_the_page_are_linked() -> None:
