@@ -1,8 +1,6 @@
 """Search a gallery for the person in one or more targets: python -m jobs.search TARGET ... --gallery G --out R"""
 
-import re
 import sys
-from datetime import time
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +15,7 @@ from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import Whom
 from pipeline.settings import ScoreSettings, SearchSettings
-from pipeline.time_windows import span_words
+from pipeline.time_windows import hours_of_day, span_words
 
 
 def search(
@@ -105,7 +103,7 @@ def search(
         cameras=tuple(camera or ()),
         other_cameras=other_cameras,
         **flags.seen(after, before, zone),
-        between=_between(between),
+        between=hours_of_day(between) if between is not None else None,
         target_length=target_length,
         target_stride=target_stride,
         pairs=pairs,
@@ -217,14 +215,6 @@ def _patience(text: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise UsageError(f"--patience is a number of videos of at least 1, or all, not {text!r}")
     return int(text)
-
-
-def _between(text: str | None) -> tuple[time, time] | None:
-    if text is None:
-        return None
-    if not (found := re.fullmatch(r"((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d|24:00)", text, re.ASCII)):
-        raise UsageError(f"--between is two times of day such as 22:00-02:00, not {text!r}")
-    return time.fromisoformat(found[1]), time() if found[2] == "24:00" else time.fromisoformat(found[2])
 
 
 if __name__ == "__main__":

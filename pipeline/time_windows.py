@@ -1,5 +1,6 @@
 """When somebody is seen: of a table of videos, in a window of days or of hours of the day, and in words."""
 
+import re
 from datetime import UTC, datetime, time
 from zoneinfo import ZoneInfo
 
@@ -12,6 +13,17 @@ from pipeline.errors import UsageError
 DAY = 86_400_000_000  # in microseconds, as all times here
 
 TIME = pa.timestamp("us", tz="UTC")
+
+
+def hours_of_day(text: str) -> tuple[time, time]:
+    """Two times of day, from the first up to the second, over midnight where that is earlier. Raises UsageError.
+
+    >>> hours_of_day("22:00-02:00")
+    (datetime.time(22, 0), datetime.time(2, 0))
+    """
+    if not (found := re.fullmatch(r"((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d|24:00)", text, re.ASCII)):
+        raise UsageError(f"hours of the day are two times such as 22:00-02:00, not {text!r}")
+    return time.fromisoformat(found[1]), time() if found[2] == "24:00" else time.fromisoformat(found[2])
 
 
 def seen(videos: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:

@@ -203,7 +203,8 @@ class TokenKnown(BaseModel):
 
 
 class SearchAsked(Asked):
-    """A search. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. box: x, y, width, height in pixels of the
+    """A search. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. between: hours of any day by the clocks of zone, such
+    as 22:00-02:00. box: x, y, width, height in pixels of the
     picture; time_s: when the box shows the person, seconds of the video. confirmed, rejected: videos that a person
     has looked at; the search then follows the person (`pipeline.search.follow`), joining nothing by itself.
     """
@@ -221,6 +222,7 @@ class SearchAsked(Asked):
     other_cameras: bool = False
     after: AwareDatetime | None = None
     before: AwareDatetime | None = None
+    between: Annotated[str, Field(max_length=20)] | None = None
     zone: Annotated[str, Field(max_length=100)] = "UTC"
     exact: bool = False
     confirmed: Annotated[list[VideoId], Field(max_length=500)] = []

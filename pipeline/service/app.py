@@ -49,6 +49,7 @@ from pipeline.service.searches import Search
 from pipeline.service.uploads import UPLOAD_PREFIX
 from pipeline.service.work import BusyError
 from pipeline.settings import FollowSettings, SearchSettings
+from pipeline.time_windows import hours_of_day
 
 ABOUT = "Search for people in the videos of galleries, judge what was found in cases, hand it over. Every search is on record."
 KINDS = {
@@ -372,6 +373,7 @@ def _run_of(
         other_cameras=asked.other_cameras,
         after=asked.after,
         before=asked.before,
+        between=None if asked.between is None else hours_of_day(asked.between),
         zone=asked.zone,
         exact=asked.exact,
     )

@@ -5,6 +5,7 @@ table = client.search("town", "person.mp4", reason="missing person", case="2026-
 """
 
 import io
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Client:
             name = self._upload(Path(name))
         fields = {"gallery": gallery, "target": name, "reason": reason, "case": case, **asked}
         until = time.monotonic() + timeout
-        state = self._json("POST", "/searches", json=fields, headers={"prefer": f"wait={int(min(WAIT, timeout))}"})
+        state = self._json("POST", "/searches", until=until, json=fields, headers={"prefer": f"wait={int(min(WAIT, timeout))}"})
         search = state["search_id"]
         while state["state"] in ("queued", "running"):
             if time.monotonic() >= until:
@@ -79,15 +80,17 @@ class Client:
     def _json(self, method: str, path: str, **more: Any) -> Any:
         return self._asked(method, path, **more).json()
 
-    def _asked(self, method: str, path: str, **more: Any) -> requests.Response:
+    def _asked(self, method: str, path: str, until: float = math.inf, **more: Any) -> requests.Response:
+        """until: of time.monotonic(), to which it waits where the service is busy."""
         while True:
             try:
                 answer = self._session.request(method, self.url + path, timeout=WAIT + 40, allow_redirects=False, **more)
             except requests.RequestException as error:
                 raise PipelineError(f"{self.url} cannot be reached: {type(error).__name__}") from error
-            if answer.status_code != BUSY or "data" in more:
+            after = float(answer.headers.get("retry-after", 1))
+            if answer.status_code != BUSY or "data" in more or time.monotonic() + after > until:
                 break
-            time.sleep(float(answer.headers.get("retry-after", 1)))
+            time.sleep(after)
         if answer.ok:
             return answer
         try:

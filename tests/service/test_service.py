@@ -37,7 +37,7 @@ from pipeline.service.access import Access, issue, read_tokens, revoke
 from pipeline.service.app import PAGE, create_app
 from pipeline.service.asking import Service, named
 from pipeline.service.run import Address
-from pipeline.service.uploads import plain_name
+from pipeline.service.uploads import Uploads, plain_name
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.decoding.test_video import write_video
 from tests.jobs.test_jobs import command
@@ -500,7 +500,15 @@ def test_uploads_are_their_persons_and_the_newest_are_kept(
     assert plain_name("/etc/..") == "target" or "/" not in plain_name("/etc/..")
 
 
+def test_hours_of_any_day_filter_a_search(anna: TestClient, gallery: Gallery) -> None:
+    search = done(anna, between="22:00-02:00", zone="Europe/London")
+    assert search["state"] == "done" and search["found"]["filters"] == ["seen between 22:00 and 02:00 Europe/London"]
+    refused = anna.post("/api/v1/searches", json={"gallery": "town", "target": "id:v001", "between": "22-2"})
+    assert refused.status_code == 422 and "hours of the day are two times such as 22:00-02:00" in refused.json()["detail"]
+
+
 def test_nobody_s_uploads_push_out_another_person_s(anna: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "uploads", Uploads())  # nothing of the tests before
     monkeypatch.setattr("pipeline.service.uploads.KEPT", 3)
     bert = role(service, "investigator", "Bert")
 
@@ -515,6 +523,7 @@ def test_nobody_s_uploads_push_out_another_person_s(anna: TestClient, service: S
     assert service.uploads.of("Carla", more) is not None and service.uploads.of("Bert", his[2]) is None
     assert [service.uploads.of("Anna", one) is not None for one in hers] == [True, True]
     assert len(list(service.uploads.folder.iterdir())) == 5
+    service.uploads.close()
 
 
 def test_a_form_is_no_file(anna: TestClient) -> None:
