@@ -32,7 +32,7 @@ test: env
 
 # A browser wants the machine for itself: beside other tests it is too slow to be judged.
 test-page: env
-	@$(BIN)/python -X faulthandler -m pytest -m browser tests/service tests/search
+	@$(BIN)/python -X faulthandler -m pytest -m browser $(PAGE) tests/service tests/search
 
 check: env
 	@$(BIN)/ruff check .
