@@ -8,72 +8,48 @@ that a person was found.
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-import cv2
 import jinja2
 import markupsafe
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.evidence import Clip, Scene
+from pipeline.search.report_pictures import Album, Picture, Pictures, best_frame, make_album, target_strip
+from pipeline.search.report_words import (
+    clock_words,
+    counts,
+    css_string,
+    facts_of,
+    label_of,
+    label_summary,
+    margins,
+    percent,
+    position,
+    seen_words,
+    why_no_leads,
+)
 from pipeline.search.results import Appearance, Followed, Lead, SearchResult, SegmentPair, SegmentView
-from pipeline.settings import ScoreSettings
 from pipeline.storage.location import resolve
-from pipeline.time_windows import moment_words, span_words
+from pipeline.time_windows import moment_words
 
-Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, NDArray[np.uint8]]]
-"""(video, frame numbers with their times in seconds) -> RGB crop [h, w, 3] by number; what cannot be read has no entry."""
 Clips = Callable[[VideoRef, SegmentView], Clip]
 """(video, segment) -> a clip that shows it; raises VideoError or PipelineError, which say why there is none."""
 Scenes = Callable[[VideoRef, SegmentView], Scene | None]
 """(video, segment) -> the whole picture of its best frame, None where nothing was cut out of one; raises as Clips does."""
-
-_FILM_BOX = (176, 144)  # width, height in pixels that a film frame must fit: 72 x 144 for a standing person
-_LARGE_BOX = (256, 208)  # the same for the frames compared at one look
-_JPEG_QUALITY = 80
-_TARGET_STRIP = 12  # frames that introduce a target
-
-_Frame = tuple[VideoRef, int]
-
-SCORE_WORDS = {
-    "cohort": "measured against a sample of the gallery; 0.5: as alike as the nearest third of it",
-    "none": "the network's own, not normalised",
-}
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """An encoded picture of the page; `name` is its anchor, width and height are in pixels."""
-
-    name: str
-    width: int
-    height: int
-    data_uri: str
-
-
-@dataclass(frozen=True)
-class _Album:
-    """All pictures of the page. film and large say which picture shows a frame; unreadable: frames without one."""
-
-    pictures: tuple[_Picture, ...]
-    film: Mapping[_Frame, _Picture]
-    large: Mapping[_Frame, _Picture]
-    unreadable: frozenset[_Frame]
 
 
 @dataclass(frozen=True)
 class _FilmFrame:
     """A frame in a filmstrip. bar: attention as a share of the pair's largest, 0..1; repeated: padding of a short video."""
 
-    picture: _Picture | None
+    picture: Picture | None
     number: int
     time_s: float
     attention: float
@@ -154,8 +130,8 @@ class _LeadView:
     after: str | None
     clip: _ClipView | None
     scene: _SceneView | None
-    target_picture: _Picture | None
-    picture: _Picture | None
+    target_picture: Picture | None
+    picture: Picture | None
     seen: str | None
     first_seen: str | None
     clock: str | None
@@ -177,7 +153,7 @@ class _StopView:
 
     appearance: Appearance
     anchor: str | None
-    picture: _Picture | None
+    picture: Picture | None
     seen: str | None
     lane: int | None
     left: float | None
@@ -207,7 +183,7 @@ class _TargetView:
     anchor: str
     seen: str | None
     facts: tuple[tuple[str, str], ...]
-    strip: tuple[tuple[_Picture | None, float], ...]
+    strip: tuple[tuple[Picture | None, float], ...]
     clip: _ClipView | None
     leads: tuple[_LeadView, ...]
     label_summary: str | None
@@ -253,8 +229,8 @@ def render_report(
     """
     if not results:
         raise UsageError("a report needs the result of at least one target")
-    album = _make_album(results, pictures)
-    facts = [_facts(result) for result in results]
+    album = make_album(results, pictures)
+    facts = [facts_of(result) for result in results]
     shared = tuple(fact for fact in facts[0] if all(fact in others for others in facts))
     targets = [
         _target_view(result, number, own, shared, album, show_labels, clips, scenes)
@@ -265,12 +241,12 @@ def render_report(
     return _template().render(
         results=results,
         shared_facts=(*shared, *_clip_facts(shown)),
-        same_counts=len({_counts(result) for result in results}) == 1,
+        same_counts=len({counts(result) for result in results}) == 1,
         targets=targets,
         album=album,
         plays=any(clip.source is not None for clip in shown),
         linked_clips=any(clip.source is not None and not clip.bytes for clip in shown),
-        margins=_margins(results),
+        margins=margins(results),
         unreadable_videos=len({video for video, _ in album.unreadable}),
         untrained=any(result.untrained for result in results),
         calibrated=any(lead.probability is not None for result in results for lead in result.leads),
@@ -281,7 +257,7 @@ def render_report(
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "position": _position, "css_string": _css_string}
+    environment.filters |= {"percent": percent, "position": position, "css_string": css_string}
     script = resources.files("pipeline.search").joinpath("report.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals |= {"script": markupsafe.Markup(script), "script_hash": f"sha256-{digest}"}  # noqa: S704 - ours
@@ -293,7 +269,7 @@ def _target_view(
     number: int,
     facts: Sequence[tuple[str, str]],
     shared: Sequence[tuple[str, str]],
-    album: _Album,
+    album: Album,
     show_labels: bool,
     clips: Clips | None,
     scenes: Scenes | None,
@@ -303,22 +279,22 @@ def _target_view(
     around = zip(result.leads, (None, *anchors), anchors, (*anchors[1:], None), strict=False)
     leads = tuple(_lead_view(result, lead, beside, album, show_labels, clips, scenes) for lead, *beside in around)
     first = result.leads[0].best_pairs[:1] if result.leads else ()
-    strip = tuple((album.film.get((result.target, frame)), time_s) for frame, time_s in _target_strip(result))
+    strip = tuple((album.film.get((result.target, frame)), time_s) for frame, time_s in target_strip(result))
     return _TargetView(
         result=result,
         anchor=anchor,
-        seen=_seen(result.target, result),
+        seen=seen_words(result.target, result),
         facts=tuple(fact for fact in facts if fact not in shared),
         strip=strip,
         clip=_clip_view(clips, result.target, first[0].target, _scale(first[0])) if clips and first else None,
         leads=leads,
-        label_summary=_label_summary(result) if show_labels else None,
-        no_leads=_why_no_leads(result),
+        label_summary=label_summary(result) if show_labels else None,
+        no_leads=why_no_leads(result),
         path=None if result.followed is None else _path_view(result, result.followed, leads, strip[0][0]),
     )
 
 
-def _path_view(result: SearchResult, followed: Followed, leads: Sequence[_LeadView], of_target: _Picture | None) -> _PathView:
+def _path_view(result: SearchResult, followed: Followed, leads: Sequence[_LeadView], of_target: Picture | None) -> _PathView:
     cards = {view.lead.video.video_id: view for view in leads}
     timed = [one.video for one in followed.appearances if one.video.seen]
     cameras = tuple(dict.fromkeys(video.camera_id for video in timed if video.camera_id is not None))
@@ -330,7 +306,7 @@ def _path_view(result: SearchResult, followed: Followed, leads: Sequence[_LeadVi
         left, right = (100 * _share(moment, first, last) for moment in seen) if seen else (None, None)
         lane = cameras.index(one.video.camera_id) if seen and one.video.camera_id is not None else None
         picture = card.picture if card else of_target if one.why == "target" else None
-        stops.append(_StopView(one, card.anchor if card else None, picture, _seen(one.video, result), lane, left, right))
+        stops.append(_StopView(one, card.anchor if card else None, picture, seen_words(one.video, result), lane, left, right))
     line = tuple(
         (x, stop.lane + 0.5) for stop in stops if stop.lane is not None for x in (stop.left, stop.right) if x is not None
     )
@@ -350,7 +326,7 @@ def _lead_view(
     result: SearchResult,
     lead: Lead,
     anchors: Sequence[str | None],
-    album: _Album,
+    album: Album,
     show_labels: bool,
     clips: Clips | None,
     scenes: Scenes | None,
@@ -366,13 +342,13 @@ def _lead_view(
         after=after,
         clip=_clip_view(clips, lead.video, best.candidate, _scale(best)) if clips and best else None,
         scene=_scene_view(scenes, lead.video, best.candidate) if scenes and best else None,
-        target_picture=album.large.get((result.target, _best_frame(best.target))) if best else None,
-        picture=album.large.get((lead.video, _best_frame(best.candidate))) if best else None,
-        seen=_seen(lead.video, result),
+        target_picture=album.large.get((result.target, best_frame(best.target))) if best else None,
+        picture=album.large.get((lead.video, best_frame(best.candidate))) if best else None,
+        seen=seen_words(lead.video, result),
         first_seen=moment_words(lead.video.seen[0], result.settings.zone) if lead.video.seen else None,
-        clock=_clock(lead.video.start_time, best.candidate, result.settings.zone) if best else None,
+        clock=clock_words(lead.video.start_time, best.candidate, result.settings.zone) if best else None,
         pairs=tuple(_pair_view(result, lead.video, pair, album) for pair in lead.best_pairs),
-        label=_label(result.target, lead.video) if labelled else None,
+        label=label_of(result.target, lead.video) if labelled else None,
         copy_of=result.copies.get(lead.rank),
         within=result.followed.why[lead.video.video_id].why
         if result.followed is not None and lead.video.video_id in result.followed.why
@@ -380,7 +356,7 @@ def _lead_view(
     )
 
 
-def _pair_view(result: SearchResult, candidate: VideoRef, pair: SegmentPair, album: _Album) -> _PairView:
+def _pair_view(result: SearchResult, candidate: VideoRef, pair: SegmentPair, album: Album) -> _PairView:
     columns, scale = _columns(pair), _scale(pair)
     strips = (
         _strip("Target", result.target, pair.target, scale, album),
@@ -388,7 +364,7 @@ def _pair_view(result: SearchResult, candidate: VideoRef, pair: SegmentPair, alb
     )
     shown = [frame.picture for strip in strips for frame in strip.frames if frame.picture]
     wide = any(picture.width > picture.height for picture in shown)
-    clock = _clock(candidate.start_time, pair.candidate, result.settings.zone)
+    clock = clock_words(candidate.start_time, pair.candidate, result.settings.zone)
     return _PairView(pair.score, strips, columns, wide, clock)
 
 
@@ -430,15 +406,6 @@ def _scene_view(scenes: Scenes, video: VideoRef, segment: SegmentView) -> _Scene
     return _SceneView(uri, scene.width, scene.height, box, scene.time_s)
 
 
-def _margins(results: Sequence[SearchResult]) -> tuple[str, str]:
-    """What every printed page says at its head: of which case it is, and who searched when."""
-    cases = list(dict.fromkeys(result.record.case for result in results if result.record.case))
-    people = list(dict.fromkeys(result.record.searched_by for result in results if result.record.searched_by))
-    when = min((result.searched_at for result in results if result.searched_at), default=None)
-    searched = [*([f"by {', '.join(people)}"] if people else []), *([moment_words(when)] if when else [])]
-    return f"Case {', '.join(cases)}" if cases else "No case number", f"Searched {', '.join(searched)}" if searched else ""
-
-
 def _clip_facts(clips: Sequence[_ClipView]) -> list[tuple[str, str]]:
     """How many clips there are, and their size."""
     there = [clip for clip in clips if clip.source is not None]
@@ -450,7 +417,7 @@ def _clip_facts(clips: Sequence[_ClipView]) -> list[tuple[str, str]]:
     return [("Clips", f"{len(there)}{sizes}{missing}")]
 
 
-def _strip(side: str, video: VideoRef, segment: SegmentView, scale: float, album: _Album) -> _Strip:
+def _strip(side: str, video: VideoRef, segment: SegmentView, scale: float, album: Album) -> _Strip:
     before = (None, *segment.frame_index[:-1])
     frames = tuple(
         _FilmFrame(album.film.get((video, number)), number, time_s, attention, attention / scale, number == previous)
@@ -459,187 +426,3 @@ def _strip(side: str, video: VideoRef, segment: SegmentView, scale: float, album
         )
     )
     return _Strip(side, frames, segment.start_s, segment.end_s, 1 / len(frames) / scale)
-
-
-def _make_album(results: Sequence[SearchResult], pictures: Pictures) -> _Album:
-    wanted: dict[VideoRef, dict[int, float | None]] = {}
-    for video, number, time_s in _all_frames(results):
-        wanted.setdefault(video, {})[number] = time_s
-    compared = set(_compared_frames(results))
-    encoded: dict[bytes, _Picture] = {}
-    film: dict[_Frame, _Picture] = {}
-    large: dict[_Frame, _Picture] = {}
-    for video, numbers in wanted.items():
-        crops = pictures(video, dict(sorted(numbers.items())))
-        for number in sorted(numbers.keys() & crops.keys()):
-            film[video, number] = _encode(crops[number], _FILM_BOX, encoded)
-            if (video, number) in compared:
-                large[video, number] = _encode(crops[number], _LARGE_BOX, encoded)
-    unreadable = frozenset((video, number) for video, numbers in wanted.items() for number in numbers) - film.keys()
-    return _Album(tuple(encoded.values()), film, large, unreadable)
-
-
-def _all_frames(results: Iterable[SearchResult]) -> Iterator[tuple[VideoRef, int, float | None]]:
-    """Every frame that the page shows, with its time."""
-    for result in results:
-        yield from ((result.target, number, time_s) for number, time_s in _target_strip(result))
-        for lead in result.leads:
-            for pair in lead.best_pairs:
-                for video, segment in ((result.target, pair.target), (lead.video, pair.candidate)):
-                    yield from ((video, *frame) for frame in zip(segment.frame_index, segment.time_s, strict=True))
-
-
-def _compared_frames(results: Iterable[SearchResult]) -> Iterator[_Frame]:
-    for result in results:
-        for lead in result.leads:
-            for pair in lead.best_pairs[:1]:
-                yield result.target, _best_frame(pair.target)
-                yield lead.video, _best_frame(pair.candidate)
-
-
-def _best_frame(segment: SegmentView) -> int:
-    """Number of the frame with the largest attention."""
-    return segment.frame_index[int(np.argmax(segment.attention))]
-
-
-def _target_strip(result: SearchResult) -> list[tuple[int, float]]:
-    """(frame number, time in s) of frames spread over the target's segments in the pairs; the first frame without pairs."""
-    times = {
-        number: time_s
-        for lead in result.leads
-        for pair in lead.best_pairs
-        for number, time_s in zip(pair.target.frame_index, pair.target.time_s, strict=True)
-    } or {0: 0.0}
-    frames = sorted(times.items())
-    chosen = np.linspace(0, len(frames) - 1, min(len(frames), _TARGET_STRIP)).round().astype(int)
-    return [frames[place] for place in chosen]
-
-
-def _encode(crop: NDArray[np.uint8], box: tuple[int, int], encoded: dict[bytes, _Picture]) -> _Picture:
-    """The crop as a JPEG that fits the box and is never enlarged; the same bytes become the same picture."""
-    if crop.ndim != 3 or crop.shape[2] != 3 or crop.dtype != np.uint8 or not crop.size:
-        raise PipelineError(f"a picture for the report must be RGB uint8 [h, w, 3], not {crop.dtype} {list(crop.shape)}")
-    height, width = crop.shape[:2]
-    shrink = min(1.0, box[0] / width, box[1] / height)
-    size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA) if shrink < 1 else crop
-    parameters = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), parameters)
-    data = jpeg.tobytes()
-    if data not in encoded:
-        uri = "data:image/jpeg;base64," + base64.b64encode(data).decode()
-        encoded[data] = _Picture(f"p{len(encoded)}", *size, uri)
-    return encoded[data]
-
-
-def _facts(result: SearchResult) -> list[tuple[str, str]]:
-    """What was searched, how and why, as (term, words); facts that are not known are left out."""
-    facts: list[tuple[str, str | None]] = [
-        ("Searched", moment_words(result.searched_at) if result.searched_at is not None else None),
-        ("Searched by", result.record.searched_by),
-        ("Case", result.record.case),
-        ("Reason", result.record.reason),
-        ("Gallery", result.gallery),
-        ("Filters", "\n".join(result.filters) or "none"),
-        ("Index version", result.index_version),
-        ("Model", result.model),
-        ("Scores", f"{SCORE_WORDS[result.score.normalise]}; {_aggregate_words(result.score)}"),
-        ("Probabilities", _calibration_words(result)),
-        ("None of these", _none_words(result)),
-        ("Audit record", result.record.audit_head),
-        ("Followed", None if result.followed is None else f"leads join by {result.followed.rule}"),
-        ("Time taken", f"{result.seconds:.1f} s"),
-    ]
-    return [(term, words) for term, words in facts if words]
-
-
-def _calibration_words(result: SearchResult) -> str | None:
-    if result.none_probability is None:
-        return f"none: {result.calibration}" if result.calibration else None
-    expected = result.expected_matches or 0.0
-    matches = f"{expected:.2g} match{'es' if expected != 1 else ''}"
-    return f"calibrated on {result.calibration}; {matches} expected among the eligible videos"
-
-
-def _aggregate_words(score: ScoreSettings) -> str:
-    if score.all_pairs:
-        words, count = "all pair scores: the better, and the more visible, the more they count", score.neighbours
-        if score.normalise == "none":
-            return words
-        best = "best lead adds how it resembles" if count == 1 else f"best {count} leads add how they resemble"
-        return f"{words}; the videos as wholes" + (f"; the {best} the others" if count else "")
-    best = f"best {100 * (score.ratio or 1):g} %" if score.threshold is None else f"those of at least {score.threshold:g}"
-    return f"{score.aggregate} of the pair scores: {best}"
-
-
-def _none_words(result: SearchResult) -> str | None:
-    if result.none_probability is None:
-        return None
-    return f"probability {result.none_probability:.3f} that no eligible video shows the person (1 in 2 before the search)"
-
-
-def _counts(result: SearchResult) -> tuple[object, ...]:
-    """What `funnel` shows."""
-    names = ("gallery_videos", "not_indexed", "eligible", "untimed", "scored", "passed_over", "exact")
-    return tuple(getattr(result, name) for name in names)
-
-
-def _why_no_leads(result: SearchResult) -> str:
-    if not result.gallery_videos:
-        return "The index holds no videos, so there was nothing to search."
-    if not result.eligible and result.filters:
-        return "No video of the gallery passes the filters, so nothing was scored. Wider filters may give leads."
-    if not result.eligible:
-        return "The gallery holds no video that could be searched for this target, so nothing was scored."
-    return f"{result.scored:,} of {result.eligible:,} eligible videos were scored in full, and none of them was kept as a lead."
-
-
-def _label(target: VideoRef, candidate: VideoRef) -> tuple[str, str]:
-    if candidate.person_id is None:
-        return "unknown", "– no label"
-    if target.person_id == candidate.person_id:
-        return "same", "✓ same label"
-    return "other", "✗ other label"
-
-
-def _label_summary(result: SearchResult) -> str | None:
-    if not result.leads:
-        return None
-    if result.target.person_id is None:
-        return "The target carries no label, so the leads cannot be compared with it."
-    same = sum(lead.video.person_id == result.target.person_id for lead in result.leads)
-    return f"{same} of the top {len(result.leads)} leads carry the target’s label ({result.target.person_id})."
-
-
-def _percent(share: float) -> str:
-    """A share of 1 in whole per cent, for a label under a narrow picture."""
-    return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
-
-
-def _css_string(words: str) -> markupsafe.Markup:
-    """A string of CSS, each character but the plainest by its number: none ends the string or the style."""
-    plain = "".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):x} " for c in words)
-    return markupsafe.Markup(f'"{plain}"')  # noqa: S704 - nothing of it is markup
-
-
-def _position(seconds: float) -> str:
-    """A place in a video: seconds and, from one minute on, what a player shows."""
-    if seconds < 60:
-        return f"{seconds:.2f} s"
-    return f"{seconds:.2f} s ({timedelta(seconds=int(seconds))})"
-
-
-def _seen(video: VideoRef, result: SearchResult) -> str | None:
-    """When somebody is seen in a video; None where its time is not known."""
-    return span_words(*video.seen, result.settings.zone) if video.seen else None
-
-
-def _clock(start_time: datetime | None, segment: SegmentView, zone: str) -> str | None:
-    """When a segment was recorded, to a tenth of a second; None where the video's start is not known."""
-    if start_time is None:
-        return None
-    try:
-        first, last = (start_time + timedelta(seconds=round(time_s, 1)) for time_s in (segment.start_s, segment.end_s))
-    except OverflowError:  # past the year 9999, which some write for "not known"
-        return None
-    return span_words(first, last, zone, tenths=True)

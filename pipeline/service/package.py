@@ -34,7 +34,7 @@ from pipeline.settings import ScoreSettings
 from pipeline.storage.hashing import file_sha256
 
 Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, np.ndarray]]
-"""As `pipeline.search.report.Pictures`."""
+"""As `pipeline.search.report_pictures.Pictures`."""
 MakesClip = Callable[[VideoRef, float, float], bytes]
 """(video, start, end in seconds) -> an MP4 file; raises VideoError or PipelineError, which say why there is none."""
 At = Callable[[str, int | None, int | None], object]
