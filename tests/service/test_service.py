@@ -36,6 +36,7 @@ from pipeline.service import access, guard, searches
 from pipeline.service.access import Access, issue, read_tokens, revoke
 from pipeline.service.app import PAGE, create_app
 from pipeline.service.asking import Service, named
+from pipeline.service.pictures import Pictures
 from pipeline.service.run import Address
 from pipeline.service.uploads import Uploads, plain_name
 from tests.conftest import add_videos, people_features, toy_spec
@@ -349,6 +350,29 @@ def test_pictures_are_recorded_before_they_are_seen(anna: TestClient, gallery: G
     assert anna.get(f"{address}/target/frames/{target}.jpg").status_code == 200
     views = [one for one in read_records(gallery) if one["action"] == "view" and one["search"] == search_id]
     assert len(views) == 1 and views[0]["who"] == "Anna" and lead["video_id"] in views[0]["results"]
+
+
+def test_people_who_look_by_turns_share_a_decoder(
+    anna: TestClient, service: Service, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is started anew for each picture takes longer than the picture."""
+    monkeypatch.setattr(service, "pictures", Pictures())  # with nothing open
+    opened_ones: list[Gallery] = []
+    grey = np.full((192, 96, 3), 90, np.uint8)
+    monkeypatch.setattr(SourcePictures, "__call__", lambda _self, _video, wanted: dict.fromkeys(wanted, grey))
+    monkeypatch.setattr(
+        "pipeline.service.pictures.gallery_pictures",
+        lambda one: opened_ones.append(one) or SourcePictures(reach=one.reach(), gallery=one),
+    )
+    bert = role(service, "investigator", "Bert")
+    searches = [(person, done(person, target=target)["search_id"]) for person, target in ((anna, "id:v001"), (bert, "id:v005"))]
+    for rank in (1, 2, 3):
+        for person, found in searches:
+            leads = person.get(f"/api/v1/searches/{found}/leads").json()
+            frame = leads[rank - 1]["pairs"][0]["candidate"]["frames"][0]
+            assert person.get(f"/api/v1/searches/{found}/leads/{rank}/frames/{frame}.jpg").status_code == 200
+    assert len(opened_ones) == 1
+    service.pictures.close()
 
 
 def test_pictures_are_the_frames_that_were_scored(tmp_path: Path) -> None:
