@@ -6,8 +6,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
+import pyarrow as pa
 import typer
 
 from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Address, Endpoints, InsecureCluster, printable, run
@@ -15,7 +17,7 @@ from jobs.footage_words import irregularity_lines, span
 from jobs.progress import RenewedLine, say, time_left
 from pipeline.backbone.runtime import load_backbone
 from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
-from pipeline.catalog.inputs import read_catalog
+from pipeline.catalog.inputs import Catalog, read_catalog
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
@@ -26,10 +28,12 @@ from pipeline.footage.run import CHUNK_MINUTES, FootageSummary, Recordings, inge
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.ingest.run import IngestProgress, IngestSummary, Workers
 from pipeline.ingest.run import ingest as run_ingest
+from pipeline.ingest.scenes import scenes_among, whole_scenes
 from pipeline.retention.forget import take_forgotten
 
 SHOWN = 10  # inputs that have changed
 NAMED_DETECTORS = f"--detector {' or '.join(detector_names())}, or the path of an ONNX file with a sidecar"
+FOR_SCENES = f"people in whole pictures are found by {NAMED_DETECTORS}, or named by a boxes file (boxes_uri in a manifest)"
 
 
 def ingest(
@@ -101,6 +105,10 @@ def ingest(
     time_limit: Annotated[float, typer.Option(help="Seconds without progress after which a video is rejected.")] = 60.0,
     memory_limit: Annotated[int, typer.Option(help="MiB that decoding one video may take.")] = 3072,
     cpu_limit: Annotated[float, typer.Option(help="Seconds of processor time that one video may take.")] = Sampling.cpu_limit,
+    whole_picture: Annotated[
+        bool,
+        typer.Option(help="Take videos without boxes for videos of one person though all of them look like whole scenes."),
+    ] = False,
     retry_rejected: Annotated[bool, typer.Option(help="Try videos again that were rejected before.")] = False,
     forgotten: Annotated[
         list[str] | None,
@@ -158,6 +166,8 @@ def ingest(
     if detector is None and (pattern or cameras or watch or zone != "UTC" or chunk_minutes is not None):
         flags = "--pattern, --zone, --cameras, --chunk-minutes and --watch"
         raise UsageError(f"{flags} are for recordings: name a detector, {NAMED_DETECTORS}")
+    if detector is not None and whole_picture:
+        raise UsageError("--whole-picture takes each video for one of one person, --detector finds people in them: not both")
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     rate = sample_rate if sample_rate is not None else 10.0 if detector is None else 5.0
     sampling = Sampling(
@@ -184,6 +194,8 @@ def ingest(
     if detector is not None:
         load_detector(detector, device="cpu")
         plan_recordings(catalog, names, clocks)  # a pattern that fits nothing must not either
+    else:
+        refuse_scenes(catalog, gallery, sampling, whole_picture)  # nor one that has another rate than a detector wants
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, rate, image_rate, catalog.reach.roots))
     for file in forgotten or ():
         if gone := take_forgotten(opened, file):
@@ -223,6 +235,28 @@ def ingest(
         raise typer.Exit(SOME_REJECTED)
 
 
+def refuse_scenes(catalog: Catalog, gallery: str, sampling: Sampling, wanted: bool) -> None:
+    """Stop before a night is lost on recordings of cameras, each of which would become one person; say so where it is some only.
+
+    wanted: they are to be taken as they are, as in a gallery that has such videos already. Raises UsageError.
+    """
+    try:
+        there = Gallery.open(gallery).snapshot()
+    except UsageError:  # no gallery yet
+        there = None
+    known = None if there is None else pa.array(sorted(there.finished_sources()), pa.string())
+    found = scenes_among(catalog.table, replace(sampling, roots=catalog.reach.roots, endpoints=catalog.reach.endpoints), known)
+    if not found.uris:
+        return
+    of_all = f"{len(found.uris)} of {found.looked_at} inputs that were looked at"
+    seen = f"{of_all} show whole scenes without boxes, such as {found.uris[0]}"
+    if not found.all_of_them or wanted or (there is not None and whole_scenes(there.videos, 0)[0]):
+        say(printable(f"{seen}; {FOR_SCENES}"))
+        return
+    anyway = "if each does show one person, --whole-picture takes them as they are"
+    raise UsageError(f"{seen}: {FOR_SCENES}; {anyway}")
+
+
 def show(line: RenewedLine, state: IngestProgress, what: str = "videos") -> None:
     """Inputs done, rejected, frames a second and time left."""
     speed = f"{state.frames / state.seconds:.0f} frames/s" if state.seconds >= 1 else "speed unknown"
@@ -254,6 +288,7 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
         *(f"    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
         *_changes(summary),
         *([f"  not read      {summary.not_read}"] if summary.not_read else []),
+        *_scenes(summary),
         *summary.notes.lines(),
         f"  backbone      {backbone}",
         f"  time          {summary.seconds:.1f} s, {summary.startup_s:.1f} s of it start-up",
@@ -345,6 +380,15 @@ def _changes(summary: IngestSummary) -> list[str]:
     if summary.left:
         lines.append(f"  left          {summary.left} inputs change still or cannot be reached now; the next ingest tries them")
     return lines
+
+
+def _scenes(summary: IngestSummary) -> list[str]:
+    if not summary.scenes:
+        return []
+    count, more = summary.scenes, summary.scenes - len(summary.such_scenes)
+    look = "1 video looks like a whole scene and has" if count == 1 else f"{count} videos look like whole scenes and have"
+    lines = [f"  whole scenes  {look} no boxes, so that each is searched as one person; {FOR_SCENES}"]
+    return [*lines, *(f"    {uri}" for uri in summary.such_scenes), *([f"    and {more} more"] if more else [])]
 
 
 def _first(uris: Sequence[str]) -> list[str]:

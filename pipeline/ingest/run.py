@@ -31,6 +31,7 @@ from pipeline.ingest.commit import Committer
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.listing import missing_sources, source_blocks
 from pipeline.ingest.progress import FrameCounter, IngestProgress, polled
+from pipeline.ingest.scenes import whole_scenes
 from pipeline.ingest.source_changes import find_changes, too_young, with_states
 from pipeline.ingest.stages import DecodeAndEmbed, DecodeSources, EmbedChunks, WriteShards
 from pipeline.storage.location import StorageError
@@ -39,6 +40,7 @@ ROUND_SOURCES = 100_000  # what this process knows of; the next round begins wit
 CPUS_PER_WRITER = 16
 BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}  # what a stage is given at a time: whole blocks
 BLOCK_BYTES = 32 << 20  # of decoded frames in one block of the stream
+SCENES_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class IngestSummary:
     for the next ingest, since their files still change. reasons: reject reason -> candidates, of this run. refused, usable:
     sources that stand in rejects/ and in videos/ now. unaccounted: sources that were lost (a block of the stream failed); running
     ingest again takes them up. not_read: what of the input belongs to no source, in words. notes: on the sources that stand in
-    videos/ now.
+    videos/ now. scenes: how many of these have no boxes and look like whole scenes; such_scenes: uris of some of them.
     """
 
     sources: int
@@ -104,6 +106,8 @@ class IngestSummary:
     unaccounted: int = 0
     not_read: str = ""
     notes: SourceNotes = field(default_factory=SourceNotes)
+    scenes: int = 0
+    such_scenes: tuple[str, ...] = ()
     startup_s: float = 0.0
     seconds: float = 0.0
 
@@ -185,6 +189,7 @@ def ingest(
         usable.append(held)
     summary.usable = sum(map(len, usable))
     summary.notes = source_notes(snapshot.videos, pa.concat_arrays(usable))
+    summary.scenes, summary.such_scenes = whole_scenes(snapshot.videos, SCENES_NAMED, pa.concat_arrays(usable))
     return summary
 
 
