@@ -2,25 +2,26 @@
 
 import functools
 import re
+import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import pyarrow as pa
 import typer
 
-from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Address, Endpoints, InsecureCluster, printable, run
+from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Address, Endpoints, InsecureCluster, now_words, printable, run
 from jobs.footage_words import irregularity_lines, span
 from jobs.progress import RenewedLine, say, time_left
 from pipeline.backbone.runtime import load_backbone
 from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
-from pipeline.catalog.inputs import Catalog, read_catalog
+from pipeline.catalog.inputs import SOURCE_SCHEMA, Catalog, read_catalog
 from pipeline.cluster import Cluster
 from pipeline.decoding.sampling import Sampling
-from pipeline.errors import UsageError
+from pipeline.errors import EmptyInputError, UsageError
 from pipeline.footage.detector import load_detector
 from pipeline.footage.detector_spec import detector_names
 from pipeline.footage.recordings import RECORDERS, name_pattern, plan_recordings, read_clocks
@@ -30,6 +31,7 @@ from pipeline.ingest.run import IngestProgress, IngestSummary, Workers
 from pipeline.ingest.run import ingest as run_ingest
 from pipeline.ingest.scenes import scenes_among, whole_scenes
 from pipeline.retention.forget import take_forgotten
+from pipeline.storage.location import Reach, resolve
 
 SHOWN = 10  # inputs that have changed
 NAMED_DETECTORS = f"--detector {' or '.join(detector_names())}, or the path of an ONNX file with a sidecar"
@@ -189,7 +191,7 @@ def ingest(
         raise UsageError("with --detector, --embedders is one number: so many recordings are read at once")
     at_once = None if isinstance(workers.embedders, tuple) else workers.embedders
     names, clocks = name_pattern(pattern) if pattern else None, read_clocks(cameras, zone)
-    catalog = read_catalog(source, roots=root, endpoints=endpoint)
+    catalog = listed(source, root, endpoint, watch)
     load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     if detector is not None:
         load_detector(detector, device="cpu")
@@ -208,9 +210,10 @@ def ingest(
         how |= {"chunk_minutes": CHUNK_MINUTES if chunk_minutes is None else chunk_minutes}
         cluster = Cluster(address, insecure_cluster)
         if watch:
-            with suppress(KeyboardInterrupt):
-                for summary in watch_footage(inputs, opened, sampling, detector, at_once, cluster, **how):
+            with suppress(KeyboardInterrupt), interrupted_by_sigterm():
+                for summary in watch_footage(inputs, opened, sampling, detector, at_once, cluster, told=told, **how):
                     print(describe_footage(summary, source, gallery, detector), flush=True)
+            say("stopped watching; the same command goes on where it was")
             return
         progress = functools.partial(show, RenewedLine(), what="recordings and chunks")
         say(f"{len(catalog.table)} recordings; if any is new, Ray and its workers start now (10 to 20 s) ...")
@@ -233,6 +236,36 @@ def ingest(
         raise typer.Exit(FAILED)
     if strict and taken.refused:
         raise typer.Exit(SOME_REJECTED)
+
+
+def listed(source: str, root: Sequence[str] | None, endpoint: Sequence[str] | None, watch: bool) -> Catalog:
+    """The inputs; none where nothing is there yet that is to be watched."""
+    try:
+        return read_catalog(source, roots=root, endpoints=endpoint)
+    except EmptyInputError:
+        if not watch:
+            raise
+        uri = resolve(source).uri
+        return Catalog(SOURCE_SCHEMA.empty_table(), uri, reach=Reach.of(uri, roots=root or (), endpoints=endpoint or ()))
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM, by which systemd and Kubernetes end a service, does what Ctrl-C does."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def told(sentence: str) -> None:
+    """What a watch waits for, with the time: its log is read days later."""
+    say(printable(f"{now_words()}: {sentence}"))
 
 
 def refuse_scenes(catalog: Catalog, gallery: str, sampling: Sampling, wanted: bool) -> None:

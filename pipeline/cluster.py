@@ -11,9 +11,11 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +51,7 @@ def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> 
 
     cluster: which one, or its address. Where Ray is started on this machine, it has `cpus` CPUs (default: all) and is ended
     afterwards; it asks for the token in ~/.ray/auth_token, which is made if there is none and which this user alone can read.
-    What this process had joined already stays.
+    What this process had joined already stays, and so does what it does on SIGTERM.
     Raises UsageError when the named cluster does not answer, or asks for no token and is not `insecure`, and PipelineError when
     Ray does not start.
     """
@@ -59,6 +61,7 @@ def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> 
         yield
         return
     address = _address(cluster)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address:
@@ -73,6 +76,8 @@ def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> 
     except Exception as error:  # a start-up that takes too long is a bare Exception in Ray
         ray.shutdown()  # of what did start
         raise _not_connected(error, address) from error
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place, which ends the process at once
     try:
         if not (isinstance(cluster, Cluster) and cluster.insecure) and not _asks_for_token(address):
             which = f"at {address!r}" if address else "of this command"

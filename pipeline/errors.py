@@ -9,6 +9,10 @@ class UsageError(PipelineError):
     """What was asked cannot be meant (a flag, a manifest, a name); a command prints the sentence and exits with 2."""
 
 
+class EmptyInputError(UsageError):
+    """An input in which nothing is yet: a folder or prefix without videos. Whoever watches it waits."""
+
+
 class VideoError(Exception):
     """One video cannot be used. It becomes a row in rejects/, and the job goes on.
 

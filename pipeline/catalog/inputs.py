@@ -23,7 +23,7 @@ from pyarrow import fs as pafs
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES, is_image_pattern
 from pipeline.catalog.manifest import MANIFEST_COLUMNS, MANIFEST_SUFFIXES, read_manifest
 from pipeline.catalog.many_rows import IN_MEMORY, STEP_ROWS, Gathering, gathered, steps
-from pipeline.errors import UsageError
+from pipeline.errors import EmptyInputError, UsageError
 from pipeline.storage.hashing import sha256
 from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, is_utf8, resolve
 
@@ -144,14 +144,15 @@ def read_catalog(
     "outside_roots". None or empty: anywhere. endpoints: URLs that they may name besides that of the source and the roots; rows
     that name others are marked "unnamed_endpoint".
 
-    Raises UsageError for an input that is missing, holds nothing usable or has a fault, which is named with its row (rows of a
-    manifest count from 1, without the header), and StorageError when the storage refuses.
+    Raises EmptyInputError for a folder or prefix without videos, UsageError for an input that is missing or has a fault, which is
+    named with its row (rows of a manifest count from 1, without the header), and StorageError when the storage refuses.
     """
     location = resolve(source)
     info = location.info()
     is_pattern = info.type != pafs.FileType.Directory and is_image_pattern(location.name)
     if info.type == pafs.FileType.NotFound and not (is_pattern and resolve(_folder_uri(location)).exists()):
-        raise UsageError(f"there is no file or folder {location.uri}")
+        nothing = UsageError if location.is_local else EmptyInputError  # a prefix is there once an object is
+        raise nothing(f"there is no file or folder {location.uri}")
     suffix = posixpath.splitext(location.path)[1].lower()
     if info.type == pafs.FileType.Directory:
         catalog = _read_folder(location)
@@ -263,7 +264,7 @@ def _read_folder(location: Location) -> Catalog:
     catalog = Catalog(listing.sources.table(), location.uri, listing.ignored, listing.ignored_images)
     if not len(catalog.table):
         passed_over = catalog.not_read()
-        raise UsageError(
+        raise EmptyInputError(
             f"{location.uri} holds no video and no folder of numbered images" + (f" ({passed_over})" if passed_over else "")
         )
     return catalog

@@ -23,7 +23,7 @@ from pipeline import telemetry
 from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import Cluster, connected, words_of
 from pipeline.decoding.sampling import Sampling
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import EmptyInputError, PipelineError, UsageError
 from pipeline.footage.detect import ASKED, DetectPeople, DetectSettings, joined
 from pipeline.footage.detector import load_detector
 from pipeline.footage.recordings import Clocks, Irregularity, NamePattern, Plan, corrected_by, plan_recordings
@@ -216,7 +216,10 @@ def _run(
             with contextlib.suppress(PipelineError):
                 committer.flush()
             done = f"{summary.done} of {len(missing)} recordings are committed; run the same command again to go on"
-            raise PipelineError(f"the ingest stopped: {words_of(error)}; {done}") from error
+            sentence = f"the ingest stopped: {words_of(error)}; {done}"
+            if isinstance(error, StorageError):  # who watches tries again
+                raise StorageError(sentence, getattr(error, "kind", "other")) from error
+            raise PipelineError(sentence) from error
     progress(state)
     summary.startup_s = state.startup_s
     summary.unaccounted = len(missing) - committer.taken
@@ -431,26 +434,71 @@ def watch_footage(
     *,
     every_s: float = 60.0,
     rounds: int | None = None,
+    told: Callable[[str], None] = lambda _: None,
     **how: Any,
 ) -> Iterator[FootageSummary]:
     """Take in what is new in a growing folder or prefix, again and again; a summary each time that something was.
 
     A recording counts as finished once it has not been modified for `how`'s quiet_period, or for every_s where that is not given.
-    rounds: how often to look, None: until the caller stops. Ray runs all the time. `how` as for `ingest_footage`.
+    rounds: how often to look, None: until the caller stops. Ray runs from the first recording on. `how` as for `ingest_footage`.
+
+    An input in which nothing is yet is waited for; so is one that goes away later, and storage that does not answer. told is
+    given a sentence when that begins and when it is over. Raises what `Recordings.plan` and `ingest_footage` do: of the input and
+    of storage at the first look only.
     """
     how |= {"quiet_period": how.get("quiet_period") or every_s}
-    with connected(address):
+    waits, is_first = _Waits(inputs.source, every_s, told), True
+    with contextlib.ExitStack() as stack:
         for number in itertools.count(1):
             began = time.monotonic()
             try:
-                plan = inputs.plan()
-            except UsageError:
-                if number == 1:  # later it is no reason to stop that nothing is there
+                if (plan := _plan_if_there(inputs, waits, number)) is not None:
+                    if is_first:
+                        stack.enter_context(connected(address))
+                    summary = ingest_footage(plan, gallery, sampling, detector, None, workers, source=inputs.source, **how)
+                    waits.end()
+                    if summary.done or summary.corrected or is_first:
+                        yield summary
+                    is_first = False
+            except StorageError as error:
+                if number == 1:
                     raise
-            else:
-                summary = ingest_footage(plan, gallery, sampling, detector, None, workers, source=inputs.source, **how)
-                if summary.done or summary.corrected or number == 1:
-                    yield summary
+                waits.begin(error)
             if number == rounds:
                 return
             time.sleep(max(0.0, every_s - (time.monotonic() - began)))
+
+
+def _plan_if_there(inputs: Recordings, waits: "_Waits", number: int) -> Plan | None:
+    """What is there now; None where that is nothing, or, after the first look, where the input has gone away."""
+    try:
+        return inputs.plan()
+    except UsageError as error:
+        if number == 1 and not isinstance(error, EmptyInputError):
+            raise
+        waits.begin(error)
+        return None
+
+
+class _Waits:
+    """Says once what is waited for, and when it is there: not each minute, however long it takes."""
+
+    def __init__(self, source: str, every_s: float, told: Callable[[str], None]) -> None:
+        self.source, self.every_s, self.told = source, every_s, told
+        self.since: float | None = None
+        self.said: set[str] = set()
+
+    def begin(self, error: PipelineError) -> None:
+        """Something keeps the next recordings from being taken in. Another kind of obstacle is said too."""
+        self.since = time.monotonic() if self.since is None else self.since
+        kind = f"{type(error).__name__} {getattr(error, 'kind', '')}"
+        if kind not in self.said:
+            self.said.add(kind)
+            self.told(f"waiting, and looking again every {self.every_s:g} s: {error}")
+
+    def end(self) -> None:
+        """Recordings could be listed and taken in."""
+        if self.since is not None:
+            minutes = (time.monotonic() - self.since) / 60
+            self.told(f"going on after {minutes:.1f} minutes: {self.source} has recordings, and all storage answers")
+        self.since, self.said = None, set()
