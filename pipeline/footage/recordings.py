@@ -53,7 +53,7 @@ class NamePattern:
 
     def read(self, uri: str) -> tuple[str, datetime] | None:
         """(camera, naive start time) of a recording; None where the name is another one or no date."""
-        match = self.expression.search(uri)
+        match = self.expression.search(uri if uri.startswith("/") else uri.partition("?")[0])  # without a store's options
         if match is None:
             return None
         camera, found = match["camera"], match.groupdict()

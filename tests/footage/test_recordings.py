@@ -49,6 +49,8 @@ def test_a_recorder_is_known_by_name(recorder: str) -> None:
     ("pattern", "uri", "expected"),
     [
         ("{camera}/%Y%m%d_%H%M%S.mp4", "s3://b/nvr/hall 2/20260301_081500.mp4", ("hall 2", datetime(2026, 3, 1, 8, 15))),
+        ("{camera}/%Y%m%d_%H%M%S.mp4", "s3://b/c/20260301_081500.mp4?region=x&y=/z", ("c", datetime(2026, 3, 1, 8, 15))),
+        ("{camera}/%Y%m%d_%H%M%S.mp4", "/nvr/hall/20260301_081500.mp4?x", None),
         ("{camera}/%Y%m%d_%H%M%S.mp4", "/nvr/hall/20260301_081500.mkv", None),
         ("{camera}/%Y%m%d_%H%M%S.mp4", "/nvr/hall/20261301_081500.mp4", None),
         ("{camera}_%Y-%m-%d_%H.%M.*", "/a/b/c_d_2026-03-01_08.15.ts", ("c_d", datetime(2026, 3, 1, 8, 15))),
