@@ -391,6 +391,8 @@ def _footage_changes(summary: FootageSummary) -> list[str]:
             lines.append(f"    {times:5d} {why} (such as {next(uri for uri, one in summary.undivided.items() if one == why)})")
     if summary.corrected:
         lines.append(f"  corrected     {summary.corrected} recordings: camera or start, without decoding them")
+    if summary.moved:
+        lines.append(f"  moved         {summary.moved} recordings lie elsewhere now: the same files, which are not decoded again")
     if summary.left:
         lines.append(
             f"  left          {summary.left} recordings change still or cannot be reached now; the next ingest tries them"

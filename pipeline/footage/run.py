@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,7 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.errors import EmptyInputError, PipelineError, UsageError
 from pipeline.footage.detect import ASKED, DetectPeople, DetectSettings, joined
 from pipeline.footage.detector import load_detector
+from pipeline.footage.moved import with_moved
 from pipeline.footage.recordings import Clocks, Irregularity, NamePattern, Plan, corrected_by, plan_recordings
 from pipeline.footage.tracker import TrackingSettings
 from pipeline.footage.tracks import track
@@ -37,7 +38,7 @@ from pipeline.ingest.commit import OUT_OF_REACH
 from pipeline.ingest.listing import missing_sources
 from pipeline.ingest.progress import FrameCounter, IngestProgress, polled
 from pipeline.ingest.source_changes import STATE, STILL_CHANGING, changed_files, rejects_to_try_again, too_young, with_states
-from pipeline.storage.location import StorageError
+from pipeline.storage.location import Reach, StorageError
 
 COMMIT_SECONDS = 5.0  # between two commits while recordings are done
 RECORDINGS_PER_BLOCK = 1  # a recording, or a stretch of it, is minutes of work
@@ -49,12 +50,12 @@ class FootageSummary:
     """What an ingest of recordings did.
 
     recordings: of the plan; already: that were dealt with before; changed: uris whose files are others by now; updated: how many
-    of them were taken in again; corrected: recordings that got another camera or start; left: for the next ingest. seconds_read:
-    of recordings; looked_at: frames; detections: people in them; reasons: reject reason -> recordings, of this run. in_chunks:
-    recordings that were read in so many `chunks`; undivided: uris of long ones that were read as a whole -> why. unnamed:
-    files that the pattern does not fit. unfilmed: cameras that have a clock, and no recording. offsets: seconds that clocks are
-    ahead, of the plan's recordings whose times are corrected by that. notes: on the plan's recordings, those of before too. runs,
-    candidates: see `tracks.TrackingSummary`.
+    of them were taken in again; corrected: recordings that got another camera or start; moved: that lie elsewhere now; left: for
+    the next ingest. seconds_read: of recordings; looked_at: frames; detections: people in them; reasons: reject reason ->
+    recordings, of this run. in_chunks: recordings that were read in so many `chunks`; undivided: uris of long ones that were read
+    as a whole -> why. unnamed: files that the pattern does not fit. unfilmed: cameras that have a clock, and no recording.
+    offsets: seconds that clocks are ahead, of the plan's recordings whose times are corrected by that. notes: on the plan's
+    recordings, those of before too. runs, candidates: see `tracks.TrackingSummary`.
     """
 
     recordings: int = 0
@@ -62,6 +63,7 @@ class FootageSummary:
     changed: tuple[str, ...] = ()
     updated: int = 0
     corrected: int = 0
+    moved: int = 0
     left: int = 0
     done: int = 0
     seconds_read: float = 0.0
@@ -117,7 +119,9 @@ def ingest_footage(
     endpoints = {*sampling.endpoints, *plan.reach.endpoints, *gallery.reach().endpoints}
     roots = gallery.narrowed(sampling.roots or plan.reach.roots)
     sampling = replace(sampling, roots=roots, endpoints=tuple(sorted(endpoints)))
-    table, snapshot = with_states(plan.table), gallery.snapshot()
+    snapshot = gallery.snapshot()
+    moved = with_moved(with_states(plan.table), snapshot, Reach(sampling.roots, sampling.endpoints))
+    table = moved.table
     identity = load_detector(detector, device="cpu").identity
     if other := set(snapshot.recordings["detector"].to_pylist()) - {identity}:
         raise UsageError(
@@ -129,20 +133,26 @@ def ingest_footage(
         raise UsageError(f"{said}: they were ingested without a detector; use another gallery")
     summary = FootageSummary(recordings=len(table), unnamed=plan.unnamed, unfilmed=plan.unfilmed)
     summary.offsets = tuple(one for one in table["clock_offset"].to_pylist() if one)
-    changed, again, corrections, summary.corrected = _compared(table, snapshot)
+    changed, again, corrections, summary.corrected = _compared(table, snapshot, moved.source_ids)
+    summary.moved = len(moved.source_ids)
     if update:
         changed |= _damaged(table, gallery, snapshot)
-    missing, summary.already = missing_sources(table, gallery, retry_rejected, again | (changed if update else frozenset()))
+    stays = table.filter(pc.invert(pc.is_in(table["source_id"], pa.array(sorted(moved.source_ids), pa.string()))))
+    missing, already = missing_sources(stays, gallery, retry_rejected, again | (changed if update else frozenset()))
+    summary.already = already + summary.moved
     summary.changed = tuple(table.filter(pc.is_in(table["source_id"], pa.array(sorted(changed), pa.string())))["uri"].to_pylist())
     if quiet_period:
         young = too_young(missing, quiet_period)
         missing, summary.left = missing.filter(pc.invert(young)), pc.sum(young).as_py() or 0
-    if source is not None and (len(missing) or summary.corrected):
+    if source is not None and (len(missing) or summary.corrected or summary.moved):
         begins = {"source": source, "inputs": len(table), "already": summary.already, "not_read": plan.not_read()}
         who = {} if person is None else on_behalf_of(person)
-        append_record(gallery, "ingest", {**who, **begins, "corrected": summary.corrected, "detector": identity})
+        append_record(
+            gallery, "ingest", {**who, **begins, "corrected": summary.corrected, "moved": summary.moved, "detector": identity}
+        )
     if len(corrections):
-        gallery.commit(recordings=corrections, kind="correct_recordings", checked=snapshot.position)
+        corrections = pa.concat_tables([corrections, moved.copies])
+        gallery.commit(moved.videos(snapshot), recordings=corrections, kind="correct", checked=snapshot.position)
     with contextlib.ExitStack() as stack:
         if len(missing):
             stack.enter_context(connected(address))
@@ -364,9 +374,12 @@ class _Committer:
         return row["reason"] == STILL_CHANGING or (row["reason"] in OUT_OF_REACH and row["source_id"] in self.there)
 
 
-def _compared(table: pa.Table, snapshot: Snapshot) -> tuple[frozenset[str], frozenset[str], pa.Table, int]:
+def _compared(
+    table: pa.Table, snapshot: Snapshot, moved: Collection[str] = ()
+) -> tuple[frozenset[str], frozenset[str], pa.Table, int]:
     """Ids of recordings whose files are others now than when they were read, and of rejected ones of which that is so; rows
     (RECORDINGS_SCHEMA) of recordings as plan and files say they should be, and of how many the plan says another camera or start.
+    moved: ids of those that lie elsewhere now.
     """
     known = snapshot.recordings
     place = pc.index_in(table["source_id"], value_set=known["source_id"].combine_chunks())
@@ -379,7 +392,8 @@ def _compared(table: pa.Table, snapshot: Snapshot) -> tuple[frozenset[str], froz
         row = known.slice(at, 1).to_pylist()[0]
         said = _said(planned, row)
         corrected += bool(said)
-        said |= {name: planned[name] for name in STATE} if planned["source_id"] in same else {}
+        said |= {name: planned[name] for name in STATE} if planned["source_id"] in {*same, *moved} else {}
+        said |= {"uri": planned["uri"]} if planned["source_id"] in moved else {}
         if said:
             rows.append(row | said)
     return changed, again, pa.Table.from_pylist(rows, schema=RECORDINGS_SCHEMA), corrected
@@ -457,7 +471,7 @@ def watch_footage(
                         stack.enter_context(connected(address))
                     summary = ingest_footage(plan, gallery, sampling, detector, None, workers, source=inputs.source, **how)
                     waits.end()
-                    if summary.done or summary.corrected or is_first:
+                    if summary.done or summary.corrected or summary.moved or is_first:
                         yield summary
                     is_first = False
             except StorageError as error:

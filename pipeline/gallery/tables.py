@@ -73,7 +73,7 @@ TABLES = {
     "forgotten": FORGOTTEN_SCHEMA,
     "forgotten_boxes": FORGOTTEN_BOXES_SCHEMA,
 }
-CORRECTABLE = ("camera_id", "start_time", "person_id", "seen_from", "seen_to", *(name for name, _ in SOURCE_STATE))
+CORRECTABLE = ("uri", "camera_id", "start_time", "person_id", "seen_from", "seen_to", *(name for name, _ in SOURCE_STATE))
 
 
 def frames_schema(feature_width: int, number: pa.DataType = pa.float16()) -> pa.Schema:  # noqa: B008 - it cannot be changed

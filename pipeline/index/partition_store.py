@@ -31,7 +31,7 @@ from pipeline.time_windows import seen
 VIDEOS = "videos.arrow"
 MOST_CAMERAS = 1000  # named in a partition's entry; with more, a search looks into every partition
 FRAMES_OF = ("ingested_at", "sampled_frames")  # the same: the same ingest, and so the same frames
-LOOKED_AT = (*FRAMES_OF, "camera_id", "start_time", "person_id", "seen_from", "seen_to")
+LOOKED_AT = (*FRAMES_OF, "uri", "camera_id", "start_time", "person_id", "seen_from", "seen_to")
 FULL = 0.75  # a partition of which this share is used is left alone
 
 
@@ -118,7 +118,7 @@ def as_indexed(videos: pa.Table, indexed: pa.Table, columns: Sequence[str] = LOO
     """Which indexed videos are in the gallery as an index has them: bool, one a row of `indexed`.
 
     videos: of a snapshot. columns: what is compared. Not so are those that are gone, that were ingested anew (FRAMES_OF), and of
-    which something was corrected that a search looks at.
+    which something was corrected that a search looks at or tells.
     """
     position = pc.index_in(indexed["video_id"], value_set=videos["video_id"].combine_chunks())
     same = pc.is_valid(position)

@@ -15,7 +15,7 @@ from pipeline.decoding.requests import StillRequest
 from pipeline.decoding.sampling import SCENE_PIXELS, Sampling, looks_like_a_scene
 from pipeline.decoding.video import ClipStart
 
-LOOKED_AT = 8  # inputs, of each the first picture: less than a second in all
+LOOKED_AT = 8  # inputs, of each the first picture: a second or two in all
 LOOKED_AT_IN_BUCKETS = 2  # there, an object is fetched whole for it
 MOST_BYTES = 1 << 30  # of such an object
 SMALL = (64, 64)  # pixels of the picture that is handed over; only its size is asked for

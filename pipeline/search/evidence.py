@@ -176,7 +176,8 @@ class SourcePictures:
     def _places(self, video: VideoRef, segment: SegmentView) -> Places:
         """Where a video is in its sources; of a target from outside the gallery, as far as its segment tells."""
         row = self._row(video.video_id)
-        same = ("uri", "boxes_uri", "track")
+        of_recordings = video.track is not None and video.boxes_uri is None  # which may have been moved since they were indexed
+        same = ("boxes_uri", "track") if of_recordings else ("uri", "boxes_uri", "track")
         if self.gallery is not None and row is not None and all(row[name] == getattr(video, name) for name in same):
             return read_places(self.gallery, row, self.decoder.answers)
         if video.track is None:
