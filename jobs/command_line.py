@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -40,6 +41,8 @@ Cameras = Annotated[
     typer.Option(help="auto takes off what each camera does to everybody it films; ignore does not tell cameras apart."),
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to use [default: RAY_ADDRESS, else this machine].")]
+# Before Ray is imported: what still waits for its workers when a command is interrupted would start another one.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 _JOINERS = "\u200c\u200d"  # Persian and Indian names are written with them
 LOG_FLAGS: dict[str, tuple[str | None, Any]] = {
     "log_format": (

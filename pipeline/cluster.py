@@ -24,6 +24,7 @@ from typing import Any
 from pipeline.errors import PipelineError, UsageError, first_line
 
 CONNECT_SECONDS = 10.0
+_joined = False  # by `connected`
 _PROBES = {False: "/ray.rpc.InternalKVGcsService/InternalKVExists", True: "/ray.rpc.RayletDriver/ClusterInfo"}
 
 
@@ -55,6 +56,7 @@ def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> 
     Raises UsageError when the named cluster does not answer, or asks for no token and is not `insecure`, and PipelineError when
     Ray does not start.
     """
+    global _joined
     import ray
 
     if ray.is_initialized():
@@ -76,6 +78,7 @@ def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> 
     except Exception as error:  # a start-up that takes too long is a bare Exception in Ray
         ray.shutdown()  # of what did start
         raise _not_connected(error, address) from error
+    _joined = True
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place, which ends the process at once
     try:
@@ -87,6 +90,16 @@ def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> 
             )
         yield
     finally:
+        leave()
+
+
+def leave() -> None:
+    """Leave what `connected` has joined, so that no thread waits on for its workers; Ray that somebody else joined stays."""
+    global _joined
+    if _joined:
+        import ray
+
+        _joined = False
         ray.shutdown()
 
 

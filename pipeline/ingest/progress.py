@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from pipeline.cluster import leave
+
 
 @dataclass
 class IngestProgress:
@@ -48,15 +50,19 @@ def polled(
     """
     batches: Any = iter(tables)  # a generator
     with contextlib.closing(batches), ThreadPoolExecutor(1) as pool:
-        while True:
-            following = pool.submit(next, batches, None)
-            while not wait([following], timeout=1.0).done:
-                with contextlib.suppress(ray.exceptions.RayError):  # no work is lost with the counter and its node
-                    state.frames = ray.get(counter.read.remote(), timeout=10.0)
-                    if state.frames and state.startup_s == 0:
-                        state.startup_s = time.monotonic() - began
-                state.seconds = time.monotonic() - began - state.startup_s
-                progress(state)
-            if (table := following.result()) is None:
-                return
-            yield table
+        try:
+            while True:
+                following = pool.submit(next, batches, None)
+                while not wait([following], timeout=1.0).done:
+                    with contextlib.suppress(ray.exceptions.RayError):  # no work is lost with the counter and its node
+                        state.frames = ray.get(counter.read.remote(), timeout=10.0)
+                        if state.frames and state.startup_s == 0:
+                            state.startup_s = time.monotonic() - began
+                    state.seconds = time.monotonic() - began - state.startup_s
+                    progress(state)
+                if (table := following.result()) is None:
+                    return
+                yield table
+        except KeyboardInterrupt:  # the pool would wait for the next table: of a recording that may be an hour
+            leave()
+            raise

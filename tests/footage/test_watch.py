@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.footage import run
 from pipeline.footage.recordings import Plan, name_pattern
 from pipeline.footage.run import FootageSummary, Recordings, watch_footage
 from pipeline.gallery.gallery import Gallery
+from pipeline.ingest import progress
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.storage.location import StorageError
 from tests.conftest import touch
@@ -192,3 +194,33 @@ def test_a_run_that_stops_since_storage_fails_says_so_by_its_kind(gallery: Galle
     with pytest.raises(StorageError, match="the ingest stopped: the store does not answer; 0 of 1") as raised:
         run._run(missing, gallery, gallery_sampling(gallery), "d", 1, 300.0, gallery.snapshot(), FootageSummary(), print, 0.0)
     assert raised.value.kind == "unavailable"
+
+
+def test_who_is_interrupted_does_not_wait_for_the_recording_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = threading.Event()
+    monkeypatch.setattr(progress, "leave", left.set)
+    monkeypatch.setattr(progress.ray, "get", lambda *_, **__: 0)
+
+    def recordings() -> Iterator[pa.Table]:
+        assert left.wait(60)  # as for a worker, until Ray is left
+        yield pa.table({})
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    began, counter = time.monotonic(), SimpleNamespace(read=SimpleNamespace(remote=lambda: None))
+    with pytest.raises(KeyboardInterrupt):
+        list(progress.polled(recordings(), counter, progress.IngestProgress(1), interrupted, began))
+    assert left.is_set() and time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_ray_is_left_by_whom_it_was_joined(monkeypatch: pytest.MonkeyPatch, ours: bool) -> None:
+    import ray
+
+    ended = []
+    monkeypatch.setattr(cluster, "_joined", ours)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(1))
+    cluster.leave()
+    cluster.leave()
+    assert len(ended) == ours
