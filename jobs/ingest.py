@@ -16,6 +16,7 @@ import typer
 from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Address, Endpoints, InsecureCluster, now_words, printable, run
 from jobs.footage_words import irregularity_lines, span
 from jobs.progress import RenewedLine, say, time_left
+from jobs.reject_words import reject_lines
 from pipeline.backbone.runtime import load_backbone
 from pipeline.backbone.spec import DEFAULT, find_backbone, parse_input_size
 from pipeline.catalog.inputs import SOURCE_SCHEMA, Catalog, read_catalog
@@ -319,6 +320,7 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
         f"  candidates    {summary.candidates} added, {summary.frames} frames",
         f"  rejected      {summary.rejected}",
         *(f"    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
+        *reject_lines(summary.rejects, summary.rejected, gallery),
         *_changes(summary),
         *([f"  not read      {summary.not_read}"] if summary.not_read else []),
         *_scenes(summary),
@@ -327,7 +329,7 @@ def describe(summary: IngestSummary, source: str, gallery: str, backbone: str) -
         f"  time          {summary.seconds:.1f} s, {summary.startup_s:.1f} s of it start-up",
         f"  speed         {summary.frames / working:.0f} frames/s after the start-up",
     ]
-    lines += _end("input", summary.unaccounted, bool(summary.refused) and not summary.usable)
+    lines += _end("input", gallery, summary.unaccounted, bool(summary.refused) and not summary.usable)
     return "\n".join(map(printable, lines))
 
 
@@ -341,6 +343,7 @@ def describe_footage(summary: FootageSummary, source: str, gallery: str, detecto
         f"  candidates    {summary.candidates} tracks in the gallery, of {summary.runs} continuous runs",
         f"  rejected      {summary.reasons.total()}",
         *(f"    {n:5d} {reason}" for reason, n in sorted(summary.reasons.items())),
+        *reject_lines(summary.rejects, summary.reasons.total(), gallery),
         *_footage_changes(summary),
         *summary.notes.lines(),
         *irregularity_lines(summary.irregularities),
@@ -348,14 +351,15 @@ def describe_footage(summary: FootageSummary, source: str, gallery: str, detecto
         f"  time          {summary.seconds:.1f} s, {summary.startup_s:.1f} s of it start-up"
         + (f"; {summary.seconds_read / working:.1f} times as fast as recorded" if summary.seconds_read else ""),
     ]
-    lines += _end("recording", summary.unaccounted, nothing_usable(summary))
+    lines += _end("recording", gallery, summary.unaccounted, nothing_usable(summary))
     return "\n".join(map(printable, lines))
 
 
-def _end(what: str, unaccounted: int, nothing: bool) -> list[str]:
+def _end(what: str, gallery: str, unaccounted: int, nothing: bool) -> list[str]:
     if unaccounted:
         return [f"  NOT FINISHED  {unaccounted} {what}s were lost on the way; run the same command again to take them up"]
-    return [f"  NOTHING USABLE: every {what} was rejected; see rejects/ in the gallery for the reasons"] if nothing else []
+    why = f"jobs.status --gallery {gallery} names some, with --list-rejects FILE all"
+    return [f"  NOTHING USABLE: every {what} was rejected; {why}"] if nothing else []
 
 
 def nothing_usable(summary: FootageSummary) -> bool:

@@ -1,16 +1,19 @@
 """What is in a gallery, and whether it is sound: python -m jobs.status --gallery G [--verify]"""
 
+import functools
 import math
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import typer
 
 from jobs.command_line import GalleryFolder, printable, run
 from jobs.footage_words import irregularity_lines, span
+from jobs.reject_words import SHOWN, reject_lines
 from pipeline.errors import PipelineError, UsageError
 from pipeline.footage.coverage import coverage
 from pipeline.gallery import audit
@@ -34,6 +37,12 @@ def status(
     listing: Annotated[
         str | None, typer.Option(help="Write the videos that count to this Parquet file, with the places of their frames.")
     ] = None,
+    list_recordings: Annotated[
+        str | None, typer.Option(help="Write the recordings that count to this Parquet file, with the files of their detections.")
+    ] = None,
+    list_rejects: Annotated[
+        str | None, typer.Option(help="Write what was rejected to this file, with reasons: Parquet, or CSV by its name.")
+    ] = None,
     audit_head: Annotated[
         str | None, typer.Option(help="COUNT:SHA256 that was kept; with --verify, the audit log must still hold that record.")
     ] = None,
@@ -46,8 +55,10 @@ def status(
     videos = snapshot.videos
     settings = opened.settings
     _say(f"gallery {opened.location.uri}")
-    if listing is not None:
-        resolve(listing).write_atomically(lambda sink: pq.write_table(videos, sink))
+    for file, table in ((listing, videos), (list_recordings, snapshot.recordings), (list_rejects, snapshot.rejects)):
+        if file is not None:
+            as_csv = table is snapshot.rejects and file.lower().endswith(".csv")
+            resolve(file).write_atomically(functools.partial(pa_csv.write_csv if as_csv else pq.write_table, table))
     _say(f"  backbone      {settings.backbone.identity}, {settings.backbone.height} x {settings.backbone.width} pixels")
     _say(f"  sampling      {settings.rate:g} frames a second")
     cameras, people = (pc.count_distinct(videos[name]).as_py() for name in ("camera_id", "person_id"))
@@ -57,6 +68,9 @@ def status(
     counts = {row["values"]: row["counts"] for row in pc.value_counts(snapshot.rejects["reason"]).to_pylist()}
     for reason, count in sorted(counts.items()):
         _say(f"    {count:5d} {reason}")
+    newest_rejects = snapshot.rejects.sort_by([("rejected_at", "descending")]).slice(0, SHOWN)
+    for line in reject_lines(newest_rejects.to_pylist(), len(snapshot.rejects), gallery):
+        _say(line)
     noted = ["source_id", "ingested_hash", "passed_over", "remarks"]
     clips = videos.filter(pc.invert(snapshot.of_recordings()))
     for line in source_notes(pa.concat_tables([table.select(noted) for table in (clips, snapshot.recordings)])).lines():

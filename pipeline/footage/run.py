@@ -34,7 +34,7 @@ from pipeline.gallery.audit import append_record, on_behalf_of
 from pipeline.gallery.detections import RECORDINGS_SCHEMA
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, Snapshot
 from pipeline.gallery.source_notes import SourceNotes, source_notes
-from pipeline.ingest.commit import OUT_OF_REACH
+from pipeline.ingest.commit import OUT_OF_REACH, REJECTS_NAMED
 from pipeline.ingest.listing import missing_sources
 from pipeline.ingest.progress import FrameCounter, IngestProgress, polled
 from pipeline.ingest.source_changes import STATE, STILL_CHANGING, changed_files, rejects_to_try_again, too_young, with_states
@@ -52,10 +52,11 @@ class FootageSummary:
     recordings: of the plan; already: that were dealt with before; changed: uris whose files are others by now; updated: how many
     of them were taken in again; corrected: recordings that got another camera or start; moved: that lie elsewhere now; left: for
     the next ingest. seconds_read: of recordings; looked_at: frames; detections: people in them; reasons: reject reason ->
-    recordings, of this run. in_chunks: recordings that were read in so many `chunks`; undivided: uris of long ones that were read
-    as a whole -> why. unnamed: files that the pattern does not fit. unfilmed: cameras that have a clock, and no recording.
-    offsets: seconds that clocks are ahead, of the plan's recordings whose times are corrected by that. notes: on the plan's
-    recordings, those of before too. runs, candidates: see `tracks.TrackingSummary`.
+    recordings, of this run, and rejects: rows of the first few (uri, video_id, reason, message). in_chunks: recordings that were
+    read in so many `chunks`; undivided: uris of long ones that were read as a whole -> why. unnamed: files that the pattern does
+    not fit. unfilmed: cameras that have a clock, and no recording. offsets: seconds that clocks are ahead, of the plan's
+    recordings whose times are corrected by that. notes: on the plan's recordings, those of before too. runs, candidates: see
+    `tracks.TrackingSummary`.
     """
 
     recordings: int = 0
@@ -70,6 +71,7 @@ class FootageSummary:
     looked_at: int = 0
     detections: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
     in_chunks: int = 0
     chunks: int = 0
     undivided: dict[str, str] = field(default_factory=dict)
@@ -366,6 +368,7 @@ class _Committer:
         summary.done += len(rows) - len(left)
         summary.undivided |= {row["uri"]: row["undivided"] for row in found if row["undivided"] is not None}
         summary.reasons.update(row["reason"] for row in rejected)
+        summary.rejects = [*summary.rejects, *rejects][:REJECTS_NAMED]
         summary.looked_at += sum(row["looked_at"] for row in found)
         summary.detections += sum(row["detections"] for row in found)
         summary.seconds_read += sum(row["last_s"] for row in found)

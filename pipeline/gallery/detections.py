@@ -6,7 +6,7 @@
     forgotten_boxes/*.parquet  where people were who were forgotten
 
 Camera, uri, clock and the networks stand in a recording's row and not in each of its detections, which so stay as they are when
-a clock is corrected; `recording_id` joins them. docs/recordings.md has a query.
+a clock is corrected; `recording_id` joins them. docs/recordings.md has a query that other programs understand.
 """
 
 import itertools

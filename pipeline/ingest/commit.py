@@ -19,6 +19,7 @@ from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, Pos
 from pipeline.ingest.source_changes import STATE, STILL_CHANGING
 
 LOGGER = logging.getLogger("coattention.ingest")
+REJECTS_NAMED = 5  # by the summary of an ingest
 OUT_OF_REACH = ("missing", "permission_denied", "unavailable")  # reasons that say nothing of what a file holds
 
 
@@ -42,7 +43,8 @@ class Committer:
 
     replaced: ids of sources that have videos in the gallery, which give way to the new ones. committed: source ids; left: of
     sources that are not committed and belong to the next ingest: files that still change, and such with videos in the gallery
-    that cannot be reached now. candidates, frames: how many; reasons: reject reason -> candidates.
+    that cannot be reached now. candidates, frames: how many; reasons: reject reason -> candidates; rejects: rows of
+    REJECTS_SCHEMA of the first few.
     """
 
     def __init__(self, gallery: Gallery, catalog: pa.Table, replaced: Collection[str] = ()) -> None:
@@ -55,6 +57,7 @@ class Committer:
         self.left: set[str] = set()
         self.candidates = self.frames = 0
         self.reasons: Counter[str] = Counter()
+        self.rejects: list[dict[str, Any]] = []
         self.known: Position = 0  # up to where the log was read for what follows
         self.forgotten = Forgotten()
         self.retired: frozenset[str] = frozenset()  # files that compactions are deleting
@@ -149,6 +152,7 @@ class Committer:
         self.candidates, self.frames = self.candidates + len(videos), self.frames + frames
         telemetry.count("coattention_ingest_videos", len(videos))
         telemetry.count("coattention_ingest_frames", frames)
+        self.rejects = [*self.rejects, *rejects][:REJECTS_NAMED]
         for row in rejects:
             self.reasons[row["reason"]] += 1
             telemetry.count("coattention_ingest_rejects", reason=row["reason"])

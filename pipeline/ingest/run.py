@@ -27,7 +27,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import append_record, on_behalf_of
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
 from pipeline.gallery.source_notes import SourceNotes, source_notes
-from pipeline.ingest.commit import Committer
+from pipeline.ingest.commit import REJECTS_NAMED, Committer
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.listing import missing_sources, source_blocks
 from pipeline.ingest.progress import FrameCounter, IngestProgress, polled
@@ -86,7 +86,8 @@ class IngestSummary:
 
     already: sources that were dealt with before. changed: uris of those whose files, boxes or frame rate are others by now, and
     updated: how many of these were taken in again; corrected: videos that got another camera, start time or label; left: sources
-    for the next ingest, since their files still change. reasons: reject reason -> candidates, of this run. refused, usable:
+    for the next ingest, since their files still change. reasons: reject reason -> candidates, of this run, and rejects: rows of
+    the first few (uri, video_id, reason, message). refused, usable:
     sources that stand in rejects/ and in videos/ now. unaccounted: sources that were lost (a block of the stream failed); running
     ingest again takes them up. not_read: what of the input belongs to no source, in words. notes: on the sources that stand in
     videos/ now. scenes: how many of these have no boxes and look like whole scenes; such_scenes: uris of some of them.
@@ -103,6 +104,7 @@ class IngestSummary:
     candidates: int = 0
     frames: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
     unaccounted: int = 0
     not_read: str = ""
     notes: SourceNotes = field(default_factory=SourceNotes)
@@ -242,6 +244,7 @@ def _run(
     summary.unaccounted += len(missing) - committer.done
     summary.candidates, summary.frames = summary.candidates + committer.candidates, summary.frames + committer.frames
     summary.reasons = dict(Counter(summary.reasons) + committer.reasons)
+    summary.rejects = [*summary.rejects, *committer.rejects][:REJECTS_NAMED]
     state.frames = max(state.frames, summary.frames)
     progress(state)
 

@@ -1,21 +1,26 @@
-"""pandas, pyarrow and DuckDB read what counts and nothing else, also where ingests were killed, by the lines of README.md."""
+"""pandas, pyarrow and DuckDB read what counts and nothing else, also where ingests were killed, by the lines of README.md and of
+docs/recordings.md.
+"""
 
 import re
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 import pipeline
-from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, feature_matrix, frames_table
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
 from tests.conftest import people_features
+from tests.footage.made_up import footage_gallery, walk, write_recordings
 from tests.jobs.test_jobs import command
 
 
@@ -86,3 +91,59 @@ def test_a_listing_lets_them_read_it_without_this_code(killed: Gallery, tmp_path
     rows = pq.read_table(listing).to_pylist()
     tables = [pq.read_table(f"{g}/frames/{v['shard']}").slice(v["first_row"], v["sampled_frames"]) for v in rows]
     assert Counter(name for table in tables for name in table["video_id"].to_pylist()) == expected
+
+
+def test_a_list_of_recordings_lets_them_read_the_detections_that_count(tmp_path: Path) -> None:
+    gallery = footage_gallery(tmp_path / "gallery")
+    write_recordings(gallery, walk(seed=1), (20.0, 40.0))
+    write_recordings(gallery, walk(seed=2), (20.0, 40.0), commit=False)  # of a killed ingest
+    write_recordings(gallery, walk(seed=3), (20.0, 40.0), only=(1,))  # taken in again
+    g, listing = gallery.location.path, str(tmp_path / "recordings.parquet")
+    assert not list(Path(g).glob("recordings/*"))  # so few stand in the log itself
+    assert command("status", "--gallery", g, "--list-recordings", listing).code == 0
+    rows = gallery.snapshot().recordings.to_pylist()
+    expected = Counter(
+        (
+            row["camera_id"],
+            row["start_time"] + timedelta(seconds=round(one["time_s"], 3)),
+            round(one["x"], 3),
+            round(one["score"], 4),
+        )
+        for row in rows
+        for one in gallery.read_detections(row["shard"]).to_pylist()
+    )
+    docs = (Path(__file__).parents[2] / "docs/recordings.md").read_text()
+    query, concatenation = (
+        re.search(rf"^    ({begin}.*?)$(?!\n    f)", docs, re.MULTILINE | re.DOTALL)[1]
+        .replace("G/detections", f"{g}/detections")
+        .replace("R.parquet", listing)
+        for begin in (r"select r\.camera_id", r"pd\.concat")
+    )
+    found = duckdb.sql(query).df()
+    at = [time.to_pydatetime().astimezone(UTC) for time in found["at"].dt.round("ms")]
+    rows = zip(found["camera_id"], at, found["x"].astype(float).round(3), found["score"].astype(float).round(4), strict=True)
+    assert Counter(rows) == expected and expected.total() > 100
+    table = eval(concatenation, {"pd": pd})  # noqa: S307 - our own line
+    assert Counter(table["score"].astype(float).round(4)) == Counter(round(score, 4) for *_, score in expected.elements())
+    assert set(table["camera_id"]) == {"gate"}
+
+
+def test_a_list_of_rejects_says_which_file_and_why(tmp_path: Path) -> None:
+    gallery = footage_gallery(tmp_path / "gallery")
+    rows = [{"video_id": f"r{n}", "source_id": f"r{n}", "uri": f"/nvr/{n}.mp4", "reason": "truncated"} for n in range(7)]
+    at = datetime(2026, 3, 1, tzinfo=UTC)
+    rows = [
+        row | {"message": f"{row['uri']} ends too early", "rejected_at": at + timedelta(hours=n)} for n, row in enumerate(rows)
+    ]
+    gallery.commit(None, pa.Table.from_pylist(rows, REJECTS_SCHEMA))
+    for name in ("rejects.parquet", "rejects.csv"):
+        ended = command("status", "--gallery", gallery.location.path, "--list-rejects", str(tmp_path / name))
+        assert ended.code == 0, ended.err
+    assert set(pq.read_table(tmp_path / "rejects.parquet")["uri"].to_pylist()) == {row["uri"] for row in rows}
+    as_text = pd.read_csv(tmp_path / "rejects.csv")
+    assert dict(zip(as_text["uri"], as_text["message"], strict=True)) == {row["uri"]: row["message"] for row in rows}
+    newest = [f"    /nvr/{n}.mp4: truncated: /nvr/{n}.mp4 ends too early" for n in (6, 5, 4, 3, 2)]
+    rest = f"    and 2 more; jobs.status --gallery {gallery.location.path} --list-rejects FILE writes all of them"
+    lines = ended.out.splitlines()
+    start = lines.index(newest[0])
+    assert lines[start - 1] == "        7 truncated" and lines[start : start + 6] == [*newest, rest]

@@ -22,7 +22,7 @@ def called(*arguments: str, cwd: Path = ROOT, path: str = str(ROOT)) -> subproce
 
 
 def test_every_job_is_a_command_and_says_what_it_does() -> None:
-    parts = {"__init__", "command_line", "footage_words", "main", "progress", "search_flags"}
+    parts = {"__init__", "command_line", "footage_words", "main", "progress", "reject_words", "search_flags"}
     files = {path.stem for path in (ROOT / "jobs").glob("*.py")} - parts
     assert commands().keys() == files and all(commands().values())
 
