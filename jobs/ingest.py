@@ -196,7 +196,7 @@ def ingest(
     load_backbone(spec, device="cpu")  # a network that does not fit its sidecar must not make a gallery
     if detector is not None:
         load_detector(detector, device="cpu")
-        plan_recordings(catalog, names, clocks)  # a pattern that fits nothing must not either
+        planned = len(plan_recordings(catalog, names, clocks).table)  # a pattern that fits nothing must not either
     else:
         refuse_scenes(catalog, gallery, sampling, whole_picture)  # nor one that has another rate than a detector wants
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, rate, image_rate, catalog.reach.roots))
@@ -217,7 +217,7 @@ def ingest(
             say("stopped watching; the same command goes on where it was")
             return
         progress = functools.partial(show, RenewedLine(), what="recordings and chunks")
-        say(f"{len(catalog.table)} recordings; if any is new, Ray and its workers start now (10 to 20 s) ...")
+        say(f"{counted(planned, 'recording')}; if any is new, Ray and its workers start now (10 to 20 s) ...")
         summary = ingest_footage(inputs.plan(), opened, sampling, detector, None, at_once, progress, cluster, source, **how)
         print(describe_footage(summary, source, gallery, detector))
         if summary.unaccounted or nothing_usable(summary):
@@ -225,7 +225,7 @@ def ingest(
         if strict and summary.reasons:
             raise typer.Exit(SOME_REJECTED)
         return
-    say(f"{len(catalog.table)} inputs; if any is new, Ray and its workers start now (10 to 20 s) ...")
+    say(f"{counted(len(catalog.table), 'input')}; if any is new, Ray and its workers start now (10 to 20 s) ...")
     progress = functools.partial(show, RenewedLine())
     taken = run_ingest(
         *(catalog, opened, sampling, workers, retry_rejected, progress, Cluster(address, insecure_cluster), source),
@@ -237,6 +237,15 @@ def ingest(
         raise typer.Exit(FAILED)
     if strict and taken.refused:
         raise typer.Exit(SOME_REJECTED)
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "recording"), counted(3, "input")
+    ('1 recording', '3 inputs')
+    """
+    return f"{count} {what}{'s'[: count != 1]}"
 
 
 def listed(source: str, root: Sequence[str] | None, endpoint: Sequence[str] | None, watch: bool) -> Catalog:
@@ -370,7 +379,8 @@ def nothing_usable(summary: FootageSummary) -> bool:
 def _footage_changes(summary: FootageSummary) -> list[str]:
     lines = []
     if summary.unnamed:
-        lines.append(f"  not read      {len(summary.unnamed)} files that the pattern does not fit, such as {summary.unnamed[0]}")
+        unfit = f"{counted(len(summary.unnamed), 'file')} that the pattern does not fit"
+        lines.append(f"  not read      {unfit}, such as {summary.unnamed[0]}")
     if summary.updated:
         lines.append(f"  taken again   {summary.updated} recordings had changed since they were ingested")
     elif summary.changed:

@@ -9,7 +9,7 @@ import pytest
 import pipeline
 
 ROOT = Path(pipeline.__file__).parents[1]
-WITH_EXAMPLES = [path for path in sorted(ROOT.glob("pipeline/**/*.py")) if ">>> " in path.read_text()]
+WITH_EXAMPLES = [path for path in sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")]) if ">>> " in path.read_text()]
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)

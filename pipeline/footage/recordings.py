@@ -10,6 +10,7 @@ import csv
 import io
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,16 @@ _PARTS = re.compile(r"\{camera\}|%.|\*|.", re.DOTALL)
 _NEEDED = ("Y", "m", "d", "H", "M")
 
 
+def as_named(text: str) -> str:
+    """A name in Unicode's normal form C. macOS writes names of files in form D, people and other systems in C: an u with two dots
+    is two characters there and one here, and a camera would be two.
+
+    >>> as_named("Su\u0308d") == "S\u00fcd"
+    True
+    """
+    return unicodedata.normalize("NFC", text)
+
+
 @dataclass(frozen=True)
 class NamePattern:
     """Reads camera and start time from the end of a uri. text: as it was given; utc: whether its times are, whatever the
@@ -53,7 +64,8 @@ class NamePattern:
 
     def read(self, uri: str) -> tuple[str, datetime] | None:
         """(camera, naive start time) of a recording; None where the name is another one or no date."""
-        match = self.expression.search(uri if uri.startswith("/") else uri.partition("?")[0])  # without a store's options
+        path = uri if uri.startswith("/") else uri.partition("?")[0]  # without a store's options
+        match = self.expression.search(as_named(path))
         if match is None:
             return None
         camera, found = match["camera"], match.groupdict()
@@ -76,7 +88,7 @@ def name_pattern(text: str) -> NamePattern:
     >>> name_pattern("{camera}/%Y%m%d_%H%M%S.mp4").read("/nvr/gate/20260301_081500.mp4")
     ('gate', datetime.datetime(2026, 3, 1, 8, 15))
     """
-    pattern, parts, seen = RECORDERS.get(text, text), list[str](), set[str]()
+    pattern, parts, seen = as_named(RECORDERS.get(text, text)), list[str](), set[str]()
     for part in _PARTS.findall(pattern):
         if part == "*":
             parts.append("[^/]*")
@@ -109,7 +121,7 @@ class CameraClock:
 
 @dataclass(frozen=True)
 class Clocks:
-    """The clocks of cameras by camera id, and the zone of those that have none there."""
+    """The clocks of cameras by camera id (`as_named`), and the zone of those that have none there."""
 
     zone: str = "UTC"
     cameras: Mapping[str, CameraClock] = field(default_factory=dict)
@@ -123,7 +135,7 @@ class Clocks:
 
     def of(self, camera: str | None) -> CameraClock:
         """The clock of a camera, its zone filled in."""
-        clock = self.cameras.get(camera or "", CameraClock())
+        clock = self.cameras.get(as_named(camera or ""), CameraClock())
         return CameraClock(clock.zone or self.zone, clock.offset_s)
 
 
@@ -143,7 +155,7 @@ def read_clocks(uri: str | None, zone: str = "UTC") -> Clocks:
         raise UsageError(f"the cameras file {uri} needs the column camera_id and zone or clock_offset, and a row")
     cameras: dict[str, CameraClock] = {}
     for number, row in enumerate(rows, start=1):
-        camera, offset = row["camera_id"], row.get("clock_offset")
+        camera, offset = as_named(row["camera_id"] or ""), row.get("clock_offset")
         if not camera or None in row:
             raise UsageError(f"row {number} of {uri} {'has more values than the header' if camera else 'names no camera'}")
         if camera in cameras:
@@ -188,7 +200,7 @@ class Plan:
 
 
 def plan_recordings(catalog: Catalog, pattern: NamePattern | None, clocks: Clocks) -> Plan:
-    """Who filmed what when, by the catalog's own columns, else by the pattern.
+    """Who filmed what when, by the catalog's own columns, else by the pattern. Cameras are called as `as_named` has it.
 
     Raises UsageError where the pattern fits nothing, and for rows that say who is where already.
     """
@@ -204,7 +216,7 @@ def plan_recordings(catalog: Catalog, pattern: NamePattern | None, clocks: Clock
             unnamed.append(row["uri"])
             continue
         start, start_from = row["start_time"], "manifest" if row["start_time"] is not None else None
-        camera = row["camera_id"] if row["camera_id"] is not None else named[0] if named is not None else None
+        camera = as_named(row["camera_id"]) if row["camera_id"] is not None else named[0] if named is not None else None
         clock, ahead = clocks.of(camera), row["clock_offset"]  # of this recording; its start in the manifest is right already
         if start is None and named is not None:
             zone = "UTC" if pattern is not None and pattern.utc else clock.zone or "UTC"

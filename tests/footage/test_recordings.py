@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import unicodedata
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,31 @@ def test_a_camera_with_a_clock_and_no_recording_is_named(tmp_path: Path) -> None
     touch(tmp_path, "hall/20260701_120000.mp4")
     clocks = Clocks(cameras={"hall": CameraClock("Europe/Berlin"), "hal": CameraClock("Asia/Tokyo")})
     assert plan_recordings(read_catalog(tmp_path), name_pattern("{camera}/%Y%m%d_%H%M%S.mp4"), clocks).unfilmed == ("hal",)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("other", ["NFC", "NFD"])
+def test_a_camera_is_one_in_whichever_form_its_name_is_written(tmp_path: Path, form: str, other: str) -> None:
+    """macOS writes names of files in form D, and people write cameras files in form C."""
+    camera = "S\u00fcd"
+    touch(tmp_path, f"nvr/{unicodedata.normalize(form, camera)}/20260701_120000.mp4")
+    (tmp_path / "cameras.csv").write_text(f"camera_id,zone\n{unicodedata.normalize(other, camera)},Europe/Berlin\n")
+    (tmp_path / "m.csv").write_text(f"uri,camera_id\n/x.mp4,{unicodedata.normalize(form, camera)}\n")
+    pattern = name_pattern(unicodedata.normalize(other, "{camera}/%Y%m%d_%H%M%S.mp4"))
+    clocks = read_clocks(str(tmp_path / "cameras.csv"))
+    plan = plan_recordings(read_catalog(tmp_path / "nvr"), pattern, clocks)
+    assert plan.table["camera_id"].to_pylist() == [camera] and plan.unfilmed == ()
+    assert plan.table["start_time"].to_pylist() == [datetime(2026, 7, 1, 10, tzinfo=UTC)]  # by that camera's zone
+    assert plan_recordings(read_catalog(tmp_path / "m.csv"), None, clocks).table["camera_id"].to_pylist() == [camera]
+    assert name_pattern(unicodedata.normalize(other, "S\u00fcd/{camera}/%s.mp4")).read(
+        unicodedata.normalize(form, "/S\u00fcd/a/1772352900.mp4")
+    ) == ("a", datetime(2026, 3, 1, 8, 15))
+
+
+def test_a_camera_that_stands_in_both_forms_stands_twice(tmp_path: Path) -> None:
+    (tmp_path / "cameras.csv").write_text("camera_id,zone\nS\u00fcd,UTC\nSu\u0308d,UTC\n")
+    with pytest.raises(UsageError, match=r"row 2 .* stands there before"):
+        read_clocks(str(tmp_path / "cameras.csv"))
 
 
 def test_a_date_that_no_calendar_has_is_no_name(tmp_path: Path) -> None:

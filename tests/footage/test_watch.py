@@ -135,6 +135,15 @@ def test_a_folder_that_is_not_there_at_the_start_and_an_empty_one_without_a_watc
     assert command("ingest", str(tmp_path / "nvr"), *flags).code == 2 and not (tmp_path / "gallery").exists()
 
 
+def test_only_files_that_the_pattern_fits_are_counted_as_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "nvr", "hall/20260701_120000.mp4", *(f"hall/export {number}.mp4" for number in range(10)))
+    monkeypatch.setattr(run, "ingest_footage", lambda plan, *_, **__: FootageSummary(len(plan.table), unnamed=plan.unnamed))
+    flags = ["--gallery", str(tmp_path / "gallery"), "--detector", "rendered", "--pattern", PATTERN]
+    ended = command("ingest", str(tmp_path / "nvr"), *flags)
+    assert ended.code == 0 and "1 recording; if any is new" in ended.err and "11 recordings" not in ended.err + ended.out
+    assert "  recordings    1 (" in ended.out and "not read      10 files that the pattern does not fit, such as" in ended.out
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_watch_that_waits_ends_with_0_when_it_is_told_to(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "nvr").mkdir()
