@@ -30,7 +30,7 @@ from pipeline.footage.run import CHUNK_MINUTES, FootageSummary, Recordings, inge
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.ingest.run import IngestProgress, IngestSummary, Workers
 from pipeline.ingest.run import ingest as run_ingest
-from pipeline.ingest.scenes import scenes_among, whole_scenes
+from pipeline.ingest.scenes import scenes_among
 from pipeline.retention.forget import take_forgotten
 from pipeline.storage.location import Reach, resolve
 
@@ -108,10 +108,6 @@ def ingest(
     time_limit: Annotated[float, typer.Option(help="Seconds without progress after which a video is rejected.")] = 60.0,
     memory_limit: Annotated[int, typer.Option(help="MiB that decoding one video may take.")] = 3072,
     cpu_limit: Annotated[float, typer.Option(help="Seconds of processor time that one video may take.")] = Sampling.cpu_limit,
-    whole_picture: Annotated[
-        bool,
-        typer.Option(help="Take videos without boxes for videos of one person though all of them look like whole scenes."),
-    ] = False,
     retry_rejected: Annotated[bool, typer.Option(help="Try videos again that were rejected before.")] = False,
     forgotten: Annotated[
         list[str] | None,
@@ -169,8 +165,6 @@ def ingest(
     if detector is None and (pattern or cameras or watch or zone != "UTC" or chunk_minutes is not None):
         flags = "--pattern, --zone, --cameras, --chunk-minutes and --watch"
         raise UsageError(f"{flags} are for recordings: name a detector, {NAMED_DETECTORS}")
-    if detector is not None and whole_picture:
-        raise UsageError("--whole-picture takes each video for one of one person, --detector finds people in them: not both")
     spec = find_backbone(backbone, parse_input_size(input_size) if input_size else None)
     rate = sample_rate if sample_rate is not None else 10.0 if detector is None else 5.0
     sampling = Sampling(
@@ -198,7 +192,7 @@ def ingest(
         load_detector(detector, device="cpu")
         planned = len(plan_recordings(catalog, names, clocks).table)  # a pattern that fits nothing must not either
     else:
-        refuse_scenes(catalog, gallery, sampling, whole_picture)  # nor one that has another rate than a detector wants
+        warn_of_scenes(catalog, gallery, sampling)
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, rate, image_rate, catalog.reach.roots))
     for file in forgotten or ():
         if gone := take_forgotten(opened, file):
@@ -278,26 +272,16 @@ def told(sentence: str) -> None:
     say(printable(f"{now_words()}: {sentence}"))
 
 
-def refuse_scenes(catalog: Catalog, gallery: str, sampling: Sampling, wanted: bool) -> None:
-    """Stop before a night is lost on recordings of cameras, each of which would become one person; say so where it is some only.
-
-    wanted: they are to be taken as they are, as in a gallery that has such videos already. Raises UsageError.
-    """
-    try:
-        there = Gallery.open(gallery).snapshot()
-    except UsageError:  # no gallery yet
-        there = None
-    known = None if there is None else pa.array(sorted(there.finished_sources()), pa.string())
+def warn_of_scenes(catalog: Catalog, gallery: str, sampling: Sampling) -> None:
+    """Say it before a night is lost on recordings of cameras, each of which would become one person."""
+    known = None
+    with suppress(UsageError):  # no gallery yet
+        known = pa.array(sorted(Gallery.open(gallery).snapshot().finished_sources()), pa.string())
     found = scenes_among(catalog.table, replace(sampling, roots=catalog.reach.roots, endpoints=catalog.reach.endpoints), known)
-    if not found.uris:
-        return
-    of_all = f"{len(found.uris)} of {found.looked_at} inputs that were looked at"
-    seen = f"{of_all} show whole scenes without boxes, such as {found.uris[0]}"
-    if not found.all_of_them or wanted or (there is not None and whole_scenes(there.videos, 0)[0]):
-        say(printable(f"{seen}; {FOR_SCENES}"))
-        return
-    anyway = "if each does show one person, --whole-picture takes them as they are"
-    raise UsageError(f"{seen}: {FOR_SCENES}; {anyway}")
+    if found.uris:
+        count = f"{len(found.uris)} of {found.looked_at} inputs that were looked at"
+        seen = f"{count} show whole scenes without boxes, such as {found.uris[0]}"
+        say(printable(f"{seen}, and each becomes one candidate of all that it shows; {FOR_SCENES}"))
 
 
 def show(line: RenewedLine, state: IngestProgress, what: str = "videos") -> None:

@@ -28,10 +28,6 @@ class Scenes:
     looked_at: int = 0
     uris: tuple[str, ...] = ()
 
-    @property
-    def all_of_them(self) -> bool:
-        return bool(self.uris) and len(self.uris) == self.looked_at
-
 
 def scenes_among(catalog: pa.Table, sampling: Sampling, known: pa.Array | None = None) -> Scenes:
     """Look at the first picture of a few inputs without boxes, spread over all of them.

@@ -9,13 +9,11 @@ from jobs import ingest as job
 from jobs.ingest import describe
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.sampling import Sampling
-from pipeline.errors import UsageError
 from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.ingest.run import IngestSummary
 from pipeline.ingest.scenes import LOOKED_AT, Scenes, scenes_among, whole_scenes
 from tests.conftest import toy_spec
 from tests.decoding.test_video import write_video
-from tests.jobs.test_jobs import command
 
 SCENE, CROP, LARGE_CROP, SMALL_SCENE = (768, 576), (64, 128), (576, 768), (320, 240)
 
@@ -39,17 +37,17 @@ def gallery_of(folder: Path, *rows: dict) -> Gallery:
 def test_a_picture_is_a_scene_by_its_size_and_shape(folder: Path) -> None:
     for name, size in {"scene": SCENE, "crop": CROP, "large": LARGE_CROP, "small": SMALL_SCENE}.items():
         write_video(folder / f"{name}.mp4", frames=2, size=size)
-    assert found(folder) == Scenes(4, (f"{folder}/scene.mp4 (768 x 576)",)) and not found(folder).all_of_them
+    assert found(folder) == Scenes(4, (f"{folder}/scene.mp4 (768 x 576)",))
 
 
 def test_a_few_are_looked_at_of_many_and_what_cannot_be_read_says_nothing(folder: Path) -> None:
     for number in range(LOOKED_AT + 3):
         write_video(folder / f"{number:02d}.mp4", frames=1, size=SCENE)
-    assert found(folder).looked_at == LOOKED_AT and found(folder).all_of_them
+    assert found(folder).looked_at == LOOKED_AT
     known = read_catalog(folder).table["source_id"].combine_chunks()
     assert found(folder, known) == Scenes()
     (folder / "00.mp4").write_text("no video")
-    assert found(folder).looked_at == LOOKED_AT - 1 and found(folder).all_of_them
+    assert found(folder).looked_at == LOOKED_AT - 1
 
 
 def test_boxes_say_who_is_where_in_a_scene(folder: Path) -> None:
@@ -59,37 +57,30 @@ def test_boxes_say_who_is_where_in_a_scene(folder: Path) -> None:
     assert scenes_among(read_catalog(folder / "manifest.csv").table, Sampling()) == Scenes()
 
 
-def test_a_folder_of_recordings_without_a_detector_is_refused_and_makes_no_gallery(folder: Path, tmp_path: Path) -> None:
-    for name in "ab":
-        write_video(folder / f"{name}.mp4", frames=2, size=SCENE)
-    ended = command("ingest", str(folder), "--gallery", str(tmp_path / "gallery"))
-    assert ended.code == 2 and not (tmp_path / "gallery").exists()
-    assert "2 of 2 inputs that were looked at show whole scenes without boxes" in ended.sentence
-    for remedy in ("--detector yolox_nano", "rendered", "boxes_uri", "--whole-picture"):
-        assert remedy in ended.sentence
-    both = command("ingest", str(folder), "--gallery", str(tmp_path / "gallery"), "--detector", "rendered", "--whole-picture")
-    assert both.code == 2 and "not both" in both.sentence
-
-
-@pytest.mark.parametrize("why", ["some only", "asked for", "there are such already"])
-def test_large_clips_that_are_meant_are_said_and_taken(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], why: str
+@pytest.mark.parametrize("others", [0, 1])
+def test_recordings_that_are_given_without_a_detector_are_said_before_the_ingest(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], others: int
 ) -> None:
     write_video(folder / "scene.mp4", frames=2, size=SCENE)
-    if why == "some only":
-        write_video(folder / "crop.mp4", frames=2, size=CROP)
-    if why == "there are such already":
-        gallery_of(tmp_path / "gallery", {"video_id": "x", "width": 768, "height": 576})
-    job.refuse_scenes(read_catalog(folder), str(tmp_path / "gallery"), Sampling(), why == "asked for")
+    for number in range(others):
+        write_video(folder / f"crop{number}.mp4", frames=2, size=CROP)
+    job.warn_of_scenes(read_catalog(folder), str(tmp_path / "gallery"), Sampling())
     said = capsys.readouterr().err
-    assert "whole scenes without boxes, such as" in said and "scene.mp4 (768 x 576)" in said and "--detector" in said
+    assert f"1 of {1 + others} inputs that were looked at show whole scenes without boxes, such as" in said
+    for words in ("scene.mp4 (768 x 576)", "--detector yolox_nano", "rendered", "boxes_uri"):
+        assert words in said
+    assert not (tmp_path / "gallery").exists()
 
 
-def test_crops_of_one_person_in_the_gallery_excuse_no_scenes(folder: Path, tmp_path: Path) -> None:
+def test_nothing_is_said_of_clips_and_of_what_the_gallery_has(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_video(folder / "scene.mp4", frames=2, size=SCENE)
-    gallery_of(tmp_path / "gallery", {"video_id": "x", "width": 64, "height": 128})
-    with pytest.raises(UsageError, match="1 of 1 inputs"):
-        job.refuse_scenes(read_catalog(folder), str(tmp_path / "gallery"), Sampling(), False)
+    (source,) = read_catalog(folder).table["source_id"].to_pylist()
+    gallery_of(tmp_path / "gallery", {"video_id": source, "width": 768, "height": 576})
+    write_video(folder / "crop.mp4", frames=2, size=CROP)
+    job.warn_of_scenes(read_catalog(folder), str(tmp_path / "gallery"), Sampling())
+    assert capsys.readouterr().err == ""
 
 
 def test_scenes_without_boxes_are_counted_of_what_stands_in_the_gallery(tmp_path: Path) -> None:
