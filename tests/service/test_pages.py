@@ -116,17 +116,9 @@ def test_a_case_is_begun_judged_confirmed_blindly_and_handed_over(served: Served
     anna.get_by_text("Nobody has decided on a lead yet").wait_for()
 
 
-def test_every_screen_fits_from_a_telephone_to_a_large_desk(served: Served, browser: object) -> None:
-    served.ask("POST", "/cases", {"gallery": "town", "name": "7-26", "title": "Missing child"})
+def test_cameras_get_names_and_the_log_is_whole(served: Served, browser: object) -> None:
     page, faults = signed_in(browser, served, "admin")
-    screens = ("cases", "case&case=7-26", "quality", "admin")
-    for width in (390, 1280, 1920):
-        page.set_viewport_size({"width": width, "height": 900})
-        for screen in screens:
-            page.goto(f"{served.address}/#page={screen}")
-            page.locator("#work h2").wait_for()
-            page.wait_for_load_state("networkidle")
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, (screen, width)
+    page.goto(f"{served.address}/#page=admin")
     page.get_by_label("Name of cam0").fill("Station")
     page.get_by_role("button", name="Save the cameras").click()
     page.get_by_text("the cameras are saved").wait_for()

@@ -78,8 +78,18 @@ export function timeline([svg, axis], { cameras, points }, { decisionOf, isShown
   if (range) parts.push(draw("rect", { class: "brush", x: x(range[0]), y: 0, width: Math.max(1, x(range[1]) - x(range[0])), height: bottom }));
   const row = new Map(rows.map((each) => [each.camera, each]));
   svg.replaceChildren(...parts, ...marks.map((mark) => drawMark(mark, row.get(mark.camera), { decisionOf, isShown, chosen, does })));
+  keepInView(svg, marks.find((mark) => mark.each.video_id === chosen), row);
   svg.setAttribute("aria-label", `${points.length} videos of ${cameras.length} cameras from ${clock(from)} to ${clock(to)} UTC; ${points.filter((each) => each.rank !== null).length} are leads`);
   brushable(svg, { time, height: bottom, does });
+}
+
+// Many leads of one moment make a chart that scrolls: the one that is looked at is never out of sight.
+function keepInView(svg, mark, rows) {
+  if (!mark || mark.rank === null) return;
+  const room = svg.parentElement;
+  const top = rows.get(mark.camera).y + mark.lane * LANE;
+  if (top < room.scrollTop) room.scrollTop = top;
+  else if (top + LANE > room.scrollTop + room.clientHeight) room.scrollTop = top + LANE - room.clientHeight;
 }
 
 function drawMark({ each, rank, lane, left, right }, row, { decisionOf, isShown, chosen, does }) {
