@@ -202,6 +202,27 @@ class TokenKnown(BaseModel):
     expires: float
 
 
+class TokensRevoked(BaseModel):
+    """The tokens of a person that were removed: how many."""
+
+    person: str
+    tokens: int
+
+
+class ForgetAsked(Asked):
+    """Videos to forget, by id, and why; the gallery's policy may require a case."""
+
+    videos: Annotated[list[VideoId], Field(min_length=1, max_length=100)]
+    reason: Annotated[str, Field(min_length=1, max_length=2000)]
+    case: Annotated[str, Field(max_length=200)] | None = None
+
+
+class VideosForgotten(BaseModel):
+    """The ids of all videos that were forgotten, copies too."""
+
+    videos: list[str]
+
+
 class SearchAsked(Asked):
     """A search. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. between: hours of any day by the clocks of zone, such
     as 22:00-02:00. box: x, y, width, height in pixels of the

@@ -162,3 +162,33 @@ def test_an_ingest_is_watched_and_cancelled_and_cameras_are_placed_on_a_plan(tmp
         page.get_by_role("button", name="Save the cameras").click()
         page.get_by_text("the cameras are saved").wait_for()
         assert faults == []
+
+
+def test_an_admin_forgets_a_video_and_revokes_a_token_each_after_a_second_look(
+    served: Served, browser: object, gallery: Gallery
+) -> None:
+    page, faults = signed_in(browser, served, "admin")
+    page.goto(f"{served.address}/#page=admin")
+    page.get_by_label("Videos by id, one a line").fill("v003\nv004")
+    page.get_by_role("button", name="Show what would go").click()  # its form asks for a reason first
+    page.get_by_label("Reason for forgetting").fill("asked to")
+    page.get_by_role("button", name="Show what would go").click()
+    page.get_by_role("button", name="Forget these 2 videos for good").wait_for()
+    page.get_by_label("Videos by id, one a line").fill("v003")
+    assert page.get_by_role("button", name=re.compile("for good")).count() == 0  # others than were shown
+    page.get_by_role("button", name="Show what would go").click()
+    page.get_by_role("button", name="Forget this video for good").wait_for()
+    assert "v003 cam1, 2026-03-01 12:03:00 UTC" in page.locator(".confirm").inner_text()
+    page.keyboard.press("Enter")
+    page.get_by_text("Forgotten: v003.").wait_for()
+    said = read_records(gallery)[-1]
+    assert (said["action"], said["who"], said["reason"], said["videos"]) == ("forget", "Carla", "asked to", ["v003"])
+    row = page.get_by_role("row", name=re.compile("Dora"))
+    row.get_by_role("button", name="Revoke").click()
+    row.get_by_role("button", name="Keep").click()
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("button", name="Revoke all tokens of Dora").click()
+    page.get_by_text("1 token of Dora revoked").wait_for()
+    assert page.get_by_role("row", name=re.compile("Dora")).count() == 0
+    said = read_records(gallery)[-1]
+    assert (said["action"], said["who"], said["person"], faults) == ("revoke", "Carla", "Dora", [])
