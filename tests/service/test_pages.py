@@ -105,6 +105,8 @@ def test_a_case_is_begun_judged_confirmed_blindly_and_handed_over(served: Served
     with anna.expect_download() as saving:
         anna.get_by_role("link", name=re.compile("Save 7-26.zip")).click()
     saving.value.save_as(tmp_path / "case.zip")
+    anna.reload()
+    anna.get_by_role("link", name=re.compile("Save 7-26.zip")).wait_for()  # who leaves the page finds it again
     zipfile.ZipFile(tmp_path / "case.zip").extractall(tmp_path)
     ended = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=tmp_path / "7-26", check=False, capture_output=True)
     dora, of_dora = signed_in(browser, served, "viewer")
@@ -192,3 +194,38 @@ def test_an_admin_forgets_a_video_and_revokes_a_token_each_after_a_second_look(
     assert page.get_by_role("row", name=re.compile("Dora")).count() == 0
     said = read_records(gallery)[-1]
     assert (said["action"], said["who"], said["person"], faults) == ("revoke", "Carla", "Dora", [])
+
+
+def test_decisions_go_into_a_case_that_is_begun_where_its_name_is_typed(served: Served, browser: object) -> None:
+    served.ask("POST", "/cases", {"gallery": "town", "name": "7-26", "title": "Missing child"})
+    page, faults = signed_in(browser, served, "investigator")
+    form, words = page.locator("#search-form"), page.locator("#case-words")
+    assert form.locator("#cases option").evaluate_all("all => all.map((each) => [each.value, each.label])") == [
+        ["7-26", "Missing child"]
+    ]
+    begin = form.get_by_role("button", name="Begin this case")
+    form.get_by_label("Case", exact=True).fill("7-26")
+    assert "go into this case: Missing child" in words.inner_text() and begin.is_hidden()
+    form.get_by_label("Case", exact=True).fill("8/26, Berlin")
+    assert "in no case: a case has a name of at most 64 letters" in words.inner_text() and begin.is_hidden()
+    form.get_by_label("Case", exact=True).fill("8-26")
+    assert "There is no case 8-26 in town yet" in words.inner_text()
+    form.get_by_label("Title of the new case").fill("Theft")
+    begin.click()
+    page.get_by_text("Decisions go into this case: Theft").wait_for()
+    form.get_by_label("A video of the gallery, by id").fill("v001")
+    form.get_by_role("button", name="Search").click()
+    page.get_by_text("case: 8-26").wait_for()
+    page.keyboard.press("y")
+    page.get_by_text("1 of 20 judged", exact=True).wait_for()
+    assert len(served.ask("GET", "/cases/8-26")["leads"]) == 1
+    page.get_by_role("button", name="New search").click()  # and where that was forgotten, in triage
+    form.get_by_label("Case", exact=True).fill("9-26")
+    form.get_by_label("A video of the gallery, by id").fill("v006")
+    form.get_by_role("button", name="Search").click()
+    page.get_by_text("case: 9-26 (in the record only)").wait_for()
+    page.keyboard.press("n")
+    page.get_by_text("1 of 20 judged", exact=True).wait_for()
+    page.get_by_role("button", name="Begin this case").locator("visible=true").click()
+    page.get_by_text("case: 9-26", exact=True).wait_for()
+    assert [one["decision"] for one in served.ask("GET", "/cases/9-26")["leads"]] == ["different"] and faults == []

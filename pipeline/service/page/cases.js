@@ -40,9 +40,11 @@ function beginning(galleries) {
 export async function openCase(main, asked, { me }) {
   const found = await openedCase(asked);
   const gallery = `/galleries/${encodeURIComponent(found.gallery)}`;
-  const [path, { plan }, cameras] = await Promise.all([ask("GET", `${casePath(found)}/path${query({ gallery: found.gallery })}`), ask("GET", gallery), ask("GET", `${gallery}/cameras`)]);
-  const again = async () => openCase(main, asked, { me });
   const mayChange = me.rights.includes("investigate");
+  const [path, { plan }, cameras, jobs] = await Promise.all([
+    ask("GET", `${casePath(found)}/path${query({ gallery: found.gallery })}`), ask("GET", gallery), ask("GET", `${gallery}/cameras`), mayChange ? ask("GET", "/jobs") : []]);
+  const again = async () => openCase(main, asked, { me });
+  const mine = jobs.filter((each) => each.kind === "export" && each.gallery === found.gallery && each.about === found.name);
   where(found.gallery);
   main.className = "wide";
   main.replaceChildren(
@@ -53,7 +55,7 @@ export async function openCase(main, asked, { me }) {
       make("div", { className: "actions" }, ...actions(found, me, mayChange, again))),
     make("div", { className: "halves" },
       make("section", {}, make("h3", {}, `Leads (${found.leads.length})`), leads(found, mayChange, again)),
-      make("section", {}, make("h3", {}, "Path"), drawPath(path, () => drawWay(found.gallery, plan, cameras, path)), ...exporting(found, mayChange, again), history(found))),
+      make("section", {}, make("h3", {}, "Path"), drawPath(path, () => drawWay(found.gallery, plan, cameras, path)), ...exporting(found, mayChange, mine), history(found))),
   );
 }
 
@@ -134,35 +136,45 @@ function duration(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-function exporting(found, mayChange, again) {
+function exporting(found, mayChange, jobs) {
   const parts = [make("h3", {}, "Hand over")];
   if (found.exports.length) parts.push(make("p", { className: "quiet" }, `Handed over ${found.exports.length} ${found.exports.length === 1 ? "time" : "times"}, each on record.`));
   if (!mayChange) return found.exports.length ? parts : [];
-  const ready = make("div", { className: "ready" });
+  const packages = make("ul", { className: "plain-list packages" }, ...jobs.filter((each) => ["queued", "running", "done"].includes(each.state)).map((each) => packaged(found, each)));
   parts.push(form([
     make("p", { className: "quiet" }, "A zip with the report, the extract, pictures and records of all that is called the same person; sha256sum -c checks it."),
     field("Reason", "reason", { maxLength: 2000, required: found.requires.includes("reason") }),
   ], "Export", async (made) => {
     const begun = await ask("POST", `${casePath(found)}/exports${query({ gallery: found.gallery })}`, { reason: made.reason.value || null });
-    const { root, ended } = followed(await ask("GET", `/jobs/${begun.export_id}`), attempt);
-    ready.replaceChildren(root);
-    const again = made.querySelector("button");
-    again.disabled = true;
-    ended.then((job) => job && exported(found, job, ready)).catch((error) => tell(error.message)).finally(() => { again.disabled = false; });
-  }), ready);
+    packages.prepend(packaged(found, await ask("GET", `/jobs/${begun.export_id}`)));
+  }), packages);
   return parts;
 }
 
-async function exported(found, job, place) {
+// A package of one's own that the service still has, as a line: how far it is, then where it is saved from.
+function packaged(found, job) {
+  const line = make("li", {});
+  if (job.state === "done") {
+    exported(found, job, line).catch((error) => line.replaceChildren(make("span", { className: "quiet" }, error.message)));
+    return line;
+  }
+  const { root, ended } = followed(job, attempt);
+  line.append(root);
+  ended.then((now) => now && exported(found, now, line)).catch((error) => tell(error.message));
+  return line;
+}
+
+async function exported(found, job, line) {
   if (job.state !== "done") {
-    place.replaceChildren(job.state === "failed" ? make("span", { className: "warn" }, job.error) : "cancelled: nothing was handed over");
+    line.replaceChildren(job.state === "failed" ? make("span", { className: "warn" }, job.error) : "cancelled: nothing was handed over");
     return;
   }
   const made = await ask("GET", `${job.address}${query({ gallery: found.gallery })}`);
   const file = `/api/v1${job.address}/package.zip${query({ gallery: found.gallery })}`;
-  place.replaceChildren(
+  line.replaceChildren(
     make("a", { className: "button", href: file, download: `${found.name}.zip` }, `Save ${found.name}.zip (${Math.ceil(made.bytes / 1024).toLocaleString("en")} kB)`),
-    make("span", { className: "quiet code" }, ` sha256 ${made.sha256}`));
+    make("span", { className: "quiet" }, `made ${moment(made.made_at)} by ${made.made_by}`),
+    make("span", { className: "quiet code" }, `sha256 ${made.sha256}`));
 }
 
 function history(found) {

@@ -4,6 +4,7 @@ import { histogram, timeline } from "/page/charts.js";
 import { Decisions, MARKS, WORDS } from "/page/decisions.js";
 import { button, clock, make, one, picture, place, remember, show, tell } from "/page/document.js";
 import { ask, videoPath } from "/page/interface.js";
+import { beginCase, isCaseName } from "/page/parts.js";
 import { Player, prefetched } from "/page/player.js";
 
 const LONGEST_S = 60;
@@ -138,13 +139,31 @@ function drawSummary() {
   if (search.asked.confirmed.length) parts.push(quiet(`refined by ${search.asked.confirmed.length} confirmed${search.asked.rejected.length ? `, ${search.asked.rejected.length} hidden` : ""}`));
   for (const words of found.filters) parts.push(quiet(words));
   if (search.reason) parts.push(quiet(`reason: ${search.reason}`));
-  if (search.case) parts.push(quiet(`case: ${search.case}${state.decisions.path ? "" : " (in the record only)"}`));
+  if (search.case) parts.push(...ofCase(search, quiet));
   if (found.none_probability === null && found.calibration) parts.push(quiet(`no probabilities: ${found.calibration}`));
   if (found.untimed) parts.push(warn(`${found.untimed} videos have no time and were left out`));
   if (found.not_indexed) parts.push(warn(`${found.not_indexed} videos are not in this index yet`));
   if (found.untrained) parts.push(warn("untrained ranking"));
   for (const words of found.remarks) parts.push(warn(words));
   one("#summary").replaceChildren(...parts);
+}
+
+function ofCase(search, quiet) {
+  if (state.decisions.path) return [quiet(`case: ${search.case}`)];
+  const parts = [quiet(`case: ${search.case} (in the record only)`)];
+  if (isCaseName(search.case)) parts.push(button("Begin this case", () => act(takeIntoCase), { className: "plain small", id: "take-into-case" }));
+  return parts;
+}
+
+// From now on decisions go into a case of the name that the search gave, and those of before go with them.
+async function takeIntoCase() {
+  await state.sending;
+  const before = new Map(state.decisions.of);
+  await beginCase(state.search.gallery, state.search.case, "", state.search.reason);
+  await state.decisions.load([]);
+  for (const lead of state.leads) if (before.has(lead.video_id)) keep(lead, before.get(lead.video_id));
+  await state.sending;
+  drawSummary();
 }
 
 const percent = (share) => `${(100 * share).toFixed(0)} %`;
