@@ -229,3 +229,49 @@ def test_decisions_go_into_a_case_that_is_begun_where_its_name_is_typed(served: 
     page.get_by_role("button", name="Begin this case").locator("visible=true").click()
     page.get_by_text("case: 9-26", exact=True).wait_for()
     assert [one["decision"] for one in served.ask("GET", "/cases/9-26")["leads"]] == ["different"] and faults == []
+
+
+TIMES = """async (asked) => {
+    const { ahead, moment } = await import("/page/times.js");
+    return asked.map(([time, zone]) => [moment(time, zone), ahead(Date.parse(time), zone) / 60000]);
+}"""
+
+
+def test_times_are_those_of_the_clocks_where_a_camera_is(served: Served, browser: object) -> None:
+    admin, faults = signed_in(browser, served, "admin")
+    zones = ["Europe/Berlin", "Europe/Berlin", "Asia/Kolkata", "America/St_Johns", "Not/Known", None]
+    times = ["2026-03-01T12:01:00Z", "2026-07-01T23:30:00Z", "2026-03-01T12:00:00Z", *["2026-01-01T00:00:00.250Z"] * 3]
+    assert admin.evaluate(TIMES, [list(each) for each in zip(times, zones, strict=True)]) == [
+        ["2026-03-01 13:01:00 UTC+1", 60],
+        ["2026-07-02 01:30:00 UTC+2", 120],
+        ["2026-03-01 17:30:00 UTC+5:30", 330],
+        ["2025-12-31 20:30:00 UTC-3:30", -210],
+        ["2026-01-01 00:00:00 UTC", 0],
+        ["2026-01-01 00:00:00 UTC", 0],
+    ]
+    admin.goto(f"{served.address}/#page=admin")
+    admin.get_by_label("Time zone of cam0").fill("Europe/Berlin")
+    admin.get_by_role("button", name="Save the cameras").click()
+    admin.get_by_text("the cameras are saved").wait_for()
+    served.ask("POST", "/cases", {"gallery": "town", "name": "7-26", "title": "Missing child"})
+    page, of_anna = signed_in(browser, served, "investigator")
+    page.get_by_label("A video of the gallery, by id").fill("v001")
+    page.locator("#search-form").get_by_label("Case", exact=True).fill("7-26")
+    page.get_by_role("button", name="Search", exact=True).click()
+    page.get_by_text("cam1, 2026-03-01 12:01:00 UTC", exact=True).wait_for()  # the target's camera has no zone
+    page.locator("#timeline-title", has_text="Cameras and times (UTC)").wait_for()
+    page.fill("#filter", "cam0")
+    page.locator("#lead-facts", has_text=re.compile(r"cam0 *2026-03-01 13:\d\d:00 UTC\+1")).wait_for()
+    page.keyboard.press("Enter")
+    page.keyboard.press("y")
+    page.get_by_text("1 of 20 judged", exact=True).wait_for()
+    page.goto(f"{served.address}/#page=case&case=7-26")
+    path = page.locator(".path").inner_text()
+    assert re.search(r"cam0 2026-03-01 13:\d\d:00 UTC\+1", path) and "cam1 2026-03-01 12:01:00 UTC" in path
+    admin.get_by_label("Time zone of cam1").fill("Europe/Berlin")
+    admin.get_by_role("button", name="Save the cameras").click()
+    admin.get_by_text("the cameras are saved").wait_for()
+    page.go_back()
+    page.reload()
+    page.locator("#timeline-title", has_text="Cameras and times (Europe/Berlin)").wait_for()
+    assert page.locator("#timeline-axis text").first.text_content() == "13:00" and faults + of_anna == []

@@ -4,6 +4,7 @@ import { ask } from "/page/interface.js";
 import { followed } from "/page/jobs.js";
 import { drawn, spots } from "/page/plan.js";
 import { attempt, choice, facts, field, form, galleryLinks, moment, pickedGallery, press, query, table, title, where } from "/page/parts.js";
+import { zonesOf } from "/page/times.js";
 
 const PLACE = [["name", "Name"], ["zone", "Time zone"], ["latitude", "Latitude"], ["longitude", "Longitude"], ["x_m", "x, m"], ["y_m", "y, m"], ["clock_offset_s", "Clock ahead, s"]];
 const NUMBERS = ["latitude", "longitude", "x_m", "y_m", "clock_offset_s"];
@@ -26,7 +27,7 @@ export async function openAdmin(main, asked, { me, galleries }) {
     part("Cameras and plan", cameraTable(name, cameras, gallery.plan, all))];
   if (all) {
     parts.splice(2, 0, part("Take videos in", await intake(name, path)));
-    parts.push(part("Forget", forgetting(path, gallery.requires)), part("Tokens", await tokens()), part("What was recorded", await log(name)));
+    parts.push(part("Forget", forgetting(path, gallery.requires, zonesOf(cameras))), part("Tokens", await tokens()), part("What was recorded", await log(name)));
   }
   main.replaceChildren(...parts);
 }
@@ -139,7 +140,7 @@ function brought(job) {
 }
 
 // Two steps: what would go, copies too, and only then the button that forgets it.
-function forgetting(path, requires) {
+function forgetting(path, requires, zones) {
   const place = make("div", { className: "confirm", role: "status" });
   const leave = (...words) => place.replaceChildren(...words.map((each) => make("p", {}, each)));
   const made = form([
@@ -158,7 +159,7 @@ function forgetting(path, requires) {
       leave(`Forgotten: ${gone.join(", ")}. Their features leave the disk with the next jobs.compact.`);
     }, { className: "danger" });
     place.replaceChildren(
-      make("ul", { className: "plain-list" }, ...going.map((each) => make("li", {}, make("strong", {}, each.video_id), ` ${each.camera_id ?? "no camera"}, ${moment(each.seen_from)}`, videos.includes(each.video_id) ? "" : make("span", { className: "warn" }, " a copy")))),
+      make("ul", { className: "plain-list" }, ...going.map((each) => make("li", {}, make("strong", {}, each.video_id), ` ${each.camera_id ?? "no camera"}, ${moment(each.seen_from, zones.get(each.camera_id))}`, videos.includes(each.video_id) ? "" : make("span", { className: "warn" }, " a copy")))),
       make("div", { className: "actions" }, forget, press("Keep", () => leave())));
     forget.focus();
   });

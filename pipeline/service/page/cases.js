@@ -2,6 +2,7 @@
 import { make, tell } from "/page/document.js";
 import { ask, asked as changed } from "/page/interface.js";
 import { followed } from "/page/jobs.js";
+import { zonesOf } from "/page/times.js";
 import { drawWay } from "/page/plan.js";
 import { attempt, caseAddress, casePath, choice, evidence, facts, field, form, MARKS, moment, openedCase, press, query, table, title, where } from "/page/parts.js";
 
@@ -44,6 +45,7 @@ export async function openCase(main, asked, { me }) {
   const [path, { plan }, cameras, jobs] = await Promise.all([
     ask("GET", `${casePath(found)}/path${query({ gallery: found.gallery })}`), ask("GET", gallery), ask("GET", `${gallery}/cameras`), mayChange ? ask("GET", "/jobs") : []]);
   const again = async () => openCase(main, asked, { me });
+  const zones = zonesOf(cameras);
   const mine = jobs.filter((each) => each.kind === "export" && each.gallery === found.gallery && each.about === found.name);
   where(found.gallery);
   main.className = "wide";
@@ -54,8 +56,8 @@ export async function openCase(main, asked, { me }) {
         ["Waiting for a second person", String(found.waiting)], ["Required here", found.requires.join(", ")], ["Head of its records", make("span", { className: "code" }, found.head ?? "")]),
       make("div", { className: "actions" }, ...actions(found, me, mayChange, again))),
     make("div", { className: "halves" },
-      make("section", {}, make("h3", {}, `Leads (${found.leads.length})`), leads(found, mayChange, again)),
-      make("section", {}, make("h3", {}, "Path"), drawPath(path, () => drawWay(found.gallery, plan, cameras, path)), ...exporting(found, mayChange, mine), history(found))),
+      make("section", {}, make("h3", {}, `Leads (${found.leads.length})`), leads(found, zones, mayChange, again)),
+      make("section", {}, make("h3", {}, "Path"), drawPath(path, zones, () => drawWay(found.gallery, plan, cameras, path)), ...exporting(found, mayChange, mine), history(found))),
   );
 }
 
@@ -73,14 +75,14 @@ function actions(found, me, mayChange, again) {
   return parts;
 }
 
-function leads(found, mayChange, again) {
+function leads(found, zones, mayChange, again) {
   if (!found.leads.length) return make("p", { className: "quiet" }, "Nobody has decided on a lead yet: search in this case, and judge its leads.");
   const order = { same: 0, unsure: 1, different: 2 };
   const sorted = [...found.leads].sort((one, other) => (order[one.decision] ?? 3) - (order[other.decision] ?? 3));
-  return make("ol", { className: "judged" }, ...sorted.map((lead) => row(found, lead, mayChange, again)));
+  return make("ol", { className: "judged" }, ...sorted.map((lead) => row(found, lead, zones, mayChange, again)));
 }
 
-function row(found, lead, mayChange, again) {
+function row(found, lead, zones, mayChange, again) {
   const said = lead.hidden
     ? make("span", { className: "mark" }, "waits for you: decide without seeing what was said")
     : make("span", { className: `mark ${lead.decision}` }, MARKS[lead.decision]);
@@ -89,7 +91,7 @@ function row(found, lead, mayChange, again) {
     : make("span", { className: "quiet" }, "no second person yet");
   const lines = [
     make("strong", {}, lead.video_id), said, ...(lead.hidden ? [] : [second]),
-    make("span", { className: "quiet" }, [lead.camera_id ?? "no camera", moment(lead.seen_from)].join(" · ")),
+    make("span", { className: "quiet" }, [lead.camera_id ?? "no camera", moment(lead.seen_from, zones.get(lead.camera_id))].join(" · ")),
   ];
   if (!lead.hidden) lines.push(make("span", { className: "quiet" }, `${lead.who}, ${moment(lead.at)}${lead.rank ? `, rank ${lead.rank}` : ""}${lead.probability === null ? "" : `, probability ${lead.probability.toFixed(2)}`}`));
   if (lead.note) lines.push(make("span", {}, `“${lead.note}”`));
@@ -106,7 +108,7 @@ async function take(found, lead) {
   await changed("PUT", `${casePath(found)}/decisions/${encodeURIComponent(lead.video_id)}${query({ gallery: found.gallery })}`, { decision: null }, { "if-match": `"${lead.tag}"` });
 }
 
-function drawPath(path, plan) {
+function drawPath(path, zones, plan) {
   const hidden = path.hidden ? `${path.hidden} more wait for a second person. ` : "";
   if (!path.appearances.length) return make("p", { className: "quiet" }, `${hidden}What is called the same person appears here, in the order of time.`);
   const legs = new Map(path.legs.map((leg) => [`${leg.start}\n${leg.end}`, leg]));
@@ -114,7 +116,7 @@ function drawPath(path, plan) {
     const next = path.appearances[at + 1];
     const leg = next && legs.get(`${each.video_id}\n${next.video_id}`);
     const words = each.why === "target" ? "target" : each.confirmed ? "same person, confirmed" : "same person";
-    const item = make("li", {}, make("strong", {}, each.camera ?? each.camera_id ?? "no camera"), ` ${moment(each.seen_from)} `, make("span", { className: "quiet" }, `${each.video_id}, ${words}`));
+    const item = make("li", {}, make("strong", {}, each.camera ?? each.camera_id ?? "no camera"), ` ${moment(each.seen_from, zones.get(each.camera_id))} `, make("span", { className: "quiet" }, `${each.video_id}, ${words}`));
     return leg ? [item, make("li", { className: leg.impossible ? "leg warn" : "leg quiet" }, legWords(leg))] : [item];
   });
   const apart = path.legs.filter((leg) => leg.impossible && !adjacent(path, leg));

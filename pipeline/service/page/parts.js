@@ -1,10 +1,9 @@
 // Parts of the screens beside triage.
-import { clock, make, one, picture, tell } from "/page/document.js";
+import { make, one, picture, tell } from "/page/document.js";
 import { ask, Refused } from "/page/interface.js";
 
 export { MARKS, WORDS } from "/page/decisions.js";
-
-export const moment = (text) => (text ? `${clock(text)} UTC` : "time not known");
+export { moment } from "/page/times.js";
 
 export const casePath = (found) => `/cases/${encodeURIComponent(found.name)}`;
 export const isCaseName = (name) => /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name);
