@@ -46,7 +46,7 @@ function sayCase() {
   const isNew = name !== "" && !found && isCaseName(name);
   one("#case-facts").hidden = name === "";
   one("#case-new").hidden = !isNew;
-  one("#case-words").className = found?.state === "open" ? "quiet" : "warn";
+  one("#case-words").className = found?.state === "open" ? "quiet" : isNew ? "unsure" : "warn";
   if (found) one("#case-words").textContent = found.state === "open" ? `Decisions go into this case: ${found.title}` : `The case ${found.title} is closed and takes no decisions. Open it again on its page.`;
   else if (isNew) one("#case-words").textContent = `There is no case ${name} in ${form.gallery.value} yet. Without one the name stands in the record only, and decisions are in no case.`;
   else one("#case-words").textContent = `${name} stands in the record only, and decisions are in no case: ${NO_CASE_NAME}.`;
