@@ -37,7 +37,9 @@ def forget_videos(asked: answers.ForgetAsked, opened: GalleryOf, person: Person)
 
 @routes.delete("/tokens/{person:path}")
 def revoke_tokens(person: str, service: ServiceOf, asking: Person) -> answers.TokensRevoked:
-    """Remove all tokens of a person, as jobs.token --revoke does; the audit logs of all galleries say who did it."""
+    """Remove all tokens of a person, as jobs.token --revoke does, and so end the sessions that these opened. The audit logs of
+    all galleries say who did it.
+    """
     file = service.access.tokens_file
     if file is None or not any(one.person == person for one in read_tokens(file)):
         raise HTTPException(404, "there is no token of this person")

@@ -58,10 +58,11 @@ def test_the_tokens_of_a_person_are_revoked_on_record(service: Service, gallery:
     file = service.access.tokens_file
     assert file is not None
     tokens = [issue(file, "Bert / night shift", 1, "reviewer") for _ in range(2)]
+    session, _ = service.access.sign_in(tokens[0])  # type: ignore[misc]
     admin = role(service, "admin", "Carla")
     answer = admin.delete("/api/v1/tokens/Bert / night shift")
     assert answer.status_code == 200 and answer.json() == {"person": "Bert / night shift", "tokens": 2}
-    assert [service.access.of_token(one) for one in tokens] == [None, None]
+    assert [service.access.of_token(one) for one in tokens] == [None, None] and service.access.of_session(session) is None
     said = read_records(gallery)[-1]
     assert (said["action"], said["who"], said["person"]) == ("revoke", "Carla", "Bert / night shift")
     assert admin.delete("/api/v1/tokens/Bert / night shift").status_code == 404

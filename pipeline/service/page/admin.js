@@ -195,7 +195,7 @@ async function drawTokens(again) {
     tell(`${count} ${count === 1 ? "token" : "tokens"} of ${person} revoked`);
   });
   const rows = known.map(({ person, role, expires }, at) => [person, role, moment(1000 * expires), known[at - 1]?.person === person ? "" : revoking(person)]);
-  return [table("Tokens that were issued", ["Person", "Role", "Expires", "Revoke"], rows), make("p", { className: "quiet" }, "jobs.token issues them. Revoking takes all tokens of a person, and is on record.")];
+  return [table("Tokens that were issued", ["Person", "Role", "Expires", "Revoke"], rows), make("p", { className: "quiet" }, "jobs.token issues them. Revoking takes all tokens of a person, ends the sessions that these opened, and is on record.")];
 }
 
 async function log(gallery) {
