@@ -528,7 +528,8 @@ def screens(anna: Any, bert: Any, stranger: Any, town: Town, tmp_path: Path) -> 
     yield bert, "review-clips"
 
 
-# What reaches out of the card that it belongs to, into the room around what is in it or beyond, unless that part scrolls.
+# What reaches out of the card that it belongs to, into the room around what is in it or beyond, unless that part scrolls; leads
+# that a chart cuts off.
 OVERHANGS = """() => {
     const isShown = (each) => each.checkVisibility() && each.getBoundingClientRect().width > 1;
     const moves = (each, card) => {
@@ -538,14 +539,19 @@ OVERHANGS = """() => {
         }
         return false;
     };
-    return [...document.querySelectorAll("main:not([hidden]) .card, dialog[open]")].filter(isShown).flatMap((card) => {
+    const room = document.querySelector("#timeline-room").getBoundingClientRect();
+    const cut = [...document.querySelectorAll("#timeline .mark.lead")].filter((each) => {
+        const { left, right } = each.getBoundingClientRect();
+        return isShown(each) && (left < room.left || right > room.right);
+    });
+    return cut.concat([...document.querySelectorAll("main:not([hidden]) .card, dialog[open]")].filter(isShown).flatMap((card) => {
         const [box, style] = [card.getBoundingClientRect(), getComputedStyle(card)];
         const [left, right] = [box.left + parseFloat(style.paddingLeft), box.right - parseFloat(style.paddingRight)];
-        return [...card.querySelectorAll("button, input, select, a, svg, .mark.lead")].filter((each) => {
+        return [...card.querySelectorAll("button, input, select, textarea, a, svg")].filter((each) => {
             const { left: from, right: to } = each.getBoundingClientRect();
             return isShown(each) && (from < left - 1 || to > right + 1) && !moves(each.parentElement, card);
         });
-    }).map((each) => each.outerHTML.slice(0, 120));
+    })).map((each) => each.outerHTML.slice(0, 120));
 }"""
 
 
