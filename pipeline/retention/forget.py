@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UsageError
 from pipeline.footage.forgotten_people import blanked, places_of
 from pipeline.footage.recordings import ends
-from pipeline.gallery.audit import append_record, check_policy
+from pipeline.gallery.audit import append_record, check_policy, on_behalf_of
 from pipeline.gallery.clip_cache import delete_clips
 from pipeline.gallery.forgotten import FORGOTTEN_SCHEMA, Forgotten, read_forgotten
 from pipeline.gallery.gallery import Gallery, Snapshot
@@ -101,12 +101,13 @@ def _tombstones(snapshot: Snapshot, videos: pa.Table, recordings: pa.Table | Non
     return Forgotten(*named) | Forgotten(ids=frozenset(ids), rows=frozenset((one, None, None, None) for one in ids))
 
 
-def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None = None) -> list[str]:
+def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None = None, person: str | None = None) -> list[str]:
     """Forget videos: they are in no result from now on, and never come back by another ingest. Returns their ids.
 
     Copies, the same bytes under other ids, are forgotten along; of a recording of which one track is forgotten the others stay.
     By camera and by time whole recordings go too, with everybody in them. The audit log says who and why first. Their features
-    leave the disk with the next compaction.
+    leave the disk with the next compaction. person: who asks for it, where a service has made sure of that; the record then names
+    the account that the process runs under as well.
     """
     if not reason.strip():
         raise UsageError("a reason is needed: it goes into the audit log; nothing was forgotten")
@@ -117,7 +118,8 @@ def forget(gallery: Gallery, selection: Selection, reason: str, case: str | None
     ids = chosen["video_id"].to_pylist()
     if not ids and not len(recordings):
         return []
-    record = {"reason": reason, "case": case, "videos": ids}
+    who = {} if person is None else on_behalf_of(person)
+    record = {**who, "reason": reason, "case": case, "videos": ids}
     append_record(gallery, "forget", record | ({"recordings": recordings["source_id"].to_pylist()} if len(recordings) else {}))
     _commit(gallery, snapshot, chosen, _tombstones(snapshot, chosen, recordings))
     return ids

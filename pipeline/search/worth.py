@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.coattention.calibration import Floats, settings_of
+from pipeline.coattention.calibration import Floats, Setting, settings_of
 from pipeline.coattention.gallery_calibration import GalleryCalibration, fit_gallery_calibration
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
@@ -33,16 +33,25 @@ def measure_worth(gallery: Gallery, index: Index) -> GalleryCalibration:
     index: published or not; its partitions are read in this process. Where it has no usable cohort, scores are those without one.
     """
     rows = np.array(hash_order(index.videos["video_id"].to_pylist(), SAMPLE_VIDEOS), np.int64)
-    score = ScoreSettings(normalise="cohort" if index.cohort.usable else "none").alone
+    score = _default_score(index)
     videos = index.videos.take(pa.array(rows))
-    cut = index.settings.segment_length, index.settings.stride
     return fit_gallery_calibration(
         _scores_among(gallery, index, rows, videos, score),
         seen_apart(videos),
         head=index.manifest["head"],
-        settings=settings_of(score, *cut, cameras=index.settings.cameras),
+        settings=default_settings(index),
         bounded=score.aggregate == "mean",
     )
+
+
+def default_settings(index: Index) -> dict[str, Setting]:
+    """What scores of searches with default settings depend on (`settings_of`)."""
+    cut = index.settings.segment_length, index.settings.stride
+    return settings_of(_default_score(index), *cut, cameras=index.settings.cameras)
+
+
+def _default_score(index: Index) -> ScoreSettings:
+    return ScoreSettings(normalise="cohort" if index.cohort.usable else "none").alone
 
 
 def _scores_among(gallery: Gallery, index: Index, rows: np.ndarray, videos: pa.Table, score: ScoreSettings) -> Floats:

@@ -170,11 +170,31 @@ class Evaluated(BaseModel):
     rank_1: float | None
 
 
+class HeadCalibration(BaseModel):
+    """What the index's head says its scores are worth, fitted on labelled videos of other people. in_use: whether searches here
+    take it, which they do where the gallery's own was not measured. fitted_on, date, people, same_pairs, different_pairs: on what
+    and when; error: how far its probabilities were off on people that the fit had not seen, in the mean, 0..1; cost,
+    least_cost: of its log-likelihood ratios in bits (Cllr), 0 for perfect and 1 for useless ones, and what the best map of these
+    scores would have.
+    """
+
+    in_use: bool
+    fitted_on: str
+    date: str
+    people: int
+    same_pairs: int
+    different_pairs: int
+    error: float
+    cost: float
+    least_cost: float
+
+
 class Quality(BaseModel):
     """What is known of how well a gallery's index finds people. calibration: what probabilities rest on, or why there are none;
-    calibrated: whether there are any; sample, links, right: videos that this was measured on, pairs among them that are likelier
-    matches than not, and the share of these that is taken to be right. advice: why the index should be built anew. own: what
-    people decided on the leads of their cases.
+    calibrated: whether there are any; head_calibration: what the index's head says, None where it says nothing. sample, links,
+    right: videos that the gallery's own was measured on, pairs among them that are likelier matches than not, and the share of
+    these that is taken to be right. advice: why the index should be built anew. own: what people decided on the leads of their
+    cases.
     """
 
     index_version: str | None
@@ -185,6 +205,7 @@ class Quality(BaseModel):
     cameras_known: int
     calibrated: bool
     calibration: str
+    head_calibration: HeadCalibration | None
     sample: int | None
     links: int | None
     right: float | None
@@ -200,6 +221,27 @@ class TokenKnown(BaseModel):
     person: str
     role: Role
     expires: float
+
+
+class TokensRevoked(BaseModel):
+    """The tokens of a person that were removed: how many."""
+
+    person: str
+    tokens: int
+
+
+class ForgetAsked(Asked):
+    """Videos to forget, by id, and why; the gallery's policy may require a case."""
+
+    videos: Annotated[list[VideoId], Field(min_length=1, max_length=100)]
+    reason: Annotated[str, Field(min_length=1, max_length=2000)]
+    case: Annotated[str, Field(max_length=200)] | None = None
+
+
+class VideosForgotten(BaseModel):
+    """The ids of all videos that were forgotten, copies too."""
+
+    videos: list[str]
 
 
 class SearchAsked(Asked):

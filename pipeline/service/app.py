@@ -25,7 +25,20 @@ from pipeline.search.results import Lead, SearchResult
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import GALLERY_PREFIX, Whom
-from pipeline.service import answers, cases, description, found, galleries, handover, jobs, media, operation, plans, view_answers
+from pipeline.service import (
+    answers,
+    cases,
+    description,
+    found,
+    galleries,
+    handover,
+    jobs,
+    media,
+    operation,
+    plans,
+    removals,
+    view_answers,
+)
 from pipeline.service.access import RIGHTS, SESSION_SECONDS, Token
 from pipeline.service.asking import (
     COOKIE,
@@ -311,6 +324,7 @@ def create_app(service: Service, hosts: Sequence[str], only_here: bool = False) 
         jobs.routes,
         jobs.intake,
         plans.routes,
+        removals.routes,
         operation.routes,
         operation.probes,
     )

@@ -75,17 +75,25 @@ def list_videos(
         wanted = pc.and_(wanted, pa.chunked_array([pa.array(inside)]))
     if camera is not None:
         wanted = pc.and_(wanted, _of_camera(table, camera))
-    rows = table.filter(pc.fill_null(wanted, False)).slice(0, limit + 1).to_pylist()
-    found = [
+    found = _videos(table.filter(pc.fill_null(wanted, False)).slice(0, limit + 1))
+    return answers.Videos(videos=found[:limit], following=found[limit - 1].video_id if len(found) > limit else None)
+
+
+def listed(gallery: Gallery, rows: pa.Table) -> list[answers.Video]:
+    """Rows of a gallery's videos as they are answered, by right clocks."""
+    return _videos(with_right_times(rows, read_places(gallery)))
+
+
+def _videos(rows: pa.Table) -> list[answers.Video]:
+    return [
         answers.Video(
             video_id=row["video_id"],
             camera_id=row["camera_id"],
             seen_from=row["seen_from"] or row["start_time"],
             seen_to=row["seen_to"] or row["start_time"],
         )
-        for row in rows[:limit]
+        for row in rows.to_pylist()
     ]
-    return answers.Videos(videos=found, following=found[-1].video_id if len(rows) > limit else None)
 
 
 def _facts(name: str, gallery: Gallery) -> answers.GalleryFacts:

@@ -1,7 +1,7 @@
 """Routes for those who run the service: the audit log, whether all is well, and figures for Prometheus."""
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
@@ -13,6 +13,9 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.service import answers
 from pipeline.service.access import read_tokens
 from pipeline.service.asking import PROBLEMS, Asking, GalleryOf, ServiceOf, file_of, gallery_of, may
+
+if TYPE_CHECKING:
+    from pipeline.index.versions import Index
 
 routes = APIRouter(prefix="/api/v1", tags=["operation"], responses=PROBLEMS)
 probes = APIRouter(include_in_schema=False)
@@ -54,19 +57,16 @@ def get_quality(gallery: str, opened: GalleryOf, service: ServiceOf, asking: Ask
     """How well a gallery's index finds people, as far as that was measured or can be told from what people decided."""
     from pipeline.index.versions import index_lag, index_versions  # loads PyTorch, which the service does not wait for
 
-    facts: dict[str, Any] = dict.fromkeys(("index_version", "model", "sample", "links", "right", "advice"))
+    facts: dict[str, Any] = dict.fromkeys(("index_version", "model", "sample", "links", "right", "advice", "head_calibration"))
     facts |= {"untrained": False, "cameras_known": 0, "calibrated": False, "calibration": "there is no index yet"}
     videos = len(opened.snapshot().videos)
     facts["not_indexed"] = videos
     if index_versions(opened):
         index, _ = service.warm(opened).newest()
-        known = index.gallery_calibration
         facts |= {"index_version": index.version, "model": index.model, "untrained": index.untrained}
         facts |= {"not_indexed": index_lag(opened, index).missing, "advice": index.rebuild_advice()}
         facts |= {"cameras_known": 0 if index.cameras is None else len(index.cameras.names)}
-        facts |= {"calibration": "it was not measured; run jobs.index" if known is None else known.words}
-        if known is not None:
-            facts |= {"calibrated": not known.why, "sample": known.videos, "links": known.links, "right": known.right}
+        facts |= _calibrated(index)
     judged = [
         one.record
         for name in service.casebook.names(opened)
@@ -134,6 +134,34 @@ def _bins(judged: list[dict[str, Any]]) -> list[answers.ProbabilityBin]:
         )
         for number, of_bin in enumerate(by_bin if known else [])
     ]
+
+
+def _calibrated(index: "Index") -> dict[str, Any]:
+    """What a search with default scores would say of probabilities, of the gallery's own calibration and of the head's."""
+    from pipeline.search.leads import calibration_of
+    from pipeline.search.worth import default_settings
+
+    own, shipped = index.gallery_calibration, index.calibration
+    known, why = calibration_of(index, default_settings(index))
+    facts: dict[str, Any] = {"calibrated": known is not None and not why, "calibration": why or (known.words if known else "")}
+    if own is None and shipped is None:
+        facts["calibration"] = "it was not measured; run jobs.index"
+    if own is not None:
+        facts |= {"sample": own.videos, "links": own.links, "right": own.right}
+    if shipped is not None:
+        on, quality = shipped.fitted_on, shipped.quality
+        facts["head_calibration"] = answers.HeadCalibration(
+            in_use=known is shipped and not why,
+            fitted_on=on.name,
+            date=on.date,
+            people=on.identities,
+            same_pairs=on.same_pairs,
+            different_pairs=on.different_pairs,
+            error=quality.ece,
+            cost=quality.cllr,
+            least_cost=quality.min_cllr,
+        )
+    return facts
 
 
 def _evaluated(gallery: Gallery) -> answers.Evaluated | None:

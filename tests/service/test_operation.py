@@ -1,17 +1,23 @@
 """What those who run the service see: the audit log page by page, whether it is whole, readiness, and figures."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from pipeline import telemetry
+from pipeline.coattention.calibration import Calibration, CalibrationQuality, CalibrationSet
+from pipeline.coattention.gallery_calibration import fit_gallery_calibration
 from pipeline.gallery.audit import append_record, head, read_records
 from pipeline.gallery.gallery import Gallery
+from pipeline.index.versions import open_index
+from pipeline.search.worth import default_settings
 from pipeline.service.access import Role, issue
 from pipeline.service.app import create_app
 from pipeline.service.asking import Service
-from pipeline.service.operation import _bins
+from pipeline.service.operation import _bins, _calibrated
 from tests.service.test_cases import decided
 from tests.service.test_service import HOST, ORIGIN, done, role
 
@@ -100,6 +106,29 @@ def test_quality_says_what_is_known_and_what_people_decided(anna: TestClient, be
     append_record(gallery, "evaluate", named | {"figures": figures})
     found = anna.get("/api/v1/galleries/town/quality").json()["evaluation"]
     assert found.items() >= (figures | named).items()
+
+
+def test_probabilities_rest_on_the_head_where_the_gallery_was_not_measured(gallery: Gallery) -> None:
+    index = open_index(gallery)
+    nothing = _calibrated(index)
+    assert (nothing["calibrated"], nothing.get("head_calibration")) == (False, None) and "not measured" in nothing["calibration"]
+    quality = CalibrationQuality(ece=0.03, ece_own_prior=0.01, cllr=0.13, min_cllr=0.1, reliability=())
+    fitted_on = CalibrationSet("60 people", 60, 1770, 314, 25446, "2026-11-30")
+    of_head = Calibration(index.manifest["head"], default_settings(index), True, -5.0, 2.4, -3.8, 6.7, fitted_on, quality)
+    shipped = _calibrated(replace(index, calibration=of_head))
+    assert shipped["calibrated"] and shipped["calibration"] == "60 people" and "sample" not in shipped
+    said = shipped["head_calibration"].model_dump()
+    assert said == {
+        **{"in_use": True, "fitted_on": "60 people", "date": "2026-11-30", "people": 60, "same_pairs": 314},
+        **{"different_pairs": 25446, "error": 0.03, "cost": 0.13, "least_cost": 0.1},
+    }
+    of_other = _calibrated(replace(index, calibration=replace(of_head, head="0" * 64)))
+    assert not of_other["calibrated"] and "belongs to the head" in of_other["calibration"]
+    own = fit_gallery_calibration(
+        np.zeros((3, 3)), np.zeros((3, 3), bool), head=index.manifest["head"], settings=default_settings(index), bounded=True
+    )
+    measured = _calibrated(replace(index, calibration=of_head, gallery_calibration=own))  # too few videos to say anything
+    assert not measured["calibrated"] and measured["sample"] == 3 and not measured["head_calibration"].in_use
 
 
 def test_decisions_are_counted_by_what_the_probabilities_said() -> None:

@@ -105,6 +105,8 @@ def test_a_case_is_begun_judged_confirmed_blindly_and_handed_over(served: Served
     with anna.expect_download() as saving:
         anna.get_by_role("link", name=re.compile("Save 7-26.zip")).click()
     saving.value.save_as(tmp_path / "case.zip")
+    anna.reload()
+    anna.get_by_role("link", name=re.compile("Save 7-26.zip")).wait_for()  # who leaves the page finds it again
     zipfile.ZipFile(tmp_path / "case.zip").extractall(tmp_path)
     ended = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=tmp_path / "7-26", check=False, capture_output=True)
     dora, of_dora = signed_in(browser, served, "viewer")
@@ -116,17 +118,9 @@ def test_a_case_is_begun_judged_confirmed_blindly_and_handed_over(served: Served
     anna.get_by_text("Nobody has decided on a lead yet").wait_for()
 
 
-def test_every_screen_fits_from_a_telephone_to_a_large_desk(served: Served, browser: object) -> None:
-    served.ask("POST", "/cases", {"gallery": "town", "name": "7-26", "title": "Missing child"})
+def test_cameras_get_names_and_the_log_is_whole(served: Served, browser: object) -> None:
     page, faults = signed_in(browser, served, "admin")
-    screens = ("cases", "case&case=7-26", "quality", "admin")
-    for width in (390, 1280, 1920):
-        page.set_viewport_size({"width": width, "height": 900})
-        for screen in screens:
-            page.goto(f"{served.address}/#page={screen}")
-            page.locator("#work h2").wait_for()
-            page.wait_for_load_state("networkidle")
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, (screen, width)
+    page.goto(f"{served.address}/#page=admin")
     page.get_by_label("Name of cam0").fill("Station")
     page.get_by_role("button", name="Save the cameras").click()
     page.get_by_text("the cameras are saved").wait_for()
@@ -170,3 +164,114 @@ def test_an_ingest_is_watched_and_cancelled_and_cameras_are_placed_on_a_plan(tmp
         page.get_by_role("button", name="Save the cameras").click()
         page.get_by_text("the cameras are saved").wait_for()
         assert faults == []
+
+
+def test_an_admin_forgets_a_video_and_revokes_a_token_each_after_a_second_look(
+    served: Served, browser: object, gallery: Gallery
+) -> None:
+    page, faults = signed_in(browser, served, "admin")
+    page.goto(f"{served.address}/#page=admin")
+    page.get_by_label("Videos by id, one a line").fill("v003\nv004")
+    page.get_by_role("button", name="Show what would go").click()  # its form asks for a reason first
+    page.get_by_label("Reason for forgetting").fill("asked to")
+    page.get_by_role("button", name="Show what would go").click()
+    page.get_by_role("button", name="Forget these 2 videos for good").wait_for()
+    page.get_by_label("Videos by id, one a line").fill("v003")
+    assert page.get_by_role("button", name=re.compile("for good")).count() == 0  # others than were shown
+    page.get_by_role("button", name="Show what would go").click()
+    page.get_by_role("button", name="Forget this video for good").wait_for()
+    assert "v003 cam1, 2026-03-01 12:03:00 UTC" in page.locator(".confirm").inner_text()
+    page.keyboard.press("Enter")
+    page.get_by_text("Forgotten: v003.").wait_for()
+    said = read_records(gallery)[-1]
+    assert (said["action"], said["who"], said["reason"], said["videos"]) == ("forget", "Carla", "asked to", ["v003"])
+    row = page.get_by_role("row", name=re.compile("Dora"))
+    row.get_by_role("button", name="Revoke").click()
+    row.get_by_role("button", name="Keep").click()
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("button", name="Revoke all tokens of Dora").click()
+    page.get_by_text("1 token of Dora revoked").wait_for()
+    assert page.get_by_role("row", name=re.compile("Dora")).count() == 0
+    said = read_records(gallery)[-1]
+    assert (said["action"], said["who"], said["person"], faults) == ("revoke", "Carla", "Dora", [])
+
+
+def test_decisions_go_into_a_case_that_is_begun_where_its_name_is_typed(served: Served, browser: object) -> None:
+    served.ask("POST", "/cases", {"gallery": "town", "name": "7-26", "title": "Missing child"})
+    page, faults = signed_in(browser, served, "investigator")
+    form, words = page.locator("#search-form"), page.locator("#case-words")
+    assert form.locator("#cases option").evaluate_all("all => all.map((each) => [each.value, each.label])") == [
+        ["7-26", "Missing child"]
+    ]
+    begin = form.get_by_role("button", name="Begin this case")
+    form.get_by_label("Case", exact=True).fill("7-26")
+    assert "go into this case: Missing child" in words.inner_text() and begin.is_hidden()
+    form.get_by_label("Case", exact=True).fill("8/26, Berlin")
+    assert "in no case: a case has a name of at most 64 letters" in words.inner_text() and begin.is_hidden()
+    form.get_by_label("Case", exact=True).fill("8-26")
+    assert "There is no case 8-26 in town yet" in words.inner_text()
+    form.get_by_label("Title of the new case").fill("Theft")
+    begin.click()
+    page.get_by_text("Decisions go into this case: Theft").wait_for()
+    form.get_by_label("A video of the gallery, by id").fill("v001")
+    form.get_by_role("button", name="Search").click()
+    page.get_by_text("case: 8-26").wait_for()
+    page.keyboard.press("y")
+    page.get_by_text("1 of 20 judged", exact=True).wait_for()
+    assert len(served.ask("GET", "/cases/8-26")["leads"]) == 1
+    page.get_by_role("button", name="New search").click()  # and where that was forgotten, in triage
+    form.get_by_label("Case", exact=True).fill("9-26")
+    form.get_by_label("A video of the gallery, by id").fill("v006")
+    form.get_by_role("button", name="Search").click()
+    page.get_by_text("case: 9-26 (in the record only)").wait_for()
+    page.keyboard.press("n")
+    page.get_by_text("1 of 20 judged", exact=True).wait_for()
+    page.get_by_role("button", name="Begin this case").locator("visible=true").click()
+    page.get_by_text("case: 9-26", exact=True).wait_for()
+    assert [one["decision"] for one in served.ask("GET", "/cases/9-26")["leads"]] == ["different"] and faults == []
+
+
+TIMES = """async (asked) => {
+    const { ahead, moment } = await import("/page/times.js");
+    return asked.map(([time, zone]) => [moment(time, zone), ahead(Date.parse(time), zone) / 60000]);
+}"""
+
+
+def test_times_are_those_of_the_clocks_where_a_camera_is(served: Served, browser: object) -> None:
+    admin, faults = signed_in(browser, served, "admin")
+    zones = ["Europe/Berlin", "Europe/Berlin", "Asia/Kolkata", "America/St_Johns", "Not/Known", None]
+    times = ["2026-03-01T12:01:00Z", "2026-07-01T23:30:00Z", "2026-03-01T12:00:00Z", *["2026-01-01T00:00:00.250Z"] * 3]
+    assert admin.evaluate(TIMES, [list(each) for each in zip(times, zones, strict=True)]) == [
+        ["2026-03-01 13:01:00 UTC+1", 60],
+        ["2026-07-02 01:30:00 UTC+2", 120],
+        ["2026-03-01 17:30:00 UTC+5:30", 330],
+        ["2025-12-31 20:30:00 UTC-3:30", -210],
+        ["2026-01-01 00:00:00 UTC", 0],
+        ["2026-01-01 00:00:00 UTC", 0],
+    ]
+    admin.goto(f"{served.address}/#page=admin")
+    admin.get_by_label("Time zone of cam0").fill("Europe/Berlin")
+    admin.get_by_role("button", name="Save the cameras").click()
+    admin.get_by_text("the cameras are saved").wait_for()
+    served.ask("POST", "/cases", {"gallery": "town", "name": "7-26", "title": "Missing child"})
+    page, of_anna = signed_in(browser, served, "investigator")
+    page.get_by_label("A video of the gallery, by id").fill("v001")
+    page.locator("#search-form").get_by_label("Case", exact=True).fill("7-26")
+    page.get_by_role("button", name="Search", exact=True).click()
+    page.get_by_text("cam1, 2026-03-01 12:01:00 UTC", exact=True).wait_for()  # the target's camera has no zone
+    page.locator("#timeline-title", has_text="Cameras and times (UTC)").wait_for()
+    page.fill("#filter", "cam0")
+    page.locator("#lead-facts", has_text=re.compile(r"cam0 *2026-03-01 13:\d\d:00 UTC\+1")).wait_for()
+    page.keyboard.press("Enter")
+    page.keyboard.press("y")
+    page.get_by_text("1 of 20 judged", exact=True).wait_for()
+    page.goto(f"{served.address}/#page=case&case=7-26")
+    path = page.locator(".path").inner_text()
+    assert re.search(r"cam0 2026-03-01 13:\d\d:00 UTC\+1", path) and "cam1 2026-03-01 12:01:00 UTC" in path
+    admin.get_by_label("Time zone of cam1").fill("Europe/Berlin")
+    admin.get_by_role("button", name="Save the cameras").click()
+    admin.get_by_text("the cameras are saved").wait_for()
+    page.go_back()
+    page.reload()
+    page.locator("#timeline-title", has_text="Cameras and times (Europe/Berlin)").wait_for()
+    assert page.locator("#timeline-axis text").first.text_content() == "13:00" and faults + of_anna == []

@@ -1,9 +1,10 @@
-// Admin: index and policy of a gallery, its cameras, the tokens, and the audit log.
+// Admin: index and policy of a gallery, its cameras, who is forgotten, the tokens, and the audit log.
 import { make, one, tell } from "/page/document.js";
 import { ask } from "/page/interface.js";
 import { followed } from "/page/jobs.js";
 import { drawn, spots } from "/page/plan.js";
 import { attempt, choice, facts, field, form, galleryLinks, moment, pickedGallery, press, query, table, title, where } from "/page/parts.js";
+import { zonesOf } from "/page/times.js";
 
 const PLACE = [["name", "Name"], ["zone", "Time zone"], ["latitude", "Latitude"], ["longitude", "Longitude"], ["x_m", "x, m"], ["y_m", "y, m"], ["clock_offset_s", "Clock ahead, s"]];
 const NUMBERS = ["latitude", "longitude", "x_m", "y_m", "clock_offset_s"];
@@ -19,14 +20,14 @@ export async function openAdmin(main, asked, { me, galleries }) {
     part("Gallery", facts(
       ["Videos", gallery.videos.toLocaleString("en")], ["Seen", gallery.seen_from ? `${moment(gallery.seen_from)} to ${moment(gallery.seen_to)}` : null],
       ["Index", gallery.index_version ?? "none yet"], ["Required", gallery.requires.join(", ") || "nothing"]),
-      make("p", { className: "quiet" }, "jobs.index builds the next index, which is taken up by itself; jobs.policy sets what is required; jobs.forget deletes people.")),
+      make("p", { className: "quiet" }, "jobs.index builds the next index, which is taken up by itself; jobs.policy sets what is required.")),
     part("Audit log and cases", facts(
       ["Records", checked.records.toLocaleString("en")], ["Head, to be kept elsewhere", make("span", { className: "code" }, checked.head ?? "none")],
       ["State", checked.faults.length ? make("span", { className: "warn" }, checked.faults.join("; ")) : make("span", { className: "same" }, "whole: nothing was changed, moved or removed")])),
     part("Cameras and plan", cameraTable(name, cameras, gallery.plan, all))];
   if (all) {
     parts.splice(2, 0, part("Take videos in", await intake(name, path)));
-    parts.push(part("Tokens", await tokens()), part("What was recorded", await log(name)));
+    parts.push(part("Forget", forgetting(path, gallery.requires, zonesOf(cameras))), part("Tokens", await tokens()), part("What was recorded", await log(name)));
   }
   main.replaceChildren(...parts);
 }
@@ -138,11 +139,63 @@ function brought(job) {
   return line;
 }
 
+// Two steps: what would go, copies too, and only then the button that forgets it.
+function forgetting(path, requires, zones) {
+  const place = make("div", { className: "confirm", role: "status" });
+  const leave = (...words) => place.replaceChildren(...words.map((each) => make("p", {}, each)));
+  const made = form([
+    make("p", { className: "quiet" }, "A forgotten video is in no result, case, clip or export from that moment on, and no ingest brings it back. Copies of the same bytes go along. Nothing undoes it; the log keeps the id, who and why."),
+    make("div", { className: "row two" },
+      field("Videos by id, one a line", "videos", { required: true, spellcheck: false, rows: 2 }, "textarea"),
+      field("Reason for forgetting", "reason", { required: true, maxLength: 2000 }),
+      field("Case or ticket number", "case", { required: requires.includes("case"), maxLength: 200 })),
+  ], "Show what would go", async () => {
+    const videos = made.videos.value.split("\n").map((each) => each.trim()).filter(Boolean);
+    const asked = { videos, reason: made.reason.value, case: made.case.value || null };
+    const going = await ask("GET", `${path}/forgotten/preview?${new URLSearchParams(videos.map((each) => ["video_id", each]))}`);
+    const forget = press(`Forget ${going.length === 1 ? "this video" : `these ${going.length} videos`} for good`, async () => {
+      const { videos: gone } = await ask("POST", `${path}/forgotten`, asked);
+      made.reset();
+      leave(`Forgotten: ${gone.join(", ")}. Their features leave the disk with the next jobs.compact.`);
+    }, { className: "danger" });
+    place.replaceChildren(
+      make("ul", { className: "plain-list" }, ...going.map((each) => make("li", {}, make("strong", {}, each.video_id), ` ${each.camera_id ?? "no camera"}, ${moment(each.seen_from, zones.get(each.camera_id))}`, videos.includes(each.video_id) ? "" : make("span", { className: "warn" }, " a copy")))),
+      make("div", { className: "actions" }, forget, press("Keep", () => leave())));
+    forget.focus();
+  });
+  made.addEventListener("input", () => leave()); // what is confirmed is what was shown
+  return make("div", { className: "stack" }, made, place);
+}
+
+// A button that asks once more before it does something that nothing undoes.
+function twice(words, sure, does) {
+  const place = make("span", { className: "twice" });
+  const calm = () => place.replaceChildren(press(words, () => {
+    const go = press(sure, does, { className: "danger" });
+    place.replaceChildren(go, " ", press("Keep", calm));
+    go.focus();
+  }, { className: "plain small" }));
+  calm();
+  return place;
+}
+
 async function tokens() {
-  const known = await ask("GET", "/tokens");
-  if (!known.length) return make("p", { className: "quiet" }, "None. jobs.token issues them: python -m jobs.token --tokens FILE --person NAME --role ROLE; jobs.serve --tokens FILE takes them.");
-  const rows = known.map((each) => [each.person, each.role, moment(1000 * each.expires)]);
-  return make("div", {}, table("Tokens that were issued", ["Person", "Role", "Expires"], rows), make("p", { className: "quiet" }, "jobs.token issues and revokes them."));
+  const place = make("div", {});
+  const again = async () => place.replaceChildren(...await drawTokens(again));
+  await again();
+  return place;
+}
+
+async function drawTokens(again) {
+  const known = (await ask("GET", "/tokens")).sort((one, other) => one.person.localeCompare(other.person));
+  if (!known.length) return [make("p", { className: "quiet" }, "None. jobs.token issues them: python -m jobs.token --tokens FILE --person NAME --role ROLE; jobs.serve --tokens FILE takes them.")];
+  const revoking = (person) => twice("Revoke", `Revoke all tokens of ${person}`, async () => {
+    const { tokens: count } = await ask("DELETE", `/tokens/${encodeURIComponent(person)}`);
+    await again();
+    tell(`${count} ${count === 1 ? "token" : "tokens"} of ${person} revoked`);
+  });
+  const rows = known.map(({ person, role, expires }, at) => [person, role, moment(1000 * expires), known[at - 1]?.person === person ? "" : revoking(person)]);
+  return [table("Tokens that were issued", ["Person", "Role", "Expires", "Revoke"], rows), make("p", { className: "quiet" }, "jobs.token issues them. Revoking takes all tokens of a person, ends the sessions that these opened, and is on record.")];
 }
 
 async function log(gallery) {
@@ -160,6 +213,6 @@ async function log(gallery) {
 }
 
 function about(fields) {
-  const words = [fields.kind, fields.source, fields.target, fields.video_id, fields.decision, fields.results && `${fields.results.length} leads`, fields.failed && `failed: ${fields.failed}`, fields.videos?.length && `${fields.videos.length} videos`];
+  const words = [fields.kind, fields.source, fields.target, fields.video_id, fields.decision, fields.results && `${fields.results.length} leads`, fields.failed && `failed: ${fields.failed}`, fields.videos?.length && (fields.videos.length < 4 ? fields.videos.join(" ") : `${fields.videos.length} videos`), fields.person];
   return words.filter((each) => each).join(", ");
 }

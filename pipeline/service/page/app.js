@@ -1,5 +1,5 @@
 // The page: who is signed in, which screen the address names, and the keys.
-import { focusForm, openForm } from "/page/form.js";
+import { focusForm, nameCase, openForm } from "/page/form.js";
 import { one, place, remember, show, tell } from "/page/document.js";
 import { ask, Refused } from "/page/interface.js";
 import { followed, leaveJobs } from "/page/jobs.js";
@@ -57,7 +57,7 @@ async function open() {
   if (!asked.get("search")) {
     leaveTriage();
     await openForm(state.galleries, asked.get("target"), asked.get("gallery"), { attempt: guarded, found });
-    if (asked.get("case")) one("#search-form").case.value = asked.get("case");
+    if (asked.get("case")) nameCase(asked.get("case"));
     return;
   }
   await openSearch(asked.get("search"));

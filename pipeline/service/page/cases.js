@@ -2,6 +2,7 @@
 import { make, tell } from "/page/document.js";
 import { ask, asked as changed } from "/page/interface.js";
 import { followed } from "/page/jobs.js";
+import { zonesOf } from "/page/times.js";
 import { drawWay } from "/page/plan.js";
 import { attempt, caseAddress, casePath, choice, evidence, facts, field, form, MARKS, moment, openedCase, press, query, table, title, where } from "/page/parts.js";
 
@@ -40,9 +41,12 @@ function beginning(galleries) {
 export async function openCase(main, asked, { me }) {
   const found = await openedCase(asked);
   const gallery = `/galleries/${encodeURIComponent(found.gallery)}`;
-  const [path, { plan }, cameras] = await Promise.all([ask("GET", `${casePath(found)}/path${query({ gallery: found.gallery })}`), ask("GET", gallery), ask("GET", `${gallery}/cameras`)]);
-  const again = async () => openCase(main, asked, { me });
   const mayChange = me.rights.includes("investigate");
+  const [path, { plan }, cameras, jobs] = await Promise.all([
+    ask("GET", `${casePath(found)}/path${query({ gallery: found.gallery })}`), ask("GET", gallery), ask("GET", `${gallery}/cameras`), mayChange ? ask("GET", "/jobs") : []]);
+  const again = async () => openCase(main, asked, { me });
+  const zones = zonesOf(cameras);
+  const mine = jobs.filter((each) => each.kind === "export" && each.gallery === found.gallery && each.about === found.name);
   where(found.gallery);
   main.className = "wide";
   main.replaceChildren(
@@ -52,8 +56,8 @@ export async function openCase(main, asked, { me }) {
         ["Waiting for a second person", String(found.waiting)], ["Required here", found.requires.join(", ")], ["Head of its records", make("span", { className: "code" }, found.head ?? "")]),
       make("div", { className: "actions" }, ...actions(found, me, mayChange, again))),
     make("div", { className: "halves" },
-      make("section", {}, make("h3", {}, `Leads (${found.leads.length})`), leads(found, mayChange, again)),
-      make("section", {}, make("h3", {}, "Path"), drawPath(path, () => drawWay(found.gallery, plan, cameras, path)), ...exporting(found, mayChange, again), history(found))),
+      make("section", {}, make("h3", {}, `Leads (${found.leads.length})`), leads(found, zones, mayChange, again)),
+      make("section", {}, make("h3", {}, "Path"), drawPath(path, zones, () => drawWay(found.gallery, plan, cameras, path)), ...exporting(found, mayChange, mine), history(found))),
   );
 }
 
@@ -71,14 +75,14 @@ function actions(found, me, mayChange, again) {
   return parts;
 }
 
-function leads(found, mayChange, again) {
+function leads(found, zones, mayChange, again) {
   if (!found.leads.length) return make("p", { className: "quiet" }, "Nobody has decided on a lead yet: search in this case, and judge its leads.");
   const order = { same: 0, unsure: 1, different: 2 };
   const sorted = [...found.leads].sort((one, other) => (order[one.decision] ?? 3) - (order[other.decision] ?? 3));
-  return make("ol", { className: "judged" }, ...sorted.map((lead) => row(found, lead, mayChange, again)));
+  return make("ol", { className: "judged" }, ...sorted.map((lead) => row(found, lead, zones, mayChange, again)));
 }
 
-function row(found, lead, mayChange, again) {
+function row(found, lead, zones, mayChange, again) {
   const said = lead.hidden
     ? make("span", { className: "mark" }, "waits for you: decide without seeing what was said")
     : make("span", { className: `mark ${lead.decision}` }, MARKS[lead.decision]);
@@ -87,7 +91,7 @@ function row(found, lead, mayChange, again) {
     : make("span", { className: "quiet" }, "no second person yet");
   const lines = [
     make("strong", {}, lead.video_id), said, ...(lead.hidden ? [] : [second]),
-    make("span", { className: "quiet" }, [lead.camera_id ?? "no camera", moment(lead.seen_from)].join(" · ")),
+    make("span", { className: "quiet" }, [lead.camera_id ?? "no camera", moment(lead.seen_from, zones.get(lead.camera_id))].join(" · ")),
   ];
   if (!lead.hidden) lines.push(make("span", { className: "quiet" }, `${lead.who}, ${moment(lead.at)}${lead.rank ? `, rank ${lead.rank}` : ""}${lead.probability === null ? "" : `, probability ${lead.probability.toFixed(2)}`}`));
   if (lead.note) lines.push(make("span", {}, `“${lead.note}”`));
@@ -104,7 +108,7 @@ async function take(found, lead) {
   await changed("PUT", `${casePath(found)}/decisions/${encodeURIComponent(lead.video_id)}${query({ gallery: found.gallery })}`, { decision: null }, { "if-match": `"${lead.tag}"` });
 }
 
-function drawPath(path, plan) {
+function drawPath(path, zones, plan) {
   const hidden = path.hidden ? `${path.hidden} more wait for a second person. ` : "";
   if (!path.appearances.length) return make("p", { className: "quiet" }, `${hidden}What is called the same person appears here, in the order of time.`);
   const legs = new Map(path.legs.map((leg) => [`${leg.start}\n${leg.end}`, leg]));
@@ -112,7 +116,7 @@ function drawPath(path, plan) {
     const next = path.appearances[at + 1];
     const leg = next && legs.get(`${each.video_id}\n${next.video_id}`);
     const words = each.why === "target" ? "target" : each.confirmed ? "same person, confirmed" : "same person";
-    const item = make("li", {}, make("strong", {}, each.camera ?? each.camera_id ?? "no camera"), ` ${moment(each.seen_from)} `, make("span", { className: "quiet" }, `${each.video_id}, ${words}`));
+    const item = make("li", {}, make("strong", {}, each.camera ?? each.camera_id ?? "no camera"), ` ${moment(each.seen_from, zones.get(each.camera_id))} `, make("span", { className: "quiet" }, `${each.video_id}, ${words}`));
     return leg ? [item, make("li", { className: leg.impossible ? "leg warn" : "leg quiet" }, legWords(leg))] : [item];
   });
   const apart = path.legs.filter((leg) => leg.impossible && !adjacent(path, leg));
@@ -134,35 +138,45 @@ function duration(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-function exporting(found, mayChange, again) {
+function exporting(found, mayChange, jobs) {
   const parts = [make("h3", {}, "Hand over")];
   if (found.exports.length) parts.push(make("p", { className: "quiet" }, `Handed over ${found.exports.length} ${found.exports.length === 1 ? "time" : "times"}, each on record.`));
   if (!mayChange) return found.exports.length ? parts : [];
-  const ready = make("div", { className: "ready" });
+  const packages = make("ul", { className: "plain-list packages" }, ...jobs.filter((each) => ["queued", "running", "done"].includes(each.state)).map((each) => packaged(found, each)));
   parts.push(form([
     make("p", { className: "quiet" }, "A zip with the report, the extract, pictures and records of all that is called the same person; sha256sum -c checks it."),
     field("Reason", "reason", { maxLength: 2000, required: found.requires.includes("reason") }),
   ], "Export", async (made) => {
     const begun = await ask("POST", `${casePath(found)}/exports${query({ gallery: found.gallery })}`, { reason: made.reason.value || null });
-    const { root, ended } = followed(await ask("GET", `/jobs/${begun.export_id}`), attempt);
-    ready.replaceChildren(root);
-    const again = made.querySelector("button");
-    again.disabled = true;
-    ended.then((job) => job && exported(found, job, ready)).catch((error) => tell(error.message)).finally(() => { again.disabled = false; });
-  }), ready);
+    packages.prepend(packaged(found, await ask("GET", `/jobs/${begun.export_id}`)));
+  }), packages);
   return parts;
 }
 
-async function exported(found, job, place) {
+// A package of one's own that the service still has, as a line: how far it is, then where it is saved from.
+function packaged(found, job) {
+  const line = make("li", {});
+  if (job.state === "done") {
+    exported(found, job, line).catch((error) => line.replaceChildren(make("span", { className: "quiet" }, error.message)));
+    return line;
+  }
+  const { root, ended } = followed(job, attempt);
+  line.append(root);
+  ended.then((now) => now && exported(found, now, line)).catch((error) => tell(error.message));
+  return line;
+}
+
+async function exported(found, job, line) {
   if (job.state !== "done") {
-    place.replaceChildren(job.state === "failed" ? make("span", { className: "warn" }, job.error) : "cancelled: nothing was handed over");
+    line.replaceChildren(job.state === "failed" ? make("span", { className: "warn" }, job.error) : "cancelled: nothing was handed over");
     return;
   }
   const made = await ask("GET", `${job.address}${query({ gallery: found.gallery })}`);
   const file = `/api/v1${job.address}/package.zip${query({ gallery: found.gallery })}`;
-  place.replaceChildren(
+  line.replaceChildren(
     make("a", { className: "button", href: file, download: `${found.name}.zip` }, `Save ${found.name}.zip (${Math.ceil(made.bytes / 1024).toLocaleString("en")} kB)`),
-    make("span", { className: "quiet code" }, ` sha256 ${made.sha256}`));
+    make("span", { className: "quiet" }, `made ${moment(made.made_at)} by ${made.made_by}`),
+    make("span", { className: "quiet code" }, `sha256 ${made.sha256}`));
 }
 
 function history(found) {

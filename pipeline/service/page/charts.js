@@ -1,5 +1,6 @@
 // The charts below the leads: cameras by time, with a brush over times, and how all scores are distributed.
-import { clock, draw } from "/page/document.js";
+import { draw } from "/page/document.js";
+import { ahead, clock, moment, offset } from "/page/times.js";
 
 const LANE = 18; // height of a lane of leads in a camera's row, in pixels
 const LANES = 8; // of a camera; more leads than that at a moment share the last one
@@ -11,10 +12,12 @@ const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10080, 4
 
 const title = (words) => draw("title", {}, words);
 
-function ticks(from, to, most) {
+// At round times of a zone.
+function ticks(from, to, most, zone) {
   const step = STEPS.find((each) => (to - from) / each <= most) ?? (to - from) / most;
   const found = [];
-  for (let time = Math.ceil(from / step) * step; time <= to; time += step) found.push(time);
+  const by = ahead(from, zone);
+  for (let time = Math.ceil((from + by) / step) * step - by; time <= to; time += step) found.push(time);
   return found;
 }
 
@@ -37,8 +40,8 @@ export function laidOut(cameras, marks) {
 }
 
 // [svg, axis]: of the rows, which may scroll, and of the times below them. points: of the service's timeline. decisionOf, isShown: of a video id. chosen: the video that is looked at. range: [from, to] in
-// ms, or null. does: { choose(video id), brush([from, to] or null) }.
-export function timeline([svg, axis], { cameras, points }, { decisionOf, isShown, chosen, range, does }) {
+// ms, or null. zone: of the times below; zones: of cameras, by id. does: { choose(video id), brush([from, to] or null) }.
+export function timeline([svg, axis], { cameras, points }, { decisionOf, isShown, chosen, range, zone, zones, does }) {
   const timed = points.filter((each) => each.seen_from !== null);
   const width = Math.max(300, svg.parentElement.clientWidth);
   const sized = (each, height) => { for (const [name, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, width, height })) each.setAttribute(name, value); };
@@ -69,27 +72,37 @@ export function timeline([svg, axis], { cameras, points }, { decisionOf, isShown
     return [draw("rect", { class: at % 2 ? "row odd" : "row", x: LEFT, y: row.y, width: width - LEFT - 8, height: row.height }),
       draw("text", { class: "axis", x: LEFT - 6, y: row.y + LANE / 2 + 5, "text-anchor": "end" }, name.length > 12 ? `…${name.slice(-11)}` : name, title(name))];
   });
-  for (const each of ticks(from, to, Math.max(2, Math.floor((width - LEFT) / 90)))) {
-    const words = clock(each, false);
+  for (const each of ticks(from, to, Math.max(2, Math.floor((width - LEFT) / 90)), zone)) {
+    const words = clock(each, zone, false);
     const midnight = words.endsWith("00:00");
     parts.push(draw("line", { class: "tick", x1: x(each), x2: x(each), y1: 0, y2: bottom }));
     axis.append(draw("text", { class: "axis", x: x(each), y: BOTTOM - 7, "text-anchor": "middle" }, midnight ? words.slice(5, 10) : words.slice(11)));
   }
   if (range) parts.push(draw("rect", { class: "brush", x: x(range[0]), y: 0, width: Math.max(1, x(range[1]) - x(range[0])), height: bottom }));
   const row = new Map(rows.map((each) => [each.camera, each]));
-  svg.replaceChildren(...parts, ...marks.map((mark) => drawMark(mark, row.get(mark.camera), { decisionOf, isShown, chosen, does })));
-  svg.setAttribute("aria-label", `${points.length} videos of ${cameras.length} cameras from ${clock(from)} to ${clock(to)} UTC; ${points.filter((each) => each.rank !== null).length} are leads`);
+  svg.replaceChildren(...parts, ...marks.map((mark) => drawMark(mark, row.get(mark.camera), { decisionOf, isShown, chosen, zones, does })));
+  keepInView(svg, marks.find((mark) => mark.each.video_id === chosen), row);
+  svg.setAttribute("aria-label", `${points.length} videos of ${cameras.length} cameras from ${clock(from, zone)} to ${clock(to, zone)} ${offset(to, zone)}; ${points.filter((each) => each.rank !== null).length} are leads`);
   brushable(svg, { time, height: bottom, does });
 }
 
-function drawMark({ each, rank, lane, left, right }, row, { decisionOf, isShown, chosen, does }) {
+// Many leads of one moment make a chart that scrolls: the one that is looked at is never out of sight.
+function keepInView(svg, mark, rows) {
+  if (!mark || mark.rank === null) return;
+  const room = svg.parentElement;
+  const top = rows.get(mark.camera).y + mark.lane * LANE;
+  if (top < room.scrollTop) room.scrollTop = top;
+  else if (top + LANE > room.scrollTop + room.clientHeight) room.scrollTop = top + LANE - room.clientHeight;
+}
+
+function drawMark({ each, rank, lane, left, right }, row, { decisionOf, isShown, chosen, zones, does }) {
   const isLead = rank !== null;
   const [y, tall] = isLead ? [row.y + lane * LANE + 2, LANE - 3] : [row.y + row.height - OTHERS + 3, OTHERS - 5];
   const kinds = ["mark", isLead ? "lead" : "other", decisionOf(each.video_id) ?? "", each.video_id === chosen ? "chosen" : "", isLead && !isShown(each.video_id) ? "away" : ""];
   const mark = draw("rect", {
     class: kinds.filter(Boolean).join(" "), x: left, y, width: right - left, height: tall, rx: isLead ? 3 : 1,
     "fill-opacity": isLead ? 1 : Math.max(0.12, Math.min(1, each.score)).toFixed(2),
-  }, title(`${isLead ? `lead ${each.rank}: ` : ""}${each.video_id}, ${each.camera_id ?? "no camera"}, ${clock(each.seen_from)}, score ${each.score.toFixed(3)}`));
+  }, title(`${isLead ? `lead ${each.rank}: ` : ""}${each.video_id}, ${each.camera_id ?? "no camera"}, ${moment(each.seen_from, zones.get(each.camera_id))}, score ${each.score.toFixed(3)}`));
   const words = isLead ? draw("text", { class: "rank", x: (left + right) / 2, y: y + tall / 2 + 4, "text-anchor": "middle" }, each.rank) : null;
   const group = draw("g", {}, mark, words);
   if (isLead) group.addEventListener("click", () => does.choose(each.video_id));

@@ -46,12 +46,3 @@ export function remember(fields, replace = false) {
   if (replace) history.replaceState(null, "", address);
   else if (location.hash.slice(1) !== String(text)) history.pushState(null, "", address);
 }
-
-const two = (number) => String(number).padStart(2, "0");
-
-// An instant as UTC, as the rest of the product writes it.
-export function clock(time, seconds = true) {
-  const at = new Date(time);
-  const day = `${at.getUTCFullYear()}-${two(at.getUTCMonth() + 1)}-${two(at.getUTCDate())}`;
-  return `${day} ${two(at.getUTCHours())}:${two(at.getUTCMinutes())}${seconds ? ":" + two(at.getUTCSeconds()) : ""}`;
-}

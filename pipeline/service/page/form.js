@@ -1,11 +1,13 @@
 // A new search: a video of the gallery, or a file that is dropped here, in which a box says who is meant.
 import { button, make, one, show, tell } from "/page/document.js";
 import { ask } from "/page/interface.js";
+import { beginCase, isCaseName, NO_CASE_NAME } from "/page/parts.js";
 import { Player } from "/page/player.js";
 
 const WINDOW_S = 60; // of an upload that is played at once
 const form = one("#search-form");
 let galleries = [];
+let cases = []; // of all galleries, as they are when the form opens
 let taken = null; // the upload, as the service knows it
 let box = null; // { box, time_s }
 let player = null;
@@ -19,6 +21,7 @@ export async function openForm(known, target, gallery, actions) {
   form.gallery.replaceChildren(...galleries.map((each) => make("option", { value: each.name }, each.name)));
   if (gallery) form.gallery.value = gallery;
   if (target) form.video.value = target;
+  cases = await ask("GET", "/cases");
   await chosenGallery();
   const earlier = await ask("GET", "/searches");
   one("#earlier").hidden = earlier.length === 0;
@@ -31,6 +34,37 @@ export async function openForm(known, target, gallery, actions) {
 
 export const focusForm = () => form.video.focus();
 
+export function nameCase(name) {
+  form.case.value = name;
+  sayCase();
+}
+
+// What comes of decisions under the name of a case that was typed.
+function sayCase() {
+  const name = form.case.value.trim();
+  const found = cases.find((each) => each.gallery === form.gallery.value && each.name === name);
+  const isNew = name !== "" && !found && isCaseName(name);
+  one("#case-facts").hidden = name === "";
+  one("#case-new").hidden = !isNew;
+  one("#case-words").className = found?.state === "open" ? "quiet" : isNew ? "unsure" : "warn";
+  if (found) one("#case-words").textContent = found.state === "open" ? `Decisions go into this case: ${found.title}` : `The case ${found.title} is closed and takes no decisions. Open it again on its page.`;
+  else if (isNew) one("#case-words").textContent = `There is no case ${name} in ${form.gallery.value} yet. Without one the name stands in the record only, and decisions are in no case.`;
+  else one("#case-words").textContent = `${name} stands in the record only, and decisions are in no case: ${NO_CASE_NAME}.`;
+}
+
+async function begin() {
+  const begun = await beginCase(form.gallery.value, form.case.value.trim(), form.case_title.value.trim(), form.reason.value);
+  cases.push(begun);
+  form.case_title.value = "";
+  offerCases();
+}
+
+function offerCases() {
+  const offered = cases.filter((each) => each.gallery === form.gallery.value && each.state === "open");
+  one("#cases").replaceChildren(...offered.map((each) => make("option", { value: each.name }, each.title)));
+  sayCase();
+}
+
 async function chosenGallery() {
   const chosen = galleries.find((each) => each.name === form.gallery.value);
   if (!chosen) return;
@@ -38,6 +72,7 @@ async function chosenGallery() {
   one("#gallery-facts").textContent = `${chosen.videos.toLocaleString("en")} videos, ${index}`;
   form.reason.required = chosen.requires.includes("reason");
   form.case.required = chosen.requires.includes("case");
+  offerCases();
   const cameras = await ask("GET", `/galleries/${encodeURIComponent(chosen.name)}/cameras`);
   one("#cameras").replaceChildren(...cameras.filter((each) => each.camera_id !== null).map((each) =>
     make("label", {}, make("input", { type: "checkbox", name: "camera", value: each.camera_id }), `${each.name ?? each.camera_id} (${each.videos})`)));
@@ -117,7 +152,7 @@ async function submit() {
     gallery: form.gallery.value,
     target: own ? `upload:${taken.target_id}` : `id:${form.video.value.trim()}`,
     reason: form.reason.value || null,
-    case: form.case.value || null,
+    case: form.case.value.trim() || null,
     box: hasBox ? edges.map(Number) : null,
     time_s: form.at.value === "" ? null : Number(form.at.value),
     whole_picture: form.whole.checked || Boolean(own && !hasBox),
@@ -131,6 +166,9 @@ async function submit() {
 
 let typed = null;
 form.addEventListener("submit", (event) => { event.preventDefault(); does.attempt(submit); });
+form.case.addEventListener("input", sayCase);
+one("#begin-case").addEventListener("click", () => does.attempt(begin));
+form.case_title.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); does.attempt(begin); } }); // no search yet
 form.gallery.addEventListener("change", () => does.attempt(chosenGallery));
 form.video.addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(() => suggest().catch(() => {}), 250); }); // never in the way of a search
 form.file.addEventListener("change", () => { if (form.file.files[0]) does.attempt(() => bring(form.file.files[0])); });

@@ -1,12 +1,14 @@
 // Parts of the screens beside triage.
-import { clock, make, one, picture, tell } from "/page/document.js";
+import { make, one, picture, tell } from "/page/document.js";
 import { ask, Refused } from "/page/interface.js";
 
 export { MARKS, WORDS } from "/page/decisions.js";
-
-export const moment = (text) => (text ? `${clock(text)} UTC` : "time not known");
+export { moment } from "/page/times.js";
 
 export const casePath = (found) => `/cases/${encodeURIComponent(found.name)}`;
+export const isCaseName = (name) => /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name);
+export const NO_CASE_NAME = "a case has a name of at most 64 letters, figures, dots, dashes and underscores, the first a letter or figure";
+export const beginCase = (gallery, name, title, reason) => ask("POST", "/cases", { gallery, name, title: title || name, reason: reason || null });
 export const query = (fields) => `?${new URLSearchParams(Object.entries(fields).filter(([, value]) => value !== null && value !== ""))}`;
 export const caseAddress = (page, found, more = {}) => `#${new URLSearchParams({ page, gallery: found.gallery, case: found.name, ...more })}`;
 

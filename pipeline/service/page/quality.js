@@ -19,11 +19,24 @@ export async function openQuality(main, asked, { galleries }) {
       ["Shown", found.calibrated ? "yes" : "no"], ["Rest on", found.calibration],
       ["Likely matches in the sample", found.links === null ? null : `${found.links.toLocaleString("en")} pairs of ${found.sample.toLocaleString("en")} videos`],
       ["Of these right, estimated", found.right === null || !found.links ? null : percent(found.right)])),
+    part("Calibration that came with the head", shipped(found)),
     part("What people decided", ...own(found)),
     part("Evaluation on labelled data", evaluation(found.evaluation)));
 }
 
 const part = (words, ...children) => make("section", {}, make("h3", {}, words), make("div", { className: "card" }, ...children));
+
+function shipped({ head_calibration: known, calibrated }) {
+  if (!known) return make("p", { className: "quiet" }, "None: this index was built without a trained head, or with one that knows nothing of what its scores are worth.");
+  const used = known.in_use ? "yes: this gallery's own was not measured" : calibrated ? "no: this gallery's own counts" : "no: see above, no probabilities are shown";
+  const count = (number) => number.toLocaleString("en");
+  return make("div", { className: "stack" },
+    facts(["Used in this gallery", used], ["Fitted on", `${known.fitted_on}, ${known.date}`],
+      ["People and pairs of videos", `${count(known.people)} people; ${count(known.same_pairs)} pairs of one person, ${count(known.different_pairs)} of two`],
+      ["Probabilities off, in the mean", `${(100 * known.error).toFixed(1)} percentage points`],
+      ["Cost (Cllr)", `${known.cost.toFixed(2)} bits; ${known.least_cost.toFixed(2)} at best with these scores`]),
+    make("p", { className: "quiet" }, "Measured on people that the fit had not seen. A cost of 0 is perfect, of 1 as good as not looking. Your cameras and people are others: what people decided, below, says more of this gallery."));
+}
 
 function own(found) {
   if (!found.judged) return [make("p", { className: "quiet" }, "Nobody has decided on leads in cases of this gallery yet. Decisions are compared here with what the probabilities said.")];

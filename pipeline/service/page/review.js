@@ -2,6 +2,7 @@
 import { make, one } from "/page/document.js";
 import { ask, videoPath } from "/page/interface.js";
 import { attempt, caseAddress, casePath, evidence, moment, openedCase, press, query, title, where, WORDS } from "/page/parts.js";
+import { zonesOf } from "/page/times.js";
 
 const KEYS = { y: "same", n: "different", u: "unsure" };
 const FRAME_MS = 260;
@@ -17,6 +18,7 @@ export async function openReview(main, asked) {
   }
   const found = await openedCase(asked);
   where(found.gallery);
+  const zones = zonesOf(await ask("GET", `/galleries/${encodeURIComponent(found.gallery)}/cameras`));
   const due = found.leads.filter((each) => each.hidden);
   main.className = "wide";
   const done = found.leads.length - due.length;
@@ -32,7 +34,7 @@ export async function openReview(main, asked) {
       make("div", { className: "compare" }, make("figure", { className: "large target", id: "review-target" }), make("figure", { className: "large candidate", id: "review-candidate" })),
       make("div", { className: "lines" },
         make("strong", {}, shown.lead.video_id),
-        make("span", { className: "quiet" }, [shown.lead.camera_id ?? "no camera", moment(shown.lead.seen_from)].join(" · ")),
+        make("span", { className: "quiet" }, [shown.lead.camera_id ?? "no camera", moment(shown.lead.seen_from, zones.get(shown.lead.camera_id))].join(" · ")),
         make("label", {}, "Note", make("input", { name: "note", id: "review-note", maxLength: 2000, autocomplete: "off" })),
         make("div", { className: "decide" }, ...Object.entries(KEYS).map(([key, decision]) => press(`${WORDS[decision]} (${key.toUpperCase()})`, () => decide(decision), { className: decision }))),
         make("div", { className: "actions" }, press("Play (Space)", toggle, { id: "review-play" }), press("Clips (C)", clips, { id: "review-clips" })),

@@ -2,16 +2,18 @@
 // by time and all scores. Everything goes by keys, and what is looked at stands in the address.
 import { histogram, timeline } from "/page/charts.js";
 import { Decisions, MARKS, WORDS } from "/page/decisions.js";
-import { button, clock, make, one, picture, place, remember, show, tell } from "/page/document.js";
+import { button, make, one, picture, place, remember, show, tell } from "/page/document.js";
 import { ask, videoPath } from "/page/interface.js";
+import { beginCase, isCaseName } from "/page/parts.js";
 import { Player, prefetched } from "/page/player.js";
+import { clock, moment, offset, sharedZone, zonesOf } from "/page/times.js";
 
 const LONGEST_S = 60;
 const AROUND_S = 30; // before and after, in the details of a lead
 
 const state = {
   search: null, leads: [], shown: [], decisions: null, undo: [], at: 0, pair: 0, busy: false,
-  sending: Promise.resolve(), pending: 0, view: "crop", filter: "", range: null, cut: null, compare: false, distribution: null, timeline: null, boxes: new Map(), open: null,
+  sending: Promise.resolve(), pending: 0, view: "crop", filter: "", range: null, cut: null, compare: false, distribution: null, timeline: null, zones: new Map(), boxes: new Map(), open: null,
 };
 let players = null;
 
@@ -29,8 +31,9 @@ export async function openTriage(search, does) {
   const asked = place();
   if (state.search?.search_id !== search.search_id) {
     Object.assign(state, { search, undo: [], at: 0, pair: 0, boxes: new Map(), decisions: new Decisions(search) });
-    const [leads, distribution, chart] = await Promise.all(["leads", "distribution", "timeline"].map((what) => ask("GET", `${base()}/${what}`)));
-    Object.assign(state, { leads, distribution, timeline: chart });
+    const cameras = `/galleries/${encodeURIComponent(search.gallery)}/cameras`;
+    const [leads, distribution, chart, known] = await Promise.all([...["leads", "distribution", "timeline"].map((what) => `${base()}/${what}`), cameras].map((path) => ask("GET", path)));
+    Object.assign(state, { leads, distribution, timeline: chart, zones: zonesOf(known) });
   }
   await state.decisions.load(state.leads);
   state.view = asked.get("view") === "scene" ? "scene" : "crop";
@@ -138,13 +141,31 @@ function drawSummary() {
   if (search.asked.confirmed.length) parts.push(quiet(`refined by ${search.asked.confirmed.length} confirmed${search.asked.rejected.length ? `, ${search.asked.rejected.length} hidden` : ""}`));
   for (const words of found.filters) parts.push(quiet(words));
   if (search.reason) parts.push(quiet(`reason: ${search.reason}`));
-  if (search.case) parts.push(quiet(`case: ${search.case}${state.decisions.path ? "" : " (in the record only)"}`));
+  if (search.case) parts.push(...ofCase(search, quiet));
   if (found.none_probability === null && found.calibration) parts.push(quiet(`no probabilities: ${found.calibration}`));
   if (found.untimed) parts.push(warn(`${found.untimed} videos have no time and were left out`));
   if (found.not_indexed) parts.push(warn(`${found.not_indexed} videos are not in this index yet`));
   if (found.untrained) parts.push(warn("untrained ranking"));
   for (const words of found.remarks) parts.push(warn(words));
   one("#summary").replaceChildren(...parts);
+}
+
+function ofCase(search, quiet) {
+  if (state.decisions.path) return [quiet(`case: ${search.case}`)];
+  const parts = [quiet(`case: ${search.case} (in the record only)`)];
+  if (isCaseName(search.case)) parts.push(button("Begin this case", () => act(takeIntoCase), { className: "plain small", id: "take-into-case" }));
+  return parts;
+}
+
+// From now on decisions go into a case of the name that the search gave, and those of before go with them.
+async function takeIntoCase() {
+  await state.sending;
+  const before = new Map(state.decisions.of);
+  await beginCase(state.search.gallery, state.search.case, "", state.search.reason);
+  await state.decisions.load([]);
+  for (const lead of state.leads) if (before.has(lead.video_id)) keep(lead, before.get(lead.video_id));
+  await state.sending;
+  drawSummary();
 }
 
 const percent = (share) => `${(100 * share).toFixed(0)} %`;
@@ -194,17 +215,21 @@ function markGrid() {
 function drawCharts() {
   const lead = current();
   const shown = new Set(state.shown.map((each) => each.video_id));
+  const zone = sharedZone(state.zones, state.timeline.cameras);
+  one("#timeline-title").textContent = `Cameras and times (${zone ?? "UTC"})`;
   timeline([one("#timeline"), one("#timeline-axis")], state.timeline, {
     decisionOf: (id) => state.decisions.of.get(id),
     isShown: (id) => shown.has(id),
     chosen: lead?.video_id,
     range: state.range,
+    zone,
+    zones: state.zones,
     does: { brush, choose },
   });
   histogram(one("#histogram"), state.distribution, lead?.score ?? null, state.cut);
   drawCut();
   one("#clear").hidden = state.range === null;
-  one("#range-words").textContent = state.range ? `${clock(state.range[0])} to ${clock(state.range[1])} UTC` : "drag over the chart to keep a time";
+  one("#range-words").textContent = state.range ? `${clock(state.range[0], zone)} to ${clock(state.range[1], zone)} ${offset(state.range[1], zone)}` : "drag over the chart to keep a time";
   const left = state.timeline.left_out ? `; ${state.timeline.left_out.toLocaleString("en")} worse ones are not drawn` : "";
   one("#timeline-words").textContent = `${state.timeline.points.length.toLocaleString("en")} videos${left}`;
   one("#scores-words").textContent = `${state.distribution.scored.toLocaleString("en")} videos, counts on a logarithmic scale`;
@@ -275,7 +300,7 @@ async function drawTarget() {
       const clip = clipOf(video, facts, box ? "scene" : state.view, box ? [Math.max(0, (time ?? 0) - 2), (time ?? 0) + 3] : stretch(facts, segment));
       const boxes = fixed ?? (state.view === "scene" ? facts.boxes : []);
       players.target.show({ ...facts, clip, boxes, shares, segment, from: box ? time : segment?.[0] });
-      one("#target-seen").textContent = facts.seen_from ? `${facts.camera_id ?? "no camera"}, ${clock(facts.seen_from)} UTC` : facts.camera_id ?? "";
+      one("#target-seen").textContent = facts.seen_from ? `${facts.camera_id ?? "no camera"}, ${moment(facts.seen_from, state.zones.get(facts.camera_id))}` : facts.camera_id ?? "";
     } else {
       const path = `/targets/${encodeURIComponent(search.target.slice(7))}`;
       const facts = await ask("GET", path);
@@ -345,7 +370,7 @@ function drawFacts(lead) {
   one("#lead-name").textContent = `${lead.rank}. ${lead.video_id}`;
   const facts = [make("strong", {}, worth(lead))];
   if (lead.probability !== null || lead.strength) facts.push(make("span", { className: "quiet" }, `score ${lead.score.toFixed(3)}`));
-  facts.push(make("span", {}, lead.camera_id ?? "no camera"), make("span", {}, lead.seen_from ? `${clock(lead.seen_from)} UTC` : "time not known"));
+  facts.push(make("span", {}, lead.camera_id ?? "no camera"), make("span", {}, moment(lead.seen_from, state.zones.get(lead.camera_id))));
   if (lead.within) facts.push(make("span", { className: "same" }, lead.within));
   if (lead.copy_of) facts.push(make("span", { className: "warn" }, `same bytes as lead ${lead.copy_of}`));
   if (lead.source_changed) facts.push(make("span", { className: "warn" }, "the file is no longer the one that was scored: this may show something else"));
@@ -508,7 +533,7 @@ async function drawNearby(lead) {
   const others = videos.filter((each) => each.video_id !== lead.video_id).sort((a, b) => a.seen_from.localeCompare(b.seen_from));
   list.replaceChildren(...others.map((each) => make("li", {},
     make("a", { href: `#${new URLSearchParams({ target: each.video_id, gallery: state.search.gallery })}` }, each.video_id),
-    make("span", { className: "quiet" }, ` ${clock(each.seen_from)}`))));
+    make("span", { className: "quiet" }, ` ${moment(each.seen_from, state.zones.get(each.camera_id))}`))));
   if (!others.length) list.replaceChildren(make("li", { className: "quiet" }, `Nobody else is seen by ${lead.camera_id} from ${AROUND_S} s before to ${AROUND_S} s after.`));
 }
 
