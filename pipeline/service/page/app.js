@@ -119,7 +119,8 @@ async function guarded(does) {
 const keysAreOn = () => localStorage.getItem("keys") !== "off";
 
 function onKey(event) {
-  const typing = event.target.closest("input, select, textarea, dialog");
+  const dialog = event.target.closest("dialog"); // one that was closed has the focus until it hears of it
+  const typing = dialog ? dialog.open : event.target.closest("input, select, textarea");
   if (typing || event.ctrlKey || event.metaKey || event.altKey || one("#person").textContent === "") return;
   if (event.key === "?") { event.preventDefault(); openKeys(); return; }
   if (!keysAreOn() || one("#triage").hidden) return;
