@@ -21,6 +21,7 @@ from pipeline.footage.recordings import timeline
 from pipeline.gallery.audit import append_record
 from pipeline.gallery.detections import boxes_of
 from pipeline.gallery.gallery import Gallery, Snapshot
+from pipeline.gallery.kept_pictures import delete_forgotten_pictures
 from pipeline.gallery.log import AT_ONCE
 from pipeline.gallery.tables import MOVES_SCHEMA, TABLES
 from pipeline.index.build import publish_without
@@ -82,7 +83,7 @@ def compact(
     _settle_footage(gallery, snapshot)
     while not gallery.log.is_whole() and not gallery.log.checkpoint(whole=True):
         pass  # another writer's came first
-    deleted = _delete_stale(gallery) + _delete_orphans(gallery, orphan_age)
+    deleted = _delete_stale(gallery) + _delete_orphans(gallery, orphan_age) + delete_forgotten_pictures(gallery)
     doomed, reduced = _compact_indexes(gallery, snapshot.forgotten, orphan_age, keep_indexes)
     after = len(pc.unique(gallery.snapshot().videos["shard"]))
     return Compaction(len(snapshot.videos), before, after, deleted, doomed, reduced)

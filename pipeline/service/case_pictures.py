@@ -1,7 +1,7 @@
 """Pictures of uploaded targets that speak for decided leads, kept with their case: an upload itself goes when the service ends.
 
-They lie in the gallery's cases/<name>/pictures, each under the SHA-256 of its bytes, which the decision's record names. A target
-whose bytes the gallery has forgotten is shown no more.
+They lie in the gallery (`pipeline.gallery.kept_pictures`), each under the SHA-256 of its bytes, which the decision's record names.
+A target whose bytes the gallery has forgotten is shown no more, and the next compaction deletes what was kept of it.
 """
 
 from collections.abc import Mapping
@@ -10,17 +10,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.gallery import audit
 from pipeline.gallery.forgotten import covers
+from pipeline.gallery.kept_pictures import picture_file
 from pipeline.search.results import Lead
 from pipeline.service.casebook import Case
 from pipeline.service.pictures import Pictures
 from pipeline.service.searches import Search
 from pipeline.service.uploads import Upload
 from pipeline.storage.hashing import sha256
-from pipeline.storage.location import Location, StorageError
-
-PICTURES = "pictures"
+from pipeline.storage.location import StorageError
 
 
 def keep_target(case: Case, search: Search, lead: Lead, upload: Upload | None, pictures: Pictures) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def keep_target(case: Case, search: Search, lead: Lead, upload: Upload | None, p
         picture = pictures.of_target(search, frame)
         if picture is not None:
             kept[str(frame)] = digest = sha256(picture)
-            _file(case, digest).write_atomically(picture)
+            picture_file(case.gallery, case.name, digest).write_atomically(picture)
     return {"target_hash": f"file:{upload.sha256}", "target_pictures": kept}
 
 
@@ -44,7 +42,7 @@ def kept_picture(case: Case, record: Mapping[str, Any], frame: int) -> bytes | N
     if digest is None or covers(case.gallery.snapshot().tombstones.content, record.get("target_hash"), None):
         return None
     try:
-        data = _file(case, digest).read_bytes()
+        data = picture_file(case.gallery, case.name, digest).read_bytes()
     except StorageError as error:
         if error.kind == "missing":
             return None
@@ -60,7 +58,3 @@ def kept_frames(case: Case, record: Mapping[str, Any], frames: Mapping[int, Any]
         for frame, data in found.items()
         if data is not None
     }
-
-
-def _file(case: Case, digest: str) -> Location:
-    return case.gallery.location.join(audit.CASES, case.name, PICTURES, f"{digest}.jpg")

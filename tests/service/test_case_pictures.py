@@ -14,6 +14,7 @@ from pipeline.gallery.audit import read_records, verify
 from pipeline.gallery.forgotten import Forgotten, write_forgotten
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
+from pipeline.retention.compact import compact
 from pipeline.retention.forget import take_forgotten
 from pipeline.service.access import Access
 from pipeline.service.asking import Service, named
@@ -112,3 +113,9 @@ def test_a_target_whose_bytes_were_forgotten_is_shown_no_more(decided: tuple[Gal
     frame = record["evidence"]["target"]["frames"][0]
     assert picture(role(service, "reviewer", "Bert"), frame).status_code == 404  # type: ignore[attr-defined]
     service.close()
+    kept = Path(made.location.path, "cases/7-26/pictures")
+    (kept / f"{'a' * 64}.jpg").write_bytes(b"of a target that nobody has forgotten")
+    assert len(list(kept.iterdir())) == len(set(record["target_pictures"].values())) + 1
+    compact(made)
+    assert [file.name[:1] for file in kept.iterdir()] == ["a"]  # the others are off the disk
+    assert verify(made) == [] and verify(made, chain="cases/7-26") == [] and compact(made).deleted == 0
