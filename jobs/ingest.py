@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Annotated, Any, NoReturn
 
-import pyarrow as pa
 import typer
 
 from jobs.command_line import BACKBONE_HELP, FAILED, SOME_REJECTED, Address, Endpoints, InsecureCluster, now_words, printable, run
@@ -191,9 +190,9 @@ def ingest(
     if detector is not None:
         load_detector(detector, device="cpu")
         planned = len(plan_recordings(catalog, names, clocks).table)  # a pattern that fits nothing must not either
-    else:
-        warn_of_scenes(catalog, gallery, sampling)
     opened = Gallery.open_or_create(gallery, GallerySettings(spec, rate, image_rate, catalog.reach.roots))
+    if detector is None:
+        warn_of_scenes(catalog, opened, sampling)
     for file in forgotten or ():
         if gone := take_forgotten(opened, file):
             print(f"{len(gone)} videos of this gallery stand in {printable(file)} and were forgotten", file=sys.stderr)
@@ -272,12 +271,10 @@ def told(sentence: str) -> None:
     say(printable(f"{now_words()}: {sentence}"))
 
 
-def warn_of_scenes(catalog: Catalog, gallery: str, sampling: Sampling) -> None:
+def warn_of_scenes(catalog: Catalog, gallery: Gallery, sampling: Sampling) -> None:
     """Say it before a night is lost on recordings of cameras, each of which would become one person."""
-    known = None
-    with suppress(UsageError):  # no gallery yet
-        known = pa.array(sorted(Gallery.open(gallery).snapshot().finished_sources()), pa.string())
-    found = scenes_among(catalog.table, replace(sampling, roots=catalog.reach.roots, endpoints=catalog.reach.endpoints), known)
+    reaching = replace(sampling, roots=catalog.reach.roots, endpoints=catalog.reach.endpoints)
+    found = scenes_among(catalog.table, reaching, gallery.snapshot())
     if found.uris:
         count = f"{len(found.uris)} of {found.looked_at} inputs that were looked at"
         seen = f"{count} show whole scenes without boxes, such as {found.uris[0]}"

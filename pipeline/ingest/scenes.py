@@ -14,8 +14,11 @@ from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.requests import StillRequest
 from pipeline.decoding.sampling import SCENE_PIXELS, Sampling, looks_like_a_scene
 from pipeline.decoding.video import ClipStart
+from pipeline.gallery.state import Snapshot
+from pipeline.ingest.listing import of_sources
 
 LOOKED_AT = 8  # inputs, of each the first picture: a second or two in all
+DRAWN = 256  # of which these are the first that the gallery does not have: of millions no list is made for a word of warning
 LOOKED_AT_IN_BUCKETS = 2  # there, an object is fetched whole for it
 MOST_BYTES = 1 << 30  # of such an object
 SMALL = (64, 64)  # pixels of the picture that is handed over; only its size is asked for
@@ -29,20 +32,19 @@ class Scenes:
     uris: tuple[str, ...] = ()
 
 
-def scenes_among(catalog: pa.Table, sampling: Sampling, known: pa.Array | None = None) -> Scenes:
+def scenes_among(catalog: pa.Table, sampling: Sampling, there: Snapshot) -> Scenes:
     """Look at the first picture of a few inputs without boxes, spread over all of them.
 
-    catalog: SOURCE_SCHEMA. known: source ids that are left out. What cannot be read says nothing: the ingest rejects it. Raises
-    PipelineError where the decoder itself is at fault.
+    catalog: SOURCE_SCHEMA. there: what the gallery has, which is left out. What cannot be read says nothing: the ingest rejects
+    it. Raises PipelineError where the decoder itself is at fault.
     """
     of_one = pc.and_(pc.is_null(catalog["boxes_uri"]), pc.is_null(catalog["reject_reason"]))
-    if known is not None:
-        of_one = pc.and_(of_one, pc.invert(pc.is_in(catalog["source_id"], known)))
-    rows = np.flatnonzero(np.asarray(of_one))
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(int))] if len(rows) else rows
+    drawn = catalog.take(pa.array(_spread(np.flatnonzero(np.asarray(of_one)), DRAWN)))
+    finished = of_sources(there, drawn).finished_sources()
+    rows = _spread(np.flatnonzero([one not in finished for one in drawn["source_id"].to_pylist()]), LOOKED_AT)
     looked_at, found, in_buckets = 0, list[str](), 0
     with Decoder(sampling) as decoder, Decoder(replace(sampling, max_bytes=min(sampling.max_bytes, MOST_BYTES))) as fetching:
-        for row in catalog.take(pa.array(rows)).to_pylist():
+        for row in drawn.take(pa.array(rows)).to_pylist():
             is_local = row["uri"].startswith("/")
             in_buckets += not is_local
             if not is_local and in_buckets > LOOKED_AT_IN_BUCKETS:
@@ -52,6 +54,11 @@ def scenes_among(catalog: pa.Table, sampling: Sampling, known: pa.Array | None =
             if size is not None and looks_like_a_scene(*size):
                 found.append(f"{row['uri']} ({size[1]} x {size[0]})")
     return Scenes(looked_at, tuple(found))
+
+
+def _spread(places: np.ndarray, count: int) -> np.ndarray:
+    """At most so many of some places, int64 [n], spread over all of them."""
+    return places[np.unique(np.linspace(0, len(places) - 1, count).astype(int))] if len(places) else places
 
 
 def _size(decoder: Decoder, uri: str, frame_rate: float | None) -> tuple[int, int] | None:

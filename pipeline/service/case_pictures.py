@@ -1,6 +1,6 @@
 """Pictures of uploaded targets that speak for decided leads, kept with their case: an upload itself goes when the service ends.
 
-They lie in the gallery (`pipeline.gallery.kept_pictures`), each under the SHA-256 of its bytes, which the decision's record names.
+They lie in the gallery (`pipeline.gallery.kept_pictures`), each under the SHA-256 of its bytes, which a decision's record names.
 A target whose bytes the gallery has forgotten is shown no more, and the next compaction deletes what was kept of it.
 """
 

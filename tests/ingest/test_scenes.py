@@ -9,12 +9,14 @@ from jobs import ingest as job
 from jobs.ingest import describe
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.sampling import Sampling
-from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, GallerySettings
+from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
+from pipeline.gallery.state import Snapshot
 from pipeline.ingest.run import IngestSummary
 from pipeline.ingest.scenes import LOOKED_AT, Scenes, scenes_among, whole_scenes
 from tests.conftest import toy_spec
 from tests.decoding.test_video import write_video
 
+NOTHING = Snapshot(VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table())
 SCENE, CROP, LARGE_CROP, SMALL_SCENE = (768, 576), (64, 128), (576, 768), (320, 240)
 
 
@@ -24,8 +26,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def found(folder: Path, known: pa.Array | None = None) -> Scenes:
-    return scenes_among(read_catalog(folder).table, Sampling(), known)
+def found(folder: Path, there: Snapshot | None = None) -> Scenes:
+    return scenes_among(read_catalog(folder).table, Sampling(), there or NOTHING)
 
 
 def gallery_of(folder: Path, *rows: dict) -> Gallery:
@@ -44,8 +46,10 @@ def test_a_few_are_looked_at_of_many_and_what_cannot_be_read_says_nothing(folder
     for number in range(LOOKED_AT + 3):
         write_video(folder / f"{number:02d}.mp4", frames=1, size=SCENE)
     assert found(folder).looked_at == LOOKED_AT
-    known = read_catalog(folder).table["source_id"].combine_chunks()
-    assert found(folder, known) == Scenes()
+    ids = read_catalog(folder).table["source_id"].to_pylist()
+    assert found(folder, gallery_of(folder.parent / "all", *({"video_id": one} for one in ids)).snapshot()) == Scenes()
+    but_two = gallery_of(folder.parent / "most", *({"video_id": one} for one in ids[:-2])).snapshot()
+    assert found(folder, but_two).looked_at == 2
     (folder / "00.mp4").write_text("no video")
     assert found(folder).looked_at == LOOKED_AT - 1
 
@@ -54,7 +58,7 @@ def test_boxes_say_who_is_where_in_a_scene(folder: Path) -> None:
     write_video(folder / "a.mp4", frames=2, size=SCENE)
     (folder / "boxes.txt").write_text("1,1,5,5,50,100\n")
     (folder / "manifest.csv").write_text("uri,boxes_uri\na.mp4,boxes.txt\n")
-    assert scenes_among(read_catalog(folder / "manifest.csv").table, Sampling()) == Scenes()
+    assert scenes_among(read_catalog(folder / "manifest.csv").table, Sampling(), NOTHING) == Scenes()
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -64,12 +68,11 @@ def test_recordings_that_are_given_without_a_detector_are_said_before_the_ingest
     write_video(folder / "scene.mp4", frames=2, size=SCENE)
     for number in range(others):
         write_video(folder / f"crop{number}.mp4", frames=2, size=CROP)
-    job.warn_of_scenes(read_catalog(folder), str(tmp_path / "gallery"), Sampling())
+    job.warn_of_scenes(read_catalog(folder), gallery_of(tmp_path / "gallery"), Sampling())
     said = capsys.readouterr().err
     assert f"1 of {1 + others} inputs that were looked at show whole scenes without boxes, such as" in said
     for words in ("scene.mp4 (768 x 576)", "--detector yolox_nano", "rendered", "boxes_uri"):
         assert words in said
-    assert not (tmp_path / "gallery").exists()
 
 
 def test_nothing_is_said_of_clips_and_of_what_the_gallery_has(
@@ -77,9 +80,9 @@ def test_nothing_is_said_of_clips_and_of_what_the_gallery_has(
 ) -> None:
     write_video(folder / "scene.mp4", frames=2, size=SCENE)
     (source,) = read_catalog(folder).table["source_id"].to_pylist()
-    gallery_of(tmp_path / "gallery", {"video_id": source, "width": 768, "height": 576})
+    there = gallery_of(tmp_path / "gallery", {"video_id": source, "width": 768, "height": 576})
     write_video(folder / "crop.mp4", frames=2, size=CROP)
-    job.warn_of_scenes(read_catalog(folder), str(tmp_path / "gallery"), Sampling())
+    job.warn_of_scenes(read_catalog(folder), there, Sampling())
     assert capsys.readouterr().err == ""
 
 
