@@ -32,6 +32,7 @@ from pipeline.footage.recordings import corrected_by
 from pipeline.gallery.detections import RECORDINGS_SCHEMA, detections_schema, detections_table
 from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten
 from pipeline.gallery.gallery import ROW_GROUP_ROWS, Gallery
+from pipeline.ingest.progress import FramesTold
 from pipeline.ingest.source_changes import STILL_CHANGING, is_changing
 from pipeline.ingest.stages import BAD_FEATURES
 from pipeline.storage.hashing import json_sha256
@@ -76,7 +77,7 @@ class DetectPeople:
         self, gallery: Gallery, sampling: Sampling, settings: DetectSettings, forgotten: Forgotten, boxes: pa.Table, counter: Any
     ) -> None:
         """forgotten, boxes: which recordings, and who in them, are not taken in (`Snapshot.tombstones`, `forgotten_boxes`)."""
-        self.gallery, self.sampling, self.counter = gallery, sampling, counter
+        self.gallery, self.sampling, self.told = gallery, sampling, FramesTold(counter)
         self.forgotten, self.people_forgotten = forgotten.content, ForgottenBoxes(boxes)
         self.detector = load_detector(settings.detector, settings.threads, settings.device)
         self.backbone = load_backbone(gallery.settings.backbone, settings.threads, settings.device)
@@ -131,9 +132,6 @@ class DetectPeople:
             self.decoders.own = Decoder(self.sampling)
         return self.decoders.own
 
-    def told(self, frames: int) -> None:
-        self.counter.add.remote(frames)
-
 
 def joined(gallery: Gallery, drafts: Iterable[str]) -> str:
     """The drafts of a recording, in the order of its stretches, as one file of detections; returns its name. Raises
@@ -180,7 +178,7 @@ class _Reading:
             self.looked_at += len(event.frames)
             with telemetry.timed(SECONDS, stage="detect"):
                 found = people.detector.detect(event.frames)
-            people.told(len(event.frames))
+            people.told.add(len(event.frames))
             batch.add(event, found, people.sampling, people.people_forgotten)
             if len(batch.crops) >= CROPS_AT_ONCE:
                 embedded.append(self._embedded(batch))

@@ -211,7 +211,8 @@ def _run(
             fn_constructor_args=(gallery, sampling, settings, snapshot.tombstones, snapshot.forgotten_boxes, counter),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            # One at a time: the actor that is up first would else take a second recording, and others wait for work at the end.
+            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
             num_cpus=min(1.0, cpus / actors) * (0.9 if not gpus else 0.5),
             num_gpus=1 if gpus else 0,
         )

@@ -1,6 +1,8 @@
 """How far an ingest is: frames are counted across the cluster and told while the next table is awaited."""
 
 import contextlib
+import math
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -11,6 +13,8 @@ import pyarrow as pa
 import ray
 
 from pipeline.cluster import leave
+
+TELL_SECONDS = 1.0
 
 
 @dataclass
@@ -39,6 +43,25 @@ class FrameCounter:
 
     def read(self) -> int:
         return self.frames
+
+
+class FramesTold:
+    """Tells a FrameCounter of frames, at most once a second: a call of an actor costs as much as what it counts, on small frames.
+
+    What was told last is behind by less than a second's frames. Threads may share it.
+    """
+
+    def __init__(self, counter: Any) -> None:
+        self.counter, self.untold, self.told = counter, 0, -math.inf
+        self.lock = threading.Lock()
+
+    def add(self, frames: int) -> None:
+        """Count some frames."""
+        with self.lock:
+            self.untold += frames
+            if self.untold and time.monotonic() - self.told >= TELL_SECONDS:
+                self.counter.add.remote(self.untold)
+                self.untold, self.told = 0, time.monotonic()
 
 
 def polled(

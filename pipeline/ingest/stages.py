@@ -4,8 +4,6 @@ Each stage maps tables to tables, and times itself. What flows between them is a
 is refused ("reject"), and per source at its end ("end": how many of both there were, and what is known of the source by then).
 """
 
-import math
-import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +23,7 @@ from pipeline.decoding.video import Chunk, Rejected, VideoInfo
 from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import MESSAGE, REASON, Forgotten, covers
 from pipeline.gallery.gallery import Gallery, frames_table
+from pipeline.ingest.progress import FramesTold
 from pipeline.ingest.source_changes import STILL_CHANGING, is_changing
 
 CHUNKS_SCHEMA = pa.schema(
@@ -66,7 +65,6 @@ WRITTEN_SCHEMA = pa.schema(
 )
 BAD_FEATURES = "the backbone gives frame features that are not finite numbers"
 SECONDS = "coattention_ingest_seconds"  # the metric
-TELL_SECONDS = 1.0
 TABLE_BYTES = 4 << 20  # of rows and features that are handed on at a time
 ROW_BYTES = 1000  # about, beside its features
 AHEAD = 3  # rows that are decoded ahead: a chunk, the end of its video, and the first chunk of the next one
@@ -176,8 +174,7 @@ class EmbedChunks:
 
     def __init__(self, spec: BackboneSpec, threads: int, counter: Any, device: str = "auto") -> None:
         self.backbone = load_backbone(spec, threads, device)
-        self.counter = counter
-        self.untold, self.told = 0, -math.inf
+        self.told = FramesTold(counter)
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
         shape = (-1, self.backbone.spec.height, self.backbone.spec.width, 3)
@@ -189,10 +186,7 @@ class EmbedChunks:
         """uint8 [n, height, width, 3] -> float16 [n, dim]."""
         with telemetry.timed(SECONDS, stage="embed"):
             features = self.backbone.embed(frames)
-        self.untold += len(frames)
-        if self.untold and time.monotonic() - self.told >= TELL_SECONDS:
-            self.counter.add.remote(self.untold)
-            self.untold, self.told = 0, time.monotonic()
+        self.told.add(len(frames))
         return features
 
 

@@ -29,6 +29,7 @@ from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.index.build import build_index
 from pipeline.index.versions import index_lag
 from pipeline.ingest import listing
+from pipeline.ingest import progress as progress_module
 from pipeline.ingest import run as ingest_module
 from pipeline.ingest import stages as stages_module
 from pipeline.ingest.commit import Committer
@@ -164,7 +165,7 @@ def test_an_actor_that_was_left_half_way_begins_anew_with_the_next_block(folder:
 
 def test_the_counter_is_told_of_all_frames_but_not_of_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     now, told = [100.0], []
-    monkeypatch.setattr(stages_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     embed = EmbedChunks(SPEC, 1, SimpleNamespace(add=SimpleNamespace(remote=told.append)))
     for seconds, frames in ((0, 3), (0.4, 5), (0.4, 0), (0.4, 2), (5, 0), (0, 4)):
         now[0] += seconds
