@@ -4,13 +4,13 @@ Light, colour and angle of a camera are in the features of all people it films, 
 than one person in two cameras. In the space of the score, x = sqrt(-w) * value, each camera c has a mean m_c and a covariance C_c
 over its videos, and a frame becomes
 
-    u = unit( A_c (x - m_c) ),   A_c = (C_c + ridge) ^ (-1/4)
+    u = unit( A_c (x - m_c) ),   A_c = (C_c + ridge) ^ (-p)
 
 Means and covariances are drawn towards those of all cameras, the more the fewer videos a camera has: a video says little about
-its camera and much about the person in it. Directions in which a camera's people vary much tell them apart least; the fourth root
-of the inverse covariance takes half of that difference away (all of it, whitening proper, lets noise grow). The idea is that of
-correlation alignment (Sun, Feng and Saenko, "Return of frustratingly easy domain adaptation", AAAI 2016), with one space that all
-cameras are brought to instead of one that is brought to another.
+its camera and much about the person in it. Directions in which a camera's people vary much tell them apart least. p = 1/2,
+whitening proper, takes all of that difference away and lets noise grow; the fewer videos a covariance was measured on, the lower
+is p (`_power`). The idea is that of correlation alignment (Sun, Feng and Saenko, "Return of frustratingly easy domain adaptation",
+AAAI 2016), with one space that all cameras are brought to instead of one that is brought to another.
 
 Encodings are unit vectors then, so a pair's logit is BIAS - SCALE * (2 - 2 cos).
 """
@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from pipeline.coattention.network import Coattention
 
 LEAST_VIDEOS = 5  # of a camera that has statistics of its own: those of fewer would be about people, not about the camera
-MEAN_VIDEOS = 20  # a camera of so many videos has half of its own mean and half of that of all
-SPREAD_VIDEOS = 50  # and of so many half of its own covariance
+MEAN_VIDEOS = 10  # a camera of so many videos has half of its own mean and half of that of all
+SPREAD_VIDEOS = 20  # and of so many half of its own covariance
 ALL_VIDEOS = 100  # a gallery of so many videos has half of the mean of all, and of their covariance
-POWER = -0.25
+LEAST_POWER, MOST_POWER = 0.2, 0.5  # p, of a covariance of few videos and of many
+POWER_VIDEOS = 30  # p lies half way between them
 RIDGE = 0.5  # added to every variance, in mean variances
 SCALE = BIAS = 4.0  # a pair of cosine 0.5 has the logit 0
 SLACK = 1.0  # see `CoattentionConfig.slack`
@@ -83,12 +84,12 @@ def camera_statistics(means: NDArray[np.floating], cameras: Sequence[str | None]
     level = max(float(np.trace(pooled)) / len(pooled), 1e-12)
     weight = _weight(len(x), ALL_VIDEOS)
     pooled = weight * pooled + (1 - weight) * level * np.eye(len(pooled))
-    maps = [_map(pooled, level)]
+    maps = [_map(pooled, level, len(x))]
     for name in own:
         rows = named == name
         weight = _weight(int(rows.sum()), SPREAD_VIDEOS)
         spread = x[rows] - x[rows].mean(axis=0)
-        maps.append(_map(weight * (spread.T @ spread) / int(rows.sum()) + (1 - weight) * pooled, level))
+        maps.append(_map(weight * (spread.T @ spread) / len(spread) + (1 - weight) * pooled, level, len(spread)))
     return CameraStatistics(tuple(own), np.stack(centres).astype(np.float16), np.stack(maps).astype(np.float16))
 
 
@@ -96,10 +97,15 @@ def _weight(videos: int, half: int) -> float:
     return videos / (videos + half)
 
 
-def _map(covariance: Floats, level: float) -> Floats:
-    """(covariance / level + RIDGE) ^ POWER, symmetric."""
+def _map(covariance: Floats, level: float, videos: int) -> Floats:
+    """(covariance / level + RIDGE) ^ -p, symmetric; videos: on how many it was measured."""
     variances, directions = np.linalg.eigh(covariance / level)
-    return (directions * (np.maximum(variances, 0) + RIDGE) ** POWER) @ directions.T
+    return (directions * (np.maximum(variances, 0) + RIDGE) ** -_power(videos)) @ directions.T
+
+
+def _power(videos: int) -> float:
+    """p: see the head of this file."""
+    return LEAST_POWER + (MOST_POWER - LEAST_POWER) * _weight(videos, POWER_VIDEOS)
 
 
 class CameraCoattention(Coattention):

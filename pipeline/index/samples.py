@@ -16,7 +16,7 @@ from pipeline.storage.hashing import hash_order
 
 SAMPLE_VIDEOS, SAMPLE_FRAMES = 512, 40  # what an untrained head is made from: videos, and frames of each
 COHORT_VIDEOS, COHORT_SEGMENTS = 512, 4  # what scores are normalised by: videos, and segments of each
-CAMERA_VIDEOS, ALL_CAMERAS_VIDEOS = 200, 20_000  # what statistics of cameras are made from: videos of each, and about of all
+CAMERA_VIDEOS, ALL_CAMERAS_VIDEOS = 2000, 20_000  # what statistics of cameras are made from: videos of each, and about of all
 TRAIN_SEGMENTS = 160_000  # what a compressed prefilter is trained on
 
 

@@ -1,7 +1,7 @@
 """Whole videos beside their segments: one encoding a video, each frame by its visibility, and how alike two of them are.
 
 Segments tell whether somebody is seen for a moment; the whole video averages over all good frames and so over what is accidental
-in each of them. Its score is that of a pair of segments, normalised by the same cohort.
+in each of them. Its logit is that of a pair of segments, normalised by the same cohort, times SCALE.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+SCALE = 1.2  # a video's segments make many pairs, of which the best count most, and the whole makes one
 LEAST_VISIBLE = 0.3  # of a segment that the prefilter finds a video by
 Singles = NDArray[np.float32]
 
@@ -53,7 +54,7 @@ def or_whole(encodings: Singles, visibility: Singles, whole: Singles) -> Singles
 
 
 def resemblance(some: WholeVideos, others: WholeVideos, weight: Singles, bias: float) -> Singles:
-    """Normalised logits float32 [n, m] of each of n videos and each of m others; weight: the row w, [d_v]; bias: c.
+    """Normalised logits times SCALE, float32 [n, m], of each of n videos and each of m others; weight: the row w, [d_v]; bias: c.
 
     Each is summed for itself, so that its last bit does not depend on what stands beside it.
     """
@@ -65,4 +66,4 @@ def resemblance(some: WholeVideos, others: WholeVideos, weight: Singles, bias: f
         gaps *= weight
         row[:] = bias + gaps.sum(axis=1)
     of_some = (logits - some.mean[:, None]) / some.spread[:, None]
-    return ((of_some + (logits - others.mean) / others.spread) / 2).astype(np.float32)
+    return (SCALE / 2 * (of_some + (logits - others.mean) / others.spread)).astype(np.float32)

@@ -1,11 +1,17 @@
 """What the best leads, by default the best one, say of the others: a video that looks like them gains.
 
 Somebody is on several videos of a gallery more often than not, and a video from behind may resemble another lead where it does
-not resemble the target. The best leads, each by how far it is ahead, add their resemblance to every video's score (query
-expansion, after Chum et al., "Total recall", ICCV 2007; by score and with all videos as they stand instead of a second search).
+not resemble the target. So a video is the target's person by itself, or by way of a lead: if the lead shows the target's person,
+and the video the lead's. Of logits s, with r how alike two whole videos are,
 
-A lead speaks as a whole video, so its say is the part of its score that comes from the whole video and not from its segments, of
-which the score is a soft maximum: where a track jumped from one person to another, the rest of it speaks of somebody else.
+    s'(v) = or( s(v), and( r(target, lead), r(lead, v) ) - max( s(lead) - r(target, lead), 0 ) )
+
+where "or" is log(e^a + e^b) and "and" -log(e^-a + e^-b); several leads are several ways. (Query expansion, after Chum et al.,
+"Total recall", ICCV 2007, with all videos as they stand instead of a second search.) A video that is like a lead stands no higher
+by that than the lead's own tie to the target, so a lead that is not sure of itself changes little.
+
+A lead speaks as a whole video. Where a track jumped from one person to another, its score is that of the segments that show the
+target's, and the whole says less; by as much as that is, so does the way through it.
 """
 
 import numpy as np
@@ -45,8 +51,6 @@ def with_neighbours(
     alike = partitions.resemblance(whole, videos).astype(np.float64)  # [count, m]
     alike[np.arange(count), best] = -np.inf
     alike[np.arange(count), best] = alike[:, heard].max(axis=1)  # itself: as alike as the likest other
-    ahead = np.exp(logits[best] - logits[best[0]])
-    of_wholes = resemblance(target, whole, *index.heads.score_row())[0].astype(np.float64)
-    says = ahead / ahead.sum() * np.exp(np.minimum(of_wholes - logits[best], 0))
-    added = sum(say * row for say, row in zip(says, alike, strict=True))
-    return sigmoid(logits + added)
+    to_lead = resemblance(target, whole, *index.heads.score_row())[0].astype(np.float64)
+    ways = -np.logaddexp(-to_lead[:, None], -alike) - np.maximum(logits[best] - to_lead, 0)[:, None]
+    return sigmoid(np.logaddexp.reduce([logits, *ways]))

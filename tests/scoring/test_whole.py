@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.scoring.video_scores import SHARPNESS, visible_logits
-from pipeline.scoring.whole import LEAST_VISIBLE, WholeVideos, joined, or_whole, resemblance, video_encodings
+from pipeline.scoring.whole import LEAST_VISIBLE, SCALE, WholeVideos, joined, or_whole, resemblance, video_encodings
 
 
 def whole(count: int, width: int, seed: int) -> WholeVideos:
@@ -29,7 +29,7 @@ def test_a_video_s_encoding_is_the_mean_of_its_frames_by_their_visibility(unit: 
     np.testing.assert_allclose(video_encodings(values, visibility, frames, unit), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_resemblance_is_the_normalised_logit_of_both_sides_for_weights_of_both_signs() -> None:
+def test_resemblance_is_the_scaled_normalised_logit_of_both_sides_for_weights_of_both_signs() -> None:
     some, others = whole(2, 6, seed=1), whole(7, 6, seed=2)
     weight, bias = np.random.default_rng(3).normal(size=6).astype(np.float32), 0.7
     found = resemblance(some, others, weight, bias)
@@ -38,7 +38,7 @@ def test_resemblance_is_the_normalised_logit_of_both_sides_for_weights_of_both_s
             gap = some.encodings[n].astype(np.float64) - others.encodings[j].astype(np.float64)
             logit = bias + sum(float(w) * d * d for w, d in zip(weight, gap, strict=True))
             sides = ((logit - float(part.mean[row])) / float(part.spread[row]) for part, row in ((some, n), (others, j)))
-            assert found[n, j] == pytest.approx(sum(sides) / 2, rel=1e-4, abs=1e-5)
+            assert found[n, j] == pytest.approx(SCALE * sum(sides) / 2, rel=1e-4, abs=1e-5)
 
 
 def test_resemblance_has_the_same_bits_whatever_stands_beside_it() -> None:

@@ -1,6 +1,5 @@
-"""What the best leads add to the others' scores, against the definition lead by lead in float64."""
+"""What the best leads add to the others' scores, against the definition in odds, lead by lead in float64."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -24,26 +23,27 @@ def index(toy_gallery: Gallery) -> Index:
 
 
 @pytest.mark.parametrize(("count", "silent"), [(1, -1), (3, -1), (3, 0), (99, -1), (2, 30)])
-def test_each_of_the_best_adds_its_resemblance_by_how_far_it_is_ahead(index: Index, count: int, silent: int) -> None:
+def test_the_odds_by_way_of_each_of_the_best_are_added(index: Index, count: int, silent: int) -> None:
     partitions = LocalPartitions(index, range(len(index.manifest["partitions"])))
     whole = partitions.whole(VIDEOS)
-    alike = resemblance(whole, whole, *index.heads.score_row()).astype(np.float64)
-    logits = [math.log(min(max(s, 1e-13), 1 - 1e-13) / (1 - min(max(s, 1e-13), 1 - 1e-13))) for s in SCORES]
+    between = np.exp(resemblance(whole, whole, *index.heads.score_row()).astype(np.float64))
+    cut = [min(max(score, 1e-13), 1 - 1e-13) for score in SCORES]
+    odds = [score / (1 - score) for score in cut]
     heard = [place for place in range(len(VIDEOS)) if VIDEOS[place] != silent]
-    best = sorted(heard, key=lambda place: (-logits[place], VIDEOS[place]))[: min(count, len(heard) - 1)]
-    shares = [math.exp(logits[place] - logits[best[0]]) for place in best]
+    best = sorted(heard, key=lambda place: (-odds[place], VIDEOS[place]))[: min(count, len(heard) - 1)]
     target = partitions.whole(np.array([12]))
-    with_target = resemblance(target, whole, *index.heads.score_row())[0].astype(np.float64)
-    parts = [min(1.0, math.exp(with_target[place] - logits[place])) for place in best]
+    to_target = np.exp(resemblance(target, whole, *index.heads.score_row())[0].astype(np.float64))
     expected = []
-    for place, logit in enumerate(logits):
-        added = 0.0
-        for one, share, part in zip(best, shares, parts, strict=True):
-            own = max(alike[one, other] for other in heard if other != one)
-            added += share / sum(shares) * part * (own if one == place else alike[one, place])
-        expected.append(1 / (1 + math.exp(-(logit + added))))
+    for place in range(len(VIDEOS)):
+        total = odds[place]
+        for lead in best:
+            likest = max(between[lead, other] for other in heard if other != lead)
+            to_video = likest if lead == place else between[lead, place]
+            total += min(to_target[lead] / odds[lead], 1) / (1 / to_target[lead] + 1 / to_video)
+        expected.append(total / (1 + total))
     found = with_neighbours(index, partitions, target, VIDEOS, SCORES, ScoreSettings(neighbours=count), silent)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (found >= np.array(cut) * (1 - 1e-9)).all()  # a way through others takes nothing from a video
 
 
 def test_without_others_or_a_way_to_compare_scores_stay_as_they_are(index: Index) -> None:
