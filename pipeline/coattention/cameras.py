@@ -9,8 +9,8 @@ over its videos, and a frame becomes
 Means and covariances are drawn towards those of all cameras, the more the fewer videos a camera has: a video says little about
 its camera and much about the person in it. Directions in which a camera's people vary much tell them apart least. p = 1/2,
 whitening proper, takes all of that difference away and lets noise grow; the fewer videos a covariance was measured on, the lower
-is p (`_power`). The idea is that of correlation alignment (Sun, Feng and Saenko, "Return of frustratingly easy domain adaptation",
-AAAI 2016), with one space that all cameras are brought to instead of one that is brought to another.
+is p (`_power`). The idea is that of correlation alignment (Sun, Feng and Saenko, "Return of frustratingly easy domain
+adaptation", AAAI 2016), with one space that all cameras are brought to instead of one that is brought to another.
 
 Encodings are unit vectors then, so a pair's logit is BIAS - SCALE * (2 - 2 cos).
 """

@@ -133,10 +133,11 @@ class Textbook:
         return frames, [np.mean(frames[np.unique(n)]) for n in numbers], whole
 
     def alike(self, one: str, other: str) -> float:
-        """How two whole videos resemble each other, normalised."""
+        """How two whole videos resemble each other, normalised, times 1.2."""
         mine, theirs = (self.visibility(video_id)[2] for video_id in (one, other))
         logit = self.bias + self.difference(mine, theirs)
-        return sum((logit - mean) / spread / 2 for mean, spread in map(self.against_the_cohort, (mine, theirs), (one, other)))
+        sides = map(self.against_the_cohort, (mine, theirs), (one, other))
+        return 1.2 * sum((logit - mean) / spread / 2 for mean, spread in sides)
 
 
 def textbook_logits(book: Textbook, target: str, normalise: str) -> dict[str, float]:
@@ -158,15 +159,14 @@ def textbook_scores(gallery: Gallery, index: Index, target: str, normalise: str,
     book = Textbook(gallery, index)
     logits = textbook_logits(book, target, normalise)
     best = sorted(logits, key=lambda v: -logits[v])[: neighbours if normalise == "cohort" else 0]
-    ahead = {video_id: np.exp(logits[video_id] - logits[best[0]]) for video_id in best}
-    added = dict.fromkeys(logits, 0.0)
-    for video_id in best:
-        alike = {other: book.alike(video_id, other) for other in logits if other != video_id}
-        part = np.exp(book.alike(target, video_id) - logits[video_id])  # of the score that comes from the whole video
-        for other in logits:
-            mine = max(alike.values()) if other == video_id else alike[other]
-            added[other] += ahead[video_id] / sum(ahead.values()) * part * mine
-    return {video_id: 1 / (1 + np.exp(-logits[video_id] - added[video_id])) for video_id in logits}
+    odds = {video_id: np.exp(logit) for video_id, logit in logits.items()}
+    for lead in best:
+        tie = np.exp(book.alike(target, lead))
+        alike = {other: np.exp(book.alike(lead, other)) for other in logits if other != lead}
+        alike[lead] = max(alike.values())
+        for other in logits:  # by way of the lead, as far as the lead's score is its whole video's
+            odds[other] += min(tie / np.exp(logits[lead]), 1) / (1 / tie + 1 / alike[other])
+    return {video_id: value / (1 + value) for video_id, value in odds.items()}
 
 
 @pytest.mark.parametrize(
