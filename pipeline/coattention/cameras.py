@@ -6,11 +6,12 @@ over its videos, and a frame becomes
 
     u = unit( A_c (x - m_c) ),   A_c = (C_c + ridge) ^ (-p)
 
-Means and covariances are drawn towards those of all cameras, the more the fewer videos a camera has: a video says little about
-its camera and much about the person in it. Directions in which a camera's people vary much tell them apart least. p = 1/2,
-whitening proper, takes all of that difference away and lets noise grow; the fewer videos a covariance was measured on, the lower
-is p (`_power`). The idea is that of correlation alignment (Sun, Feng and Saenko, "Return of frustratingly easy domain
-adaptation", AAAI 2016), with one space that all cameras are brought to instead of one that is brought to another.
+Means and covariances are drawn towards those of all cameras, the more the fewer people they were measured on: a video says little
+about its camera and much about the person in it. Directions in which a camera's people vary much tell them apart least. p = 1/2,
+whitening proper, takes all of that difference away and lets noise grow; the fewer the people, the lower is p (`_power`). Who is
+on many videos counts about once: videos that look alike are taken for one person's (`_alone`). The idea is that of correlation
+alignment (Sun, Feng and Saenko, "Return of frustratingly easy domain adaptation", AAAI 2016), with one space that all cameras are
+brought to instead of one that is brought to another.
 
 Encodings are unit vectors then, so a pair's logit is BIAS - SCALE * (2 - 2 cos).
 """
@@ -28,12 +29,14 @@ from torch import Tensor, nn
 from pipeline.coattention.network import Coattention
 
 LEAST_VIDEOS = 5  # of a camera that has statistics of its own: those of fewer would be about people, not about the camera
-MEAN_VIDEOS = 10  # a camera of so many videos has half of its own mean and half of that of all
-SPREAD_VIDEOS = 20  # and of so many half of its own covariance
-ALL_VIDEOS = 100  # a gallery of so many videos has half of the mean of all, and of their covariance
-LEAST_POWER, MOST_POWER = 0.2, 0.5  # p, of a covariance of few videos and of many
-POWER_VIDEOS = 30  # p lies half way between them
+MEAN_PEOPLE = 10  # a camera of so many people has half of its own mean and half of that of all
+SPREAD_PEOPLE = 20  # and of so many half of its own covariance
+ALL_PEOPLE = 100  # a gallery of so many has half of the mean of all, and of their covariance
+LEAST_POWER, MOST_POWER = 0.1, 0.5  # p, of few people and of many
+POWER_PEOPLE = 20  # p lies half way between them
+ALIKE = 0.7  # cosine of two videos, a camera's mean taken off, from which on they are taken for one person's
 RIDGE = 0.5  # added to every variance, in mean variances
+BLOCK = 1024  # videos compared with all others at a time
 SCALE = BIAS = 4.0  # a pair of cosine 0.5 has the logit 0
 SLACK = 1.0  # see `CoattentionConfig.slack`
 
@@ -72,40 +75,53 @@ def camera_statistics(means: NDArray[np.floating], cameras: Sequence[str | None]
     named = np.array(["" if camera is None else camera for camera in cameras])
     names, counts = np.unique(named, return_counts=True)
     own = [str(name) for name, count in zip(names, counts, strict=True) if count >= LEAST_VIDEOS and name]
-    everything = x.mean(axis=0) * _weight(len(x), ALL_VIDEOS)
-    centres = [everything]
+    raw = x - x.mean(axis=0)
+    for name in own:
+        raw[named == name] = x[named == name] - x[named == name].mean(axis=0)
+    alone = _alone(raw)
+    everybody = float(alone.sum())
+    everything = alone @ x / everybody * _share(everybody, ALL_PEOPLE)
+    centres, people = [everything], []
     centred = x - everything
     for name in own:
         rows = named == name
-        weight = _weight(int(rows.sum()), MEAN_VIDEOS)
-        centres.append(everything + weight * (x[rows].mean(axis=0) - everything))
+        people.append(float(_alone(raw[rows]).sum()))
+        centres.append(everything + _share(people[-1], MEAN_PEOPLE) * (x[rows].mean(axis=0) - everything))
         centred[rows] = x[rows] - centres[-1]
-    pooled = centred.T @ centred / len(x)
+    pooled = (centred * alone[:, None]).T @ centred / everybody
     level = max(float(np.trace(pooled)) / len(pooled), 1e-12)
-    weight = _weight(len(x), ALL_VIDEOS)
-    pooled = weight * pooled + (1 - weight) * level * np.eye(len(pooled))
-    maps = [_map(pooled, level, len(x))]
-    for name in own:
-        rows = named == name
-        weight = _weight(int(rows.sum()), SPREAD_VIDEOS)
-        spread = x[rows] - x[rows].mean(axis=0)
-        maps.append(_map(weight * (spread.T @ spread) / len(spread) + (1 - weight) * pooled, level, len(spread)))
+    share = _share(everybody, ALL_PEOPLE)
+    pooled = share * pooled + (1 - share) * level * np.eye(len(pooled))
+    maps = [_map(pooled, level, everybody)]
+    for name, count in zip(own, people, strict=True):
+        share, spread = _share(count, SPREAD_PEOPLE), raw[named == name]
+        maps.append(_map(share * (spread.T @ spread) / len(spread) + (1 - share) * pooled, level, count))
     return CameraStatistics(tuple(own), np.stack(centres).astype(np.float16), np.stack(maps).astype(np.float16))
 
 
-def _weight(videos: int, half: int) -> float:
-    return videos / (videos + half)
+def _alone(centred: Floats) -> Floats:
+    """What each of n videos [n, d_v] counts for, [n]: 1 by the number of them that look like it, itself among them.
+
+    Their sum is about how many people are seen. centred: around their mean.
+    """
+    unit = (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    alike = [(unit[start : start + BLOCK] @ unit.T >= ALIKE).sum(axis=1) for start in range(0, len(unit), BLOCK)]
+    return 1 / np.maximum(np.concatenate(alike), 1)
 
 
-def _map(covariance: Floats, level: float, videos: int) -> Floats:
-    """(covariance / level + RIDGE) ^ -p, symmetric; videos: on how many it was measured."""
+def _share(people: float, half: int) -> float:
+    return people / (people + half)
+
+
+def _map(covariance: Floats, level: float, people: float) -> Floats:
+    """(covariance / level + RIDGE) ^ -p, symmetric; people: on how many it was measured."""
     variances, directions = np.linalg.eigh(covariance / level)
-    return (directions * (np.maximum(variances, 0) + RIDGE) ** -_power(videos)) @ directions.T
+    return (directions * (np.maximum(variances, 0) + RIDGE) ** -_power(people)) @ directions.T
 
 
-def _power(videos: int) -> float:
+def _power(people: float) -> float:
     """p: see the head of this file."""
-    return LEAST_POWER + (MOST_POWER - LEAST_POWER) * _weight(videos, POWER_VIDEOS)
+    return LEAST_POWER + (MOST_POWER - LEAST_POWER) * _share(people, POWER_PEOPLE)
 
 
 class CameraCoattention(Coattention):

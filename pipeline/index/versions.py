@@ -35,7 +35,7 @@ from pyarrow import fs as pafs
 from pipeline.backbone.spec import same_backbone
 from pipeline.coattention.calibration import FILE as CALIBRATION
 from pipeline.coattention.calibration import Calibration, calibration_version, load_calibration
-from pipeline.coattention.cameras import MEAN_VIDEOS, CameraHeads, CameraStatistics
+from pipeline.coattention.cameras import CameraHeads, CameraStatistics
 from pipeline.coattention.cohort import Cohort
 from pipeline.coattention.gallery_calibration import GalleryCalibration
 from pipeline.coattention.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, shipped_head
@@ -68,6 +68,7 @@ PREFILTER = "prefilter/trained.faiss"
 WORTH = "worth/calibration.json"
 QUERY = "cohort/query.npy"
 MOST_GROWTH = 4  # times as many videos as its cohort was drawn from: an index should then be built anew
+VIDEOS_OF_A_CAMERA = 20  # from which on a camera without statistics should have its own
 MOST_NEW_CAMERAS = 0.25  # of the videos, of cameras that an index has no statistics of: it should then be built anew
 LEAST_COHORT = 0.75  # of the cohort's videos still there, or else
 FLOAT16 = np.dtype(np.float16)
@@ -226,7 +227,7 @@ class Index:
         """How many videos are of cameras that have enough of them for statistics of their own, and have none."""
         counts = pc.value_counts(self.videos["camera_id"].drop_null()).to_pylist()
         known = set() if self.cameras is None else set(self.cameras.names)
-        return sum(one["counts"] for one in counts if one["values"] not in known and one["counts"] >= MEAN_VIDEOS)
+        return sum(one["counts"] for one in counts if one["values"] not in known and one["counts"] >= VIDEOS_OF_A_CAMERA)
 
 
 def index_settings(manifest: dict[str, Any]) -> IndexSettings:

@@ -43,31 +43,43 @@ def without_cameras(x, names):
     )
 
 
+def counted_once(centred):
+    """What each video counts for: those that look like it, itself among them, count for one."""
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.array([1 / sum(one @ other >= 0.7 for other in unit) for one in unit])
+
+
 def textbook(x, names, camera):
     """Mean and map of one camera, by the formulae as the module states them."""
     names = np.array(["" if name is None else name for name in names])
-    everything = x.mean(axis=0) * len(x) / (len(x) + 100)
-    centres = {}
-    for name in set(names) - {""}:
-        own = x[names == name]
-        centres[name] = everything + len(own) / (len(own) + 10) * (own.mean(axis=0) - everything)
+    named = sorted(set(names) - {""})
+    raw = x - x.mean(axis=0)
+    for name in named:
+        raw[names == name] = x[names == name] - x[names == name].mean(axis=0)
+    counts = counted_once(raw)
+    everybody = counts.sum()
+    everything = np.average(x, axis=0, weights=counts) * everybody / (everybody + 100)
+    people = {name: counted_once(raw[names == name]).sum() for name in named}
+    centres = {
+        name: everything + people[name] / (people[name] + 10) * (x[names == name].mean(axis=0) - everything) for name in named
+    }
     off = np.array([one - centres.get(name, everything) for one, name in zip(x, names, strict=True)])
-    pooled = sum(np.outer(one, one) for one in off) / len(x)
+    pooled = sum(count * np.outer(one, one) for one, count in zip(off, counts, strict=True)) / everybody
     level = np.trace(pooled) / x.shape[1]
-    pooled = (len(x) * pooled + 100 * level * np.eye(x.shape[1])) / (len(x) + 100)
+    pooled = (everybody * pooled + 100 * level * np.eye(x.shape[1])) / (everybody + 100)
     if camera is None:
-        mean, covariance, videos = everything, pooled, len(x)
+        mean, covariance, seen = everything, pooled, everybody
     else:
-        own = x[names == camera]
-        spread = np.cov(own.T, bias=True)
-        mean, covariance, videos = centres[camera], (len(own) * spread + 20 * pooled) / (len(own) + 20), len(own)
+        spread, seen = np.cov(x[names == camera].T, bias=True), people[camera]
+        mean, covariance = centres[camera], (seen * spread + 20 * pooled) / (seen + 20)
     inner = covariance / level + 0.5 * np.eye(x.shape[1])
-    return mean, scipy.linalg.fractional_matrix_power(inner, -(0.2 + 0.3 * videos / (videos + 30)))
+    return mean, scipy.linalg.fractional_matrix_power(inner, -(0.1 + 0.4 * seen / (seen + 20)))
 
 
 @pytest.mark.parametrize("camera", ["c0", "c2", None])
 def test_mean_and_map_of_a_camera_are_those_of_the_formulae(camera):
     x, names, _ = people_under_cameras(30, 3)
+    x[5:9] = x[4] + np.random.default_rng(3).normal(scale=0.1, size=(4, WIDTH))  # the same person five times
     names = [*names[:-4], None, None, None, None]
     statistics = camera_statistics(x, names)
     mean, by = textbook(x, names, camera)
@@ -86,6 +98,22 @@ def test_people_are_found_across_cameras_that_change_everybody():
 def test_cameras_that_change_nothing_cost_nothing(people):
     x, names, who = people_under_cameras(people, 3, changed=0.0)
     assert rank_1(without_cameras(x, names), names, who) >= rank_1(x, names, who) - 0.02
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_people_who_are_on_many_videos_of_one_camera_are_told_apart_as_before(named):
+    rng = np.random.default_rng(4)
+    persons = rng.normal(size=(5, WIDTH)) * np.linspace(2, 0.3, WIDTH)
+    who = np.repeat(np.arange(5), 10)
+    x = persons[who] + rng.normal(scale=0.6, size=(50, WIDTH)) * np.linspace(0.6, 1, WIDTH)
+
+    def found(vectors):
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        scores = unit @ unit.T - 2 * np.eye(len(unit))
+        order = np.argsort(-scores, axis=1)[:, :9]
+        return float((who[order] == who[:, None]).mean())
+
+    assert found(without_cameras(x, ["c0" if named else None] * 50)) >= found(x) - 0.02
 
 
 def test_a_camera_of_few_videos_has_no_statistics_of_its_own():
