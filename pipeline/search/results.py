@@ -230,7 +230,7 @@ class SearchResult:
     normalise as it was in the end. expected_matches: the prior of the probabilities; none_probability: that no eligible video
     shows the target; both None where there are no probabilities. calibration: in words, what probabilities rest on, or why there
     are none. followed: where the target's person was followed to, None in a plain search; leads then hold what is in, too, each
-    scored by all others that are. all_scores: None where nobody kept them.
+    scored by all others that are, and of several targets `target` is the first. all_scores: None where nobody kept them.
     """
 
     target: VideoRef
@@ -257,6 +257,12 @@ class SearchResult:
     settings: SearchSettings = field(default_factory=SearchSettings)
     followed: Followed | None = None
     all_scores: AllScores | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def targets(self) -> list[VideoRef]:
+        """The target, and the others that were searched for together with it."""
+        others = [one.video for one in self.followed.appearances if one.why == "target"] if self.followed else []
+        return [self.target, *(one for one in others if one.video_id != self.target.video_id)]
 
     @property
     def exact(self) -> bool:
@@ -323,7 +329,12 @@ def results_table(results: Sequence[SearchResult]) -> pa.Table:
     ]
     more = ("target_segments", "not_indexed", "passed_over", "calibration", "seconds")
     said = [
-        {**of_search, "settings": result.settings.plain(), **{name: getattr(result, name) for name in more}}
+        {
+            **of_search,
+            "settings": result.settings.plain(),
+            "targets": [video.video_id for video in result.targets],
+            **{name: getattr(result, name) for name in more},
+        }
         for result, of_search in zip(results, searches, strict=True)
     ]
     metadata = {"searches": json.dumps(said, default=datetime.isoformat)}

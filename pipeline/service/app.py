@@ -347,8 +347,8 @@ def _me(asking: Token) -> answers.Me:
     return answers.Me(person=asking.person, role=asking.role, rights=[right for right in RIGHTS if asking.may(right)])
 
 
-def _runner(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[Search], Answer]:
-    """What makes the search. Raises UsageError for what cannot be meant; paths of this machine are never a target."""
+def _meant(service: Service, gallery: Gallery, person: str, asked: answers.TargetAsked, whole_picture: bool) -> tuple[str, Whom]:
+    """A target and who in it is meant. Raises UsageError for what cannot be meant; paths of this machine are never a target."""
     target = asked.target
     if target.startswith(UPLOAD_PREFIX):
         upload = service.uploads.of(person, target.removeprefix(UPLOAD_PREFIX))
@@ -356,15 +356,14 @@ def _runner(service: Service, gallery: Gallery, person: str, asked: answers.Sear
             raise HTTPException(404, "there is no such upload of yours; bring it again")
         target = str(upload.path)
     elif target.startswith(GALLERY_PREFIX) and asked.box is not None:
-        return _runner_of_box(service, gallery, person, asked)
+        return _meant_by_box(service, gallery, asked)
     elif not target.startswith(GALLERY_PREFIX):
         raise UsageError(f"a target is {GALLERY_PREFIX}VIDEO_ID or {UPLOAD_PREFIX}TARGET_ID")
-    whom = Whom(asked.box, asked.time_s, whole_picture=asked.whole_picture, camera=asked.target_camera)
-    return _run_of(service, gallery, person, asked, target, whom)
+    return target, Whom(asked.box, asked.time_s, whole_picture=whole_picture, camera=asked.target_camera)
 
 
-def _runner_of_box(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[Search], Answer]:
-    """What searches for whom a box shows in a picture of a gallery's video. time_s: of the video's own time."""
+def _meant_by_box(service: Service, gallery: Gallery, asked: answers.TargetAsked) -> tuple[str, Whom]:
+    """Whom a box shows in a picture of a gallery's video. time_s: of the video's own time."""
     clips = service.clips(gallery)
     row = clips.row(asked.target.removeprefix(GALLERY_PREFIX))
     if row is None:
@@ -373,14 +372,13 @@ def _runner_of_box(service: Service, gallery: Gallery, person: str, asked: answe
     time_s = max(0.0, (asked.time_s or 0.0) - part.offset_s)
     if asked.box is not None and part.shows_forgotten(asked.box, time_s):
         raise UsageError("the box shows what is blanked, somebody who was forgotten; nobody can be searched for by that")
-    whom = Whom(asked.box, time_s, camera=asked.target_camera or row["camera_id"])
-    return _run_of(service, gallery, person, asked, part.uri, whom)
+    return part.uri, Whom(asked.box, time_s, camera=asked.target_camera or row["camera_id"])
 
 
-def _run_of(
-    service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked, target: str, whom: Whom
-) -> Callable[[Search], Answer]:
-    """The search for one target. Raises UsageError for settings that cannot be meant."""
+def _runner(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[Search], Answer]:
+    """What makes the search. Raises UsageError for targets and settings that cannot be meant."""
+    of_each = (asked, *asked.further_targets)
+    targets, whom = zip(*(_meant(service, gallery, person, one, asked.whole_picture) for one in of_each), strict=True)
     settings = SearchSettings(
         top=asked.top,
         cameras=tuple(asked.cameras),
@@ -392,12 +390,12 @@ def _run_of(
         exact=asked.exact,
     )
     following = None
-    if asked.confirmed or asked.rejected:
+    if asked.confirmed or asked.rejected or asked.further_targets:
         following = FollowSettings(tuple(asked.confirmed), tuple(asked.rejected), join_by="nobody")
     why = asked.reason, asked.case
     how: dict[str, Any] = {"whom": whom, "following": following, "person": person}
     how["times_as_stored"] = True  # the clocks of cameras may be set right at any time
-    return lambda search: run_search(gallery, [target], settings, *why, **how, warm=service.warm(gallery), watch=search.at)
+    return lambda search: run_search(gallery, targets, settings, *why, **how, warm=service.warm(gallery), watch=search.at)
 
 
 def _state(search: Search) -> answers.SearchState:

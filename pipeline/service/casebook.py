@@ -74,8 +74,13 @@ class Judged:
     @property
     def target(self) -> str | None:
         """The gallery's video that was the target; None for an upload."""
-        target = self.record["target"]
-        return target.removeprefix(GALLERY_PREFIX) if target.startswith(GALLERY_PREFIX) else None
+        return _of_gallery(self.record["target"])
+
+    @property
+    def targets(self) -> list[str]:
+        """All of the gallery's videos that were targets of the search."""
+        names = [self.record["target"], *self.record.get("further_targets", ())]
+        return [video_id for name in names if (video_id := _of_gallery(name)) is not None]
 
     @property
     def confirmed(self) -> bool:
@@ -134,7 +139,7 @@ class Case:
     @cached_property
     def shown(self) -> frozenset[str]:
         """Videos that an export shows: leads that were called the same person, and their targets."""
-        return frozenset(name for one in self.same for name in (one.video_id, one.target) if name is not None)
+        return frozenset(name for one in self.same for name in (one.video_id, *one.targets))
 
     def tag(self, video_id: str) -> int:
         """Number of the newest record of a decision on a video, from 1, also where that took one back; NEVER without one."""
@@ -253,6 +258,11 @@ class Casebook:
                 linked = {**fields, "audit_head": audit.head(case.gallery)}
                 audit.append_record(case.gallery, action, linked, chain=case.chain, check=lambda: check(now()))
             return now()
+
+
+def _of_gallery(target: str) -> str | None:
+    """The id of a target that is a gallery's video; None for an upload."""
+    return target.removeprefix(GALLERY_PREFIX) if target.startswith(GALLERY_PREFIX) else None
 
 
 def of_lead(lead: Lead) -> dict[str, Any]:

@@ -7,6 +7,7 @@ table = client.search("town", "person.mp4", reason="missing person", case="2026-
 import io
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Client:
     def search(
         self,
         gallery: str,
-        target: str | Path,
+        target: str | Path | Sequence[str | Path],
         reason: str | None = None,
         case: str | None = None,
         timeout: float = 600.0,
@@ -47,14 +48,14 @@ class Client:
     ) -> pa.Table:
         """Search a gallery for the person that a target shows; returns the leads as `pipeline.search.run.Answer.table` does.
 
-        target: a file of this machine, which is sent, or id:VIDEO_ID of the gallery. timeout: seconds until it is cancelled.
+        target: a file of this machine, which is sent, or id:VIDEO_ID of the gallery; several of them show one person, who is
+        searched for by all of them together. timeout: seconds until it is cancelled.
         asked: what else the service takes: top, exact, cameras, after, before, ... (its OpenAPI description). Raises UsageError
         for what the service refuses, PipelineError where it fails or cannot be reached.
         """
-        name = str(target)
-        if not name.startswith(("id:", "upload:")):
-            name = self._upload(Path(name))
-        fields = {"gallery": gallery, "target": name, "reason": reason, "case": case, **asked}
+        first, *further = [self._named(one) for one in ([target] if isinstance(target, str | Path) else target)]
+        fields = {"gallery": gallery, "target": first, "reason": reason, "case": case, **asked}
+        fields |= {"further_targets": [{"target": name} for name in further]} if further else {}
         until = time.monotonic() + timeout
         state = self._json("POST", "/searches", until=until, json=fields, headers={"prefer": f"wait={int(min(WAIT, timeout))}"})
         search = state["search_id"]
@@ -67,7 +68,11 @@ class Client:
             raise PipelineError(f"the search {state['state']}: {state['error'] or 'somebody cancelled it'}")
         return pq.read_table(io.BytesIO(self._asked("GET", f"/searches/{search}/results.parquet").content))
 
-    def _upload(self, file: Path) -> str:
+    def _named(self, target: str | Path) -> str:
+        """A target as the service knows it; files are sent."""
+        if isinstance(target, str) and target.startswith(("id:", "upload:")):
+            return target
+        file = Path(target)
         try:
             with file.open("rb") as content:
                 answer = self._asked("POST", "/targets", params={"name": file.name}, data=content)

@@ -1,5 +1,6 @@
 """A program searches over HTTP and has what a search in its own process gives."""
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pipeline.service.access import issue
 from pipeline.service.app import create_app
 from pipeline.service.asking import Service
 from pipeline.service.client import Client
-from pipeline.settings import SearchSettings
+from pipeline.settings import FollowSettings, SearchSettings
 from tests.service.test_service import anna, done, gallery, service, stranger  # noqa: F401 - fixtures
 
 OF_ONE_SEARCH = ["seconds", "audit_head", "searched_at", "searched_by"]  # and so not the same in two
@@ -44,6 +45,14 @@ def test_a_search_over_http_gives_the_table_of_one_in_this_process(client: Clien
     assert over_http.num_rows == 5 and over_http.schema.equals(here.schema)
     same = [name for name in here.column_names if name not in OF_ONE_SEARCH]
     pd.testing.assert_frame_equal(over_http.select(same).to_pandas(), here.select(same).to_pandas())
+
+
+def test_several_targets_are_one_search(client: Client, gallery: Gallery) -> None:  # noqa: F811
+    together = client.search("town", ["id:v001", "id:v002"], reason="a test", top=5)
+    (said,) = json.loads(together.schema.metadata[b"searches"])
+    assert said["targets"] == ["v001", "v002"] and together.num_rows == 5
+    here = search(gallery, ["id:v001", "id:v002"], SearchSettings(top=5), "a test", following=FollowSettings(join_by="nobody"))
+    assert together["video_id"].to_pylist() == here.table()["video_id"].to_pylist()
 
 
 def test_a_photo_is_sent(client: Client, tmp_path: Path) -> None:

@@ -95,6 +95,57 @@ def test_refining_averages_the_logits_and_hides_what_is_different(
     assert (again["confirmed"], again["rejected"]) == (["v000", "v002"], [])  # said otherwise now
 
 
+def test_several_targets_of_one_person_are_one_search(
+    anna: TestClient,  # noqa: F811
+    gallery: Gallery,  # noqa: F811
+) -> None:
+    plain = {"top": 23, "exact": True}
+
+    def scores(**asked: object) -> dict[str, float]:
+        leads = anna.get(LEADS.format(done(anna, **plain, **asked)["search_id"])).json()
+        return {one["video_id"]: one["score"] for one in leads}
+
+    refined = scores(target="id:v001", confirmed=["v000"])
+    records = len(read_records(gallery))
+    ended = done(anna, target="id:v001", further_targets=[{"target": "id:v000"}], **plain)
+    assert ended["asked"]["further_targets"] == [{"target": "id:v000", "box": None, "time_s": None, "target_camera": None}]
+    (record,) = read_records(gallery)[records:]
+    assert (record["target"], [one["target"] for one in record["further_targets"]]) == ("v001", ["v000"])
+    leads = anna.get(LEADS.format(ended["search_id"])).json()
+    assert {one["video_id"]: one["score"] for one in leads} == pytest.approx({n: s for n, s in refined.items() if n != "v000"})
+    assert all(one["pairs"] for one in leads[:3]) and {one["within"] for one in leads} == {None}
+    again = anna.post(f"/api/v1/searches/{ended['search_id']}/refine", json={"confirmed": ["v002"]})
+    assert again.json()["asked"]["further_targets"] == ended["asked"]["further_targets"]
+    assert anna.get(again.headers["location"], params={"wait": 30}).json()["state"] == "done"
+    assert read_records(gallery)[-1]["path"]["in"] == {"v000": "target", "v001": "target", "v002": "confirmed"}
+
+
+@pytest.mark.parametrize(
+    ("further", "status", "words"),
+    [
+        (["id:v001"], 202, "v001 is given twice"),
+        (["id:nope"], 202, "has no video 'nope'"),
+        (["upload:nope"], 404, "no such upload of yours"),
+        (["/etc/passwd"], 422, "a target is id:VIDEO_ID or upload:TARGET_ID"),
+        ([f"id:v{number:03d}" for number in range(2, 18)], 422, "at most 15 items"),
+    ],
+)
+def test_further_targets_that_cannot_be_are_one_sentence(
+    anna: TestClient,  # noqa: F811
+    further: list[str],
+    status: int,
+    words: str,
+) -> None:
+    body = {"gallery": "town", "target": "id:v001", "further_targets": [{"target": one} for one in further]}
+    answer = anna.post("/api/v1/searches", json=body)
+    assert answer.status_code == status
+    if status == 202:
+        ended = anna.get(answer.headers["location"], params={"wait": 30}).json()
+        assert ended["state"] == "failed" and words in ended["error"]
+    else:
+        assert words in answer.json()["detail"] and answer.headers["content-type"] == "application/problem+json"
+
+
 def test_what_is_forgotten_is_in_no_chart(toy_gallery: Gallery) -> None:
     build_index(toy_gallery)
     own, client = opened(toy_gallery)

@@ -138,6 +138,7 @@ function drawSummary() {
   const warn = (words) => make("span", { className: "warn" }, words);
   const parts = [quiet(`${found.scored.toLocaleString("en")} of ${found.gallery_videos.toLocaleString("en")} videos scored in ${found.seconds.toFixed(2)} s`)];
   if (found.none_probability !== null) parts.push(make("span", {}, `None of these: ${percent(found.none_probability)}`));
+  if (search.asked.further_targets.length) parts.push(quiet(`searched for together with ${search.asked.further_targets.map((each) => each.target.replace(/^id:|^upload:.*/, "") || "another file").join(", ")}`));
   if (search.asked.confirmed.length) parts.push(quiet(`refined by ${search.asked.confirmed.length} confirmed${search.asked.rejected.length ? `, ${search.asked.rejected.length} hidden` : ""}`));
   for (const words of found.filters) parts.push(quiet(words));
   if (search.reason) parts.push(quiet(`reason: ${search.reason}`));
