@@ -21,6 +21,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import SAID, required
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.places import read_places, with_right_time
+from pipeline.search.open_gallery import asked_settings
 from pipeline.search.results import Lead, SearchResult
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
@@ -61,8 +62,6 @@ from pipeline.service.pictures import jpeg
 from pipeline.service.searches import Search
 from pipeline.service.uploads import UPLOAD_PREFIX
 from pipeline.service.work import BusyError
-from pipeline.settings import FollowSettings, SearchSettings
-from pipeline.time_windows import hours_of_day
 
 ABOUT = "Search for people in the videos of galleries, judge what was found in cases, hand it over. Every search is on record."
 KINDS = {
@@ -379,19 +378,8 @@ def _runner(service: Service, gallery: Gallery, person: str, asked: answers.Sear
     """What makes the search. Raises UsageError for targets and settings that cannot be meant."""
     of_each = (asked, *asked.further_targets)
     targets, whom = zip(*(_meant(service, gallery, person, one, asked.whole_picture) for one in of_each), strict=True)
-    settings = SearchSettings(
-        top=asked.top,
-        cameras=tuple(asked.cameras),
-        other_cameras=asked.other_cameras,
-        after=asked.after,
-        before=asked.before,
-        between=None if asked.between is None else hours_of_day(asked.between),
-        zone=asked.zone,
-        exact=asked.exact,
-    )
-    following = None
-    if asked.confirmed or asked.rejected or asked.further_targets:
-        following = FollowSettings(tuple(asked.confirmed), tuple(asked.rejected), join_by="nobody")
+    names = ("top", "exact", "cameras", "other_cameras", "after", "before", "between", "zone", "confirmed", "rejected")
+    settings, following = asked_settings(len(targets), **{name: getattr(asked, name) for name in names})
     why = asked.reason, asked.case
     how: dict[str, Any] = {"whom": whom, "following": following, "person": person}
     how["times_as_stored"] = True  # the clocks of cameras may be set right at any time

@@ -2,12 +2,14 @@
 
 client = Client("http://127.0.0.1:8000", token)          # a token of jobs.token
 table = client.search("town", "person.mp4", reason="missing person", case="2026-17")
+table = pipeline.open_gallery("galleries/town").search("person.mp4", reason="missing person", case="2026-17")  # here
 """
 
 import io
 import math
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,13 @@ class Client:
 
         target: a file of this machine, which is sent, or id:VIDEO_ID of the gallery; several of them show one person, who is
         searched for by all of them together. timeout: seconds until it is cancelled.
-        asked: what else the service takes: top, exact, cameras, after, before, ... (its OpenAPI description). Raises UsageError
-        for what the service refuses, PipelineError where it fails or cannot be reached.
+        asked: what else the service takes: top, exact, cameras, after, before, ... (its OpenAPI description), with the same
+        names as `pipeline.open_gallery(...).search`. Raises UsageError for what the service refuses, PipelineError where it fails
+        or cannot be reached.
         """
         first, *further = [self._named(one) for one in ([target] if isinstance(target, str | Path) else target)]
         fields = {"gallery": gallery, "target": first, "reason": reason, "case": case, **asked}
+        fields = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
         fields |= {"further_targets": [{"target": name} for name in further]} if further else {}
         until = time.monotonic() + timeout
         state = self._json("POST", "/searches", until=until, json=fields, headers={"prefer": f"wait={int(min(WAIT, timeout))}"})
