@@ -12,7 +12,7 @@ never changed: what holds now is what the newest ones say. They name ids, hashes
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -113,28 +113,13 @@ class Case:
     @cached_property
     def judged(self) -> dict[str, Judged]:
         """What holds now, by video id; without what was taken back and without videos that were forgotten."""
-        found: dict[str, Judged] = {}
-        deciders: dict[str, frozenset[str]] = {}
-        for record in self.records:
-            video_id = record.get("video_id", "")
-            if record["action"] == "decision":
-                deciders[video_id] = deciders.get(video_id, frozenset()) | {record["who"]}
-                found.pop(video_id, None)
-                if record["decision"] is not None:
-                    found[video_id] = Judged(video_id, record["number"] + 1, record, deciders[video_id])
-            elif record["action"] == "confirmation" and (one := found.get(video_id)) is not None and one.tag == record["of"]:
-                said = Confirmation(
-                    record["who"], record["at"], record["decision"], record["decision"] == one.decision, record["note"]
-                )
-                found[video_id] = Judged(video_id, one.tag, one.record, one.deciders, said)
         gone = self.gallery.snapshot().forgotten
-        return {video_id: one for video_id, one in found.items() if video_id not in gone}
+        return {video_id: one for video_id, one in judged_of(self.records).items() if video_id not in gone}
 
     @property
     def same(self) -> list[Judged]:
         """Leads that were called the same person, and not something else by a second one."""
-        found = [one for one in self.judged.values() if one.decision == "same"]
-        return [one for one in found if one.confirmation is None or one.confirmed]
+        return same_of(self.judged.values())
 
     @cached_property
     def shown(self) -> frozenset[str]:
@@ -258,6 +243,29 @@ class Casebook:
                 linked = {**fields, "audit_head": audit.head(case.gallery)}
                 audit.append_record(case.gallery, action, linked, chain=case.chain, check=lambda: check(now()))
             return now()
+
+
+def judged_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Judged]:
+    """What holds after a case's records, by video id; without what was taken back."""
+    found: dict[str, Judged] = {}
+    deciders: dict[str, frozenset[str]] = {}
+    for record in records:
+        video_id = record.get("video_id", "")
+        if record["action"] == "decision":
+            deciders[video_id] = deciders.get(video_id, frozenset()) | {record["who"]}
+            found.pop(video_id, None)
+            if record["decision"] is not None:
+                found[video_id] = Judged(video_id, record["number"] + 1, dict(record), deciders[video_id])
+        elif record["action"] == "confirmation" and (one := found.get(video_id)) is not None and one.tag == record["of"]:
+            agrees = record["decision"] == one.decision
+            said = Confirmation(record["who"], record["at"], record["decision"], agrees, record["note"])
+            found[video_id] = Judged(video_id, one.tag, one.record, one.deciders, said)
+    return found
+
+
+def same_of(judged: Iterable[Judged]) -> list[Judged]:
+    """Leads that were called the same person, and not something else by a second one."""
+    return [one for one in judged if one.decision == "same" and (one.confirmation is None or one.confirmed)]
 
 
 def _of_gallery(target: str) -> str | None:

@@ -1,11 +1,15 @@
 """Packages that hand a case over: what is in them, that anybody can check them, who may make them, and what is on record."""
 
+import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import time
 import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,10 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.retention.forget import Selection, forget
 from pipeline.search.evidence import SourcePictures
 from pipeline.service.asking import Service
+from pipeline.service.casebook import Casebook
+from pipeline.service.cases import rows
+from pipeline.service.package import write_package
+from tests.jobs.test_jobs import command, process
 from tests.service.test_cases import decided
 from tests.service.test_service import done, role
 
@@ -117,6 +125,91 @@ def test_a_package_is_checked_by_anybody_and_one_changed_byte_is_found(
     data[len(data) // 2] ^= 1
     picture.write_bytes(data)
     assert checked(folder).returncode == 1 and f"{picture.relative_to(folder)}: FAILED" in checked(folder).stdout
+
+
+def test_the_report_is_made_again_from_the_package_alone(
+    anna: TestClient, gallery: Gallery, service: Service, tmp_path: Path
+) -> None:
+    search_id = done(anna, case="7-26", reason="missing child")["search_id"]
+    for video_id in ("v000", "v002"):
+        decided(anna, video_id, "same", search_id)
+    of_other = done(anna, target="id:v009", case="7-26", reason="her mother")["search_id"]
+    decided(anna, "v008", "same", of_other)
+    folder = unpacked(anna, exported(anna), tmp_path / "elsewhere")
+    service.close()
+    shutil.rmtree(gallery.location.path)  # another machine has none
+    ended = process("report", str(folder), "--out", str(tmp_path / "again"))
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-1] == "the report is the one that was handed over, byte for byte"
+    page = (tmp_path / "again" / "report.html").read_bytes()
+    assert page == (folder / "report.html").read_bytes() and page.count(b"No clip: the file ends too early.") == 1
+    assert all(words in page for words in (b"v000", b"v002", b"v008", b"missing child", b"her mother"))
+    played = re.findall(r'<video src="([^"]+)"', page.decode())
+    assert len(played) == 4 and all((tmp_path / "again" / name).read_bytes() == b"an mp4 file" for name in played)
+    assert checked(folder).returncode == 0  # nothing in the package was touched
+
+
+def test_a_report_needs_a_package_as_it_was_handed_over(anna: TestClient, tmp_path: Path) -> None:
+    decided(anna, "v000", "same", done(anna, case="7-26")["search_id"])
+    folder = unpacked(anna, exported(anna), tmp_path / "elsewhere")
+
+    def said(package: Path = folder, out: Path = tmp_path / "again") -> tuple[int, str]:
+        ended = command("report", str(package), "--out", str(out))
+        assert not out.exists() or ended.code == 0 or out == folder
+        return ended.code, ended.sentence
+
+    assert said(tmp_path)[0] == 2 and "is not an unpacked package: it has no SHA256SUMS" in said(tmp_path)[1]
+    assert said(out=folder)[0] == 2 and "the package stays as it was handed over" in said(out=folder)[1]
+    extract = folder / "extract.json"
+    whole, sums = extract.read_text(), (folder / "SHA256SUMS").read_text()
+
+    def changed(text: str) -> tuple[int, str]:
+        """With another extract that its sums vouch for."""
+        extract.write_text(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        (folder / "SHA256SUMS").write_text(re.sub(r"\w+(?=  extract\.json)", digest, sums))
+        return said()
+
+    extract.write_text(whole + " ")
+    assert said()[0] == 1 and "extract.json is not as it was handed over" in said()[1]
+    older = {name: value for name, value in json.loads(whole).items() if name not in ("format", "videos", "clips")}
+    assert "has format 1; this version reads format 2: its own report.html shows it" in changed(json.dumps(older))[1]
+    for text in (
+        *("{", "[]", json.dumps(json.loads(whole) | {"clips": {}}), json.dumps(json.loads(whole) | {"videos": {"v000": 3}})),
+        json.dumps(json.loads(whole) | {"records": [{"action": "decision"}]}),
+    ):
+        code, sentence = changed(text)
+        assert code == 1 and "extract.json is damaged: " in sentence
+    assert changed(whole)[0] == 0
+    picture = next((folder / "pictures").rglob("*.jpg"))
+    picture.unlink()
+    shutil.rmtree(tmp_path / "again")
+    assert said() == (1, f"error: {picture} is missing, which SHA256SUMS names")
+
+
+def test_a_lead_that_nothing_speaks_for_is_in_the_report_from_the_package(
+    anna: TestClient, gallery: Gallery, tmp_path: Path
+) -> None:
+    """The target, an upload that is gone, is introduced by its first frame, which the package has."""
+    decided(anna, "v000", "same", done(anna, case="7-26")["search_id"])
+    case = Casebook().open(gallery, "town", "7-26")
+    assert case is not None
+    (_, record) = case.records
+    bare = replace(case, records=(case.records[0], record | {"evidence": None, "target": "upload:gone"}))
+    videos = rows(gallery, list(bare.shown))
+    asked: list[tuple[str, list[int]]] = []
+
+    def pictures(video: VideoRef, wanted: Mapping[int, float | None]) -> dict[int, np.ndarray]:
+        asked.append((video.video_id, list(wanted)))
+        return {n: np.full((192, 96, 3), 90, np.uint8) for n in wanted}
+
+    write_package(bare, videos, {}, pictures, lambda *_: b"never asked for", tmp_path / "package.zip")
+    assert asked == [("v001", [0]), ("v000", [])]
+    zipfile.ZipFile(tmp_path / "package.zip").extractall(tmp_path)
+    assert checked(tmp_path / "7-26").returncode == 0 and not (tmp_path / "7-26" / "clips").exists()
+    assert (tmp_path / "7-26" / "pictures" / "lead-1" / "target-frame-0.jpg").is_file()
+    ended = command("report", str(tmp_path / "7-26"), "--out", str(tmp_path / "again"))
+    assert "byte for byte" in ended.out and "Some pictures are missing" not in (tmp_path / "again" / "report.html").read_text()
 
 
 def test_an_export_waits_for_the_second_person_where_the_gallery_requires_it(
