@@ -354,6 +354,13 @@ class LeadFound(BaseModel):
     pairs: list[Pair]
 
 
+class Leads(BaseModel):
+    """One page of a search's leads. following: give it as `cursor`, with the same `sort`, for the next one; None on the last."""
+
+    leads: list[LeadFound]
+    following: int | None
+
+
 class SearchFound(SearchState):
     """A search that was done in the time that was waited for it, with its leads, best first."""
 

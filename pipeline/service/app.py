@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import datetime
 from http import HTTPStatus
 from importlib import resources
 from pathlib import PurePath
@@ -16,13 +15,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
-from pipeline import time_windows
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import SAID, required
 from pipeline.gallery.gallery import Gallery
-from pipeline.gallery.places import read_places, with_right_time
 from pipeline.search.open_gallery import asked_settings
-from pipeline.search.results import Lead, SearchResult
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import GALLERY_PREFIX, Whom
@@ -34,6 +30,7 @@ from pipeline.service import (
     galleries,
     handover,
     jobs,
+    leads,
     media,
     operation,
     plans,
@@ -149,7 +146,7 @@ async def _in_time(search: Search, wait: int | None, response: Response) -> answ
         headers["preference-applied"] = f"wait={wait}"
     state = await to_thread.run_sync(_state, search)
     if wait is not None and state.state == "done":
-        found = answers.SearchFound(**dict(state), leads=await to_thread.run_sync(list_leads, search))
+        found = answers.SearchFound(**dict(state), leads=await to_thread.run_sync(leads.all_leads, search))
         return Response(found.model_dump_json(), 201, headers, "application/json")
     response.headers.update(headers)
     return state
@@ -207,41 +204,6 @@ async def refine_search(
         raise HTTPException(422, f"{min(both)} is both confirmed and hidden")
     again = {"confirmed": list(dict.fromkeys(confirmed)), "rejected": list(dict.fromkeys(hidden))}
     return await begin_search(before.model_copy(update=again), service, person, response, wait, key)
-
-
-@investigation.get("/searches/{search_id}/leads")
-def list_leads(search: SearchOf) -> list[answers.LeadFound]:
-    """The leads of a search that is done, best first; none that was forgotten since."""
-    result = search.result
-    if result is None:
-        raise HTTPException(404, f"the search is {search.state}")
-    places = read_places(search.gallery)
-    return [_lead_found(search, result, lead, with_right_time(lead.video, places).seen) for lead in search.leads()]
-
-
-def _lead_found(search: Search, result: SearchResult, lead: Lead, seen: tuple[datetime, datetime] | None) -> answers.LeadFound:
-    """A lead as it is answered. seen: when somebody is first and last seen in it."""
-    within = {} if result.followed is None else result.followed.why
-    first, last = seen or (None, None)
-    return answers.LeadFound(
-        rank=lead.rank,
-        video_id=lead.video.video_id,
-        camera_id=lead.video.camera_id,
-        seen_from=first,
-        seen_to=last,
-        seen=time_windows.span_words(*seen, result.settings.zone) if seen else None,
-        score=lead.score,
-        probability=lead.probability,
-        strength=lead.strength,
-        source_changed=lead.source_changed,
-        copy_of=result.copies.get(lead.rank),
-        within=within[lead.video.video_id].words if lead.video.video_id in within else None,
-        decision=search.decisions.get(lead.rank),
-        pairs=[
-            answers.Pair(target=found.segment(pair.target), candidate=found.segment(pair.candidate), score=pair.score)
-            for pair in lead.best_pairs
-        ],
-    )
 
 
 _jpeg = file_of("image/jpeg")
@@ -317,6 +279,7 @@ def create_app(service: Service, hosts: Sequence[str], only_here: bool = False) 
         galleries.routes,
         media.routes,
         found.routes,
+        leads.routes,
         investigation,
         cases.routes,
         handover.routes,

@@ -8,7 +8,7 @@ table = pipeline.open_gallery("galleries/town").search("person.mp4", reason="mis
 import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,19 @@ class Client:
         names as `pipeline.open_gallery(...).search`. Raises UsageError for what the service refuses, PipelineError where it fails
         or cannot be reached.
         """
+        search_id = self.begin(gallery, target, reason, case, timeout, **asked)
+        return pq.read_table(io.BytesIO(self._asked("GET", f"/searches/{search_id}/results.parquet").content))
+
+    def begin(
+        self,
+        gallery: str,
+        target: str | Path | Sequence[str | Path],
+        reason: str | None = None,
+        case: str | None = None,
+        timeout: float = 600.0,
+        **asked: Any,
+    ) -> str:
+        """As `search`, but returns the search's id once it is done: `leads` gives what was found in other orders."""
         first, *further = [self._named(one) for one in ([target] if isinstance(target, str | Path) else target)]
         fields = {"gallery": gallery, "target": first, "reason": reason, "case": case, **asked}
         fields = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
@@ -70,7 +83,20 @@ class Client:
             state = self._json("GET", f"/searches/{search}", params={"wait": min(WAIT, max(0.0, until - time.monotonic()))})
         if state["state"] != "done":
             raise PipelineError(f"the search {state['state']}: {state['error'] or 'somebody cancelled it'}")
-        return pq.read_table(io.BytesIO(self._asked("GET", f"/searches/{search}/results.parquet").content))
+        return search
+
+    def leads(self, search_id: str, sort: str = "score", limit: int = 100) -> Iterator[dict[str, Any]]:
+        """The leads of a search that is done, as `GET /searches/{search_id}/leads` has them, in an order: score, time or camera.
+
+        limit: of a page, which is fetched when its first lead is asked for. Raises as `search` does.
+        """
+        cursor: dict[str, int] = {}
+        while True:
+            page = self._json("GET", f"/searches/{search_id}/leads", params={"sort": sort, "limit": limit, **cursor})
+            yield from page["leads"]
+            if page["following"] is None:
+                return
+            cursor = {"cursor": page["following"]}
 
     def _named(self, target: str | Path) -> str:
         """A target as the service knows it; files are sent."""

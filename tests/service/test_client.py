@@ -97,6 +97,16 @@ def test_what_an_open_gallery_cannot_search_for_is_one_sentence(gallery: Gallery
         pipeline.open_gallery(gallery.location.uri).search(**{"target": "id:v001", "reason": "a test", **asked})
 
 
+def test_leads_come_in_an_order_and_page_by_page(client: Client) -> None:
+    search_id = client.begin("town", "id:v001", reason="a test", top=23)
+    by_score = list(client.leads(search_id))
+    assert [one["rank"] for one in by_score] == list(range(1, 24))
+    by_time = list(client.leads(search_id, sort="time", limit=7))
+    assert by_time == sorted(by_score, key=lambda one: one["seen_from"])
+    with pytest.raises(UsageError, match="sort"):
+        list(client.leads(search_id, sort="beauty"))
+
+
 def test_a_photo_is_sent(client: Client, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         client.search("town", tmp_path / "absent.jpg")

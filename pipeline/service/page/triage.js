@@ -32,7 +32,7 @@ export async function openTriage(search, does) {
   if (state.search?.search_id !== search.search_id) {
     Object.assign(state, { search, undo: [], at: 0, pair: 0, boxes: new Map(), decisions: new Decisions(search) });
     const cameras = `/galleries/${encodeURIComponent(search.gallery)}/cameras`;
-    const [leads, distribution, chart, known] = await Promise.all([...["leads", "distribution", "timeline"].map((what) => `${base()}/${what}`), cameras].map((path) => ask("GET", path)));
+    const [{ leads }, distribution, chart, known] = await Promise.all([...["leads?limit=1000", "distribution", "timeline"].map((what) => `${base()}/${what}`), cameras].map((path) => ask("GET", path)));
     Object.assign(state, { leads, distribution, timeline: chart, zones: zonesOf(known) });
   }
   await state.decisions.load(state.leads);
