@@ -417,6 +417,27 @@ def test_an_upload_is_searched_for(tmp_path: Path, toy_backbone: Path) -> None:
     service.close()
 
 
+def test_what_is_looked_at_is_recorded_once_and_kept_in_mind_within_a_limit(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.service.asking.VIEWS", 3)
+    service, before = Service(named([gallery]), Access()), len(read_records(gallery))
+
+    def recorded(*videos: str, who: str = "Anna", why: str = "search") -> list[tuple[str, str]]:
+        """The records of looking at these videos, one after the other."""
+        known = len(read_records(gallery))
+        for video_id in videos:
+            service.viewed(gallery, who, {"video_id": video_id, why: "7"})
+        return [(one["who"], one["video_id"]) for one in read_records(gallery)[known:]]
+
+    assert recorded("v000", "v000", "v001", "v002", "v000") == [("Anna", name) for name in ("v000", "v001", "v002")]
+    assert recorded("v000", who="Bert") == [("Bert", "v000")]  # and v001 is forgotten: it was seen longest ago
+    assert recorded("v000", "v002") == [] and recorded("v001") == [("Anna", "v001")]
+    assert recorded("v002", why="case") == [("Anna", "v002")]  # for another reason, although it has the same words
+    assert len(service._viewed) == 3 and len(read_records(gallery)) == before + 6
+    service.close()
+
+
 def test_nothing_is_shown_or_kept_that_cannot_be_recorded(anna: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     search_id = done(anna)["search_id"]
     address = f"/api/v1/searches/{search_id}/leads"
