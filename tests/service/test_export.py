@@ -116,7 +116,7 @@ def test_a_package_is_checked_by_anybody_and_one_changed_byte_is_found(
         own = Path(gallery.location.path, "cases", "7-26", f"{number:010d}.json").read_bytes()
         assert (folder / "records" / f"{number:010d}.json").read_bytes() == own and json.loads(own) == record
     record, taken = read_records(gallery)[-2:]
-    assert (taken["action"], taken["who"], taken["export"]) == ("view", "Anna", export["export_id"])
+    assert (taken["action"], taken["who"], taken["export"]) == ("download", "Anna", export["export_id"])
     assert (record["action"], record["who"], record["package_sha256"]) == ("export", "Anna", export["sha256"])
     assert record["unconfirmed"] == ["v000", "v002"] and verify(gallery) == [] and verify(gallery, chain="cases/7-26") == []
     assert anna.get("/api/v1/cases/7-26").json()["exports"] == [export["export_id"]]
@@ -239,6 +239,49 @@ def test_who_may_still_confirm_exports_nothing(anna: TestClient, bert: TestClien
     assert bert.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 409
 
 
+def test_packages_of_others_are_listed_and_each_download_is_on_record(
+    anna: TestClient, service: Service, gallery: Gallery
+) -> None:
+    decided(anna, "v000", "same", done(anna)["search_id"])
+    assert anna.get(EXPORTS).json() == []
+    first, second = exported(anna), exported(anna)
+    carla, emil = role(service, "admin", "Carla"), role(service, "investigator", "Emil")
+    for somebody in (anna, carla, emil):
+        assert somebody.get(EXPORTS).json() == [second, first]
+    before = len(read_records(gallery))
+    package = f"{EXPORTS}/{first['export_id']}/package.zip"
+    taken = [somebody.get(package) for somebody in (emil, emil, carla)]
+    assert [hashlib.sha256(one.content).hexdigest() for one in taken] == [first["sha256"]] * 3
+    records = read_records(gallery)[before:]
+    said = {
+        "action": "download",
+        "case": "7-26",
+        "export": first["export_id"],
+        "made_by": "Anna",
+        "package_sha256": first["sha256"],
+    }
+    assert [one["who"] for one in records] == ["Emil", "Emil", "Carla"] and all(said.items() <= one.items() for one in records)
+    assert role(service, "viewer", "Dora").get(EXPORTS).status_code == 403
+    assert role(service, "viewer", "Dora").get(package).status_code == 403
+    bert = role(service, "reviewer", "Bert")  # who may still confirm v000 is told nothing of what it was called
+    assert bert.get(EXPORTS).status_code == bert.get(package).status_code == 409
+    assert len(read_records(gallery)) == before + 3 and verify(gallery) == []
+    anna.post("/api/v1/cases", json={"gallery": "town", "name": "8-26", "title": "Another one"})
+    assert anna.get("/api/v1/cases/8-26/exports").json() == []
+
+
+def test_a_download_that_cannot_be_recorded_is_none(anna: TestClient, gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    decided(anna, "v000", "same", done(anna)["search_id"])
+    export = exported(anna)
+
+    def full(*_arguments: object, **_named: object) -> str:
+        raise PipelineError("the disk is full")
+
+    monkeypatch.setattr("pipeline.gallery.audit.append_record", full)
+    refused = anna.get(f"{EXPORTS}/{export['export_id']}/package.zip")
+    assert refused.status_code == 503 and refused.json()["detail"] == "the disk is full"
+
+
 def test_there_is_something_to_hand_over_or_a_sentence(anna: TestClient, service: Service, gallery: Gallery) -> None:
     decided(anna, "v000", "different", done(anna)["search_id"])
     before = len(read_records(gallery))
@@ -272,7 +315,7 @@ def test_a_package_that_shows_somebody_who_was_forgotten_is_gone(anna: TestClien
     forget(gallery, Selection(video_ids=["v005"]), "of somebody else")
     assert anna.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 200
     forget(gallery, Selection(video_ids=["v002"]), "asked to")
-    assert anna.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 404
+    assert anna.get(f"{EXPORTS}/{export['export_id']}/package.zip").status_code == 404 and anna.get(EXPORTS).json() == []
     assert list(service.exports.folder.iterdir()) == []
     again = exported(anna)
     assert again["state"] == "done" and again["sha256"] != export["sha256"]
