@@ -80,7 +80,8 @@ def follow(
         rule = person.rule or "nothing joined by itself"
         appearances = sorted(person.appearances, key=lambda one: (*(person.seen(one) or (LATEST, LATEST)), one.video.video_id))
         followed = Followed(tuple(appearances), tuple(person.apart), rounds, rule)
-    return replace(result, followed=followed, seconds=time.monotonic() - began)
+    others = tuple(one.video for one in further)
+    return replace(result, followed=followed, further=others, seconds=time.monotonic() - began)
 
 
 def expected_strangers(score: float, strangers: Sequence[np.ndarray]) -> float:

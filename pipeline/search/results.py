@@ -230,7 +230,8 @@ class SearchResult:
     normalise as it was in the end. expected_matches: the prior of the probabilities; none_probability: that no eligible video
     shows the target; both None where there are no probabilities. calibration: in words, what probabilities rest on, or why there
     are none. followed: where the target's person was followed to, None in a plain search; leads then hold what is in, too, each
-    scored by all others that are, and of several targets `target` is the first. all_scores: None where nobody kept them.
+    scored by all others that are. further: other targets of the same person, that scores are means over as well. all_scores: None
+    where nobody kept them.
     """
 
     target: VideoRef
@@ -256,13 +257,13 @@ class SearchResult:
     untimed: int | None = None
     settings: SearchSettings = field(default_factory=SearchSettings)
     followed: Followed | None = None
+    further: tuple[VideoRef, ...] = ()
     all_scores: AllScores | None = field(default=None, compare=False, repr=False)
 
     @property
-    def targets(self) -> list[VideoRef]:
+    def targets(self) -> tuple[VideoRef, ...]:
         """The target, and the others that were searched for together with it."""
-        others = [one.video for one in self.followed.appearances if one.why == "target"] if self.followed else []
-        return [self.target, *(one for one in others if one.video_id != self.target.video_id)]
+        return self.target, *self.further
 
     @property
     def exact(self) -> bool:
@@ -293,7 +294,8 @@ class SearchResult:
             there = tuple(replace(one, video=right(one.video)) for one in followed.appearances)
             followed = replace(followed, appearances=there, apart=tuple((right(a), right(b)) for a, b in followed.apart))
         leads = tuple(replace(lead, video=right(lead.video)) for lead in self.leads)
-        return replace(self, target=right(self.target), leads=leads, followed=followed)
+        further = tuple(map(right, self.further))
+        return replace(self, target=right(self.target), leads=leads, followed=followed, further=further)
 
     @property
     def untimed_words(self) -> str | None:

@@ -291,7 +291,8 @@ def of_search(search: Search) -> dict[str, Any]:
     found = {name: getattr(result, name) for name in OF_RESULT} | {name: getattr(result.record, name) for name in OF_RECORD}
     at = None if result.searched_at is None else result.searched_at.isoformat()
     target = {"video_id": result.target.video_id, "ingested_hash": result.target.ingested_hash}
-    return {"found": {**found, "normalise": result.score.normalise, "searched_at": at, "target": target}}
+    further = {"further": [video.video_id for video in result.further]} if result.further else {}
+    return {"found": {**found, "normalise": result.score.normalise, "searched_at": at, "target": target, **further}}
 
 
 def _segment(segment: SegmentView) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def _result(case: str, gallery: str, judged: Sequence[Judged], videos: Mapping[s
         record=OnRecord(case=case, **{name: found[name] for name in OF_RECORD}),
         score=ScoreSettings(normalise=found["normalise"]),
         filters=("only what was called the same person in the case",),
+        further=tuple(videos.get(video_id) or VideoRef(video_id, "") for video_id in found.get("further", ())),
         **{name: found[name] for name in OF_RESULT},
     )
 

@@ -123,6 +123,7 @@ def test_several_targets_score_as_if_the_others_were_confirmed_and_are_no_leads(
     assert result.eligible == confirmed.eligible - 2 and result.target.video_id == "v010"
     assert why(result) == dict.fromkeys(["v008", "v010", "v021"], "target")
     assert [video.video_id for video in result.targets] == ["v010", "v008", "v021"]
+    assert [video.video_id for video in confirmed.targets] == ["v010"]
 
 
 def test_what_several_targets_show_joins(gallery: Gallery) -> None:

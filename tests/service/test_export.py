@@ -133,9 +133,15 @@ def test_the_report_is_made_again_from_the_package_alone(
     search_id = done(anna, case="7-26", reason="missing child")["search_id"]
     for video_id in ("v000", "v002"):
         decided(anna, video_id, "same", search_id)
-    of_other = done(anna, target="id:v009", case="7-26", reason="her mother")["search_id"]
+    together = {"target": "id:v009", "further_targets": [{"target": "id:v010"}]}
+    of_other = done(anna, **together, case="7-26", reason="her mother")["search_id"]
     decided(anna, "v008", "same", of_other)
     folder = unpacked(anna, exported(anna), tmp_path / "elsewhere")
+    path = json.loads((folder / "extract.json").read_text())["path"]["appearances"]
+    assert {one["video_id"]: one["why"] for one in path} == {
+        **dict.fromkeys(("v001", "v009", "v010"), "target"),
+        **dict.fromkeys(("v000", "v002", "v008"), "same person"),
+    }
     service.close()
     shutil.rmtree(gallery.location.path)  # another machine has none
     ended = process("report", str(folder), "--out", str(tmp_path / "again"))
@@ -143,7 +149,7 @@ def test_the_report_is_made_again_from_the_package_alone(
     assert ended.out.splitlines()[-1] == "the report is the one that was handed over, byte for byte"
     page = (tmp_path / "again" / "report.html").read_bytes()
     assert page == (folder / "report.html").read_bytes() and page.count(b"No clip: the file ends too early.") == 1
-    assert all(words in page for words in (b"v000", b"v002", b"v008", b"missing child", b"her mother"))
+    assert all(words in page for words in (b"v000", b"v002", b"v008", b"missing child", b"her mother", b"v010"))
     played = re.findall(r'<video src="([^"]+)"', page.decode())
     assert len(played) == 4 and all((tmp_path / "again" / name).read_bytes() == b"an mp4 file" for name in played)
     assert checked(folder).returncode == 0  # nothing in the package was touched
