@@ -3,7 +3,9 @@
 Nothing else goes into it, so that whoever has the package, and no gallery, can make the same report from it (jobs.report).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.search.evidence import Clip
+from pipeline.search.evidence import Clip, SourcePictures
 from pipeline.search.report_pictures import target_strip
 from pipeline.search.results import Lead, OnRecord, SearchResult, SegmentPair, SegmentView
 from pipeline.service.casebook import OF_RECORD, OF_RESULT, Judged, judged_of, same_of
@@ -22,6 +24,7 @@ from pipeline.settings import ScoreSettings
 from pipeline.storage.documents import parsed, typed
 from pipeline.storage.formats import check_format
 from pipeline.storage.hashing import file_sha256
+from pipeline.storage.location import Reach, canonical_uri
 
 OLDEST_FORMAT, FORMAT = 2, 2  # of extract.json; 1 does not say where videos are and which clips there are
 EXTRACT, SUMS, REPORT = "extract.json", "SHA256SUMS", "report.html"
@@ -114,10 +117,34 @@ def said_of_report(videos: Mapping[str, VideoRef], clips: Mapping[str, ClipMade]
     return {"format": FORMAT, "videos": of_videos, "clips": {name: asdict(clip) for name, clip in clips.items()}}
 
 
-def write_report_of(package: Path, out: Path) -> Path:
+def remake_report(package: Path, out: Path) -> tuple[Path, bool]:
+    """Make the report of a package that came from elsewhere anew, in another folder, with the clips that it plays; and say
+    whether it is the one in the package, byte for byte.
+
+    The package is compared with its SHA256SUMS first; its pictures are decoded in a confined process, as recordings are. Raises
+    UsageError where there is no package and PipelineError for one that is damaged or not as it was handed over.
+    """
+    if out.resolve() == package.resolve():
+        raise UsageError("name another folder: the package stays as it was handed over")
+    sums = _checked_sums(package)
+    with contextlib.closing(SourcePictures(reach=Reach((canonical_uri(str(package)),)))) as confined:
+
+        def read(file: Path) -> np.ndarray | None:
+            return confined(VideoRef(file.name, str(file.resolve())), {0: 0.0}).get(0)
+
+        written = write_report_of(package, out, read)
+    for clip in sorted(name for name in sums if Path(name).parent == Path("clips")):
+        (out / "clips").mkdir(exist_ok=True)
+        shutil.copyfile(package / clip, out / clip)
+    return written, REPORT in sums and written.read_bytes() == (package / REPORT).read_bytes()
+
+
+def write_report_of(package: Path, out: Path, read: Callable[[Path], np.ndarray | None] | None = None) -> Path:
     """Make the report of an unpacked package from its extract, pictures and clips, and write it into a folder.
 
-    It shows the clips that lie beside it. Raises UsageError where there is no package and PipelineError for a damaged one.
+    It shows the clips that lie beside it. read: gives a picture of a file, RGB uint8 [h, w, 3], or None for one that is none; by
+    default in this process, for files that it has written. Raises UsageError where there is no package and PipelineError for a
+    damaged one.
     """
     from pipeline.search.report import write_report  # loads the templates' language
 
@@ -134,7 +161,13 @@ def write_report_of(package: Path, out: Path) -> Path:
 
     def pictures(video: VideoRef, wanted: Mapping[int, float | None]) -> dict[int, np.ndarray]:
         files = {frame: package / side.picture(frame) for side in shown if side.video == video for frame in side.frames}
-        return {frame: _picture(files[frame]) for frame in wanted if files[frame].is_file()}
+        return {frame: picture(files[frame]) for frame in wanted if files[frame].is_file()}
+
+    def picture(file: Path) -> np.ndarray:
+        found = (read or _own_picture)(file)
+        if found is None:
+            raise PipelineError(f"{file} is damaged: it is no picture")
+        return found
 
     write_report(results, str(out), pictures, clips=clip)
     return out / REPORT
@@ -159,15 +192,12 @@ def _read(package: Path) -> tuple[list[SearchResult], dict[str, ClipMade]]:
         raise PipelineError(f"{file} is damaged: {error}") from error
 
 
-def _picture(file: Path) -> np.ndarray:
-    """RGB uint8 [h, w, 3]."""
-    decoded = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) if file.stat().st_size else None
-    if decoded is None:
-        raise PipelineError(f"{file} is damaged: it is no picture")
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+def _own_picture(file: Path) -> np.ndarray | None:
+    decoded = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
+    return None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
-def check_sums(package: Path) -> dict[str, str]:
+def _checked_sums(package: Path) -> dict[str, str]:
     """The SHA-256 that an unpacked package's SHA256SUMS gives each file. Raises UsageError where there is none, and
     PipelineError naming the first file that is missing or is not as it was handed over.
     """

@@ -188,7 +188,16 @@ def test_a_report_needs_a_package_as_it_was_handed_over(anna: TestClient, tmp_pa
         assert code == 1 and "extract.json is damaged: " in sentence
     assert changed(whole)[0] == 0
     picture = next((folder / "pictures").rglob("*.jpg"))
+    name = str(picture.relative_to(folder))
+    picture.write_bytes(b"no picture")
+    digest = hashlib.sha256(b"no picture").hexdigest()
+    whole_sums = (folder / "SHA256SUMS").read_text()
+    (folder / "SHA256SUMS").write_text(re.sub(rf"\w+(?=  {re.escape(name)})", digest, whole_sums))
+    shutil.rmtree(tmp_path / "again")
+    ended = process("report", str(folder), "--out", str(tmp_path / "again"))  # where pictures are not those of this test
+    assert (ended.code, ended.sentence) == (1, f"error: {picture} is damaged: it is no picture")
     picture.unlink()
+    (tmp_path / "again").mkdir()
     shutil.rmtree(tmp_path / "again")
     assert said() == (1, f"error: {picture} is missing, which SHA256SUMS names")
 
