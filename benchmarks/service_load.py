@@ -51,7 +51,7 @@ class Somebody:
         search = answer.json()["search_id"]
         state = self.session.get(f"{self.address}/searches/{search}", params={"wait": 30}, timeout=60).json()
         leads = self.session.get(f"{self.address}/searches/{search}/leads", timeout=60)
-        if state["state"] != "done" or not leads.ok or not leads.json():
+        if state["state"] != "done" or not leads.ok or not leads.json()["leads"]:
             raise PipelineError(f"a search ended otherwise: {state}")
         self.seconds.append(time.perf_counter() - began)
 

@@ -125,7 +125,7 @@ class Investigator:
 
     def look(self, search: str, case: str) -> None:
         """At the leads, one by one, and decide; then refine by what was said to be the same person."""
-        leads = self.asked("leads", "GET", f"/searches/{search}/leads").json()
+        leads = self.asked("leads", "GET", f"/searches/{search}/leads").json()["leads"]
         for view in ("distribution", "timeline"):
             self.asked(view, "GET", f"/searches/{search}/{view}")
         same = []

@@ -1,4 +1,4 @@
-"""Follow one person across a gallery, over cameras and time: python -m jobs.follow TARGET --gallery G --out R"""
+"""Follow one person across a gallery, over cameras and time: python -m jobs.follow TARGET ... --gallery G --out R"""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ USUAL = FollowSettings()
 
 
 def follow(
-    target: Annotated[str, flags.target_argument],
+    targets: Annotated[list[str], flags.target_argument],
     gallery: GalleryFolder,
     confirm: Annotated[
         list[str] | None,
@@ -71,7 +71,8 @@ def follow(
     reason: flags.Reason = None,
     case: flags.Case = None,
 ) -> None:
-    """Where and when does the target's person appear? Confirmed and confident leads are in, and search with the target.
+    """Where and when does the target's person appear? Confirmed and confident leads are in, and search with the target. Several
+    targets show one person.
 
     What joins by itself is to be checked like any lead: confirm it or reject it, and follow again. Everything is written to the
     gallery's audit log, in one record.
@@ -81,7 +82,7 @@ def follow(
     whom = Whom(flags.parse_box(box), at, boxes, track, whole_picture, target_camera)
     flags.check(out, time_limit)
     answer = run_search(
-        *(Gallery.open(gallery), [target], settings, reason, case),
+        *(Gallery.open(gallery), targets, settings, reason, case),
         whom=whom,
         time_limit=time_limit,
         backbone=backbone,

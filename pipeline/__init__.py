@@ -5,7 +5,8 @@
     pipeline.ingest_videos("videos", "galleries/city")
     gallery = pipeline.open_gallery("galleries/city")
     pipeline.build_index(gallery)
-    answer = pipeline.search_gallery(gallery, ["person.mp4"], reason="missing person", case="2026-17")
+    leads = gallery.search("person.mp4", reason="missing person", case="2026-17")       # a table
+    answer = pipeline.search_gallery(gallery, ["person.mp4"], reason="missing person", case="2026-17")       # and all behind it
 
 The four names below are what a newcomer needs; each is loaded when it is first used. Packages are rooms, in the order of reading:
 storage, catalog, decoding, backbone, coattention, gallery, ingest, scoring, index, search, retention, evaluation, training,
@@ -22,16 +23,16 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
-    from pipeline.gallery.gallery import Gallery
     from pipeline.ingest.run import ingest_videos as ingest_videos
+    from pipeline.search.open_gallery import OpenGallery
     from pipeline.search.run import run as search_gallery
     from pipeline.search.worth import build_measured_index as build_index
 
-    open_gallery = Gallery.open
+    open_gallery = OpenGallery.open
 
 # Not the names of packages, which become attributes of this one as soon as they are imported.
 _FACE = {
-    "open_gallery": ("pipeline.gallery.gallery", "Gallery.open"),
+    "open_gallery": ("pipeline.search.open_gallery", "OpenGallery.open"),
     "ingest_videos": ("pipeline.ingest.run", "ingest_videos"),
     "build_index": ("pipeline.search.worth", "build_measured_index"),
     "search_gallery": ("pipeline.search.run", "run"),

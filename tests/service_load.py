@@ -48,10 +48,10 @@ def one_search(session: requests.Session, url: str, gallery: str, video_id: str)
             state = answer.json()
         if state["state"] != "done":
             return {"status": 200, "said": f"{state['state']}: {state['error']}"}
-        answer = session.get(f"{place}/leads")
+        answer = session.get(f"{place}/leads", params={"limit": 1000})
         if answer.status_code != 200:
             return {"status": answer.status_code, "said": answer.text[:300]}
-        found = [[lead["video_id"], lead["score"]] for lead in answer.json()]
+        found = [[lead["video_id"], lead["score"]] for lead in answer.json()["leads"]]
         return {"leads": found, "version": state["found"]["index_version"], "seconds": time.monotonic() - began}
     except requests.RequestException as error:
         return {"status": 0, "said": type(error).__name__}

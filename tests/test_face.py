@@ -9,7 +9,7 @@ import pytest
 import pipeline
 from pipeline.errors import UsageError
 from pipeline.gallery.audit import read_records, set_policy
-from pipeline.gallery.gallery import Gallery
+from pipeline.search.open_gallery import OpenGallery
 from pipeline.search.run import run
 from tests.decoding.test_video import write_video
 
@@ -24,7 +24,7 @@ def test_the_names_are_the_functions_whatever_was_imported_before() -> None:
     import pipeline.ingest.run
     import pipeline.search.run
 
-    assert pipeline.search_gallery is run and pipeline.open_gallery == Gallery.open
+    assert pipeline.search_gallery is run and pipeline.open_gallery == OpenGallery.open
     assert all(callable(getattr(pipeline, name)) for name in pipeline.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'serve'"):
         _ = pipeline.serve  # type: ignore[attr-defined]
@@ -47,6 +47,9 @@ def test_a_newcomer_searches_and_the_search_is_recorded(tmp_path: Path) -> None:
     (result,) = answer.results
     assert len(result.leads) == 2 and result.record.reason == "a test" and answer.lag.missing == 0
     assert result.calibration == "the gallery has 3 videos: too little to judge by"
+    table = gallery.search(tmp_path / "videos/a.mp4", reason="a test")
+    assert table["video_id"].to_pylist() == [lead.video.video_id for lead in result.leads]
+    assert table["source_hash"].to_pylist() == table["ingested_hash"].to_pylist() and None not in table["source_hash"].to_pylist()
     record = next(record for record in reversed(read_records(gallery)) if record["action"] == "search")
     assert (record["reason"], record["results"]) == ("a test", [lead.video.video_id for lead in result.leads])
     with pytest.raises(UsageError):

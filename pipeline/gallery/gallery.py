@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -105,7 +105,7 @@ class Gallery:
         return Reach(self.settings.roots, found.endpoints)
 
     @classmethod
-    def open(cls, uri: str | Path) -> "Gallery":
+    def open(cls, uri: str | Path) -> Self:
         """Open an existing gallery. Raises UsageError when there is none, PipelineError when gallery.json is unusable."""
         location = resolve(uri)
         try:
@@ -121,7 +121,7 @@ class Gallery:
         return cls(location, settings, fields["format"])
 
     @classmethod
-    def open_or_create(cls, uri: str | Path, settings: GallerySettings) -> "Gallery":
+    def open_or_create(cls, uri: str | Path, settings: GallerySettings) -> Self:
         """Open the gallery, or make it.
 
         Raises UsageError when one is there that was made with other settings. Its roots are those of its first ingest and stay;

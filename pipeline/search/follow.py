@@ -49,21 +49,30 @@ LATEST = datetime.max.replace(tzinfo=UTC)
 
 
 def follow(
-    gallery: Gallery, index: Index, partitions: Partitions, target: Target, settings: SearchSettings, following: FollowSettings
+    gallery: Gallery,
+    index: Index,
+    partitions: Partitions,
+    target: Target,
+    settings: SearchSettings,
+    following: FollowSettings,
+    further: Sequence[Target] = (),
 ) -> SearchResult:
     """The leads for a target, refined by those that are in, which are among them; `SearchResult.followed` says which. What was
     rejected is not, and its rank stays free.
 
-    Deterministic. Raises UsageError where the gallery lacks a video that is confirmed or rejected, where that is the target
-    itself, and as `search` does.
+    further: other targets that show the same person, in from the start. They are no leads either; filters, evidence and the
+    times of the target are those of the first. Deterministic. Raises UsageError where the gallery lacks a video that is confirmed
+    or rejected, where that is a target itself, and as `search` does.
     """
     began = time.monotonic()
     with counted(1):
         videos = gallery.snapshot().videos
-        _check_named(gallery, (*following.confirmed, *following.rejected), target, videos)
+        _check_named(gallery, (*following.confirmed, *following.rejected), (target, *further), videos)
         confirmed = [gallery_target(gallery, video_id, videos) for video_id in dict.fromkeys(following.confirmed)]
-        person = _Person(_Scores(gallery, index, partitions, settings, target), following, videos, read_places(gallery))
-        person.confirm(confirmed)
+        scores = _Scores(gallery, index, partitions, settings, target, further)
+        person = _Person(scores, following, videos, read_places(gallery))
+        person.take_in(further, "target")
+        person.take_in(confirmed, "confirmed")
         rounds = 0
         while rounds < following.rounds and following.join_by != "nobody" and person.join(rounds + 1):
             rounds += 1
@@ -71,7 +80,8 @@ def follow(
         rule = person.rule or "nothing joined by itself"
         appearances = sorted(person.appearances, key=lambda one: (*(person.seen(one) or (LATEST, LATEST)), one.video.video_id))
         followed = Followed(tuple(appearances), tuple(person.apart), rounds, rule)
-    return replace(result, followed=followed, seconds=time.monotonic() - began)
+    others = tuple(one.video for one in further)
+    return replace(result, followed=followed, further=others, seconds=time.monotonic() - began)
 
 
 def expected_strangers(score: float, strangers: Sequence[np.ndarray]) -> float:
@@ -99,10 +109,11 @@ def _tail(strangers: Sequence[np.ndarray]) -> tuple[float, float]:
     return float(lower), float(upper - lower) / math.log((1 - LOWER) / (1 - UPPER))
 
 
-def _check_named(gallery: Gallery, names: Sequence[str], target: Target, videos: pa.Table) -> None:
-    """Raises UsageError for a video that a person has looked at and the gallery does not have, and for the target."""
-    if target.video.video_id in names:
-        raise UsageError(f"{target.video.video_id} is the target; confirm and reject leads")
+def _check_named(gallery: Gallery, names: Sequence[str], targets: Sequence[Target], videos: pa.Table) -> None:
+    """Raises UsageError for a video that a person has looked at and the gallery does not have, and for a target."""
+    for target in targets:
+        if target.video.video_id in names:
+            raise UsageError(f"{target.video.video_id} is {'the' if len(targets) == 1 else 'a'} target; confirm and reject leads")
     if unknown := [name for name in names if not is_utf8(name)] or _without(names, videos):
         raise UsageError(f"{gallery.location.uri} has no video {unknown[0]!r}")
 
@@ -120,7 +131,15 @@ class _Scores:
     are averaged, NaN where a target is the candidate itself.
     """
 
-    def __init__(self, gallery: Gallery, index: Index, partitions: Partitions, settings: SearchSettings, target: Target) -> None:
+    def __init__(
+        self,
+        gallery: Gallery,
+        index: Index,
+        partitions: Partitions,
+        settings: SearchSettings,
+        target: Target,
+        further: Sequence[Target],
+    ) -> None:
         # The best leads are targets here, once they are in, so they say nothing of the others before that.
         settings = replace(settings, score=replace(settings.score, neighbours=0))
         self.gallery, self.index, self.partitions, self.settings = gallery, index, partitions, settings
@@ -129,7 +148,10 @@ class _Scores:
         self.rows: dict[str, int] = {}
         self.questions: list[Question] = []
         self.videos, self.logits = np.empty(0, np.int64), np.empty((0, 0))
-        (self.first,) = self._ask(questions(gallery, index, [target], settings))
+        (question,) = questions(gallery, index, [target], settings)
+        for one in further:
+            question.allowed[index.rows_of(one.video)] = False  # a target is no lead
+        (self.first,) = self._ask([replace(question, eligible=int(np.count_nonzero(question.allowed)))])
 
     def ask(self, targets: Sequence[Target]) -> None:
         """Further targets: they score the union, and their shortlists come into it."""
@@ -244,12 +266,12 @@ class _Person:
     def _at_once(self, one: VideoRef, other: VideoRef) -> bool:
         return at_once(with_right_time(one, self.places), with_right_time(other, self.places))
 
-    def confirm(self, confirmed: Sequence[Target]) -> None:
-        """Those that a person has confirmed are in, also where they are in two places at once; that is said."""
-        self.scores.ask(confirmed)
-        for target in confirmed:
+    def take_in(self, targets: Sequence[Target], why: str) -> None:
+        """Those that a person says show whom they follow are in, also where they are in two places at once; that is said."""
+        self.scores.ask(targets)
+        for target in targets:
             self.apart += [(one.video, target.video) for one in self.appearances if self._at_once(one.video, target.video)]
-            self.appearances.append(Appearance(target.video, "confirmed"))
+            self.appearances.append(Appearance(target.video, why))
 
     def join(self, number: int) -> bool:
         """Let the confident leads in that are not yet, best first; whether there were any."""

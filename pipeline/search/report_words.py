@@ -29,6 +29,7 @@ def facts_of(result: SearchResult) -> list[tuple[str, str]]:
     """What was searched, how and why, as (term, words); facts that are not known are left out."""
     facts: list[tuple[str, str | None]] = [
         ("Searched", moment_words(result.searched_at) if result.searched_at is not None else None),
+        ("Targets", "\n".join(video.video_id for video in result.targets) if len(result.targets) > 1 else None),
         ("Searched by", result.record.searched_by),
         ("Case", result.record.case),
         ("Reason", result.record.reason),

@@ -230,7 +230,8 @@ class SearchResult:
     normalise as it was in the end. expected_matches: the prior of the probabilities; none_probability: that no eligible video
     shows the target; both None where there are no probabilities. calibration: in words, what probabilities rest on, or why there
     are none. followed: where the target's person was followed to, None in a plain search; leads then hold what is in, too, each
-    scored by all others that are. all_scores: None where nobody kept them.
+    scored by all others that are. further: other targets of the same person, that scores are means over as well. all_scores: None
+    where nobody kept them.
     """
 
     target: VideoRef
@@ -256,7 +257,13 @@ class SearchResult:
     untimed: int | None = None
     settings: SearchSettings = field(default_factory=SearchSettings)
     followed: Followed | None = None
+    further: tuple[VideoRef, ...] = ()
     all_scores: AllScores | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def targets(self) -> tuple[VideoRef, ...]:
+        """The target, and the others that were searched for together with it."""
+        return self.target, *self.further
 
     @property
     def exact(self) -> bool:
@@ -287,7 +294,8 @@ class SearchResult:
             there = tuple(replace(one, video=right(one.video)) for one in followed.appearances)
             followed = replace(followed, appearances=there, apart=tuple((right(a), right(b)) for a, b in followed.apart))
         leads = tuple(replace(lead, video=right(lead.video)) for lead in self.leads)
-        return replace(self, target=right(self.target), leads=leads, followed=followed)
+        further = tuple(map(right, self.further))
+        return replace(self, target=right(self.target), leads=leads, followed=followed, further=further)
 
     @property
     def untimed_words(self) -> str | None:
@@ -323,7 +331,12 @@ def results_table(results: Sequence[SearchResult]) -> pa.Table:
     ]
     more = ("target_segments", "not_indexed", "passed_over", "calibration", "seconds")
     said = [
-        {**of_search, "settings": result.settings.plain(), **{name: getattr(result, name) for name in more}}
+        {
+            **of_search,
+            "settings": result.settings.plain(),
+            "targets": [video.video_id for video in result.targets],
+            **{name: getattr(result, name) for name in more},
+        }
         for result, of_search in zip(results, searches, strict=True)
     ]
     metadata = {"searches": json.dumps(said, default=datetime.isoformat)}

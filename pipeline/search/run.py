@@ -105,7 +105,7 @@ def run(
     reason: str | None = None,
     case: str | None = None,
     *,
-    whom: Whom | None = None,
+    whom: Whom | Sequence[Whom] | None = None,
     frame_rate: float | None = None,
     time_limit: float = 60.0,
     backbone: str | None = None,
@@ -120,10 +120,12 @@ def run(
     watch: Callable[[str], object] | None = None,
     times_as_stored: bool = False,
 ) -> Answer:
-    """Search a gallery for the people that targets show; or follow the one of a single target, recorded as that.
+    """Search a gallery for the people that targets show; or follow the one person that all of them show, recorded as that.
 
-    targets: videos, photos or image folders by path or uri, or id:VIDEO_ID of the gallery. reason, case: why, for the record; a
-    gallery's policy may require them. whom: who is meant in a single target. frame_rate: of targets that carry no times.
+    targets: videos, photos or image folders by path or uri, or id:VIDEO_ID of the gallery. With `following` they show one person:
+    one search, whose scores are means over all targets and all that is in, one result and one record. reason, case: why, for the
+    record; a gallery's policy may require them. whom: who is meant in a single target, or in each; whole pictures are taken of
+    all or of none. frame_rate: of targets that carry no times.
     time_limit: seconds without progress after which a target is given up. backbone: where the gallery's is, if it has moved.
     endpoints: object stores that targets may name besides the gallery's own. out: where results will be written, for the record.
     actors, cluster: see `partitions.opened_partitions`. following: how the target's person is followed, see
@@ -138,9 +140,10 @@ def run(
     serve, and PipelineError for what is damaged or missing.
     """
     settings, whom = settings or SearchSettings(), whom or Whom()
+    meant = [whom] if isinstance(whom, Whom) else whom
     check_policy(gallery, reason, case)
-    if following is not None and len(targets) != 1:
-        raise UsageError(f"one target is followed at a time, not {len(targets)}; what else shows the person is confirmed")
+    if following is not None and not targets:
+        raise UsageError("say who is followed: a target, or several of one person")
     action = "search" if following is None else "follow"
     asked: dict[str, Any] = {
         "filters": settings.filters(),
@@ -151,11 +154,13 @@ def run(
         "started_at": _now(),
         **({} if person is None else on_behalf_of(person)),
     } | ({} if following is None else {"following": _unicode(following.plain())})
-    unread = [{"gallery": gallery.location.uri, "target": unicode_only(target)} | asked for target in targets]
-    with failures_recorded(gallery, action, *unread):
-        named = [canonical_uri(name) for name in (*targets, whom.boxes_uri) if name and not name.startswith(GALLERY_PREFIX)]
+    unread = _records([{"target": unicode_only(target)} for target in targets], following)
+    with failures_recorded(gallery, action, *({"gallery": gallery.location.uri} | one | asked for one in unread)):
+        boxes = [one.boxes_uri for one in meant]
+        named = [canonical_uri(name) for name in (*targets, *boxes) if name and not name.startswith(GALLERY_PREFIX)]
         reach = gallery.reach(*named, *([canonical_uri(out)] if out else []), endpoints=endpoints)
-        with target_decoder(gallery, time_limit, whom.whole_picture, frame_rate, reach.endpoints) as decoder:
+        whole = any(one.whole_picture for one in meant)
+        with target_decoder(gallery, time_limit, whole, frame_rate, reach.endpoints) as decoder:
             if not all(name.startswith(GALLERY_PREFIX) for name in targets):
                 decoder.start()
             with _imports():  # of PyTorch: a second, in which the decoder begins
@@ -174,7 +179,8 @@ def run(
             found = read_targets(list(targets), gallery, decoder, backbone, whom, between)
     asked |= {"gallery_version": gallery_version(gallery), "calibration_version": index.calibration_version}
     searched = {"gallery": gallery.location.uri, "index_version": index.version, "model": index.model}
-    each = [searched | _of_target(target) | asked for target in found]
+    of_targets = _records([_of_target(target) for target in found], following)
+    each = [searched | one | asked for one in of_targets]
     results = []
     with failures_recorded(gallery, action, *each), opening as opened:
         places = {} if times_as_stored else read_places(gallery)  # a damaged file is a failure on record, too
@@ -183,9 +189,9 @@ def run(
         if following is None:
             searched_for = search_many(gallery, index, partitions, found, settings)
         else:
-            searched_for = [follow(gallery, index, partitions, found[0], settings, following)]
-        for target, result in zip(found, searched_for, strict=True):
-            append_record(gallery, action, _of_result(result) | asked | _of_target(target) | {"ended_at": _now()})
+            searched_for = [follow(gallery, index, partitions, found[0], settings, following, found[1:])]
+        for of_target, result in zip(of_targets, searched_for, strict=True):
+            append_record(gallery, action, _of_result(result) | asked | of_target | {"ended_at": _now()})
             recorded = replace(result, record=OnRecord(person or user(), reason, case, head(gallery)))
             results.append(recorded.by_right_clocks(places))
     remarks = tuple(
@@ -222,6 +228,13 @@ def _of_camera(target: Target, index: "Index") -> list[str]:
     if not pc.is_in(pa.scalar(camera), index.videos["camera_id"].combine_chunks()).as_py():
         return [f"the index has no camera {camera!r}, so it is compared as by no camera in particular"]
     return []
+
+
+def _records(of_targets: list[dict[str, Any]], following: FollowSettings | None) -> list[dict[str, Any]]:
+    """What the records of a search say of its targets: one record a target, or one of a person who is followed from several."""
+    if following is None or len(of_targets) == 1:
+        return of_targets
+    return [of_targets[0] | {"further_targets": of_targets[1:]}]
 
 
 def _of_target(target: Target) -> dict[str, Any]:

@@ -99,29 +99,30 @@ def read_targets(
     gallery: Gallery,
     decoder: Decoder,
     backbone: str | None = None,
-    whom: Whom | None = None,
+    whom: Whom | Sequence[Whom] | None = None,
     between: Between = going_on,
 ) -> list[Target]:
     """Read targets: paths or uris of videos, photos and image folders, or id:VIDEO_ID for gallery videos.
 
     decoder: see `target_decoder`. backbone: name or path of the gallery's backbone, where it lies elsewhere than when the gallery
-    was made. whom: who is meant, of a single target. between: called between targets, and between pieces of one that is decoded.
-    Raises UsageError for a target that does not exist or cannot be used, and for two targets of the same id.
+    was made. whom: who is meant, of a single target, or of each. between: called between targets, and between pieces of one that
+    is decoded. Raises UsageError for a target that does not exist or cannot be used, and for two targets of the same id.
     """
-    whom = whom or Whom()
-    if whom.told and (len(names) != 1 or names[0].startswith(GALLERY_PREFIX)):
-        raise UsageError("a box or a boxes file goes with one target, a video or a photo")
+    of_each = [whom or Whom()] * len(names) if isinstance(whom, Whom | None) else whom
+    for name, one in zip(names, of_each, strict=True):
+        if one.told and ((isinstance(whom, Whom) and len(names) != 1) or name.startswith(GALLERY_PREFIX)):
+            raise UsageError("a box or a boxes file goes with one target, a video or a photo")
     loaded: Backbone | None = None
     snapshot_videos: pa.Table | None = None
     targets = []
-    for name in stoppable(names, between):
+    for name, one in stoppable(list(zip(names, of_each, strict=True)), between):
         if name.startswith(GALLERY_PREFIX):
             snapshot_videos = gallery.snapshot().videos if snapshot_videos is None else snapshot_videos
             targets.append(gallery_target(gallery, name.removeprefix(GALLERY_PREFIX), snapshot_videos))
         else:
             loaded = loaded or gallery_backbone(gallery, backbone)
-            target = video_target(name, loaded, decoder, whom, between)
-            targets.append(replace(target, video=replace(target.video, camera_id=whom.camera)))
+            target = video_target(name, loaded, decoder, one, between)
+            targets.append(replace(target, video=replace(target.video, camera_id=one.camera)))
     ids = [target.video.video_id for target in targets]
     if len(set(ids)) < len(ids):
         raise UsageError(f"the target {next(i for i in ids if ids.count(i) > 1)} is given twice")

@@ -244,21 +244,29 @@ class VideosForgotten(BaseModel):
     videos: list[str]
 
 
-class SearchAsked(Asked):
-    """A search. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. between: hours of any day by the clocks of zone, such
-    as 22:00-02:00. box: x, y, width, height in pixels of the
-    picture; time_s: when the box shows the person, seconds of the video. confirmed, rejected: videos that a person
-    has looked at; the search then follows the person (`pipeline.search.follow`), joining nothing by itself.
+class TargetAsked(Asked):
+    """Who is searched for. target: `id:VIDEO_ID` of the gallery or `upload:TARGET_ID`. box: x, y, width, height in pixels of the
+    picture; time_s: when the box shows the person, seconds of the video. target_camera: that filmed an upload.
+    """
+
+    target: Annotated[str, Field(max_length=2100)]
+    box: tuple[float, float, PositiveFloat, PositiveFloat] | None = None
+    time_s: Annotated[float, Field(ge=0)] | None = None
+    target_camera: Annotated[str, Field(max_length=500)] | None = None
+
+
+class SearchAsked(TargetAsked):
+    """A search. further_targets: others that show the same person: scores are then means of the logits under all of them, and
+    none of them is a lead; filters on the target's camera, and evidence, are those of the first. whole_picture: take pictures of
+    scenes as they are, of all targets. between: hours of any day by the clocks of zone, such as 22:00-02:00. confirmed, rejected:
+    videos that a person has looked at; the search then follows the person (`pipeline.search.follow`), joining nothing by itself.
     """
 
     gallery: str
-    target: Annotated[str, Field(max_length=2100)]
+    further_targets: Annotated[list[TargetAsked], Field(max_length=15)] = []
     reason: Annotated[str, Field(max_length=2000)] | None = None
     case: Annotated[str, Field(max_length=200)] | None = None
-    box: tuple[float, float, PositiveFloat, PositiveFloat] | None = None
-    time_s: Annotated[float, Field(ge=0)] | None = None
     whole_picture: bool = False
-    target_camera: Annotated[str, Field(max_length=500)] | None = None
     top: Annotated[int, Field(ge=1, le=500)] = 20
     cameras: Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=1000)] = []
     other_cameras: bool = False
@@ -344,6 +352,13 @@ class LeadFound(BaseModel):
     within: str | None
     decision: Decision | None
     pairs: list[Pair]
+
+
+class Leads(BaseModel):
+    """One page of a search's leads. following: give it as `cursor`, with the same `sort`, for the next one; None on the last."""
+
+    leads: list[LeadFound]
+    following: int | None
 
 
 class SearchFound(SearchState):

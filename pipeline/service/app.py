@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import datetime
 from http import HTTPStatus
 from importlib import resources
 from pathlib import PurePath
@@ -16,12 +15,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
-from pipeline import time_windows
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.audit import SAID, required
 from pipeline.gallery.gallery import Gallery
-from pipeline.gallery.places import read_places, with_right_time
-from pipeline.search.results import Lead, SearchResult
+from pipeline.search.open_gallery import asked_settings
 from pipeline.search.run import Answer
 from pipeline.search.run import run as run_search
 from pipeline.search.targets import GALLERY_PREFIX, Whom
@@ -33,6 +30,7 @@ from pipeline.service import (
     galleries,
     handover,
     jobs,
+    leads,
     media,
     operation,
     plans,
@@ -61,8 +59,6 @@ from pipeline.service.pictures import jpeg
 from pipeline.service.searches import Search
 from pipeline.service.uploads import UPLOAD_PREFIX
 from pipeline.service.work import BusyError
-from pipeline.settings import FollowSettings, SearchSettings
-from pipeline.time_windows import hours_of_day
 
 ABOUT = "Search for people in the videos of galleries, judge what was found in cases, hand it over. Every search is on record."
 KINDS = {
@@ -150,7 +146,7 @@ async def _in_time(search: Search, wait: int | None, response: Response) -> answ
         headers["preference-applied"] = f"wait={wait}"
     state = await to_thread.run_sync(_state, search)
     if wait is not None and state.state == "done":
-        found = answers.SearchFound(**dict(state), leads=await to_thread.run_sync(list_leads, search))
+        found = answers.SearchFound(**dict(state), leads=await to_thread.run_sync(leads.all_leads, search))
         return Response(found.model_dump_json(), 201, headers, "application/json")
     response.headers.update(headers)
     return state
@@ -208,41 +204,6 @@ async def refine_search(
         raise HTTPException(422, f"{min(both)} is both confirmed and hidden")
     again = {"confirmed": list(dict.fromkeys(confirmed)), "rejected": list(dict.fromkeys(hidden))}
     return await begin_search(before.model_copy(update=again), service, person, response, wait, key)
-
-
-@investigation.get("/searches/{search_id}/leads")
-def list_leads(search: SearchOf) -> list[answers.LeadFound]:
-    """The leads of a search that is done, best first; none that was forgotten since."""
-    result = search.result
-    if result is None:
-        raise HTTPException(404, f"the search is {search.state}")
-    places = read_places(search.gallery)
-    return [_lead_found(search, result, lead, with_right_time(lead.video, places).seen) for lead in search.leads()]
-
-
-def _lead_found(search: Search, result: SearchResult, lead: Lead, seen: tuple[datetime, datetime] | None) -> answers.LeadFound:
-    """A lead as it is answered. seen: when somebody is first and last seen in it."""
-    within = {} if result.followed is None else result.followed.why
-    first, last = seen or (None, None)
-    return answers.LeadFound(
-        rank=lead.rank,
-        video_id=lead.video.video_id,
-        camera_id=lead.video.camera_id,
-        seen_from=first,
-        seen_to=last,
-        seen=time_windows.span_words(*seen, result.settings.zone) if seen else None,
-        score=lead.score,
-        probability=lead.probability,
-        strength=lead.strength,
-        source_changed=lead.source_changed,
-        copy_of=result.copies.get(lead.rank),
-        within=within[lead.video.video_id].words if lead.video.video_id in within else None,
-        decision=search.decisions.get(lead.rank),
-        pairs=[
-            answers.Pair(target=found.segment(pair.target), candidate=found.segment(pair.candidate), score=pair.score)
-            for pair in lead.best_pairs
-        ],
-    )
 
 
 _jpeg = file_of("image/jpeg")
@@ -318,6 +279,7 @@ def create_app(service: Service, hosts: Sequence[str], only_here: bool = False) 
         galleries.routes,
         media.routes,
         found.routes,
+        leads.routes,
         investigation,
         cases.routes,
         handover.routes,
@@ -347,8 +309,8 @@ def _me(asking: Token) -> answers.Me:
     return answers.Me(person=asking.person, role=asking.role, rights=[right for right in RIGHTS if asking.may(right)])
 
 
-def _runner(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[Search], Answer]:
-    """What makes the search. Raises UsageError for what cannot be meant; paths of this machine are never a target."""
+def _meant(service: Service, gallery: Gallery, person: str, asked: answers.TargetAsked, whole_picture: bool) -> tuple[str, Whom]:
+    """A target and who in it is meant. Raises UsageError for what cannot be meant; paths of this machine are never a target."""
     target = asked.target
     if target.startswith(UPLOAD_PREFIX):
         upload = service.uploads.of(person, target.removeprefix(UPLOAD_PREFIX))
@@ -356,15 +318,14 @@ def _runner(service: Service, gallery: Gallery, person: str, asked: answers.Sear
             raise HTTPException(404, "there is no such upload of yours; bring it again")
         target = str(upload.path)
     elif target.startswith(GALLERY_PREFIX) and asked.box is not None:
-        return _runner_of_box(service, gallery, person, asked)
+        return _meant_by_box(service, gallery, asked)
     elif not target.startswith(GALLERY_PREFIX):
         raise UsageError(f"a target is {GALLERY_PREFIX}VIDEO_ID or {UPLOAD_PREFIX}TARGET_ID")
-    whom = Whom(asked.box, asked.time_s, whole_picture=asked.whole_picture, camera=asked.target_camera)
-    return _run_of(service, gallery, person, asked, target, whom)
+    return target, Whom(asked.box, asked.time_s, whole_picture=whole_picture, camera=asked.target_camera)
 
 
-def _runner_of_box(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[Search], Answer]:
-    """What searches for whom a box shows in a picture of a gallery's video. time_s: of the video's own time."""
+def _meant_by_box(service: Service, gallery: Gallery, asked: answers.TargetAsked) -> tuple[str, Whom]:
+    """Whom a box shows in a picture of a gallery's video. time_s: of the video's own time."""
     clips = service.clips(gallery)
     row = clips.row(asked.target.removeprefix(GALLERY_PREFIX))
     if row is None:
@@ -373,31 +334,19 @@ def _runner_of_box(service: Service, gallery: Gallery, person: str, asked: answe
     time_s = max(0.0, (asked.time_s or 0.0) - part.offset_s)
     if asked.box is not None and part.shows_forgotten(asked.box, time_s):
         raise UsageError("the box shows what is blanked, somebody who was forgotten; nobody can be searched for by that")
-    whom = Whom(asked.box, time_s, camera=asked.target_camera or row["camera_id"])
-    return _run_of(service, gallery, person, asked, part.uri, whom)
+    return part.uri, Whom(asked.box, time_s, camera=asked.target_camera or row["camera_id"])
 
 
-def _run_of(
-    service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked, target: str, whom: Whom
-) -> Callable[[Search], Answer]:
-    """The search for one target. Raises UsageError for settings that cannot be meant."""
-    settings = SearchSettings(
-        top=asked.top,
-        cameras=tuple(asked.cameras),
-        other_cameras=asked.other_cameras,
-        after=asked.after,
-        before=asked.before,
-        between=None if asked.between is None else hours_of_day(asked.between),
-        zone=asked.zone,
-        exact=asked.exact,
-    )
-    following = None
-    if asked.confirmed or asked.rejected:
-        following = FollowSettings(tuple(asked.confirmed), tuple(asked.rejected), join_by="nobody")
+def _runner(service: Service, gallery: Gallery, person: str, asked: answers.SearchAsked) -> Callable[[Search], Answer]:
+    """What makes the search. Raises UsageError for targets and settings that cannot be meant."""
+    of_each = (asked, *asked.further_targets)
+    targets, whom = zip(*(_meant(service, gallery, person, one, asked.whole_picture) for one in of_each), strict=True)
+    names = ("top", "exact", "cameras", "other_cameras", "after", "before", "between", "zone", "confirmed", "rejected")
+    settings, following = asked_settings(len(targets), **{name: getattr(asked, name) for name in names})
     why = asked.reason, asked.case
     how: dict[str, Any] = {"whom": whom, "following": following, "person": person}
     how["times_as_stored"] = True  # the clocks of cameras may be set right at any time
-    return lambda search: run_search(gallery, [target], settings, *why, **how, warm=service.warm(gallery), watch=search.at)
+    return lambda search: run_search(gallery, targets, settings, *why, **how, warm=service.warm(gallery), watch=search.at)
 
 
 def _state(search: Search) -> answers.SearchState:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 COOKIE = "resight-session"
 KEYS = 1000  # the newest of all people
+VIEWS = 20_000  # of all people, the newest: who looks at what else once more is on record once more; some 10 MB
 WAITS = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?:;.*)?', re.IGNORECASE)
 LONGEST_WAIT_S = 30  # that a request is left open for its outcome
 
@@ -85,7 +86,7 @@ class Service:
     casebook: Casebook = field(default_factory=Casebook)
     exports: Exports = field(init=False)
     ingests: Ingests = field(default_factory=Ingests)
-    _viewed: set[tuple[str, ...]] = field(default_factory=set)
+    _viewed: OrderedDict[tuple[object, ...], None] = field(default_factory=OrderedDict)  # the least recently seen first
     _clips: dict[Gallery, GalleryClips] = field(default_factory=dict)
     _warm: "dict[Gallery, WarmIndex]" = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -130,12 +131,18 @@ class Service:
         self.warm(gallery).newest()
 
     def viewed(self, gallery: Gallery, person: str, of: dict[str, str]) -> None:
-        """Record, once, that a person looks at pictures, before they do. Raises PipelineError where the log cannot be written."""
-        seen = (gallery.location.uri, person, *of.values())
+        """Record, once, that a person looks at pictures, before they do; again where VIEWS others came after it.
+
+        Raises PipelineError where the log cannot be written.
+        """
+        seen = (gallery.location.uri, person, *of.items())
         with self._lock:
             if seen not in self._viewed:
                 append_record(gallery, "view", {**on_behalf_of(person), **of})
-                self._viewed.add(seen)
+                self._viewed[seen] = None
+                while len(self._viewed) > VIEWS:
+                    self._viewed.popitem(last=False)
+            self._viewed.move_to_end(seen)
 
     def close(self) -> None:
         """End its threads and its decoder, and remove what was uploaded."""

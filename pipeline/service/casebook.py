@@ -12,7 +12,7 @@ never changed: what holds now is what the newest ones say. They name ids, hashes
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,8 +74,13 @@ class Judged:
     @property
     def target(self) -> str | None:
         """The gallery's video that was the target; None for an upload."""
-        target = self.record["target"]
-        return target.removeprefix(GALLERY_PREFIX) if target.startswith(GALLERY_PREFIX) else None
+        return _of_gallery(self.record["target"])
+
+    @property
+    def targets(self) -> list[str]:
+        """All of the gallery's videos that were targets of the search."""
+        names = [self.record["target"], *self.record.get("further_targets", ())]
+        return [video_id for name in names if (video_id := _of_gallery(name)) is not None]
 
     @property
     def confirmed(self) -> bool:
@@ -108,33 +113,18 @@ class Case:
     @cached_property
     def judged(self) -> dict[str, Judged]:
         """What holds now, by video id; without what was taken back and without videos that were forgotten."""
-        found: dict[str, Judged] = {}
-        deciders: dict[str, frozenset[str]] = {}
-        for record in self.records:
-            video_id = record.get("video_id", "")
-            if record["action"] == "decision":
-                deciders[video_id] = deciders.get(video_id, frozenset()) | {record["who"]}
-                found.pop(video_id, None)
-                if record["decision"] is not None:
-                    found[video_id] = Judged(video_id, record["number"] + 1, record, deciders[video_id])
-            elif record["action"] == "confirmation" and (one := found.get(video_id)) is not None and one.tag == record["of"]:
-                said = Confirmation(
-                    record["who"], record["at"], record["decision"], record["decision"] == one.decision, record["note"]
-                )
-                found[video_id] = Judged(video_id, one.tag, one.record, one.deciders, said)
         gone = self.gallery.snapshot().forgotten
-        return {video_id: one for video_id, one in found.items() if video_id not in gone}
+        return {video_id: one for video_id, one in judged_of(self.records).items() if video_id not in gone}
 
     @property
     def same(self) -> list[Judged]:
         """Leads that were called the same person, and not something else by a second one."""
-        found = [one for one in self.judged.values() if one.decision == "same"]
-        return [one for one in found if one.confirmation is None or one.confirmed]
+        return same_of(self.judged.values())
 
     @cached_property
     def shown(self) -> frozenset[str]:
         """Videos that an export shows: leads that were called the same person, and their targets."""
-        return frozenset(name for one in self.same for name in (one.video_id, one.target) if name is not None)
+        return frozenset(name for one in self.same for name in (one.video_id, *one.targets))
 
     def tag(self, video_id: str) -> int:
         """Number of the newest record of a decision on a video, from 1, also where that took one back; NEVER without one."""
@@ -255,6 +245,34 @@ class Casebook:
             return now()
 
 
+def judged_of(records: Iterable[Mapping[str, Any]]) -> dict[str, Judged]:
+    """What holds after a case's records, by video id; without what was taken back."""
+    found: dict[str, Judged] = {}
+    deciders: dict[str, frozenset[str]] = {}
+    for record in records:
+        video_id = record.get("video_id", "")
+        if record["action"] == "decision":
+            deciders[video_id] = deciders.get(video_id, frozenset()) | {record["who"]}
+            found.pop(video_id, None)
+            if record["decision"] is not None:
+                found[video_id] = Judged(video_id, record["number"] + 1, dict(record), deciders[video_id])
+        elif record["action"] == "confirmation" and (one := found.get(video_id)) is not None and one.tag == record["of"]:
+            agrees = record["decision"] == one.decision
+            said = Confirmation(record["who"], record["at"], record["decision"], agrees, record["note"])
+            found[video_id] = Judged(video_id, one.tag, one.record, one.deciders, said)
+    return found
+
+
+def same_of(judged: Iterable[Judged]) -> list[Judged]:
+    """Leads that were called the same person, and not something else by a second one."""
+    return [one for one in judged if one.decision == "same" and (one.confirmation is None or one.confirmed)]
+
+
+def _of_gallery(target: str) -> str | None:
+    """The id of a target that is a gallery's video; None for an upload."""
+    return target.removeprefix(GALLERY_PREFIX) if target.startswith(GALLERY_PREFIX) else None
+
+
 def of_lead(lead: Lead) -> dict[str, Any]:
     """What a record says of a lead: how good it was, and the frames of the two segments that resemble each other most."""
     pair = lead.best_pairs[0] if lead.best_pairs else None
@@ -273,7 +291,8 @@ def of_search(search: Search) -> dict[str, Any]:
     found = {name: getattr(result, name) for name in OF_RESULT} | {name: getattr(result.record, name) for name in OF_RECORD}
     at = None if result.searched_at is None else result.searched_at.isoformat()
     target = {"video_id": result.target.video_id, "ingested_hash": result.target.ingested_hash}
-    return {"found": {**found, "normalise": result.score.normalise, "searched_at": at, "target": target}}
+    further = {"further": [video.video_id for video in result.further]} if result.further else {}
+    return {"found": {**found, "normalise": result.score.normalise, "searched_at": at, "target": target, **further}}
 
 
 def _segment(segment: SegmentView) -> dict[str, Any]:

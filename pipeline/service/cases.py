@@ -162,7 +162,7 @@ def get_case_path(
 def case_path(case: Case, asking: Token, fastest: float = travel.METRES_PER_SECOND) -> answers.CasePath:
     """The path of a case as this person may see it; see `path`."""
     same = [one for one in case.same if not one.hidden_from(asking)]
-    targets = [one.target for one in same if one.target is not None]
+    targets = [target for one in same for target in one.targets]
     why = {**dict.fromkeys(targets, "target"), **{one.video_id: "same person" for one in same}}
     videos, places = rows(case.gallery, list(why)), read_places(case.gallery)
     confirmed = {one.video_id for one in same if one.confirmed}

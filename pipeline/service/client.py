@@ -2,11 +2,14 @@
 
 client = Client("http://127.0.0.1:8000", token)          # a token of jobs.token
 table = client.search("town", "person.mp4", reason="missing person", case="2026-17")
+table = pipeline.open_gallery("galleries/town").search("person.mp4", reason="missing person", case="2026-17")  # here
 """
 
 import io
 import math
 import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ class Client:
     def search(
         self,
         gallery: str,
-        target: str | Path,
+        target: str | Path | Sequence[str | Path],
         reason: str | None = None,
         case: str | None = None,
         timeout: float = 600.0,
@@ -47,14 +50,29 @@ class Client:
     ) -> pa.Table:
         """Search a gallery for the person that a target shows; returns the leads as `pipeline.search.run.Answer.table` does.
 
-        target: a file of this machine, which is sent, or id:VIDEO_ID of the gallery. timeout: seconds until it is cancelled.
-        asked: what else the service takes: top, exact, cameras, after, before, ... (its OpenAPI description). Raises UsageError
-        for what the service refuses, PipelineError where it fails or cannot be reached.
+        target: a file of this machine, which is sent, or id:VIDEO_ID of the gallery; several of them show one person, who is
+        searched for by all of them together. timeout: seconds until it is cancelled.
+        asked: what else the service takes: top, exact, cameras, after, before, ... (its OpenAPI description), with the same
+        names as `pipeline.open_gallery(...).search`. Raises UsageError for what the service refuses, PipelineError where it fails
+        or cannot be reached.
         """
-        name = str(target)
-        if not name.startswith(("id:", "upload:")):
-            name = self._upload(Path(name))
-        fields = {"gallery": gallery, "target": name, "reason": reason, "case": case, **asked}
+        search_id = self.begin(gallery, target, reason, case, timeout, **asked)
+        return pq.read_table(io.BytesIO(self._asked("GET", f"/searches/{search_id}/results.parquet").content))
+
+    def begin(
+        self,
+        gallery: str,
+        target: str | Path | Sequence[str | Path],
+        reason: str | None = None,
+        case: str | None = None,
+        timeout: float = 600.0,
+        **asked: Any,
+    ) -> str:
+        """As `search`, but returns the search's id once it is done: `leads` gives what was found in other orders."""
+        first, *further = [self._named(one) for one in ([target] if isinstance(target, str | Path) else target)]
+        fields = {"gallery": gallery, "target": first, "reason": reason, "case": case, **asked}
+        fields = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
+        fields |= {"further_targets": [{"target": name} for name in further]} if further else {}
         until = time.monotonic() + timeout
         state = self._json("POST", "/searches", until=until, json=fields, headers={"prefer": f"wait={int(min(WAIT, timeout))}"})
         search = state["search_id"]
@@ -65,9 +83,26 @@ class Client:
             state = self._json("GET", f"/searches/{search}", params={"wait": min(WAIT, max(0.0, until - time.monotonic()))})
         if state["state"] != "done":
             raise PipelineError(f"the search {state['state']}: {state['error'] or 'somebody cancelled it'}")
-        return pq.read_table(io.BytesIO(self._asked("GET", f"/searches/{search}/results.parquet").content))
+        return search
 
-    def _upload(self, file: Path) -> str:
+    def leads(self, search_id: str, sort: str = "score", limit: int = 100) -> Iterator[dict[str, Any]]:
+        """The leads of a search that is done, as `GET /searches/{search_id}/leads` has them, in an order: score, time or camera.
+
+        limit: of a page, which is fetched when its first lead is asked for. Raises as `search` does.
+        """
+        cursor: dict[str, int] = {}
+        while True:
+            page = self._json("GET", f"/searches/{search_id}/leads", params={"sort": sort, "limit": limit, **cursor})
+            yield from page["leads"]
+            if page["following"] is None:
+                return
+            cursor = {"cursor": page["following"]}
+
+    def _named(self, target: str | Path) -> str:
+        """A target as the service knows it; files are sent."""
+        if isinstance(target, str) and target.startswith(("id:", "upload:")):
+            return target
+        file = Path(target)
         try:
             with file.open("rb") as content:
                 answer = self._asked("POST", "/targets", params={"name": file.name}, data=content)

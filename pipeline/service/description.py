@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from pipeline.service.access import Right, Role
 from pipeline.service.answers import Decision
 from pipeline.service.case_answers import CaseProgress
+from pipeline.service.leads import LeadOrder
 from pipeline.service.media import View
 from pipeline.service.work import Kind, State
 
@@ -26,6 +27,7 @@ NAMED = {
         "JobProgress": State,
         "CaseProgress": CaseProgress,
         "View": View,
+        "LeadOrder": LeadOrder,
     }.items()
 }
 

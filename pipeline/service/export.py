@@ -97,6 +97,10 @@ class Exports(Jobs[Export]):
             return None
         return found
 
+    def all_of(self, case: Case) -> list[Export]:
+        """Those of the case that are there or being made, of all people, the newest first."""
+        return [one for made in self.all() if (one := self.of(case, made.job_id)) is not None]
+
     def close(self) -> None:
         """Make nothing more, and remove all of them."""
         super().close()

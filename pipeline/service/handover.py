@@ -45,6 +45,15 @@ def begin_export(
     return _state(made)
 
 
+@routes.get("/cases/{case}/exports")
+def list_exports(found: CaseOf, service: ServiceOf, asking: Asking) -> list[answers.ExportState]:
+    """The exports of a case that the service still has, whoever made them, the newest first. The case itself lists all that were
+    ever on record.
+    """
+    service.exports.check(found, asking)
+    return [_state(one) for one in service.exports.all_of(found)]
+
+
 @routes.get("/cases/{case}/exports/{export_id}")
 def get_export(found: CaseOf, export_id: str, service: ServiceOf) -> answers.ExportState:
     """How far an export is."""
@@ -53,12 +62,13 @@ def get_export(found: CaseOf, export_id: str, service: ServiceOf) -> answers.Exp
 
 @routes.get("/cases/{case}/exports/{export_id}/package.zip", **file_of("application/zip"))
 def get_export_package(found: CaseOf, export_id: str, service: ServiceOf, asking: Asking) -> Response:
-    """The package of an export that is done. Who takes it is recorded first."""
+    """The package of an export that is done, whoever made it. Each time, who takes it is recorded first."""
     service.exports.check(found, asking)
     made = _export(service, found, export_id)
     if made.state != "done":
         raise HTTPException(409, f"the export is {made.state}")
-    service.viewed(found.gallery, asking.person, {"case": found.name, "export": export_id, "package_sha256": made.sha256 or ""})
+    said = {"case": found.name, "export": export_id, "made_by": made.person, "package_sha256": made.sha256}
+    audit.append_record(found.gallery, "download", {**audit.on_behalf_of(asking.person), **said})
     return FileResponse(made.path, media_type="application/zip", filename=f"{found.name}.zip")
 
 

@@ -1,7 +1,8 @@
 """The package that hands a case over: a zip that anybody can check and read without this program.
 
-report.html            the offline report of all leads that were called the same person; it plays the clips beside it
-extract.json           the case: what was decided by whom, confirmations, the path, what the searches rest on
+report.html            the offline report of all leads that were called the same person; it plays the clips beside it, and is made
+                       from what lies here alone (pipeline.service.extract)
+extract.json           the case: what was decided by whom, confirmations, the path, what the searches rest on, where videos are
 extract.parquet        the leads as a search's results, with what was decided
 pictures/              the frames that speak for each lead, as they were scored
 clips/                 the stretches of video around them, where they could be made
@@ -10,7 +11,6 @@ AUDIT_HEAD             the heads of the gallery's audit log and of the case's ch
 SHA256SUMS             of all of these, as `sha256sum -c` takes them
 """
 
-import functools
 import json
 import tempfile
 import zipfile
@@ -27,10 +27,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import PipelineError, UsageError, VideoError
 from pipeline.gallery import audit
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.search.evidence import Clip
-from pipeline.search.results import Lead, OnRecord, SearchResult, SegmentPair, SegmentView, results_table
-from pipeline.service.casebook import OF_RECORD, OF_RESULT, Case, Judged
-from pipeline.settings import ScoreSettings
+from pipeline.search.results import SearchResult, results_table
+from pipeline.service.casebook import Case, Judged
+from pipeline.service.extract import EXTRACT, SUMS, ClipMade, Side, results_of, said_of_report, sides, write_report_of
 from pipeline.storage.hashing import file_sha256
 
 Pictures = Callable[[VideoRef, Mapping[int, float | None]], Mapping[int, np.ndarray]]
@@ -66,11 +65,11 @@ def write_package(
         at("zip", None, None)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         sums = {str(file.relative_to(folder)): _sha256(file) for file in files}
-        (folder / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+        (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
         with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in [*files, folder / "SHA256SUMS"]:
+            for file in [*files, folder / SUMS]:
                 archive.write(file, f"{case.name}/{file.relative_to(folder)}")
-        return {**sums, "SHA256SUMS": _sha256(folder / "SHA256SUMS")}
+        return {**sums, SUMS: _sha256(folder / SUMS)}
 
 
 def _write_files(
@@ -83,99 +82,39 @@ def _write_files(
     folder: Path,
     at: At,
 ) -> None:
-    from pipeline.search.report import write_report  # loads the templates' language
-
-    results = _results(case, same, videos)
-    numbered = list(enumerate([(one, lead) for one in results for lead in one.leads], 1))
-    clips: dict[tuple[VideoRef, SegmentView], Clip | VideoError | PipelineError] = {}
-    for number, (result, lead) in numbered:
-        at("clips", number - 1, len(numbered))
-        for side, video, segments in _sides(result, lead):
-            if segments:
-                name = f"clips/lead-{number}-{side}.mp4"
-                clips[video, segments[0]] = _write_clip(clip, video, segments[0], folder, name)
-
-    def linked(video: VideoRef, segment: SegmentView) -> Clip:
-        found = clips[video, segment]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    kept = functools.cache(lambda video, frames: pictures(video, dict(frames)))
-
-    def watched(video: VideoRef, wanted: Mapping[int, float | None]) -> Mapping[int, np.ndarray]:
-        at("report", None, None)
-        return kept(video, tuple(sorted(wanted.items())))
-
-    write_report(results, str(folder), watched, clips=linked)
+    results = results_of(case.name, case.gallery.location.uri, same, videos)
+    shown = sides(results)
+    leads = shown[-1].number
+    clips: dict[str, ClipMade] = {}
+    for side in shown:
+        at("clips", side.number - 1, leads)
+        if side.segments:
+            clips[side.clip] = _write_clip(clip, side, folder)
+    for side in shown:
+        at("pictures", side.number - 1, leads)
+        for frame, crop in pictures(side.video, side.frames).items():
+            _write(folder / side.picture(frame), _jpeg(crop))
     pq.write_table(_extract(results, case), folder / "extract.parquet")
-    _write(folder / "extract.json", json.dumps(_document(case, results, path), indent=1, ensure_ascii=False))
+    document = _document(case, results, path) | said_of_report(videos, clips)
+    _write(folder / EXTRACT, json.dumps(document, indent=1, ensure_ascii=False, default=datetime.isoformat))
+    at("report", None, None)
+    write_report_of(folder, folder)
     for record in case.records:
         name = f"{record['number']:010d}.json"
         _write(folder / "records" / name, json.dumps(record, ensure_ascii=False) + "\n")
     heads = f"{audit.head(case.gallery)}  audit log\n{audit.head(case.gallery, case.chain)}  case {case.name}\n"
     _write(folder / "AUDIT_HEAD", heads)
-    for number, (result, lead) in numbered:
-        at("pictures", number - 1, len(numbered))
-        for side, video, segments in _sides(result, lead):
-            times: dict[int, float | None] = {n: t for one in segments for n, t in zip(one.frame_index, one.time_s, strict=True)}
-            for frame, crop in pictures(video, dict(sorted(times.items()))).items():
-                _write(folder / "pictures" / f"lead-{number}" / f"{side}-frame-{frame}.jpg", _jpeg(crop))
 
 
-def _write_clip(
-    clip: MakesClip, video: VideoRef, segment: SegmentView, folder: Path, name: str
-) -> Clip | VideoError | PipelineError:
-    """What the report plays around a segment, written under this name; or why there is nothing."""
+def _write_clip(clip: MakesClip, side: Side, folder: Path) -> ClipMade:
+    """What the report plays around a side's best segment; or why there is nothing."""
+    segment = side.segments[0]
     start, end = max(0.0, segment.start_s - AROUND_S), segment.end_s + AROUND_S
     try:
-        _write(folder / name, clip(video, start, end))
+        _write(folder / side.clip, clip(side.video, start, end))
     except (VideoError, PipelineError) as error:
-        return error
-    return Clip(start, end, name)
-
-
-def _sides(result: SearchResult, lead: Lead) -> list[tuple[str, VideoRef, list[SegmentView]]]:
-    return [
-        ("target", result.target, [pair.target for pair in lead.best_pairs]),
-        ("lead", lead.video, [pair.candidate for pair in lead.best_pairs]),
-    ]
-
-
-def _results(case: Case, same: list[Judged], videos: Mapping[str, VideoRef]) -> list[SearchResult]:
-    """The leads as results of the searches that found them, one a search."""
-    by_search: dict[str, list[Judged]] = {}
-    for one in same:
-        by_search.setdefault(one.record["search"], []).append(one)
-    return [_result(case, leads, videos) for leads in by_search.values()]
-
-
-def _result(case: Case, judged: list[Judged], videos: Mapping[str, VideoRef]) -> SearchResult:
-    found = judged[0].record["found"]
-    return SearchResult(
-        target=videos.get(judged[0].target or "")
-        or VideoRef(found["target"]["video_id"], "", ingested_hash=found["target"]["ingested_hash"]),
-        leads=tuple(_lead(one.record, videos) for one in sorted(judged, key=lambda one: one.record["rank"])),
-        gallery=case.gallery.location.uri,
-        searched_at=datetime.fromisoformat(found["searched_at"]) if found["searched_at"] else None,
-        record=OnRecord(case=case.name, **{name: found[name] for name in OF_RECORD}),
-        score=ScoreSettings(normalise=found["normalise"]),
-        filters=("only what was called the same person in the case",),
-        **{name: found[name] for name in OF_RESULT},
-    )
-
-
-def _lead(record: Mapping[str, Any], videos: Mapping[str, VideoRef]) -> Lead:
-    evidence = record["evidence"]
-    pairs = []
-    if evidence is not None:
-        sides = [
-            SegmentView(*(tuple(evidence[side][name]) for name in ("frames", "times", "attention")))
-            for side in ("target", "candidate")
-        ]
-        pairs.append(SegmentPair(sides[0], sides[1], evidence["score"]))
-    same = ("rank", "score", "probability", "prefilter_rank", "source_hash", "strength")
-    return Lead(video=videos[record["video_id"]], best_pairs=tuple(pairs), **{name: record[name] for name in same})
+        return ClipMade(start, end, str(error))
+    return ClipMade(start, end)
 
 
 def _extract(results: list[SearchResult], case: Case) -> pa.Table:

@@ -86,7 +86,8 @@ class Search(Job):
     def fields(self) -> dict[str, Any]:
         """What records of what is done with the search say of it."""
         head = None if self.result is None else self.result.record.audit_head  # names the record of the search
-        of = {"search": self.search_id, "search_audit_head": head, "target": self.asked.target}
+        of: dict[str, Any] = {"search": self.search_id, "search_audit_head": head, "target": self.asked.target}
+        of |= {"further_targets": [one.target for one in self.asked.further_targets]} if self.asked.further_targets else {}
         return {**on_behalf_of(self.person), **of, "reason": self.asked.reason, "case": self.asked.case}
 
 

@@ -17,7 +17,7 @@ from pipeline.errors import UsageError
 from pipeline.service.work import BusyError
 
 UPLOAD_PREFIX = "upload:"  # of targets
-KEPT = 8  # the newest of a person; each of at most guard.UPLOAD_BYTES
+KEPT = 16  # the newest of a person, as many as one search takes; each of at most guard.UPLOAD_BYTES
 KEPT_OF_ALL = 64  # of all people; beyond, whoever has most loses the oldest
 AT_ONCE = 2  # that are being brought
 

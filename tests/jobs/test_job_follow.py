@@ -65,6 +65,17 @@ def test_ids_come_from_flags_and_from_files(gallery: Gallery, tmp_path: Path) ->
     assert "v040" not in ended.out
 
 
+def test_several_targets_show_one_person(gallery: Gallery) -> None:
+    ended = command("follow", "id:v041", "id:v042", "--gallery", gallery.location.uri, "--join-by", "nobody", "--top", "3")
+    assert ended.code == 0, ended.err
+    assert [line.split()[-2:] for line in ended.out.splitlines() if line.endswith("target")] == [
+        ["v041", "target"],
+        ["v042", "target"],
+    ]
+    record = read_records(gallery)[-1]
+    assert (record["target"], [one["target"] for one in record["further_targets"]]) == ("v041", ["v042"])
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -1,7 +1,9 @@
 """One person across a gallery: what is in searches too, who joins, who never does, and what the record says."""
 
 import dataclasses
+import json
 import math
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +18,7 @@ from pipeline.index.build import build_index
 from pipeline.index.versions import open_index
 from pipeline.search.follow import at_once, expected_strangers, follow
 from pipeline.search.partitions import opened_partitions
+from pipeline.search.report_words import facts_of
 from pipeline.search.results import SearchResult
 from pipeline.search.run import run
 from pipeline.search.search import search
@@ -43,10 +46,13 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
     return opened
 
 
-def followed(gallery: Gallery, target: str, following: FollowSettings, settings: SearchSettings = PLAIN) -> SearchResult:
+def followed(
+    gallery: Gallery, target: str, following: FollowSettings, settings: SearchSettings = PLAIN, further: Sequence[str] = ()
+) -> SearchResult:
     index = open_index(gallery)
     with opened_partitions(gallery, index, actors=0) as partitions:
-        return follow(gallery, index, partitions, gallery_target(gallery, target), settings, following)
+        first, *others = [gallery_target(gallery, one) for one in (target, *further)]
+        return follow(gallery, index, partitions, first, settings, following, others)
 
 
 def why(result: SearchResult) -> dict[str, str]:
@@ -103,6 +109,28 @@ def test_nothing_confirmed_and_nobody_joining_is_the_plain_search(gallery: Galle
     assert [lead.video for lead in result.leads] == [lead.video for lead in plain.leads]
     assert [lead.best_pairs for lead in result.leads] == [lead.best_pairs for lead in plain.leads]
     assert [lead.score for lead in result.leads] == pytest.approx([lead.score for lead in plain.leads], abs=1e-9)
+
+
+@pytest.mark.parametrize("shortlist", [None, 5])
+def test_several_targets_score_as_if_the_others_were_confirmed_and_are_no_leads(gallery: Gallery, shortlist: int | None) -> None:
+    settings = dataclasses.replace(PLAIN, shortlist=shortlist, shortlist_share=0.0)
+    result = followed(gallery, "v010", NOBODY, settings, further=("v008", "v021"))
+    confirmed = followed(gallery, "v010", dataclasses.replace(NOBODY, confirmed=("v008", "v021")), settings)
+    of_others = {name: score for name, score in scores(confirmed).items() if name not in ("v008", "v021")}
+    assert scores(result).keys() >= of_others.keys() and not {"v008", "v010", "v021"} & scores(result).keys()
+    assert {name: scores(result)[name] for name in of_others} == pytest.approx(of_others, abs=1e-9)
+    assert [lead.rank for lead in result.leads] == list(range(1, len(result.leads) + 1))  # no place is left for them
+    assert result.eligible == confirmed.eligible - 2 and result.target.video_id == "v010"
+    assert why(result) == dict.fromkeys(["v008", "v010", "v021"], "target")
+    assert [video.video_id for video in result.targets] == ["v010", "v008", "v021"]
+    assert [video.video_id for video in confirmed.targets] == ["v010"]
+
+
+def test_what_several_targets_show_joins(gallery: Gallery) -> None:
+    result = followed(gallery, "v042", FollowSettings(), further=("v041",))
+    assert why(result) == {"v040": "joined", "v041": "target", "v042": "target", "v043": "joined"}
+    with pytest.raises(UsageError, match="v041 is a target"):
+        followed(gallery, "v042", FollowSettings(("v041",)), further=("v041",))
 
 
 def test_scores_that_are_sums_are_averaged_as_they_are(gallery: Gallery) -> None:
@@ -262,8 +290,8 @@ def test_a_follow_leaves_one_record_that_says_who_is_in_and_why(toy_gallery: Gal
     before = len(audit.read_records(toy_gallery))
     with pytest.raises(UsageError, match="requires --reason and --case"):
         run(toy_gallery, ["id:v001"], following=following)
-    with pytest.raises(UsageError, match="one target is followed at a time"):
-        run(toy_gallery, ["id:v001", "id:v002"], reason="missing child", case="17", following=following)
+    with pytest.raises(UsageError, match="say who is followed"):
+        run(toy_gallery, [], reason="missing child", case="17", following=following)
     assert len(audit.read_records(toy_gallery)) == before
     answer = run(toy_gallery, ["id:v001"], PLAIN, "missing child", "17", following=following)
     (record,) = audit.read_records(toy_gallery)[before:]
@@ -276,3 +304,24 @@ def test_a_follow_leaves_one_record_that_says_who_is_in_and_why(toy_gallery: Gal
         run(toy_gallery, ["id:v001"], PLAIN, "missing child", "17", following=FollowSettings(("nope",)))
     (record,) = audit.read_records(toy_gallery)[before + 1 :]
     assert record["action"] == "follow" and "has no video 'nope'" in record["failed"]
+
+
+def test_one_person_in_several_targets_is_one_search_on_record(toy_gallery: Gallery) -> None:
+    build_index(toy_gallery)
+    before = len(audit.read_records(toy_gallery))
+    answer = run(toy_gallery, ["id:v001", "id:v002"], PLAIN, "missing child", following=NOBODY)
+    (record,) = audit.read_records(toy_gallery)[before:]
+    (result,) = answer.results
+    assert (record["action"], record["target"]) == ("follow", "v001")
+    assert [one["target"] for one in record["further_targets"]] == ["v002"]
+    assert record["further_targets"][0]["target_hash"].startswith("features:")
+    assert record["path"]["in"] == {"v001": "target", "v002": "target"}
+    (said,) = json.loads(answer.table().schema.metadata[b"searches"])
+    assert said["targets"] == ["v001", "v002"] and set(answer.table()["target_id"].to_pylist()) == {"v001"}
+    assert ("Targets", "v001\nv002") in facts_of(result)
+    for targets, sentence in ((["id:v001", "id:nope"], "has no video 'nope'"), (["id:v001", "id:v001"], "v001 is given twice")):
+        with pytest.raises(UsageError, match=sentence):
+            run(toy_gallery, targets, PLAIN, "missing child", following=NOBODY)
+        failed = audit.read_records(toy_gallery)[-1]
+        assert sentence in failed["failed"] and [one["target"] for one in failed["further_targets"]] == targets[1:]
+    assert len(audit.read_records(toy_gallery)) == before + 3 and audit.verify(toy_gallery) == []

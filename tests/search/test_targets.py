@@ -114,6 +114,19 @@ def test_what_is_not_said_well_is_one_sentence(video: Path, read: Callable[..., 
         read(video, **whom)
 
 
+def test_who_is_meant_is_said_of_each_of_several_targets(video: Path, gallery: Gallery, read: Callable[..., Target]) -> None:
+    whom = [Whom(BOX, 1.0, camera="yard"), Whom(BOX, 2.0)]
+    with target_decoder(gallery) as decoder:
+        found = read_targets([str(video)] * 2, gallery, decoder, whom=whom)
+        with pytest.raises(UsageError, match="goes with one target"):
+            read_targets([str(video)] * 2, gallery, decoder, whom=whom[0])
+        with pytest.raises(UsageError, match="goes with one target"):
+            read_targets([str(video), "id:v001"], gallery, decoder, whom=whom)
+    for target, time_s in zip(found, (1.0, 2.0), strict=True):
+        assert np.array_equal(target.features, read(video, box=BOX, time_s=time_s).features)
+    assert [target.video.camera_id for target in found] == ["yard", None]
+
+
 def test_a_scene_is_not_taken_for_one_person(tmp_path: Path, gallery: Gallery, read: Callable[..., Target]) -> None:
     scene = write(tmp_path / "scene.mp4", range(10), size=(640, 480))
     with pytest.raises(UsageError, match=r"looks like a whole scene, 640 x 480 pixels.*--box"):

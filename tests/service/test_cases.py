@@ -99,7 +99,7 @@ def test_triage_of_a_search_that_names_the_case_goes_into_it(anna: TestClient) -
     search_id = done(anna, case="7-26")["search_id"]
     address = f"/api/v1/searches/{search_id}/leads"
     assert anna.put(f"{address}/1/decision", json={"decision": "same"}).status_code == 204
-    lead = anna.get(address).json()[0]
+    lead = anna.get(address).json()["leads"][0]
     assert lead["decision"] == "same"
     (mine,) = anna.get("/api/v1/cases/7-26").json()["leads"]
     assert (mine["video_id"], mine["rank"], mine["search"]) == (lead["video_id"], 1, search_id)
@@ -208,7 +208,7 @@ def test_a_search_s_page_overwrites_nobody_else_s_decision(anna: TestClient, ser
         searches[person] = done(person, case="7-26")["search_id"]
 
     def say(person: TestClient, decision: str | None) -> int:
-        leads = person.get(f"/api/v1/searches/{searches[person]}/leads").json()
+        leads = person.get(f"/api/v1/searches/{searches[person]}/leads").json()["leads"]
         rank = next(one["rank"] for one in leads if one["video_id"] == "v000")
         answer = person.put(f"/api/v1/searches/{searches[person]}/leads/{rank}/decision", json={"decision": decision})
         return answer.status_code

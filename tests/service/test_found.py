@@ -1,12 +1,13 @@
-"""What a search found besides its leads: all scores, cameras and times, what speaks for a lead, and searching on with it."""
+"""What a search found: pages of leads, all scores, cameras and times, what speaks for a lead, and searching on with it."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.special import expit, logit
 from starlette.testclient import TestClient
 
 from pipeline.gallery.audit import read_records
-from pipeline.gallery.gallery import Gallery
+from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery
 from pipeline.index.build import build_index
 from pipeline.retention.forget import Selection, forget
 from tests.service.test_service import anna, done, gallery, opened, service, stranger  # noqa: F401 - fixtures
@@ -18,7 +19,7 @@ LEADS = "/api/v1/searches/{}/leads"
 def everything(anna: TestClient) -> tuple[str, list[dict]]:  # noqa: F811
     """A search of which all videos are leads: its address, and they."""
     search_id = done(anna, top=23, exact=True)["search_id"]
-    return search_id, anna.get(LEADS.format(search_id)).json()
+    return search_id, anna.get(LEADS.format(search_id)).json()["leads"]
 
 
 def test_all_scores_are_in_the_distribution(anna: TestClient, everything: tuple[str, list[dict]]) -> None:  # noqa: F811
@@ -72,7 +73,7 @@ def test_refining_averages_the_logits_and_hides_what_is_different(
     plain = {"top": 23, "exact": True}
 
     def scores(**asked: object) -> dict[str, float]:
-        leads = anna.get(LEADS.format(done(anna, **plain, **asked)["search_id"])).json()
+        leads = anna.get(LEADS.format(done(anna, **plain, **asked)["search_id"])).json()["leads"]
         return {one["video_id"]: one["score"] for one in leads}
 
     of_target, of_confirmed = scores(target="id:v001"), scores(target="id:v000")
@@ -84,7 +85,7 @@ def test_refining_averages_the_logits_and_hides_what_is_different(
     assert refined.status_code == 202 and refined.json()["search_id"] != search_id
     ended = anna.get(refined.headers["location"], params={"wait": 30}).json()
     assert ended["state"] == "done" and (ended["asked"]["confirmed"], ended["asked"]["rejected"]) == (["v000"], ["v002"])
-    found = [one["video_id"] for one in anna.get(LEADS.format(ended["search_id"])).json()]
+    found = [one["video_id"] for one in anna.get(LEADS.format(ended["search_id"])).json()["leads"]]
     both = {name: expit((logit(of_target[name]) + logit(of_confirmed[name])) / 2) for name in set(found) - {"v000", "v001"}}
     # What the best leads say of others is not asked where there are several targets: the best one alone is compared.
     assert next(one for one in found if one in both) == max(both, key=lambda name: both[name]) == "v003"
@@ -95,11 +96,120 @@ def test_refining_averages_the_logits_and_hides_what_is_different(
     assert (again["confirmed"], again["rejected"]) == (["v000", "v002"], [])  # said otherwise now
 
 
+def test_several_targets_of_one_person_are_one_search(
+    anna: TestClient,  # noqa: F811
+    gallery: Gallery,  # noqa: F811
+) -> None:
+    plain = {"top": 23, "exact": True}
+
+    def scores(**asked: object) -> dict[str, float]:
+        leads = anna.get(LEADS.format(done(anna, **plain, **asked)["search_id"])).json()["leads"]
+        return {one["video_id"]: one["score"] for one in leads}
+
+    refined = scores(target="id:v001", confirmed=["v000"])
+    records = len(read_records(gallery))
+    ended = done(anna, target="id:v001", further_targets=[{"target": "id:v000"}], **plain)
+    assert ended["asked"]["further_targets"] == [{"target": "id:v000", "box": None, "time_s": None, "target_camera": None}]
+    (record,) = read_records(gallery)[records:]
+    assert (record["target"], [one["target"] for one in record["further_targets"]]) == ("v001", ["v000"])
+    leads = anna.get(LEADS.format(ended["search_id"])).json()["leads"]
+    assert {one["video_id"]: one["score"] for one in leads} == pytest.approx({n: s for n, s in refined.items() if n != "v000"})
+    assert all(one["pairs"] for one in leads[:3]) and {one["within"] for one in leads} == {None}
+    again = anna.post(f"/api/v1/searches/{ended['search_id']}/refine", json={"confirmed": ["v002"]})
+    assert again.json()["asked"]["further_targets"] == ended["asked"]["further_targets"]
+    assert anna.get(again.headers["location"], params={"wait": 30}).json()["state"] == "done"
+    assert read_records(gallery)[-1]["path"]["in"] == {"v000": "target", "v001": "target", "v002": "confirmed"}
+
+
+@pytest.mark.parametrize(
+    ("further", "status", "words"),
+    [
+        (["id:v001"], 202, "v001 is given twice"),
+        (["id:nope"], 202, "has no video 'nope'"),
+        (["upload:nope"], 404, "no such upload of yours"),
+        (["/etc/passwd"], 422, "a target is id:VIDEO_ID or upload:TARGET_ID"),
+        ([f"id:v{number:03d}" for number in range(2, 18)], 422, "at most 15 items"),
+    ],
+)
+def test_further_targets_that_cannot_be_are_one_sentence(
+    anna: TestClient,  # noqa: F811
+    further: list[str],
+    status: int,
+    words: str,
+) -> None:
+    body = {"gallery": "town", "target": "id:v001", "further_targets": [{"target": one} for one in further]}
+    answer = anna.post("/api/v1/searches", json=body)
+    assert answer.status_code == status
+    if status == 202:
+        ended = anna.get(answer.headers["location"], params={"wait": 30}).json()
+        assert ended["state"] == "failed" and words in ended["error"]
+    else:
+        assert words in answer.json()["detail"] and answer.headers["content-type"] == "application/problem+json"
+
+
+def test_leads_are_paged_in_the_order_that_is_asked_for(toy_gallery: Gallery) -> None:
+    build_index(toy_gallery)
+    videos = toy_gallery.snapshot().videos
+    bare = videos.slice(3, 2)  # v003 has neither a time nor a camera, v004 no time
+    for name, values in (("camera_id", [None, "cam0"]), ("start_time", [None, None]), ("seen_from", [None, None])):
+        field = VIDEOS_SCHEMA.field(name)
+        bare = bare.set_column(videos.schema.get_field_index(name), field, pa.array(values, field.type))
+    toy_gallery.commit(bare, kind="correct")
+    build_index(toy_gallery)
+    own, client = opened(toy_gallery)
+    address = LEADS.format(done(client, gallery="gallery", top=39, exact=True)["search_id"])
+
+    def pages(limit: int, **asked: object) -> list[list[dict]]:
+        found, cursor = [], {}
+        while True:
+            page = client.get(address, params={"limit": limit, **asked, **cursor}).json()
+            found.append(page["leads"])
+            if page["following"] is None:
+                return found
+            cursor = {"cursor": page["following"]}
+
+    whole = client.get(address).json()
+    assert whole["following"] is None and [one["rank"] for one in whole["leads"]] == list(range(1, 40))
+    never, nowhere = "9999", "~"
+    expected = {
+        "score": whole["leads"],
+        "time": sorted(whole["leads"], key=lambda one: (one["seen_from"] or never, one["rank"])),
+        "camera": sorted(whole["leads"], key=lambda one: (one["camera_id"] or nowhere, one["seen_from"] or never, one["rank"])),
+    }
+    for sort, leads in expected.items():
+        found = pages(10, sort=sort)
+        assert [len(page) for page in found] == [10, 10, 10, 9] and [one for page in found for one in page] == leads, sort
+        assert pages(13, sort=sort) == [leads[:13], leads[13:26], leads[26:]]  # nothing follows the last full page
+    assert {one["video_id"] for one in expected["time"][-2:]} == {"v003", "v004"}
+    assert expected["camera"][-1]["video_id"] == "v003"
+    first = client.get(address, params={"sort": "time", "limit": 5}).json()
+    forget(toy_gallery, Selection(video_ids=[first["leads"][-1]["video_id"], expected["time"][6]["video_id"]]), "asked to")
+    after = client.get(address, params={"sort": "time", "limit": 2, "cursor": first["following"]}).json()["leads"]
+    assert after == [expected["time"][5], expected["time"][7]]  # goes on behind the one that is gone
+    own.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"sort": "beauty"}, "sort"),
+        ({"limit": 0}, "limit"),
+        ({"limit": 1001}, "limit"),
+        ({"cursor": "x"}, "cursor"),
+        ({"cursor": 77}, "this cursor is of another search"),
+    ],
+)
+def test_a_page_of_leads_that_cannot_be_is_a_problem(anna: TestClient, asked: dict[str, object], words: str) -> None:  # noqa: F811
+    answer = anna.get(LEADS.format(done(anna)["search_id"]), params=asked)  # type: ignore[arg-type]
+    assert answer.status_code == 422 and answer.headers["content-type"] == "application/problem+json"
+    assert words in answer.json()["detail"]
+
+
 def test_what_is_forgotten_is_in_no_chart(toy_gallery: Gallery) -> None:
     build_index(toy_gallery)
     own, client = opened(toy_gallery)
     search_id = done(client, gallery="gallery", top=3, exact=True)["search_id"]
-    best = client.get(LEADS.format(search_id)).json()[0]["video_id"]
+    best = client.get(LEADS.format(search_id)).json()["leads"][0]["video_id"]
     forget(toy_gallery, Selection(video_ids=(best,)), "asked to")
     points = client.get(f"/api/v1/searches/{search_id}/timeline").json()["points"]
     assert best not in {one["video_id"] for one in points} and len(points) == 38

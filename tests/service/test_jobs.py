@@ -69,7 +69,7 @@ def test_a_search_that_is_done_in_time_is_answered_with_its_leads(anna: TestClie
     assert (answer.status_code, answer.headers["preference-applied"]) == (201, "wait=30")
     found = answer.json()
     assert found["state"] == "done" and answer.headers["location"] == f"/api/v1/searches/{found['search_id']}"
-    assert found["leads"] == anna.get(f"{answer.headers['location']}/leads").json() and len(found["leads"]) == 20
+    assert found["leads"] == anna.get(f"{answer.headers['location']}/leads").json()["leads"] and len(found["leads"]) == 20
     again = anna.post(f"{answer.headers['location']}/refine", json={"confirmed": ["v000"]}, headers={"prefer": 'Wait="30"'})
     within = {one["video_id"]: one["within"] for one in again.json()["leads"]}
     assert again.status_code == 201 and within["v000"] == "confirmed"

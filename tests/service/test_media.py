@@ -348,7 +348,7 @@ def test_a_box_on_a_picture_of_the_gallery_is_a_target(tmp_path: Path, toy_backb
     assert ended["state"] == "done", ended
     record = read_records(made)[-1]
     assert record["target"].endswith("@10,10,40,80,2") and record["target_uri"].endswith("/v000.mp4")
-    frame = client.get(f"/api/v1/searches/{ended['search_id']}/leads").json()[0]["pairs"][0]["target"]["frames"][0]
+    frame = client.get(f"/api/v1/searches/{ended['search_id']}/leads").json()["leads"][0]["pairs"][0]["target"]["frames"][0]
     assert frame == 20
     answer = client.get(f"/api/v1/searches/{ended['search_id']}/target/frames/20.jpg")
     assert abs(np.asarray(Image.open(io.BytesIO(answer.content))).mean() - 160) < 5

@@ -394,6 +394,24 @@ def test_a_box_drawn_on_a_paused_upload_is_a_target(page: Any, tmp_path: Path, g
     assert record["target"].startswith("/") and record["who"] == "Anna" and record["account"] == user()
 
 
+def test_one_more_of_the_same_person_is_searched_for_together(page: Any, gallery: Gallery) -> None:
+    page.click("#one-more")
+    until(lambda: "say who is looked for first" in page.inner_text("#message"))
+    for video in ("v006", "v009", "v007"):
+        page.fill("[name=video]", video)
+        page.click("#one-more")
+        until(lambda: page.input_value("[name=video]") == "")
+    page.click("[aria-label='Leave out v009']")
+    assert page.locator("#further li").all_inner_texts() == ["v006 Leave out", "v007 Leave out"]
+    searched(page, "v008")
+    assert "searched for together with v007, v008" in page.inner_text("#summary")
+    record = next(one for one in reversed(read_records(gallery)) if one["action"] == "follow")
+    assert [record["target"], *(one["target"] for one in record["further_targets"])] == ["v006", "v007", "v008"]
+    page.goto(address(page).partition("#")[0])
+    page.wait_for_selector("#new:not([hidden])")
+    assert page.locator("#further li").count() == 0  # those were of that search
+
+
 class Town:
     """What people have done in the gallery before its screens are looked at. site: the service's address."""
 

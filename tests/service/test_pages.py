@@ -107,6 +107,13 @@ def test_a_case_is_begun_judged_confirmed_blindly_and_handed_over(served: Served
     saving.value.save_as(tmp_path / "case.zip")
     anna.reload()
     anna.get_by_role("link", name=re.compile("Save 7-26.zip")).wait_for()  # who leaves the page finds it again
+    carla, of_carla = signed_in(browser, served, "admin")
+    carla.get_by_role("link", name="Cases").click()
+    carla.get_by_role("link", name="7-26").click()
+    with carla.expect_download() as taking:
+        carla.get_by_role("link", name=re.compile("Save 7-26.zip")).click()
+    assert Path(taking.value.path()).read_bytes() == (tmp_path / "case.zip").read_bytes()
+    assert "by Anna" in carla.locator(".packages").inner_text() and of_carla == []
     zipfile.ZipFile(tmp_path / "case.zip").extractall(tmp_path)
     ended = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=tmp_path / "7-26", check=False, capture_output=True)
     dora, of_dora = signed_in(browser, served, "viewer")

@@ -271,7 +271,7 @@ def test_a_search_from_the_question_to_the_record(anna: TestClient, gallery: Gal
     ended = done(anna, reason="missing child", case="2026-17", top=5)
     found = ended["found"]
     assert ended["state"] == "done" and (found["gallery_videos"], found["eligible"]) == (24, 23)
-    leads = anna.get(f"/api/v1/searches/{ended['search_id']}/leads").json()
+    leads = anna.get(f"/api/v1/searches/{ended['search_id']}/leads").json()["leads"]
     assert [lead["rank"] for lead in leads] == [1, 2, 3, 4, 5]
     assert {lead["video_id"] for lead in leads[:3]} == {"v000", "v002", "v003"}  # the others of the same person
     for pair in (pair for lead in leads for pair in lead["pairs"]):
@@ -307,19 +307,19 @@ def test_decisions_are_records_and_can_be_taken_back(anna: TestClient, gallery: 
     before = len(read_records(gallery))
     for decision in ("same", "different", None):
         assert anna.put(f"{address}/2/decision", json={"decision": decision}).status_code == 204
-        assert anna.get(address).json()[1]["decision"] == decision
+        assert anna.get(address).json()["leads"][1]["decision"] == decision
     records = read_records(gallery)[before:]
     said = [(one["action"], one["who"], one["case"], one["before"], one["decision"]) for one in records]
     anna_said = ("decision", "Anna", "7")
     assert said == [(*anna_said, None, "same"), (*anna_said, "same", "different"), (*anna_said, "different", None)]
-    assert {one["video_id"] for one in records} == {anna.get(address).json()[1]["video_id"]} and verify(gallery) == []
+    assert {one["video_id"] for one in records} == {anna.get(address).json()["leads"][1]["video_id"]} and verify(gallery) == []
     assert anna.put(f"{address}/99/decision", json={"decision": "same"}).status_code == 404
     assert anna.put(f"{address}/1/decision", json={"decision": "maybe"}).status_code == 422
 
 
 def test_confirmed_leads_refine_the_search(anna: TestClient, gallery: Gallery) -> None:
     ended = done(anna, confirmed=["v000"], rejected=["v002"], top=23)
-    leads = anna.get(f"/api/v1/searches/{ended['search_id']}/leads").json()
+    leads = anna.get(f"/api/v1/searches/{ended['search_id']}/leads").json()["leads"]
     within = {lead["video_id"]: lead["within"] for lead in leads}
     assert within["v000"] == "confirmed" and "v002" not in within
     assert {one for one in within if within[one]} == {"v000"}  # nothing joins by itself
@@ -338,7 +338,7 @@ def test_pictures_are_recorded_before_they_are_seen(anna: TestClient, gallery: G
     monkeypatch.setattr(SourcePictures, "__call__", crops)
     search_id = done(anna)["search_id"]
     address = f"/api/v1/searches/{search_id}"
-    lead = anna.get(f"{address}/leads").json()[0]
+    lead = anna.get(f"{address}/leads").json()["leads"][0]
     frames = sorted({number for pair in lead["pairs"] for number in pair["candidate"]["frames"]})
     answers = [anna.get(f"{address}/leads/1/frames/{number}.jpg") for number in (*frames, 12345)]
     assert [one.status_code for one in answers] == [200] * (len(frames) - 1) + [404, 404]
@@ -368,7 +368,7 @@ def test_people_who_look_by_turns_share_a_decoder(
     searches = [(person, done(person, target=target)["search_id"]) for person, target in ((anna, "id:v001"), (bert, "id:v005"))]
     for rank in (1, 2, 3):
         for person, found in searches:
-            leads = person.get(f"/api/v1/searches/{found}/leads").json()
+            leads = person.get(f"/api/v1/searches/{found}/leads").json()["leads"]
             frame = leads[rank - 1]["pairs"][0]["candidate"]["frames"][0]
             assert person.get(f"/api/v1/searches/{found}/leads/{rank}/frames/{frame}.jpg").status_code == 200
     assert len(opened_ones) == 1
@@ -385,7 +385,7 @@ def test_pictures_are_the_frames_that_were_scored(tmp_path: Path) -> None:
     service, client = opened(made)
     search_id = done(client)["search_id"]
     address = f"/api/v1/searches/{search_id}"
-    lead = client.get(f"{address}/leads").json()[0]
+    lead = client.get(f"{address}/leads").json()["leads"][0]
     for side, place in (("candidate", "leads/1"), ("target", "target")):
         for number in lead["pairs"][0][side]["frames"]:
             picture = np.asarray(Image.open(io.BytesIO(client.get(f"{address}/{place}/frames/{number}.jpg").content)))
@@ -409,7 +409,7 @@ def test_an_upload_is_searched_for(tmp_path: Path, toy_backbone: Path) -> None:
         record = read_records(made)[-1]
         assert found["state"] == "done" and record["target_hash"] == f"file:{brought['sha256']}", found
         assert record["target_uri"].endswith("/my-scene.mp4") and record["target"].startswith("my-scene")
-        lead = client.get(f"/api/v1/searches/{found['search_id']}/leads").json()[0]
+        lead = client.get(f"/api/v1/searches/{found['search_id']}/leads").json()["leads"][0]
         frames = lead["pairs"][0]["target"]["frames"]
         answer = client.get(f"/api/v1/searches/{found['search_id']}/target/frames/{frames[-1]}.jpg")
         picture = np.asarray(Image.open(io.BytesIO(answer.content)))
@@ -417,10 +417,31 @@ def test_an_upload_is_searched_for(tmp_path: Path, toy_backbone: Path) -> None:
     service.close()
 
 
+def test_what_is_looked_at_is_recorded_once_and_kept_in_mind_within_a_limit(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.service.asking.VIEWS", 3)
+    service, before = Service(named([gallery]), Access()), len(read_records(gallery))
+
+    def recorded(*videos: str, who: str = "Anna", why: str = "search") -> list[tuple[str, str]]:
+        """The records of looking at these videos, one after the other."""
+        known = len(read_records(gallery))
+        for video_id in videos:
+            service.viewed(gallery, who, {"video_id": video_id, why: "7"})
+        return [(one["who"], one["video_id"]) for one in read_records(gallery)[known:]]
+
+    assert recorded("v000", "v000", "v001", "v002", "v000") == [("Anna", name) for name in ("v000", "v001", "v002")]
+    assert recorded("v000", who="Bert") == [("Bert", "v000")]  # and v001 is forgotten: it was seen longest ago
+    assert recorded("v000", "v002") == [] and recorded("v001") == [("Anna", "v001")]
+    assert recorded("v002", why="case") == [("Anna", "v002")]  # for another reason, although it has the same words
+    assert len(service._viewed) == 3 and len(read_records(gallery)) == before + 6
+    service.close()
+
+
 def test_nothing_is_shown_or_kept_that_cannot_be_recorded(anna: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     search_id = done(anna)["search_id"]
     address = f"/api/v1/searches/{search_id}/leads"
-    frame = anna.get(address).json()[0]["pairs"][0]["candidate"]["frames"][0]
+    frame = anna.get(address).json()["leads"][0]["pairs"][0]["candidate"]["frames"][0]
 
     def full(*_arguments: object) -> str:
         raise PipelineError("the disk is full")
@@ -432,7 +453,7 @@ def test_nothing_is_shown_or_kept_that_cannot_be_recorded(anna: TestClient, monk
         anna.put(f"{address}/1/decision", json={"decision": "same"}),
     ]
     assert [(one.status_code, one.json()["detail"]) for one in answers] == [(503, "the disk is full")] * 2
-    assert anna.get(address).json()[0]["decision"] is None
+    assert anna.get(address).json()["leads"][0]["decision"] is None
 
 
 def test_a_policy_holds_here(toy_gallery: Gallery) -> None:
@@ -454,9 +475,9 @@ def test_forgotten_leads_are_gone_and_new_versions_are_taken_up(toy_gallery: Gal
     service, client = opened(toy_gallery)
     first = done(client, gallery="gallery", top=3)
     address = f"/api/v1/searches/{first['search_id']}/leads"
-    best = client.get(address).json()[0]
+    best = client.get(address).json()["leads"][0]
     forget(toy_gallery, Selection(video_ids=[best["video_id"]]), "asked to")
-    assert [lead["rank"] for lead in client.get(address).json()] == [2, 3]
+    assert [lead["rank"] for lead in client.get(address).json()["leads"]] == [2, 3]
     frame = best["pairs"][0]["candidate"]["frames"][0]
     assert client.get(f"{address}/1/frames/{frame}.jpg").status_code == 404
     add_videos(toy_gallery, people_features(10, 1, 24, seed=1), first=40)

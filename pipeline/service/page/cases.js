@@ -46,6 +46,8 @@ export async function openCase(main, asked, { me }) {
     ask("GET", `${casePath(found)}/path${query({ gallery: found.gallery })}`), ask("GET", gallery), ask("GET", `${gallery}/cameras`), mayChange ? ask("GET", "/jobs") : []]);
   const again = async () => openCase(main, asked, { me });
   const zones = zonesOf(cameras);
+  const mayTake = mayChange && !found.leads.some((each) => each.hidden); // who may still confirm is told of no export
+  const packages = mayTake ? await ask("GET", `${casePath(found)}/exports${query({ gallery: found.gallery })}`) : [];
   const mine = jobs.filter((each) => each.kind === "export" && each.gallery === found.gallery && each.about === found.name);
   where(found.gallery);
   main.className = "wide";
@@ -57,7 +59,7 @@ export async function openCase(main, asked, { me }) {
       make("div", { className: "actions" }, ...actions(found, me, mayChange, again))),
     make("div", { className: "halves" },
       make("section", {}, make("h3", {}, `Leads (${found.leads.length})`), leads(found, zones, mayChange, again)),
-      make("section", {}, make("h3", {}, "Path"), drawPath(path, zones, () => drawWay(found.gallery, plan, cameras, path)), ...exporting(found, mayChange, mine), history(found))),
+      make("section", {}, make("h3", {}, "Path"), drawPath(path, zones, () => drawWay(found.gallery, plan, cameras, path)), ...exporting(found, mayChange, mine, packages), history(found))),
   );
 }
 
@@ -138,11 +140,13 @@ function duration(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-function exporting(found, mayChange, jobs) {
+function exporting(found, mayChange, jobs, known) {
   const parts = [make("h3", {}, "Hand over")];
   if (found.exports.length) parts.push(make("p", { className: "quiet" }, `Handed over ${found.exports.length} ${found.exports.length === 1 ? "time" : "times"}, each on record.`));
   if (!mayChange) return found.exports.length ? parts : [];
-  const packages = make("ul", { className: "plain-list packages" }, ...jobs.filter((each) => ["queued", "running", "done"].includes(each.state)).map((each) => packaged(found, each)));
+  const own = jobs.filter((each) => ["queued", "running", "done"].includes(each.state));
+  const ofOthers = known.filter((each) => each.state === "done" && !own.some((one) => one.job_id === each.export_id));
+  const packages = make("ul", { className: "plain-list packages" }, ...own.map((each) => packaged(found, each)), ...ofOthers.map((each) => make("li", {}, ...saving(found, each))));
   parts.push(form([
     make("p", { className: "quiet" }, "A zip with the report, the extract, pictures and records of all that is called the same person; sha256sum -c checks it."),
     field("Reason", "reason", { maxLength: 2000, required: found.requires.includes("reason") }),
@@ -171,12 +175,17 @@ async function exported(found, job, line) {
     line.replaceChildren(job.state === "failed" ? make("span", { className: "warn" }, job.error) : "cancelled: nothing was handed over");
     return;
   }
-  const made = await ask("GET", `${job.address}${query({ gallery: found.gallery })}`);
-  const file = `/api/v1${job.address}/package.zip${query({ gallery: found.gallery })}`;
-  line.replaceChildren(
+  line.replaceChildren(...saving(found, await ask("GET", `${job.address}${query({ gallery: found.gallery })}`)));
+}
+
+// Where a package is saved from, whoever made it.
+function saving(found, made) {
+  const file = `/api/v1${casePath(found)}/exports/${encodeURIComponent(made.export_id)}/package.zip${query({ gallery: found.gallery })}`;
+  return [
     make("a", { className: "button", href: file, download: `${found.name}.zip` }, `Save ${found.name}.zip (${Math.ceil(made.bytes / 1024).toLocaleString("en")} kB)`),
     make("span", { className: "quiet" }, `made ${moment(made.made_at)} by ${made.made_by}`),
-    make("span", { className: "quiet code" }, `sha256 ${made.sha256}`));
+    make("span", { className: "quiet code" }, `sha256 ${made.sha256}`),
+  ];
 }
 
 function history(found) {

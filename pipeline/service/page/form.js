@@ -10,6 +10,7 @@ let galleries = [];
 let cases = []; // of all galleries, as they are when the form opens
 let taken = null; // the upload, as the service knows it
 let box = null; // { box, time_s }
+let further = []; // targets of the same person that were put by: { words, asked, whole }
 let player = null;
 let start = 0;
 let does = null; // { attempt, found(search) }
@@ -21,6 +22,8 @@ export async function openForm(known, target, gallery, actions) {
   form.gallery.replaceChildren(...galleries.map((each) => make("option", { value: each.name }, each.name)));
   if (gallery) form.gallery.value = gallery;
   if (target) form.video.value = target;
+  further = [];
+  drawFurther();
   cases = await ask("GET", "/cases");
   await chosenGallery();
   const earlier = await ask("GET", "/searches");
@@ -141,21 +144,52 @@ function forget() {
 
 // ---- asking
 
-async function submit() {
-  if (!taken && !form.video.value.trim()) throw new Error("say who is looked for: the id of a video, or a file");
+// The target that the form names now; null where it names none.
+function named() {
+  const video = form.video.value.trim();
+  if (!taken && !video) return null;
   const edges = ["x", "y", "w", "h"].map((name) => form[name].value);
   if (edges.some((edge) => edge !== "") && edges.some((edge) => edge === "")) throw new Error("a box has four numbers: x, y, width, height");
-  const moment = (name) => (form[name].value ? `${form[name].value}:00Z` : null);
-  const own = taken && !form.video.value.trim();
   const hasBox = edges[0] !== "";
+  return {
+    words: `${video || one("#upload-facts").textContent.split(",")[0]}${hasBox ? `, box ${edges.join(", ")}` : ""}`,
+    whole: form.whole.checked || (!video && !hasBox),
+    asked: {
+      target: video ? `id:${video}` : `upload:${taken.target_id}`,
+      box: hasBox ? edges.map(Number) : null,
+      time_s: form.at.value === "" ? null : Number(form.at.value),
+    },
+  };
+}
+
+async function putBy() {
+  const target = named();
+  if (!target) throw new Error("say who is looked for first: the id of a video, or a file; then one more of the same person");
+  further.push(target);
+  drawFurther();
+  form.video.value = form.file.value = "";
+  forget();
+  said();
+  form.video.focus();
+}
+
+function drawFurther() {
+  one("#further").replaceChildren(...further.map((each) => make("li", {}, `${each.words} `,
+    button("Leave out", () => { further = further.filter((other) => other !== each); drawFurther(); form.video.focus(); }, { className: "plain small", "aria-label": `Leave out ${each.words}` }))));
+}
+
+async function submit() {
+  const targets = [...further, named()].filter(Boolean);
+  if (!targets.length) throw new Error("say who is looked for: the id of a video, or a file");
+  const [first, ...others] = targets.map((each) => each.asked);
+  const moment = (name) => (form[name].value ? `${form[name].value}:00Z` : null);
   await does.found(await ask("POST", "/searches", {
     gallery: form.gallery.value,
-    target: own ? `upload:${taken.target_id}` : `id:${form.video.value.trim()}`,
+    ...first,
+    further_targets: others,
     reason: form.reason.value || null,
     case: form.case.value.trim() || null,
-    box: hasBox ? edges.map(Number) : null,
-    time_s: form.at.value === "" ? null : Number(form.at.value),
-    whole_picture: form.whole.checked || Boolean(own && !hasBox),
+    whole_picture: targets.some((each) => each.whole),
     cameras: [...form.querySelectorAll("[name=camera]:checked")].map((each) => each.value),
     other_cameras: form.other.checked,
     after: moment("after"),
@@ -167,6 +201,7 @@ async function submit() {
 let typed = null;
 form.addEventListener("submit", (event) => { event.preventDefault(); does.attempt(submit); });
 form.case.addEventListener("input", sayCase);
+one("#one-more").addEventListener("click", () => does.attempt(putBy));
 one("#begin-case").addEventListener("click", () => does.attempt(begin));
 form.case_title.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); does.attempt(begin); } }); // no search yet
 form.gallery.addEventListener("change", () => does.attempt(chosenGallery));

@@ -32,7 +32,7 @@ export async function openTriage(search, does) {
   if (state.search?.search_id !== search.search_id) {
     Object.assign(state, { search, undo: [], at: 0, pair: 0, boxes: new Map(), decisions: new Decisions(search) });
     const cameras = `/galleries/${encodeURIComponent(search.gallery)}/cameras`;
-    const [leads, distribution, chart, known] = await Promise.all([...["leads", "distribution", "timeline"].map((what) => `${base()}/${what}`), cameras].map((path) => ask("GET", path)));
+    const [{ leads }, distribution, chart, known] = await Promise.all([...["leads?limit=1000", "distribution", "timeline"].map((what) => `${base()}/${what}`), cameras].map((path) => ask("GET", path)));
     Object.assign(state, { leads, distribution, timeline: chart, zones: zonesOf(known) });
   }
   await state.decisions.load(state.leads);
@@ -138,6 +138,7 @@ function drawSummary() {
   const warn = (words) => make("span", { className: "warn" }, words);
   const parts = [quiet(`${found.scored.toLocaleString("en")} of ${found.gallery_videos.toLocaleString("en")} videos scored in ${found.seconds.toFixed(2)} s`)];
   if (found.none_probability !== null) parts.push(make("span", {}, `None of these: ${percent(found.none_probability)}`));
+  if (search.asked.further_targets.length) parts.push(quiet(`searched for together with ${search.asked.further_targets.map((each) => each.target.replace(/^id:|^upload:.*/, "") || "another file").join(", ")}`));
   if (search.asked.confirmed.length) parts.push(quiet(`refined by ${search.asked.confirmed.length} confirmed${search.asked.rejected.length ? `, ${search.asked.rejected.length} hidden` : ""}`));
   for (const words of found.filters) parts.push(quiet(words));
   if (search.reason) parts.push(quiet(`reason: ${search.reason}`));
