@@ -35,9 +35,10 @@ from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import connected
 from pipeline.evaluation.true_boxes import Appearance, Truth, read_truth, shown_by, votes_of_tracks
 from pipeline.footage.recordings import Clocks, name_pattern
-from pipeline.footage.run import Recordings, ingest_footage
+from pipeline.footage.run import ingest_footage
 from pipeline.footage.tracker import TrackingSettings
 from pipeline.footage.tracks import track
+from pipeline.footage.watch import Recordings
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import find_head

@@ -25,7 +25,9 @@ from pipeline.errors import EmptyInputError, UsageError
 from pipeline.footage.detector import load_detector
 from pipeline.footage.detector_spec import detector_names
 from pipeline.footage.recordings import RECORDERS, name_pattern, plan_recordings, read_clocks
-from pipeline.footage.run import CHUNK_MINUTES, FootageSummary, Recordings, ingest_footage, watch_footage
+from pipeline.footage.run import CHUNK_MINUTES, ingest_footage
+from pipeline.footage.summary import FootageSummary
+from pipeline.footage.watch import Recordings, watch_footage
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.ingest.run import IngestProgress, IngestSummary, Workers
 from pipeline.ingest.run import ingest as run_ingest

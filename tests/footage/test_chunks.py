@@ -12,9 +12,10 @@ from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.dividing import NOT_AS_WHOLE
 from pipeline.errors import UsageError
 from pipeline.footage import run
+from pipeline.footage.commit import Committer
 from pipeline.footage.detect import DetectPeople
 from pipeline.footage.recordings import Clocks, Plan, name_pattern, plan_recordings
-from pipeline.footage.run import FootageSummary
+from pipeline.footage.summary import FootageSummary
 from pipeline.footage.tracks import track
 from pipeline.gallery.detections import FORGOTTEN_BOXES_SCHEMA
 from pipeline.gallery.forgotten import Forgotten
@@ -60,7 +61,7 @@ def ingested(
     summary, rng = FootageSummary(), np.random.default_rng(seed)
     plan = with_states(plan_of(folder).table)
     missing = plan.filter(pa.array([one not in gallery.snapshot().finished_sources() for one in plan["source_id"].to_pylist()]))
-    committer = run._Committer(missing, gallery, gallery.snapshot(), summary, seconds)
+    committer = Committer(missing, gallery, gallery.snapshot(), summary, seconds)
     answers = 0
     while len(asked := committer.asked()):
         for place in rng.permutation(len(asked)).tolist():
@@ -120,7 +121,7 @@ def test_after_a_kill_only_what_was_not_finished_is_read_again(whole: Gallery, g
     done = sum(len(gallery.read_detections(name)) for name in there) - SHORT_LOOKED_AT  # one detection a frame
     looked: list[int] = []
     again = worker(gallery)
-    again.told = looked.append  # type: ignore[method-assign]
+    again.told.add = looked.append  # type: ignore[method-assign]
     ingested(recordings, gallery, [again], 2.0)
     assert rows_of(gallery) == rows_of(whole) and candidates(gallery) == candidates(whole)
     assert sum(looked) == 5 * 2 * SECONDS + SHORT_LOOKED_AT - done

@@ -11,9 +11,10 @@ import pytest
 from pipeline.catalog.inputs import SOURCE_SCHEMA, read_catalog
 from pipeline.errors import UsageError
 from pipeline.footage import run
+from pipeline.footage.commit import Committer
 from pipeline.footage.detect import DETECTED_SCHEMA, DetectPeople
 from pipeline.footage.recordings import Clocks, name_pattern, plan_recordings
-from pipeline.footage.run import FootageSummary
+from pipeline.footage.summary import FootageSummary
 from pipeline.gallery.detections import FORGOTTEN_BOXES_SCHEMA, RECORDINGS_SCHEMA, boxes_of
 from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, feature_matrix
@@ -92,7 +93,7 @@ def test_commits_count_a_recording_once_and_leave_what_changes(gallery: Gallery,
     found = rows(people(), tmp_path / "nvr")
     changing = found[0] | {"source_id": "other", "reason": STILL_CHANGING}
     summary = FootageSummary()
-    committer = run._Committer(SOURCE_SCHEMA.empty_table(), gallery, gallery.snapshot(), summary, 300.0)
+    committer = Committer(SOURCE_SCHEMA.empty_table(), gallery, gallery.snapshot(), summary, 300.0)
     for row in (*found, *found, changing):
         committer.add(pa.Table.from_pylist([row], schema=DETECTED_SCHEMA))
     committer.flush()

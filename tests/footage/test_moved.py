@@ -12,9 +12,11 @@ from pipeline.catalog.inputs import default_video_id, read_catalog
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError
 from pipeline.footage import run
+from pipeline.footage.commit import Committer
 from pipeline.footage.detect import DETECTED_SCHEMA
 from pipeline.footage.recordings import Clocks, name_pattern, plan_recordings, timeline
-from pipeline.footage.run import FootageSummary, ingest_footage
+from pipeline.footage.run import ingest_footage
+from pipeline.footage.summary import FootageSummary
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.partition_store import as_indexed
@@ -38,7 +40,7 @@ class SquaresReader(Reader):
         people.sampling = more[0]  # type: ignore[assignment]
         found = [row for table in people(missing) for row in table.to_pylist()]
         self.read += [Path(row["uri"]).name for row in found]
-        committer = run._Committer(missing, gallery, *more[4:6], more[3])  # type: ignore[arg-type]
+        committer = Committer(missing, gallery, *more[4:6], more[3])  # type: ignore[arg-type]
         committer.asked()
         committer.add(pa.Table.from_pylist(found, schema=DETECTED_SCHEMA))
         committer.flush()

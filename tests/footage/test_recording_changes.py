@@ -14,9 +14,11 @@ from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.source_hash import source_hash
 from pipeline.footage import run
+from pipeline.footage.commit import Committer
 from pipeline.footage.detect import DETECTED_SCHEMA
 from pipeline.footage.recordings import CameraClock, Clocks, NamePattern, name_pattern, plan_recordings
-from pipeline.footage.run import FootageSummary, ingest_footage
+from pipeline.footage.run import ingest_footage
+from pipeline.footage.summary import FootageSummary
 from pipeline.gallery.detections import detections_schema
 from pipeline.gallery.gallery import Gallery
 from tests.footage.made_up import DIM, footage_gallery
@@ -46,7 +48,7 @@ class Reader:
 
     def run(self, missing: pa.Table, gallery: Gallery, *more: Any) -> None:
         divide_s, snapshot, summary = more[3:6]
-        committer = run._Committer(missing, gallery, snapshot, summary, divide_s)
+        committer = Committer(missing, gallery, snapshot, summary, divide_s)
         asked = committer.asked().to_pylist()
         committer.add(pa.Table.from_pylist([self.detected(row, gallery) for row in asked], schema=DETECTED_SCHEMA))
         committer.flush()

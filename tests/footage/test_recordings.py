@@ -13,7 +13,7 @@ import pytest
 from pipeline.catalog.inputs import read_catalog
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
-from pipeline.footage import run
+from pipeline.footage import watch
 from pipeline.footage.coverage import coverage
 from pipeline.footage.recordings import (
     RECORDERS,
@@ -25,7 +25,8 @@ from pipeline.footage.recordings import (
     read_clocks,
     timeline,
 )
-from pipeline.footage.run import FootageSummary, Recordings, watch_footage
+from pipeline.footage.summary import FootageSummary
+from pipeline.footage.watch import Recordings, watch_footage
 from pipeline.gallery.detections import RECORDINGS_SCHEMA
 from tests.conftest import touch
 from tests.footage.made_up import START, footage_gallery, walk, write_recordings
@@ -268,8 +269,8 @@ def test_watching_takes_in_what_came_since_and_waits_for_files_that_rest(tmp_pat
         touch(tmp_path, "nvr/hall/20260701_120100.mp4")
         return FootageSummary(done=len(plan.table) % 3)
 
-    monkeypatch.setattr(run, "ingest_footage", ingest)
-    monkeypatch.setattr(run, "connected", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(watch, "ingest_footage", ingest)
+    monkeypatch.setattr(watch, "connected", lambda _: contextlib.nullcontext())
     inputs = Recordings(str(tmp_path / "nvr"), name_pattern("{camera}/%Y%m%d_%H%M%S.mp4"))
     gallery = footage_gallery(tmp_path / "gallery")
     summaries = list(watch_footage(inputs, gallery, Sampling(), "made-up", every_s=0.01, rounds=3))

@@ -17,9 +17,10 @@ import pytest
 
 from pipeline import cluster
 from pipeline.errors import EmptyInputError, UsageError
-from pipeline.footage import run
+from pipeline.footage import run, watch
 from pipeline.footage.recordings import Plan, name_pattern
-from pipeline.footage.run import FootageSummary, Recordings, watch_footage
+from pipeline.footage.summary import FootageSummary
+from pipeline.footage.watch import Recordings, watch_footage
 from pipeline.gallery.gallery import Gallery
 from pipeline.ingest import progress
 from pipeline.ingest.gallery_sampling import gallery_sampling
@@ -39,8 +40,8 @@ class World:
         self.folder, self.gallery, self.joined = folder, gallery, 0
         self.ingested: list[int] = []
         self.fails: dict[int, Exception] = {}  # by the number of the ingest, from 0
-        monkeypatch.setattr(run, "ingest_footage", self.ingest)
-        monkeypatch.setattr(run, "connected", self.connected)
+        monkeypatch.setattr(watch, "ingest_footage", self.ingest)
+        monkeypatch.setattr(watch, "connected", self.connected)
 
     @contextlib.contextmanager
     def connected(self, _: object) -> Iterator[None]:

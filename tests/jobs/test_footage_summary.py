@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.ingest import describe, describe_footage
-from pipeline.footage.run import FootageSummary
+from pipeline.footage.summary import FootageSummary
 from pipeline.ingest.commit import REJECTS_NAMED
 from pipeline.ingest.run import IngestSummary
 from tests.footage.made_up import footage_gallery
