@@ -513,7 +513,7 @@ def test_an_ingest_that_was_killed_goes_on_where_it_was(
 
     assert waited_for(committed, 150)
     os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.wait(30) == -signal.SIGKILL
+    assert killed.wait(30) == -signal.SIGKILL, killed.communicate()[1]
     expected = stored_features(world.gallery)
     half = stored_features(gallery)
     assert 0 < len(half) < len(expected)

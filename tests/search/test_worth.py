@@ -1,6 +1,6 @@
 """What scores are worth in a gallery: measured when an index is built, kept with it, and said alike wherever a search is told."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -95,7 +95,14 @@ def test_a_gallery_that_was_too_small_is_measured_again_as_it_grows(tmp_path: Pa
 def test_a_sample_is_measured_and_is_the_same_whatever_the_partitions(town: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worth, "SAMPLE_VIDEOS", 70)
     one, other = (build_index(town, IndexSettings(partition_videos=n), measure=measure_worth) for n in (20, 80))
-    assert one.gallery_calibration == other.gallery_calibration and one.gallery_calibration.videos == 70
+    mine, others = (asdict(index.gallery_calibration) for index in (one, other))
+    for name in (
+        "mixture",
+        "right",
+        "shift",
+    ):  # a fit of scores, whose last digits differ
+        assert mine.pop(name) == pytest.approx(others.pop(name), rel=1e-6)
+    assert mine == others and mine["videos"] == 70
 
 
 def test_additions_and_deletions_take_it_over_and_a_rebuild_renews_it(town: Gallery, tmp_path: Path) -> None:
