@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError, UsageError, first_line
 
+LOGGER = logging.getLogger("coattention.cluster")
 CONNECT_SECONDS = 10.0
 _joined = False  # by `connected`
 _PROBES = {False: "/ray.rpc.InternalKVGcsService/InternalKVExists", True: "/ray.rpc.RayletDriver/ClusterInfo"}
@@ -74,7 +75,7 @@ def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> 
             # Ray's own processes write to this one's stderr, alarming words about every actor of Ray Data among them.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to leave the machine unasked
-            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+            _started(num_cpus=cpus, include_dashboard=False, **quiet)
     except Exception as error:  # a start-up that takes too long is a bare Exception in Ray
         ray.shutdown()  # of what did start
         raise _not_connected(error, address) from error
@@ -91,6 +92,20 @@ def connected(cluster: Cluster | str | None = None, cpus: int | None = None) -> 
         yield
     finally:
         leave()
+
+
+def _started(**how: Any) -> None:
+    """Start Ray on this machine, a second time where the first fails: several that start at once take each other's ports, and a
+    machine that reads Ray's files for the first time may be slower than Ray waits for.
+    """
+    import ray
+
+    try:
+        ray.init(**how)
+    except Exception as error:
+        ray.shutdown()  # of what did start
+        LOGGER.warning("Ray did not start (%s), and is started again", first_line(error))
+        ray.init(**how)
 
 
 def leave() -> None:

@@ -80,6 +80,25 @@ def test_ray_that_does_not_start_is_one_sentence(
     assert not isinstance(found.value, UsageError) and "\n" not in str(found.value)
 
 
+def test_ray_that_does_not_start_once_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def starts(**how: Any) -> None:
+        asked.append(how)
+        if len(asked) == 1:
+            raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "init", starts)
+    with connected(Cluster(insecure=True), cpus=1):
+        pass
+    assert len(asked) == 2 and asked[0] == asked[1] and asked[1]["num_cpus"] == 1
+    assert "Ray did not start (The current node timed out during startup.), and is started again" in caplog.text
+
+
 def test_a_cluster_that_refuses_the_token_says_where_to_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(**_: Any) -> None:
         raise ray.exceptions.AuthenticationError("invalid token")
