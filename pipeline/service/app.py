@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
@@ -56,6 +56,7 @@ from pipeline.service.asking import (
 from pipeline.service.casebook import ConflictError, NotNowError
 from pipeline.service.guard import Guard
 from pipeline.service.pictures import jpeg
+from pipeline.service.reference import reference_page
 from pipeline.service.searches import Search
 from pipeline.service.uploads import UPLOAD_PREFIX
 from pipeline.service.work import BusyError
@@ -104,6 +105,12 @@ def get_me(asking: Asking) -> answers.Me:
 def get_description(request: Request, person: Person) -> JSONResponse:
     """This interface in OpenAPI."""
     return JSONResponse(request.app.openapi())
+
+
+@api.get("/reference", include_in_schema=False)
+def get_reference(request: Request, person: Person) -> HTMLResponse:
+    """This interface as a page for people."""
+    return HTMLResponse(reference_page(request.app.openapi()))
 
 
 investigation = APIRouter(prefix="/api/v1", tags=["searches"], responses=PROBLEMS, dependencies=[may("investigate")])

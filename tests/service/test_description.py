@@ -14,6 +14,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
+from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.gallery.gallery import Gallery
@@ -21,6 +22,7 @@ from pipeline.service import searches
 from pipeline.service.access import Access, issue
 from pipeline.service.app import create_app
 from pipeline.service.asking import Service
+from pipeline.service.reference import reference_page
 from tests.service.test_cases import decided
 from tests.service.test_service import HOST, done
 from tests.service.test_service import role as roles
@@ -151,3 +153,29 @@ def values_in(part: Any) -> Iterator[list[str]]:
         part = list(part.values())
     for one in part if isinstance(part, list) else ():
         yield from values_in(one)
+
+
+def test_people_read_the_interface_as_a_page_of_its_own(document: dict[str, Any], anna: TestClient, service: Service) -> None:
+    answer = anna.get("/api/v1/reference")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
+    page = answer.text
+    assert "<script" not in page and not re.findall(r'(?:src|href)="(?!/|#)', page)
+    for path, at in document["paths"].items():
+        for method in at:
+            assert f"<code>{method.upper()} {path}</code>" in page
+    targets = {"#" + name for name in re.findall(r'id="([^"]+)"', page)}
+    links = set(re.findall(r'href="(#[^"]+)"', page))
+    assert links and links <= targets, "every type that is named is described"
+    assert TestClient(create_app(service, [HOST]), base_url=f"http://{HOST}").get("/api/v1/reference").status_code == 401
+
+
+def test_words_of_the_interface_are_no_markup() -> None:
+    field = {"type": "string", "description": "<b>& `a<b`"}
+    schemas = {"Odd": {"properties": {"<i>": field}, "required": ["<i>"], "description": "x"}}
+    page = reference_page({"info": {"title": "<t>"}, "paths": {}, "components": {"schemas": schemas}})
+    assert (
+        "<code>&lt;i&gt;</code>" in page
+        and "&lt;b&gt;&amp; <code>a&lt;b</code>" in page
+        and "<b>" not in page
+        and "<t>" not in page
+    )
