@@ -60,7 +60,7 @@ class ScoreSettings:
         and is what the authors' code does.
     normalise: "cohort" measures every score against a sample of the gallery (`pipeline.coattention.cohort`), "none" is the
     patent's.
-    neighbours: so many of the best videos add how they resemble each video (`pipeline.search.neighbours`); 0 leaves it out. Only
+    neighbours: by way of so many of the best videos others are reached (`pipeline.search.neighbours`); 0 leaves it out. Only
     where all pairs count and scores are normalised.
 
     Raises UsageError for values outside these ranges.

@@ -60,8 +60,8 @@ def _aggregate_words(score: ScoreSettings) -> str:
         words, count = "all pair scores: the better, and the more visible, the more they count", score.neighbours
         if score.normalise == "none":
             return words
-        best = "best lead adds how it resembles" if count == 1 else f"best {count} leads add how they resemble"
-        return f"{words}; the videos as wholes" + (f"; the {best} the others" if count else "")
+        best = "best lead" if count == 1 else f"best {count} leads"
+        return f"{words}; the videos as wholes" + (f"; others by way of the {best}, whom they resemble" if count else "")
     best = f"best {100 * (score.ratio or 1):g} %" if score.threshold is None else f"those of at least {score.threshold:g}"
     return f"{score.aggregate} of the pair scores: {best}"
 
