@@ -42,7 +42,7 @@ from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.video_scores import rank_videos
 from pipeline.search.leads import calibration_of
-from pipeline.search.neighbours import with_neighbours
+from pipeline.search.neighbours import near_leads, with_neighbours
 from pipeline.search.partitions import Partitions
 from pipeline.search.shortlist import segmented
 from pipeline.search.targets import stored_target
@@ -197,23 +197,38 @@ def coattention_scores(
     return scores
 
 
-def prefilter_places(
-    gallery: Gallery, index: Index, partitions: Partitions, pairs: JudgedPairs, longest: int
-) -> NDArray[np.int64]:
-    """Rank of each video in the prefilter's order of what counts, from 1, int64 [Q, G]; G + 1 beyond the first `longest`."""
+def shortlisted(
+    gallery: Gallery,
+    index: Index,
+    partitions: Partitions,
+    pairs: JudgedPairs,
+    alone: Floats,
+    score: ScoreSettings,
+    sizes: Sequence[str],
+) -> NDArray[np.bool_]:
+    """What searches score in full with shortlists of these sizes, of what counts: bool [sizes, Q, G].
+
+    The first of the prefilter, and what is near to the best of them (`near_leads`); patience is not looked at. alone: scores
+    [Q, G] before neighbours had a say.
+    """
     ids = np.array(index.videos["video_id"].to_pylist(), np.str_)
     column = np.full(len(ids), -1, np.int64)
     column[pairs.gallery_rows] = np.arange(len(pairs.gallery_rows))
-    places = np.full(pairs.valid.shape, len(pairs.gallery_rows) + 1, np.int64)
+    chosen = np.zeros((len(sizes), *pairs.valid.shape), np.bool_)
     queries = np.unique(pairs.query_rows)
     for place, target in _encoded(gallery, index, queries):
         for row in np.flatnonzero(pairs.query_rows == queries[place]):
             allowed = np.zeros(len(ids), np.bool_)
             allowed[pairs.gallery_rows[pairs.valid[row]]] = True
-            found, logits = partitions.shortlist(target, min(longest, int(allowed.sum())), allowed)
-            ranked = found[rank_videos(logits, ids[found])][:longest]
-            places[row, column[ranked]] = np.arange(1, len(ranked) + 1)
-    return places
+            lengths = [shortlist_length(size, int(allowed.sum())) for size in sizes]
+            found, logits = partitions.shortlist(target.for_prefilter, max(lengths), allowed)
+            ranked = found[rank_videos(logits, ids[found])]
+            for kept, length in zip(chosen, lengths, strict=True):
+                first = ranked[:length]
+                scores = alone[row, column[first]]
+                near = near_leads(index, partitions, target.encoding, target.whole, first, scores, score, allowed)
+                kept[row, column[np.concatenate([first, near])]] = True
+    return chosen
 
 
 def _encoded(gallery: Gallery, index: Index, queries: NDArray[np.int64]) -> Iterator[tuple[int, TargetSegments]]:
@@ -354,7 +369,7 @@ def evaluate_index(
             keep[name] = scores
 
     judge(COATTENTION, full)
-    shortlists = _shortlists(gallery, index, partitions, pairs, full, settings)
+    shortlists = _shortlists(gallery, index, partitions, pairs, full, alone[inverse], score, settings)
     probabilities = _probabilities(index, alone[inverse], pairs, score)
     del full, alone
     if index.query is not None:
@@ -434,13 +449,22 @@ def _difference(mine: QueryFigures, other: QueryFigures, pairs: JudgedPairs, set
 
 
 def _shortlists(
-    gallery: Gallery, index: Index, partitions: Partitions, pairs: JudgedPairs, full: Floats, settings: EvaluationSettings
+    gallery: Gallery,
+    index: Index,
+    partitions: Partitions,
+    pairs: JudgedPairs,
+    full: Floats,
+    alone: Floats,
+    score: ScoreSettings,
+    settings: EvaluationSettings,
 ) -> list[dict[str, Any]]:
     if not settings.shortlists:
         return []
-    longest = max(shortlist_length(size, len(pairs.gallery_rows)) for size in settings.shortlists)
-    places = prefilter_places(gallery, index, partitions, pairs, longest)
-    recalls = [shortlist_recall(full, pairs.valid, pairs.same, places, size) for size in settings.shortlists]
+    chosen = shortlisted(gallery, index, partitions, pairs, alone, score, settings.shortlists)
+    recalls = [
+        shortlist_recall(full, pairs.valid, pairs.same, kept, size)
+        for kept, size in zip(chosen, settings.shortlists, strict=True)
+    ]
     return [asdict(recall) for recall in sorted(recalls, key=lambda recall: recall.videos)]
 
 

@@ -161,7 +161,7 @@ def camera_pairs(
 
 @dataclass(frozen=True)
 class ShortlistRecall:
-    """What shortlists of one size keep. size: as asked ("100", "5%"); videos: mean length.
+    """What searches with shortlists of one size score. size: as asked ("100", "5%"); videos: how many, mean over queries.
 
     top_10: share of the ten videos that are best when everything is scored, over all queries; matches: share of the videos that
     show the query's person, over all pairs. NaN where there are none.
@@ -173,16 +173,11 @@ class ShortlistRecall:
     matches: float
 
 
-def shortlist_recall(scores: ArrayLike, valid: ArrayLike, same: ArrayLike, places: ArrayLike, size: str) -> ShortlistRecall:
-    """How much of the exhaustive result a shortlist keeps.
-
-    places: int64 [Q, G], rank of each video in the prefilter's order of what counts, from 1; larger than any shortlist for videos
-    that the prefilter did not name. size: see `shortlist_length`.
-    """
+def shortlist_recall(scores: ArrayLike, valid: ArrayLike, same: ArrayLike, chosen: ArrayLike, size: str) -> ShortlistRecall:
+    """How much of the exhaustive result is in what was chosen, bool [Q, G], with shortlists of a size as it was asked for."""
     scores, valid, same = _checked(scores, valid, same)
-    counted = valid.sum(axis=1)
-    lengths = np.array([shortlist_length(size, int(count)) for count in counted], np.int64)
-    kept = valid & (np.asarray(places) <= lengths[:, None])
+    kept = valid & np.asarray(chosen, np.bool_)
+    lengths = kept.sum(axis=1)
     top = kept_top = 0
     for start, order in _sorted_columns(scores, valid):
         best = order[:, :10]

@@ -287,7 +287,7 @@ def _threshold_lines(document: Mapping[str, Any]) -> list[str]:
     """The prefilter's recall, the threshold for the false-match rate and the open set."""
     lines = []
     if document["shortlists"]:
-        lines.append("prefilter: of the ten best videos and of all matches, a shortlist keeps")
+        lines.append("of the ten best videos and of all matches, a search scores with a shortlist of")
         for recall in document["shortlists"]:
             kept = f"{share(recall['top_10'])} and {share(recall['matches'])}"
             lines.append(f"  {recall['size']:>6}  {kept}  ({recall['videos']:.0f} videos)")

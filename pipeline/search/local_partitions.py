@@ -17,6 +17,7 @@ from pipeline.index.prefilter import PrefilterQuery
 from pipeline.index.versions import Index
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.candidates import Candidates, TargetSegments, ascending_union, joinable, score_many, together
+from pipeline.scoring.scores import TargetEncoding
 from pipeline.scoring.whole import WholeVideos, resemblance
 from pipeline.search.partition import OF_FRAMES, Partition
 from pipeline.search.results import SegmentPair
@@ -55,13 +56,13 @@ class LocalPartitions:
         return self.opened[place]
 
     def shortlist(
-        self, target: TargetSegments, count: int, allowed: np.ndarray | None, between: Between = going_on
+        self, target: TargetEncoding, count: int, allowed: np.ndarray | None, between: Between = going_on
     ) -> tuple[np.ndarray, np.ndarray]:
         """Best videos by the prefilter, a superset of the best `count`: (videos int64 [m], logits float32 [m]).
 
         Each partition is asked for somewhat more than its share, and again where it may hold more of the best.
         """
-        query = PrefilterQuery(target.for_prefilter)
+        query = PrefilterQuery(target)
         found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         inside = [None if allowed is None else allowed[f : f + n] for f, n in zip(self.first, self.count, strict=True)]
         asked = {p: count for p, mine in enumerate(inside) if mine is None or mine.any()}

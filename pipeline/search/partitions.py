@@ -16,6 +16,7 @@ from pipeline.cluster import Cluster, cluster_is_named, connected
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import TargetSegments
+from pipeline.scoring.scores import TargetEncoding
 from pipeline.scoring.whole import WholeVideos
 from pipeline.search.local_partitions import LocalPartitions
 from pipeline.search.results import SegmentPair
@@ -33,7 +34,7 @@ class Partitions(Protocol):
     """
 
     def shortlist(
-        self, target: TargetSegments, count: int, allowed: np.ndarray | None, between: Between = going_on
+        self, target: TargetEncoding, count: int, allowed: np.ndarray | None, between: Between = going_on
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def score(

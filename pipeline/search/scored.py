@@ -1,4 +1,4 @@
-"""Full scores of shortlists: the best of the prefilter first and until they bring no more leads."""
+"""Full scores of shortlists: the best of the prefilter until they bring no more leads, then what is near to the best of all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.index.versions import Index
-from pipeline.search.neighbours import with_neighbours
+from pipeline.search.neighbours import near_leads, with_neighbours
 from pipeline.search.partitions import Partitions
 from pipeline.search.shortlist import Shortlist
 from pipeline.settings import SearchSettings
@@ -20,31 +20,60 @@ class Scored:
     scores: np.ndarray
     alone: np.ndarray
 
+    def more(self, scores: np.ndarray) -> "Scored":
+        """With the scores of the next videos."""
+        found = np.concatenate([self.scores, scores])
+        return Scored(self.shortlist, found, found)
+
 
 def score_shortlists(
     index: Index, partitions: Partitions, shortlists: Sequence[Shortlist], settings: SearchSettings
 ) -> list[Scored]:
     """Score shortlists in full, those of several targets in shared passes, until the last videos brought no lead.
 
-    What the best of them say of the others (`pipeline.search.neighbours`) comes last.
+    What is near to the best of them (`pipeline.search.neighbours`) is scored besides, and comes next in the shortlists; what
+    these say of the others comes last.
     """
     scored = [Scored(one, np.empty(0), np.empty(0)) for one in shortlists]
-    while going := [(place, ahead) for place, one in enumerate(scored) if (ahead := _ahead(one, settings))]:
-        segments = [shortlists[place].question.segments for place, _ in going]
-        videos = [shortlists[place].videos[len(scored[place].scores) :][:ahead] for place, ahead in going]
-        scores = partitions.score_many(segments, videos, shortlists[going[0][0]].question.score)
-        for (place, _), mine in zip(going, scores, strict=True):
-            found = np.concatenate([scored[place].scores, mine])
-            scored[place] = Scored(shortlists[place], found, found)
+    while any(ahead := [_ahead(one, settings) for one in scored]):
+        scored = _scored_on(partitions, scored, ahead)
+    near = [_near_leads(index, partitions, one) for one in scored]
+    scored = [
+        replace(one, shortlist=one.shortlist.with_next(len(one.scores), videos)) for one, videos in zip(scored, near, strict=True)
+    ]
+    scored = _scored_on(partitions, scored, [len(videos) for videos in near])
     return [replace(one, scores=_with_neighbours(index, partitions, one)) for one in scored]
+
+
+def _scored_on(partitions: Partitions, scored: Sequence[Scored], ahead: Sequence[int]) -> list[Scored]:
+    """With the scores of so many more videos of each shortlist."""
+    going = [place for place, more in enumerate(ahead) if more]
+    if not going:
+        return list(scored)
+    shortlists = [scored[place].shortlist for place in going]
+    videos = [one.videos[len(scored[place].scores) :][: ahead[place]] for place, one in zip(going, shortlists, strict=True)]
+    segments = [one.question.segments for one in shortlists]
+    found = dict(zip(going, partitions.score_many(segments, videos, shortlists[0].question.score), strict=True))
+    return [one.more(found[place]) if place in found else one for place, one in enumerate(scored)]
+
+
+def _near_leads(index: Index, partitions: Partitions, scored: Scored) -> np.ndarray:
+    videos, question = scored.shortlist.videos[: len(scored.scores)], scored.shortlist.question
+    segments, silent = question.segments, _silent(index, scored)
+    asked = segments.encoding, segments.whole, videos, scored.scores, question.score
+    return near_leads(index, partitions, *asked, question.allowed, silent)
 
 
 def _with_neighbours(index: Index, partitions: Partitions, scored: Scored) -> np.ndarray:
     videos, question = scored.shortlist.videos[: len(scored.scores)], scored.shortlist.question
-    own = index.position(question.target.video.video_id)
-    copy = -1 if own >= 0 else index.row_of_copy(question.target.content)
     whole = question.segments.whole
-    return with_neighbours(index, partitions, whole, videos, scored.scores, question.score, silent=copy)
+    return with_neighbours(index, partitions, whole, videos, scored.scores, question.score, _silent(index, scored))
+
+
+def _silent(index: Index, scored: Scored) -> int:
+    """A copy of the target among the videos, which says nothing that the target does not say; -1 for none."""
+    target = scored.shortlist.question.target
+    return -1 if index.position(target.video.video_id) >= 0 else index.row_of_copy(target.content)
 
 
 def _ahead(scored: Scored, settings: SearchSettings) -> int:

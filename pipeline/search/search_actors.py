@@ -17,6 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.versions import Index, open_index
 from pipeline.scoring.candidates import TargetSegments
+from pipeline.scoring.scores import TargetEncoding
 from pipeline.scoring.whole import WholeVideos
 from pipeline.search.local_partitions import LocalPartitions
 from pipeline.search.partition import WHOLE
@@ -119,7 +120,7 @@ class ActorPartitions:
         weakref.finalize(self, _drop, self.actors, self.shares[0].opening).atexit = False
 
     def shortlist(
-        self, target: TargetSegments, count: int, allowed: np.ndarray | None, between: Between = going_on
+        self, target: TargetEncoding, count: int, allowed: np.ndarray | None, between: Between = going_on
     ) -> tuple[np.ndarray, np.ndarray]:
         parts = self._ask("shortlist", between, target, count, allowed)
         return np.concatenate([videos for videos, _ in parts]), np.concatenate([logits for _, logits in parts])

@@ -60,6 +60,22 @@ class Shortlist:
             return max(len(self.question.allowed), 1)
         return settings.patience
 
+    def with_next(self, place: int, videos: np.ndarray) -> "Shortlist":
+        """With these videos, int64 [n], at a place and after it; those that had come later come there now.
+
+        The prefilter's logit of others is not known.
+        """
+        if not len(videos):
+            return self
+        known = dict(zip(self.videos.tolist(), self.logits.tolist(), strict=True))
+        later = ~np.isin(self.videos[place:], videos)
+        logits = np.array([known.get(video, -np.inf) for video in videos.tolist()], np.float32)
+        return Shortlist(
+            self.question,
+            np.concatenate([self.videos[:place], videos, self.videos[place:][later]]),
+            np.concatenate([self.logits[:place], logits, self.logits[place:][later]]),
+        )
+
 
 def questions(gallery: Gallery, index: Index, targets: Sequence[Target], settings: SearchSettings) -> list[Question]:
     """Targets as they are asked of an index. Raises UsageError when the filters name a camera that the gallery does not have."""
@@ -96,7 +112,7 @@ def shortlist(index: Index, partitions: Partitions, question: Question, settings
     if count == question.eligible and is_compressed(index):  # an order of everything would take as long as scores
         return Shortlist(question, np.flatnonzero(question.allowed), np.full(count, -np.inf, np.float32))
     allowed = None if question.eligible == len(question.allowed) else question.allowed
-    found, logits = partitions.shortlist(question.segments, count, allowed)
+    found, logits = partitions.shortlist(question.segments.for_prefilter, count, allowed)
     order = np.argsort(-logits, kind="stable")
     found, logits = found[order], logits[order]
     patience = Shortlist(question, found, logits).patience(settings)

@@ -40,7 +40,7 @@ from pipeline.evaluation.evaluate import (
     evaluate_index,
     judged_pairs,
     metric_scores,
-    prefilter_places,
+    shortlisted,
     video_means,
     write_pair_scores,
 )
@@ -278,7 +278,7 @@ def test_means_are_each_video_s_own_wherever_it_lies(toy_gallery: Gallery) -> No
     np.testing.assert_allclose(np.diag(cosine_scores(means, means)), 1.0)
 
 
-def test_prefilter_places_follow_the_best_segment_under_uniform_attention(toy_gallery: Gallery) -> None:
+def test_a_shortlist_follows_the_best_segment_under_uniform_attention(toy_gallery: Gallery) -> None:
     index, partitions, pairs = opened(toy_gallery)
     weight, bias = (tensor.detach().double().numpy() for tensor in index.head.score_row())
     ids = index.videos["video_id"].to_pylist()
@@ -290,7 +290,10 @@ def test_prefilter_places_follow_the_best_segment_under_uniform_attention(toy_ga
 
     values = {v: index.head.values(torch.from_numpy(features[v])).detach().double().numpy() for v in ids}
     means = {v: np.array([values[v][np.unique(numbers)].mean(axis=0) for numbers in segments(v)]) for v in ids}
-    places = prefilter_places(toy_gallery, index, partitions, pairs, longest=6)
+    alone = np.random.default_rng(0).random(pairs.valid.shape)
+    six, near = shortlisted(toy_gallery, index, partitions, pairs, alone, ScoreSettings(neighbours=0), ("6", "15%"))
+    beside, _ = shortlisted(toy_gallery, index, partitions, pairs, alone, ScoreSettings(neighbours=1), ("6", "15%"))
+    whole = partitions.whole(pairs.gallery_rows).encodings.astype(np.float64)
     for q in (0, 13, 39):
         encodings = segmented(gallery_target(toy_gallery, ids[pairs.query_rows[q]]), index).encoding.encodings
         logits = {}
@@ -298,8 +301,13 @@ def test_prefilter_places_follow_the_best_segment_under_uniform_attention(toy_ga
             difference = encodings.double().numpy()[:, None] - means[ids[pairs.gallery_rows[g]]]
             logits[g] = float((bias + difference**2 @ weight).max())
         best = sorted(logits, key=lambda g: -logits[g])[:6]
-        assert places[q, best].tolist() == [1, 2, 3, 4, 5, 6]
-        assert (np.delete(places[q], best) == 41).all()
+        assert set(np.flatnonzero(six[q])) == set(np.flatnonzero(near[q])) == set(best)
+        lead = max(best, key=lambda g: alone[q, g])
+        distances = {
+            g: -float((bias + (whole[lead] - means[ids[pairs.gallery_rows[g]]]) ** 2 @ weight).max())
+            for g in logits.keys() - set(best)
+        }
+        assert set(np.flatnonzero(beside[q])) == {*best, *sorted(distances, key=distances.__getitem__)[:2]}  # a fifth of six
 
 
 # ---- the document

@@ -230,19 +230,20 @@ def test_shortlist_recall_is_what_counting_gives(world: World, size: str) -> Non
     scores, valid, same = world.arrays
     rng = np.random.default_rng(len(world.gallery))
     prefilter = rng.random(scores.shape)
-    places = np.full(scores.shape, 10**9)
+    kept = np.zeros(scores.shape, np.bool_)
     top, kept_top, matches, kept_matches, lengths = 0, 0, 0, 0, []
     for q in range(len(world.queries)):
         order = sorted(world.ranking(q), key=lambda g: -prefilter[q, g])
-        places[q, order] = np.arange(1, len(order) + 1)
         share = Fraction(size[:-1]) / 100 if size.endswith("%") else None
         lengths.append(min(len(order), int(size) if share is None else math.ceil(share * len(order))))
+        assert shortlist_length(size, len(order)) == lengths[-1]
         chosen = set(order[: lengths[-1]])
+        kept[q, list(chosen)] = True
         best = world.ranking(q)[:10]
         top, kept_top = top + len(best), kept_top + len(chosen & set(best))
         matching = {g for g in order if world.same(q, g)}
         matches, kept_matches = matches + len(matching), kept_matches + len(chosen & matching)
-    recall = shortlist_recall(scores, valid, same, places, size)
+    recall = shortlist_recall(scores, valid, same, kept, size)
     assert recall.videos == pytest.approx(sum(lengths) / len(lengths))
     assert recall.top_10 == pytest.approx(kept_top / top if top else math.nan, nan_ok=True)
     assert recall.matches == pytest.approx(kept_matches / matches if matches else math.nan, nan_ok=True)

@@ -21,7 +21,6 @@ from pipeline.index.list_scan import DistanceTable, ListScan
 from pipeline.index.partition_files import load_prefilter
 from pipeline.index.prefilter import PrefilterMetric, PrefilterQuery, compressed_index, shortlist
 from pipeline.scoring import compiled
-from pipeline.scoring.candidates import TargetSegments
 from pipeline.scoring.scores import TargetEncoding
 from pipeline.search.local_partitions import LocalPartitions
 from pipeline.storage.location import resolve
@@ -160,7 +159,7 @@ def test_the_best_of_many_partitions_are_those_of_each_asked_alone(first_ones_ne
     partitions.opened = dict(enumerate(parts))  # type: ignore[assignment, arg-type]
     alone = np.concatenate(logits)
     for count in (1, 30, 500, 1100):
-        videos, found = partitions.shortlist(TargetSegments(query, np.empty((7, 8)), np.empty((7, 8)), np.ones(7)), count, None)
+        videos, found = partitions.shortlist(query, count, None)
         assert len(set(videos.tolist())) == len(videos) >= count
         best = np.argsort(-found, kind="stable")[:count]
         assert np.allclose(found[best], np.sort(alone)[::-1][:count])

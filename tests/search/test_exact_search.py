@@ -53,7 +53,9 @@ def test_its_leads_are_those_of_scoring_everything(gallery: Gallery, index: Inde
 def test_the_shortlist_keeps_its_places_and_all_others_come_after_it(gallery: Gallery, index: Index) -> None:
     target = gallery_target(gallery, "v101")
     with opened_partitions(gallery, index, actors=0) as partitions:
-        short = search(gallery, index, partitions, target, SearchSettings(shortlist=5, evidence=False))
+        short = search(
+            gallery, index, partitions, target, SearchSettings(shortlist=5, evidence=False, score=ScoreSettings(neighbours=0))
+        )
         exact = search(gallery, index, partitions, target, dataclasses.replace(EXACT, top=1000))
     named = {lead.prefilter_rank: lead.video.video_id for lead in short.leads}
     others = [name for name in index.videos["video_id"].to_pylist() if name not in {"v101", *named.values()}]

@@ -132,6 +132,15 @@ class Textbook:
         whole = self.encoding(frames / frames.sum(), array(head.values(features)))
         return frames, [np.mean(frames[np.unique(n)]) for n in numbers], whole
 
+    def looked_for(self, video_id: str) -> list[np.ndarray]:
+        """What the prefilter has of each segment: its visible frames, or its video's where it is hidden."""
+        frames, shown, whole = self.visibility(video_id)
+        features, numbers = cut(self.gallery, self.rows[video_id])
+        values = array(self.index.heads.of(self.rows[video_id]["camera_id"]).values(features))
+        weights = [np.concatenate([frames[np.unique(n)], np.zeros(len(n) - len(np.unique(n)))]) for n in numbers]
+        means = [self.encoding(weight / weight.sum(), of_frames) for weight, of_frames in zip(weights, values, strict=True)]
+        return [whole if visible < 0.3 else mean for visible, mean in zip(shown, means, strict=True)]
+
     def alike(self, one: str, other: str) -> float:
         """How two whole videos resemble each other, normalised, times 1.2."""
         mine, theirs = (self.visibility(video_id)[2] for video_id in (one, other))
@@ -221,7 +230,7 @@ def test_the_cut_into_partitions_does_not_change_the_leads(toy_gallery: Gallery,
 def test_a_shortlist_is_scored_until_the_last_videos_bring_no_lead(
     toy_gallery: Gallery, toy_index: Index, name: str, top: int, patience: int
 ) -> None:
-    whole = SearchSettings(top=100, shortlist=30, patience=None)
+    whole = SearchSettings(top=100, shortlist=30, patience=None, score=ScoreSettings(neighbours=0))
     every = {lead.prefilter_rank: lead for lead in leads(toy_gallery, toy_index, name, whole).leads}
     assert every.keys() == set(range(1, 31))
     scores = np.array([every[rank].score for rank in range(1, 31)])
@@ -242,6 +251,25 @@ def test_a_shortlist_is_scored_until_the_last_videos_bring_no_lead(
     ]
     whole_index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=1000), toy_index.head)
     assert ids(leads(toy_gallery, whole_index, name, asked)) == ids(result)
+
+
+@pytest.mark.parametrize("partition_videos", [9, 1000])
+@pytest.mark.parametrize("name", ["v005", "v030"])
+def test_what_is_near_to_the_best_lead_is_scored_besides(toy_gallery: Gallery, name: str, partition_videos: int) -> None:
+    index = build_index(toy_gallery, IndexSettings(8, 4, partition_videos=partition_videos))
+    asked = SearchSettings(top=100, shortlist=11, patience=None, score=ScoreSettings(neighbours=0))
+    plain = leads(toy_gallery, index, name, asked)
+    result = leads(toy_gallery, index, name, dataclasses.replace(asked, score=ScoreSettings(neighbours=1)))
+    assert (plain.scored, result.scored, result.passed_over) == (11, 14, 0)  # three are a fifth of eleven
+    best, book = ids(plain)[0], Textbook(toy_gallery, index)
+    there = book.visibility(best)[2]
+    nearest = {
+        other: max(book.difference(there, segment) for segment in book.looked_for(other))
+        for other in book.rows.keys() - {name, *ids(plain)}
+    }
+    assert set(ids(result)) == {*ids(plain), *sorted(nearest, key=lambda v: -nearest[v])[:3]}
+    ranks = {lead.video.video_id: lead.prefilter_rank for lead in result.leads}
+    assert {ranks[v] for v in ids(plain)} == set(range(1, 12)) and {ranks[v] for v in ids(result)} == set(range(1, 15))
 
 
 def test_patience_ends_no_search_of_everything(toy_gallery: Gallery, toy_index: Index) -> None:
@@ -280,7 +308,7 @@ def test_places_in_the_shortlist_of_equal_videos_are_by_id(toy_gallery: Gallery)
 def test_a_share_of_the_videos_is_not_rounded_up_by_what_floats_leave_over(toy_gallery: Gallery, toy_index: Index) -> None:
     """28 % of 25 are 7, and 7.000000000000001 in floats."""
     first = datetime(2026, 3, 1, 12, 26, tzinfo=UTC)
-    asked = SearchSettings(top=100, shortlist=1, shortlist_share=0.28, before=first)
+    asked = SearchSettings(top=100, shortlist=1, shortlist_share=0.28, before=first, score=ScoreSettings(neighbours=0))
     found = leads(toy_gallery, toy_index, settings=asked)
     assert (found.eligible, len(found.leads)) == (25, 7)
 
@@ -312,8 +340,10 @@ def test_a_target_that_is_a_copy_of_a_videos_file_finds_it_and_is_not_measured_a
 
 
 def test_a_shortlist_is_scored_like_everything(toy_gallery: Gallery, toy_index: Index) -> None:
-    everything = {lead.video.video_id: lead.score for lead in leads(toy_gallery, toy_index).leads}
-    short = leads(toy_gallery, toy_index, settings=SearchSettings(top=100, shortlist=7))
+    alone = ScoreSettings(neighbours=0)
+    every = leads(toy_gallery, toy_index, settings=dataclasses.replace(EVERYTHING, score=alone))
+    everything = {lead.video.video_id: lead.score for lead in every.leads}
+    short = leads(toy_gallery, toy_index, settings=SearchSettings(top=100, shortlist=7, score=alone))
     assert short.scored == len(short.leads) == 7
     assert sorted(lead.prefilter_rank for lead in short.leads) == list(range(1, 8))
     assert all(lead.score == pytest.approx(everything[lead.video.video_id], abs=1e-6) for lead in short.leads)
