@@ -152,9 +152,7 @@ def camera_pairs(clips: Clips) -> Iterator[Clips]:
 
 
 def judge(clips: Clips, place: Path, cameras: str, ratio: float | None) -> dict[str, tuple[float, float]]:
-    """(rank-1, mAP) of every method, and as "shortlist" the share of the exhaustive ten best that searches with shortlists of 1 and
-    3 % score, twice.
-    """
+    """(rank-1, mAP) of every method, and as "shortlist" the share of the exhaustive ten best that is scored with it, twice."""
     gallery = clips.gallery(place) if not place.exists() else Gallery.open(place)
     head, calibration = find_head(None, gallery)
     index = build_index(gallery, IndexSettings(cameras=cameras), head, calibration=calibration)

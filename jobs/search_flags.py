@@ -49,7 +49,9 @@ Case = Annotated[str | None, typer.Option(help="Case or ticket number; goes into
 Ratio = Annotated[
     float | None, typer.Option(help="Make the video score of this share of the best pair scores only (the patent's: 0.2).")
 ]
-Neighbours = Annotated[int, typer.Option(help="Best videos of a search that it asks for others by, and by way of which these gain; 0: none.")]
+Neighbours = Annotated[
+    int, typer.Option(help="Best videos of a search that it asks for others by, and by way of which these gain; 0: none.")
+]
 Aggregate = Annotated[str, typer.Option(help="mean (compares videos of any length) or sum (as in the patent).")]
 Normalise = Annotated[
     str, typer.Option(help="cohort (measure each score against a sample of the gallery) or none (the patent's plain score).")

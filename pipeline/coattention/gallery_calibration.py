@@ -6,13 +6,14 @@ scores x of a sample of its videos among each other (logits where scores are bou
     p(x) = (1 - share) f0(x) + share f1(x)
 
 of strangers and of videos of one person. f0 is a log-gamma density (skewed to the right, with an exponential tail), its place and
-width the gallery's; f1 a normal density. It is the empirical null of Efron ("Large-scale simultaneous hypothesis testing", JASA
-2004): strangers are told from the bulk of the pairs, and matches are what stands out of it.
+width the gallery's, and beyond it a few pairs in a thousand of people who look alike, with a long exponential tail of their own;
+f1 a normal density. It is the empirical null of Efron ("Large-scale simultaneous hypothesis testing", JASA 2004): strangers are
+told from the bulk of the pairs, and matches are what stands out of it as a hump of its own.
 
 Who stands out may still be two people who look alike. "The same person" is transitive and "looks alike" is much less so: where i
 is like j and j is like k, i must be like k. Of the pairs that are likelier matches than not, the *links*, the share that is right
-is estimated from how many of the triples that they make close (`_right_links`), and the odds of all pairs are shifted until they
-say the same. What closes although it is wrong, people who look alike throughout, no unlabelled pair can tell: LOOKALIKES.
+by their scores is lessened by what the triples say that they make (`_right_links`), and the odds of all pairs are shifted until
+they say the same.
 
 Where the sample does not support this there is no number but words, for a score x among n videos: "strong" where fewer than a
 tenth of a stranger is expected to score as high, "weak" where fewer than one.
@@ -34,16 +35,15 @@ from pipeline.storage.formats import check_format, number_of
 
 FILE = "calibration.json"
 KIND = "gallery calibration"
-OLDEST_FORMAT, FORMAT = 1, 1
+OLDEST_FORMAT, FORMAT = 1, 2
 LEAST_VIDEOS = 64  # a sample of fewer says too little about strangers to give numbers
 LEAST_MEASURED = 8  # and of fewer not even words
 LEAST_LINKS = 10  # pairs that stand out: from fewer nobody can say what a match scores here
-LOOKALIKES = 0.27  # of the links that close: people who look alike (of rendered people 0.1 to 0.3, of real ones 0 to 0.4)
 HIGHEST = 8.0  # llr that no sample of hundreds of videos supports more of
 MOST_RIGHT = 0.98  # share of the links that is believed to be right at most
-LEAST_WEDGES = 20  # pairs of links with a video in common, of which fewer say nothing but that links are single
 WEIGHT = 5.0  # pairs that a video stands for in the fit: its many pairs are far from independent
 BINS = 240
+CLOSING = 100  # rounds, in which the share of the wedges that close settles
 STRONG, WEAK, NOT_TOLD_APART = "strong", "weak", "not told apart from strangers"
 
 # What the parameters are expected to be, each a normal density (mean, deviation): weak beside some hundred videos. In widths of
@@ -51,22 +51,29 @@ STRONG, WEAK, NOT_TOLD_APART = "strong", "weak", "not told apart from strangers"
 MODE = (-0.25, 0.5)  # of f0, from the median of all scores
 WIDTH = (0.05, 0.5)  # of f0, logarithm
 SHAPE = (1.0, 0.3)  # of f0, logarithm of the gamma density's shape
-MATCH = (6.0, 0.5)  # the mean of f1, from the mode of f0
+MATCH = (6.2, 1.0)  # the mean of f1, from the mode of f0
 MATCH_WIDTH = (0.3, 0.15)  # the deviation of f1, logarithm
 ODDS = (-5.0, 2.5)  # share of matches, as a logit
+ALIKE = (-6.0, 0.7)  # share of people who look alike among strangers, as a logit
+FALLING = (-0.357, 0.15)  # logarithm of how fast their density falls, a width
 STARTS = (
     (6.0, 0.3, -5.0),
     (4.5, 0.2, -3.5),
     (7.0, 0.4, -6.5),
     (5.0, 0.2, -2.0),
+    (9.0, 0.3, -5.5),
 )  # of f1 and its share
+ALIKE_FROM = 3.0  # widths above the mode, from where on strangers look alike
+END_MATCH = -0.5  # widths from f1's mean, and from f0's mode (mean, deviation): what the ends of wedges score, see `_right_links`
+END_OTHERS = ((0.5, 1.3), (4.5, 1.8))
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """f0: mode, width, shape (logarithm) of strangers. f1: mean, deviation of matches. odds: logit of the share of matches.
+    """f0: mode, width, shape (logarithm) of strangers; a share `alike` of them looks alike, and `falling`, a width, is how fast
+    their density falls. f1: mean, deviation of matches. odds: logit of the share of matches.
 
-    Raises ValueError for numbers that are not finite and a width or deviation that is not above 0.
+    Raises ValueError for numbers that are not finite, a width, deviation or falling that is not above 0, and an impossible share.
     """
 
     mode: float
@@ -75,16 +82,25 @@ class Mixture:
     mean: float
     deviation: float
     odds: float
+    alike: float = 0.0
+    falling: float = 1.0
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, asdict(self).values())) or min(self.width, self.deviation) <= 0:
-            raise ValueError("a mixture has finite numbers, and a width and a deviation above 0")
+        if not all(map(math.isfinite, asdict(self).values())) or min(self.width, self.deviation, self.falling) <= 0:
+            raise ValueError("a mixture has finite numbers, and a width, a deviation and a fall above 0")
+        if not 0 <= self.alike < 1:
+            raise ValueError(f"a share from 0 to below 1 of strangers looks alike, not {self.alike}")
 
     def log_strangers(self, x: ArrayLike) -> Floats:
         """log f0, of x [...]."""
         k = math.exp(self.shape)
-        u = -(np.asarray(x, np.float64) - self.mode) / (self.width * math.sqrt(k))
-        return k * (u - np.exp(np.minimum(u, 300.0)) + self.shape) - math.lgamma(k) - math.log(self.width * math.sqrt(k))
+        above = (np.asarray(x, np.float64) - self.mode) / self.width
+        u = -above / math.sqrt(k)
+        most = k * (u - np.exp(np.minimum(u, 300.0)) + self.shape) - math.lgamma(k) - math.log(self.width * math.sqrt(k))
+        if not self.alike:
+            return most
+        tail = math.log(self.alike * self.falling / self.width) - self.falling * (above - ALIKE_FROM)
+        return np.logaddexp(math.log1p(-self.alike) + most, np.where(above > ALIKE_FROM, tail, -np.inf))
 
     def log_matches(self, x: ArrayLike) -> Floats:
         """log f1, of x [...]."""
@@ -95,8 +111,9 @@ class Mixture:
         from scipy.special import gammainc  # takes long to import, and few searches need it
 
         k = math.exp(self.shape)
-        u = -(np.asarray(x, np.float64) - self.mode) / (self.width * math.sqrt(k))
-        return np.asarray(gammainc(k, k * np.exp(np.minimum(u, 300.0))), np.float64)
+        above = (np.asarray(x, np.float64) - self.mode) / self.width
+        most = np.asarray(gammainc(k, k * np.exp(np.minimum(-above / math.sqrt(k), 300.0))), np.float64)
+        return (1 - self.alike) * most + self.alike * np.exp(-self.falling * np.maximum(above - ALIKE_FROM, 0.0))
 
     def llr(self, x: ArrayLike) -> Floats:
         """log f1 / f0 of x [...], never falling with x and at most HIGHEST."""
@@ -210,7 +227,8 @@ def fit_gallery_calibration(
         why = f"among {videos} videos of this gallery too few pairs stand out from strangers to tell what a match scores"
     if why:
         return GalleryCalibration(**known, links=links, right=0.0, mixture=mixture, shift=0.0, why=why)
-    right = min((1 - LOOKALIKES) * _right_links(both, link, apart | apart.T, mixture), MOST_RIGHT)
+    right = float(sigmoid(log_odds[link]).mean()) * _right_links(both, link, apart | apart.T, mixture)
+    right = min(right, MOST_RIGHT)
     shift = _shift(log_odds[link], right)
     return GalleryCalibration(**known, links=links, right=right, mixture=mixture, shift=shift, why="")
 
@@ -232,7 +250,8 @@ def _fit(x: Floats, videos: int) -> Mixture:
 
     def mixture(theta: Floats) -> Mixture:
         mode, width = median + theta[0] * unit, unit * math.exp(theta[1])
-        return Mixture(mode, width, theta[2], mode + theta[3] * width, width * math.exp(theta[4]), theta[5])
+        of_matches = mode + theta[3] * width, width * math.exp(theta[4]), theta[5]
+        return Mixture(mode, width, theta[2], *of_matches, 1 / (1 + math.exp(-theta[6])), math.exp(theta[7]))
 
     def cost(theta: Floats) -> float:
         of = mixture(theta)
@@ -243,8 +262,8 @@ def _fit(x: Floats, videos: int) -> Mixture:
         prior = sum(((value - mean) / deviation) ** 2 for value, (mean, deviation) in zip(theta, expected, strict=True)) / 2
         return float(prior - (weight * at).sum() - below * left)
 
-    expected = (MODE, WIDTH, SHAPE, MATCH, MATCH_WIDTH, ODDS)
-    starts = [(MODE[0], WIDTH[0], SHAPE[0], *start) for start in STARTS]
+    expected = (MODE, WIDTH, SHAPE, MATCH, MATCH_WIDTH, ODDS, ALIKE, FALLING)
+    starts = [(MODE[0], WIDTH[0], SHAPE[0], *start, ALIKE[0], FALLING[0]) for start in STARTS]
     bounds = [_bounds(*one) for one in expected]
     fits = (minimize(cost, start, method="L-BFGS-B", bounds=bounds) for start in starts)
     best = min(fits, key=lambda found: float(found.fun))
@@ -254,31 +273,27 @@ def _fit(x: Floats, videos: int) -> Mixture:
 def _right_links(x: Floats, link: NDArray[np.bool_], apart: NDArray[np.bool_], mixture: Mixture) -> float:
     """Share of the links, bool [M, M] symmetric, that is right as far as triples tell; x: [M, M], symmetric.
 
-    A wedge is two links i-j and j-k. If all links were right i-k would be a match, too; so the scores of i-k are a mixture of
-    matches and strangers of which the share of matches is fitted, and what is left are open wedges. With D links a video of which
-    F are wrong, wrong ones falling anywhere, o = 2 F (D - F) + F^2 wedges a video are open: F = D - sqrt(D^2 - o).
+    A wedge is two links i-j and j-k. If all links were right i-k would be a match, too, and score as matches do that are not
+    chosen for their score: about the mean of f1, a little below it, or higher. What scores less is an open wedge, whose ends both
+    resemble somebody and so each other more than strangers do. With D links a video of which F are wrong, wrong ones falling
+    anywhere, o = 2 F (D - F) + F^2 wedges a video are open: F = D - sqrt(D^2 - o).
     """
-    from scipy.optimize import minimize
-
     joint = link.astype(np.float32) @ link.astype(np.float32)
     i, k = np.nonzero(np.triu(joint, 1))
-    wedges, ends, never = joint[i, k].astype(np.float64), x[i, k], apart[i, k]
-    degree = float(link.sum()) / len(link)
-    closed = 0.0
-    if (total := float(wedges.sum())) > LEAST_WEDGES:
-        weight, at, strangers = wedges[~never], ends[~never], mixture.log_strangers(ends[~never])
-        scale = min(total, 500.0) / total
-
-        def cost(theta: Floats) -> float:
-            matches = _log_normal(at, mixture.mode + theta[0] * mixture.width, mixture.width * math.exp(theta[1]))
-            share = np.logaddexp(strangers - np.logaddexp(0, theta[2]), matches - np.logaddexp(0, -theta[2]))
-            prior = ((theta[0] - MATCH[0]) / (2 * MATCH[1])) ** 2 + ((theta[1] - MATCH_WIDTH[0]) / (2 * MATCH_WIDTH[1])) ** 2
-            return float(prior / 2 - scale * (weight * share).sum())
-
-        bounds = [_bounds(*MATCH), _bounds(*MATCH_WIDTH), (-20.0, 20.0)]
-        found = minimize(cost, (MATCH[0], MATCH_WIDTH[0], 0.0), method="L-BFGS-B", bounds=bounds)
-        closed = float(sigmoid(np.array(found.x[2]))) * float(weight.sum()) / total
-    opened = 2 * total * (1 - closed) / len(link)
+    wedges, never = joint[i, k].astype(np.float64), apart[i, k]
+    if not len(wedges):
+        return 1.0
+    usual = (mixture.mean - mixture.mode) / mixture.width + END_MATCH
+    ends = np.minimum((x[i, k] - mixture.mode) / mixture.width, usual)
+    kinds = [(usual, mixture.deviation / mixture.width), *END_OTHERS]
+    densities = np.exp([_log_normal(ends, *kind) for kind in kinds])  # [kinds, wedges]
+    densities[0, never] = 0.0
+    shares = np.full(len(kinds), 1 / len(kinds))
+    for _ in range(CLOSING):
+        parts = shares[:, None] * densities
+        shares = (wedges * parts / parts.sum(axis=0)).sum(axis=1) / wedges.sum()
+    closed = float(shares[0])
+    degree, opened = float(link.sum()) / len(link), 2 * float(wedges.sum()) * (1 - closed) / len(link)
     return math.sqrt(max(degree**2 - opened, 0.0)) / degree
 
 

@@ -63,6 +63,23 @@ def test_probabilities_are_true_where_nobody_is_labelled(people: int, videos: in
     assert np.mean(none[::2]) > 0.6 > 0.4 > np.mean(none[1::2])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_people_who_look_alike_are_not_taken_for_one(seed: int) -> None:
+    """A tenth of the people have a double, whose videos resemble theirs by halves."""
+    rng = np.random.default_rng(seed)
+    person, centre = np.arange(300) % 150, rng.normal(size=(150, 48))
+    for one in range(0, 30, 2):
+        centre[one] = 0.75 * centre[one + 1] + 0.66 * centre[one]
+    x = centre[person] + 0.6 * rng.normal(size=(300, 48))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    scores, same, others = 8 * x @ x.T, person[:, None] == person, ~np.eye(300, dtype=bool)
+    known = fitted(scores)
+    said = probabilities(known, scores)
+    assert known.mixture is not None and known.mixture.alike > 0
+    assert expected_calibration_error(said[others], same[others]) <= 0.02
+    assert 0.7 < said[others].sum() / same[others].sum() < 1.4
+
+
 def test_no_level_of_the_scores_is_built_in() -> None:
     scores, _ = gallery(60, 240, 0.6, seed=4)
     plain, moved = fitted(scores), fitted(3 * scores - 11)
@@ -73,7 +90,7 @@ def test_probabilities_never_fall_with_the_score() -> None:
     known = fitted(gallery(60, 240, 0.6, seed=4)[0])
     line = np.linspace(-20, 40, 2000)
     llrs = known.log_likelihood_ratios(line)
-    assert (np.diff(llrs) >= 0).all() and llrs[-1] == pytest.approx(HIGHEST + known.shift)
+    assert (np.diff(llrs) >= 0).all() and 6 < llrs[-1] - known.shift <= HIGHEST
 
 
 def test_small_galleries_get_words_and_why() -> None:
@@ -106,8 +123,9 @@ def test_pairs_that_one_camera_saw_at_once_are_no_links() -> None:
     free = fitted(scores)
     twins = (person[:, None] // 2 == person // 2) & (person[:, None] != person)
     alike = np.where(twins, np.maximum(scores, 7.0), scores)  # every person has somebody who looks alike
-    assert fitted(alike, twins).links == pytest.approx(free.links, rel=0.15)
-    assert fitted(alike).links > free.links + 200
+    known, unknown = fitted(alike, twins), fitted(alike)
+    assert unknown.links > free.links + 200
+    assert abs(known.links - free.links) < (unknown.links - free.links) / 8
 
 
 def test_the_densities_are_those_of_scipy() -> None:
@@ -122,6 +140,18 @@ def test_the_densities_are_those_of_scipy() -> None:
     between = np.linspace(0, 5, 50)
     ratio = MIXTURE.log_matches(between) - MIXTURE.log_strangers(between)
     np.testing.assert_allclose(MIXTURE.llr(between), np.minimum(ratio, HIGHEST), atol=1e-3)
+    alike = dataclasses.replace(MIXTURE, alike=0.02, falling=0.7)
+    tail = stats.expon(loc=-1 + 3 * 0.8, scale=0.8 / 0.7)
+    np.testing.assert_allclose(
+        np.exp(alike.log_strangers(line)), 0.98 * strangers.pdf(-line) + 0.02 * tail.pdf(line), rtol=1e-9, atol=1e-12
+    )
+    np.testing.assert_allclose(alike.strangers_above(line), 0.98 * strangers.cdf(-line) + 0.02 * tail.sf(line), atol=1e-9)
+    high = np.linspace(3, 6, 50)
+    ratio = alike.log_matches(high) - alike.log_strangers(high)
+    np.testing.assert_allclose(alike.llr(high), np.maximum.accumulate(ratio), atol=1e-3)
+    for wrong in ({"alike": 1.0}, {"alike": -0.1}, {"falling": 0.0}, {"width": 0.0}):
+        with pytest.raises(ValueError, match=r"strangers looks alike|above 0"):
+            dataclasses.replace(MIXTURE, **wrong)
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.25])
@@ -149,6 +179,16 @@ def test_a_gallery_calibration_is_read_as_it_was_written() -> None:
         del document[name]
         with pytest.raises(PipelineError, match=r"^here is not a usable gallery calibration: .*; run jobs\.index --rebuild"):
             GalleryCalibration.from_json(json.dumps(document), "here")
+
+
+def test_one_of_the_first_format_knows_nobody_who_looks_alike() -> None:
+    known = GalleryCalibration(HEAD, {"ratio": 0.1}, True, 100, 30, 0.7, MIXTURE, -0.3, "")
+    document = json.loads(known.to_json())
+    assert document["format"] == "gallery calibration 2"
+    document["format"] = "gallery calibration 1"
+    for name in ("alike", "falling"):
+        del document["mixture"][name]
+    assert GalleryCalibration.from_json(json.dumps(document), "here") == known
 
 
 def test_it_is_for_one_head_and_one_way_of_scoring() -> None:
