@@ -24,7 +24,8 @@ import typer
 from jobs.command_line import run
 from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.errors import UsageError
-from pipeline.evaluation.evaluate import EvaluationSettings, Split, evaluate_index, judged_pairs
+from pipeline.evaluation.evaluate import EvaluationSettings, evaluate_index
+from pipeline.evaluation.judged_pairs import Split, judged_pairs
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.index.build import build_index
 from pipeline.index.versions import find_head

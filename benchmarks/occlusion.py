@@ -21,7 +21,8 @@ from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import connected
 from pipeline.datasets.read import read_labelled
 from pipeline.decoding.sampling import Sampling
-from pipeline.evaluation.evaluate import EvaluationSettings, Split, evaluate_index, judged_pairs
+from pipeline.evaluation.evaluate import EvaluationSettings, evaluate_index
+from pipeline.evaluation.judged_pairs import Split, judged_pairs
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.index.versions import find_head

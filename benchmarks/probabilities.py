@@ -30,7 +30,7 @@ from pipeline.cluster import connected
 from pipeline.coattention.gallery_calibration import GalleryCalibration
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
-from pipeline.evaluation.evaluate import coattention_scores
+from pipeline.evaluation.as_searched import coattention_scores
 from pipeline.evaluation.metrics import left_out
 from pipeline.evaluation.probabilities import ProbabilityFigures, probability_figures, strength_figures
 from pipeline.gallery.gallery import Gallery

@@ -25,7 +25,9 @@ from pipeline.catalog.inputs import read_catalog
 from pipeline.cluster import connected
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import UsageError
-from pipeline.evaluation.evaluate import COATTENTION, COSINE, coattention_scores, cosine_scores, video_means
+from pipeline.evaluation.as_searched import coattention_scores
+from pipeline.evaluation.baselines import COSINE, cosine_scores, video_means
+from pipeline.evaluation.evaluate import COATTENTION
 from pipeline.evaluation.metrics import RankingQuality, query_figures, ranking_quality
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index

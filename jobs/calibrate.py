@@ -11,7 +11,8 @@ from pipeline.cluster import Cluster
 from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
 from pipeline.datasets.read import read_labelled
 from pipeline.errors import UsageError
-from pipeline.evaluation.evaluate import Split, coattention_scores, judged_pairs
+from pipeline.evaluation.as_searched import coattention_scores
+from pipeline.evaluation.judged_pairs import Split, judged_pairs
 from pipeline.gallery.audit import append_record
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index

@@ -18,7 +18,9 @@ from pipeline.cluster import Cluster
 from pipeline.datasets.labelled import LabelledData
 from pipeline.datasets.read import read_labelled
 from pipeline.errors import UsageError
-from pipeline.evaluation.evaluate import COATTENTION, EvaluationSettings, Split, evaluate_index, judged_pairs, write_pair_scores
+from pipeline.evaluation.evaluate import COATTENTION, EvaluationSettings, evaluate_index
+from pipeline.evaluation.judged_pairs import Split, judged_pairs
+from pipeline.evaluation.pair_scores import write_pair_scores
 from pipeline.evaluation.report import evaluation_text, render_evaluation
 from pipeline.gallery.audit import append_record, check_policy, failures_recorded, unicode_only
 from pipeline.gallery.gallery import Gallery, GallerySettings

@@ -84,7 +84,7 @@ def describe(data: LabelledData) -> str:
 def queries_without_match(data: LabelledData) -> list[str]:
     """Queries whose person is on no other gallery video of another camera: they cannot be scored, only counted.
 
-    A camera that is not known is another one than any (see `pipeline.evaluation.evaluate.judged_pairs`).
+    A camera that is not known is another one than any (see `pipeline.evaluation.judged_pairs.judged_pairs`).
     """
     columns = (data.catalog.table[name].to_pylist() for name in ("source_id", "person_id", "camera_id"))
     labels = {video_id: (person, camera) for video_id, person, camera in zip(*columns, strict=True)}

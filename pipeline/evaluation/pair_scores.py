@@ -1,4 +1,7 @@
-"""The pair scores that jobs.evaluate saves, read back as the tables that `pipeline.evaluation.metrics` takes."""
+"""The pair scores that jobs.evaluate saves, and reads back as the tables that `pipeline.evaluation.metrics` takes."""
+
+import math
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -6,14 +9,40 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.evaluate import NO_CAMERA, Floats, JudgedPairs
+from pipeline.evaluation.as_searched import Floats
+from pipeline.evaluation.judged_pairs import NO_CAMERA, JudgedPairs
+from pipeline.index.versions import Index
 from pipeline.storage.location import Location
 
+PARQUET_ROWS = 1_000_000  # about, a row group of the saved scores
 _KEYS = ("split", "query_id", "video_id", "same")
 
 
+def write_pair_scores(scores: dict[str, Floats], index: Index, pairs: JudgedPairs, sink: IO[bytes]) -> None:
+    """Every pair that counts as a row of a Parquet file: split, query_id, video_id, same, and a float32 column a method."""
+    ids = index.videos["video_id"]
+    queries, gallery = (ids.take(pa.array(rows)) for rows in (pairs.query_rows, pairs.gallery_rows))
+    schema = pa.schema(
+        [("split", pa.int32()), ("query_id", pa.string()), ("video_id", pa.string()), ("same", pa.bool_())]
+        + [(name, pa.float32()) for name in scores]
+    )
+    block = max(1, math.ceil(PARQUET_ROWS / len(pairs.gallery_rows)))
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for start in range(0, len(pairs.query_rows), block):
+            part = slice(start, start + block)
+            rows, columns = np.nonzero(pairs.valid[part])
+            arrays = [
+                pa.array(pairs.splits[part][rows], pa.int32()),
+                queries.take(pa.array(rows + start)).combine_chunks(),
+                gallery.take(pa.array(columns)).combine_chunks(),
+                pa.array(pairs.same[part][rows, columns]),
+                *(pa.array(table[part][rows, columns].astype(np.float32)) for table in scores.values()),
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
 def read_pair_scores(file: Location, videos: pa.Table) -> tuple[dict[str, Floats], JudgedPairs]:
-    """What `pipeline.evaluation.evaluate.write_pair_scores` wrote: (scores float64 [Q, G] by method, the pairs that they are of).
+    """What `write_pair_scores` wrote: (scores float64 [Q, G] by method, the pairs that they are of).
 
     videos: table with video_id, person_id and camera_id, such as Index.videos or a gallery's; rows of the pairs are its rows. A
     pair that does not count has the score NaN, and `same` is False for it, since the file says nothing of it; a query none of

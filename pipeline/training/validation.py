@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from pipeline.coattention.cohort import Cohort, cohort_statistics, normalised_logits
 from pipeline.coattention.network import Coattention
-from pipeline.evaluation.evaluate import cosine_scores
+from pipeline.evaluation.baselines import cosine_scores
 from pipeline.evaluation.metrics import RankingQuality, query_figures, ranking_quality
 from pipeline.scoring.scores import encode_target, pair_logits
 from pipeline.scoring.video_scores import video_scores

@@ -24,27 +24,21 @@ from pipeline.coattention.cohort import Cohort
 from pipeline.datasets.labelled import LabelledData
 from pipeline.datasets.read import read_labelled
 from pipeline.errors import UsageError
-from pipeline.evaluation.evaluate import (
-    COATTENTION,
+from pipeline.evaluation.as_searched import coattention_scores, prefilter_places, shortlisted
+from pipeline.evaluation.baselines import (
     COSINE,
     METRIC,
     NORMALISED,
-    ONE_QUERY,
-    EvaluationSettings,
-    JudgedPairs,
-    Split,
     baseline_scores,
-    coattention_scores,
     cohort_normalised,
     cosine_scores,
-    evaluate_index,
-    judged_pairs,
     metric_scores,
-    shortlisted,
     video_means,
-    write_pair_scores,
 )
+from pipeline.evaluation.evaluate import COATTENTION, ONE_QUERY, EvaluationSettings, evaluate_index
+from pipeline.evaluation.judged_pairs import JudgedPairs, Split, judged_pairs
 from pipeline.evaluation.metrics import identity_interval, query_figures, ranking_quality
+from pipeline.evaluation.pair_scores import write_pair_scores
 from pipeline.gallery.audit import read_records
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.build import build_index
@@ -278,7 +272,7 @@ def test_means_are_each_video_s_own_wherever_it_lies(toy_gallery: Gallery) -> No
     np.testing.assert_allclose(np.diag(cosine_scores(means, means)), 1.0)
 
 
-def test_a_shortlist_follows_the_best_segment_under_uniform_attention(toy_gallery: Gallery) -> None:
+def test_shortlists_follow_the_best_segment_under_uniform_attention_and_then_the_best_lead(toy_gallery: Gallery) -> None:
     index, partitions, pairs = opened(toy_gallery)
     weight, bias = (tensor.detach().double().numpy() for tensor in index.head.score_row())
     ids = index.videos["video_id"].to_pylist()
@@ -291,8 +285,10 @@ def test_a_shortlist_follows_the_best_segment_under_uniform_attention(toy_galler
     values = {v: index.head.values(torch.from_numpy(features[v])).detach().double().numpy() for v in ids}
     means = {v: np.array([values[v][np.unique(numbers)].mean(axis=0) for numbers in segments(v)]) for v in ids}
     alone = np.random.default_rng(0).random(pairs.valid.shape)
-    six, near = shortlisted(toy_gallery, index, partitions, pairs, alone, ScoreSettings(neighbours=0), ("6", "15%"))
-    beside, _ = shortlisted(toy_gallery, index, partitions, pairs, alone, ScoreSettings(neighbours=1), ("6", "15%"))
+    places = prefilter_places(toy_gallery, index, partitions, pairs, longest=6)
+    asked = toy_gallery, index, partitions, pairs, places, alone
+    six, share = shortlisted(*asked, ScoreSettings(neighbours=0), ("6", "15%"))
+    beside, _ = shortlisted(*asked, ScoreSettings(neighbours=1), ("6", "15%"))
     whole = partitions.whole(pairs.gallery_rows).encodings.astype(np.float64)
     for q in (0, 13, 39):
         encodings = segmented(gallery_target(toy_gallery, ids[pairs.query_rows[q]]), index).encoding.encodings
@@ -301,7 +297,8 @@ def test_a_shortlist_follows_the_best_segment_under_uniform_attention(toy_galler
             difference = encodings.double().numpy()[:, None] - means[ids[pairs.gallery_rows[g]]]
             logits[g] = float((bias + difference**2 @ weight).max())
         best = sorted(logits, key=lambda g: -logits[g])[:6]
-        assert set(np.flatnonzero(six[q])) == set(np.flatnonzero(near[q])) == set(best)
+        assert places[q, best].tolist() == [1, 2, 3, 4, 5, 6] and (np.delete(places[q], best) == 41).all()
+        assert set(np.flatnonzero(six[q])) == set(np.flatnonzero(share[q])) == set(best)
         lead = max(best, key=lambda g: alone[q, g])
         distances = {
             g: -float((bias + (whole[lead] - means[ids[pairs.gallery_rows[g]]]) ** 2 @ weight).max())
@@ -368,7 +365,7 @@ def test_pair_scores_come_back_as_rows(toy_gallery: Gallery, monkeypatch: pytest
     index, _, pairs = opened(toy_gallery)
     tables = {"one": np.arange(1600.0).reshape(40, 40), "two": -np.ones((40, 40))}
     sink = io.BytesIO()
-    monkeypatch.setattr("pipeline.evaluation.evaluate.PARQUET_ROWS", 130)  # several row groups
+    monkeypatch.setattr("pipeline.evaluation.pair_scores.PARQUET_ROWS", 130)  # several row groups
     write_pair_scores(tables, index, pairs, sink)
     rows = pq.read_table(io.BytesIO(sink.getvalue())).to_pylist()
     ids = index.videos["video_id"].to_pylist()

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluation.evaluate import COATTENTION, COSINE, EvaluationSettings, Split, evaluate_index, judged_pairs
+from pipeline.evaluation.baselines import COSINE
+from pipeline.evaluation.evaluate import COATTENTION, EvaluationSettings, evaluate_index
+from pipeline.evaluation.judged_pairs import Split, judged_pairs
 from pipeline.evaluation.report import evaluation_text, interval, probability_lines, render_evaluation, share, spread
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.evaluate import Split, judged_pairs, write_pair_scores
+from pipeline.evaluation.judged_pairs import Split, judged_pairs
 from pipeline.evaluation.metrics import query_figures
-from pipeline.evaluation.pair_scores import read_pair_scores
+from pipeline.evaluation.pair_scores import read_pair_scores, write_pair_scores
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
 from pipeline.storage.location import resolve

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.evaluate import video_means
+from pipeline.evaluation.baselines import video_means
 from pipeline.gallery.gallery import Gallery, feature_matrix, frames_table
 from pipeline.index.build import build_index
 from pipeline.index.samples import sample_cohort, sample_features, sample_means

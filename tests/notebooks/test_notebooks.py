@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import math
 import re
 import sys
 import warnings
@@ -257,10 +258,10 @@ def test_the_matches_of_a_wrong_label_are_what_the_prefilter_loses(mislabelled: 
     assert "A shortlist of 4 loses 4 of 160 true matches, of 3 of 80 queries" in said(ran)
     evaluation = (mislabelled.out / "evaluation.json").read_text()
     rows = [row for row in table_of(ran, "recall-table") if row]
-    for size in ("5", "20%"):
-        recall = next(recall for recall in json.loads(evaluation)["shortlists"] if recall["size"] == size)
-        expected = [float(recall[name]) for name in ("videos", "top_10", "matches")]
-        assert any([float(cell) for cell in row[:3]] == pytest.approx(expected, abs=6e-4) for row in rows)
+    searched = [[float(one[name]) for name in ("videos", "top_10", "matches")] for one in json.loads(evaluation)["shortlists"]]
+    for videos, top_10, matches in searched:  # searches score a fifth more, near to the best lead
+        (alone,) = ([float(cell) for cell in row[:3]] for row in rows if math.ceil(1.2 * float(row[0])) == videos)
+        assert alone[1] <= top_10 + 6e-4 and alone[2] <= matches + 6e-4
 
 
 def test_without_failures_sources_cameras_and_intervals_they_are_sentences(

@@ -12,7 +12,7 @@ import pytest
 from jobs.search import ranked_list
 from pipeline.coattention.gallery_calibration import NOT_TOLD_APART, STRONG, GalleryCalibration
 from pipeline.errors import PipelineError
-from pipeline.evaluation.evaluate import coattention_scores
+from pipeline.evaluation.as_searched import coattention_scores
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index, publish_without
 from pipeline.index.versions import WORTH, Index, extensible_index, open_index
