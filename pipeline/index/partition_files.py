@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.coattention.cameras import CameraHeads
-from pipeline.coattention.cohort import Cohort, cohort_statistics
+from pipeline.coattention.cohort import Cohort, CohortStatistics, cohort_statistics
 from pipeline.coattention.network import CoattentionConfig
 from pipeline.coattention.visibility import frame_visibility, segment_visibility
 from pipeline.errors import PipelineError, first_line
@@ -26,12 +26,13 @@ from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.prefilter import PrefilterMetric
 from pipeline.scoring.frame_rows import TOO_MANY_FILES
 from pipeline.scoring.scores import frame_band
-from pipeline.scoring.whole import or_whole, video_encodings
+from pipeline.scoring.whole import PARTS, or_whole, video_encodings, video_parts
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage.local_paths import local_file
 from pipeline.storage.location import Location
 
-NEW_ARRAYS = ("visibility", "video_encodings", "video_mean", "video_spread")  # that an earlier format has not
+OF_PARTS = ("part_encodings", "part_mean", "part_spread")
+NEW_ARRAYS = ("visibility", "video_encodings", "video_mean", "video_spread", *OF_PARTS)  # that earlier partitions have not
 ENCODE_ROWS = 8192  # frames that pass through the head at a time
 LARGEST_DISTANCE = 65_000.0  # what float16 holds
 
@@ -93,6 +94,10 @@ def write_partition(
             prefilter.add(metric.stored(or_whole(encoded, shown, whole[np.repeat(np.arange(len(positions)), segments_of)])))
             numbers = torch.from_numpy(positions + first_video)
             of_whole = cohort_statistics(cohort, torch.from_numpy(whole), numbers, weight, bias)
+            parts = np.stack([whole] * PARTS, axis=1)
+            if heads.unit_encodings:
+                parts = video_parts(new_values, visible, of_videos, whole)
+            of_parts = _of_parts(parts, whole, of_whole, cohort, numbers, weight, bias)
             new = {
                 "keys": new_keys,
                 "values": new_values,
@@ -105,6 +110,9 @@ def write_partition(
                 "video_encodings": whole,
                 "video_mean": of_whole.mean.numpy(),
                 "video_spread": of_whole.spread.numpy(),
+                "part_encodings": parts,
+                "part_mean": of_parts.mean.numpy(),
+                "part_spread": of_parts.spread.numpy(),
             }
             for name, rows in new.items():
                 arrays[name].write(np.ascontiguousarray(rows, shapes[name][0]).data)
@@ -118,6 +126,25 @@ def write_partition(
     )
     table = table.append_column("segments", pa.array(np.diff(first_segment)))
     return table, {"frames": total, "segments": segments}
+
+
+def _of_parts(
+    parts: np.ndarray,
+    whole: np.ndarray,
+    of_whole: CohortStatistics,
+    cohort: Cohort,
+    videos: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+) -> CohortStatistics:
+    """Cohort statistics [V, PARTS] of the parts of videos; those of most are the whole's, and are not computed again."""
+    mean, spread = (part[:, None].repeat(1, PARTS) for part in (of_whole.mean, of_whole.spread))
+    parted = torch.from_numpy(np.flatnonzero((parts != whole[:, None]).any(axis=(1, 2))))
+    if len(parted):
+        encodings = torch.from_numpy(parts)[parted].flatten(0, 1)
+        found = cohort_statistics(cohort, encodings, videos[parted].repeat_interleave(PARTS), weight, bias)
+        mean[parted], spread[parted] = found.mean.reshape(-1, PARTS), found.spread.reshape(-1, PARTS)
+    return CohortStatistics(mean, spread)
 
 
 def array_shapes(
@@ -136,6 +163,9 @@ def array_shapes(
         "video_encodings": (np.float16, (videos, config.value_width)),
         "video_mean": (np.float32, (videos,)),
         "video_spread": (np.float32, (videos,)),
+        "part_encodings": (np.float16, (videos, PARTS, config.value_width)),
+        "part_mean": (np.float32, (videos, PARTS)),
+        "part_spread": (np.float32, (videos, PARTS)),
     }
 
 

@@ -14,7 +14,7 @@ from pipeline.scoring import pair_kernel
 from pipeline.scoring.frame_rows import FileRows, FrameRows
 from pipeline.scoring.scores import TargetEncoding, candidate_logits, file_logits, sigmoid
 from pipeline.scoring.video_scores import SHARPNESS, video_scores, visible_logits
-from pipeline.scoring.whole import WholeVideos, or_whole, resemblance
+from pipeline.scoring.whole import WholeVideos, nearest_part, or_whole
 from pipeline.scoring.whole import joined as joined_videos
 from pipeline.settings import ScoreSettings
 from pipeline.stopping import Between, going_on, stoppable
@@ -56,8 +56,8 @@ class Candidates:
     """Videos and where their frames lie in `rows`, each video's in one piece.
 
     first, frames, segments: int64 [m], a video's first row, rows and segments, ascending by `first` (in each file). cohort,
-    visibility: of all their segments in order, [K]. length, stride: frames of a segment, and between segments. whole: the m
-    videos, None in an index of an earlier format.
+    visibility: of all their segments in order, [K]. length, stride: frames of a segment, and between segments. whole, parts: the
+    m videos and their parts, None in an index of an earlier format.
     """
 
     rows: FrameRows | FileRows
@@ -69,6 +69,7 @@ class Candidates:
     length: int
     stride: int
     whole: WholeVideos | None = None
+    parts: WholeVideos | None = None
 
     @property
     def offsets(self) -> np.ndarray:
@@ -142,9 +143,9 @@ class Candidates:
         """Video scores float64 [m] of one target from its logits [N, K], and from how alike it is as a whole: either will do."""
         logits = visible_logits(pairs, self.offsets, target.visibility, self.visibility)
         normalised = settings.normalise == "cohort" and target.cohort is not None
-        if normalised and target.whole is not None and self.whole is not None:
+        if normalised and target.whole is not None and self.whole is not None and self.parts is not None:
             weight, bias = target.encoding.weight.cpu().numpy(), float(target.encoding.bias)
-            logits = np.logaddexp(logits, resemblance(target.whole, self.whole, weight, bias)[0])
+            logits = np.logaddexp(logits, nearest_part(target.whole, self.whole, self.parts, weight, bias))
         return calibration.sigmoid(logits)
 
     def _parts(self, target_segments: int) -> Iterator[slice]:
@@ -164,9 +165,9 @@ class Candidates:
         cohort = CohortStatistics(self.cohort.mean[begin:end], self.cohort.spread[begin:end])
         rows = replace(self.rows, owner=self.rows.owner[some]) if isinstance(self.rows, FileRows) else self.rows
         first, frames, segments = (part[some] for part in (self.first, self.frames, self.segments))
-        whole = None if self.whole is None else self.whole[some]
+        whole, parts = (None if one is None else one[some] for one in (self.whole, self.parts))
         lie = (rows, first, frames, segments)
-        return Candidates(*lie, cohort, self.visibility[begin:end], self.length, self.stride, whole)
+        return Candidates(*lie, cohort, self.visibility[begin:end], self.length, self.stride, whole, parts)
 
 
 def together(parts: Sequence[Candidates]) -> Candidates:
@@ -178,9 +179,9 @@ def together(parts: Sequence[Candidates]) -> Candidates:
     cohort = CohortStatistics(torch.cat([part.cohort.mean for part in parts]), torch.cat([part.cohort.spread for part in parts]))
     owner = np.repeat(np.arange(len(parts)), [len(part.first) for part in parts])
     rows = FileRows([files for part in parts if isinstance(part.rows, FileRows) for files in part.rows.files], owner)
-    whole = [part.whole for part in parts if part.whole is not None]
-    lie = (rows, first, frames, segments)
-    return Candidates(*lie, cohort, visibility, parts[0].length, parts[0].stride, joined_videos(whole) if whole else None)
+    kinds = ([getattr(part, name) for part in parts if getattr(part, name) is not None] for name in ("whole", "parts"))
+    videos = (joined_videos(kind) if kind else None for kind in kinds)
+    return Candidates(rows, first, frames, segments, cohort, visibility, parts[0].length, parts[0].stride, *videos)
 
 
 def score_many(

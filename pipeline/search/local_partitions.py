@@ -27,7 +27,7 @@ from pipeline.stopping import Between, going_on, stoppable
 NEARLY_ALL = 0.9  # share of the videos that a filter leaves, from where on partitions are taken to hold about as many good ones
 MAPPED_BYTES = 4 << 30  # of arrays, from where on rows are never scored where they are mapped
 SPARSE = 0.25  # share of the videos that is asked for, below which they are not either: mapped reading reads what lies around too
-FILES_A_PARTITION, OTHER_FILES = 14, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
+FILES_A_PARTITION, OTHER_FILES = 17, 512  # a mapped array keeps its file open; the usual limit is 1,024 files
 TOGETHER = 1_000_000  # segments that are scored together from files, about: the disk rests between two such groups
 
 Answer = TypeVar("Answer")

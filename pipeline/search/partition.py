@@ -12,7 +12,7 @@ from pipeline.coattention.cohort import CohortStatistics
 from pipeline.errors import PipelineError
 from pipeline.index.cached_files import PartialFile, at_once, cached_folder, local_files
 from pipeline.index.list_scan import ListScan
-from pipeline.index.partition_files import NEW_ARRAYS, array_fault, array_shapes, load_array, load_prefilter
+from pipeline.index.partition_files import NEW_ARRAYS, OF_PARTS, array_fault, array_shapes, load_array, load_prefilter
 from pipeline.index.prefilter import PrefilterQuery, shortlist
 from pipeline.index.versions import Index
 from pipeline.scoring.candidates import Candidates, TargetSegments, counted_up
@@ -44,7 +44,7 @@ class Partition:
         self.length, self.stride = index.settings.segment_length, index.settings.stride
         part, config = index.manifest["partitions"][number], index.head.config
         shapes = array_shapes(config, part["frames"], part["segments"], len(videos), self.length)
-        missing = () if index.has_whole_videos else NEW_ARRAYS
+        missing = [name for name in NEW_ARRAYS if f"{name}.npy" not in part["files"] or not index.has_whole_videos]
         self.partial = {} if folder.is_local or device != "cpu" else _partial_files(folder, part["files"])
         folder = local_files(folder, {name: entry for name, entry in part["files"].items() if name[:-4] not in self.partial})
         places = {name: folder.join(f"{name}.npy") for name in shapes if name not in missing}
@@ -61,8 +61,11 @@ class Partition:
         self.cohort_mean, self.cohort_spread = _tensor(arrays["cohort_mean"]), _tensor(arrays["cohort_spread"])
         self.visibility = arrays.get("visibility", np.ones(part["segments"], np.float32))
         self.whole: WholeVideos | None = None
+        self.parts: WholeVideos | None = None  # of the same videos
         if index.has_whole_videos:
             self.whole = WholeVideos(*(arrays[f"video_{name}"] for name in WHOLE))
+            there = OF_PARTS[0] in arrays
+            self.parts = WholeVideos(*(arrays[name] for name in OF_PARTS)) if there else self.whole.as_parts()
         self.prefilter = load_prefilter(folder.join("prefilter.faiss"))
         self.scan = ListScan.of(self.prefilter)
         self.frames = np.asarray(videos["sampled_frames"]).astype(np.int64)
@@ -98,6 +101,7 @@ class Partition:
             self.length,
             self.stride,
             None if self.whole is None else self.whole[videos],
+            None if self.parts is None else self.parts[videos],
         )
 
     def _segments_of(self, videos: np.ndarray) -> np.ndarray:

@@ -8,7 +8,18 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.scoring.video_scores import SHARPNESS, visible_logits
-from pipeline.scoring.whole import LEAST_VISIBLE, SCALE, WholeVideos, joined, or_whole, resemblance, video_encodings
+from pipeline.scoring.whole import (
+    COST,
+    LEAST_VISIBLE,
+    SCALE,
+    WholeVideos,
+    joined,
+    nearest_part,
+    or_whole,
+    resemblance,
+    video_encodings,
+    video_parts,
+)
 
 
 def whole(count: int, width: int, seed: int) -> WholeVideos:
@@ -48,6 +59,44 @@ def test_resemblance_has_the_same_bits_whatever_stands_beside_it() -> None:
     rows = np.array([39, 0, 17])
     assert np.array_equal(resemblance(some[1:2], others[rows], weight, 1.0)[0], together[1, rows])
     assert np.array_equal(resemblance(some, joined([others[:9], others[9:]]), weight, 1.0), together)
+
+
+def near(axis: int, count: int, seed: int) -> np.ndarray:
+    """Unit vectors about a direction of six."""
+    x = np.eye(6)[axis] + 0.1 * np.random.default_rng(seed).normal(size=(count, 6))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_a_track_of_two_people_has_the_encoding_of_each_and_one_of_one_person_its_own_twice() -> None:
+    jumped, shown = np.concatenate([near(0, 6, 1), near(1, 4, 2), near(0, 2, 3)]), np.ones(12, np.float32)
+    shown[7:9] = 1e-3  # hidden, and so hardly in the encoding
+    one, short = near(2, 9, 4), near(3, 3, 5)
+    short[0] = near(4, 1, 6)[0]  # of too few frames to tell
+    values, frames = np.concatenate([jumped, one, short]), np.array([12, 9, 3])
+    visibility = np.concatenate([shown, np.ones(12, np.float32)])
+    whole = video_encodings(values, visibility, frames, unit=True)
+    found = video_parts(values, visibility, frames, whole)
+    assert found.shape == (3, 2, 6) and found.dtype == np.float32
+    first = np.delete(jumped, slice(6, 10), axis=0).astype(np.float64).mean(axis=0)
+    second = np.average(jumped[6:10].astype(np.float64), axis=0, weights=shown[6:10])
+    np.testing.assert_allclose(found[0], [first / np.linalg.norm(first), second / np.linalg.norm(second)], atol=1e-6)
+    assert np.array_equal(found[1:], np.stack([whole[1:]] * 2, axis=1))
+    together = video_parts(
+        np.concatenate([one, jumped]), np.concatenate([np.ones(9, np.float32), shown]), frames[[1, 0]], whole[[1, 0]]
+    )
+    np.testing.assert_allclose(together, found[[1, 0]], atol=1e-6)
+
+
+def test_a_video_resembles_a_target_as_far_as_its_likest_part_does() -> None:
+    target, videos, parts = whole(1, 6, seed=1), whole(5, 6, seed=2), whole(10, 6, seed=3)
+    weight = -np.random.default_rng(4).random(6).astype(np.float32)
+    of_videos = WholeVideos(parts.encodings.reshape(5, 2, 6), parts.mean.reshape(5, 2), parts.spread.reshape(5, 2))
+    found = nearest_part(target, videos, of_videos, weight, 0.5)
+    alone, each = resemblance(target, videos, weight, 0.5)[0], resemblance(target, parts, weight, 0.5)[0]
+    expected = [max(alone[v], each[2 * v] - COST, each[2 * v + 1] - COST) for v in range(5)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert (found != alone).any()
+    assert np.array_equal(nearest_part(target, videos, videos.as_parts(), weight, 0.5), alone)
 
 
 def test_hidden_segments_are_looked_for_by_their_whole_video() -> None:

@@ -23,6 +23,7 @@ from pipeline.search.local_partitions import FILES_A_PARTITION, LocalPartitions
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.results import SearchResult
 from pipeline.search.search import search
+from pipeline.search.shortlist import segmented
 from pipeline.search.targets import gallery_target
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings, ScoreSettings, SearchSettings
@@ -148,6 +149,33 @@ class Textbook:
         sides = map(self.against_the_cohort, (mine, theirs), (one, other))
         return 1.2 * sum((logit - mean) / spread / 2 for mean, spread in sides)
 
+    def parts(self, video_id: str) -> list[np.ndarray]:
+        """Encodings of two kinds of frames that have next to nothing in common; none where there are no such."""
+        frames, _, _ = self.visibility(video_id)
+        features = torch.from_numpy(feature_matrix(self.gallery.read_video(self.rows[video_id])).astype(np.float32))
+        values = array(self.index.heads.of(self.rows[video_id]["camera_id"]).values(features))
+        if len(frames) < 4 or not self.index.heads.unit_encodings:
+            return []
+        first = values[int(np.argmax(frames))]
+        means = [first, values[int(np.argmin(values @ first))]]
+        for _ in range(8):
+            kinds = [
+                [t for t in range(len(frames)) if (values[t] @ means[1] > values[t] @ means[0]) == second] for second in (0, 1)
+            ]
+            if not all(kinds):
+                return []
+            means = [self.encoding(frames[kind] / frames[kind].sum(), values[kind]) for kind in kinds]
+        return means if means[0] @ means[1] < 0.2 else []
+
+    def nearest(self, one: str, other: str) -> float:
+        """How a whole video resembles another, or the likest part of it."""
+        mine, found = self.visibility(one)[2], [self.alike(one, other)]
+        for part in self.parts(other):
+            logit = self.bias + self.difference(mine, part)
+            sides = map(self.against_the_cohort, (mine, part), (one, other))
+            found.append(1.2 * sum((logit - mean) / spread / 2 for mean, spread in sides) - 1.5)
+        return max(found)
+
 
 def textbook_logits(book: Textbook, target: str, normalise: str) -> dict[str, float]:
     """Every video's, the target's own left out."""
@@ -160,7 +188,7 @@ def textbook_logits(book: Textbook, target: str, normalise: str) -> dict[str, fl
                 weights += of_target * of_candidate
         found[video_id] = np.log(total / weights) / 2
         if normalise == "cohort":
-            found[video_id] = np.log(np.exp(found[video_id]) + np.exp(book.alike(target, video_id)))
+            found[video_id] = np.log(np.exp(found[video_id]) + np.exp(book.nearest(target, video_id)))
     return found
 
 
@@ -207,6 +235,37 @@ def test_scoring_everything_ranks_as_the_textbook_does(
     assert max(abs(found[v] - truth[v]) for v in truth) < 2e-3  # keys and values lie on disk in float16
     assert ids(result) == sorted(found, key=lambda v: (-found[v], v))
     assert [lead.rank for lead in result.leads] == list(range(1, 40))
+
+
+def test_a_track_of_two_people_is_found_by_either(tmp_path: Path) -> None:
+    """A quarter of it is enough; scores are the textbook's, and those of an index without parts are lower."""
+    gallery = Gallery.open_or_create(tmp_path / "g", GallerySettings(toy_spec(), 10.0, None))
+    videos = [(person, np.resize(features, (24, 24))) for person, features in people_features(24, 2, 24, seed=5)]
+    jumped = {2 * number: 2 * number + 11 for number in range(18)}
+    for number, other in jumped.items():
+        videos[number][1][6:] = videos[other][1][6:]
+    add_videos(gallery, videos)
+    index = build_index(gallery, IndexSettings(8, 4, partition_videos=30))
+    book = Textbook(gallery, index)
+    parted = [number for number in jumped if book.parts(f"v{number:03d}")]
+    assert len(parted) >= 5
+    alone = ScoreSettings(neighbours=0)
+    for number in parted[:3]:
+        target = f"v{number + 1:03d}"  # who is on the first quarter of the track
+        found = {
+            lead.video.video_id: lead.score
+            for lead in leads(gallery, index, target, dataclasses.replace(EVERYTHING, score=alone)).leads
+        }
+        truth = textbook_scores(gallery, index, target, "cohort", 0)
+        assert max(abs(found[v] - truth[v]) for v in truth) < 2e-3
+    with opened_partitions(gallery, index, actors=0) as partitions:
+        row = np.array([index.position(f"v{parted[0]:03d}")])
+        target = segmented(gallery_target(gallery, f"v{parted[0] + 1:03d}"), index)
+        (one,) = partitions.score(target, row, alone)
+        for partition in partitions.opened.values():  # type: ignore[attr-defined]
+            partition.parts = partition.whole.as_parts()
+        (without,) = partitions.score(target, row, alone)
+        assert one > without
 
 
 def test_the_same_person_comes_first_on_separable_features(toy_gallery: Gallery, toy_index: Index) -> None:
