@@ -54,7 +54,7 @@ SHAPE = (1.0, 0.3)  # of f0, logarithm of the gamma density's shape
 MATCH = (6.2, 1.0)  # the mean of f1, from the mode of f0
 MATCH_WIDTH = (0.3, 0.15)  # the deviation of f1, logarithm
 ODDS = (-5.0, 2.5)  # share of matches, as a logit
-ALIKE = (-6.0, 0.7)  # share of people who look alike among strangers, as a logit
+ALIKE = (-6.3, 0.5)  # share of people who look alike among strangers, as a logit
 FALLING = (-0.357, 0.15)  # logarithm of how fast their density falls, a width
 STARTS = (
     (6.0, 0.3, -5.0),
