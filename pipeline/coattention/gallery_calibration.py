@@ -43,7 +43,7 @@ HIGHEST = 8.0  # llr that no sample of hundreds of videos supports more of
 MOST_RIGHT = 0.98  # share of the links that is believed to be right at most
 WEIGHT = 5.0  # pairs that a video stands for in the fit: its many pairs are far from independent
 BINS = 240
-CLOSING = 100  # rounds, in which the share of the wedges that close settles
+LEAST_WEDGES = 20  # pairs of links with a video in common, of which fewer say nothing but that links are single
 STRONG, WEAK, NOT_TOLD_APART = "strong", "weak", "not told apart from strangers"
 
 # What the parameters are expected to be, each a normal density (mean, deviation): weak beside some hundred videos. In widths of
@@ -54,7 +54,7 @@ SHAPE = (1.0, 0.3)  # of f0, logarithm of the gamma density's shape
 MATCH = (6.2, 1.0)  # the mean of f1, from the mode of f0
 MATCH_WIDTH = (0.3, 0.15)  # the deviation of f1, logarithm
 ODDS = (-5.0, 2.5)  # share of matches, as a logit
-ALIKE = (-6.3, 0.5)  # share of people who look alike among strangers, as a logit
+ALIKE = (-6.0, 0.5)  # share of people who look alike among strangers, as a logit
 FALLING = (-0.357, 0.15)  # logarithm of how fast their density falls, a width
 STARTS = (
     (6.0, 0.3, -5.0),
@@ -64,8 +64,8 @@ STARTS = (
     (9.0, 0.3, -5.5),
 )  # of f1 and its share
 ALIKE_FROM = 3.0  # widths above the mode, from where on strangers look alike
-END_MATCH = -0.5  # widths from f1's mean, and from f0's mode (mean, deviation): what the ends of wedges score, see `_right_links`
-END_OTHERS = ((0.5, 1.3), (4.5, 1.8))
+END = (6.0, 1.0)  # as MATCH, of the third pair of a triple that closes
+END_WIDTH = (0.3, 0.3)
 
 
 @dataclass(frozen=True)
@@ -273,27 +273,31 @@ def _fit(x: Floats, videos: int) -> Mixture:
 def _right_links(x: Floats, link: NDArray[np.bool_], apart: NDArray[np.bool_], mixture: Mixture) -> float:
     """Share of the links, bool [M, M] symmetric, that is right as far as triples tell; x: [M, M], symmetric.
 
-    A wedge is two links i-j and j-k. If all links were right i-k would be a match, too, and score as matches do that are not
-    chosen for their score: about the mean of f1, a little below it, or higher. What scores less is an open wedge, whose ends both
-    resemble somebody and so each other more than strangers do. With D links a video of which F are wrong, wrong ones falling
-    anywhere, o = 2 F (D - F) + F^2 wedges a video are open: F = D - sqrt(D^2 - o).
+    A wedge is two links i-j and j-k. If all links were right i-k would be a match, too; so the scores of i-k are a mixture of
+    matches and strangers of which the share of matches is fitted, and what is left are open wedges. With D links a video of which
+    F are wrong, wrong ones falling anywhere, o = 2 F (D - F) + F^2 wedges a video are open: F = D - sqrt(D^2 - o).
     """
+    from scipy.optimize import minimize
+
     joint = link.astype(np.float32) @ link.astype(np.float32)
     i, k = np.nonzero(np.triu(joint, 1))
-    wedges, never = joint[i, k].astype(np.float64), apart[i, k]
-    if not len(wedges):
-        return 1.0
-    usual = (mixture.mean - mixture.mode) / mixture.width + END_MATCH
-    ends = np.minimum((x[i, k] - mixture.mode) / mixture.width, usual)
-    kinds = [(usual, mixture.deviation / mixture.width), *END_OTHERS]
-    densities = np.exp([_log_normal(ends, *kind) for kind in kinds])  # [kinds, wedges]
-    densities[0, never] = 0.0
-    shares = np.full(len(kinds), 1 / len(kinds))
-    for _ in range(CLOSING):
-        parts = shares[:, None] * densities
-        shares = (wedges * parts / parts.sum(axis=0)).sum(axis=1) / wedges.sum()
-    closed = float(shares[0])
-    degree, opened = float(link.sum()) / len(link), 2 * float(wedges.sum()) * (1 - closed) / len(link)
+    wedges, ends, never = joint[i, k].astype(np.float64), x[i, k], apart[i, k]
+    degree = float(link.sum()) / len(link)
+    closed = 0.0
+    if (total := float(wedges.sum())) > LEAST_WEDGES:
+        weight, at, strangers = wedges[~never], ends[~never], mixture.log_strangers(ends[~never])
+        scale = min(total, 500.0) / total
+
+        def cost(theta: Floats) -> float:
+            matches = _log_normal(at, mixture.mode + theta[0] * mixture.width, mixture.width * math.exp(theta[1]))
+            share = np.logaddexp(strangers - np.logaddexp(0, theta[2]), matches - np.logaddexp(0, -theta[2]))
+            prior = ((theta[0] - END[0]) / END[1]) ** 2 + ((theta[1] - END_WIDTH[0]) / END_WIDTH[1]) ** 2
+            return float(prior / 2 - scale * (weight * share).sum())
+
+        bounds = [_bounds(*END), _bounds(*END_WIDTH), (-20.0, 20.0)]
+        found = minimize(cost, (END[0], END_WIDTH[0], 0.0), method="L-BFGS-B", bounds=bounds)
+        closed = float(sigmoid(np.array(found.x[2]))) * float(weight.sum()) / total
+    opened = 2 * total * (1 - closed) / len(link)
     return math.sqrt(max(degree**2 - opened, 0.0)) / degree
 
 
