@@ -169,6 +169,16 @@ def test_wrong_links_are_told_by_the_triples_that_do_not_close(wrong: float) -> 
     assert right == pytest.approx(same[link].mean(), abs=0.06)
 
 
+def test_matches_of_one_person_may_score_anything_above_strangers() -> None:
+    """As tracks of some seconds do: the best pairs are links, and the third of a triple scores less than they."""
+    rng = np.random.default_rng(9)
+    person = np.arange(240) // 20
+    same = (person[:, None] == person) & ~np.eye(240, dtype=bool)
+    x = np.where(same, rng.uniform(0, 6, same.shape), -1 + rng.normal(0, 0.8, same.shape))
+    x = np.triu(x, 1) + np.triu(x, 1).T
+    assert _right_links(x, same & (x > 4), np.zeros_like(same), MIXTURE) > 0.85
+
+
 def test_a_gallery_calibration_is_read_as_it_was_written() -> None:
     known = GalleryCalibration(HEAD, {"ratio": 0.1}, True, 100, 30, 0.7, MIXTURE, -0.3, "")
     assert GalleryCalibration.from_json(known.to_json(), "here") == known
