@@ -18,7 +18,8 @@ SCALE = 1.2  # a video's segments make many pairs, of which the best count most,
 LEAST_PARTED = 4  # frames of a video that is looked at for parts
 COST = 1.5  # off the logit of a part: the likest of three may be so by chance, and what hides a person is a part, too
 APART = 0.2  # cosine of two parts, below which they are two people's, or of one person in two very different views
-ROUNDS = 8  # in which frames find to one of the two parts; none changed after four in most videos
+ROUNDS = 8  # of k-means
+VIDEOS_AT_ONCE = 256  # looked at for parts: several copies of their values are held
 LEAST_VISIBLE = 0.3  # of a segment that the prefilter finds a video by
 Singles = NDArray[np.float32]
 
@@ -67,28 +68,39 @@ def video_parts(values: NDArray[np.floating], visibility: Singles, frames: NDArr
     values, visibility, frames: as for `video_encodings`, the values unit vectors; whole: what that gave, [V, d_v]. Frames go to
     the nearer of two means by their visibility (k-means on a sphere), at first to the most visible frame or that least like it.
     """
-    x, first = values.astype(np.float32), np.cumsum(frames) - frames
+    ends = np.concatenate([[0], np.cumsum(frames)])
+    found = np.empty((len(frames), PARTS, values.shape[1]), np.float32)
+    for start in range(0, len(frames), VIDEOS_AT_ONCE):
+        some = slice(start, start + VIDEOS_AT_ONCE)
+        rows = slice(ends[start], ends[min(start + VIDEOS_AT_ONCE, len(frames))])
+        found[some] = _two_means(values[rows].astype(np.float32), visibility[rows], frames[some], whole[some])
+    return found
+
+
+def _two_means(x: Singles, visibility: Singles, frames: NDArray[np.integer], whole: Singles) -> Singles:
+    """`video_parts` of some videos; x: their values [F, d_v]."""
+    first = np.cumsum(frames) - frames
     owner = np.repeat(np.arange(len(frames)), frames)
 
     def lowest(numbers: Singles) -> NDArray[np.integer]:
         """The first frame of each video that has its lowest number."""
-        order = np.lexsort((numbers, owner))
-        return order[first]
+        return np.lexsort((numbers, owner))[first]
 
     means = np.empty((len(frames), PARTS, x.shape[1]), np.float32)
     means[:, 0] = x[lowest(-visibility)]
     means[:, 1] = x[lowest(np.einsum("fd,fd->f", x, means[owner, 0]))]
     weighted = x * visibility[:, None]
-    total, whole_of = np.add.reduceat(weighted, first, axis=0), np.ones(len(frames), np.bool_)
+    total = np.add.reduceat(weighted, first, axis=0)
+    second = np.zeros(len(x), np.bool_)
     for _ in range(ROUNDS):
         second = np.einsum("fd,fd->f", x, (means[:, 1] - means[:, 0])[owner]) > 0
         sums = np.add.reduceat(weighted * second[:, None], first, axis=0)
         means = np.stack([total - sums, sums], axis=1)
         means /= np.maximum(np.linalg.norm(means, axis=2, keepdims=True), 1e-12)
-        of_second = np.add.reduceat(second.astype(np.int64), first)
-        whole_of = (of_second == 0) | (of_second == frames)
-    whole_of |= (frames < LEAST_PARTED) | (np.einsum("vd,vd->v", means[:, 0], means[:, 1]) >= APART)
-    means[whole_of] = whole[whole_of, None]
+    of_second = np.add.reduceat(second.astype(np.int64), first)
+    one = (of_second == 0) | (of_second == frames) | (frames < LEAST_PARTED)
+    one |= np.einsum("vd,vd->v", means[:, 0], means[:, 1]) >= APART
+    means[one] = whole[one, None]
     return means
 
 
