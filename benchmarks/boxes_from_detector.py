@@ -23,7 +23,8 @@ from pipeline.decoding.opening import open_files
 from pipeline.decoding.readers import reader_of
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError, VideoError
-from pipeline.storage.location import canonical_uri, resolve
+from pipeline.storage.location import resolve
+from pipeline.storage.uris import canonical_uri
 
 LINK_OVERLAP = 0.3  # intersection over union of two boxes that are one person, at least
 LINK_FRAMES = 5  # frames that a person may be missed

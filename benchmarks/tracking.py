@@ -47,7 +47,8 @@ from pipeline.decoding.sampling import Sampling, Ticks, resize
 from pipeline.errors import PipelineError, UsageError, first_line
 from pipeline.footage.detector import Detector, load_detector
 from pipeline.footage.tracker import Track, Tracker, TrackingSettings
-from pipeline.storage.location import canonical_uri, resolve
+from pipeline.storage.location import resolve
+from pipeline.storage.uris import canonical_uri
 
 PEERS = ("trackeval==1.3.0", "trackers==2.6.1", "supervision==0.31.2", "pyDeprecate==0.13.0", "defusedxml==0.7.1")
 PEERS_NEED = ("tqdm==4.70.1", "pycocotools==2.0.11", "tabulate==0.10.0")

@@ -33,7 +33,8 @@ from pipeline.ingest.run import IngestProgress, IngestSummary, Workers
 from pipeline.ingest.run import ingest as run_ingest
 from pipeline.ingest.scenes import scenes_among
 from pipeline.retention.forget import take_forgotten
-from pipeline.storage.location import Reach, resolve
+from pipeline.storage.location import resolve
+from pipeline.storage.reach import Reach
 
 SHOWN = 10  # inputs that have changed
 NAMED_DETECTORS = f"--detector {' or '.join(detector_names())}, or the path of an ONNX file with a sidecar"

@@ -28,7 +28,7 @@ from pipeline.backbone.spec import BackboneSpec
 from pipeline.decoding.sampling import Sampling
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.scoring import compiled
-from pipeline.storage.location import Reach
+from pipeline.storage.reach import Reach
 from tests.faulty_store import FaultyStore
 
 # A shell's background job ignores interrupts, and so would all commands that tests start from it.

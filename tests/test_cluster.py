@@ -19,7 +19,7 @@ import ray
 
 from pipeline.cluster import Cluster, cluster_is_named, connected, words_of, worker_errors
 from pipeline.errors import PipelineError, UsageError
-from pipeline.storage.location import StorageError
+from pipeline.storage.faults import StorageError
 
 CHECKOUT = Path(__file__).parents[1]
 # A head of its own in a process of its own: the token mode of a process is fixed once Ray has read it.
@@ -233,7 +233,7 @@ def test_a_workers_error_is_told_from_its_text(text: str, words: str) -> None:
 
 def test_an_error_of_ours_that_ray_brings_is_its_sentence_alone() -> None:
     sentence = "cannot write /g/detections/a.parquet: no space is left on the device"
-    text = f"ray::Worker()\n  in f\npipeline.storage.location.StorageError: {sentence}\nFailed after 1 attempt."
+    text = f"ray::Worker()\n  in f\npipeline.storage.faults.StorageError: {sentence}\nFailed after 1 attempt."
     brought = ray.exceptions.RayTaskError("submit", text, StorageError(sentence, "no_space")).as_instanceof_cause()
     assert isinstance(brought, StorageError) and isinstance(brought, ray.exceptions.RayError)
     assert words_of(brought) == words_of(StorageError(sentence, "no_space")) == sentence

@@ -10,7 +10,8 @@ import time
 
 from pyarrow.fs import FileType
 
-from pipeline.storage.location import Location, StorageError, resolve
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import Location, resolve
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 LISTING_SECONDS = 600  # for which the listing of a bucket prefix is good; local folders say when they change

@@ -24,8 +24,11 @@ from pipeline.catalog.image_folders import IMAGE_SUFFIXES, is_image_pattern
 from pipeline.catalog.manifest import MANIFEST_COLUMNS, MANIFEST_SUFFIXES, read_manifest
 from pipeline.catalog.many_rows import IN_MEMORY, STEP_ROWS, Gathering, gathered, steps
 from pipeline.errors import EmptyInputError, UsageError
+from pipeline.storage.faults import StorageError
 from pipeline.storage.hashing import sha256
-from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, is_utf8, resolve
+from pipeline.storage.location import Location, resolve
+from pipeline.storage.reach import Reach
+from pipeline.storage.uris import canonical_uri, is_utf8
 
 REJECT_REASONS = {
     "missing": "there is no such file",

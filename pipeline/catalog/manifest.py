@@ -17,7 +17,9 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from pipeline.errors import UsageError
-from pipeline.storage.location import Location, canonical_uri, explained, is_utf8
+from pipeline.storage.faults import explained
+from pipeline.storage.location import Location
+from pipeline.storage.uris import canonical_uri, is_utf8
 
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 MANIFEST_COLUMNS = ("uri", "video_id", "camera_id", "start_time", "person_id", "boxes_uri", "frame_rate", "clock_offset")

@@ -8,7 +8,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from pipeline.storage.location import explained
+from pipeline.storage.faults import explained
 
 IN_MEMORY = 200_000  # rows of a gathered table that are not written to disk
 STEP_ROWS = 200_000  # that are worked on at a time

@@ -11,7 +11,8 @@ from pyarrow import fs as pafs
 
 from pipeline.errors import UsageError
 from pipeline.storage.documents import parsed
-from pipeline.storage.location import Location, StorageError
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import Location
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # MATLAB 7.3 writes it behind 512 bytes of its own
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.catalog.inputs import Catalog, source_table
 from pipeline.errors import UsageError
-from pipeline.storage.location import Location, Reach
+from pipeline.storage.location import Location
+from pipeline.storage.reach import Reach
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from pipeline.catalog.image_folders import image_names, matches
 from pipeline.datasets.files import first_existing, read_lines, read_mat, read_npy
 from pipeline.datasets.labelled import LabelledData, LabelledVideo, labelled_data
 from pipeline.errors import UsageError
-from pipeline.storage.location import Location, StorageError
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import Location
 
 LAYOUT = "LS-VID is expected as PATH/list_sequence/list_seq_{train,val,test}.txt, PATH/test/data/info_test.mat and the images"
 LINE = re.compile(r"(\S.*?)\s+(-?\d+)")

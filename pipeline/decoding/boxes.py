@@ -14,7 +14,8 @@ from pyarrow import csv
 
 from pipeline.decoding.boxes_columns import COLUMNS, Layout, invalid, number_in, plain, read_layout, shown, split, text_lines
 from pipeline.errors import VideoError
-from pipeline.storage.location import Location, StorageError
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import Location
 
 _NOT_CONSIDERED = "marked not to be considered (conf 0)"
 _OTHER_CLASSES = "of other classes than people"

@@ -13,7 +13,10 @@ import numpy as np
 from pipeline.decoding.reading import Frame, Heartbeat, Reader, Reading
 from pipeline.decoding.sampling import Sampling, resize
 from pipeline.errors import VideoError
-from pipeline.storage.location import Location, StorageError, canonical_uri, explained, inside_checker
+from pipeline.storage.faults import StorageError, explained
+from pipeline.storage.location import Location
+from pipeline.storage.reach import inside_checker
+from pipeline.storage.uris import canonical_uri
 
 
 @dataclass

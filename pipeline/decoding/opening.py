@@ -21,7 +21,9 @@ from pipeline.decoding.images import open_local, refuse_outside
 from pipeline.decoding.reading import Heartbeat
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import VideoError
-from pipeline.storage.location import Location, StorageError, canonical_uri, explained, resolve
+from pipeline.storage.faults import StorageError, explained
+from pipeline.storage.location import Location, resolve
+from pipeline.storage.uris import canonical_uri
 
 BLOCK_BYTES = 16 << 20  # of an object that is fetched
 LookedAt = Callable[[int, int], bool]

@@ -9,8 +9,9 @@ from pipeline.decoding.images import Images, open_local, refuse_outside
 from pipeline.decoding.opening import BLOCK_BYTES, DescriptorFile, Opened
 from pipeline.decoding.reading import Heartbeat, Reader
 from pipeline.decoding.sampling import Sampling
+from pipeline.storage.faults import StorageError, explained
 from pipeline.storage.hashing import listed_hash, sha256, sha256_of
-from pipeline.storage.location import StorageError, explained, resolve
+from pipeline.storage.location import resolve
 
 
 def reader_of(opened: Opened, sampling: Sampling, heartbeat: Heartbeat = lambda: None) -> Reader:

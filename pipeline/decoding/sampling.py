@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import UsageError
-from pipeline.storage.location import Reach
+from pipeline.storage.reach import Reach
 
 SCENE_PIXELS = 352 * 288  # of the smallest picture that cameras usually give
 LONGEST_WAIT = 1_000_000  # seconds, some twelve days; the system's calls that wait take no more than twice as long
@@ -28,7 +28,7 @@ class Sampling:
     cpu_limit: seconds of processor time that a source may take, however well it goes on.
     scene_pixels: of a whole picture, where whole pictures are asked for: larger ones are refused.
     scenes: whether a source without boxes may show a whole scene (`looks_like_a_scene`); a target may not.
-    roots, endpoints: where what is opened may lie and who may be asked for it, see `pipeline.storage.location.Reach`.
+    roots, endpoints: where what is opened may lie and who may be asked for it, see `pipeline.storage.reach.Reach`.
 
     Raises UsageError for a number that cannot be meant.
     """

@@ -3,8 +3,11 @@
 from pyarrow.fs import FileType
 
 from pipeline.catalog.image_folders import image_names, is_image_pattern
+from pipeline.storage.faults import StorageError
 from pipeline.storage.hashing import content_hash
-from pipeline.storage.location import Location, Reach, StorageError, canonical_uri, resolve
+from pipeline.storage.location import Location, resolve
+from pipeline.storage.reach import Reach
+from pipeline.storage.uris import canonical_uri
 
 
 def source_hash(uri: str, reach: Reach | None = None) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from pipeline.distillation.frame_augmentation import augment_frame
 from pipeline.distillation.people import People
 from pipeline.errors import UsageError
-from pipeline.storage.location import new_array, resolve
+from pipeline.storage.local_writes import new_array
+from pipeline.storage.location import resolve
 
 BLOCK = 256  # rows between two notes of how far it is
 

@@ -17,7 +17,7 @@ from pipeline.gallery.detections import RECORDINGS_SCHEMA
 from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, Snapshot
 from pipeline.ingest.commit import OUT_OF_REACH, REJECTS_NAMED
 from pipeline.ingest.source_changes import STILL_CHANGING
-from pipeline.storage.location import StorageError
+from pipeline.storage.faults import StorageError
 
 COMMIT_SECONDS = 5.0  # between two commits while recordings are done
 

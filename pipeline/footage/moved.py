@@ -22,7 +22,8 @@ from pipeline.errors import PipelineError
 from pipeline.gallery.detections import RECORDINGS_SCHEMA
 from pipeline.gallery.gallery import VIDEOS_SCHEMA, Snapshot
 from pipeline.ingest.source_changes import HASHED_AT_ONCE, STATE
-from pipeline.storage.location import Reach, resolve
+from pipeline.storage.location import resolve
+from pipeline.storage.reach import Reach
 
 COMPARED = ("source_id", "uri", "camera_id", "start_time", *STATE)
 Row = dict[str, Any]

@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 from pipeline.catalog.inputs import Catalog
 from pipeline.catalog.manifest import LARGEST_OFFSET
 from pipeline.errors import UsageError
-from pipeline.storage.location import Reach, resolve
+from pipeline.storage.location import resolve
+from pipeline.storage.reach import Reach
 
 CONTINUES = (-2.0, 3.0)  # seconds from the end of a recording to the start of one that continues it: names have whole seconds
 RECENT = 16  # runs of a camera that a recording may continue, the last to begin

@@ -34,7 +34,8 @@ from pipeline.gallery.source_notes import source_notes
 from pipeline.ingest.listing import missing_sources
 from pipeline.ingest.progress import FrameCounter, IngestProgress, polled
 from pipeline.ingest.source_changes import STATE, changed_files, rejects_to_try_again, too_young, with_states
-from pipeline.storage.location import Reach, StorageError
+from pipeline.storage.faults import StorageError
+from pipeline.storage.reach import Reach
 
 RECORDINGS_PER_BLOCK = 1  # a recording, or a stretch of it, is minutes of work
 CHUNK_MINUTES = 5.0  # of the stretches of a long recording

@@ -15,7 +15,7 @@ from pipeline.footage.recordings import Clocks, NamePattern, Plan, plan_recordin
 from pipeline.footage.run import ingest_footage
 from pipeline.footage.summary import FootageSummary
 from pipeline.gallery.gallery import Gallery
-from pipeline.storage.location import StorageError
+from pipeline.storage.faults import StorageError
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,11 @@ from pipeline.errors import PipelineError, UsageError, first_line
 from pipeline.gallery.gallery import Gallery
 from pipeline.stopping import CANCELLED
 from pipeline.storage.documents import parsed
+from pipeline.storage.faults import StorageError
 from pipeline.storage.formats import check_format
 from pipeline.storage.hashing import json_sha256, sha256
-from pipeline.storage.location import Location, StorageError, is_utf8
+from pipeline.storage.location import Location
+from pipeline.storage.uris import is_utf8
 
 OLDEST_FORMAT, FORMAT = 1, 1  # of records
 TRIES = 100  # writers that may come in between

@@ -13,9 +13,10 @@ from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.state import Entry
 from pipeline.gallery.tables import TABLES
+from pipeline.storage.faults import StorageError
 from pipeline.storage.formats import check_format
 from pipeline.storage.hashing import sha256
-from pipeline.storage.location import Location, StorageError
+from pipeline.storage.location import Location
 from pipeline.storage.seals import unsealed
 
 OLDEST_COMMIT, COMMIT_FORMAT = 1, 3  # 3: in the log

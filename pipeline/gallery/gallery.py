@@ -34,9 +34,11 @@ from pipeline.gallery.log import Log
 from pipeline.gallery.state import Snapshot, folded
 from pipeline.gallery.tables import REJECTS_SCHEMA, VIDEOS_SCHEMA, feature_matrix, frames_schema, frames_table
 from pipeline.storage.documents import typed
+from pipeline.storage.faults import StorageError
 from pipeline.storage.formats import check_format
 from pipeline.storage.hashing import sha256
-from pipeline.storage.location import Location, Reach, StorageError, inside_checker, resolve
+from pipeline.storage.location import Location, resolve
+from pipeline.storage.reach import Reach, inside_checker
 from pipeline.storage.seals import sealed, unsealed
 
 __all__ = ["REJECTS_SCHEMA", "VIDEOS_SCHEMA", "Gallery", "GallerySettings", "Position", "Snapshot", "feature_matrix"]

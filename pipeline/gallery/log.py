@@ -28,7 +28,8 @@ from pipeline.gallery.checkpoints import Checkpoints
 from pipeline.gallery.entries import COMMIT_FORMAT, NUMBERED, files_of, read_document, read_entry, written
 from pipeline.gallery.state import Entry, known_files
 from pipeline.gallery.tables import TABLES
-from pipeline.storage.location import Location, StorageError
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import Location
 from pipeline.storage.seals import sealed
 
 CHECKPOINT_COMMITS = 8

@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.storage.documents import typed
-from pipeline.storage.location import StorageError
+from pipeline.storage.faults import StorageError
 from pipeline.storage.seals import sealed, unsealed
 
 EARTH_METRES = 6_371_008.8  # mean radius, IUGG

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.storage.documents import typed
+from pipeline.storage.faults import StorageError
 from pipeline.storage.hashing import sha256
-from pipeline.storage.location import Location, StorageError
+from pipeline.storage.location import Location
 from pipeline.storage.seals import sealed, unsealed
 
 FORMAT = 1

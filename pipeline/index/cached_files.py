@@ -30,8 +30,10 @@ import numpy as np
 from pipeline.errors import PipelineError, UsageError
 from pipeline.stopping import Between, going_on, stoppable
 from pipeline.storage.downloads import cache_folder, check_private
+from pipeline.storage.faults import explained
 from pipeline.storage.hashing import sha256, sha256_of
-from pipeline.storage.location import Location, explained, resolve, write_local
+from pipeline.storage.local_writes import write_local
+from pipeline.storage.location import Location, resolve
 
 LIMIT = "COATTENTION_CACHE_BYTES"  # of this machine, an environment variable; without it half of what the disk has for the cache
 BLOCK = 128 << 10  # bytes of a file of rows that are fetched or not

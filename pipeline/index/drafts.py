@@ -31,8 +31,9 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.index.partition_store import VIDEOS, delete_partition, partition_store, read_videos, write_videos
 from pipeline.index.versions import FORMAT, MOST_GROWTH, Index, read_index
 from pipeline.settings import IndexSettings
+from pipeline.storage.faults import StorageError
 from pipeline.storage.local_paths import temporary_folder
-from pipeline.storage.location import Location, StorageError
+from pipeline.storage.location import Location
 from pipeline.storage.seals import sealed, unsealed
 
 LEASE = timedelta(hours=24)  # since it was last renewed: time for somebody to see that a build was killed, and to start it again

@@ -55,9 +55,10 @@ from pipeline.index.partition_store import (
 from pipeline.index.prefilter import FLAT_SEGMENTS
 from pipeline.settings import IndexSettings
 from pipeline.storage.documents import parsed, typed
+from pipeline.storage.faults import explained
 from pipeline.storage.formats import check_format
 from pipeline.storage.local_paths import local_folder
-from pipeline.storage.location import Location, explained, resolve
+from pipeline.storage.location import Location, resolve
 from pipeline.storage.seals import unsealed
 
 OLDEST_FORMAT, FORMAT = 3, 4

@@ -34,7 +34,7 @@ from pipeline.ingest.progress import FrameCounter, IngestProgress, polled
 from pipeline.ingest.scenes import whole_scenes
 from pipeline.ingest.source_changes import find_changes, too_young, with_states
 from pipeline.ingest.stages import DecodeAndEmbed, DecodeSources, EmbedChunks, WriteShards
-from pipeline.storage.location import StorageError
+from pipeline.storage.faults import StorageError
 
 ROUND_SOURCES = 100_000  # what this process knows of; the next round begins with the nodes that the cluster has then
 CPUS_PER_WRITER = 16

@@ -24,7 +24,8 @@ from pipeline.catalog.many_rows import gathered, steps
 from pipeline.decoding.source_hash import source_hash
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, Snapshot
-from pipeline.storage.location import canonical_uri, resolve
+from pipeline.storage.location import resolve
+from pipeline.storage.uris import canonical_uri
 
 STATE = tuple(name for name, _ in SOURCE_STATE)
 STILL_CHANGING = "still_changing"  # no reason of rejects/: such a source is in neither table until it rests

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 
 from pipeline.gallery.forgotten import REASON
 from pipeline.gallery.gallery import Gallery
-from pipeline.storage.location import Location, StorageError
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import Location
 
 
 def files_with_forgotten(gallery: Gallery) -> dict[str, int]:

@@ -19,7 +19,7 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.search.results import SegmentView
 from pipeline.search.source_places import PAST_LAST_S, Part, Places, boxes_in_time, read_places
-from pipeline.storage.location import Reach
+from pipeline.storage.reach import Reach
 
 HEIGHT, WIDTH = 192, 96  # pixels of a crop in a report
 SCENE_SIZE = (512, 384)  # that the picture of a scene in a report fits into

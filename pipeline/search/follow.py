@@ -37,7 +37,7 @@ from pipeline.search.search import counted
 from pipeline.search.shortlist import Question, Shortlist, questions, shortlist
 from pipeline.search.targets import Target, gallery_target
 from pipeline.settings import FollowSettings, ScoreSettings, SearchSettings
-from pipeline.storage.location import is_utf8
+from pipeline.storage.uris import is_utf8
 
 TESTED = 10  # best candidates of a round that may join
 STRANGERS_AHEAD = 1  # that a candidate may find before those that are in

@@ -26,7 +26,10 @@ from pipeline.search.results import Followed, OnRecord, SearchResult, results_ta
 from pipeline.search.targets import GALLERY_PREFIX, Target, Whom, read_targets, target_decoder
 from pipeline.settings import FollowSettings, SearchSettings
 from pipeline.stopping import Between, going_on, stoppable
-from pipeline.storage.location import Reach, StorageError, canonical_uri, resolve
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import resolve
+from pipeline.storage.reach import Reach
+from pipeline.storage.uris import canonical_uri
 
 if TYPE_CHECKING:
     from pipeline.index.versions import Index, Lag

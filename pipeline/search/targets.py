@@ -24,7 +24,7 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.stopping import Between, going_on, stoppable
 from pipeline.storage.hashing import sha256
-from pipeline.storage.location import canonical_uri, is_utf8
+from pipeline.storage.uris import canonical_uri, is_utf8
 
 GALLERY_PREFIX = "id:"
 
@@ -87,7 +87,7 @@ def target_decoder(
     """Decodes targets, sampled as the gallery is.
 
     time_limit: seconds without progress after which a target is given up. scenes: whether pictures of whole scenes are taken.
-    frame_rate: see `Sampling`. endpoints: what targets may name besides the gallery's, see `pipeline.storage.location.Reach`; a
+    frame_rate: see `Sampling`. endpoints: what targets may name besides the gallery's, see `pipeline.storage.reach.Reach`; a
     gallery's roots bind its rows, not the targets that somebody names.
     """
     named = (*gallery.reach().endpoints, *endpoints)

@@ -16,8 +16,9 @@ from typing import Literal, get_args
 from pipeline.errors import UsageError
 from pipeline.storage.documents import typed
 from pipeline.storage.hashing import sha256
-from pipeline.storage.location import is_utf8, write_local
+from pipeline.storage.local_writes import write_local
 from pipeline.storage.seals import sealed, unsealed
+from pipeline.storage.uris import is_utf8
 
 SESSION_SECONDS = 12 * 3600.0
 ONE_TIME_SECONDS = 3600.0

@@ -17,8 +17,8 @@ from pipeline.service.casebook import Case
 from pipeline.service.pictures import Pictures
 from pipeline.service.searches import Search
 from pipeline.service.uploads import Upload
+from pipeline.storage.faults import StorageError
 from pipeline.storage.hashing import sha256
-from pipeline.storage.location import StorageError
 
 
 def keep_target(case: Case, search: Search, lead: Lead, upload: Upload | None, pictures: Pictures) -> dict[str, Any]:

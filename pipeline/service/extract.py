@@ -24,7 +24,8 @@ from pipeline.settings import ScoreSettings
 from pipeline.storage.documents import parsed, typed
 from pipeline.storage.formats import check_format
 from pipeline.storage.hashing import file_sha256
-from pipeline.storage.location import Reach, canonical_uri
+from pipeline.storage.reach import Reach
+from pipeline.storage.uris import canonical_uri
 
 OLDEST_FORMAT, FORMAT = 2, 2  # of extract.json; 1 does not say where videos are and which clips there are
 EXTRACT, SUMS, REPORT = "extract.json", "SHA256SUMS", "report.html"

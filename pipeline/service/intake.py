@@ -19,7 +19,8 @@ from pipeline.gallery.audit import append_record, on_behalf_of
 from pipeline.gallery.gallery import Gallery
 from pipeline.service.answers import IngestAsked
 from pipeline.service.work import BusyError, Job, Jobs, Kind
-from pipeline.storage.location import canonical_uri, inside_checker
+from pipeline.storage.reach import inside_checker
+from pipeline.storage.uris import canonical_uri
 
 KEPT = 20
 WAITING = 4

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.storage.hashing import sha256
-from pipeline.storage.location import write_local
+from pipeline.storage.local_writes import write_local
 
 BLOCK = 1 << 16  # bytes
 CONNECT_S = 20.0  # a server that says nothing for so long is given up

@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.storage.faults import explained
 from pipeline.storage.hashing import file_sha256
-from pipeline.storage.location import Location, explained, resolve, sync_folder
+from pipeline.storage.local_writes import sync_folder
+from pipeline.storage.location import Location, resolve
 
 COPY_BYTES = 16 << 20  # at a time
 

@@ -16,7 +16,8 @@ from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.storage.hashing import json_sha256
-from pipeline.storage.location import new_array, resolve
+from pipeline.storage.local_writes import new_array
+from pipeline.storage.location import resolve
 from pipeline.training.features import FeatureSet, Source, load_features, split_identities
 
 EMBED_FRAMES = 64  # frames a network call, outside training
@@ -63,7 +64,7 @@ def cache_frames(
     """Decode the labelled videos of galleries once into folder/frames.npy; a finished cache of the same videos is used again.
 
     Frames are those that the galleries sampled, resized to height x width pixels; 24 kB a frame of 128 x 64. They are read below
-    the galleries' roots, and at no other endpoints than the galleries' and these (`pipeline.storage.location.Reach`). Raises
+    the galleries' roots, and at no other endpoints than the galleries' and these (`pipeline.storage.reach.Reach`). Raises
     PipelineError when a video gives other frames than when it was ingested.
     """
     folder = Path(folder)

@@ -17,7 +17,7 @@ from pipeline.training.features import Source
 class LabelledGalleries:
     """names: of the data, as they were given. settings: of the last gallery; all have the same backbone where a head learns.
 
-    endpoints: of object stores that the videos may be read from (`pipeline.storage.location.Reach`).
+    endpoints: of object stores that the videos may be read from (`pipeline.storage.reach.Reach`).
     """
 
     names: tuple[str, ...]

@@ -24,7 +24,8 @@ from pipeline.catalog.image_folders import IMAGE_SUFFIXES
 from pipeline.catalog.inputs import REJECT_REASONS, VIDEO_SUFFIXES, Catalog, candidate_id, default_video_id, read_catalog
 from pipeline.catalog.manifest import MANIFEST_SUFFIXES
 from pipeline.errors import UsageError
-from pipeline.storage.location import StorageError, resolve
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import resolve
 from tests.conftest import SHARED, touch
 
 

@@ -11,7 +11,7 @@ from pipeline.catalog import inputs, many_rows
 from pipeline.catalog.inputs import read_catalog
 from pipeline.catalog.many_rows import Gathering, gathered, steps
 from pipeline.errors import UsageError
-from pipeline.storage.location import StorageError
+from pipeline.storage.faults import StorageError
 from tests.conftest import touch
 
 SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64())])

@@ -21,7 +21,8 @@ from pipeline.decoding.sampling import Sampling, resize
 from pipeline.decoding.source_hash import source_hash
 from pipeline.decoding.video import Chunk, Event, Rejected, VideoInfo
 from pipeline.errors import UsageError, VideoError
-from pipeline.storage.location import StorageError, resolve
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import resolve
 from tests.conftest import reaching
 from tests.decoding.in_process import read_chunks, read_frames
 from tests.recording_files import sample_times

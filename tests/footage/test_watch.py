@@ -24,7 +24,7 @@ from pipeline.footage.watch import Recordings, watch_footage
 from pipeline.gallery.gallery import Gallery
 from pipeline.ingest import progress
 from pipeline.ingest.gallery_sampling import gallery_sampling
-from pipeline.storage.location import StorageError
+from pipeline.storage.faults import StorageError
 from tests.conftest import touch
 from tests.jobs.test_jobs import ROOT, command, waited_for
 

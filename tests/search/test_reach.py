@@ -19,7 +19,10 @@ from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.evidence import SourcePictures
-from pipeline.storage.location import Reach, StorageError, endpoint_of, resolve
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import resolve
+from pipeline.storage.reach import Reach
+from pipeline.storage.uris import endpoint_of
 from tests.conftest import toy_spec
 from tests.decoding.test_video import write_video
 

@@ -16,7 +16,8 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.storage import location as storage
-from pipeline.storage.location import StorageError, resolve
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import resolve
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.faulty_store import FaultyStore
 

@@ -20,7 +20,9 @@ from pipeline.gallery.gallery import Gallery, frames_table
 from pipeline.index.build import build_index
 from pipeline.index.versions import open_index
 from pipeline.settings import IndexSettings
-from pipeline.storage.location import StorageError, new_array, resolve
+from pipeline.storage.faults import StorageError
+from pipeline.storage.local_writes import new_array
+from pipeline.storage.location import resolve
 from tests.jobs.test_jobs import ROOT, command
 
 PAGE = 4096

@@ -9,8 +9,9 @@ import pytest
 from pyarrow import fs as pafs
 
 from pipeline.errors import PipelineError
+from pipeline.storage.faults import StorageError
 from pipeline.storage.local_paths import local_file, local_folder, new_folder
-from pipeline.storage.location import Location, StorageError, resolve
+from pipeline.storage.location import Location, resolve
 
 FILES = {"a.npy": b"\x93NUMPY" * 1000, "b.json": b"{}", "c.txt": b"c"}
 

@@ -16,7 +16,8 @@ from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.ingest.run import missing_sources
 from pipeline.storage import location as storage
-from pipeline.storage.location import Location, StorageError, resolve
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import Location, resolve
 from tests.conftest import add_videos, people_features, reaching, toy_spec
 from tests.decoding.test_video import write_video
 from tests.faulty_store import FAULTS, FaultyStore

@@ -15,7 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.storage.location import Location, StorageError, canonical_uri, inside_checker, resolve
+from pipeline.storage.faults import StorageError
+from pipeline.storage.location import Location, resolve
+from pipeline.storage.reach import inside_checker
+from pipeline.storage.uris import canonical_uri
 
 
 @pytest.fixture
