@@ -28,7 +28,7 @@ from pipeline.evaluation.evaluate import EvaluationSettings, evaluate_index
 from pipeline.evaluation.judged_pairs import Split, judged_pairs
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.index.build import build_index
-from pipeline.index.versions import find_head
+from pipeline.index.heads import find_head
 from pipeline.search.partitions import opened_partitions
 from pipeline.settings import IndexSettings, ScoreSettings
 

@@ -27,7 +27,8 @@ from jobs.demo import step
 from pipeline.evaluation.metrics import identity_interval, query_figures
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
-from pipeline.index.versions import Index, find_head
+from pipeline.index.heads import find_head
+from pipeline.index.versions import Index
 from pipeline.search.follow import follow
 from pipeline.search.partitions import Partitions, opened_partitions
 from pipeline.search.results import SearchResult

@@ -41,7 +41,7 @@ from pipeline.footage.tracks import track
 from pipeline.footage.watch import Recordings
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
-from pipeline.index.versions import find_head
+from pipeline.index.heads import find_head
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.run import ingest
 from pipeline.rendering.recordings import PATTERN, RecordingArguments, render_recordings

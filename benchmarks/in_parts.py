@@ -31,8 +31,10 @@ from pipeline.coattention.head import untrained_head
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
+from pipeline.index.freshness import extensible_index
 from pipeline.index.samples import sample_features
-from pipeline.index.versions import extensible_index, index_versions, open_index
+from pipeline.index.version_files import index_versions
+from pipeline.index.versions import open_index
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target

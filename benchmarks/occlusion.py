@@ -25,7 +25,7 @@ from pipeline.evaluation.evaluate import EvaluationSettings, evaluate_index
 from pipeline.evaluation.judged_pairs import Split, judged_pairs
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
-from pipeline.index.versions import find_head
+from pipeline.index.heads import find_head
 from pipeline.ingest.run import ingest
 from pipeline.search.partitions import opened_partitions
 from pipeline.settings import ScoreSettings

@@ -35,7 +35,8 @@ from pipeline.evaluation.metrics import left_out
 from pipeline.evaluation.probabilities import ProbabilityFigures, probability_figures, strength_figures
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
-from pipeline.index.versions import Index, find_head
+from pipeline.index.heads import find_head
+from pipeline.index.versions import Index
 from pipeline.rendering.network import render_network
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.worth import measure_worth

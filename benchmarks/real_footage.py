@@ -31,7 +31,8 @@ from pipeline.evaluation.evaluate import COATTENTION
 from pipeline.evaluation.metrics import RankingQuality, query_figures, ranking_quality
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
-from pipeline.index.versions import Index, find_head
+from pipeline.index.heads import find_head
+from pipeline.index.versions import Index
 from pipeline.ingest.run import ingest
 from pipeline.scoring.video_scores import rank_videos
 from pipeline.search.partitions import opened_partitions

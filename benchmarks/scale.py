@@ -66,8 +66,10 @@ from pipeline.coattention.head import load_head, untrained_head
 from pipeline.coattention.network import Coattention
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
+from pipeline.index.freshness import current_index
+from pipeline.index.heads import find_head
 from pipeline.index.samples import sample_features
-from pipeline.index.versions import Index, current_index, find_head, open_index
+from pipeline.index.versions import Index, open_index
 from pipeline.search.partitions import Partitions, opened_partitions
 from pipeline.search.search import search, search_many
 from pipeline.search.targets import Target

@@ -8,7 +8,8 @@ import typer
 from jobs.command_line import BACKBONE_HELP, Address, Cameras, Endpoints, InsecureCluster, run
 from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.cluster import Cluster
-from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
+from pipeline.coattention.calibration import save_calibration, settings_of
+from pipeline.coattention.calibration_fit import fit_calibration
 from pipeline.datasets.read import read_labelled
 from pipeline.errors import UsageError
 from pipeline.evaluation.as_searched import coattention_scores
@@ -16,7 +17,8 @@ from pipeline.evaluation.judged_pairs import Split, judged_pairs
 from pipeline.gallery.audit import append_record
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
-from pipeline.index.versions import current_index, head_folder, head_for
+from pipeline.index.freshness import current_index
+from pipeline.index.heads import head_folder, head_for
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.run import ingest
 from pipeline.search.partitions import opened_partitions

@@ -9,7 +9,7 @@ from jobs.command_line import GalleryFolder, InsecureCluster, run
 from pipeline.cluster import Cluster
 from pipeline.errors import UsageError
 from pipeline.gallery.gallery import Gallery
-from pipeline.index.versions import index_versions
+from pipeline.index.version_files import index_versions
 from pipeline.retention.compact import compact as run_compact
 
 

@@ -25,7 +25,8 @@ from pipeline.evaluation.report import evaluation_text, render_evaluation
 from pipeline.gallery.audit import append_record, check_policy, failures_recorded, unicode_only
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
-from pipeline.index.versions import current_index, find_head
+from pipeline.index.freshness import current_index
+from pipeline.index.heads import find_head
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.ingest.run import ingest
 from pipeline.search.partitions import opened_partitions

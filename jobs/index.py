@@ -11,7 +11,10 @@ from pipeline.cluster import Cluster
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
 from pipeline.index.drafts import PREFIX
-from pipeline.index.versions import Index, current_index, extensible_index, find_head, version_files
+from pipeline.index.freshness import current_index, extensible_index
+from pipeline.index.heads import find_head
+from pipeline.index.version_files import version_files
+from pipeline.index.versions import Index
 from pipeline.search.worth import measure_worth
 from pipeline.settings import IndexSettings
 

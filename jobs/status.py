@@ -19,7 +19,9 @@ from pipeline.footage.coverage import coverage
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery, Snapshot
 from pipeline.gallery.source_notes import source_notes
-from pipeline.index.versions import Lag, index_lag, index_versions, open_index, read_manifest
+from pipeline.index.freshness import Lag, index_lag
+from pipeline.index.version_files import index_versions, read_manifest
+from pipeline.index.versions import open_index
 from pipeline.retention.remains import files_with_forgotten
 from pipeline.retention.verify import verify_gallery
 from pipeline.storage.location import resolve

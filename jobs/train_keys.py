@@ -16,7 +16,7 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.distillation.people import gather_people
 from pipeline.distillation.visible_keys import teach_keys
 from pipeline.errors import UsageError
-from pipeline.index.versions import head_folder
+from pipeline.index.heads import head_folder
 
 
 def main(

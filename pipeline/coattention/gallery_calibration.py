@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.coattention.calibration import Floats, Setting, linear_scores, mismatch_words, none_probability, posterior, sigmoid
+from pipeline.coattention.calibration import Setting, mismatch_words, none_probability, posterior
+from pipeline.coattention.logits import Floats, linear_scores, sigmoid
 from pipeline.errors import PipelineError
 from pipeline.storage.documents import parsed, typed
 from pipeline.storage.formats import check_format, number_of

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline.coattention.calibration import Calibration, ReliabilityBin, reliability
+from pipeline.coattention.calibration import Calibration
+from pipeline.coattention.calibration_quality import ReliabilityBin, reliability
 from pipeline.coattention.gallery_calibration import NOT_TOLD_APART, STRONG, WEAK, GalleryCalibration
 
 

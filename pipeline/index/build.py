@@ -45,14 +45,14 @@ from pipeline.index.partition_store import (
     PartitionWork,
     as_indexed,
     build_partitions,
-    partition_store,
     plan_partitions,
     read_videos,
     with_finished,
 )
 from pipeline.index.prefilter import FLAT_SEGMENTS, PrefilterMetric, compressed_index, described
 from pipeline.index.samples import count_segments, sample_cameras, sample_cohort, sample_features, sample_means, sample_query
-from pipeline.index.versions import FORMAT, PREFILTER, QUERY, WORTH, Index, open_index
+from pipeline.index.version_files import FORMAT, partition_store
+from pipeline.index.versions import PREFILTER, QUERY, WORTH, Index, open_index
 from pipeline.settings import IndexSettings
 from pipeline.storage.local_paths import new_folder
 from pipeline.storage.location import Location

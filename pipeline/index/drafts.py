@@ -28,8 +28,9 @@ from pipeline.coattention.head import head_hash
 from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
-from pipeline.index.partition_store import VIDEOS, delete_partition, partition_store, read_videos, write_videos
-from pipeline.index.versions import FORMAT, MOST_GROWTH, Index, read_index
+from pipeline.index.partition_store import VIDEOS, delete_partition, read_videos, write_videos
+from pipeline.index.version_files import FORMAT, partition_store
+from pipeline.index.versions import MOST_GROWTH, Index, read_index
 from pipeline.settings import IndexSettings
 from pipeline.storage.faults import StorageError
 from pipeline.storage.local_paths import temporary_folder

@@ -16,10 +16,12 @@ from pipeline.coattention.head import load_head
 from pipeline.coattention.network import CoattentionConfig
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
+from pipeline.index.heads import head_folder
 from pipeline.index.partition_files import NEW_ARRAYS, array_fault, array_shapes, load_array, load_prefilter
-from pipeline.index.partition_store import VIDEOS, partition_store, read_videos
+from pipeline.index.partition_store import VIDEOS, read_videos
 from pipeline.index.prefilter import PrefilterMetric, is_flat
-from pipeline.index.versions import head_folder, index_settings, read_cameras, read_query
+from pipeline.index.version_files import partition_store
+from pipeline.index.versions import index_settings, read_cameras, read_query
 from pipeline.segments import segment_starts
 from pipeline.settings import IndexSettings
 

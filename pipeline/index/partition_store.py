@@ -23,6 +23,7 @@ from pipeline.coattention.cameras import CameraHeads
 from pipeline.coattention.cohort import Cohort
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.partition_files import write_partition
+from pipeline.index.version_files import partition_store
 from pipeline.storage.hashing import sha256
 from pipeline.storage.local_paths import new_folder
 from pipeline.storage.location import Location
@@ -33,11 +34,6 @@ MOST_CAMERAS = 1000  # named in a partition's entry; with more, a search looks i
 FRAMES_OF = ("ingested_at", "sampled_frames")  # the same: the same ingest, and so the same frames
 LOOKED_AT = (*FRAMES_OF, "uri", "camera_id", "start_time", "person_id", "seen_from", "seen_to")
 FULL = 0.75  # a partition of which this share is used is left alone
-
-
-def partition_store(gallery: Gallery) -> Location:
-    """Where the partitions of all index versions lie."""
-    return gallery.location.join("index", "partitions")
 
 
 @dataclass(frozen=True)

@@ -16,55 +16,40 @@ index/partitions/<id>/          named by the manifests of one or more versions
 The videos of a version are numbered through its partitions in the order of its manifest.
 """
 
-import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from pyarrow import fs as pafs
 
-from pipeline.backbone.spec import same_backbone
-from pipeline.coattention.calibration import FILE as CALIBRATION
 from pipeline.coattention.calibration import Calibration, calibration_version, load_calibration
 from pipeline.coattention.cameras import CameraHeads, CameraStatistics
 from pipeline.coattention.cohort import Cohort
 from pipeline.coattention.gallery_calibration import GalleryCalibration
-from pipeline.coattention.head import DESCRIPTION, TENSORS, head_hash, load_head, read_description, shipped_head
+from pipeline.coattention.head import load_head
 from pipeline.coattention.network import Coattention
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
-from pipeline.index.cached_files import cached_manifest, drop_gone, local_files
+from pipeline.index.cached_files import cached_manifest, local_files
+from pipeline.index.heads import head_folder
 from pipeline.index.partition_files import array_fault, load_array
-from pipeline.index.partition_store import (
-    VIDEOS,
-    as_indexed,
-    partition_store,
-    plan_partitions,
-    read_videos,
-)
+from pipeline.index.partition_store import VIDEOS, read_videos
 from pipeline.index.prefilter import FLAT_SEGMENTS
+from pipeline.index.version_files import drop_cached, index_versions, partition_store, read_manifest
 from pipeline.settings import IndexSettings
 from pipeline.storage.documents import parsed, typed
-from pipeline.storage.faults import explained
-from pipeline.storage.formats import check_format
-from pipeline.storage.local_paths import local_folder
-from pipeline.storage.location import Location, resolve
-from pipeline.storage.seals import unsealed
+from pipeline.storage.location import Location
 
-OLDEST_FORMAT, FORMAT = 3, 4
 WITH_CAMERAS = 4  # the format that began to have statistics of cameras, and the visibility of segments
 OPENED_AT_ONCE = 8  # tables of partitions
-NO_VERSIONS = ("partitions", "builds")  # the other folders of index/
 PREFILTER = "prefilter/trained.faiss"
 WORTH = "worth/calibration.json"
 QUERY = "cohort/query.npy"
@@ -237,45 +222,6 @@ def index_settings(manifest: dict[str, Any]) -> IndexSettings:
     return IndexSettings(**old | manifest["settings"])
 
 
-def extensible_index(gallery: Gallery, settings: IndexSettings, head: Coattention | None = None) -> Index | None:
-    """The newest index version if one of these arguments can be made of it by adding and removing videos, else None.
-
-    An index of so few videos that nothing can be normalised by them is not worth keeping.
-    """
-    index = _newest_of(gallery, settings, head)
-    return index if index is not None and index.cohort.usable else None
-
-
-def current_index(
-    gallery: Gallery, settings: IndexSettings, head: Coattention | None = None, calibration: Calibration | None = None
-) -> Index | None:
-    """The newest index version if building one with these arguments would bring nothing new, else None."""
-    index = _newest_of(gallery, settings, head)
-    return index if index is not None and index.calibration == calibration and is_complete(gallery, index) else None
-
-
-def _newest_of(gallery: Gallery, settings: IndexSettings, head: Coattention | None) -> Index | None:
-    if not index_versions(gallery):
-        return None
-    try:
-        index = open_index(gallery)
-    except PipelineError:  # damaged: building again is what mends it
-        return None
-    same_head = index.untrained if head is None else index.manifest["head"] == head_hash(head)
-    return index if same_head and index.settings == settings and index.query is not None else None
-
-
-def is_complete(gallery: Gallery, index: Index) -> bool:
-    """Whether an index holds the gallery's videos, all and no others; reads the gallery only if there were commits since."""
-    if gallery.log.is_newest(index.manifest["commits"]):
-        return True
-    videos = gallery.snapshot().videos
-    if len(videos) == 0:
-        return False
-    plan = plan_partitions(videos, index.settings.partition_videos, index.videos, index.manifest["partitions"])
-    return not plan.fresh and len(plan.kept) == len(index.manifest["partitions"])
-
-
 def open_index(gallery: Gallery, version: str | None = None) -> Index:
     """Open an index version, by default the newest. Raises UsageError when there is none, PipelineError when it is damaged.
 
@@ -288,7 +234,7 @@ def open_index(gallery: Gallery, version: str | None = None) -> Index:
     if version not in versions:
         raise UsageError(f"{gallery.location.uri} has no index version {version!r}; it has {', '.join(versions[-5:])}")
     location, store = gallery.location.join("index", version), partition_store(gallery)
-    _drop_gone(gallery, versions)
+    drop_cached(gallery, versions)
     manifest = read_manifest(gallery, version, cached_manifest)
     try:
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
@@ -369,133 +315,6 @@ def _partition_table(store: Location, part: dict[str, Any]) -> pa.Table:
     return table
 
 
-def read_manifest(
-    gallery: Gallery,
-    version: str,
-    read: Callable[[Location], bytes] = lambda location: location.join("manifest.json").read_bytes(),
-) -> dict[str, Any]:
-    """The manifest of an index version. Raises PipelineError when it is damaged or of another format. read: of its folder."""
-    location = gallery.location.join("index", version)
-    try:
-        manifest = unsealed(read(location))
-        remedy = "build it again with jobs.index --rebuild"
-        check_format(f"the index {location.uri}", manifest["format"], OLDEST_FORMAT, FORMAT, remedy)
-        needed = {"settings", "backbone", "head", "files", "untrained", "commits", "drawn", "partitions"}
-        if missing := needed - manifest.keys():
-            raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PipelineError(f"the index {location.uri} is damaged: {error}; build it again with jobs.index") from error
-    return manifest
-
-
-def version_files(gallery: Gallery, manifest: dict[str, Any]) -> Iterator[tuple[Location, dict[str, Any]]]:
-    """All files of an index version, each with its size in bytes and sha256; those of its partitions last."""
-    location, store = gallery.location.join("index", manifest["version"]), partition_store(gallery)
-    yield from ((location.join(name), entry) for name, entry in manifest["files"].items())
-    for part in manifest["partitions"]:
-        yield from ((store.join(part["id"], name), entry) for name, entry in part["files"].items())
-
-
-def partition_ids(gallery: Gallery, version: str) -> set[str]:
-    """Ids of the partitions that a version's manifest names, whatever its format; none where it cannot be read."""
-    try:
-        return _ids_in(gallery.location.join("index", version, "manifest.json").read_bytes())
-    except (PipelineError, ValueError, KeyError, TypeError):
-        return set()
-
-
-def _ids_in(manifest: bytes) -> set[str]:
-    return {part["id"] for part in json.loads(manifest)["partitions"]}
-
-
-def drop_cached(gallery: Gallery) -> None:
-    """Remove from this machine's cache what belongs to versions that are gone, and what was forgotten with them."""
-    _drop_gone(gallery, index_versions(gallery))
-
-
-def _drop_gone(gallery: Gallery, versions: Sequence[str]) -> None:
-    drop_gone(gallery.location.join("index"), versions, _ids_in)
-
-
 def is_compressed(index: Index) -> bool:
     """Whether its newest partitions have a compressed prefilter."""
     return PREFILTER in index.manifest["files"]
-
-
-def holds_any(index: Index, video_ids: pa.Array) -> bool:
-    """Whether a partition or the cohort of an index holds features of any of the videos."""
-    return any(pc.any(pc.is_in(ids, video_ids)).as_py() for ids in (index.videos["video_id"], index.cohort_ids))
-
-
-@dataclass(frozen=True)
-class Lag:
-    """How far an index is behind its gallery. missing: videos of the gallery that it does not hold; outdated: videos that it
-    holds otherwise than the gallery: ingested anew, corrected or gone since, without those that were forgotten.
-    """
-
-    missing: int = 0
-    outdated: int = 0
-
-
-def index_lag(gallery: Gallery, index: Index) -> Lag:
-    """How far an index is behind; reads the videos only if there were commits since."""
-    if not gallery.has_changes_since(index.manifest["commits"]):
-        return Lag()
-    snapshot = gallery.snapshot()
-    ids = index.videos["video_id"].combine_chunks()
-    held = pc.is_in(snapshot.videos["video_id"], ids)
-    forgotten = np.asarray(pc.is_in(ids, pa.array(sorted(snapshot.forgotten), pa.string())))
-    outdated = ~as_indexed(snapshot.videos, index.videos) & ~forgotten
-    return Lag(len(held) - (pc.sum(held).as_py() or 0), int(outdated.sum()))
-
-
-def index_versions(gallery: Gallery) -> list[str]:
-    """Published versions, oldest first."""
-    index = gallery.location.join("index")
-    with explained("list", index.uri):
-        found = index.filesystem.get_file_info(pafs.FileSelector(index.path, allow_not_found=True))
-    names = sorted(info.base_name for info in found if info.type == pafs.FileType.Directory and info.base_name not in NO_VERSIONS)
-    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-        return [
-            name for name, there in zip(names, pool.map(functools.partial(_is_published, index), names), strict=True) if there
-        ]
-
-
-def _is_published(index: Location, version: str) -> bool:
-    return index.join(version, "manifest.json").exists()
-
-
-@contextlib.contextmanager
-def head_folder(place: str | Path | Location) -> Iterator[Path]:
-    """The folder of a head on this machine; of one in an object store a copy, as long as the context is open."""
-    location = place if isinstance(place, Location) else resolve(place)
-    with local_folder(location, (TENSORS, DESCRIPTION, CALIBRATION)) as folder:
-        if not location.is_local and not (folder / DESCRIPTION).exists():
-            raise PipelineError(f"{location.uri} is not a head: it holds no {DESCRIPTION}")
-        yield folder
-
-
-def find_head(place: str | None, gallery: Gallery) -> tuple[Coattention | None, Calibration | None]:
-    """A trained head and its calibration: of a folder, here or in a bucket, or without one of those that ship, by the gallery's
-    backbone.
-
-    (None, None) where none ships for that backbone. Raises PipelineError when the head or its calibration is damaged, belongs to
-    another backbone, or the calibration to another head.
-    """
-    found = shipped_head(gallery.settings.backbone.identity) if place is None else place
-    if found is None:
-        return None, None
-    with head_folder(found) as folder:
-        head, calibration = head_for(gallery, folder), load_calibration(folder)
-    if calibration is not None and calibration.head != head_hash(head):
-        raise PipelineError(f"{found}/{CALIBRATION} belongs to another head; fit it again with jobs.calibrate or remove it")
-    return head, calibration
-
-
-def head_for(gallery: Gallery, folder: Path) -> Coattention:
-    """The head in a folder. Raises PipelineError when it is damaged or belongs to another backbone than the gallery's."""
-    identity = gallery.settings.backbone.identity
-    description = read_description(folder)
-    if description.backbone_hash and not same_backbone(description.backbone_hash, identity):
-        raise PipelineError(f"the head {folder} belongs to the backbone {description.backbone_hash}; the gallery has {identity}")
-    return load_head(folder)

@@ -26,8 +26,10 @@ from pipeline.gallery.log import AT_ONCE
 from pipeline.gallery.tables import MOVES_SCHEMA, TABLES
 from pipeline.index.build import publish_without
 from pipeline.index.drafts import delete_drafts, held_partitions
-from pipeline.index.partition_store import delete_partition, partition_store, read_videos
-from pipeline.index.versions import drop_cached, holds_any, index_versions, open_index, partition_ids
+from pipeline.index.freshness import holds_any
+from pipeline.index.partition_store import delete_partition, read_videos
+from pipeline.index.version_files import drop_cached, index_versions, partition_ids, partition_store
+from pipeline.index.versions import open_index
 from pipeline.storage.location import Location
 
 SHARD_FRAMES = 100_000  # of a compacted shard: 256 MB of 1280-wide features
@@ -108,7 +110,7 @@ def _compact_indexes(
     _delete_unpublished(gallery, orphan_age, doomed)
     delete_drafts(gallery, gone)
     _delete_partitions(gallery, orphan_age, partitions, gone)
-    drop_cached(gallery)
+    drop_cached(gallery, index_versions(gallery))
     return doomed, reduced
 
 

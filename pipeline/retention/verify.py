@@ -10,7 +10,8 @@ from pipeline.errors import PipelineError
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery, feature_matrix
 from pipeline.index.faults import manifest_faults, range_faults
-from pipeline.index.versions import index_versions, open_index, read_manifest, version_files
+from pipeline.index.version_files import index_versions, read_manifest, version_files
+from pipeline.index.versions import open_index
 from pipeline.storage.hashing import content_hash
 from pipeline.storage.location import Location
 

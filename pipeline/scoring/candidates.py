@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.coattention import calibration
 from pipeline.coattention.cohort import CohortStatistics, normalised_logits
+from pipeline.coattention.logits import sigmoid
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.frame_rows import FileRows, FrameRows
-from pipeline.scoring.scores import TargetEncoding, candidate_logits, file_logits, sigmoid
+from pipeline.scoring.scores import TargetEncoding, candidate_logits, file_logits, scores_of
 from pipeline.scoring.video_scores import SHARPNESS, video_scores, visible_logits
 from pipeline.scoring.whole import WholeVideos, nearest_part, or_whole
 from pipeline.scoring.whole import joined as joined_videos
@@ -108,7 +108,7 @@ class Candidates:
         for some in stoppable(self._parts(len(target)), between):
             part = self._part(some)
             logits = part.pair_logits(target, settings)
-            scores = worth = sigmoid(logits)  # [N, K]
+            scores = worth = scores_of(logits)  # [N, K]
             if settings.all_pairs:
                 visible = np.log(target.visibility)[:, None] + np.log(part.visibility)
                 worth = logits.cpu().numpy() + visible / SHARPNESS
@@ -130,7 +130,7 @@ class Candidates:
         for some in stoppable(self._parts(int(ends[-1])), between):
             part = self._part(some)
             logits = part.pair_logits(joined, settings)
-            pairs = logits.cpu().numpy() if settings.all_pairs else sigmoid(logits)
+            pairs = logits.cpu().numpy() if settings.all_pairs else scores_of(logits)
             for row, (end, target) in enumerate(zip(ends, targets, strict=True)):
                 mine = pairs[end - len(target) : end]
                 if settings.all_pairs:
@@ -146,7 +146,7 @@ class Candidates:
         if normalised and target.whole is not None and self.whole is not None and self.parts is not None:
             weight, bias = target.encoding.weight.cpu().numpy(), float(target.encoding.bias)
             logits = np.logaddexp(logits, nearest_part(target.whole, self.whole, self.parts, weight, bias))
-        return calibration.sigmoid(logits)
+        return sigmoid(logits)
 
     def _parts(self, target_segments: int) -> Iterator[slice]:
         """The videos in pieces of about SCORE_PAIRS pairs of segments."""

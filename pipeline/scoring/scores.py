@@ -241,7 +241,7 @@ def _tables(target: TargetEncoding) -> pair_kernel.TargetTables:
     )
 
 
-def sigmoid(logits: Tensor) -> NDArray[np.float32]:
+def scores_of(logits: Tensor) -> NDArray[np.float32]:
     """Scores float32 of logits float32 of any shape. Not torch's on a CPU: there the last bit depends on a number's place."""
     if logits.device.type != "cpu":
         return logits.sigmoid().cpu().numpy()

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.coattention.calibration import Calibration, Floats, Setting, settings_of
+from pipeline.coattention.calibration import Calibration, Setting, settings_of
 from pipeline.coattention.gallery_calibration import GalleryCalibration
+from pipeline.coattention.logits import Floats
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.versions import Index

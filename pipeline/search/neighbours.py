@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pipeline.coattention.calibration import sigmoid
+from pipeline.coattention.logits import sigmoid
 from pipeline.index.versions import Index
 from pipeline.scoring.scores import TargetEncoding
 from pipeline.scoring.whole import WholeVideos, resemblance

@@ -32,7 +32,8 @@ from pipeline.storage.reach import Reach
 from pipeline.storage.uris import canonical_uri
 
 if TYPE_CHECKING:
-    from pipeline.index.versions import Index, Lag
+    from pipeline.index.freshness import Lag
+    from pipeline.index.versions import Index
     from pipeline.search.partitions import Partitions
     from pipeline.search.warm import WarmIndex
 
@@ -57,7 +58,7 @@ class Answer:
     @functools.cached_property
     def lag(self) -> "Lag":
         """What the index lacks of the gallery; of a large gallery it may take seconds."""
-        from pipeline.index.versions import index_lag
+        from pipeline.index.freshness import index_lag
 
         return index_lag(self.gallery, self.index)
 

@@ -10,7 +10,8 @@ import threading
 
 from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import Gallery, Position
-from pipeline.index.versions import Index, index_versions, open_index
+from pipeline.index.version_files import index_versions
+from pipeline.index.versions import Index, open_index
 from pipeline.search.local_partitions import LocalPartitions
 from pipeline.search.partitions import Partitions
 from pipeline.search.search_actors import SearchActors

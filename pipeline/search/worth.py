@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.coattention.calibration import Floats, Setting, settings_of
+from pipeline.coattention.calibration import Setting, settings_of
 from pipeline.coattention.gallery_calibration import GalleryCalibration, fit_gallery_calibration
+from pipeline.coattention.logits import Floats
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
 from pipeline.index.versions import Index

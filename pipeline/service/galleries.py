@@ -13,6 +13,7 @@ from pipeline.gallery.audit import append_record, on_behalf_of, required
 from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.places import CameraPlace, check_places, read_places, with_right_times, write_places
 from pipeline.gallery.plan import Plan, read_plan
+from pipeline.index.version_files import index_versions
 from pipeline.service import answers
 from pipeline.service.asking import PROBLEMS, GalleryOf, Person, ServiceOf, may
 
@@ -97,8 +98,6 @@ def _videos(rows: pa.Table) -> list[answers.Video]:
 
 
 def _facts(name: str, gallery: Gallery) -> answers.GalleryFacts:
-    from pipeline.index.versions import index_versions  # loads PyTorch, which the service does not wait for
-
     versions = index_versions(gallery)
     return answers.GalleryFacts(
         name=name,

@@ -64,7 +64,10 @@ def taken_in(gallery: Gallery, person: str, asked: Mapping[str, Any], at: At) ->
 
 def _indexed(gallery: Gallery, at: At) -> str:
     """Build the next index of what the gallery holds, with settings and head of the one before; returns which it is, in words."""
-    from pipeline.index.versions import current_index, extensible_index, find_head, index_versions, open_index
+    from pipeline.index.freshness import current_index, extensible_index
+    from pipeline.index.heads import find_head
+    from pipeline.index.version_files import index_versions
+    from pipeline.index.versions import open_index
     from pipeline.search.worth import build_measured_index
     from pipeline.settings import IndexSettings
 

@@ -10,6 +10,7 @@ from pipeline import telemetry
 from pipeline.errors import PipelineError
 from pipeline.gallery import audit
 from pipeline.gallery.gallery import Gallery
+from pipeline.index.version_files import index_versions
 from pipeline.service import answers
 from pipeline.service.access import read_tokens
 from pipeline.service.asking import PROBLEMS, Asking, GalleryOf, ServiceOf, file_of, gallery_of, may
@@ -55,7 +56,7 @@ def verify_audit_log(
 @routes.get("/galleries/{gallery}/quality", dependencies=[may("look")])
 def get_quality(gallery: str, opened: GalleryOf, service: ServiceOf, asking: Asking) -> answers.Quality:
     """How well a gallery's index finds people, as far as that was measured or can be told from what people decided."""
-    from pipeline.index.versions import index_lag, index_versions  # loads PyTorch, which the service does not wait for
+    from pipeline.index.freshness import index_lag  # loads PyTorch, which the service does not wait for
 
     facts: dict[str, Any] = dict.fromkeys(("index_version", "model", "sample", "links", "right", "advice", "head_calibration"))
     facts |= {"untrained": False, "cameras_known": 0, "calibrated": False, "calibration": "there is no index yet"}

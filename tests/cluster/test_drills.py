@@ -15,7 +15,8 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
-from pipeline.index.versions import index_versions, open_index
+from pipeline.index.version_files import index_versions
+from pipeline.index.versions import open_index
 from pipeline.retention.compact import compact
 from pipeline.retention.verify import verify_gallery
 from pipeline.search.partitions import opened_partitions

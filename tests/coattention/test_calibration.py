@@ -13,21 +13,15 @@ from hypothesis import strategies as st
 
 from pipeline.coattention.calibration import (
     FILE,
-    SLOPE_PRIOR,
     Calibration,
-    _held_out,
-    _Pairs,
-    cllr,
-    expected_calibration_error,
-    fit_calibration,
     load_calibration,
-    min_cllr,
     none_probability,
     posterior,
-    reliability,
     save_calibration,
     settings_of,
 )
+from pipeline.coattention.calibration_fit import SLOPE_PRIOR, _held_out, _Pairs, fit_calibration
+from pipeline.coattention.calibration_quality import cllr, expected_calibration_error, min_cllr, reliability
 from pipeline.errors import PipelineError, UsageError
 from pipeline.settings import ScoreSettings
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.coattention.calibration import expected_calibration_error
+from pipeline.coattention.calibration_quality import expected_calibration_error
 from pipeline.coattention.gallery_calibration import (
     HIGHEST,
     LEAST_VIDEOS,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.coattention.calibration import ReliabilityBin
+from pipeline.coattention.calibration_quality import ReliabilityBin
 from pipeline.coattention.gallery_calibration import NOT_TOLD_APART, STRONG, WEAK
 from pipeline.evaluation.probabilities import StrengthFigures, probability_figures, strength_figures
 

@@ -15,7 +15,8 @@ from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index import cached_files
 from pipeline.index.build import build_index
 from pipeline.index.cached_files import PartialFile, cached_folder, local_files, sweep
-from pipeline.index.versions import index_versions, open_index
+from pipeline.index.version_files import index_versions
+from pipeline.index.versions import open_index
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
 from pipeline.scoring import pair_kernel

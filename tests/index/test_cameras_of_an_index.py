@@ -15,7 +15,8 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.index import samples
 from pipeline.index.build import build_index
 from pipeline.index.faults import range_faults
-from pipeline.index.versions import current_index, extensible_index, open_index
+from pipeline.index.freshness import current_index, extensible_index
+from pipeline.index.versions import open_index
 from pipeline.retention.verify import verify_gallery
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.run import _of_camera, run

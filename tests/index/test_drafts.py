@@ -15,7 +15,9 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.index import drafts, partition_store
 from pipeline.index.build import build_index
 from pipeline.index.drafts import builds, leased, new_build
-from pipeline.index.versions import Index, extensible_index, index_versions, open_index
+from pipeline.index.freshness import extensible_index
+from pipeline.index.version_files import index_versions
+from pipeline.index.versions import Index, open_index
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
 from pipeline.retention.remains import files_with_forgotten
@@ -30,7 +32,7 @@ import os, signal, sys
 import torch
 from pipeline.gallery.gallery import Gallery
 from pipeline.index import build, drafts, partition_store
-from pipeline.index.versions import extensible_index
+from pipeline.index.freshness import extensible_index
 from tests.index.test_drafts import NINE
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import pytest
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery
 from pipeline.index.build import build_index
 from pipeline.index.partition_store import read_videos, write_videos
-from pipeline.index.versions import index_versions
+from pipeline.index.version_files import index_versions
 from pipeline.retention import verify as verification
 from pipeline.retention.verify import verify_gallery
 from pipeline.settings import IndexSettings

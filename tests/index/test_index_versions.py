@@ -16,16 +16,10 @@ from jobs.index import index as run_jobs_index
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings, frames_table
 from pipeline.index.build import build_index
+from pipeline.index.freshness import Lag, current_index, extensible_index, index_lag
 from pipeline.index.partition_store import FULL, PartitionWork, build_partitions
-from pipeline.index.versions import (
-    Index,
-    Lag,
-    current_index,
-    extensible_index,
-    index_lag,
-    index_versions,
-    open_index,
-)
+from pipeline.index.version_files import index_versions
+from pipeline.index.versions import Index, open_index
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
 from pipeline.retention.verify import verify_gallery

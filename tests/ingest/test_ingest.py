@@ -27,7 +27,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery.forgotten import Forgotten, write_forgotten
 from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.index.build import build_index
-from pipeline.index.versions import index_lag
+from pipeline.index.freshness import index_lag
 from pipeline.ingest import listing
 from pipeline.ingest import progress as progress_module
 from pipeline.ingest import run as ingest_module

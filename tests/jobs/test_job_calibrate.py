@@ -15,7 +15,7 @@ from pipeline.coattention.head import head_hash, save_head
 from pipeline.errors import PipelineError, UsageError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
-from pipeline.index.versions import find_head
+from pipeline.index.heads import find_head
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target

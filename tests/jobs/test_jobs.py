@@ -39,7 +39,7 @@ from pipeline.coattention.head import save_head
 from pipeline.gallery.audit import read_records
 from pipeline.gallery.gallery import Gallery, GallerySettings, feature_matrix
 from pipeline.index.build import build_index
-from pipeline.index.versions import FORMAT
+from pipeline.index.version_files import FORMAT
 from pipeline.rendering.network import render_network
 from pipeline.retention.forget import Selection, forget
 from pipeline.search.results import RESULTS_SCHEMA

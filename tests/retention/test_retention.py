@@ -31,7 +31,8 @@ from pipeline.gallery.gallery import (
 )
 from pipeline.gallery.log import Log
 from pipeline.index.build import build_index
-from pipeline.index.versions import index_versions, open_index
+from pipeline.index.version_files import index_versions
+from pipeline.index.versions import open_index
 from pipeline.ingest.run import missing_sources
 from pipeline.retention import compact as compaction
 from pipeline.retention.compact import compact

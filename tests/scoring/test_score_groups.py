@@ -13,7 +13,7 @@ from pipeline.index.build import build_index
 from pipeline.index.versions import Index
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.candidates import TargetSegments
-from pipeline.scoring.scores import sigmoid
+from pipeline.scoring.scores import scores_of
 from pipeline.search import local_partitions
 from pipeline.search.local_partitions import LocalPartitions
 from pipeline.search.results import SearchResult
@@ -113,10 +113,10 @@ def test_a_search_of_a_target_is_the_same_alone_and_among_others(
 
 def test_a_sigmoid_does_not_depend_on_the_place_of_a_number() -> None:
     logits = 6 * torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
-    whole = sigmoid(logits.T)
+    whole = scores_of(logits.T)
     np.testing.assert_allclose(whole, 1 / (1 + np.exp(-logits.T.double().numpy())), rtol=1e-6)
     for n in range(1, 41):
-        assert np.array_equal(sigmoid(logits[:, :n].T), whole[:n])
-        assert np.array_equal(sigmoid(logits[n:, 3].clone()), whole[3, n:])
-    assert sigmoid(torch.tensor([-1000.0, 1000.0])).tolist() == [0.0, 1.0]
-    assert np.isnan(sigmoid(torch.tensor([torch.nan]))).all()
+        assert np.array_equal(scores_of(logits[:, :n].T), whole[:n])
+        assert np.array_equal(scores_of(logits[n:, 3].clone()), whole[3, n:])
+    assert scores_of(torch.tensor([-1000.0, 1000.0])).tolist() == [0.0, 1.0]
+    assert np.isnan(scores_of(torch.tensor([torch.nan]))).all()

@@ -18,7 +18,8 @@ from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, Gal
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.build import build_index
 from pipeline.index.samples import sample_features
-from pipeline.index.versions import Index, index_versions, open_index
+from pipeline.index.version_files import index_versions
+from pipeline.index.versions import Index, open_index
 from pipeline.search.local_partitions import FILES_A_PARTITION, LocalPartitions
 from pipeline.search.partitions import opened_partitions
 from pipeline.search.results import SearchResult

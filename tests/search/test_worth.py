@@ -15,7 +15,8 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.as_searched import coattention_scores
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index, publish_without
-from pipeline.index.versions import WORTH, Index, extensible_index, open_index
+from pipeline.index.freshness import extensible_index
+from pipeline.index.versions import WORTH, Index, open_index
 from pipeline.retention.verify import verify_gallery
 from pipeline.search import worth
 from pipeline.search.partitions import opened_partitions

@@ -10,13 +10,15 @@ import ray
 
 from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import read_catalog
-from pipeline.coattention.calibration import fit_calibration, save_calibration, settings_of
+from pipeline.coattention.calibration import save_calibration, settings_of
+from pipeline.coattention.calibration_fit import fit_calibration
 from pipeline.coattention.head import head_hash, save_head, untrained_head
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
-from pipeline.index.versions import find_head, open_index
+from pipeline.index.heads import find_head
+from pipeline.index.versions import open_index
 from pipeline.ingest.run import Workers, ingest
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
