@@ -42,7 +42,7 @@ def test_the_modules_that_a_newcomer_meets_first_have_examples() -> None:
     first = {
         "segments",
         "time_windows",
-        "location",
+        "uris",
         "hashing",
         "sampling",
         "boxes",

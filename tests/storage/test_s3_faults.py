@@ -15,6 +15,7 @@ from pipeline.decoding.video import Chunk, Rejected
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
 from pipeline.ingest.run import missing_sources
+from pipeline.storage import faults
 from pipeline.storage import location as storage
 from pipeline.storage.faults import StorageError
 from pipeline.storage.location import Location, resolve
@@ -34,7 +35,8 @@ def place(store: FaultyStore, request: pytest.FixtureRequest) -> Location:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two tries, for what a test wants to see fail."""
-    monkeypatch.setattr(storage, "S3_TRIES", 2)
+    for module in (storage, faults):  # what asks, and what says how often
+        monkeypatch.setattr(module, "S3_TRIES", 2)
     storage._object_store.cache_clear()
     yield
     storage._object_store.cache_clear()
