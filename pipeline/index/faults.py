@@ -30,7 +30,7 @@ _FILE = re.compile(r"[A-Za-z0-9_]+(\.[a-z]+)+")  # of a partition; of a version 
 
 
 def manifest_faults(manifest: dict[str, Any], version: str) -> list[str]:
-    """What of a manifest (`pipeline.index.versions.read_manifest`) leads out of the index or does not add up, in words.
+    """What of a manifest (`pipeline.index.version_files.read_manifest`) leads out of the index or does not add up, in words.
 
     No other file is read.
     """

@@ -15,7 +15,7 @@ from pipeline.coattention.head import read_description
 from pipeline.errors import PipelineError
 from pipeline.gallery import audit, entries, gallery
 from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery
-from pipeline.index import versions as index
+from pipeline.index import version_files as index
 from pipeline.index.build import build_index
 from pipeline.index.versions import open_index
 from pipeline.retention.verify import verify_gallery
