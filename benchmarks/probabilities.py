@@ -2,12 +2,12 @@
 
     python -m benchmarks.probabilities [--shared ../shared] [--work FOLDER] [--seeds 0,1,2] [--demo FOLDER]
 
-Sets: features of real people (six cameras; pairs of two of them; one camera with a stretch of every clip hidden), real tracklets
-(vtest, mini_mars), rendered networks of several seeds as jobs.demo makes them, each also with half of every clip hidden, and, with
---demo, the tracks in what `make demo` wrote, whose gallery is indexed anew. Every labelled video is a target; the same person
-under the same camera does not count (of vtest: less than 3 s away). For "none of these" the matches of every other target are left
-out. ece: expected calibration error at the search's own prior; sum: probabilities by true matches; none: mean probability of "none
-of these" less the share of absent people. The last line is the same as JSON.
+Sets: features of real people (six cameras; pairs of two of them; one camera with a stretch of every clip hidden), real
+tracklets (vtest, mini_mars), rendered networks of several seeds as jobs.demo makes them, each also with half of every clip
+hidden, and, with --demo, the tracks in what `make demo` wrote, whose gallery is indexed anew. Every labelled video is a target;
+the same person under the same camera does not count (of vtest: less than 3 s away). For "none of these" the matches of every
+other target are left out. ece: expected calibration error at the search's own prior; sum: probabilities by true matches; none:
+mean probability of "none of these" less the share of absent people. The last line is the same as JSON.
 """
 
 import json
