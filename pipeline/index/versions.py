@@ -40,7 +40,7 @@ from pipeline.gallery.gallery import Gallery
 from pipeline.gallery.video_ref import VideoRef
 from pipeline.index.cached_files import cached_manifest, local_files
 from pipeline.index.heads import head_folder
-from pipeline.index.partition_files import array_fault, load_array
+from pipeline.index.partition_files import NEW_ARRAYS, array_fault, load_array
 from pipeline.index.partition_store import VIDEOS, read_videos
 from pipeline.index.prefilter import FLAT_SEGMENTS
 from pipeline.index.version_files import drop_cached, index_versions, partition_store, read_manifest
@@ -207,6 +207,8 @@ class Index:
         flat = not is_compressed(self)
         if flat and self.settings.prefilter == "auto" and self.manifest["segments"] > MOST_GROWTH * FLAT_SEGMENTS:
             return "the index has grown so large that its prefilter should be a compressed one"
+        if any(f"{name}.npy" not in part["files"] for part in self.manifest["partitions"] for name in NEW_ARRAYS):
+            return "some of it was built by an earlier version, and lacks what videos are found better with now"
         return None
 
     def _of_new_cameras(self) -> int:

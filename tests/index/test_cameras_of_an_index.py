@@ -70,6 +70,15 @@ def test_an_index_of_which_many_videos_are_of_cameras_that_came_later_should_be_
     assert advice is not None and "of cameras that had few videos or none" in advice
 
 
+def test_an_index_with_a_partition_of_an_earlier_version_should_be_built_anew(toy_gallery: Gallery) -> None:
+    index = build_index(toy_gallery, NINE)
+    *others, last = index.manifest["partitions"]
+    earlier = last | {"files": {name: entry for name, entry in last["files"].items() if not name.startswith("part_")}}
+    assert len(earlier["files"]) == len(last["files"]) - 3
+    advice = replace(index, manifest=index.manifest | {"partitions": [*others, earlier]}).rebuild_advice()
+    assert advice is not None and "built by an earlier version" in advice
+
+
 def test_an_index_that_ignores_cameras_is_another_and_scores_by_the_head_alone(toy_gallery: Gallery) -> None:
     build_index(toy_gallery, NINE)
     ignoring = IndexSettings(partition_videos=9, cameras="ignore")
