@@ -21,6 +21,7 @@ from pipeline.scoring.scores import TargetEncoding
 from pipeline.scoring.whole import WholeVideos
 from pipeline.search.local_partitions import LocalPartitions
 from pipeline.search.partition import WHOLE
+from pipeline.search.placement import placed
 from pipeline.search.results import SegmentPair
 from pipeline.settings import ScoreSettings
 from pipeline.stopping import CANCELLED, Between, StoppedError, going_on
@@ -62,11 +63,13 @@ class SearchActors:
     def open(self, index: Index) -> "ActorPartitions":
         """The partitions of a version, open on the actors; those that are missing are started. What is open already stays.
 
+        A partition is held where it was held before, as far as the nodes are the same (`pipeline.search.placement`).
+
         Raises PipelineError where the cluster has no room and for an index that is damaged.
         """
         import ray
 
-        count, partitions = self.count(index), len(index.manifest["partitions"])
+        count, partitions = self.count(index), index.manifest["partitions"]
         gpus, _ = _processors()
         for actor in _silent(self.actors):  # it found no place when its node went
             ray.kill(actor)
@@ -82,27 +85,36 @@ class SearchActors:
         )(_PartitionsActor)
         new = [owner.remote(self.gallery_uri) for _ in range(len(self.actors), count)]
         actors = [*self.actors, *new][:count]
-        opening = secrets.token_hex(8)
-        shares = [Share(opening, index.version, tuple(range(i, partitions, count))) for i in range(count)]
-        opened = [actor.open.remote(share) for actor, share in zip(actors, shares, strict=True)]
-        waiting, end = opened, time.monotonic() + START_SECONDS
+        opening, end = secrets.token_hex(8), time.monotonic() + START_SECONDS
+        shares: list[Share] = []
         try:
-            while waiting and self.count(index) == count:  # not where a node went meanwhile
-                if time.monotonic() > end:
-                    raise PipelineError(f"the cluster has no room for {len(waiting)} of {count} search actors; try --actors")
-                _, waiting = ray.wait(opened, num_returns=count, timeout=LOOK_SECONDS)
-            with worker_errors(GONE):
-                ray.get([] if waiting else opened)
+            hosts = self._answers([actor.host.options(concurrency_group=ALIVE).remote() for actor in actors], index, end)
+            if hosts is not None:
+                shares = [Share(opening, index.version, mine) for mine in placed([part["id"] for part in partitions], hosts)]
+                calls = [actor.open.remote(share) for actor, share in zip(actors, shares, strict=True)]
+                hosts = self._answers(calls, index, end)
         except BaseException:
             _drop(self.actors, opening)
             for actor in new:
                 ray.kill(actor)
             raise
         self.actors += new
-        if waiting:
+        if hosts is None:
             _drop(actors, opening)
             return self.open(index)
         return ActorPartitions(actors, shares)
+
+    def _answers(self, calls: list[Any], index: Index, end: float) -> list[Any] | None:
+        """What all calls of actors answer until a time of the monotonic clock; None where nodes came or went meanwhile."""
+        import ray
+
+        waiting = calls
+        while waiting and self.count(index) == len(calls):
+            if time.monotonic() > end:
+                raise PipelineError(f"the cluster has no room for {len(waiting)} of {len(calls)} search actors; try --actors")
+            _, waiting = ray.wait(calls, num_returns=len(calls), timeout=LOOK_SECONDS)
+        with worker_errors(GONE):
+            return None if waiting else ray.get(calls)
 
     def close(self) -> None:
         import ray
@@ -198,7 +210,7 @@ def _silent(actors: Sequence[Any]) -> list[Any]:
     """Those that do not answer within AWAY_SECONDS, or cannot."""
     import ray
 
-    calls = {actor.alive.options(concurrency_group=ALIVE).remote(): actor for actor in actors}
+    calls = {actor.host.options(concurrency_group=ALIVE).remote(): actor for actor in actors}
     if not calls:
         return []
     done, silent = ray.wait(list(calls), num_returns=len(calls), timeout=AWAY_SECONDS)
@@ -251,9 +263,11 @@ class _PartitionsActor:
         with self.lock:
             self.held.pop(opening, None)
 
-    def alive(self) -> bool:
-        """Answers, however long a search takes."""
-        return True
+    def host(self) -> str:
+        """The address of its node. Answered in ALIVE, however long a search takes."""
+        import ray
+
+        return ray.util.get_node_ip_address()
 
     def _held(self, share: Share) -> LocalPartitions:
         with self.lock:

@@ -13,6 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import Gallery
 from pipeline.index import partition_store
 from pipeline.index.build import build_index
+from pipeline.index.freshness import extensible_index
 from pipeline.index.versions import Index
 from pipeline.search import search_actors
 from pipeline.search.local_partitions import LocalPartitions
@@ -21,6 +22,7 @@ from pipeline.search.search import search, search_many
 from pipeline.search.search_actors import SearchActors
 from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
+from tests.conftest import add_videos, people_features
 from tests.search.test_exact_search import EXACT, gallery, index
 from tests.search.test_exact_search import leads as leads_of
 
@@ -90,6 +92,24 @@ def test_versions_lie_beside_each_other_until_nobody_searches_them(on_ray: None,
     while openings(actors.actors[0]) > 1 and time.monotonic() < end:
         time.sleep(0.1)
     assert openings(actors.actors[0]) == 1 and leads(toy_gallery, new, second) == here(toy_gallery, new)
+    actors.close()
+
+
+def test_what_a_version_shares_with_the_one_before_stays_where_it_is_open(on_ray: None, toy_gallery: Gallery) -> None:
+    settings = IndexSettings(8, 4, partition_videos=9)
+    old = build_index(toy_gallery, settings)
+    actors = SearchActors(toy_gallery.location.uri, 2)
+    first = actors.open(old)
+    add_videos(toy_gallery, people_features(9, 1, 24, seed=4), first=40)
+    new = build_index(toy_gallery, settings, base=extensible_index(toy_gallery, settings))
+    second = actors.open(new)
+    before, after = (
+        {index.manifest["partitions"][number]["id"]: place for place, share in enumerate(held.shares) for number in share.numbers}
+        for index, held in ((old, first), (new, second))
+    )
+    kept = before.keys() & after.keys()
+    assert len(kept) == 4 and len(after) == 6 and sorted(map(len, (share.numbers for share in second.shares))) == [3, 3]
+    assert all(before[name] == after[name] for name in kept)
     actors.close()
 
 
