@@ -253,13 +253,14 @@ def test_the_divided_maps_are_those_of_an_equally_good_network(network, teacher)
 
 
 def test_a_few_steps_of_either_phase_lower_its_losses(teacher, pool):
+    """Means of four steps, since those of one depend on what it was shown, and on the processor's last bits."""
     for number in (0, 1):
         phase = replace(SMALL.phases[number], warm_up=1, batch=12, minutes=1.0, learning_rate=4e-3)
         work = Distillation(teacher, pool, replace(SMALL, phases=(phase,)))
-        losses = [work.learn() for _ in range(8)]
+        losses = [work.learn() for _ in range(16)]
         assert all(np.isfinite(list(step.values())).all() for step in losses)
-        assert losses[-1]["feature.cosine"] < losses[0]["feature.cosine"]
-        assert sum(losses[-1].values()) < sum(losses[0].values())
+        for loss in (lambda step: step["feature.cosine"], lambda step: sum(step.values())):
+            assert np.mean([loss(step) for step in losses[-4:]]) < np.mean([loss(step) for step in losses[:4]])
 
 
 def test_a_normalisation_keeps_its_statistics_once_it_has_seen_enough_of_them(teacher, pool, monkeypatch):
