@@ -1,4 +1,4 @@
-"""What the product makes of each kind of recording in `tests.recordings`, beside decord's random access.
+"""What the product makes of each kind of recording in `tests.recordings.kinds`, beside decord's random access.
 
     python -m benchmarks.recordings --out FOLDER
 
@@ -29,8 +29,8 @@ from rich.table import Table
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling, resize
 from pipeline.decoding.video import Chunk, Rejected
-from tests.recording_files import SIZE, Recording, barcodes, faults, matched, read_by_ffmpeg, sample_times
-from tests.recordings import KINDS
+from tests.recordings.files import SIZE, Recording, barcodes, faults, matched, read_by_ffmpeg, sample_times
+from tests.recordings.kinds import KINDS
 
 EVERY_FRAME = Sampling(rate=1000, width=SIZE[0], height=SIZE[1])
 TEN_A_SECOND = replace(EVERY_FRAME, rate=10)

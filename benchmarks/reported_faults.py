@@ -4,7 +4,7 @@
     python -m benchmarks.reported_faults --only decord --keep FOLDER
 
 Each file is read by this product and, as a peer, by decord: with gaps, as a sampler reads, until every frame was asked for once.
-The frames carry their numbers and the files' makers know the times (`tests.recordings`), so what was read is judged and not
+The frames carry their numbers and the files' makers know the times (`tests.recordings.kinds`), so what was read is judged and not
 looked at. decord runs in a process of its own with a time limit. The last line is one JSON object.
 """
 
@@ -31,7 +31,7 @@ from rich.table import Table
 from pipeline.decoding.decoder import Decoder
 from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Chunk, Rejected
-from tests.recording_files import (
+from tests.recordings.files import (
     B_FRAMES,
     FRAMES,
     GOP,
@@ -52,7 +52,7 @@ from tests.recording_files import (
     with_payload,
     write,
 )
-from tests.recordings import KINDS, Kind
+from tests.recordings.kinds import KINDS, Kind
 
 TIME_LIMIT = 20  # seconds for decord to read one file
 STEP = 7  # frames from one sampled frame to the next
@@ -96,7 +96,7 @@ class Found:
     sampled: list[tuple[int, float]] = field(default_factory=list)
 
 
-# Files that no kind of tests.recordings makes
+# Files that no kind of tests.recordings.kinds makes
 
 
 def many_b_frames(at: Path) -> Recording:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from tests.conftest import TOY_SIDECAR
-from tests.recording_files import as_scheduled
+from tests.recordings.files import as_scheduled
 
 CODECS = {
     "libx264": ("mp4", "mkv", "avi", "ts"),

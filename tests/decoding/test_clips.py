@@ -21,8 +21,8 @@ from pipeline.errors import VideoError
 from tests.decoding.in_process import answered_here
 from tests.decoding.test_recordings import gray, pixels, recording  # noqa: F401 - a fixture
 from tests.decoding.test_video import write_video
-from tests.recording_files import Recording, add_video, barcodes, encoded
-from tests.recordings import KINDS
+from tests.recordings.files import Recording, add_video, barcodes, encoded
+from tests.recordings.kinds import KINDS
 
 # Of each way in which containers and codecs keep times and shapes one.
 SOME = [

@@ -16,8 +16,8 @@ from pipeline.decoding.sampling import Sampling
 from pipeline.decoding.video import Stretch, Undivided
 from pipeline.errors import VideoError
 from tests.decoding.in_process import SHORT, asked, is_the_same, of_type, shown
-from tests.recording_files import B_FRAMES, GOP, OPEN_GOP, RATE, X264, X265, joined, rewrite, write
-from tests.recordings import KINDS
+from tests.recordings.files import B_FRAMES, GOP, OPEN_GOP, RATE, X264, X265, joined, rewrite, write
+from tests.recordings.kinds import KINDS
 
 
 @pytest.mark.parametrize("seconds", [0.9, 2.0, 7.0])

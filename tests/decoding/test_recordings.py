@@ -20,8 +20,8 @@ from pipeline.decoding.video import Chunk, Event, Rejected, VideoInfo
 from pipeline.errors import VideoError
 from pipeline.search.targets import video_target
 from tests.decoding.in_process import asked, is_the_same, read_chunks
-from tests.recording_files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv, restamped, sample_times
-from tests.recordings import KINDS
+from tests.recordings.files import Recording, barcodes, faults, read_by_ffmpeg, read_by_opencv, restamped, sample_times
+from tests.recordings.kinds import KINDS
 
 # Where OpenCV is no witness: it decodes no AV1, draws no interlaced pictures, and takes the first stream, not the largest.
 NOT_FOR_OPENCV = ("av1", "h264-interlaced", "mpeg2-ts", "two-video-streams", "two-video-streams-ts", "cover-picture")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.reported_faults import COLOUR, REPORTS, Report, colour_off, read_by_product, verdict
-from tests.recording_files import picture
-from tests.recordings import KINDS
+from tests.recordings.files import picture
+from tests.recordings.kinds import KINDS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "recordings.md"
 OWN = [report for report in REPORTS if report.make not in KINDS.values()]  # the kinds are read by their own test

@@ -25,7 +25,7 @@ from pipeline.storage.faults import StorageError
 from pipeline.storage.location import resolve
 from tests.conftest import reaching
 from tests.decoding.in_process import read_chunks, read_frames
-from tests.recording_files import sample_times
+from tests.recordings.files import sample_times
 
 SMALL = Sampling(height=32, width=16)
 

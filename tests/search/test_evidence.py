@@ -19,7 +19,7 @@ from pipeline.gallery.video_ref import VideoRef
 from pipeline.search.evidence import CLIP_S, LONGEST_CLIP_S, Clip, Scene, SourcePictures, stretch_around
 from pipeline.search.results import SegmentView
 from pipeline.search.source_places import PAST_LAST_S
-from tests.recording_files import add_video, barcodes, encoded, picture
+from tests.recordings.files import add_video, barcodes, encoded, picture
 from tests.service.test_media import somebody_in_recordings, town
 
 

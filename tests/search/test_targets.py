@@ -19,8 +19,8 @@ from pipeline.search.evidence import SourcePictures
 from pipeline.search.targets import Target, Whom, read_targets, target_decoder
 from pipeline.stopping import StoppedError
 from tests.conftest import save_toy_backbone
-from tests.recording_files import B_FRAMES, RATE, picture, write
-from tests.recordings import KINDS
+from tests.recordings.files import B_FRAMES, RATE, picture, write
+from tests.recordings.kinds import KINDS
 
 BOX = (32.0, 64.0, 64.0, 128.0)
 LONG = FIRST_SOUGHT + 150  # frames

@@ -1,4 +1,4 @@
-"""Recordings for tests: how they are written, changed byte by byte, read by others and judged. `tests.recordings` has the kinds.
+"""Recordings for tests: how they are written, changed byte by byte, read by others and judged; kinds: `tests.recordings.kinds`.
 
 Every picture carries its number as a barcode (ten blocks of 32 pixels along the top, the lowest bit first), so what was decoded
 says itself which frame it is; below it a texture moves, so that pictures are coded from their neighbours. Encoding and muxing
