@@ -63,9 +63,8 @@ class SearchActors:
     def open(self, index: Index) -> "ActorPartitions":
         """The partitions of a version, open on the actors; those that are missing are started. What is open already stays.
 
-        A partition is held where it was held before, as far as the nodes are the same (`pipeline.search.placement`).
-
-        Raises PipelineError where the cluster has no room and for an index that is damaged.
+        A partition is held where it was held before, as far as the nodes are the same (`pipeline.search.placement`). Raises
+        PipelineError where the cluster has no room and for an index that is damaged.
         """
         import ray
 
@@ -88,18 +87,18 @@ class SearchActors:
         opening, end = secrets.token_hex(8), time.monotonic() + START_SECONDS
         shares: list[Share] = []
         try:
-            hosts = self._answers([actor.host.options(concurrency_group=ALIVE).remote() for actor in actors], index, end)
-            if hosts is not None:
-                shares = [Share(opening, index.version, mine) for mine in placed([part["id"] for part in partitions], hosts)]
-                calls = [actor.open.remote(share) for actor, share in zip(actors, shares, strict=True)]
-                hosts = self._answers(calls, index, end)
+            answers = self._answers([actor.host.options(concurrency_group=ALIVE).remote() for actor in actors], index, end)
+            if answers is not None:
+                shares = [Share(opening, index.version, mine) for mine in placed([part["id"] for part in partitions], answers)]
+                opened = [actor.open.remote(share) for actor, share in zip(actors, shares, strict=True)]
+                answers = self._answers(opened, index, end)
         except BaseException:
             _drop(self.actors, opening)
             for actor in new:
                 ray.kill(actor)
             raise
         self.actors += new
-        if hosts is None:
+        if answers is None:
             _drop(actors, opening)
             return self.open(index)
         return ActorPartitions(actors, shares)
