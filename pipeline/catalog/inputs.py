@@ -22,11 +22,11 @@ from pyarrow import fs as pafs
 
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES, is_image_pattern
 from pipeline.catalog.manifest import MANIFEST_COLUMNS, MANIFEST_SUFFIXES, read_manifest
-from pipeline.catalog.many_rows import IN_MEMORY, STEP_ROWS, Gathering, gathered, steps
 from pipeline.errors import EmptyInputError, UsageError
 from pipeline.storage.faults import StorageError
 from pipeline.storage.hashing import sha256
 from pipeline.storage.location import Location, resolve
+from pipeline.storage.many_rows import IN_MEMORY, STEP_ROWS, Gathering, gathered, steps
 from pipeline.storage.reach import Reach
 from pipeline.storage.uris import canonical_uri, is_utf8
 

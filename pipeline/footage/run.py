@@ -94,7 +94,7 @@ def ingest_footage(
     if update:
         changed |= _damaged(table, gallery, snapshot)
     stays = table.filter(pc.invert(pc.is_in(table["source_id"], pa.array(sorted(moved.source_ids), pa.string()))))
-    missing, already = missing_sources(stays, gallery, retry_rejected, again | (changed if update else frozenset()))
+    missing, already = missing_sources(stays, snapshot, retry_rejected, again | (changed if update else frozenset()))
     summary.already = already + summary.moved
     summary.changed = tuple(table.filter(pc.is_in(table["source_id"], pa.array(sorted(changed), pa.string())))["uri"].to_pylist())
     if quiet_period:

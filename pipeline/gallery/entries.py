@@ -4,7 +4,8 @@ import re
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from pipeline.storage.faults import StorageError
 from pipeline.storage.formats import check_format
 from pipeline.storage.hashing import sha256
 from pipeline.storage.location import Location
+from pipeline.storage.many_rows import STEP_ROWS, gathered, steps
 from pipeline.storage.seals import unsealed
 
 OLDEST_COMMIT, COMMIT_FORMAT = 1, 3  # 3: in the log
@@ -60,9 +62,18 @@ def _read_table(location: Location, name: str, expected: str | None, schema: pa.
         content = file.read_bytes()
         if expected is not None and sha256(content) != expected:
             raise ValueError("its checksum differs")
-        return pq.read_table(pa.BufferReader(content), schema=schema)
+        parquet = pq.ParquetFile(pa.BufferReader(content))
+        there = [name for name in schema.names if name in parquet.schema_arrow.names]
+        return gathered((_with_all(batch, schema) for batch in parquet.iter_batches(STEP_ROWS, columns=there)), schema)
     except (OSError, ValueError, pa.ArrowException, StorageError) as error:
         raise PipelineError(f"{file.uri} is committed but cannot be read: {error}") from error
+
+
+def _with_all(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+    """A batch with all columns of a schema, null where an older version did not write them."""
+    there = batch.schema.names
+    columns = [batch[field.name] if field.name in there else pa.nulls(len(batch), field.type) for field in schema]
+    return pa.Table.from_arrays([column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
 
 
 def written(location: Location, tables: dict[str, pa.Table], inline: int | None = None) -> dict[str, Any]:
@@ -75,11 +86,17 @@ def written(location: Location, tables: dict[str, pa.Table], inline: int | None 
             rows[kind] = _to_rows(table)
             continue
         name = f"{kind}/{uuid.uuid4().hex}.parquet"
-        pq.write_table(table, sink := pa.BufferOutputStream(), compression="zstd")
-        content = sink.getvalue().to_pybytes()
-        location.join(name).write_atomically(content)
+        with pq.ParquetWriter(sink := pa.BufferOutputStream(), table.schema, compression="zstd") as writer:
+            for part in steps(table):
+                writer.write_table(part)
+        content = sink.getvalue()
+        location.join(name).write_atomically(partial(_write, content))
         named[kind], sums[name] = [name], sha256(content)
     return {"rows": rows, "tables": named, "sha256": sums}
+
+
+def _write(content: pa.Buffer, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 def files_of(documents: Iterable[dict[str, Any]]) -> set[str]:

@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 from pipeline.gallery.detections import FORGOTTEN_BOXES_SCHEMA, RECORDINGS_SCHEMA
 from pipeline.gallery.forgotten import REASON, Forgotten
 from pipeline.gallery.tables import CORRECTABLE, TABLES, VIDEOS_SCHEMA
+from pipeline.storage.many_rows import filtered, sorted_by, steps
 
 CHANGES = ("videos", "rejects", "corrections", "mentions")  # tables that say otherwise which videos there are, or what of them
+COMPARED_ROWS = 1_000_000  # whose sources are compared at a time
 FOLDERS = {"videos": "frames", "recordings": "detections"}  # where the shards lie that the rows of a table name
 
 
@@ -116,8 +118,8 @@ def folded(entries: Sequence[Entry], position: int | tuple[str, ...]) -> Snapsho
     runs, replaced = _runs(entries)
     stale = (stale | replaced | _files(entries, "stale")) - _files(entries, "deleted")
     return Snapshot(
-        videos=videos.filter(pa.array(~gone)).sort_by("video_id"),
-        rejects=tables["rejects"].sort_by("video_id"),
+        videos=sorted_by(filtered(videos, ~gone), "video_id"),
+        rejects=sorted_by(tables["rejects"], "video_id"),
         tombstones=forgotten,
         recordings=recordings.filter(pa.array(~gone_recordings)).sort_by("source_id"),
         forgotten_boxes=read["forgotten_boxes"].select(FORGOTTEN_BOXES_SCHEMA.names),
@@ -163,11 +165,11 @@ def _read(entries: Sequence[Entry]) -> dict[str, pa.Table]:
     read = {}
     for kind, schema in TABLES.items():
         tables = [
-            entry.tables[kind].append_column("entry", pa.array(np.full(len(entry.tables[kind]), number, np.int64)))
+            entry.tables[kind].append_column("entry", pa.array(np.full(len(entry.tables[kind]), number, np.int32)))
             for number, entry in enumerate(entries)
             if kind in entry.tables
         ]
-        read[kind] = pa.concat_tables(tables) if tables else schema.append(pa.field("entry", pa.int64())).empty_table()
+        read[kind] = pa.concat_tables(tables) if tables else schema.append(pa.field("entry", pa.int32())).empty_table()
     return read
 
 
@@ -175,7 +177,9 @@ def _decided(read: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], set[str
     """videos, rejects and recordings that the newest entries leave, and the files of the others."""
     mentions = {table: read["mentions"].filter(pc.equal(read["mentions"]["table"], table)) for table in FOLDERS}
     videos, rejects, _ = _latest_of_each_source([read["videos"], read["rejects"], mentions["videos"]])
-    recordings, *_ = _latest_of_each_source([read["recordings"], read["rejects"], mentions["recordings"]])
+    recordings = read["recordings"].append_column("row", pa.array(np.arange(len(read["recordings"]))))
+    if len(recordings):
+        recordings, *_ = _latest_of_each_source([read["recordings"], read["rejects"], mentions["recordings"]])
     stale = set()
     for kind, left in (("videos", videos), ("recordings", recordings)):
         if len(left) < len(read[kind]):
@@ -191,18 +195,36 @@ def _latest_of_each_source(tables: list[pa.Table]) -> list[pa.Table]:
     rows they were.
     """
     tables = [table.append_column("row", pa.array(np.arange(len(table)))) for table in tables]
-    mentions = pa.concat_tables([table.select(["source_id", "entry"]) for table in tables])
-    pairs = mentions.group_by(["source_id", "entry"]).aggregate([])
-    if len(pairs) == len(pc.unique(pairs["source_id"])):
-        return tables
-    newest = pairs.group_by("source_id").aggregate([("entry", "max")]).rename_columns(["source_id", "entry"])
-    return [_semi_joined(table, newest) for table in tables]
+    masks = _in_several_entries(tables)
+    few = [table.filter(pa.array(mask)) for table, mask in zip(tables, masks, strict=True)]
+    mentions = pa.concat_tables([table.select(["source_id", "entry"]) for table in few])
+    newest = mentions.group_by("source_id").aggregate([("entry", "max")]).rename_columns(["source_id", "entry"])
+    for table, mask in zip(few, masks, strict=True):
+        stay = table.select(["source_id", "entry", "row"]).join(newest, ["source_id", "entry"], join_type="left semi")["row"]
+        mask[:] = ~mask
+        mask[np.asarray(stay)] = True
+    return [filtered(table, stays) for table, stays in zip(tables, masks, strict=True)]
 
 
-def _semi_joined(table: pa.Table, newest: pa.Table) -> pa.Table:
-    """The rows whose source_id and entry stand in `newest`. pyarrow joins no table that has a column of lists."""
-    keys = table.select(["source_id", "entry", "row"])
-    return table.take(keys.join(newest, ["source_id", "entry"], join_type="left semi")["row"])
+def _in_several_entries(tables: list[pa.Table]) -> list[np.ndarray]:
+    """Which rows are of sources that more than one entry mentions, bool [n] of each table; by hashes of 64 bits: of a few others,
+    too. Most galleries have few such, and grouping all sources by their names takes many times the memory.
+    """
+    hashes = np.concatenate([np.empty(0, np.int64), *(_hashes(part) for table in tables for part in steps(table))])
+    entries = np.concatenate([np.asarray(table["entry"]) for table in tables])
+    found = np.zeros(len(hashes), bool)
+    turns = 1 + len(hashes) // COMPARED_ROWS
+    for turn in range(turns):
+        rows = np.flatnonzero(hashes % turns == turn)
+        rows = rows[np.argsort(hashes[rows], kind="stable")]
+        ordered = hashes[rows]
+        others = (np.diff(ordered) == 0) & (np.diff(entries[rows]) != 0)
+        found[rows] = np.isin(ordered, np.unique(ordered[1:][others]))
+    return np.split(found, np.cumsum([len(table) for table in tables])[:-1])
+
+
+def _hashes(table: pa.Table) -> np.ndarray:
+    return np.fromiter(map(hash, table["source_id"].to_pylist()), np.int64, len(table))
 
 
 def _mentioned(read: Mapping[str, pa.Table]) -> pa.Table:

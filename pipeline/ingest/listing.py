@@ -3,25 +3,23 @@
 from dataclasses import replace
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.catalog.many_rows import gathered, steps
 from pipeline.errors import PipelineError
-from pipeline.gallery.gallery import Gallery, Snapshot
+from pipeline.gallery.gallery import Snapshot
+from pipeline.storage.many_rows import gathered, holding, steps
 
 SOURCES_PER_BLOCK = 64  # at most; fewer where there are few videos, so that every worker has
 BLOCKS_PER_WORKER = 32  # or more, and the last one at work keeps the others waiting for a thirty-second of the time at most
 
 
 def missing_sources(
-    catalog: pa.Table, gallery: Gallery, retry_rejected: bool, again: frozenset[str] = frozenset()
+    catalog: pa.Table, snapshot: Snapshot, retry_rejected: bool, again: frozenset[str] = frozenset()
 ) -> tuple[pa.Table, int]:
     """The catalog's rows that need work, and how many are finished already. again: ids of finished ones that need it anew.
 
     What was forgotten, under whatever id, stays forgotten. Raises PipelineError when ids and uris are paired otherwise than in
-    the gallery.
+    the snapshot.
     """
-    snapshot = gallery.snapshot()
     clashes: dict[str, list[str]] = {
         "ids belong to other videos of the gallery": [],
         "videos are in the gallery under other ids": [],
@@ -55,10 +53,8 @@ def _missing(
 def of_sources(snapshot: Snapshot, catalog: pa.Table) -> Snapshot:
     """A snapshot's videos, rejects and recordings that have the id or the uri of a source of the catalog."""
     ids, uris = (catalog[name].combine_chunks() for name in ("source_id", "uri"))
-    of_them = [
-        table.filter(pc.or_(pc.is_in(table["source_id"], ids), pc.is_in(table["uri"], uris)))
-        for table in (snapshot.videos, snapshot.rejects, snapshot.recordings)
-    ]
+    tables = snapshot.videos, snapshot.rejects, snapshot.recordings
+    of_them = [holding(table, source_id=ids, uri=uris) for table in tables]
     return replace(snapshot, videos=of_them[0], rejects=of_them[1], recordings=of_them[2])
 
 

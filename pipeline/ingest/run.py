@@ -20,7 +20,6 @@ import ray.data
 
 from pipeline.backbone.spec import DEFAULT, find_backbone
 from pipeline.catalog.inputs import Catalog, read_catalog
-from pipeline.catalog.many_rows import steps
 from pipeline.cluster import Cluster, connected, words_of
 from pipeline.decoding.sampling import Sampling
 from pipeline.errors import PipelineError, UsageError
@@ -35,6 +34,7 @@ from pipeline.ingest.scenes import whole_scenes
 from pipeline.ingest.source_changes import find_changes, too_young, with_states
 from pipeline.ingest.stages import DecodeAndEmbed, DecodeSources, EmbedChunks, WriteShards
 from pipeline.storage.faults import StorageError
+from pipeline.storage.many_rows import holding, release_memory, steps
 
 ROUND_SOURCES = 100_000  # what this process knows of; the next round begins with the nodes that the cluster has then
 CPUS_PER_WRITER = 16
@@ -155,7 +155,7 @@ def ingest(
     table, snapshot = with_states(catalog.table), gallery.snapshot()
     changes = find_changes(table, gallery, snapshot)
     again = changes.again | (changes.changed if update else frozenset())
-    missing, already = missing_sources(table, gallery, retry_rejected, again)
+    missing, already = missing_sources(table, snapshot, retry_rejected, again)
     changed = table.filter(pc.is_in(table["source_id"], pa.array(sorted(changes.changed), pa.string())))
     summary = IngestSummary(
         sources=len(table), already=already, not_read=catalog.not_read(), changed=tuple(changed["uri"].to_pylist())
@@ -170,21 +170,23 @@ def ingest(
     if len(changes.corrections):
         gallery.commit(changes.corrections, REJECTS_SCHEMA.empty_table(), kind="correct")
         summary.corrected = changes.corrected
+    had_videos = snapshot.videos.select(["source_id"])
+    del snapshot
     if len(missing):
         with connected(address):
             state = IngestProgress(total=len(missing))
             counter = ray.remote(num_cpus=0, max_restarts=-1)(FrameCounter).remote()
             for part in steps(missing, ROUND_SOURCES):
-                there = snapshot.videos.filter(pc.is_in(snapshot.videos["source_id"], part["source_id"].combine_chunks()))
-                replaced = frozenset(there["source_id"].to_pylist())
+                replaced = frozenset(holding(had_videos, source_id=part["source_id"].combine_chunks())["source_id"].to_pylist())
                 _run(part, replaced, gallery, sampling, workers or Workers(), summary, state, counter, progress, began)
+                release_memory()
             summary.startup_s, summary.seconds = state.startup_s, time.monotonic() - began
     snapshot = gallery.snapshot()
     usable = []
     for part in steps(catalog.table):
         ids = part["source_id"].combine_chunks()
         held, refused = (
-            pc.unique(known["source_id"].filter(pc.is_in(known["source_id"], ids)))
+            pc.unique(holding(known.select(["source_id"]), source_id=ids)["source_id"])
             for known in (snapshot.videos, snapshot.rejects)
         )
         summary.refused += len(refused)

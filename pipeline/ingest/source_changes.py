@@ -20,11 +20,11 @@ from pyarrow import fs as pafs
 
 from pipeline.catalog.image_folders import IMAGE_SUFFIXES, image_names, is_image_pattern, matches
 from pipeline.catalog.inputs import SOURCE_STATE
-from pipeline.catalog.many_rows import gathered, steps
 from pipeline.decoding.source_hash import source_hash
 from pipeline.errors import PipelineError
 from pipeline.gallery.gallery import VIDEOS_SCHEMA, Gallery, Snapshot
 from pipeline.storage.location import resolve
+from pipeline.storage.many_rows import gathered, holding, steps
 from pipeline.storage.uris import canonical_uri
 
 STATE = tuple(name for name, _ in SOURCE_STATE)
@@ -126,7 +126,7 @@ def find_changes(catalog: pa.Table, gallery: Gallery, snapshot: Snapshot) -> Cha
 def _changes(catalog: pa.Table, gallery: Gallery, snapshot: Snapshot) -> Changes:
     """`find_changes` of some sources: all that is compared is what the gallery has of them."""
     ids = catalog["source_id"].combine_chunks()
-    videos, rejects = (known.filter(pc.is_in(known["source_id"], ids)) for known in (snapshot.videos, snapshot.rejects))
+    videos, rejects = (holding(known, source_id=ids) for known in (snapshot.videos, snapshot.rejects))
     changed, same = changed_files(catalog, videos)
     has_videos = pc.is_in(catalog["source_id"], videos["source_id"].combine_chunks())
     forgotten = catalog.filter(pc.is_in(catalog["uri"], pa.array(sorted(snapshot.forgotten_uris), pa.string())))

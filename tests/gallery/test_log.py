@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.gallery import checkpoints, entries
+from pipeline.gallery import checkpoints, entries, state
 from pipeline.gallery import log as log_module
 from pipeline.gallery.forgotten import Forgotten
 from pipeline.gallery.gallery import REJECTS_SCHEMA, VIDEOS_SCHEMA, Gallery, GallerySettings
@@ -25,6 +25,7 @@ from pipeline.gallery.log import CHECKPOINT_COMMITS, Log
 from pipeline.gallery.tables import MOVES_SCHEMA
 from pipeline.retention.compact import compact
 from pipeline.retention.verify import verify_gallery
+from pipeline.storage import many_rows
 from pipeline.storage.location import resolve
 from pipeline.storage.seals import sealed, unsealed
 from tests.conftest import add_videos, people_features, toy_spec
@@ -144,7 +145,7 @@ class Model:
         return {name: (row["shard"], row["first_row"], row.get("camera_id"), row["ingested_at"]) for name, row in alive.items()}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_gallery_holds_what_a_dictionary_would_whenever_it_is_checkpointed(
     gallery: Gallery, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,11 @@ def test_a_gallery_holds_what_a_dictionary_would_whenever_it_is_checkpointed(
     start = datetime(2026, 3, 1, tzinfo=UTC)
     monkeypatch.setattr(log_module, "CHECKPOINT_COMMITS", chance.choice([2, 3, 5]))
     monkeypatch.setattr(entries, "INLINE_ROWS", chance.choice([0, 2, 256]))
+    if seed % 2:  # as those of more rows than are held in memory
+        monkeypatch.setattr(many_rows, "IN_MEMORY", 3)
+        monkeypatch.setattr(many_rows, "STEP_ROWS", 2)
+        monkeypatch.setattr(many_rows.steps, "__defaults__", (2,))
+        monkeypatch.setattr(state, "COMPARED_ROWS", 4)
     for step in range(70):
         names = [f"v{chance.randrange(12)}" for _ in range(chance.randrange(1, 4))]
         there = sorted(model.rows)

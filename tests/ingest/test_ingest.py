@@ -333,7 +333,7 @@ def test_an_id_of_another_video_is_refused_by_name(committer: Committer, tmp_pat
     (tmp_path / "other.mp4").write_bytes(b"x")
     (tmp_path / "m.csv").write_text("uri,video_id\nother.mp4,a\n")
     with pytest.raises(PipelineError, match="1 ids belong to other videos of the gallery: a "):
-        ingest_module.missing_sources(read_catalog(str(tmp_path / "m.csv")).table, committer.gallery, False)
+        ingest_module.missing_sources(read_catalog(str(tmp_path / "m.csv")).table, committer.gallery.snapshot(), False)
 
 
 def test_reasons_are_of_the_fixed_vocabulary() -> None:
@@ -345,7 +345,7 @@ def test_what_was_forgotten_does_not_come_back_under_another_id(committer: Commi
     committer.add(written(gallery, [chunk_row("a", 0, 10, 1), end_row("a", 1)]))
     forget(gallery, Selection(("a",)), "a test")
     renamed = pa.Table.from_pylist([{"source_id": "x", "uri": "/a"}, {"source_id": "y", "uri": "/y"}], schema=SOURCE_SCHEMA)
-    missing, already = ingest_module.missing_sources(renamed, gallery, retry_rejected=True)
+    missing, already = ingest_module.missing_sources(renamed, gallery.snapshot(), retry_rejected=True)
     assert missing["source_id"].to_pylist() == ["y"] and already == 1
 
 
@@ -361,7 +361,7 @@ def test_bytes_that_are_forgotten_while_they_are_ingested_are_rejected_and_not_r
     assert snapshot.videos["video_id"].to_pylist() == ["c"] and committer.reasons == {"forgotten": 1}
     assert [(row["video_id"], row["reason"]) for row in snapshot.rejects.to_pylist()] == [("b", "forgotten")]
     again = pa.Table.from_pylist([{"source_id": "b", "uri": "/b"}, {"source_id": "c", "uri": "/c"}], schema=SOURCE_SCHEMA)
-    assert ingest_module.missing_sources(again, gallery, retry_rejected=True)[1] == 2
+    assert ingest_module.missing_sources(again, gallery.snapshot(), retry_rejected=True)[1] == 2
     assert files_with_forgotten(gallery) and compact(gallery) and not files_with_forgotten(gallery)
 
 
@@ -419,11 +419,11 @@ def test_one_video_has_one_id_and_one_id_one_video(committer: Committer) -> None
     committer.add(written(gallery, [chunk_row("a", 0, 10, 1), end_row("a", 1), chunk_row("b", 0, 5, 1), end_row("b", 1)]))
     renamed = pa.Table.from_pylist([{"source_id": "x", "uri": "/a"}], schema=SOURCE_SCHEMA)
     with pytest.raises(PipelineError, match=r"under other ids: /a \(a\)"):
-        ingest_module.missing_sources(renamed, gallery, False)
+        ingest_module.missing_sources(renamed, gallery.snapshot(), False)
     forget(gallery, Selection(("b",)), "a test")
     reused = pa.Table.from_pylist([{"source_id": "b", "uri": "/new"}], schema=SOURCE_SCHEMA)
     with pytest.raises(PipelineError, match="ids belonged to videos that were forgotten: b"):
-        ingest_module.missing_sources(reused, gallery, False)
+        ingest_module.missing_sources(reused, gallery.snapshot(), False)
 
 
 def test_features_that_are_not_finite_make_a_reject(committer: Committer) -> None:

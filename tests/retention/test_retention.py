@@ -212,7 +212,7 @@ def test_a_forgotten_video_does_not_come_back_by_another_ingest(toy_gallery: Gal
     ]
     catalog = pa.Table.from_pylist(rows, schema=SOURCE_SCHEMA)
     for retry_rejected in (False, True):
-        missing, already = missing_sources(catalog, toy_gallery, retry_rejected)
+        missing, already = missing_sources(catalog, toy_gallery.snapshot(), retry_rejected)
         assert missing["source_id"].to_pylist() == ["new"] and already == 3
     add_videos(toy_gallery, people_features(10, 1, 24, seed=3))  # v000 ... v009 once more, by an ingest that had begun before
     assert not {"v003", "v004"} & set(ids(toy_gallery)) and len(ids(toy_gallery)) == 38

@@ -123,7 +123,7 @@ def test_a_video_whose_store_does_not_answer_is_tried_again_by_the_next_ingest(s
     row = {"uri": uri, "video_id": "a", "reason": rejected.reason, "message": rejected.message}
     row["source_id"] = catalog.table["source_id"][0].as_py()
     gallery.commit(VIDEOS_SCHEMA.empty_table(), pa.Table.from_pylist([row], schema=REJECTS_SCHEMA))
-    missing, _ = missing_sources(catalog.table, gallery, retry_rejected=False)
+    missing, _ = missing_sources(catalog.table, gallery.snapshot(), retry_rejected=False)
     assert len(missing) == 1
 
 

@@ -1,23 +1,17 @@
 """Catalogs of any number of rows say the same, whether they lie in memory or in a mapped file."""
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.catalog import inputs, many_rows
+from pipeline.catalog import inputs
 from pipeline.catalog.inputs import read_catalog
-from pipeline.catalog.many_rows import Gathering, gathered, steps
 from pipeline.errors import UsageError
-from pipeline.storage.faults import StorageError
+from pipeline.storage import many_rows
+from pipeline.storage.many_rows import steps
 from tests.conftest import touch
-
-SCHEMA = pa.schema([("name", pa.string()), ("number", pa.int64())])
-PARTS = [
-    pa.table({"name": [f"n{row}" for row in range(at, at + 4)], "number": range(at, at + 4)}, SCHEMA) for at in range(0, 40, 4)
-]
 
 
 @pytest.fixture
@@ -28,44 +22,6 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "STEP_ROWS", 3)
     monkeypatch.setattr(steps, "__defaults__", (3,))
     monkeypatch.setattr("pipeline.catalog.manifest._CHUNK_ROWS", 3)
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 10])
-def test_parts_become_one_table_wherever_it_lies(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_memory = gathered(PARTS[:count], SCHEMA)
-    monkeypatch.setattr(many_rows, "IN_MEMORY", 5)
-    mapped = gathered(PARTS[:count], SCHEMA)
-    assert in_memory.equals(mapped) and in_memory.equals(pa.concat_tables([SCHEMA.empty_table(), *PARTS[:count]]))
-    assert sum(map(len, steps(mapped, 7))) == 4 * count
-    assert pa.concat_tables([SCHEMA.empty_table(), *steps(mapped, 7)]).equals(in_memory)
-
-
-def test_a_file_has_no_name_and_its_pages_leave_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    large = pa.table({"name": ["x" * 1000] * 20_000, "number": range(20_000)}, SCHEMA)
-    monkeypatch.setattr(many_rows, "IN_MEMORY", 5)
-    table = gathered([large, large], SCHEMA)
-    del large
-    assert list(tmp_path.iterdir()) == []
-
-    def held() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
-
-    before = held()
-    assert sum(len(part["name"].to_pylist()) for part in steps(table, 1000)) == 40_000
-    assert held() - before < 5_000  # kB, of 40,000
-
-
-def test_where_the_temporary_folder_has_no_room_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many_rows, "IN_MEMORY", 5)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(StorageError, match="no space is left on the device"):
-        Gathering(SCHEMA).add(PARTS[0]) or gathered(PARTS, SCHEMA)
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
