@@ -10,7 +10,7 @@ import pytest
 from pipeline import logs
 from pipeline.gallery.gallery import Gallery
 from pipeline.index.build import build_index
-from tests.jobs.test_jobs import command
+from tests.jobs.commands import command
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.gallery.gallery import VIDEOS_SCHEMA
+from pipeline.storage.many_rows import holding
 
 COPIES_SCHEMA = pa.schema([("ingested_hash", pa.string()), ("source_ids", pa.list_(pa.string()))])
 _SHOWN = 5
@@ -68,8 +69,8 @@ def source_notes(videos: pa.Table, source_ids: pa.Array | None = None) -> Source
     """
     copies = videos
     if source_ids is not None:
-        copies, videos = videos, videos.filter(pc.is_in(videos["source_id"], source_ids))
-        copies = copies.filter(pc.is_in(copies["ingested_hash"], videos["ingested_hash"].combine_chunks(), skip_nulls=True))
+        copies, videos = videos, holding(videos, source_id=source_ids)
+        copies = holding(copies, ingested_hash=videos["ingested_hash"].combine_chunks().drop_null())
     damaged, remarked = pc.greater(videos["passed_over"], 0), pc.greater(pc.list_value_length(videos["remarks"]), 0)
     noted = pc.or_(pc.fill_null(damaged, False), pc.fill_null(remarked, False))
     sources = _one_row_each(videos.filter(noted), ["source_id", "passed_over", "remarks"])

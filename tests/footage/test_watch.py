@@ -26,7 +26,7 @@ from pipeline.ingest import progress
 from pipeline.ingest.gallery_sampling import gallery_sampling
 from pipeline.storage.faults import StorageError
 from tests.conftest import touch
-from tests.jobs.test_jobs import ROOT, command, waited_for
+from tests.jobs.commands import ROOT, command, waited_for
 
 PATTERN = "{camera}/%Y%m%d_%H%M%S.mp4"
 PLAN = Recordings.plan

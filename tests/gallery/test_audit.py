@@ -29,7 +29,7 @@ from pipeline.retention.verify import verify_gallery
 from pipeline.settings import IndexSettings, ScoreSettings
 from pipeline.storage.location import Location
 from tests.conftest import toy_spec
-from tests.jobs.test_jobs import command
+from tests.jobs.commands import command
 
 RECORDS = 5
 

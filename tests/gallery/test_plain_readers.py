@@ -21,7 +21,7 @@ from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
 from tests.conftest import people_features
 from tests.footage.made_up import footage_gallery, walk, write_recordings
-from tests.jobs.test_jobs import command
+from tests.jobs.commands import command
 
 
 @pytest.fixture

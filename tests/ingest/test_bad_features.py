@@ -19,7 +19,7 @@ from pipeline.retention.verify import verify_gallery
 from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings
 from pipeline.training.features import Source, load_features
-from tests.jobs.test_jobs import command
+from tests.jobs.commands import command
 
 VIDEO = "v017"
 

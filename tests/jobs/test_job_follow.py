@@ -10,7 +10,7 @@ from pipeline.gallery.gallery import Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.search.results import PATH_SCHEMA
 from tests.conftest import add_videos, people_features, toy_spec
-from tests.jobs.test_jobs import command
+from tests.jobs.commands import command
 
 
 @pytest.fixture(scope="module")

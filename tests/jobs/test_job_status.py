@@ -15,7 +15,7 @@ from pipeline.gallery.source_notes import source_notes
 from pipeline.ingest.run import IngestSummary
 from tests.conftest import toy_spec
 from tests.decoding.test_video import write_video
-from tests.jobs.test_jobs import SIZE, command, process
+from tests.jobs.commands import SIZE, command, process
 
 HOSTILE = "a\x1b[2Jb\u202ec\u2066d\u200fe\x9bf\x07g"
 STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")

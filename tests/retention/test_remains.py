@@ -16,7 +16,7 @@ from pipeline.retention.forget import Selection, forget
 from pipeline.retention.remains import files_with_forgotten
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.settings import IndexSettings
-from tests.jobs.test_jobs import command
+from tests.jobs.commands import command
 
 GONE = ("v003", "v017", "v038")
 

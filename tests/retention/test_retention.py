@@ -44,7 +44,7 @@ from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
 from pipeline.storage.location import Location
 from tests.conftest import add_videos, people_features, toy_spec
-from tests.jobs.test_jobs import command
+from tests.jobs.commands import command
 
 NO_VIDEOS, NO_REJECTS = VIDEOS_SCHEMA.empty_table(), REJECTS_SCHEMA.empty_table()
 OLD = timedelta(hours=24)

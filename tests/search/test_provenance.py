@@ -18,7 +18,7 @@ from pipeline.gallery.gallery import REJECTS_SCHEMA, Gallery, GallerySettings
 from pipeline.index.build import build_index
 from pipeline.search.targets import gallery_backbone, read_targets, target_decoder
 from tests.decoding.test_video import write_video
-from tests.jobs.test_jobs import command
+from tests.jobs.commands import command
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 

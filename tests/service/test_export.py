@@ -27,7 +27,7 @@ from pipeline.service.asking import Service
 from pipeline.service.casebook import Casebook
 from pipeline.service.cases import rows
 from pipeline.service.package import write_package
-from tests.jobs.test_jobs import command, process
+from tests.jobs.commands import command, process
 from tests.service.test_cases import decided
 from tests.service.test_service import done, role
 

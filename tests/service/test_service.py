@@ -41,7 +41,7 @@ from pipeline.service.run import Address
 from pipeline.service.uploads import Uploads, plain_name
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.decoding.test_video import write_video
-from tests.jobs.test_jobs import command
+from tests.jobs.commands import command
 
 HOST = "127.0.0.1:8080"
 ORIGIN = f"http://{HOST}"

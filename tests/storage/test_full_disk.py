@@ -23,7 +23,7 @@ from pipeline.settings import IndexSettings
 from pipeline.storage.faults import StorageError
 from pipeline.storage.local_writes import new_array
 from pipeline.storage.location import resolve
-from tests.jobs.test_jobs import ROOT, command
+from tests.jobs.commands import ROOT, command
 
 PAGE = 4096
 
