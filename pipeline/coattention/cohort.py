@@ -13,6 +13,7 @@ carries over. For the statistics the cohort's segments are encoded with uniform 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,17 +65,29 @@ def cohort_statistics(cohort: Cohort, encodings: Tensor, video: Tensor, weight: 
         others = len(means) - own.sum(dim=1)  # [s]
         count = (others * NEAREST).ceil().clamp_min(1)  # [s]
         most = int(count.max())
-        nearest = logits.masked_fill_(own, -math.inf).topk(most, dim=1, sorted=False).values
-        fewer = count < most  # segments of the cohort's own videos, a few
-        nearest[fewer] = nearest[fewer].sort(dim=1, descending=True).values
-        chosen = torch.arange(most, device=rows.device) < count[:, None]
-        count = count[:, None]
-        top = torch.where(chosen, nearest, 0.0).double()
-        mean = top.sum(dim=1, keepdim=True) / count
-        variance = (torch.where(chosen, top - mean, 0.0).square().sum(dim=1) / count[:, 0]).sqrt()
-        parts.append((mean[:, 0].float(), variance.float().clamp_min(LEAST_SPREAD)))
+        nearest = _largest(logits.masked_fill_(own, -math.inf), most)
+        mean, spread = _moments(nearest.double())
+        if len(fewer := torch.nonzero(count < most)[:, 0]):  # segments of the cohort's own videos, a few
+            for row in fewer.tolist():
+                one = nearest[row].sort(descending=True).values[None, : int(count[row])]
+                mean[row : row + 1], spread[row : row + 1] = _moments(one.double())
+        parts.append((mean.float(), spread.float().clamp_min(LEAST_SPREAD)))
     mean, spread = (torch.cat(column) for column in zip(*parts, strict=True))
     return CohortStatistics(mean, spread)
+
+
+def _largest(logits: Tensor, count: int) -> Tensor:
+    """The `count` largest of each row, in any order. On CPUs by NumPy, which takes a third of the time that torch takes."""
+    if logits.device.type != "cpu":
+        return logits.topk(count, dim=1, sorted=False).values
+    least = logits.shape[1] - count
+    return torch.from_numpy(np.partition(logits.numpy(), least, axis=1)[:, least:])
+
+
+def _moments(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each row, [n]."""
+    mean = numbers.mean(dim=1, keepdim=True)
+    return mean[:, 0], (numbers - mean).square_().mean(dim=1).sqrt()
 
 
 def normalised_logits(logits: Tensor, target: CohortStatistics, candidate: CohortStatistics) -> Tensor:

@@ -23,10 +23,11 @@ from pipeline.coattention.network import CoattentionConfig
 from pipeline.coattention.visibility import frame_visibility, segment_visibility
 from pipeline.errors import PipelineError, first_line
 from pipeline.gallery.gallery import Gallery, feature_matrix
+from pipeline.index import list_codes
 from pipeline.index.prefilter import PrefilterMetric
 from pipeline.scoring.frame_rows import TOO_MANY_FILES
 from pipeline.scoring.scores import frame_band
-from pipeline.scoring.whole import PARTS, or_whole, video_encodings, video_parts
+from pipeline.scoring.whole import PARTS, of_unit_length, or_whole, video_encodings, video_parts
 from pipeline.segments import segment_frames, segment_starts
 from pipeline.storage.local_paths import local_file
 from pipeline.storage.location import Location
@@ -91,7 +92,8 @@ def write_partition(
             whole = video_encodings(new_values, visible, of_videos, heads.unit_encodings)
             shown = segment_visibility(visible, segment)
             encoded = segment_means(new_values, segment, heads.unit_encodings, visible)
-            prefilter.add(metric.stored(or_whole(encoded, shown, whole[np.repeat(np.arange(len(positions)), segments_of)])))
+            sought = or_whole(encoded, shown, whole[np.repeat(np.arange(len(positions)), segments_of)])
+            list_codes.add(prefilter, metric.stored(sought))
             numbers = torch.from_numpy(positions + first_video)
             of_whole = cohort_statistics(cohort, torch.from_numpy(whole), numbers, weight, bias)
             parts = np.stack([whole] * PARTS, axis=1)
@@ -211,7 +213,7 @@ def segment_means(values: np.ndarray, frames: np.ndarray, unit: bool = False, vi
         real[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
         real = real if visibility is None else np.maximum(real * visibility[numbers], np.finfo(np.float32).tiny)
         means = np.einsum("st,std->sd", real, values[numbers].astype(np.float32)) / real.sum(axis=1, keepdims=True)
-        blocks.append(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12) if unit else means)
+        blocks.append(of_unit_length(means) if unit else means)
     return np.concatenate(blocks)
 
 

@@ -16,11 +16,13 @@ import faiss
 import numpy as np
 
 from pipeline.errors import PipelineError
+from pipeline.index import list_codes
 from pipeline.index.list_scan import LANES, NO_SUCH_SEGMENT, DistanceTable, ListScan
 from pipeline.scoring.scores import TargetEncoding
 
 FLAT_SEGMENTS = 500_000  # up to here every vector is compared: 0.1 s on two cores, and nothing is lost
 MOST_LISTS = 4096
+SEED = 1234  # of the quantisers' training
 PROBED, LEAST_PROBES = 1 / 16, 128  # share of the lists that a search looks into, and how many at least
 DEEP = 2  # segments that FAISS is asked for, for each video that is wanted
 KEPT_TABLES = 64  # of a target, half a MB each; beyond, tables are made anew for each partition
@@ -94,9 +96,9 @@ def compressed_index(metric: PrefilterMetric, means: np.ndarray, segments: int) 
     kind = faiss.METRIC_L2 if metric.is_distance else faiss.METRIC_INNER_PRODUCT
     index = faiss.index_factory(width, f"IVF{lists},{code}", kind)
     found: Any = faiss.downcast_index(index)  # FAISS types the base class only
-    found.cp.seed = 1234
+    found.cp.seed = SEED
     found.by_residual = False
-    index.train(vectors)
+    list_codes.train(index, vectors, SEED)
     return index
 
 

@@ -67,6 +67,15 @@ int main(void) {
   return fwrite(best, 2, videos, stdout) != (size_t)videos;
 }
 """
+ENCODE = """
+int main(void) {
+  const int64_t *n = take(8 * 3), count = n[0], parts = n[1], width = n[2];
+  const float *vectors = take(4 * count * parts * width), *centres = take(4 * parts * width * CENTRES);
+  uint8_t *codes = malloc(count * parts);
+  encode(count, parts, width, vectors, centres, codes);
+  return fwrite(codes, 1, count * parts, stdout) != (size_t)(count * parts);
+}
+"""
 
 
 @pytest.fixture(params=["x86-64", "aarch64"])
@@ -170,3 +179,14 @@ def test_lists_are_scanned_for_the_smallest_sums(run: Callable[..., bytes], lane
     expected = np.full(videos, 65_535)
     np.minimum.at(expected, owner[ids], sums.min(axis=1))
     assert np.array_equal(best, expected)
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_codes_are_of_the_nearest_centres(run: Callable[..., bytes], width: int) -> None:
+    rng = np.random.default_rng(width)
+    count, parts = 101, 5
+    vectors = rng.integers(-40, 40, size=(count, parts, width)).astype(np.float32)  # of whole numbers: many are as near as others
+    centres = rng.integers(-40, 40, size=(parts, width, 256)).astype(np.float32)
+    found = np.frombuffer(run("list_codes", ENCODE, [np.array([count, parts, width]), vectors, centres]), np.uint8)
+    distances = ((vectors[..., None] - centres) ** 2).sum(axis=2)  # [count, parts, 256], exact
+    assert np.array_equal(found.reshape(count, parts), distances.argmin(axis=2))
