@@ -4,8 +4,8 @@
     python -m benchmarks.scale --work FOLDER --gallery GALLERY [--head HEAD]
 
 Each size is written, built and searched in processes of its own, so that memory is that of the step alone; what is finished is
-used again when the command is repeated (--rebuild makes the indexes anew). Figures are added to FOLDER/results.jsonl. The size on
-disk is that of the gallery's whole index folder.
+used again when the command is repeated (--rebuild makes the indexes anew). Figures are added to FOLDER/results.jsonl, those of a
+step at once to FOLDER/steps.jsonl. The size on disk is that of the gallery's whole index folder.
 
 Searches run in one process (--actors N: on Ray), with the evidence that a person would get. "First time": the first search for
 each target, with whatever of the index the page cache holds. "Warm": the second search for it in the same process. "Cold": the
@@ -321,7 +321,10 @@ def measure(plan: Plan, work: Path, synthetic: bool, rebuild: bool) -> dict[str,
     figures: dict[str, Any] = {}
     for step, more in ((open_step, ()), (warm_step, ()), (cold_step, ()), (recall_step, (str(means),))):
         began = time.monotonic()
-        figures |= in_own_process(step, plan, *more)
+        found = in_own_process(step, plan, *more)
+        with (work / "steps.jsonl").open("a") as file:  # what a run has that is cut short
+            file.write(json.dumps({"videos": built["videos"], "step": step.__name__, **found}) + "\n")
+        figures |= found
         print(f"{built['videos']} videos: {step.__name__} took {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return built | figures
 
