@@ -1,7 +1,7 @@
 """Codes of compressed inverted lists, made by a small C kernel: training their codebook, and adding vectors.
 
 FAISS compares a vector's part of three numbers with one centre after another, or by a matrix product that is mostly writing; that
-took some four tenths of the time to build an index of 100,000 videos. The codebook and the lists that are made here are FAISS's own.
+took some four tenths of the time to build an index of 100,000 videos. The codebook and the lists made here are FAISS's own.
 Where the kernel is not compiled or the lists are of another kind, FAISS trains and adds for itself.
 """
 

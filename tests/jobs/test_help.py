@@ -33,6 +33,7 @@ def test_a_command_that_needs_no_pytorch_does_not_wait_for_it(name: str) -> None
     assert ended.stdout.split() == []
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # of a module that another test imported
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_every_flag(name: str) -> None:
     shown = command(name, "--help")
