@@ -71,12 +71,14 @@ def measured(sources: int, with_ray: bool, listing_alone: bool, refused: int) ->
             before = multiprocessing.get_context("spawn").Process(target=refuse, args=(manifest, min(refused, sources)))
             before.start()
             before.join()
+            if before.exitcode:
+                raise SystemExit(f"committing the refused ones ended with {before.exitcode}")
         committing = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1000 if refused else 0
         began = time.monotonic()
         catalog = read_catalog(manifest)
         listed = time.monotonic() - began
         if not listing_alone:
-            gallery = empty_gallery(Path(folder))
+            gallery = gallery_beside(Path(folder))
             if with_ray:
                 ingest(catalog, gallery, gallery_sampling(gallery))
             else:
@@ -99,14 +101,14 @@ def measured(sources: int, with_ray: bool, listing_alone: bool, refused: int) ->
         }
 
 
-def empty_gallery(folder: Path) -> Gallery:
-    """The gallery beside a manifest, made unless it is there."""
+def gallery_beside(folder: Path) -> Gallery:
+    """The gallery in the folder of a manifest, made unless it is there."""
     return Gallery.open_or_create(folder / "gallery", GallerySettings(find_backbone(DEFAULT), 10.0, None))
 
 
 def refuse(manifest: Path, count: int) -> None:
     """Commit the first sources of a manifest as absent, as an ingest does."""
-    gallery = empty_gallery(manifest.parent)
+    gallery = gallery_beside(manifest.parent)
     now = datetime.now(UTC)
     for part in steps(read_catalog(manifest).table.slice(0, count), ROUND_SOURCES):
         said = {"reason": "missing", "message": "No such file or directory", "rejected_at": now}

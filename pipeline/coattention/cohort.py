@@ -67,10 +67,9 @@ def cohort_statistics(cohort: Cohort, encodings: Tensor, video: Tensor, weight: 
         most = int(count.max())
         nearest = _largest(logits.masked_fill_(own, -math.inf), most)
         mean, spread = _moments(nearest.double())
-        if len(fewer := torch.nonzero(count < most)[:, 0]):  # segments of the cohort's own videos, a few
-            for row in fewer.tolist():
-                one = nearest[row].sort(descending=True).values[None, : int(count[row])]
-                mean[row : row + 1], spread[row : row + 1] = _moments(one.double())
+        if (fewer := count < most).any():  # segments of the cohort's own videos, a few
+            some = nearest[fewer].sort(dim=1, descending=True).values
+            mean[fewer], spread[fewer] = _moments(some.double(), count[fewer])
         parts.append((mean.float(), spread.float().clamp_min(LEAST_SPREAD)))
     mean, spread = (torch.cat(column) for column in zip(*parts, strict=True))
     return CohortStatistics(mean, spread)
@@ -84,10 +83,14 @@ def _largest(logits: Tensor, count: int) -> Tensor:
     return torch.from_numpy(np.partition(logits.numpy(), least, axis=1)[:, least:])
 
 
-def _moments(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each row, [n]."""
-    mean = numbers.mean(dim=1, keepdim=True)
-    return mean[:, 0], (numbers - mean).square_().mean(dim=1).sqrt()
+def _moments(numbers: Tensor, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each row, [n] each, of numbers [n, m]; count: int64 [n], of the first so many of a row."""
+    if count is None:
+        mean = numbers.mean(dim=1, keepdim=True)
+        return mean[:, 0], (numbers - mean).square_().mean(dim=1).sqrt()
+    chosen = torch.arange(numbers.shape[1], device=numbers.device) < count[:, None]
+    mean = torch.where(chosen, numbers, 0.0).sum(dim=1, keepdim=True) / count[:, None]
+    return mean[:, 0], (torch.where(chosen, numbers - mean, 0.0).square_().sum(dim=1) / count).sqrt()
 
 
 def normalised_logits(logits: Tensor, target: CohortStatistics, candidate: CohortStatistics) -> Tensor:

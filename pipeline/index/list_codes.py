@@ -76,7 +76,12 @@ def _is_known(index: Any) -> bool:
     if not isinstance(index, faiss.IndexIVFPQ) or index.metric_type != faiss.METRIC_L2 or index.by_residual:
         return False
     quantizer: Any = faiss.downcast_index(index.quantizer)
-    return isinstance(quantizer, faiss.IndexFlat) and index.pq.nbits == 8 and compiled.library(_NAME) is not None
+    lists: Any = index.invlists
+    parts = index.pq.M
+    if not isinstance(quantizer, faiss.IndexFlat) or index.pq.nbits != 8 or compiled.library(_NAME) is None:
+        return False
+    # What is read from a file may contradict itself; FAISS then says so.
+    return parts * index.pq.dsub == index.d == quantizer.d and parts == index.code_size == lists.code_size
 
 
 def codes_of(quantizer: Any, vectors: np.ndarray) -> np.ndarray:
@@ -87,6 +92,8 @@ def codes_of(quantizer: Any, vectors: np.ndarray) -> np.ndarray:
 def _encoded(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """The nearest centre of each part, uint8 [n, parts]. vectors: [n, d], contiguous; centres: [parts, CENTRES, d / parts]."""
     parts, _, width = centres.shape
+    if vectors.shape[1:] != (parts * width,):
+        raise ValueError(f"vectors have {vectors.shape[1:]} numbers, the codebook {parts} parts of {width}")
     centres = np.ascontiguousarray(centres.transpose(0, 2, 1), np.float32)
     codes = np.empty((len(vectors), parts), np.uint8)
     library: Any = compiled.library(_NAME)

@@ -93,6 +93,15 @@ def test_a_codebook_is_as_good_as_that_of_faiss() -> None:
 
 
 @needs_compiler
+def test_vectors_of_another_width_are_not_read() -> None:
+    index, _ = empty_index()
+    list_codes.train(index, people(0, 1000), 1)
+    with pytest.raises(ValueError, match="23"):
+        list_codes.add(index, people(0, 10)[:, :23])
+    assert index.ntotal == 0
+
+
+@needs_compiler
 def test_the_same_seed_trains_the_same_codebook() -> None:
     vectors = people(2, 1000)
     books = [list_codes.trained_centres(vectors, 8, seed) for seed in (5, 5, 6)]
