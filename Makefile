@@ -23,9 +23,10 @@ env:
 demo: env
 	@$(BIN)/python -m jobs.demo
 
-# Tests run beside each other: threads of OpenMP that wait are not to keep a core busy, and Ray is not to put its workers behind
-# all other processes. For how files are shared out, see tests/conftest.py.
+# Tests run beside each other: threads of OpenMP and OpenBLAS that wait are not to keep a core busy (the latter can only be left
+# out), and Ray is not to put its workers behind all other processes. For how files are shared out, see tests/conftest.py.
 test: export OMP_WAIT_POLICY = passive
+test: export OPENBLAS_NUM_THREADS = 1
 test: export RAY_worker_niceness = 0
 test: env
 	@$(BIN)/python -X faulthandler -m pytest -m "not gpu and not browser" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
