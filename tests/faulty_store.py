@@ -24,23 +24,24 @@ class FaultyStore:
     half an answer: done, but the answer breaks off. answer lost: done, and cut before the answer. counts: fault -> how often.
     """
 
-    def __init__(self, backend: tuple[str, int]) -> None:
-        self.backend = backend
+    def __init__(self, backend: tuple[str, int], host: str = "127.0.0.1") -> None:
+        self.backend, self.host = backend, host
         self.faults: tuple[str, ...] = ()
         self.ignored: tuple[str, ...] = ()  # headers that the store does not know, in small letters
         self.rate, self.delay = 0.0, 1.0
         self.counts: Counter[str] = Counter()
         self.requests = 0
         self.sent: Counter[str] = Counter()  # bytes of answers, by path
+        self.sent_to: Counter[tuple[str, str]] = Counter()  # the same bytes, by the client's address and path
         self.asked: Counter[str] = Counter()  # requests, by path and query
         self._chance, self._lock = random.Random(0), threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": self}))
+        self._server = ThreadingHTTPServer((host, 0), type("Handler", (_Handler,), {"store": self}))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://{self.host}:{self._server.server_address[1]}"
 
     @contextlib.contextmanager
     def failing(self, *faults: str, rate: float = 0.3, seed: int = 0, delay: float = 1.0) -> Any:
@@ -106,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = answer.getheader("Content-Length") if self.command == "HEAD" else None
         with self.store._lock:
             self.store.sent[self.path.partition("?")[0]] += len(content)
+            self.store.sent_to[self.client_address[0], self.path.partition("?")[0]] += len(content)
             self.store.asked[self.path] += 1
         self._answer(answer.status, kept, content, length, half=fault == "half an answer")
 

@@ -21,6 +21,7 @@ import psutil
 CHECKOUT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
 HEAD, WORKER = 0, 1
+HOSTS = ("10.77.0.11", "10.77.0.12")  # of nodes in namespaces
 PROCESSES = {  # kind of kill -> what its processes are called
     "decode actor": re.compile(r"ray::MapWorker\(MapBatches\(DecodeSources\)"),
     "decoder child": re.compile(r"pipeline\.decoding\.child"),
@@ -46,23 +47,35 @@ def namespaces_allowed() -> bool:
 
 
 class NamespaceCluster:
-    """Two nodes that share nothing but the disk and a bridge. Node HEAD runs the GCS and the drivers."""
+    """Two nodes that share nothing but the disk and a bridge. Node HEAD runs the GCS and the drivers.
 
-    def __init__(self, folder: Path, cpus: int = 2, environment: dict[str, str] | None = None) -> None:
+    own: environment variables of each node. outside: an address of the bridge at which they reach this machine.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cpus: int = 2,
+        environment: dict[str, str] | None = None,
+        own: Sequence[dict[str, str]] = ({}, {}),
+        outside: str | None = None,
+    ) -> None:
         self.folder, self.cpus = folder, cpus
         self.bridge = f"d{os.getpid()}b"
         self.names = [f"d{os.getpid()}n{node}" for node in (HEAD, WORKER)]
-        self.hosts = [f"10.77.0.{11 + node}" for node in (HEAD, WORKER)]
-        self.address = f"{self.hosts[HEAD]}:6379"
+        self.address = f"{HOSTS[HEAD]}:6379"
         self.starts = 0
         self.environment = {**ray_environment(folder), "RAY_ADDRESS": self.address, **(environment or {})}
+        self.environments = [{**self.environment, **of_node} for of_node in own]
         _ip("link", "add", self.bridge, "type", "bridge")
         _ip("link", "set", self.bridge, "up")
+        if outside is not None:
+            _ip("addr", "add", f"{outside}/24", "dev", self.bridge)
         for node, name in enumerate(self.names):
             _ip("netns", "add", name)
             _ip("link", "add", f"{name}v", "type", "veth", "peer", "name", "eth0", "netns", name)
             _ip("link", "set", f"{name}v", "master", self.bridge, "up")
-            _ip("-n", name, "addr", "add", f"{self.hosts[node]}/24", "dev", "eth0")
+            _ip("-n", name, "addr", "add", f"{HOSTS[node]}/24", "dev", "eth0")
             for device in ("eth0", "lo"):
                 _ip("-n", name, "link", "set", device, "up")
 
@@ -73,9 +86,9 @@ class NamespaceCluster:
         temporary = ["--temp-dir", f"/tmp/{self.names[node]}.{self.starts}"]  # noqa: S108
         sizes = [f"--num-cpus={self.cpus}", "--object-store-memory=150000000"]
         without = ["--disable-usage-stats", "--include-log-monitor=false"]  # no driver here prints what workers do
-        command = [PROGRAMS / "ray", "start", *where, f"--node-ip-address={self.hosts[node]}", *temporary, *sizes, *without]
+        command = [PROGRAMS / "ray", "start", *where, f"--node-ip-address={HOSTS[node]}", *temporary, *sizes, *without]
         for _ in range(4):  # the port of a head that was just killed may not be free yet; Ray gives up on a busy machine
-            done = subprocess.run(self._inside(node, command), env=self.environment, capture_output=True, text=True)
+            done = subprocess.run(self._inside(node, command), env=self.environments[node], capture_output=True, text=True)
             if done.returncode == 0:
                 return
             self.kill_node(node)
@@ -85,7 +98,7 @@ class NamespaceCluster:
     def run(self, *command: str | Path, **settings: Any) -> "subprocess.Popen[str]":
         """Start a driver on the head node."""
         inside = self._inside(HEAD, [sys.executable, *command])
-        return subprocess.Popen(inside, env=self.environment, cwd=CHECKOUT, text=True, start_new_session=True, **settings)
+        return subprocess.Popen(inside, env=self.environments[HEAD], cwd=CHECKOUT, text=True, start_new_session=True, **settings)
 
     def processes(self, node: int) -> list[psutil.Process]:
         listed = subprocess.run(["ip", "netns", "pids", self.names[node]], capture_output=True, text=True, check=True)

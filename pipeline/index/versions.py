@@ -130,10 +130,10 @@ class Index:
         own = np.array([row] if row >= 0 else [], np.int64)
         if video.track is not None:
             return own
-        whole = np.asarray(pc.equal(self.videos["uri"], video.uri))
-        if whole.any():
-            whole = whole & np.asarray(pc.is_null(self.videos["track"]))
-        return np.concatenate([own, np.setdiff1d(np.flatnonzero(whole), own)])
+        others = np.setdiff1d(pc.indices_nonzero(pc.equal(self.videos["uri"], video.uri)), own).astype(np.int64)
+        if len(others):
+            others = others[np.asarray(pc.is_null(self.videos["track"]))[others]]
+        return np.concatenate([own, others])
 
     def row_of_copy(self, content: str | None) -> int:
         """The first row that is a whole source of these bytes (`VideoRef.ingested_hash`), -1 where there is none."""
@@ -157,17 +157,20 @@ class Index:
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """The video ids of rows, int64, of `videos`."""
-        return self.videos["video_id"].take(pa.array(rows)).to_pylist()
+        return [row["video_id"] for row in self.rows(rows, ("video_id",))]
 
-    def rows(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """Rows of `videos` as dictionaries. A partition at a time: pyarrow joins all chunks of a column to take from it."""
+    def rows(self, numbers: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Rows of `videos` as dictionaries, with all columns or these.
+
+        A partition at a time: pyarrow joins all chunks of a column to take from it.
+        """
         wanted, firsts = np.asarray(numbers, np.int64), [part["first_video"] for part in self.manifest["partitions"]]
         of = np.searchsorted(firsts, wanted, side="right") - 1
         found: dict[int, dict[str, Any]] = {}
         for part in np.unique(of).tolist():
             (mine,) = np.nonzero(of == part)
-            taken = self.partition_videos(part).take(pa.array(wanted[mine] - firsts[part]))
-            found |= zip(mine.tolist(), taken.to_pylist(), strict=True)
+            videos = self.partition_videos(part) if columns is None else self.partition_videos(part).select(columns)
+            found |= zip(mine.tolist(), videos.take(pa.array(wanted[mine] - firsts[part])).to_pylist(), strict=True)
         return [found[place] for place in range(len(wanted))]
 
     def partition_videos(self, partition: int) -> pa.Table:

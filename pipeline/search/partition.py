@@ -59,13 +59,14 @@ class Partition:
         self.frame_index, self.time_s = arrays["frame_index"], arrays["time_s"]
         self.of_frames: dict[str, Any] = {name: arrays[name] for name in OF_FRAMES}
         self.cohort_mean, self.cohort_spread = _tensor(arrays["cohort_mean"]), _tensor(arrays["cohort_spread"])
-        self.visibility = arrays.get("visibility", np.ones(part["segments"], np.float32))
+        self.visibility = np.asarray(arrays.get("visibility", np.ones(part["segments"], np.float32)))
         self.whole: WholeVideos | None = None
         self.parts: WholeVideos | None = None  # of the same videos
         if index.has_whole_videos:
-            self.whole = WholeVideos(*(arrays[f"video_{name}"] for name in WHOLE))
+            # Plain views: to take from a mapped array as such costs several microseconds more, thousands of times a search.
+            self.whole = WholeVideos(*(np.asarray(arrays[f"video_{name}"]) for name in WHOLE))
             there = OF_PARTS[0] in arrays
-            self.parts = WholeVideos(*(arrays[name] for name in OF_PARTS)) if there else self.whole.as_parts()
+            self.parts = WholeVideos(*(np.asarray(arrays[name]) for name in OF_PARTS)) if there else self.whole.as_parts()
         self.prefilter = load_prefilter(folder.join("prefilter.faiss"))
         self.scan = ListScan.of(self.prefilter)
         self.frames = np.asarray(videos["sampled_frames"]).astype(np.int64)

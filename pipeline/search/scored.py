@@ -59,21 +59,15 @@ def _scored_on(partitions: Partitions, scored: Sequence[Scored], ahead: Sequence
 
 def _near_leads(index: Index, partitions: Partitions, scored: Scored) -> np.ndarray:
     videos, question = scored.shortlist.videos[: len(scored.scores)], scored.shortlist.question
-    segments, silent = question.segments, _silent(index, scored)
+    segments = question.segments
     asked = segments.encoding, segments.whole, videos, scored.scores, question.score
-    return near_leads(index, partitions, *asked, question.allowed, silent)
+    return near_leads(index, partitions, *asked, question.allowed, question.copy)
 
 
 def _with_neighbours(index: Index, partitions: Partitions, scored: Scored) -> np.ndarray:
     videos, question = scored.shortlist.videos[: len(scored.scores)], scored.shortlist.question
     whole = question.segments.whole
-    return with_neighbours(index, partitions, whole, videos, scored.scores, question.score, _silent(index, scored))
-
-
-def _silent(index: Index, scored: Scored) -> int:
-    """A copy of the target among the videos, which says nothing that the target does not say; -1 for none."""
-    target = scored.shortlist.question.target
-    return -1 if index.position(target.video.video_id) >= 0 else index.row_of_copy(target.content)
+    return with_neighbours(index, partitions, whole, videos, scored.scores, question.score, question.copy)
 
 
 def _ahead(scored: Scored, settings: SearchSettings) -> int:

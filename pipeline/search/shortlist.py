@@ -34,7 +34,8 @@ class Question:
 
     segments: the target cut and encoded. score: how pairs become a score, with the normalisation that the index can do. allowed:
     which videos may become leads, bool [V]; eligible: how many. untimed: how many more there would be if videos without a time
-    counted, None where no time is asked for.
+    counted, None where no time is asked for. copy: the row of a copy of the target, which says nothing of others that the target
+    does not say; -1 where there is none, and for a target that is in the index itself.
     """
 
     target: Target
@@ -43,6 +44,7 @@ class Question:
     allowed: np.ndarray
     eligible: int
     untimed: int | None
+    copy: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ def _question(
     score = replace(settings.score, normalise=normalise)
     if score.all_pairs and not index.has_whole_videos:
         score = replace(score, ratio=OLD_RATIO)
-    return Question(target, segments, score, allowed, int(np.count_nonzero(allowed)), untimed)
+    itself = len(own) > 0 and index.ids(own[:1]) == [target.video.video_id]
+    copy = -1 if itself else index.row_of_copy(target.content)
+    return Question(target, segments, score, allowed, int(np.count_nonzero(allowed)), untimed, copy)
 
 
 def shortlist(index: Index, partitions: Partitions, question: Question, settings: SearchSettings) -> Shortlist:
