@@ -18,7 +18,7 @@ The videos of a version are numbered through its partitions in the order of its 
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -157,21 +157,29 @@ class Index:
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """The video ids of rows, int64, of `videos`."""
-        return [row["video_id"] for row in self.rows(rows, ("video_id",))]
+        found, ids = np.empty(len(rows), object), self.videos["video_id"]
+        for places, part, inside in self._by_partition(rows):
+            entry = self.manifest["partitions"][part]
+            found[places] = ids.slice(entry["first_video"], entry["videos"]).take(inside).to_pylist()
+        return found.tolist()
 
-    def rows(self, numbers: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Rows of `videos` as dictionaries, with all columns or these.
+    def rows(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Rows of `videos` as dictionaries."""
+        found = np.empty(len(numbers), object)
+        for places, part, inside in self._by_partition(numbers):
+            found[places] = self.partition_videos(part).take(inside).to_pylist()
+        return found.tolist()
 
-        A partition at a time: pyarrow joins all chunks of a column to take from it.
+    def _by_partition(self, rows: Sequence[int] | np.ndarray) -> Iterator[tuple[np.ndarray, int, pa.Array]]:
+        """(places among the rows, a partition, which of its videos they are) of each partition that holds some.
+
+        What is taken from a column of all, pyarrow first joins its chunks for.
         """
-        wanted, firsts = np.asarray(numbers, np.int64), [part["first_video"] for part in self.manifest["partitions"]]
+        wanted, firsts = np.asarray(rows, np.int64), [part["first_video"] for part in self.manifest["partitions"]]
         of = np.searchsorted(firsts, wanted, side="right") - 1
-        found: dict[int, dict[str, Any]] = {}
         for part in np.unique(of).tolist():
-            (mine,) = np.nonzero(of == part)
-            videos = self.partition_videos(part) if columns is None else self.partition_videos(part).select(columns)
-            found |= zip(mine.tolist(), videos.take(pa.array(wanted[mine] - firsts[part])).to_pylist(), strict=True)
-        return [found[place] for place in range(len(wanted))]
+            (places,) = np.nonzero(of == part)
+            yield places, part, pa.array(wanted[places] - firsts[part])
 
     def partition_videos(self, partition: int) -> pa.Table:
         """The rows of `videos` that lie in one partition."""

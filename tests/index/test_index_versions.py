@@ -104,6 +104,8 @@ def test_rows_are_those_of_the_table_in_any_order(first_index: Index, numbers: S
     assert len(first_index.manifest["partitions"]) > 3
     every = first_index.videos.to_pylist()
     assert first_index.rows(numbers) == [every[number] for number in numbers]
+    ids = first_index.ids(np.array(numbers, np.int64))
+    assert ids == [every[number]["video_id"] for number in numbers] and {str} >= set(map(type, ids))
 
 
 def test_a_corrected_video_is_built_anew_though_its_ingest_is_the_same(toy_gallery: Gallery, first_index: Index) -> None:
