@@ -41,7 +41,6 @@ OUTSIDE = "10.77.0.1"  # where the nodes reach the store
 PARTITIONS = 8
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 BY_NUMBER = """
-import sys
 from pipeline.search import search_actors
 search_actors.placed = lambda partitions, hosts: [tuple(range(n, len(partitions), len(hosts))) for n in range(len(hosts))]
 from jobs.command_line import run

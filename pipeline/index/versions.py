@@ -130,7 +130,8 @@ class Index:
         own = np.array([row] if row >= 0 else [], np.int64)
         if video.track is not None:
             return own
-        others = np.setdiff1d(pc.indices_nonzero(pc.equal(self.videos["uri"], video.uri)), own).astype(np.int64)
+        of_uri = np.asarray(pc.indices_nonzero(pc.equal(self.videos["uri"], video.uri))).astype(np.int64)
+        others = np.setdiff1d(of_uri, own)
         if len(others):
             others = others[np.asarray(pc.is_null(self.videos["track"]))[others]]
         return np.concatenate([own, others])
