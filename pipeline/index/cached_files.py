@@ -4,7 +4,8 @@
                                                       <file>.part     of rows of frames, the blocks that were asked for
 
 Names of versions and partitions are never used again and their files never change, so a file is found by them and its size;
-<gallery> is a hash of its uri. Rows of frames are nine tenths of an index, and a search wants those of its shortlist: of them
+<gallery> is a hash of its uri. What a new version has in common with an earlier one (statistics of cameras, the head, the cohort)
+is copied from there, by sha256. Rows of frames are nine tenths of an index, and a search wants those of its shortlist: of them
 single blocks are fetched. Where no folder can be kept private, and with COATTENTION_CACHE_BYTES=0, all of it lies in a temporary
 folder of the process.
 """
@@ -34,8 +35,10 @@ from pipeline.storage.faults import explained
 from pipeline.storage.hashing import sha256, sha256_of
 from pipeline.storage.local_writes import write_local
 from pipeline.storage.location import Location, resolve
+from pipeline.storage.seals import unsealed
 
 LIMIT = "COATTENTION_CACHE_BYTES"  # of this machine, an environment variable; without it half of what the disk has for the cache
+MANIFEST = "manifest.json"
 BLOCK = 128 << 10  # bytes of a file of rows that are fetched or not
 REQUEST_BYTES = 16 << 20  # at most
 LEAST_BYTES = 4096  # pyarrow does not try again where a store's refusal is longer than what was asked for
@@ -59,15 +62,32 @@ def local_files(location: Location, files: Mapping[str, Mapping[str, Any]]) -> L
         return location
     folder = cached_folder(location)
 
-    def missing() -> list[str]:
-        return [name for name, entry in files.items() if not _is_there(folder / name, entry["bytes"])]
+    def missing() -> set[str]:
+        return {name for name, entry in files.items() if not _is_there(folder / name, entry["bytes"])}
 
     if missing():
         with _alone(folder):
             names = missing()
-            at_once(lambda name: _fetch(location.join(name), folder / name, files[name]["sha256"]), names)
+            held = _of_earlier_versions(folder, {name: files[name] for name in names})
+            at_once(lambda name: _fetch(location.join(name), folder / name, files[name]["sha256"]), names - held)
         _swept_now_and_then(len(names))
     return resolve(folder)
+
+
+def _of_earlier_versions(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Those of a version's files that another version in the cache has, copied from there. folder: of a version or partition."""
+    copied: set[str] = set()
+    if not (folder / MANIFEST).exists():  # a partition: its files are its own
+        return copied
+    for manifest in folder.parent.glob(f"*/{MANIFEST}"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # the store has what cannot be had here
+            entries = unsealed(manifest.read_bytes())["files"]
+            for name, entry in files.items():
+                if name not in copied and entries.get(name) == entry and _is_there(manifest.parent / name, entry["bytes"]):
+                    with contextlib.suppress(PipelineError):
+                        _fetch(resolve(manifest.parent / name), folder / name, entry["sha256"])
+                        copied.add(name)
+    return copied
 
 
 @contextlib.contextmanager
@@ -106,7 +126,7 @@ def cached_folder(location: Location) -> Path:
 
 def cached_manifest(location: Location) -> bytes:
     """The manifest of a version that is there: in its folder, or of one in a store the cached one."""
-    manifest = location.join("manifest.json")
+    manifest = location.join(MANIFEST)
     if location.is_local:
         return manifest.read_bytes()
     path = cached_folder(location) / manifest.name

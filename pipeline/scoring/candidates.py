@@ -13,7 +13,7 @@ from pipeline.coattention.logits import sigmoid
 from pipeline.scoring import pair_kernel
 from pipeline.scoring.frame_rows import FileRows, FrameRows
 from pipeline.scoring.scores import TargetEncoding, candidate_logits, file_logits, scores_of
-from pipeline.scoring.video_scores import SHARPNESS, video_scores, visible_logits
+from pipeline.scoring.video_scores import OF_TARGET, SHARPNESS, video_scores, visible_logits
 from pipeline.scoring.whole import WholeVideos, nearest_part, or_whole
 from pipeline.scoring.whole import joined as joined_videos
 from pipeline.settings import ScoreSettings
@@ -110,7 +110,7 @@ class Candidates:
             logits = part.pair_logits(target, settings)
             scores = worth = scores_of(logits)  # [N, K]
             if settings.all_pairs:
-                visible = np.log(target.visibility)[:, None] + np.log(part.visibility)
+                visible = OF_TARGET * np.log(target.visibility)[:, None] + np.log(part.visibility)
                 worth = logits.cpu().numpy() + visible / SHARPNESS
             for begin, end in pairwise(part.offsets.tolist()):
                 left = worth[:, begin:end].copy()

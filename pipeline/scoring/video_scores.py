@@ -15,6 +15,7 @@ from pipeline.settings import ScoreSettings
 
 USUAL = ScoreSettings(ratio=0.2)  # the application's share
 SHARPNESS = 2.0  # of the soft maximum over pairs: 0 would be their mean, infinity the best of them
+OF_TARGET = 2.0  # power of the visibility of a target's segment: what hides it may hide any number of strangers just so
 LARGEST_POWER = 80.0  # e to it is still a float32
 
 
@@ -23,7 +24,7 @@ def visible_logits(
 ) -> NDArray[np.float64]:
     """The logit of each video from all its pairs, float64 [V]: a soft maximum in which hidden segments hardly count.
 
-        log( sum_nj u_n u_j exp(SHARPNESS s_nj) / sum_nj u_n u_j ) / SHARPNESS
+        log( sum_nj w_nj exp(SHARPNESS s_nj) / sum_nj w_nj ) / SHARPNESS,   w_nj = u_n^OF_TARGET u_j
 
     logits: s, [N, K_total]; offsets as in `video_scores`; of_target [N], of_candidates [K_total]: u, the visibility of segments
     (`pipeline.coattention.visibility`), above 0. A video's logit does not depend on its neighbours in the call. Raises
@@ -32,8 +33,9 @@ def visible_logits(
     powers = SHARPNESS * np.ascontiguousarray(logits.T)  # [K_total, N]
     np.exp(np.clip(powers, -LARGEST_POWER, LARGEST_POWER, out=powers), out=powers)
     weighted = powers.astype(np.float64)  # before any sum, so that no buffer's end decides on the order of additions
-    weighted *= of_target
-    by_segment = weighted.sum(axis=1) / of_target.sum(dtype=np.float64)  # [K_total]
+    shown = of_target.astype(np.float64) ** OF_TARGET
+    weighted *= shown
+    by_segment = weighted.sum(axis=1) / shown.sum()  # [K_total]
     visible = of_candidates.astype(np.float64)
     found = np.add.reduceat(by_segment * visible, offsets[:-1]) / np.add.reduceat(visible, offsets[:-1])
     if np.isnan(found).any():

@@ -1,6 +1,7 @@
 """Indexes in object stores: what a search fetches of them, what stays on this machine, and when it goes."""
 
 import os
+import shutil
 import stat
 import threading
 import time
@@ -16,7 +17,7 @@ from pipeline.index import cached_files
 from pipeline.index.build import build_index
 from pipeline.index.cached_files import PartialFile, cached_folder, local_files, sweep
 from pipeline.index.version_files import index_versions
-from pipeline.index.versions import open_index
+from pipeline.index.versions import Index, open_index
 from pipeline.retention.compact import compact
 from pipeline.retention.forget import Selection, forget
 from pipeline.scoring import pair_kernel
@@ -25,6 +26,7 @@ from pipeline.search.results import SearchResult
 from pipeline.search.search import search
 from pipeline.search.targets import gallery_target
 from pipeline.settings import IndexSettings, SearchSettings
+from pipeline.storage.hashing import sha256
 from pipeline.storage.location import resolve
 from tests.conftest import add_videos, people_features, toy_spec
 from tests.faulty_store import FaultyStore
@@ -108,6 +110,56 @@ def test_a_second_search_fetches_next_to_nothing_and_finds_the_same(remote: Gall
     assert again <= 4 and anew < 5_000  # which versions there are
     everything = fetched(store, lambda: found(remote, SearchSettings(top=99, exact=True)))
     assert everything[0] <= 4
+
+
+def opened_after_an_addition(
+    gallery: Gallery, store: FaultyStore, damage: Callable[[Path], None]
+) -> tuple[Index, set[str], set[str]]:
+    """An index with more videos, opened where the one before is cached: it, the files that both have, and what was fetched."""
+    before = open_index(gallery)
+    add_videos(gallery, people_features(2, 2, 24, seed=9), first=40)
+    version = build_index(gallery, base=before).version
+    here, there = (cached_folder(gallery.location.join("index", name)) for name in (version, before.version))
+    shutil.rmtree(here, ignore_errors=True)  # on this machine the new one was opened when it was made
+    damage(there)
+    store.sent.clear()
+    after = open_index(gallery)
+    assert after.version == version
+    new = after.manifest["files"]
+    for name, entry in new.items():
+        content = (here / name).read_bytes()
+        assert len(content) == entry["bytes"] and sha256(content) == entry["sha256"]
+    of_version = {path.partition(f"/index/{version}/")[2].partition("?")[0] for path, size in store.sent.items() if size}
+    both = {name for name, entry in new.items() if before.manifest["files"].get(name) == entry}
+    return after, both, of_version - {"", "manifest.json"}
+
+
+def test_what_a_new_version_has_in_common_with_an_earlier_one_is_not_fetched(changing: Gallery, store: FaultyStore) -> None:
+    after, both, came = opened_after_an_addition(changing, store, lambda folder: None)
+    assert {"cohort/means.npy", "cameras/maps.npy"} <= both
+    assert came == after.manifest["files"].keys() - both
+
+
+def flipped(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def without_sense(path: Path) -> None:
+    path.write_bytes(b"{")
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("cohort/means.npy", flipped), ("cohort/means.npy", Path.unlink), ("manifest.json", without_sense)],
+    ids=["a file with another bit", "a file that was swept", "a manifest without sense"],
+)
+def test_what_an_earlier_version_s_cache_cannot_give_comes_from_the_store(
+    changing: Gallery, store: FaultyStore, name: str, how: Callable[[Path], None]
+) -> None:
+    after, both, came = opened_after_an_addition(changing, store, lambda folder: how(folder / name))
+    lost = both if name == "manifest.json" else {name}
+    assert came == after.manifest["files"].keys() - both | lost
 
 
 def test_tables_of_videos_are_mapped_so_that_processes_share_them(remote: Gallery, cache: Path) -> None:

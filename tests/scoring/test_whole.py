@@ -118,11 +118,19 @@ def test_a_video_s_logit_is_the_soft_maximum_over_its_pairs(targets: int) -> Non
     logits, offsets, of_target, of_candidates = pairs(np.array([1, 4, 23, 2]), targets, seed=0)
     expected = []
     for begin, end in itertools.pairwise(offsets):
-        weights = [[float(u) * float(v) for v in of_candidates[begin:end]] for u in of_target]
+        weights = [[float(u) ** 2 * float(v) for v in of_candidates[begin:end]] for u in of_target]
         powers = [[math.exp(SHARPNESS * float(s)) for s in row[begin:end]] for row in logits]
         total = math.fsum(w * p for a, b in zip(weights, powers, strict=True) for w, p in zip(a, b, strict=True))
         expected.append(math.log(total / math.fsum(w for row in weights for w in row)) / SHARPNESS)
     np.testing.assert_allclose(visible_logits(logits, offsets, of_target, of_candidates), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_target_s_hidden_segment_counts_less_than_a_candidate_s() -> None:
+    """What hides a target may hide any stranger just so; a candidate is hidden from one target."""
+    logits = np.array([[0, 0], [0, 6]], np.float32)
+    half, full = np.array([1, 0.1], np.float32), np.ones(2, np.float32)
+    of_target, of_candidate = (visible_logits(logits, np.array([0, 2]), *sides)[0] for sides in ((half, full), (full, half)))
+    assert of_target < of_candidate < 6
 
 
 def test_a_soft_maximum_has_the_same_bits_whatever_videos_stand_beside_it() -> None:

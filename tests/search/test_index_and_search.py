@@ -185,8 +185,8 @@ def textbook_logits(book: Textbook, target: str, normalise: str) -> dict[str, fl
         total = weights = 0.0
         for of_target, row in zip(book.visibility(target)[1], book.logits(target, video_id, normalise), strict=True):
             for of_candidate, logit in zip(book.visibility(video_id)[1], row, strict=True):
-                total += of_target * of_candidate * np.exp(2 * logit)
-                weights += of_target * of_candidate
+                total += of_target**2 * of_candidate * np.exp(2 * logit)
+                weights += of_target**2 * of_candidate
         found[video_id] = np.log(total / weights) / 2
         if normalise == "cohort":
             found[video_id] = np.log(np.exp(found[video_id]) + np.exp(book.nearest(target, video_id)))
