@@ -6,9 +6,10 @@ scores x of a sample of its videos among each other (logits where scores are bou
     p(x) = (1 - share) f0(x) + share f1(x)
 
 of strangers and of videos of one person. f0 is a log-gamma density (skewed to the right, with an exponential tail), its place and
-width the gallery's, and beyond it a few pairs in a thousand of people who look alike, with a long exponential tail of their own;
-f1 a normal density. It is the empirical null of Efron ("Large-scale simultaneous hypothesis testing", JASA 2004): strangers are
-told from the bulk of the pairs, and matches are what stands out of it as a hump of its own.
+width the gallery's, and beyond it a few pairs in a thousand of people who look alike, with a long exponential tail of their own
+that sets in gradually (at a step the cost of a fit jumps as scores pass it, and fits stop anywhere); f1 a normal density. It is
+the empirical null of Efron ("Large-scale simultaneous hypothesis testing", JASA 2004): strangers are told from the bulk of the
+pairs, and matches are what stands out of it as a hump of its own.
 
 Who stands out may still be two people who look alike. "The same person" is transitive and "looks alike" is much less so: where i
 is like j and j is like k, i must be like k. Of the pairs that are likelier matches than not, the *links*, the share that is right
@@ -36,7 +37,7 @@ from pipeline.storage.formats import check_format, number_of
 
 FILE = "calibration.json"
 KIND = "gallery calibration"
-OLDEST_FORMAT, FORMAT = 1, 2
+OLDEST_FORMAT, FORMAT = 1, 3
 LEAST_VIDEOS = 64  # a sample of fewer says too little about strangers to give numbers
 LEAST_MEASURED = 8  # and of fewer not even words
 LEAST_LINKS = 10  # pairs that stand out: from fewer nobody can say what a match scores here
@@ -64,17 +65,21 @@ STARTS = (
     (5.0, 0.2, -2.0),
     (9.0, 0.3, -5.5),
 )  # of f1 and its share
-ALIKE_FROM = 3.0  # widths above the mode, from where on strangers look alike
+ALIKE_FROM = 3.0  # widths above the mode, around where strangers who look alike set in
+ONSET = 2.0  # widths, over which they do
+STEP = 1e-9  # the same in files of format 2: at once
 END = (6.0, 1.0)  # as MATCH, of the third pair of a triple that closes
 END_WIDTH = (0.3, 0.3)
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """f0: mode, width, shape (logarithm) of strangers; a share `alike` of them looks alike, and `falling`, a width, is how fast
-    their density falls. f1: mean, deviation of matches. odds: logit of the share of matches.
+    """f0: mode, width, shape (logarithm) of strangers; a share `alike` of them looks alike: a uniform variable, `onset` widths
+    wide around ALIKE_FROM, plus an exponential one, of which the density falls by `falling` a width. f1: mean, deviation of
+    matches. odds: logit of the share of matches.
 
-    Raises ValueError for numbers that are not finite, a width, deviation or falling that is not above 0, and an impossible share.
+    Raises ValueError for numbers that are not finite, a width, deviation, falling or onset that is not above 0, and an impossible
+    share.
     """
 
     mode: float
@@ -85,10 +90,11 @@ class Mixture:
     odds: float
     alike: float = 0.0
     falling: float = 1.0
+    onset: float = STEP
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, asdict(self).values())) or min(self.width, self.deviation, self.falling) <= 0:
-            raise ValueError("a mixture has finite numbers, and a width, a deviation and a fall above 0")
+        if not all(map(math.isfinite, asdict(self).values())) or min(self.width, self.deviation, self.falling, self.onset) <= 0:
+            raise ValueError("a mixture has finite numbers, and a width, a deviation, a fall and an onset above 0")
         if not 0 <= self.alike < 1:
             raise ValueError(f"a share from 0 to below 1 of strangers looks alike, not {self.alike}")
 
@@ -100,8 +106,10 @@ class Mixture:
         most = k * (u - np.exp(np.minimum(u, 300.0)) + self.shape) - math.lgamma(k) - math.log(self.width * math.sqrt(k))
         if not self.alike:
             return most
-        tail = math.log(self.alike * self.falling / self.width) - self.falling * (above - ALIKE_FROM)
-        return np.logaddexp(math.log1p(-self.alike) + most, np.where(above > ALIKE_FROM, tail, -np.inf))
+        begun, after = self._since_onset(above)
+        with np.errstate(divide="ignore"):  # log 0, below the onset
+            tail = np.log(-np.expm1(-self.falling * begun)) - self.falling * after
+        return np.logaddexp(math.log1p(-self.alike) + most, tail + math.log(self.alike / self.onset / self.width))
 
     def log_matches(self, x: ArrayLike) -> Floats:
         """log f1, of x [...]."""
@@ -114,7 +122,14 @@ class Mixture:
         k = math.exp(self.shape)
         above = (np.asarray(x, np.float64) - self.mode) / self.width
         most = np.asarray(gammainc(k, k * np.exp(np.minimum(-above / math.sqrt(k), 300.0))), np.float64)
-        return (1 - self.alike) * most + self.alike * np.exp(-self.falling * np.maximum(above - ALIKE_FROM, 0.0))
+        begun, after = self._since_onset(above)
+        left = self.onset - begun - np.expm1(-self.falling * begun) * np.exp(-self.falling * after) / self.falling
+        return (1 - self.alike) * most + self.alike * left / self.onset
+
+    def _since_onset(self, above: Floats) -> tuple[Floats, Floats]:
+        """How far the onset has gone, and how far beyond it, of widths above the mode [...]."""
+        since = above - (ALIKE_FROM - self.onset / 2)
+        return np.clip(since, 0.0, self.onset), np.maximum(since - self.onset, 0.0)
 
     def llr(self, x: ArrayLike) -> Floats:
         """log f1 / f0 of x [...], never falling with x and at most HIGHEST."""
@@ -252,7 +267,7 @@ def _fit(x: Floats, videos: int) -> Mixture:
     def mixture(theta: Floats) -> Mixture:
         mode, width = median + theta[0] * unit, unit * math.exp(theta[1])
         of_matches = mode + theta[3] * width, width * math.exp(theta[4]), theta[5]
-        return Mixture(mode, width, theta[2], *of_matches, 1 / (1 + math.exp(-theta[6])), math.exp(theta[7]))
+        return Mixture(mode, width, theta[2], *of_matches, 1 / (1 + math.exp(-theta[6])), math.exp(theta[7]), ONSET)
 
     def cost(theta: Floats) -> float:
         of = mixture(theta)

@@ -18,6 +18,7 @@ from pipeline.coattention.gallery_calibration import (
     WEAK,
     GalleryCalibration,
     Mixture,
+    _fit,
     _right_links,
     fit_gallery_calibration,
 )
@@ -149,9 +150,40 @@ def test_the_densities_are_those_of_scipy() -> None:
     high = np.linspace(3, 6, 50)
     ratio = alike.log_matches(high) - alike.log_strangers(high)
     np.testing.assert_allclose(alike.llr(high), np.maximum.accumulate(ratio), atol=1e-3)
-    for wrong in ({"alike": 1.0}, {"alike": -0.1}, {"falling": 0.0}, {"width": 0.0}):
+    for wrong in ({"alike": 1.0}, {"alike": -0.1}, {"falling": 0.0}, {"width": 0.0}, {"onset": 0.0}):
         with pytest.raises(ValueError, match=r"strangers looks alike|above 0"):
             dataclasses.replace(MIXTURE, **wrong)
+
+
+def test_strangers_who_look_alike_set_in_gradually() -> None:
+    """A sum of a uniform and an exponential variable: the mean of exponential densities that begin anywhere in the onset."""
+    mixture = dataclasses.replace(MIXTURE, alike=0.5, falling=0.7, onset=2.0)
+    most = dataclasses.replace(MIXTURE, alike=0.0)
+    begin = -1 + 0.8 * (2 + (np.arange(20_000) + 0.5) / 10_000)
+    for x in np.linspace(-2, 12, 40):
+        tail = stats.expon(loc=begin, scale=0.8 / 0.7)
+        density, above = (
+            (np.exp(most.log_strangers(x)) + tail.pdf(x).mean()) / 2,
+            (most.strangers_above(x) + tail.sf(x).mean()) / 2,
+        )
+        assert np.exp(mixture.log_strangers(x)) == pytest.approx(density, abs=1e-4)
+        assert mixture.strangers_above(x) == pytest.approx(above, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_fit_does_not_hang_on_where_its_bins_begin(seed: int) -> None:
+    """With a step where strangers who look alike set in, fits stopped where they were: this one moved by tenths."""
+    rng = np.random.default_rng(seed)
+    person = np.arange(300) // 2
+    same = (person[:, None] == person) & ~np.eye(300, dtype=bool)
+    x = -1 + 0.9 * (rng.gumbel(0, 0.8, same.shape) + (rng.random(same.shape) < 0.004) * rng.exponential(2, same.shape))
+    x = np.where(same, rng.normal(5, 1.5, same.shape), x)
+    x = np.triu(x, 1) + np.triu(x, 1).T
+    bulk = x[~np.eye(300, dtype=bool)]
+    fits = [
+        _fit(np.append(bulk, bulk.max() + more), 300) for more in np.linspace(0, 0.3, 7)
+    ]  # the last bin, and so each, is wider
+    assert np.ptp([fit.odds for fit in fits]) < 0.1 and np.ptp([fit.mean for fit in fits]) < 0.2
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.25])
@@ -191,12 +223,13 @@ def test_a_gallery_calibration_is_read_as_it_was_written() -> None:
             GalleryCalibration.from_json(json.dumps(document), "here")
 
 
-def test_one_of_the_first_format_knows_nobody_who_looks_alike() -> None:
+@pytest.mark.parametrize(("number", "lacks"), [(1, ("alike", "falling", "onset")), (2, ("onset",))])
+def test_one_of_an_earlier_format_knows_no_onset_and_at_first_nobody_who_looks_alike(number: int, lacks: tuple[str, ...]) -> None:
     known = GalleryCalibration(HEAD, {"ratio": 0.1}, True, 100, 30, 0.7, MIXTURE, -0.3, "")
     document = json.loads(known.to_json())
-    assert document["format"] == "gallery calibration 2"
-    document["format"] = "gallery calibration 1"
-    for name in ("alike", "falling"):
+    assert document["format"] == "gallery calibration 3"
+    document["format"] = f"gallery calibration {number}"
+    for name in lacks:
         del document["mixture"][name]
     assert GalleryCalibration.from_json(json.dumps(document), "here") == known
 
