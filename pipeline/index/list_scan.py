@@ -42,14 +42,18 @@ class DistanceTable:
     unit: float
 
     @classmethod
-    def of(cls, quantizer: Any, queries: np.ndarray) -> "DistanceTable":
-        """Of FAISS's product quantizer (8 bits) and float32 [n, d] of 1 to 16 queries. Raises PipelineError for a damaged one."""
+    def of(cls, quantizer: Any, queries: np.ndarray, prices: np.ndarray | float = 0.0) -> "DistanceTable":
+        """Of FAISS's product quantizer (8 bits) and float32 [n, d] of 1 to 16 queries.
+
+        prices: [n], by which each of them is farther from all. Raises PipelineError for a damaged quantizer.
+        """
         count, parts = len(queries), quantizer.M
         exact = np.empty((count, parts, 256), np.float32)
         queries = np.ascontiguousarray(queries, np.float32)
         quantizer.compute_distance_tables(count, faiss.swig_ptr(queries), faiss.swig_ptr(exact))
         if not np.isfinite(exact).all():
             raise PipelineError("the index is damaged: its prefilter measures no distances; run jobs.index --rebuild")
+        exact[:, 0] += np.reshape(prices, (-1, 1))
         least, most = exact.min(axis=(0, 2)), exact.max(axis=(0, 2))
         unit = float((most - least).sum()) / LARGEST or 1.0
         lanes = LANES[0] if count <= LANES[0] else LANES[1]

@@ -118,16 +118,21 @@ def _probes(lists: int, share: float) -> int:
 class PrefilterQuery:
     """A target as the prefilters of an index version are asked for it: what these share is computed once.
 
-    encodings: float32 [N, d_v]; vectors: float32 [N, width], what FAISS is asked for.
+    encodings: float32 [N, d_v]; vectors: float32 [N, width], what FAISS is asked for; prices: float32 [N], off their logits.
     """
 
     def __init__(self, target: TargetEncoding) -> None:
         self.metric = PrefilterMetric.of_target(target)
         self.encodings = target.encodings.cpu().numpy()
         self.vectors = np.ascontiguousarray(self.metric.queries(self.encodings), np.float32)
+        self.prices = np.zeros(len(self.vectors), np.float32) if target.prices is None else target.prices.cpu().numpy()
         self._lists: dict[tuple[bytes, int], tuple[np.ndarray, np.ndarray]] = {}
         self._unions: dict[tuple[bytes, int], list[np.ndarray]] = {}
         self._tables: dict[tuple[bytes, int], DistanceTable] = {}
+
+    def logits(self, found: np.ndarray) -> np.ndarray:
+        """FAISS's numbers of each encoding [N, k] as logits, less its price."""
+        return self.metric.logits(found, self.encodings) - self.prices[:, None]
 
     def lists(self, index: Any, probes: int) -> tuple[np.ndarray, np.ndarray]:
         """FAISS's numbers float32 and the `probes` nearest lists int64 of an inverted file, [N, probes] each.
@@ -147,7 +152,7 @@ class PrefilterQuery:
             _, near = self.lists(index, probes)
             self._unions[key, probes] = [np.unique(near[part]) for part in parts]
         for number, part in enumerate(parts):
-            table = self._tables.get((key, number)) or DistanceTable.of(index.pq, self.vectors[part])
+            table = self._tables.get((key, number)) or DistanceTable.of(index.pq, self.vectors[part], self.prices[part])
             if number < KEPT_TABLES:
                 self._tables[key, number] = table
             yield self._unions[key, probes][number], table
@@ -186,7 +191,7 @@ def shortlist(
         found, segments = searched.nearest(k)
         if segments.max() >= len(video_of_segment):
             raise PipelineError(NO_SUCH_SEGMENT)
-        logits = query.metric.logits(found, query.encodings)
+        logits = query.logits(found)
         best = np.full(int(video_of_segment[-1]) + 1, -np.inf, np.float32)
         real = segments >= 0  # FAISS fills up with -1 where it finds no more
         np.maximum.at(best, video_of_segment[segments[real]], logits[real])
@@ -277,7 +282,7 @@ def _every_logit(index: faiss.Index, query: PrefilterQuery, video_of_segment: np
         products = block @ queries.T  # [s, N]
         if metric.is_distance:
             products = squares - 2 * products + (block**2).sum(axis=1)[:, None]
-        best[first : first + len(block)] = metric.logits(products.T, query.encodings).max(axis=0)
+        best[first : first + len(block)] = query.logits(products.T).max(axis=0)
     starts = np.flatnonzero(np.diff(video_of_segment, prepend=-1))
     return np.maximum.reduceat(best, starts)
 

@@ -14,7 +14,7 @@ from pipeline.scoring import pair_kernel
 from pipeline.scoring.frame_rows import FileRows, FrameRows
 from pipeline.scoring.scores import TargetEncoding, candidate_logits, file_logits, scores_of
 from pipeline.scoring.video_scores import OF_TARGET, SHARPNESS, video_scores, visible_logits
-from pipeline.scoring.whole import WholeVideos, nearest_part, or_whole
+from pipeline.scoring.whole import WholeVideos, nearest_part
 from pipeline.scoring.whole import joined as joined_videos
 from pipeline.settings import ScoreSettings
 from pipeline.stopping import Between, going_on, stoppable
@@ -44,11 +44,15 @@ class TargetSegments:
 
     @property
     def for_prefilter(self) -> TargetEncoding:
-        """The encoding that candidates are looked for by: in place of hidden segments, the whole target."""
+        """The encodings that candidates are looked for by: the whole target, and each segment at the price of what hides it.
+
+        The price is its weight in the score (`video_scores.visible_logits`), as a logit.
+        """
         if self.whole is None:
             return self.encoding
-        encodings = or_whole(self.encoding.encodings.cpu().numpy(), self.visibility, self.whole.encodings)
-        return replace(self.encoding, encodings=torch.from_numpy(encodings))
+        encodings = torch.cat([torch.from_numpy(self.whole.encodings.astype(np.float32)), self.encoding.encodings.cpu()])
+        prices = torch.from_numpy(np.append([0], -OF_TARGET / SHARPNESS * np.log(self.visibility)).astype(np.float32))
+        return replace(self.encoding, encodings=encodings, prices=prices)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class TargetEncoding:
     query_vectors: [N, d_k]. encodings: e_n, [N, d_v]. attention: of the target's own frames, [N, T_p], 0 for padding.
     weight: the row w, [d_v]. bias: c, []. centre: [d_v], taken off both sides before any product. agreement: at least 0, see
     `Coattention`. unit: s where encodings are compared as unit vectors and w is -s throughout, 0 where they are not. slack: see
-    `CoattentionConfig`.
+    `CoattentionConfig`. prices: [N], what a shortlist takes off the logit of each encoding; None for nothing.
 
     Only differences of encodings count, so any centre gives the same score; one near the values keeps the terms of the
     opened square small, so that float32 does not lose their difference.
@@ -60,6 +60,7 @@ class TargetEncoding:
     agreement: float = 0.0
     unit: float = 0.0
     slack: float = 0.0
+    prices: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "TargetEncoding":
         """The same on another device."""

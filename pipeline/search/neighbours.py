@@ -85,7 +85,7 @@ def near_leads(
     if not len(best) or not count:
         return np.empty(0, np.int64)
     leads = torch.from_numpy(partitions.whole(videos[best]).encodings)
-    found, logits = partitions.shortlist(replace(encoding, encodings=leads), count, left)
+    found, logits = partitions.shortlist(replace(encoding, encodings=leads, prices=None), count, left)
     return found[np.lexsort((found, -logits))[:count]]
 
 

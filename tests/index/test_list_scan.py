@@ -1,6 +1,7 @@
 """The scan of compressed lists gives each video's smallest distance, as FAISS measures it, and never leaves its lists."""
 
 import ctypes
+import dataclasses
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable
@@ -85,9 +86,10 @@ def test_it_measures_as_faiss_does(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if mapped:
         faiss.write_index(index, str(tmp_path / "lists.faiss"))
         index = load_prefilter(resolve(tmp_path / "lists.faiss"))
-    query = PrefilterQuery(target(means[50 : 50 + count]))
+    prices = np.random.default_rng(count).exponential(1, count).astype(np.float32)
+    query = PrefilterQuery(dataclasses.replace(target(means[50 : 50 + count]), prices=torch.from_numpy(prices)))
     truth = np.full(video_of_segment[-1] + 1, np.inf)
-    np.minimum.at(truth, video_of_segment, every_distance(index, query.vectors).min(axis=0))
+    np.minimum.at(truth, video_of_segment, (every_distance(index, query.vectors) + prices[:, None]).min(axis=0))
     scan = scan_of(index)
     scans = list(query.scans(scan.index, scan.lists))
     mine = np.minimum.reduce([scan.nearest(lists, table, video_of_segment) for lists, table in scans])

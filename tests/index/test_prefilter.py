@@ -18,7 +18,8 @@ def case(seed: int, signs: str) -> tuple[TargetEncoding, np.ndarray, np.ndarray]
     weight = -np.abs(weight) if signs == "negative" else weight
     encodings = torch.from_numpy(rng.normal(size=(3, 6)).astype(np.float32))
     empty = torch.empty(0)
-    target = TargetEncoding(empty, encodings, empty, torch.from_numpy(weight), torch.tensor(1.5), empty)
+    prices = torch.tensor([0.0, 2.0, 0.5]) if seed % 2 else None
+    target = TargetEncoding(empty, encodings, empty, torch.from_numpy(weight), torch.tensor(1.5), empty, prices=prices)
     video_of_segment = np.repeat(np.arange(50), rng.integers(1, 6, size=50))
     return target, rng.normal(size=(len(video_of_segment), 6)).astype(np.float32), video_of_segment
 
@@ -26,7 +27,9 @@ def case(seed: int, signs: str) -> tuple[TargetEncoding, np.ndarray, np.ndarray]
 def brute_force(target: TargetEncoding, means: np.ndarray, video_of_segment: np.ndarray) -> np.ndarray:
     """The best logit of each video under uniform attention, written out."""
     encodings, weight = target.encodings.numpy().astype(float), target.weight.numpy().astype(float)
-    logits = np.array([[1.5 + (weight * (e - m) ** 2).sum() for m in means.astype(float)] for e in encodings])
+    prices = np.zeros(len(encodings)) if target.prices is None else target.prices.numpy()
+    every = zip(encodings, prices, strict=True)
+    logits = np.array([[1.5 - price + (weight * (e - m) ** 2).sum() for m in means.astype(float)] for e, price in every])
     return np.array([logits[:, video_of_segment == v].max() for v in range(video_of_segment[-1] + 1)])
 
 
