@@ -80,7 +80,9 @@ def _of_earlier_versions(folder: Path, files: Mapping[str, Mapping[str, Any]]) -
     if not (folder / MANIFEST).exists():  # a partition: its files are its own
         return copied
     for manifest in folder.parent.glob(f"*/{MANIFEST}"):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # the store has what cannot be had here
+        with contextlib.suppress(
+            OSError, ValueError, LookupError, TypeError, AttributeError
+        ):  # the store has what cannot be had here
             entries = unsealed(manifest.read_bytes())["files"]
             for name, entry in files.items():
                 if name not in copied and entries.get(name) == entry and _is_there(manifest.parent / name, entry["bytes"]):

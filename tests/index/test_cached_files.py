@@ -149,10 +149,19 @@ def without_sense(path: Path) -> None:
     path.write_bytes(b"{")
 
 
+def of_another_kind(path: Path) -> None:
+    path.write_bytes(b'{"files": []}')
+
+
 @pytest.mark.parametrize(
     ("name", "how"),
-    [("cohort/means.npy", flipped), ("cohort/means.npy", Path.unlink), ("manifest.json", without_sense)],
-    ids=["a file with another bit", "a file that was swept", "a manifest without sense"],
+    [
+        ("cohort/means.npy", flipped),
+        ("cohort/means.npy", Path.unlink),
+        ("manifest.json", without_sense),
+        ("manifest.json", of_another_kind),
+    ],
+    ids=["a file with another bit", "a file that was swept", "a manifest without sense", "a manifest of another kind"],
 )
 def test_what_an_earlier_version_s_cache_cannot_give_comes_from_the_store(
     changing: Gallery, store: FaultyStore, name: str, how: Callable[[Path], None]
